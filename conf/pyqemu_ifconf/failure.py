@@ -1,0 +1,74 @@
+"""How every part of the toolkit fails: one exception, which carries its exit status.
+
+    Failure             exit status, what failed, why, what to do
+    +-- PolicyInvalid   all the errors of a policy, each with its place
+
+Modules raise; only the programs' `main` prints and exits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Status(IntEnum):
+    """The exit statuses of the programs, from sysexits(3) where that has one."""
+
+    DONE = 0
+    USAGE = 64
+    POLICY_INVALID = 65
+    NO_POLICY = 66
+    UNAVAILABLE = 69
+    BUG = 70
+    REFUSED = 71
+    TRY_AGAIN = 75
+    DENIED = 77
+    UNSAFE = 78
+
+
+class Failure(Exception):
+    """Something that the caller must be told: `what: why; what to do`.
+
+    `what` names the object, `why` is the reason, `remedy` what the reader can do about it.
+    """
+
+    def __init__(self, status: Status, what: str, why: str = "", remedy: str = "") -> None:
+        super().__init__(status, what, why, remedy)
+        self.status = status
+        self.what = what
+        self.why = why
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        text = f"{self.what}: {self.why}" if self.why else self.what
+        return f"{text}; {self.remedy}" if self.remedy else text
+
+
+@dataclass(frozen=True)
+class PolicyError:
+    """One error of a policy: where it stands and what is wrong there.
+
+    `line` and `column` count from 1; `source` is the text of the line, without its end.
+    """
+
+    file: str
+    line: int
+    column: int
+    message: str
+    source: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}: {self.message}"
+
+
+class PolicyInvalid(Failure):
+    """The policy has errors (65); `errors` holds them all, in the order of the files."""
+
+    def __init__(self, errors: tuple[PolicyError, ...]) -> None:
+        first = errors[0]
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        super().__init__(
+            Status.POLICY_INVALID, "policy invalid", f"{first}{more}", "run pyqemu-ifctl check"
+        )
+        self.errors = errors

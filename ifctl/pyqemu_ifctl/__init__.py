@@ -1,0 +1,1 @@
+"""Shows and explains: the operator's program."""

@@ -1,0 +1,1 @@
+"""Undoes it: takes a tap away from its bridge, and what a crash left behind."""

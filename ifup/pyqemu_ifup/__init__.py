@@ -1,0 +1,1 @@
+"""Makes it so: looks at the live system, plans, applies, and proves."""
