@@ -1,0 +1,327 @@
+"""`make install`, `make uninstall` and pip, for real: into folders of the test's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = ("pyqemu-ifup", "pyqemu-ifdown", "pyqemu-ifctl")
+NO_INDEX = ("No matching distribution found", "Could not find a version", "Connection")
+
+TRAP = 'import os; open({marker!r}, "a").write(__file__ + "\\n")\n'
+"""A module that tells that it was run."""
+
+
+def run(
+    *argv: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT, umask: int = -1
+) -> subprocess.CompletedProcess[str]:
+    """Run `argv` to its end with `env` on top of this process's environment."""
+    return subprocess.run(
+        [str(word) for word in argv],
+        env={**os.environ, **(env or {})},
+        cwd=cwd,
+        umask=umask,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def need_success(done: subprocess.CompletedProcess[str]) -> str:
+    """Return stdout where the run succeeded; skip the test where only the package index failed."""
+    if done.returncode != 0 and any(words in done.stderr for words in NO_INDEX):
+        pytest.skip("no package index to install from")
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def files_below(folder: Path) -> set[str]:
+    """Return every path below `folder`, but folders, relative to it."""
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
+
+
+@dataclass(frozen=True)
+class Installed:
+    """One installation: `destdir` as packed, and `prefix`, the final place, where a copy lies."""
+
+    destdir: Path
+    prefix: Path
+    stdout: str
+
+    def make(self, target: str, umask: int) -> subprocess.CompletedProcess[str]:
+        """Run `make TARGET` for this DESTDIR and PREFIX under `umask`."""
+        where = (f"DESTDIR={self.destdir}", f"PREFIX={self.prefix}", f"PYTHON={sys.executable}")
+        return run("make", target, *where, umask=umask)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
+    """An installation made once for the module, under a umask that shuts everybody out."""
+    folder = tmp_path_factory.mktemp("install")
+    blank = Installed(folder / "dest dir", folder / "final", "")
+    stdout = need_success(blank.make("install", 0o077))
+    packed = Path(f"{blank.destdir}{blank.prefix}")
+    shutil.copytree(packed, blank.prefix, symlinks=True)
+    yield Installed(blank.destdir, blank.prefix, stdout)
+
+
+def test_a_program_runs_from_its_final_place(installed: Installed) -> None:
+    for program in PROGRAMS:
+        launcher = installed.prefix / "bin" / program
+        first = launcher.read_text().splitlines()[0]
+        assert first == f"#!{installed.prefix}/lib/pyqemu-ifup/bin/python3 -I"
+        done = run(launcher)
+        assert (done.returncode, done.stdout) == (64, ""), done.stderr
+        assert "usage" in done.stderr.lower()
+
+
+def test_nothing_names_the_place_of_the_build(installed: Installed) -> None:
+    needle = str(installed.destdir).encode()
+    for name in files_below(installed.prefix):
+        path = installed.prefix / name
+        if not path.is_symlink():
+            assert needle not in path.read_bytes(), name
+
+
+def test_modes_do_not_depend_on_the_umask(installed: Installed) -> None:
+    for path in (installed.destdir, *installed.destdir.rglob("*")):
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            continue
+        wanted = 0o755 if stat.S_ISDIR(mode) or mode & 0o100 else 0o644
+        assert stat.S_IMODE(mode) == wanted, f"{path}: {stat.S_IMODE(mode):04o}"
+
+
+def test_no_python_file_lacks_its_bytecode(installed: Installed) -> None:
+    """A first run must not compile: root's PREFIX may be read-only."""
+    sources = [path for path in (installed.prefix / "lib").rglob("*.py") if "-" not in path.stem]
+    assert sources
+    for source in sources:
+        cached = source.parent / "__pycache__" / f"{source.stem}.{sys.implementation.cache_tag}.pyc"
+        assert cached.is_file(), source
+        header = cached.read_bytes()[:16]
+        assert int.from_bytes(header[4:8], "little") == 0, f"{cached}: not checked by time"
+        assert int.from_bytes(header[8:12], "little") == int(source.stat().st_mtime), cached
+
+
+def test_pip_and_setuptools_are_not_left_for_root_to_load(installed: Installed) -> None:
+    names = {path.name for path in (installed.prefix / "lib").rglob("site-packages/*")}
+    assert "yaml" in names
+    assert not names & {"pip", "setuptools", "pkg_resources", "_distutils_hack"}
+    assert not [name for name in names if name.endswith(".pth")]
+
+
+def test_pages_and_samples_are_installed(installed: Installed) -> None:
+    share = installed.prefix / "share"
+    pages = [*ROOT.glob("if*/*.8"), *ROOT.glob("conf/*.5")]
+    for page in pages:
+        copy = share / "man" / f"man{page.suffix[1:]}" / page.name
+        assert copy.read_text() == page.read_text()
+    for sample in (ROOT / "conf/policy.yaml", *ROOT.glob("conf/*.schema.json")):
+        assert (share / "pyqemu-ifup" / sample.name).read_text() == sample.read_text()
+    policy = installed.destdir / "etc/pyqemu-ifup/policy.yaml"
+    assert policy.read_text() == (ROOT / "conf/policy.yaml").read_text()
+
+
+@dataclass(frozen=True)
+class Traps:
+    """Folders full of modules that must not run, and the file that tells which did."""
+
+    folder: Path
+    marker: Path
+    env: dict[str, str]
+
+
+@pytest.fixture
+def traps(tmp_path: Path, installed: Installed) -> Iterator[Traps]:
+    """Lay traps on every way by which Python takes code that the caller chose."""
+    marker = tmp_path / "ran"
+    folder = tmp_path / "hostile"
+    home = tmp_path / "home"
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    user_site = home / ".local" / "lib" / version / "site-packages"
+    beside = installed.prefix / "bin"
+    modules = ("json.py", "os.py", "re.py", "errno.py", "pyqemu_ifup.py", "pyqemu_ifdown.py")
+    modules = (*modules, "pyqemu_ifctl.py", "pyqemu_ifconf.py", "yaml.py", "argparse.py")
+    laid = []
+    for place in (folder, user_site, beside):
+        place.mkdir(parents=True, exist_ok=True)
+        for module in (*modules, "sitecustomize.py", "usercustomize.py", "startup.py"):
+            trap = place / module
+            trap.write_text(TRAP.format(marker=str(marker)))
+            laid.append(trap)
+    hooked = f"import os; open({str(marker)!r}, 'a').write('pth')\n"
+    (user_site / "trap.pth").write_text(hooked)
+    yield Traps(
+        folder,
+        marker,
+        {
+            "PYTHONPATH": str(folder),
+            "PYTHONSTARTUP": str(folder / "startup.py"),
+            "PYTHONUSERBASE": str(home / ".local"),
+            "PYTHONINSPECT": "1",
+            "HOME": str(home),
+        },
+    )
+    for trap in laid:
+        trap.unlink()
+
+
+def test_hostile_python_files_and_variables_are_not_run(
+    installed: Installed, traps: Traps
+) -> None:
+    for program in PROGRAMS:
+        launcher = installed.prefix / "bin" / program
+        for extra in ({}, {"PYTHONHOME": str(traps.folder)}, {"PYTHONPLATLIBDIR": "hostile"}):
+            done = run(launcher, env={**traps.env, **extra}, cwd=traps.folder)
+            assert (done.returncode, done.stdout) == (64, ""), done.stderr
+            assert not traps.marker.exists(), traps.marker.read_text()
+
+
+@pytest.mark.parametrize("way", ["variable", "user site", "beside the script"])
+def test_the_traps_work(installed: Installed, traps: Traps, way: str) -> None:
+    """The same without `-I`, one way at a time: each trap does catch."""
+    if way == "user site":
+        # NOTE: a venv has no user site, so its base interpreter shows this one.
+        interpreter = Path(os.path.realpath(sys.executable))
+        run(interpreter, "-c", "", env={**traps.env, "PYTHONPATH": ""}, cwd=Path("/"))
+    elif way == "variable":
+        run(sys.executable, "-c", "", env=traps.env, cwd=Path("/"))
+    else:
+        launcher = installed.prefix / "bin" / "pyqemu-ifup"
+        run(installed.prefix / "lib/pyqemu-ifup/bin/python3", launcher, cwd=Path("/"))
+    assert traps.marker.exists()
+
+
+def test_an_upgrade_keeps_the_policy_and_uninstall_leaves_nothing_else(
+    installed: Installed, tmp_path: Path
+) -> None:
+    destdir = tmp_path / "packed"
+    shutil.copytree(installed.destdir, destdir, symlinks=True)
+    again = Installed(destdir, installed.prefix, "")
+    packed = Path(f"{destdir}{installed.prefix}")
+    before = files_below(packed)
+    policy = destdir / "etc/pyqemu-ifup/policy.yaml"
+    policy.write_text("version: 1\n# mine\n")
+    bystander = packed / "bin" / "bystander"
+    bystander.write_text("not ours\n")
+    gone_since = packed / "share/man/man8/pyqemu-old.8"
+    gone_since.parent.mkdir(parents=True, exist_ok=True)
+    gone_since.write_text("a page of an earlier version\n")
+    with (packed / "lib/pyqemu-ifup/installed").open("a") as manifest:
+        manifest.write(f"{installed.prefix}/share/man/man8/pyqemu-old.8\n")
+
+    stdout = need_success(again.make("install", 0o000))
+    assert f"{policy} is there already: left as it is" in stdout
+    assert policy.read_text() == "version: 1\n# mine\n"
+    assert files_below(packed) - {"bin/bystander"} == before
+    for path in packed.rglob("*"):
+        mode = path.lstat().st_mode
+        assert stat.S_ISLNK(mode) or not mode & 0o022, f"{path}: {stat.S_IMODE(mode):04o}"
+
+    for _ in range(2):
+        need_success(again.make("uninstall", 0o022))
+        assert files_below(packed) == {"bin/bystander"}
+        assert files_below(destdir / "etc") == {"pyqemu-ifup/policy.yaml"}
+    assert policy.read_text() == "version: 1\n# mine\n"
+    assert not (packed / "lib/pyqemu-ifup").exists()
+    assert not (packed / "share/pyqemu-ifup").exists()
+
+
+def test_a_failing_install_leaves_the_old_one_as_it_was(
+    installed: Installed, tmp_path: Path
+) -> None:
+    """pip cannot find the dependencies: the installation in use goes on working."""
+    destdir = tmp_path / "packed"
+    shutil.copytree(installed.destdir, destdir, symlinks=True)
+    before = files_below(destdir)
+    no_index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
+    where = (f"DESTDIR={destdir}", f"PREFIX={installed.prefix}", f"PYTHON={sys.executable}")
+    done = run("make", "install", *where, env=no_index)
+    assert done.returncode != 0
+    assert files_below(destdir) == before
+
+
+REFUSALS = [
+    (
+        "relative prefix",
+        "PREFIX=usr",
+        "make install: PREFIX=usr: not an absolute path\n",
+    ),
+    (
+        "white space",
+        "PREFIX=/opt/my tools",
+        "make install: PREFIX=/opt/my tools: the first line of a program cannot hold white space\n",
+    ),
+    (
+        "one byte too many for the first line",
+        "PREFIX=/" + "p" * (256 - len("#!//lib/pyqemu-ifup/bin/python3 -I")),
+        "make install: PREFIX=/" + "p" * (256 - len("#!//lib/pyqemu-ifup/bin/python3 -I"))
+        + ": too long for the first line of a program; 255 bytes is the most\n",
+    ),
+    (
+        "old Python",
+        "PYTHON={folder}/old",
+        "make install: {folder}/old is not Python 3.10 or later;"
+        " name one: make install PYTHON=python3.11\n",
+    ),
+    (
+        "no ensurepip, as on Debian without python3-venv",
+        "PYTHON={folder}/bare",
+        "make install: {folder}/bare makes no virtual environments;"
+        " apt-get install python3-venv\n",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "setting", "message"), REFUSALS, ids=[r[0] for r in REFUSALS])
+def test_install_refuses(name: str, setting: str, message: str, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    bare = tmp_path / "bare"
+    bare.write_text(f'#!/bin/sh\ncase "$3" in *ensurepip*) exit 1;; esac\nexec {sys.executable} "$@"')
+    old.chmod(0o755)
+    bare.chmod(0o755)
+    destdir = tmp_path / "dest"
+    done = run("make", "install", f"DESTDIR={destdir}", setting.format(folder=tmp_path))
+    assert done.returncode != 0
+    assert done.stderr.splitlines(keepends=True)[0] == message.format(folder=tmp_path)
+    assert not destdir.exists()
+
+
+def test_pip_installs_the_programs_from_a_checkout(tmp_path: Path) -> None:
+    """`pip install .` and then `pip install -e .`, in one venv, from a copy of this tree."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    for name in ("conf", "ifup", "ifdown", "ifctl", "README.md"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif (ROOT / name).exists():
+            shutil.copy(ROOT / name, tree)
+    venv = tmp_path / "venv"
+    need_success(run(sys.executable, "-I", "-m", "venv", venv))
+    for arguments, origin in (((".",), venv), (("-e", "."), tree)):
+        need_success(run(venv / "bin/pip", "install", "--quiet", *arguments, cwd=tree))
+        where = "import pyqemu_ifconf as p; print(p.__file__)"
+        module = need_success(run(venv / "bin/python3", "-I", "-c", where, cwd=Path("/")))
+        assert module.startswith(str(origin)), module
+        for program in PROGRAMS:
+            done = run(venv / "bin" / program, cwd=Path("/"))
+            assert (done.returncode, done.stdout) == (64, ""), done.stderr
+            assert "usage" in done.stderr.lower()
