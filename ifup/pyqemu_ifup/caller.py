@@ -1,0 +1,325 @@
+"""Who is asking: the guest's name, the netdev, its MAC and the user, from QEMU's own process.
+
+Only reads: the parent's command line, as QEMU itself would read it, and two files of /proc.
+Whatever cannot be told for certain is None. The rules of the command line are those of QEMU's
+lookup_opt (system/vl.c), opts_do_parse (util/qemu-option.c) and net/net.c, 5.2 to 11.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from pyqemu_ifconf.names import NAME_MAX
+from pyqemu_ifconf.policy import Caller
+
+# NOTE: qemu-options.hx of every version from 5.2 on, all targets; an option that is not here has
+# an argument. An option never changes sides, so the names of old versions stay.
+FLAGS = frozenset(
+    """
+    h help version mem-prealloc audio-help snapshot usb nographic sdl curses no-frame alt-grab
+    ctrl-grab no-quit portrait full-screen win2k-hack no-fd-bootchk no-acpi no-hpet singlestep
+    preconfig S s enable-kvm enable-hax no-kvm xen-attach xen-create xen-domid-restrict no-reboot
+    no-shutdown daemonize only-migratable nodefaults no-user-config enable-sync-profile
+    show-cursor enable-fips semihosting old-param perfmap jitdump async-teardown
+    """.split()
+)
+"""The QEMU options that take no argument, without their dash."""
+
+_IMPLIED = {"name": "guest", "netdev": "type", "nic": "type", "net": "type", "device": "driver"}
+"""The options that are read, and the key that their first word stands for."""
+
+_GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM)
+"""How /proc answers for a process that has ended, or that is hidden from us."""
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One -netdev, -nic, -net or -device: its id= and its other keys; JSON is out of -set's reach.
+    """
+
+    name: str
+    id: str | None
+    keys: dict[str, str]
+    json: bool = False
+
+
+def find_caller(tap: str, pid: int, *, want_user: bool) -> Caller:
+    """Return what is known of process `pid`, which asks for `tap`.
+
+    `want_user`: look up its real uid's login name too, which may ask a directory service; the
+    number where there is none. A process that has ended or is hidden is unknown; raises OSError
+    for every other fault of /proc.
+    """
+    words = _read_proc(pid, "cmdline").split(b"\0")[:-1]
+    caller = read_command_line([os.fsdecode(word) for word in words], tap)
+    return replace(caller, user=_find_user(pid)) if want_user else caller
+
+
+def process_start(pid: int) -> int | None:
+    """Return when process `pid` started, in clock ticks since boot; None where it has ended.
+
+    Field 22 of /proc/PID/stat (proc(5)). A pid is used again, the pair of both is not.
+    """
+    # NOTE: the second field, the process's name, may hold spaces and parentheses.
+    fields = _read_proc(pid, "stat").rpartition(b")")[2].split()
+    return int(fields[19]) if len(fields) > 19 else None
+
+
+def read_command_line(argv: Sequence[str], tap: str) -> Caller:
+    """Return what QEMU's command line `argv`, its own name included, tells about `tap`.
+
+    The netdev is the one whose ifname= is `tap`, else the only one that lets the kernel choose a
+    name like `tap`; its MAC is that of the only device on it. What another program's command line
+    or one that is hard to read leaves open is None.
+    """
+    vm, options, all_seen = _read_options(argv)
+    backend = _find_backend(options, tap, all_seen)
+    if backend is None:
+        return Caller(tap, vm=vm)
+    mac = _find_mac(options, backend, all_seen)
+    return Caller(tap, vm=vm, netdev=backend.id or None, mac=mac and _canonical_mac(mac))
+
+
+def _read_options(argv: Sequence[str]) -> tuple[str | None, list[_Option], bool]:
+    """Return the guest's name, the network options in order, and whether they are all of them."""
+    vm: str | None = None
+    options: list[_Option] = []
+    all_seen = True
+    for name, argument in _walk(argv):
+        if name == "name":
+            # NOTE: QEMU merges several -name into one: the last guest= of all wins.
+            vm = dict(_split(argument, "guest")).get("guest", vm)
+        elif name == "set":
+            _set(options, argument)
+        elif name == "readconfig":
+            all_seen = False
+        elif name in _IMPLIED:
+            option = _parse_json(name, argument) if argument[:1] == "{" else _parse(name, argument)
+            if option is not None:
+                options.append(option)
+            elif name == "netdev":
+                all_seen = False
+        elif argument.startswith("-") and argument.lstrip("-") in _IMPLIED:
+            # An option unknown to us that may take no argument: then a netdev just went by.
+            all_seen = False
+    return vm or None, options, all_seen
+
+
+def _walk(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each option that has an argument with it, as QEMU's lookup_opt finds them."""
+    words = iter(argv[1:])
+    for word in words:
+        # A word without a dash is a disk image. Of two dashes, QEMU drops one.
+        name = word[2:] if word.startswith("--") else word[1:]
+        if word.startswith("-") and name not in FLAGS:
+            argument = next(words, None)
+            if argument is not None:
+                yield name, argument
+
+
+def _parse(name: str, argument: str) -> _Option:
+    """Return the option -`name` with its argument in the form key=value,..."""
+    pairs = _split(argument, _IMPLIED[name])
+    # NOTE: QEMU looks for id= before all else and takes the first; of the other keys, the last.
+    id = next((value for key, value in pairs if key == "id"), None)
+    return _Option(name, id, dict(pairs))
+
+
+def _split(text: str, implied: str) -> list[tuple[str, str]]:
+    """Return the keys and values of `text` as opts_do_parse reads them.
+
+    A first word without `=` is the value of `implied`; a later one is a flag, `on`, or with the
+    prefix `no` `off`; a doubled comma in a value is a comma.
+    """
+    pairs: list[tuple[str, str]] = []
+    at = 0
+    while at < len(text):
+        comma = text.find(",", at)
+        end = comma if comma >= 0 else len(text)
+        equals = text.find("=", at, end)
+        if equals >= 0:
+            value, end = _read_value(text, equals + 1)
+            pairs.append((text[at:equals], value))
+        elif at == 0:
+            value, end = _read_value(text, at)
+            pairs.append((implied, value))
+        elif text.startswith("no", at, end):
+            pairs.append((text[at + 2 : end], "off"))
+        else:
+            pairs.append((text[at:end], "on"))
+        at = end + 1
+    return pairs
+
+
+def _read_value(text: str, at: int) -> tuple[str, int]:
+    """Return the value that starts at `at`, and where the comma after it stands (or the end)."""
+    parts: list[str] = []
+    while True:
+        comma = text.find(",", at)
+        if comma < 0:
+            return "".join(parts) + text[at:], len(text)
+        if not text.startswith(",", comma + 1):
+            return "".join(parts) + text[at:comma], comma
+        parts.append(text[at : comma + 1])
+        at = comma + 2
+
+
+def _parse_json(name: str, argument: str) -> _Option | None:
+    """Return the option -`name` with its argument in JSON; None where it cannot be read."""
+    import json
+
+    try:
+        values = json.loads(_double_quoted(argument))
+    except (ValueError, RecursionError):
+        return None
+    keys = {key: value for key, value in values.items() if isinstance(value, str)}
+    return _Option(name, keys.get("id"), keys, json=True)
+
+
+def _double_quoted(text: str) -> str:
+    """Return JSON with the 'strings' that QEMU's parser takes as well turned into "strings"."""
+    result: list[str] = []
+    quote = ""
+    letters = iter(text)
+    for letter in letters:
+        if quote and letter == "\\":
+            escaped = next(letters, "")
+            result.append("'" if escaped == "'" else letter + escaped)
+        elif letter == quote:
+            result.append('"')
+            quote = ""
+        elif quote:
+            result.append('\\"' if letter == '"' else letter)
+        elif letter in "\"'":
+            result.append('"')
+            quote = letter
+        else:
+            result.append(letter)
+    return "".join(result)
+
+
+def _set(options: list[_Option], argument: str) -> None:
+    """Do -set GROUP.ID.KEY=VALUE to the option of that name and id that stands before it."""
+    path, equals, value = argument.partition("=")
+    group, _, rest = path.partition(".")
+    id, _, key = rest.partition(".")
+    for option in options:
+        if equals and option.name == group and option.id == id and not option.json:
+            option.keys[key] = value
+
+
+def _find_backend(options: list[_Option], tap: str, all_seen: bool) -> _Option | None:
+    """Return the option whose tap is called `tap`; None where none or several may be."""
+    backends = [option for option in options if _calls_script(option)]
+    named = [option for option in backends if _cut(option.keys.get("ifname", "")) == _cut(tap)]
+    if named:
+        return named[0] if len(named) == 1 else None
+    # NOTE: without ifname= QEMU asks for "tap%d", and the kernel puts a number for each %d.
+    numbered = [
+        option
+        for option in backends
+        if _is_numbered(_cut(option.keys.get("ifname") or "tap%d"), _cut(tap))
+    ]
+    return numbered[0] if all_seen and len(numbered) == 1 else None
+
+
+def _calls_script(option: _Option) -> bool:
+    """Tell whether the option opens a tap by name and calls a script for it (net_init_tap)."""
+    return (
+        option.name != "device"
+        and option.keys.get("type") == "tap"
+        and option.keys.get("script") not in ("", "no")
+        and not option.keys.keys() & {"fd", "fds", "helper"}
+    )
+
+
+def _cut(name: str) -> bytes:
+    """Return an interface name as the kernel gets it from QEMU: its first 15 bytes."""
+    try:
+        return os.fsencode(name)[:NAME_MAX]
+    except UnicodeEncodeError:
+        # Half a character, from an escape in JSON: no tap is called so.
+        return b""
+
+
+def _is_numbered(template: bytes, name: bytes) -> bool:
+    """Tell whether the kernel may make `name` of `template`, one %d in it (__dev_alloc_name)."""
+    before, mark, after = template.partition(b"%d")
+    number = name[len(before) : len(name) - len(after)]
+    return (
+        bool(mark)
+        and b"%" not in before + after
+        and number.isdigit()
+        and str(int(number)).encode() == number
+        and name == before + number + after
+    )
+
+
+def _find_mac(options: list[_Option], backend: _Option, all_seen: bool) -> str | None:
+    """Return the MAC, as it is written, of the only device on `backend`."""
+    nics = [option for option in options if option.name == "net" and _type(option) == "nic"]
+    if backend.name == "net":
+        # A -net tap is on hub 0, and so is each -net nic without netdev=.
+        macs = [nic.keys.get("macaddr") for nic in nics if "netdev" not in nic.keys]
+        if not all_seen or any(_type(option) == "hubport" for option in options):
+            return None
+    else:
+        devices = [option for option in options if option.name == "device"]
+        macs = [
+            *(nic.keys.get("macaddr") for nic in nics if nic.keys.get("netdev") == backend.id),
+            *(nic.keys.get("mac") for nic in devices if nic.keys.get("netdev") == backend.id),
+        ]
+        if backend.id is None:
+            macs = []
+        if backend.name == "nic":
+            macs.append(backend.keys.get("mac"))
+    return macs[0] if len(macs) == 1 else None
+
+
+def _type(option: _Option) -> str | None:
+    """Return the type of a -netdev, -nic or -net; None for a -device."""
+    return None if option.name == "device" else option.keys.get("type")
+
+
+def _canonical_mac(text: str) -> str | None:
+    """Return a MAC in lower case with colons, from what QEMU's net_parse_macaddr takes.
+
+    That is six groups of one or two hexadecimal digits, with `:` or `-` between them. None for
+    all else, and for zero, which QEMU takes as none given.
+    """
+    groups = text.replace("-", ":").split(":")
+    digits = set("0123456789abcdefABCDEF")
+    if len(groups) != 6 or not all(1 <= len(g) <= 2 and digits.issuperset(g) for g in groups):
+        return None
+    mac = ":".join(group.zfill(2) for group in groups).lower()
+    return mac if mac != "00:00:00:00:00:00" else None
+
+
+def _find_user(pid: int) -> str | None:
+    """Return the login name of the real uid of process `pid`, or its number; None where gone."""
+    for line in _read_proc(pid, "status").splitlines():
+        if line.startswith(b"Uid:"):
+            uid = int(line.split()[1])
+            break
+    else:
+        return None
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _read_proc(pid: int, name: str) -> bytes:
+    """Return the file `name` of process `pid` in /proc; empty where it has ended or is hidden."""
+    try:
+        with open(f"/proc/{pid}/{name}", "rb") as file:
+            return file.read()
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
+        return b""
