@@ -147,7 +147,7 @@ tools:
 
 test: tools ## install what is missing and run all the tests (root, or some skip)
 	@$(MAKE) --no-print-directory .venv/ready
-	exec .venv/bin/python3 -m pytest -rs $(PYTEST_ARGS)
+	exec .venv/bin/python3 -m pytest $(PYTEST_ARGS)
 
 lint: .venv/ready ## ruff and mypy
 	@.venv/bin/python3 -m ruff check .

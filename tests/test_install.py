@@ -155,13 +155,13 @@ def traps(tmp_path: Path, installed: Installed) -> Iterator[Traps]:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     user_site = home / ".local" / "lib" / version / "site-packages"
     beside = installed.prefix / "bin"
-    modules = ("json.py", "os.py", "re.py", "errno.py", "pyqemu_ifup.py", "pyqemu_ifdown.py")
-    modules = (*modules, "pyqemu_ifctl.py", "pyqemu_ifconf.py", "yaml.py", "argparse.py")
+    packages = ("pyqemu_ifconf", "pyqemu_ifup", "pyqemu_ifdown", "pyqemu_ifctl")
+    standard = ("json", "os", "re", "errno", "argparse", "sitecustomize", "usercustomize")
     laid = []
     for place in (folder, user_site, beside):
         place.mkdir(parents=True, exist_ok=True)
-        for module in (*modules, "sitecustomize.py", "usercustomize.py", "startup.py"):
-            trap = place / module
+        for module in (*packages, *standard, "yaml", "startup"):
+            trap = place / f"{module}.py"
             trap.write_text(TRAP.format(marker=str(marker)))
             laid.append(trap)
     hooked = f"import os; open({str(marker)!r}, 'a').write('pth')\n"
@@ -293,7 +293,8 @@ def test_install_refuses(name: str, setting: str, message: str, tmp_path: Path) 
     old = tmp_path / "old"
     old.write_text("#!/bin/sh\nexit 1\n")
     bare = tmp_path / "bare"
-    bare.write_text(f'#!/bin/sh\ncase "$3" in *ensurepip*) exit 1;; esac\nexec {sys.executable} "$@"')
+    lacks = 'case "$3" in *ensurepip*) exit 1;; esac'
+    bare.write_text(f'#!/bin/sh\n{lacks}\nexec {sys.executable} "$@"\n')
     old.chmod(0o755)
     bare.chmod(0o755)
     destdir = tmp_path / "dest"
@@ -307,13 +308,10 @@ def test_pip_installs_the_programs_from_a_checkout(tmp_path: Path) -> None:
     """`pip install .` and then `pip install -e .`, in one venv, from a copy of this tree."""
     tree = tmp_path / "tree"
     tree.mkdir()
-    for name in ("setup.cfg", "setup.py", "pyproject.toml", "LICENSE"):
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, tree)
-    for name in ("conf", "ifup", "ifdown", "ifctl", "README.md"):
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-        elif (ROOT / name).exists():
-            shutil.copy(ROOT / name, tree)
+    for name in ("conf", "ifup", "ifdown", "ifctl"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     venv = tmp_path / "venv"
     need_success(run(sys.executable, "-I", "-m", "venv", venv))
     for arguments, origin in (((".",), venv), (("-e", "."), tree)):

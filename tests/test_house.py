@@ -1,0 +1,359 @@
+"""The rules of the house as tests: who may import whom, what no module may do, the linters."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+MAY_IMPORT = {
+    "pyqemu_ifconf": {"pyqemu_ifconf"},
+    "pyqemu_ifup": {"pyqemu_ifconf", "pyqemu_ifup"},
+    "pyqemu_ifdown": {"pyqemu_ifconf", "pyqemu_ifup", "pyqemu_ifdown"},
+    "pyqemu_ifctl": {"pyqemu_ifconf", "pyqemu_ifup", "pyqemu_ifdown", "pyqemu_ifctl"},
+    "pyqemu_ifd": {"pyqemu_ifconf", "pyqemu_ifup", "pyqemu_ifdown", "pyqemu_ifd"},
+}
+
+OWNER = {
+    "yaml": "conf/pyqemu_ifconf/load.py",
+    "pyroute2": "ifup/pyqemu_ifup/linux_bridge.py",
+    "ovs": "ifup/pyqemu_ifup/openvswitch.py",
+}
+"""Library -> the one module that may import it, at any depth."""
+
+BROAD_ALLOWED = {
+    ("ifup/pyqemu_ifup/manners.py", "run_hook"): "the door of the hooks: a bug is 70, told once",
+}
+"""(file, function) -> why it catches everything."""
+
+
+def modules() -> list[Path]:
+    """Return the modules of every package of ours."""
+    return sorted(path for package in MAY_IMPORT for path in ROOT.glob(f"*/{package}/**/*.py"))
+
+
+def named(path: Path) -> str:
+    """Return `path` as the messages name it."""
+    return str(path.relative_to(ROOT))
+
+
+each_module = pytest.mark.parametrize("path", modules(), ids=named)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """One name that a module imports; None is a name that only running it would tell."""
+
+    line: int
+    name: str | None
+
+
+IMPORTERS = {"import_module", "__import__", "find_spec", "find_loader", "run_module"}
+
+
+def imports_of(tree: ast.Module, package: str) -> Iterator[Imported]:
+    """Yield all that the module of `package` imports, at any depth and by any spelling."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Imported(node.lineno, alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")
+            base = ".".join(parents[: len(parents) - node.level + 1]) if node.level else ""
+            for alias in node.names:
+                yield Imported(
+                    node.lineno, ".".join(filter(None, (base, node.module, alias.name)))
+                )
+        elif isinstance(node, ast.Call):
+            called = node.func
+            name = getattr(called, "attr", None) or getattr(called, "id", None)
+            if name in IMPORTERS:
+                words = [*node.args, *(keyword.value for keyword in node.keywords)]
+                first = words[0] if words else None
+                if isinstance(first, ast.Constant) and isinstance(first.value, str):
+                    dots = len(first.value) - len(first.value.lstrip("."))
+                    anchor = f"{package}." if dots else ""
+                    yield Imported(node.lineno, anchor + first.value.lstrip("."))
+                else:
+                    yield Imported(node.lineno, None)
+
+
+def package_of(path: Path) -> str:
+    """Return the dotted package that the module at `path` is in."""
+    return ".".join(path.relative_to(ROOT).parent.parts[1:])
+
+
+SPELLINGS = [
+    ("import yaml", ["yaml"]),
+    ("import yaml.nodes as n, os", ["yaml.nodes", "os"]),
+    ("from ovs.db import idl", ["ovs.db.idl"]),
+    ("from . import names", ["pkg.sub.names"]),
+    ("from .names import x", ["pkg.sub.names.x"]),
+    ("from ..other import y", ["pkg.other.y"]),
+    ("def f():\n    import pyroute2", ["pyroute2"]),
+    ("if TYPE_CHECKING:\n    import ovs", ["ovs"]),
+    ("importlib.import_module('yaml')", ["yaml"]),
+    ("import_module(name='yaml')", ["yaml"]),
+    ("import_module('.names', __package__)", ["pkg.sub.names"]),
+    ("__import__('ovs')", ["ovs"]),
+    ("importlib.util.find_spec('pyroute2')", ["pyroute2"]),
+    ("import_module('ya' + 'ml')", [None]),
+]
+
+
+@pytest.mark.parametrize(("source", "names"), SPELLINGS, ids=[row[0] for row in SPELLINGS])
+def test_each_spelling_of_an_import_is_seen(source: str, names: list[str | None]) -> None:
+    assert [found.name for found in imports_of(ast.parse(source), "pkg.sub")] == names
+
+
+def test_the_modules_are_found() -> None:
+    found = {package_of(path).split(".")[0] for path in modules()}
+    assert {"pyqemu_ifconf", "pyqemu_ifup", "pyqemu_ifdown", "pyqemu_ifctl"} <= found
+    for owner in OWNER.values():
+        assert (ROOT / owner).is_file(), f"{owner} moved: name its new place in OWNER"
+
+
+@each_module
+def test_imports_run_one_way(path: Path) -> None:
+    package = package_of(path)
+    allowed = MAY_IMPORT[package.split(".")[0]]
+    wrong = []
+    for found in imports_of(ast.parse(path.read_text()), package):
+        if found.name is None:
+            wrong.append(f"{named(path)}:{found.line}: imports a computed name")
+            continue
+        top = found.name.split(".")[0]
+        if top in MAY_IMPORT and top not in allowed:
+            wrong.append(f"{named(path)}:{found.line}: {package} must not import {found.name}")
+        if OWNER.get(top, named(path)) != named(path):
+            wrong.append(f"{named(path)}:{found.line}: only {OWNER[top]} may import {top}")
+        if top in {"tests", "lab", "bench"}:
+            wrong.append(f"{named(path)}:{found.line}: a program must not import {found.name}")
+    assert not wrong, "\n".join(wrong)
+
+
+@dataclass(frozen=True)
+class Scoped:
+    """A node and the dotted name of what it stands in, "" for the module."""
+
+    node: ast.AST
+    scope: str
+
+
+def scoped(tree: ast.Module) -> Iterator[Scoped]:
+    """Yield every node of `tree` with the function or class around it."""
+    waiting: list[Scoped] = [Scoped(tree, "")]
+    while waiting:
+        here = waiting.pop()
+        yield here
+        scope = here.scope
+        if isinstance(here.node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            scope = f"{scope}.{here.node.name}".lstrip(".")
+        waiting += [Scoped(child, scope) for child in ast.iter_child_nodes(here.node)]
+
+
+@each_module
+def test_all_that_is_public_has_a_docstring(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    missing = [] if ast.get_docstring(tree) else [f"{named(path)}:1: the module"]
+    functions = {
+        f"{here.scope}.{here.node.name}".lstrip(".")
+        for here in scoped(tree)
+        if isinstance(here.node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    for here in scoped(tree):
+        node = here.node
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            continue
+        private = any(part.startswith("_") for part in (*here.scope.split("."), node.name))
+        if not private and here.scope not in functions and not ast.get_docstring(node):
+            missing.append(f"{named(path)}:{node.lineno}: {node.name}")
+    assert not missing, "without a docstring:\n" + "\n".join(missing)
+
+
+def bare_name(node: ast.expr) -> str:
+    """Return the last word of a dotted name: `b.Exception` -> "Exception"."""
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def stubs_of(tree: ast.Module) -> Iterator[int]:
+    """Yield the line of each body that does nothing: `pass`, `...`, NotImplementedError."""
+    declared = {
+        id(child)
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.ClassDef) and any(bare_name(b) == "Protocol" for b in node.bases))
+        or (
+            isinstance(node, ast.FunctionDef)
+            and any(bare_name(word) == "overload" for word in node.decorator_list)
+        )
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        ellipsis = (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and node.value.value is Ellipsis
+            and id(node) not in declared
+        )
+        unwritten = isinstance(node, ast.Raise) and node.exc is not None and "NotImplemented" in (
+            ast.unparse(node.exc)
+        )
+        if isinstance(node, (ast.Pass, ast.Expr, ast.Raise)) and (
+            isinstance(node, ast.Pass) or ellipsis or unwritten
+        ):
+            yield node.lineno
+
+
+STUBS = [
+    ("def f(): pass", 1),
+    ("def f():\n    '''Does it.'''\n    pass", 1),
+    ("try:\n    f()\nexcept OSError:\n    pass", 1),
+    ("def f(): ...", 1),
+    ("def f(): raise NotImplementedError('later')", 1),
+    ("class P(typing.Protocol):\n    def f(self) -> int: ...", 0),
+    ("@overload\ndef f(x: int) -> int: ...", 0),
+    ("class Special(Failure):\n    '''A failure.'''", 0),
+]
+
+
+@pytest.mark.parametrize(("source", "count"), STUBS, ids=[row[0] for row in STUBS])
+def test_each_spelling_of_a_stub_is_seen(source: str, count: int) -> None:
+    assert len(list(stubs_of(ast.parse(source)))) == count
+
+
+@each_module
+def test_no_body_does_nothing(path: Path) -> None:
+    stubs = [f"{named(path)}:{line}" for line in stubs_of(ast.parse(path.read_text()))]
+    assert not stubs, f"{stubs}: contextlib.suppress() says it, or a real body does it"
+
+
+def broad_of(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Yield function and line of each place that catches what nobody named."""
+    for here in scoped(tree):
+        caught: list[ast.expr] = []
+        if isinstance(here.node, ast.ExceptHandler):
+            if here.node.type is None:
+                yield here.scope, here.node.lineno
+                continue
+            caught = [here.node.type]
+        elif isinstance(here.node, ast.Call) and bare_name(here.node.func) == "suppress":
+            caught = here.node.args
+        flat = [part for node in caught for part in getattr(node, "elts", [node])]
+        if any(bare_name(part) in {"Exception", "BaseException"} for part in flat):
+            assert isinstance(here.node, (ast.ExceptHandler, ast.Call))
+            yield here.scope, here.node.lineno
+
+
+BROAD = [
+    ("try:\n    f()\nexcept:\n    g()", 1),
+    ("try:\n    f()\nexcept Exception:\n    g()", 1),
+    ("try:\n    f()\nexcept (OSError, builtins.BaseException) as e:\n    g()", 1),
+    ("with contextlib.suppress(Exception): f()", 1),
+    ("try:\n    f()\nexcept OSError:\n    g()", 0),
+]
+
+
+@pytest.mark.parametrize(("source", "count"), BROAD, ids=[row[0] for row in BROAD])
+def test_each_spelling_of_a_broad_except_is_seen(source: str, count: int) -> None:
+    assert len(list(broad_of(ast.parse(source)))) == count
+
+
+def test_only_what_is_named_here_catches_everything() -> None:
+    found = {
+        (named(path), scope): line
+        for path in modules()
+        for scope, line in broad_of(ast.parse(path.read_text()))
+    }
+    new = [f"{at[0]}:{found[at]}: {at[1]}" for at in found.keys() - BROAD_ALLOWED.keys()]
+    assert not new, f"{new}: catch what the callee raises"
+    assert not BROAD_ALLOWED.keys() - found.keys(), "allowed, but not there any more"
+
+
+def test_the_version_is_the_changelog_s() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    version = setup["metadata"]["version"]
+    versions = r"\[Unreleased\]: (\S+)|\[(\d\S*)\] - \d{4}-\d\d-\d\d"
+    first = re.fullmatch(versions, headings[0])
+    assert first, f"CHANGELOG.md: {headings[0]}: neither [Unreleased]: VERSION nor [VERSION] - DATE"
+    assert version in first.groups()
+
+
+NOT_OURS = re.compile(r"^\.git$|^\.venv$|^\.cache$|^build$|\.egg-info$|_cache$|^__pycache__$")
+
+
+def texts(pattern: str) -> list[Path]:
+    """Return the files of this checkout that `pattern` names, but what tools left in it."""
+    found = []
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [name for name in folders if not NOT_OURS.search(name)]
+        found += [path for name in files if (path := Path(folder, name)).match(pattern)]
+    return sorted(found)
+
+
+def slug(heading: str) -> str:
+    """Return the anchor that a Markdown heading gets."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def test_every_link_of_every_page_leads_somewhere() -> None:
+    pages = texts("*.md")
+    assert pages
+    dead = []
+    for page in pages:
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        text = re.sub(r"`[^`\n]*`", "", text)
+        links = re.findall(r"\]\(([^)\s]+)[^)]*\)", text)
+        links += re.findall(r"^\[[^\]]+\]: (\S+)", text, re.MULTILINE)
+        for link in links:
+            if re.match(r"[a-z]+:", link):
+                continue
+            name, _, anchor = link.partition("#")
+            target = (page.parent / name).resolve() if name else page
+            if not target.exists():
+                dead.append(f"{named(page)}: {link}")
+            elif anchor and target.suffix == ".md":
+                headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+                if anchor not in map(slug, headings):
+                    dead.append(f"{named(page)}: {link}: no such heading")
+    assert not dead, "\n".join(dead)
+
+
+def test_no_file_names_a_path_of_one_machine() -> None:
+    """Home folders, and wherever this checkout, its Python and its user happen to live."""
+    shared = {"/", "/usr", "/usr/local", "/opt", "/home", "/root", "/tmp", "/var/tmp", "/srv"}
+    here = {str(ROOT), str(ROOT.parent), sys.prefix, str(Path.home())} - shared
+    patterns = [re.escape(path) + r"(?![\w.-])" for path in sorted(here)]
+    patterns.append(r"/(?:home|Users)/(?!USER\b)[\w.-]+/")
+    machine = re.compile(r"(?<![\w.}~-])(?:" + "|".join(patterns) + ")")
+    wrong = []
+    for path in texts("*"):
+        for number, line in enumerate(path.read_bytes().decode(errors="replace").split("\n"), 1):
+            if found := machine.search(line):
+                wrong.append(f"{named(path)}:{number}: {found.group()}")
+    assert not wrong, "\n".join(wrong)
+
+
+LINTERS = [
+    ("ruff", ("ruff", "check", "--no-cache", "--output-format=concise", ".")),
+    ("mypy", ("mypy",)),
+]
+
+
+@pytest.mark.parametrize(("name", "words"), LINTERS, ids=[row[0] for row in LINTERS])
+def test_linter(name: str, words: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{name}:\n{done.stdout}{done.stderr}"
