@@ -1,0 +1,1 @@
+"""The tests' own laboratory: namespaces, taps, switches and QEMUs, all of them real."""
