@@ -3,7 +3,6 @@
 PREFIX ?= /usr/local
 DESTDIR ?=
 PYTHON ?= python3
-CACHE ?= $(CURDIR)/.cache
 PYTEST_ARGS ?=
 
 PROGRAMS := pyqemu-ifup pyqemu-ifdown pyqemu-ifctl
@@ -13,14 +12,14 @@ SCHEMAS := $(wildcard conf/*.schema.json)
 
 # NOTE: recipes read these from the environment, quoted, so that no path is ever shell text; and
 # no PYTHON* variable of the caller's reaches a Python that root runs.
-export PREFIX DESTDIR PYTHON CACHE
+export PREFIX DESTDIR PYTHON
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONINSPECT PYTHONUSERBASE PYTHONPLATLIBDIR \
 	PYTHONPYCACHEPREFIX PYTHONDONTWRITEBYTECODE PYTHONOPTIMIZE PYTHONSAFEPATH PYTHONWARNINGS
 
 .ONESHELL:
 .SHELLFLAGS := -euc
 .DELETE_ON_ERROR:
-.PHONY: help install uninstall test lint demo bench tools clean
+.PHONY: help install uninstall test lint demo bench clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -131,12 +130,16 @@ uninstall: ## take away all that install put there, but the policy
 		echo "make uninstall: left: $$DESTDIR/etc/pyqemu-ifup"
 	fi
 
+# Makes ready what the words name below tests/lab. They keep their downloads in the folder of
+# PYQEMU_LAB, or below ~/.cache.
 # NOTE: what cannot be had (no network, no root) is told here, and the tests that need it skip by
-# name; so a failing step ends nothing.
-tools:
-	@for step in install-packages "uml/uml-setup $$CACHE/uml" "guest/guest-setup $$CACHE/guest"; do
-		tests/lab/$$step || echo "make: tests/lab/$$step: failed; the tests that need it skip" >&2
-	done
+# name; so a step that fails ends nothing.
+define MAKE_READY
+for step in $(1); do
+	tests/lab/$$step || echo "make $@: tests/lab/$$step failed; what needs it will say so" >&2
+done
+$(MAKE) --no-print-directory .venv/ready
+endef
 
 .venv/ready: setup.cfg setup.py pyproject.toml
 	@fail() { echo "make $@: $$1" >&2; exit 1; }
@@ -145,20 +148,20 @@ tools:
 	.venv/bin/python3 -I -m pip install --quiet --no-input -e '.[test]'
 	touch $@
 
-test: tools ## install what is missing and run all the tests (root, or some skip)
-	@$(MAKE) --no-print-directory .venv/ready
+test: ## install what is missing and run all the tests (root, or some skip)
+	@$(call MAKE_READY,install-packages uml/uml-setup guest/guest-setup)
 	exec .venv/bin/python3 -m pytest $(PYTEST_ARGS)
 
 lint: .venv/ready ## ruff and mypy
 	@.venv/bin/python3 -m ruff check .
 	.venv/bin/python3 -m mypy
 
-demo: tools ## a guest on a bridge by a policy, in a network namespace of its own (root)
-	@$(MAKE) --no-print-directory .venv/ready
-	exec .venv/bin/python3 tests/lab/demo
+demo: ## a guest on a bridge by a policy, in a network namespace of its own (root)
+	@$(call MAKE_READY,install-packages guest/guest-setup)
+	exec .venv/bin/python3 tests/lab/demo.py
 
-bench: tools ## the cost of one up and one down, beside what people use (root)
-	@$(MAKE) --no-print-directory .venv/ready
+bench: ## the cost of one up and one down, beside what people use (root)
+	@$(call MAKE_READY,install-packages)
 	exec .venv/bin/python3 bench/run
 
 clean: ## take away what the other targets left in this checkout

@@ -38,8 +38,12 @@ def run(
 
 
 def need_success(done: subprocess.CompletedProcess[str]) -> str:
-    """Return stdout where the run succeeded; skip the test where only the package index failed."""
-    if done.returncode != 0 and any(words in done.stderr for words in NO_INDEX):
+    """Return stdout of a run that succeeded; skip the test where there is no package index.
+
+    With CI=true that fails it: there, all must be there.
+    """
+    failed = done.returncode != 0 and os.environ.get("CI") != "true"
+    if failed and any(words in done.stderr for words in NO_INDEX):
         pytest.skip("no package index to install from")
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
