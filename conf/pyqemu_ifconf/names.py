@@ -1,11 +1,23 @@
-"""Which names a tap may have."""
+"""Which names a tap, a bridge and a network may have."""
 
 from __future__ import annotations
+
+import re
 
 from pyqemu_ifconf.failure import Failure, Status
 
 NAME_MAX = 15
 """Bytes of an interface name, without the NUL (IFNAMSIZ - 1, linux/if.h)."""
+
+NETWORK_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+"""A network's name: it is part of a program's file name (`pyqemu-ifup@NAME`) and of stamps."""
+
+_NETWORK_NAME = re.compile(NETWORK_NAME)
+
+
+def is_network_name(name: str) -> bool:
+    """Tell whether a network of the policy can be called `name`."""
+    return _NETWORK_NAME.fullmatch(name) is not None
 
 
 def is_valid_name(name: str) -> bool:

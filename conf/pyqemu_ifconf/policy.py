@@ -6,8 +6,11 @@ Nothing here touches a file, the network or a library.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, Union
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.globs import matches
 
 Kind = Literal["linux", "openvswitch"]
 MatchKey = Literal["tap", "vm", "netdev", "mac", "user"]
@@ -81,7 +84,7 @@ class Settings:
     """Port settings as one network or rule gives them: name -> value, absent where not given.
 
     The value None is the word `none`: it unsets what the network gave. `mtu: bridge` is the
-    string "bridge", `external_ids` a tuple of pairs.
+    string "bridge", `external_ids` a tuple of pairs whose value may be None too.
     """
 
     given: Mapping[str, object] = field(default_factory=dict)
@@ -146,4 +149,97 @@ class Deny:
     passed_over: tuple[PassedOver, ...] = ()
 
 
-Decision = Union[Attach, Deny]
+Decision = Attach | Deny
+
+
+def decide(policy: Policy, caller: Caller) -> Decision:
+    """Return what the first rule that matches `caller` says; without one, the tap is denied."""
+    passed_over: list[PassedOver] = []
+    for rule in policy.rules:
+        because = why_not(rule, caller)
+        if because is not None:
+            passed_over.append(PassedOver(rule, because))
+            continue
+        if rule.network is None:
+            return Deny(rule.deny or "", rule, tuple(passed_over))
+        network = policy.networks[rule.network]
+        settings = merge(network.settings, rule.settings)
+        port = _port(network, settings, caller.tap, rule.place)
+        return Attach(port, rule, tuple(passed_over))
+    return Deny("no rule matches", None, tuple(passed_over))
+
+
+def port_on(policy: Policy, network_name: str, tap: str) -> Port:
+    """Return the Port of `tap` on the network that the program's own name says, whatever the rules.
+
+    Raises Failure (77) where the policy has no such network.
+    """
+    network = policy.networks.get(network_name)
+    if network is None:
+        known = ", ".join(policy.networks)
+        raise Failure(
+            Status.DENIED,
+            f"network {network_name}",
+            "the policy does not define it",
+            f"the networks are {known}" if known else "the policy defines no network at all",
+        )
+    return _port(network, merge(Settings(), network.settings), tap, network.place)
+
+
+def policy_asks(policy: Policy, key: MatchKey) -> bool:
+    """Tell whether any rule looks at `key`, so that what nobody asks for is not looked up."""
+    return any(key in rule.match for rule in policy.rules)
+
+
+def why_not(rule: Rule, caller: Caller) -> str | None:
+    """Return why `rule` does not match `caller`, None where it does; all its keys must match."""
+    for key in MATCH_KEYS:
+        globs = rule.match.get(key)
+        if globs is None:
+            continue
+        value: str | None = getattr(caller, key)
+        if value is None:
+            return f"{key} is unknown"
+        if not _any_matches(key, globs, value):
+            if len(globs) == 1:
+                return f"{key} {globs[0]} does not match {value}"
+            return f"none of {key} {', '.join(globs)} matches {value}"
+    return None
+
+
+def _any_matches(key: MatchKey, globs: tuple[str, ...], value: str) -> bool:
+    if key == "mac":
+        return any(matches(glob.lower(), value.lower()) for glob in globs)
+    return any(matches(glob, value) for glob in globs)
+
+
+def merge(network: Settings, rule: Settings) -> Settings:
+    """Return the settings of `network` overridden by those of `rule`, without what is unset.
+
+    Settings that hold pairs (`external_ids`) are merged key by key.
+    """
+    merged = dict(network.given)
+    for name, value in rule.given.items():
+        earlier = merged.get(name)
+        if isinstance(value, tuple) and isinstance(earlier, tuple):
+            value = tuple({**dict(earlier), **dict(value)}.items())
+        merged[name] = value
+    return Settings({name: _set_pairs(v) for name, v in merged.items() if v is not None})
+
+
+def _set_pairs(value: object) -> object:
+    """Return `value`, where it holds pairs without those that are unset."""
+    if isinstance(value, tuple):
+        return tuple(pair for pair in value if pair[1] is not None)
+    return value
+
+
+def _port(network: Network, settings: Settings, tap: str, place: Place) -> Port:
+    """Return the Port of `tap` on `network` with the merged `settings`."""
+    # NOTE: each setting has the name of its field in Port, so that a new one is a row in
+    # fields.py and a field here.
+    given: dict[str, Any] = dict(settings.given)
+    if given.get("mtu") == "bridge":
+        given["mtu"] = None
+    port = Port(tap, network.name, network.bridge, place, network.kind, network.ovsdb)
+    return replace(port, **given)

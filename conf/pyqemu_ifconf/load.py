@@ -1,0 +1,315 @@
+"""Loads the policy: finds and reads its files, parses the YAML dialect, and has it walked.
+
+The one module that imports yaml. The dialect is checked on the parser's events, before anything
+is built of them: no alias is ever followed, and nothing here recurses.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import yaml
+
+from pyqemu_ifconf.failure import Failure, PolicyError, PolicyInvalid, Status
+from pyqemu_ifconf.nodes import Broken, Errors, List, Map, Node, Scalar
+from pyqemu_ifconf.policy import Policy
+from pyqemu_ifconf.trust import list_trusted, read_trusted, show_path
+from pyqemu_ifconf.walk import Document, read_policy
+
+ETC = "/etc/pyqemu-ifup"
+MAIN_FILE = "policy.yaml"
+DROP_INS = "policy.d"
+POLICY_VARIABLE = "PYQEMU_IFUP_POLICY"
+SIZE_MAX = 256 * 1024
+"""Bytes of all files of a policy together."""
+DEPTH_MAX = 16
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+# Control characters, line ends that only YAML 1.1 knows, marks that turn the order of what a
+# person sees, and what no YAML text may hold. A carriage return is good before a line feed.
+_FORBIDDEN = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff]"
+    "|\r(?!\n)"
+)
+_COMMENT = re.compile(r"(?:^|\s)#")
+_GLOB_IN_BRACKETS = re.compile(r"(?:[:,\[-]\s*)(?P<glob>\[[^\]\s]*\][^\s,\]}])")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of a policy: its name, as errors show it, and what is in it."""
+
+    file: str
+    data: bytes
+
+
+def load_host_policy(environ: Mapping[str, str], etc: str = ETC) -> Policy:
+    """Return the policy of this host: the drop-ins of the folder `etc`, then its main file.
+
+    PYQEMU_IFUP_POLICY in `environ` names the one file that replaces all of them; a program with
+    raised privilege passes no environment. Raises Failure: 66 where there is no policy or it
+    cannot be read, 78 where it is not to be trusted; PolicyInvalid (65).
+    """
+    named = environ.get(POLICY_VARIABLE)
+    if named:
+        return load_policy([named])
+    main_file = os.path.join(etc, MAIN_FILE)
+    folder = os.path.join(etc, DROP_INS)
+    names = [n for n in list_trusted(folder) or [] if n.endswith(".yaml") and n[0] != "."]
+    files = [os.path.join(folder, name) for name in names]
+    sources = _read_sources(files, folders=True)
+    data = read_trusted(main_file, SIZE_MAX + 1)
+    if data is not None:
+        sources.append(Source(show_path(main_file), data))
+    if not sources:
+        raise Failure(
+            Status.NO_POLICY,
+            show_path(main_file),
+            "there is no policy on this host",
+            "write one; the sample policy.yaml shows how",
+        )
+    return parse_policy(sources)
+
+
+def load_policy(files: Sequence[str]) -> Policy:
+    """Return the policy that `files` are together, in this order; they and their folders trusted.
+
+    Raises Failure: 66 where one is missing or cannot be read, 78 where one is not to be trusted;
+    PolicyInvalid (65).
+    """
+    return parse_policy(_read_sources(files, folders=True))
+
+
+def check_policy(files: Sequence[str]) -> Policy:
+    """Return the policy that `files` are together, as `load_policy`, whatever their folders are."""
+    return parse_policy(_read_sources(files, folders=False))
+
+
+def parse_policy(sources: Sequence[Source]) -> Policy:
+    """Return the policy that the texts of `sources` are together; raises PolicyInvalid (65)."""
+    documents = []
+    lines: dict[str, list[str]] = {}
+    left = SIZE_MAX
+    for source in sources:
+        errors = Errors(source.file)
+        text = source.data.decode("utf-8", "replace")
+        lines.setdefault(source.file, _lines(text.removeprefix("\ufeff")))
+        left -= len(source.data)
+        if left < 0:
+            errors.add_at(1, 1, f"the policy is larger than {SIZE_MAX // 1024} KiB in all")
+            documents.append(Document(None, errors))
+            break
+        documents.append(Document(_parse(source.data, errors), errors))
+    policy, found = read_policy(documents)
+    if found:
+        raise PolicyInvalid(tuple(_placed(error, lines[error.file]) for error in found))
+    return policy
+
+
+def render(error: PolicyError) -> str:
+    """Return `error` for a terminal: `FILE:LINE:COLUMN: message`, the line, and a caret."""
+    # NOTE: a window, since a line may be the whole of a policy.
+    start = max(0, error.column - 61)
+    cut = error.source[start : error.column + 59]
+    before = error.column - 1 - start
+    shown = "".join(c if c == "\t" or c.isprintable() else " " if c.isspace() else "�" for c in cut)
+    margin = "".join("\t" if c == "\t" else " " * _width(c) for c in shown[:before])
+    return f"{error}\n{'  ' + shown.rstrip() if shown.strip() else ''}\n  {margin}^"
+
+
+def _width(character: str) -> int:
+    """Return how many columns of a terminal `character` takes."""
+    if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _read_sources(files: Sequence[str], *, folders: bool) -> list[Source]:
+    sources = []
+    left = SIZE_MAX
+    for file in files:
+        data = read_trusted(file, left + 1, folders=folders)
+        if data is None:
+            raise Failure(Status.NO_POLICY, show_path(file), "it does not exist")
+        left = max(0, left - len(data))
+        sources.append(Source(show_path(file), data))
+    return sources
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines as the parser counts them, without their ends; at least one."""
+    lines = re.split("\r\n|\n|\r", text)
+    return lines[:-1] if len(lines) > 1 and not lines[-1] else lines
+
+
+def _placed(error: PolicyError, lines: list[str]) -> PolicyError:
+    """Return `error` with its line's text; what is past the end is moved to the last line's end."""
+    if error.line > len(lines):
+        last = lines[-1]
+        return replace(error, line=len(lines), column=len(last) + 1, source=last)
+    source = lines[error.line - 1]
+    return replace(error, column=min(error.column, len(source) + 1), source=source)
+
+
+def _place_of(text: str, index: int) -> tuple[int, int]:
+    """Return the line and column, from 1, of the character `index` of `text`."""
+    lines = re.split("\r\n|\n|\r", text[:index])
+    return len(lines), len(lines[-1]) + 1
+
+
+def _parse(data: bytes, errors: Errors) -> Node | None:
+    """Return the root of one document, None where it cannot be told; errors are reported."""
+    try:
+        text = data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode("utf-8").removeprefix("\ufeff")
+        byte = f"byte 0x{data[error.start]:02x}"
+        errors.add_at(*_place_of(before, len(before)), f"{byte} is not UTF-8; save it as UTF-8")
+        return None
+    forbidden = _FORBIDDEN.search(text)
+    if forbidden is not None:
+        code = f"U+{ord(forbidden[0]):04X}"
+        errors.add_at(*_place_of(text, forbidden.start()), f"character {code} is not allowed")
+        return None
+    if _has_tab(text, errors):
+        return None
+    try:
+        root = _compose(text, errors)
+    except yaml.MarkedYAMLError as error:
+        errors.add_at(*_explain(error, text))
+        return None
+    # NOTE: PyYAML's own parser converts escapes and version numbers without a check.
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        errors.add_at(1, 1, f"not YAML: {str(error).splitlines()[0]}")
+        return None
+    if root is None and not errors.found:
+        errors.add_at(1, 1, "the file is empty; a policy has at least version: 1")
+    return root
+
+
+def _has_tab(text: str, errors: Errors) -> bool:
+    """Report the first tab outside of a comment: PyYAML's two parsers do not agree on them."""
+    if "\t" not in text:
+        return False
+    for number, line in enumerate(_lines(text), 1):
+        tab = line.find("\t")
+        if tab != -1 and not _COMMENT.search(line[:tab]):
+            errors.add_at(number, tab + 1, "a tab; put spaces here")
+            return True
+    return False
+
+
+def _explain(error: yaml.MarkedYAMLError, text: str) -> tuple[int, int, str]:
+    """Return the line, the column and the meaning of a parser's error.
+
+    The mistakes that this language invites have words of their own.
+    """
+    mark = error.problem_mark or error.context_mark
+    if mark is None:
+        return 1, 1, f"not YAML: {error.problem}"
+    begin = error.context_mark or mark
+    here, there = (mark.line + 1, mark.column + 1), (begin.line + 1, begin.column + 1)
+    lines = [*_lines(text), ""]
+    context, problem = error.context or "", error.problem or ""
+    bracket = _GLOB_IN_BRACKETS.search(lines[min(mark.line, len(lines) - 1)])
+    if bracket is not None:
+        column = bracket.start("glob") + 1
+        return here[0], column, 'a glob that begins with [ must be in quotes, as in tap: "[ab]*"'
+    if context == "while scanning an alias":
+        return *there, 'a text that begins with * must be in quotes, as in tap: "*"'
+    if "cannot start any token" in problem:
+        first = lines[mark.line][mark.column : mark.column + 1]
+        return *here, f"a text that begins with {first} must be in quotes"
+    if context in ("while scanning a quoted scalar", "while parsing a quoted scalar"):
+        if "unexpected end of stream" in problem:
+            return *there, "these quotes are never closed"
+    if context in ("while parsing a flow sequence", "while parsing a flow mapping"):
+        if mark.line >= len(lines) - 1 or not "".join(lines[mark.line :])[mark.column :].strip():
+            return *there, f"this {'[' if 'sequence' in context else '{'} is never closed"
+    return *here, f"not YAML: {problem}{f' ({context})' if context else ''}"
+
+
+@dataclass
+class _Open:
+    """A sequence or mapping whose end has not come yet."""
+
+    line: int
+    column: int
+    is_map: bool
+    children: list[Node]
+
+
+def _compose(text: str, errors: Errors) -> Node | None:
+    """Return the root of the one document in `text`; report what is outside of the dialect."""
+    root: Node | None = None
+    stack: list[_Open] = []
+    documents = 0
+    for event in yaml.parse(text, Loader=LOADER):
+        mark = event.start_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        node: Node
+        if isinstance(event, yaml.DocumentStartEvent):
+            documents += 1
+            if documents > 1:
+                errors.add_at(line, column, "a second document; a policy file has one")
+                return root
+            if event.version or event.tags:
+                errors.add_at(line, column, "a % directive stands before this; leave it out")
+            continue
+        if isinstance(event, yaml.AliasEvent):
+            errors.add_at(
+                line,
+                column,
+                f"an alias (*{event.anchor}) is not part of the policy language; write it out, "
+                "or put a glob that begins with * in quotes",
+            )
+            node = Broken(line, column)
+        elif isinstance(event, yaml.NodeEvent):
+            if event.anchor is not None:
+                errors.add_at(
+                    line,
+                    column,
+                    f"an anchor (&{event.anchor}) is not part of the policy language; leave it "
+                    "out, or put a text that begins with & in quotes",
+                )
+            tag = getattr(event, "tag", None)
+            if tag is not None:
+                errors.add_at(
+                    line,
+                    column,
+                    f"a tag ({tag}) is not part of the policy language; leave it out, or put a "
+                    "text that begins with ! in quotes",
+                )
+            if not isinstance(event, yaml.ScalarEvent):
+                if len(stack) == DEPTH_MAX:
+                    errors.add_at(line, column, f"this is deeper than {DEPTH_MAX} levels")
+                    return None
+                stack.append(_Open(line, column, isinstance(event, yaml.MappingStartEvent), []))
+                continue
+            # NOTE: a tagged or anchored scalar has been reported; its text may not be what was
+            # meant, so that nothing more is said about it.
+            if event.anchor is not None or tag is not None:
+                node = Broken(line, column)
+            else:
+                node = Scalar(line, column, event.value, not event.style)
+        elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+            node = _close(stack.pop())
+        else:
+            continue
+        if stack:
+            stack[-1].children.append(node)
+        else:
+            root = node
+    return root
+
+
+def _close(done: _Open) -> Node:
+    if not done.is_map:
+        return List(done.line, done.column, tuple(done.children))
+    pairs = tuple(zip(done.children[::2], done.children[1::2], strict=True))
+    return Map(done.line, done.column, pairs)

@@ -1,0 +1,71 @@
+"""The JSON Schema of the policy language, for editors; made from the table of fields.
+
+`python -m pyqemu_ifconf.schema` prints it. It cannot say all that the policy's own check says:
+what needs two places of the text, or the text itself rather than its data, is left out.
+"""
+
+from __future__ import annotations
+
+import json
+
+from pyqemu_ifconf.fields import Field, Schema, Where, fields_of
+from pyqemu_ifconf.policy import MATCH_KEYS
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def policy_schema() -> Schema:
+    """Return the JSON Schema (draft 2020-12) of one policy file."""
+    return {
+        "$schema": DIALECT,
+        "title": "The policy of pyqemu-ifup",
+        **_object("top"),
+        "$defs": {"network": _network(), "rule": _rule()},
+    }
+
+
+def schema_text() -> str:
+    """Return the JSON Schema as the text of its file."""
+    return json.dumps(policy_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _object(where: Where) -> Schema:
+    fields = fields_of(where)
+    required = [name for name, field in fields.items() if field.required]
+    return {
+        "type": "object",
+        "properties": {name: _property(field) for name, field in fields.items()},
+        **({"required": required} if required else {}),
+        "additionalProperties": False,
+    }
+
+
+def _property(field: Field) -> Schema:
+    schema = field.type.schema()
+    if field.where == "port":
+        schema = {"anyOf": [{"const": "none"}, schema]}
+    return {"description": field.about, **schema}
+
+
+def _network() -> Schema:
+    """Return the schema of a network; what is for Open vSwitch only excludes kind: linux."""
+    linux: Schema = {"properties": {"kind": {"const": "linux"}}, "required": ["kind"]}
+    plain: Schema = {"properties": {"ovsdb": False, "external_ids": {"const": "none"}}}
+    return {**_object("network"), "if": linux, "then": plain}
+
+
+def _rule() -> Schema:
+    """Return the schema of a rule: a match key, and a network with settings or a deny without."""
+    settings = [name for name, field in fields_of("rule").items() if field.where == "port"]
+    return {
+        **_object("rule"),
+        "anyOf": [{"required": [key]} for key in MATCH_KEYS],
+        "oneOf": [
+            {"required": ["network"]},
+            {"required": ["deny"], "properties": {name: False for name in settings}},
+        ],
+    }
+
+
+if __name__ == "__main__":
+    print(schema_text(), end="")

@@ -1,0 +1,241 @@
+"""The walk over the documents of a policy: nodes in, a Policy out, and every error on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyqemu_ifconf.failure import PolicyError
+from pyqemu_ifconf.fields import BAD, Where, fields_of, listed, must_be, nearest, unknown_key
+from pyqemu_ifconf.names import is_network_name
+from pyqemu_ifconf.nodes import Errors, List, Map, Node, Scalar, entries, quote, show
+from pyqemu_ifconf.policy import (
+    DEFAULT_OVSDB,
+    DEFAULT_TIMEOUT,
+    MATCH_KEYS,
+    MatchKey,
+    Network,
+    Place,
+    Policy,
+    Rule,
+    Settings,
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One file of the policy: its root, None where it has none, and its errors so far."""
+
+    root: Node | None
+    errors: Errors
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The keys of one mapping that are known, their nodes, and the values of the right ones."""
+
+    keys: Mapping[str, Scalar]
+    nodes: Mapping[str, Node]
+    values: Mapping[str, Any]
+
+
+@dataclass
+class _Draft:
+    """The policy as far as it is read."""
+
+    networks: dict[str, Network] = field(default_factory=dict)
+    named: dict[str, Place] = field(default_factory=dict)
+    rules: list[tuple[Rule, _Given, Errors]] = field(default_factory=list)
+    timeout: int = DEFAULT_TIMEOUT
+    timeout_place: Place | None = None
+
+
+def read_policy(documents: Sequence[Document]) -> tuple[Policy, tuple[PolicyError, ...]]:
+    """Return the policy that `documents` are together, and all errors; with any, it is of no use.
+
+    The errors are in the order of the documents and of their lines.
+    """
+    draft = _Draft()
+    for document in documents:
+        if document.root is not None:
+            _read_document(document.root, document.errors, draft)
+    for rule, given, errors in draft.rules:
+        _check_network(rule, given, errors, draft)
+    policy = Policy(
+        tuple(document.errors.file for document in documents),
+        draft.networks,
+        tuple(rule for rule, _, _ in draft.rules),
+        draft.timeout,
+    )
+    found: list[PolicyError] = []
+    for document in documents:
+        found += sorted(document.errors.found, key=lambda error: (error.line, error.column))
+    return policy, tuple(found)
+
+
+def _read_document(root: Node, errors: Errors, draft: _Draft) -> None:
+    if not isinstance(root, Map):
+        must_be("a policy", "a mapping with version, networks and rules", root, errors)
+        return
+    # NOTE: a later version may have other keys, of which this program could say nothing true.
+    for key, value in root.pairs:
+        if isinstance(key, Scalar) and key.text == "version" and _is_later(value):
+            errors.add(value, f"version {show(value)} is not known here; this program reads 1")
+            return
+    given = _read_fields(root, "top", "the policy", errors)
+    if "version" not in given.keys:
+        errors.add(root, "version is missing; write version: 1")
+    if "timeout" in given.values:
+        place = _place(given.keys["timeout"], errors)
+        if draft.timeout_place is not None:
+            errors.add(
+                given.keys["timeout"], f"timeout is given twice; first at {draft.timeout_place}"
+            )
+        draft.timeout, draft.timeout_place = given.values["timeout"], place
+    networks = given.values.get("networks")
+    if isinstance(networks, Map):
+        for key, value in entries(networks, errors, "network"):
+            _read_network(key, value, errors, draft)
+    rules = given.values.get("rules")
+    if isinstance(rules, List):
+        for item in rules.items:
+            _read_rule(item, errors, draft)
+
+
+def _is_later(node: Node) -> bool:
+    return (
+        isinstance(node, Scalar)
+        and node.plain
+        and node.text.isascii()
+        and node.text.isdigit()
+        and not node.text.startswith("0")
+        and node.text != "1"
+    )
+
+
+def _read_fields(node: Map, where: Where, owner: str, errors: Errors) -> _Given:
+    """Read the fields of one mapping; report unknown keys and wrong values."""
+    known = fields_of(where)
+    keys: dict[str, Scalar] = {}
+    nodes: dict[str, Node] = {}
+    values: dict[str, Any] = {}
+    for key, value in entries(node, errors, "key"):
+        row = known.get(key.text)
+        if row is None:
+            unknown_key(key, owner, tuple(known), errors)
+            continue
+        keys[key.text], nodes[key.text] = key, value
+        if row.where == "port" and isinstance(value, Scalar) and value.text == "none":
+            values[key.text] = None
+        elif isinstance(value, Scalar) and value.plain and not value.text:
+            errors.add(value, f"{key.text} is empty; it must be {row.type.words}")
+        else:
+            read = row.type.read(key.text, value, errors)
+            if read is not BAD:
+                values[key.text] = read
+    return _Given(keys, nodes, values)
+
+
+def _read_network(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> None:
+    name = key.text
+    place = _place(key, errors)
+    if not is_network_name(name):
+        errors.add(
+            key,
+            f"a network cannot be named {quote(name)}; a name is 1 to 63 ASCII letters, digits, "
+            "dots, hyphens and underscores, a letter or digit first",
+        )
+    first = draft.named.setdefault(name, place)
+    if first is not place:
+        errors.add(key, f"network {quote(name)} is given twice; first at {first}")
+        return
+    if not isinstance(node, Map):
+        must_be(f"network {quote(name)}", "a mapping with bridge", node, errors)
+        return
+    given = _read_fields(node, "network", f"network {quote(name)}", errors)
+    if "bridge" not in given.keys:
+        errors.add(key, f"network {quote(name)} has no bridge; write bridge: NAME")
+    network = Network(
+        name,
+        place,
+        given.values.get("bridge", ""),
+        given.values.get("kind"),
+        given.values.get("ovsdb", DEFAULT_OVSDB),
+        _settings(given),
+    )
+    draft.networks[name] = network
+    if network.kind == "linux":
+        if "ovsdb" in given.keys:
+            errors.add(
+                given.keys["ovsdb"],
+                f"ovsdb is for Open vSwitch, but network {name} has kind: linux; remove one",
+            )
+        if network.settings.given.get("external_ids") is not None:
+            errors.add(
+                given.keys["external_ids"],
+                f"external_ids are for Open vSwitch, but network {name} has kind: linux; "
+                "remove one",
+            )
+
+
+def _read_rule(node: Node, errors: Errors, draft: _Draft) -> None:
+    if not isinstance(node, Map):
+        must_be("a rule", "a mapping such as {tap: web*, network: lan}", node, errors)
+        return
+    given = _read_fields(node, "rule", "a rule", errors)
+    if "network" in given.keys and "deny" in given.keys:
+        later = max(given.keys["network"], given.keys["deny"], key=lambda k: (k.line, k.column))
+        errors.add(later, "the rule has both network and deny; keep one of them")
+    if "network" not in given.keys and "deny" not in given.keys:
+        errors.add(node, "the rule has neither network nor deny; give one of them")
+    if not any(key in given.keys for key in MATCH_KEYS):
+        errors.add(node, f"the rule has no match key; give at least one of {listed(MATCH_KEYS)}")
+    if "deny" in given.keys and "network" not in given.keys:
+        for name, row in fields_of("rule").items():
+            if row.where == "port" and name in given.keys:
+                errors.add(given.keys[name], f"a deny rule takes no port settings; remove {name}")
+    match: dict[MatchKey, tuple[str, ...]] = {
+        key: given.values[key] for key in MATCH_KEYS if key in given.values
+    }
+    rule = Rule(
+        _place(node, errors),
+        match,
+        given.values.get("network"),
+        given.values.get("deny"),
+        _settings(given),
+    )
+    draft.rules.append((rule, given, errors))
+
+
+def _check_network(rule: Rule, given: _Given, errors: Errors, draft: _Draft) -> None:
+    """Check what a rule says of its network, once the networks of all files are known."""
+    if rule.network is None:
+        return
+    if rule.network not in draft.named:
+        near = nearest(rule.network, tuple(draft.named), errors)
+        if near is not None:
+            hint = f"did you mean {near}?"
+        elif draft.named:
+            hint = f"the networks are {listed(tuple(draft.named), 'and')}"
+        else:
+            hint = "the policy defines no network"
+        errors.add(given.nodes["network"], f"there is no network {quote(rule.network)}; {hint}")
+        return
+    network = draft.networks.get(rule.network)
+    external_ids = rule.settings.given.get("external_ids")
+    if network is not None and network.kind == "linux" and external_ids is not None:
+        errors.add(
+            given.keys["external_ids"],
+            f"external_ids are for Open vSwitch, but network {network.name} ({network.place}) "
+            "has kind: linux; remove one",
+        )
+
+
+def _settings(given: _Given) -> Settings:
+    port = {name for name, row in fields_of("network").items() if row.where == "port"}
+    return Settings({name: value for name, value in given.values.items() if name in port})
+
+
+def _place(node: Node, errors: Errors) -> Place:
+    return Place(errors.file, node.line, node.column)
