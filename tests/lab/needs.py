@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import struct
+from typing import NoReturn
 
 import pytest
 
@@ -100,8 +101,12 @@ def require(*parts: str) -> None:
     With CI=true in the environment it fails instead: there, all must be there.
     """
     reason = missing(*parts)
-    if reason is None:
-        return
+    if reason is not None:
+        lack(reason)
+
+
+def lack(reason: str) -> NoReturn:
+    """Skip the calling test since something is missing; with CI=true fail it."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"needed where CI=true: {reason}", pytrace=False)
     pytest.skip(reason)
