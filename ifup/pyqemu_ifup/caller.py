@@ -37,8 +37,7 @@ _GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM)
 
 @dataclass(frozen=True)
 class _Option:
-    """One -netdev, -nic, -net or -device: its id= and its other keys; JSON is out of -set's reach.
-    """
+    """One -netdev, -nic, -net or -device: its id= and all its keys; -set cannot change JSON."""
 
     name: str
     id: str | None
@@ -79,8 +78,8 @@ def read_command_line(argv: Sequence[str], tap: str) -> Caller:
     backend = _find_backend(options, tap, all_seen)
     if backend is None:
         return Caller(tap, vm=vm)
-    mac = _find_mac(options, backend, all_seen)
-    return Caller(tap, vm=vm, netdev=backend.id or None, mac=mac and _canonical_mac(mac))
+    mac = _canonical_mac(_find_mac(options, backend, all_seen) or "")
+    return Caller(tap, vm=vm, netdev=backend.id or None, mac=mac)
 
 
 def _read_options(argv: Sequence[str]) -> tuple[str | None, list[_Option], bool]:
