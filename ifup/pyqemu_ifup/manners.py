@@ -1,0 +1,250 @@
+"""How a hook behaves as QEMU's child: descriptors, signals, the deadline, and what it says.
+
+QEMU gives its scripts its own standard descriptors (fd 1 may be its QMP monitor), the tap's
+descriptor without close-on-exec, its signal mask (SIGALRM, SIGIO, SIGUSR1, SIGBUS blocked), its
+whole environment and its working directory, and waits for ever (QEMU net/tap.c,
+os-posix.c:qemu_signal_init).
+
+Imports nothing but what the interpreter has loaded anyway, and small C modules.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import sys
+import syslog
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from pyqemu_ifconf.failure import Failure, Status
+
+TUNGETIFF = 0x800454D2
+"""_IOR('T', 210, unsigned int) of linux/if_tun.h."""
+IFF_TAP = 0x0002
+IFREQ_SIZE = 40
+IFNAMSIZ = 16
+
+GRACE = 2.0
+"""Seconds beyond the deadline in which a failed up may take back what it did."""
+SAFE_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Watch:
+    """The one deadline of a run on the monotonic clock, and whatever else may end it early.
+
+    `interrupted` tells in words why the run must stop, or None; `wakeup` is a descriptor that
+    turns readable when its answer may have changed, for those who wait.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        interrupted: Callable[[], str | None] = lambda: None,
+        wakeup: int | None = None,
+    ) -> None:
+        self.start = time.monotonic()
+        self.seconds = seconds
+        self.interrupted = interrupted
+        self.wakeup = wakeup
+
+    def allow(self, seconds: float) -> None:
+        """Let the run take `seconds` in all, counted from its start."""
+        self.seconds = seconds
+
+    def remaining(self) -> float:
+        """Return the seconds left, 0 when there are none."""
+        return max(0.0, self.start + self.seconds - time.monotonic())
+
+    def check(self, doing: str = "") -> None:
+        """Raise Failure (75) when the run must stop; `doing` tells what it was busy with."""
+        reason = self.interrupted()
+        if reason is not None:
+            raise Failure(Status.TRY_AGAIN, "stopped", reason, "nothing is left of it")
+        if self.remaining() == 0.0:
+            raise Failure(
+                Status.TRY_AGAIN,
+                f"not done after {self.seconds:g} s",
+                doing or "the deadline has passed",
+                "try again, or raise timeout: in the policy",
+            )
+
+    def for_undo(self) -> Watch:
+        """Return the watch under which a failed run is taken back: 2 s more, uninterrupted."""
+        return Watch(self.remaining() + GRACE)
+
+
+def open_standard_descriptors() -> None:
+    """Give 0 and 1 to /dev/null, and 2 too where it is closed.
+
+    Standard input may be QEMU's monitor and standard output its QMP channel. A closed one would
+    be taken by the next descriptor opened here, a netlink socket say.
+    """
+    null = os.open("/dev/null", os.O_RDWR)
+    while null <= 2:
+        null = os.dup(null)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    try:
+        os.fstat(2)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        os.dup2(null, 2)
+
+
+def inherited_taps() -> list[str]:
+    """Return the names of the taps whose descriptors we hold, by TUNGETIFF on each.
+
+    A name that is not ASCII comes with surrogate escapes, as from os.fsdecode().
+    """
+    taps = []
+    for number in map(int, os.listdir("/proc/self/fd")):
+        try:
+            request = fcntl.ioctl(number, TUNGETIFF, bytes(IFREQ_SIZE))
+        except OSError as error:
+            # ENOTTY, EINVAL: no tun; EBADFD: /dev/net/tun not yet attached; EBADF: the listing's.
+            if error.errno in (errno.ENOTTY, errno.EINVAL, errno.EBADFD, errno.EBADF,
+                               errno.EOPNOTSUPP, errno.ENODEV, errno.ENOSYS):
+                continue
+            raise
+        taps.append(os.fsdecode(request[:IFNAMSIZ].split(b"\0", 1)[0]))
+    return taps
+
+
+def settle() -> None:
+    """Make the process fit for work, whatever QEMU or a script left it with.
+
+    The tap's descriptor is closed with all others above 2: a process that holds it keeps the tap
+    alive after QEMU. Children inherit none of it: SIGPIPE and SIGXFSZ are ignored here only.
+    """
+    os.closerange(3, _descriptor_limit())
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    os.chdir("/")
+    os.umask(0o077)
+    os.environ["PATH"] = SAFE_PATH
+    for name in [name for name in os.environ if name.startswith("OVS_")]:
+        del os.environ[name]
+
+
+def _descriptor_limit() -> int:
+    """Return one more than the highest descriptor open."""
+    return max(map(int, os.listdir("/proc/self/fd")), default=2) + 1
+
+
+def prove_tap(tap: str, inherited: Iterable[str]) -> None:
+    """Check that the descriptor QEMU gave us is `tap`'s; without one there is nothing to check.
+
+    Raises Failure (77) where it is another tap's.
+    """
+    held = sorted(set(inherited))
+    if held and tap not in held:
+        raise Failure(
+            Status.DENIED,
+            f"not the tap that was handed over: its descriptor is of {ascii(held[0])[1:-1]}",
+            "",
+            "call the hook with the name of the caller's own tap",
+        )
+
+
+@contextmanager
+def watching(seconds: float) -> Iterator[Watch]:
+    """Yield the Watch of a hook: TERM, INT, HUP, and the end of its parent interrupt it.
+
+    The handlers only note the signal: what was begun is finished, and what follows is undone.
+    The deadline does not use SIGALRM: every wait has the time left as its limit.
+    """
+    parent = os.getppid()
+    received: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        received.append(number)
+
+    def interrupted() -> str | None:
+        if received:
+            return f"received {signal.Signals(received[0]).name}"
+        if os.getppid() != parent:
+            return f"the calling process {parent} has ended"
+        return None
+
+    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    for number in STOP_SIGNALS:
+        signal.signal(number, note)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    try:
+        yield Watch(seconds, interrupted, read_end)
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(read_end)
+        os.close(write_end)
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, with what is not printable ASCII escaped as by ascii()."""
+    return "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)
+
+
+def say(line: str) -> None:
+    """Write one line to standard error; nobody there to read it is no error."""
+    try:
+        os.write(2, (printable(line) + "\n").encode("ascii"))
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EAGAIN, errno.EIO, errno.ENOSPC, errno.EBADF,
+                               errno.EFBIG, errno.ECONNRESET, errno.ENOTCONN):
+            raise
+
+
+def log(priority: int, line: str) -> None:
+    """Write one line to syslog, facility daemon."""
+    syslog.syslog(syslog.LOG_DAEMON | priority, printable(line))
+
+
+def narrator(program: str, tap: str) -> Callable[[str], None]:
+    """Return what tells each step before it is taken: to stderr with PYQEMU_IFUP_DEBUG=1."""
+    if os.environ.get("PYQEMU_IFUP_DEBUG") != "1":
+        return lambda command: None
+    return lambda command: say(f"{program}: {tap}: {command}")
+
+
+def run_hook(program: str, arguments: list[str], body: Callable[[str], None]) -> int:
+    """Run `body` with the one argument of a hook, the tap's name, and return the exit status.
+
+    Says a failure once, on stderr and to syslog. An exception that is not a Failure is a bug: one
+    line on stderr, the traceback to syslog, 70.
+    """
+    syslog.openlog(program, syslog.LOG_PID, syslog.LOG_DAEMON)
+    if len(arguments) != 1:
+        line = f"usage: {program} TAP"
+        say(line)
+        return int(Status.USAGE)
+    tap = arguments[0]
+    try:
+        body(tap)
+    except Failure as failure:
+        _report(program, tap, str(failure))
+        return int(failure.status)
+    except Exception as error:  # NOTE: the outermost handler; all else catches by name.
+        import traceback
+
+        for line in traceback.format_exc().splitlines():
+            log(syslog.LOG_ERR, line)
+        _report(program, tap, f"internal error: {type(error).__name__}: {error}; "
+                f"the traceback is in syslog, please report it")
+        return int(Status.BUG)
+    return int(Status.DONE)
+
+
+def _report(program: str, tap: str, text: str) -> None:
+    shown = printable(tap)
+    say(f"{program}: {shown}: {text}")
+    log(syslog.LOG_ERR, f"{shown}: {text}")
+
+
+def program_name(argv: list[str]) -> str:
+    """Return the name that the program was called by, without its folder."""
+    return os.path.basename(argv[0]) if argv and argv[0] else os.path.basename(sys.executable)
