@@ -1,0 +1,167 @@
+"""What is: the live system around one tap, as values. Filled in by the two switch modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pyqemu_ifconf.policy import Vlan
+from pyqemu_ifup import stamp as stamps
+from pyqemu_ifup.stamp import Here, Stamp
+
+
+@dataclass(frozen=True, order=True)
+class Vid:
+    """One VID of a bridge port, as `bridge vlan show` has it."""
+
+    vid: int
+    pvid: bool = False
+    untagged: bool = False
+
+
+@dataclass(frozen=True)
+class Link:
+    """A network interface, as rtnetlink(7) gives it.
+
+    `kind` is IFLA_INFO_KIND ("tun", "bridge", "openvswitch" ...), None for a real network card;
+    `tap` tells a tap from a tun. `carrier` is a tap's while a process holds it. `vlan_filtering` and `default_pvid` (0: none) are a bridge's,
+    None elsewhere and where the kernel has no VLAN filtering; `isolated` is a bridge port's.
+    """
+
+    index: int
+    name: str
+    kind: str | None
+    tap: bool
+    up: bool
+    mtu: int
+    mac: str
+    txqueuelen: int
+    master: int | None
+    alias: str
+    carrier: bool
+    vlan_filtering: bool | None = None
+    default_pvid: int | None = None
+    isolated: bool | None = None
+
+    @property
+    def stamp(self) -> Stamp | None:
+        """Our mark on it, None where there is none."""
+        return stamps.parse_alias(self.alias)
+
+
+@dataclass(frozen=True)
+class OvsPort:
+    """A Port and its Interface row, of one OVSDB.
+
+    `bridge` is None where no bridge holds the port. Columns that may be empty are None or empty.
+    """
+
+    ovsdb: str
+    bridge: str | None
+    name: str
+    tag: int | None
+    trunks: tuple[int, ...]
+    vlan_mode: str | None
+    protected: bool
+    transient: bool
+    external_ids: tuple[tuple[str, str], ...]
+    ofport: int | None
+    error: str | None
+    ifindex: int | None
+    link_state: str | None
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """The Interface row's external_ids."""
+        return dict(self.external_ids)
+
+    @property
+    def ours(self) -> bool:
+        """Whether the row carries our mark."""
+        return stamps.KEY_VERSION in self.ids
+
+    @property
+    def owner(self) -> str:
+        """Who holds the port, for a message: "bridge br-int of unix:..., vm web1"."""
+        place = f"bridge {self.bridge}" if self.bridge else "no bridge"
+        vm = self.ids.get(stamps.KEY_VM_NAME)
+        return f"{place} of {self.ovsdb}" + (f", vm {vm}" if vm else "")
+
+    def is_elsewhere(self, here: Here) -> bool:
+        """Tell whether the row belongs to another network namespace, so not ours to judge.
+
+        A row of an earlier boot is judged where the database is this host's own.
+        """
+        ids = self.ids
+        if ids.get(stamps.KEY_BOOT_ID) == here.boot_id:
+            return ids.get(stamps.KEY_NETNS) != here.netns
+        return not is_local(self.ovsdb)
+
+    def is_of(self, ifindex: int, here: Here) -> bool:
+        """Tell whether the row was made for the interface with this index."""
+        ids = self.ids
+        return (
+            ids.get(stamps.KEY_BOOT_ID) == here.boot_id
+            and ids.get(stamps.KEY_NETNS) == here.netns
+            and ids.get(stamps.KEY_IFINDEX) == str(ifindex)
+        )
+
+
+def is_local(ovsdb: str) -> bool:
+    """Tell whether a database address can only be this host's."""
+    return ovsdb.startswith(("unix:", "tcp:127.", "tcp:[::1]:", "tcp:localhost:"))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One look at a tap and what is about it.
+
+    `tap` is None where there is no such link. `ipv6_disabled` is None where the kernel has no
+    IPv6. `bridge` is the link that has the wanted bridge's name, `vids` the tap's own on a Linux
+    bridge, `ports` every row of the tap's name in the databases looked at, and `ovs_bridges`
+    those databases which have a bridge of the wanted name.
+    """
+
+    tap: Link | None
+    ipv6_disabled: bool | None = None
+    master: Link | None = None
+    bridge: Link | None = None
+    vids: tuple[Vid, ...] = ()
+    ports: tuple[OvsPort, ...] = ()
+    ovs_bridges: tuple[str, ...] = ()
+
+
+def wanted_vids(vlan: Vlan) -> tuple[Vid, ...]:
+    """Return the VIDs of a Linux bridge port for `vlan`: the native one is PVID and untagged."""
+    vids = {vid: Vid(vid) for vid in vlan.trunk}
+    if vlan.native is not None:
+        vids[vlan.native] = Vid(vlan.native, pvid=True, untagged=True)
+    return tuple(sorted(vids.values()))
+
+
+def vlan_of_vids(vids: Iterable[Vid]) -> Vlan | None:
+    """Return the Vlan that a Linux bridge port's VIDs amount to, None for no VID at all."""
+    native = next((v.vid for v in vids if v.pvid and v.untagged), None)
+    trunk = tuple(sorted(v.vid for v in vids if v.vid != native))
+    return Vlan(native, trunk) if native is not None or trunk else None
+
+
+def ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Return ascending numbers as inclusive ranges."""
+    found: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if found and found[-1][1] == number - 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found
+
+
+def show_vlan(vlan: Vlan | None) -> str:
+    """Return a VLAN as a person reads it: `none`, `100`, `trunk 20,30-39`, `native 10 trunk 20`."""
+    if vlan is None:
+        return "none"
+    trunk = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges(vlan.trunk))
+    if vlan.native is None:
+        return f"trunk {trunk}"
+    return f"native {vlan.native} trunk {trunk}" if trunk else str(vlan.native)

@@ -1,0 +1,664 @@
+"""From what is wanted and what is to the steps between: pure, as tuples of ops.
+
+An op is a value in the words of the thing that it drives. linux_bridge.py and openvswitch.py
+execute them; `commands` says them as an administrator would type them. One plan serves up,
+dry-run, explain and undo.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.policy import Kind, Port, Vlan
+from pyqemu_ifup.look import (
+    Link,
+    OvsPort,
+    Seen,
+    Vid,
+    ranges,
+    show_vlan,
+    vlan_of_vids,
+    wanted_vids,
+)
+from pyqemu_ifup.stamp import OUR_KEYS, Here, Stamp, format_alias, is_anothers, row_ids
+
+
+@dataclass(frozen=True)
+class SetAlias:
+    """Set the tap's ifalias; the empty one removes it."""
+
+    tap: str
+    index: int
+    alias: str
+
+
+@dataclass(frozen=True)
+class SetDown:
+    """Take the tap's link down."""
+
+    tap: str
+    index: int
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """Bring the tap's link up: from here on frames pass."""
+
+    tap: str
+    index: int
+
+
+@dataclass(frozen=True)
+class SetMac:
+    """Set the MAC of the host's end."""
+
+    tap: str
+    index: int
+    mac: str
+
+
+@dataclass(frozen=True)
+class SetMtu:
+    """Set the tap's MTU, in bytes."""
+
+    tap: str
+    index: int
+    mtu: int
+
+
+@dataclass(frozen=True)
+class SetTxQueueLen:
+    """Set the tap's transmit queue length, in packets."""
+
+    tap: str
+    index: int
+    length: int
+
+
+@dataclass(frozen=True)
+class SetIpv6:
+    """Turn IPv6 off, or on again, on the host's end."""
+
+    tap: str
+    disabled: bool
+
+
+@dataclass(frozen=True)
+class JoinBridge:
+    """Make the Linux bridge the tap's master."""
+
+    tap: str
+    index: int
+    bridge: str
+    master: int
+
+
+@dataclass(frozen=True)
+class LeaveBridge:
+    """Take the tap from its Linux bridge; its VIDs and port flags go with that."""
+
+    tap: str
+    index: int
+    bridge: str
+
+
+@dataclass(frozen=True)
+class SetVlans:
+    """Give the bridge port exactly these VIDs."""
+
+    tap: str
+    index: int
+    vids: tuple[Vid, ...]
+
+
+@dataclass(frozen=True)
+class SetIsolated:
+    """Set the bridge port's isolation from other isolated ports."""
+
+    tap: str
+    index: int
+    isolated: bool
+
+
+@dataclass(frozen=True)
+class AddPort:
+    """Add the Open vSwitch port in one transaction, every column that we own set."""
+
+    ovsdb: str
+    bridge: str
+    tap: str
+    index: int
+    vlan: Vlan | None
+    protected: bool
+    external_ids: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class DelPort:
+    """Delete the Open vSwitch port that was seen, and wait until vswitchd let it go.
+
+    `external_ids` are its Interface row's, our mark among them: another port that took its name
+    meanwhile is left alone.
+    """
+
+    ovsdb: str
+    bridge: str | None
+    tap: str
+    external_ids: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Prove:
+    """Look again and compare with what was wanted; `up`: the link's state too."""
+
+    tap: str
+    up: bool
+
+
+LinkOp = (
+    SetAlias | SetDown | SetUp | SetMac | SetMtu | SetTxQueueLen | SetIpv6
+    | JoinBridge | LeaveBridge | SetVlans | SetIsolated
+)
+OvsOp = AddPort | DelPort
+Step = LinkOp | OvsOp
+"""An op that changes something."""
+Op = Step | Prove
+Plan = tuple[Op, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not as wanted; both sides in words."""
+
+    setting: str
+    wanted: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.setting} is {self.found}, wanted {self.wanted}"
+
+
+def host_mac(mac: str) -> str:
+    """Return the MAC of the host's end: `fe:` and the other five bytes of the tap's own.
+
+    A Linux bridge takes the lowest MAC among its ports (net/bridge/br_stp_if.c), so that a high
+    one leaves it what it was.
+    """
+    return "fe" + mac[2:]
+
+
+def vlan_columns(vlan: Vlan | None) -> tuple[str, int | None, tuple[int, ...]]:
+    """Return vlan_mode, tag and trunks of the Port row for `vlan` (ovs-vswitchd.conf.db(5)).
+
+    Without a VLAN the port takes untagged frames only; OVS's own default would be a trunk of all.
+    """
+    if vlan is None:
+        return "access", None, ()
+    if not vlan.trunk:
+        return "access", vlan.native, ()
+    if vlan.native is None:
+        return "trunk", None, vlan.trunk
+    return "native-untagged", vlan.native, vlan.trunk
+
+
+def vlan_of_columns(port: OvsPort) -> Vlan | None:
+    """Return the VLAN that a Port row amounts to, None for untagged frames only.
+
+    A row without vlan_mode is an access port where it has a tag, else a trunk; an empty trunks
+    column means every VLAN.
+    """
+    mode = port.vlan_mode or ("access" if port.tag is not None else "trunk")
+    if mode in ("access", "dot1q-tunnel"):
+        return None if port.tag is None else Vlan(port.tag)
+    every = tuple(range(1, 4095))
+    return Vlan(port.tag if mode.startswith("native") else None, port.trunks or every)
+
+
+def find_kind(port: Port, seen: Seen) -> Kind:
+    """Return which kind of bridge `port.bridge` is on this host.
+
+    Raises Failure: 69 where there is no such bridge, 71 where it is no bridge, is two, or is not
+    of the kind that the policy says.
+    """
+    linux = seen.bridge is not None and seen.bridge.kind == "bridge"
+    openvswitch = port.ovsdb in seen.ovs_bridges
+    if port.kind is None and linux and openvswitch:
+        raise Failure(
+            Status.REFUSED,
+            f"{port.bridge} is both a Linux bridge and an Open vSwitch bridge",
+            "",
+            f"say kind: linux or kind: openvswitch for network {port.network}",
+        )
+    if linux and port.kind != "openvswitch":
+        return "linux"
+    if openvswitch and port.kind != "linux":
+        return "openvswitch"
+    if linux or openvswitch:
+        other = "a Linux bridge" if linux else "an Open vSwitch bridge"
+        raise Failure(
+            Status.REFUSED,
+            f"{port.bridge} is {other}",
+            f"the policy says kind: {port.kind} for network {port.network}",
+            "correct kind: or bridge:",
+        )
+    if seen.bridge is not None and port.kind != "openvswitch":
+        what = f"a {seen.bridge.kind} interface" if seen.bridge.kind else "a network card"
+        raise Failure(
+            Status.REFUSED,
+            f"{port.bridge} is not a bridge",
+            f"it is {what}",
+            f"correct bridge: of network {port.network}",
+        )
+    how = {
+        "linux": f"ip link add {port.bridge} type bridge",
+        "openvswitch": f"ovs-vsctl add-br {port.bridge}",
+    }
+    remedy = how[port.kind] if port.kind else " or ".join(how.values())
+    raise Failure(
+        Status.UNAVAILABLE,
+        f"there is no bridge {port.bridge}",
+        f"network {port.network} names it",
+        f"make it ({remedy}) or correct the policy",
+    )
+
+
+def refuse_strangers(tap: str, seen: Seen, parent: int) -> Link:
+    """Return the tap's link where nobody else has a claim to it.
+
+    Raises Failure: 71 where there is no such link, 77 where it is no tap, or somebody else's: its
+    master, its alias, or a living QEMU other than `parent` that it was attached for.
+    """
+    link = seen.tap
+    if link is None:
+        raise Failure(
+            Status.REFUSED, "there is no such tap in this network namespace", "",
+            "the caller must open it first, as QEMU does",
+        )
+    if not link.tap:
+        what = f"a {link.kind} interface" if link.kind else "a network card"
+        raise Failure(Status.DENIED, f"not a tap but {what}", "", "give the name of a tap")
+    stamp = link.stamp
+    if link.alias and stamp is None:
+        raise Failure(
+            Status.DENIED,
+            "somebody else's tap",
+            f"its alias is {ascii(link.alias)}",
+            f"if it is not, remove it: ip link set dev {tap} alias ''",
+        )
+    if stamp is not None and is_anothers(stamp, parent):
+        raise Failure(
+            Status.DENIED,
+            "in use",
+            f"attached to {stamp.bridge} for process {stamp.pid}"
+            + (f", vm {stamp.vm}" if stamp.vm else ""),
+            "end that process first",
+        )
+    if seen.master is not None and not is_our_master(seen, seen.master):
+        raise Failure(
+            Status.DENIED,
+            "somebody else's tap",
+            f"{seen.master.name} holds it",
+            f"if it shall go, take it out: ip link set dev {tap} nomaster"
+            if seen.master.kind == "bridge"
+            else f"if it shall go, take it out: ovs-vsctl del-port {tap}",
+        )
+    return link
+
+
+def is_ours_to_touch(tap: str, seen: Seen, parent: int) -> bool:
+    """Tell whether the tap is there and nobody else has a claim to it."""
+    try:
+        refuse_strangers(tap, seen, parent)
+    except Failure:
+        return False
+    return True
+
+
+def is_our_master(seen: Seen, master: Link) -> bool:
+    """Tell whether the tap's master is where its stamp says that we put it.
+
+    A port of Open vSwitch's kernel datapath has the master ovs-system, whatever its bridge.
+    """
+    stamp = seen.tap.stamp if seen.tap else None
+    if master.kind == "openvswitch":
+        return any(port.ours for port in seen.ports)
+    return stamp is not None and stamp.kind == "linux" and stamp.bridge == master.name
+
+
+def refuse_foreign_ports(seen: Seen, here: Here) -> None:
+    """Raise Failure (77) where a row of the tap's name in Open vSwitch is not ours to replace."""
+    for port in seen.ports:
+        if not port.ours:
+            raise Failure(
+                Status.DENIED,
+                "Open vSwitch has a port of this name that is not ours",
+                f"on {port.owner}",
+                f"if it shall go: ovs-vsctl --db={port.ovsdb} del-port {port.name}",
+            )
+        if port.is_elsewhere(here):
+            raise Failure(
+                Status.DENIED,
+                "Open vSwitch has a port of this name from another network namespace",
+                f"on {port.owner}",
+                f"if it shall go: ovs-vsctl --db={port.ovsdb} del-port {port.name}",
+            )
+
+
+def target_mtu(port: Port, seen: Seen) -> int:
+    """Return the MTU that the tap shall have, in bytes: the policy's, else the bridge's own.
+
+    Raises Failure (71) where the bridge's interface cannot be seen.
+    """
+    if port.mtu is not None:
+        return port.mtu
+    if seen.bridge is None:
+        raise Failure(
+            Status.REFUSED,
+            f"the MTU of {port.bridge} cannot be told",
+            "it has no interface in this network namespace",
+            f"give network {port.network} an mtu:",
+        )
+    return seen.bridge.mtu
+
+
+def target_vids(port: Port, bridge: Link) -> tuple[Vid, ...] | None:
+    """Return the VIDs that the port shall have on a Linux bridge, None where it filters none.
+
+    Raises Failure (71) where the bridge cannot do what the policy says.
+    """
+    if not bridge.vlan_filtering:
+        if port.vlan is None:
+            return None
+        raise Failure(
+            Status.REFUSED,
+            f"{bridge.name} does not filter VLANs",
+            f"vlan {show_vlan(port.vlan)} is wanted",
+            f"turn it on: ip link set dev {bridge.name} type bridge vlan_filtering 1"
+            if bridge.vlan_filtering is not None
+            else "this kernel cannot (CONFIG_BRIDGE_VLAN_FILTERING)",
+        )
+    if port.vlan is not None:
+        return wanted_vids(port.vlan)
+    if bridge.default_pvid:
+        return wanted_vids(Vlan(bridge.default_pvid))
+    raise Failure(
+        Status.REFUSED,
+        f"{bridge.name} has no default PVID",
+        "and the policy gives no vlan",
+        f"set vlan: for network {port.network}, "
+        f"or: ip link set dev {bridge.name} type bridge vlan_default_pvid 1",
+    )
+
+
+def plan_up(port: Port, kind: Kind, seen: Seen, stamp: Stamp, here: Here) -> Plan:
+    """Return the steps that attach the tap of `seen` as `port` wants it.
+
+    Isolation comes before connectivity: it joins while it is down, and comes up when all is
+    proven. Raises Failure (71) where the switch cannot do what is wanted.
+    """
+    tap = seen.tap
+    assert tap is not None  # refuse_strangers came before
+    name, index = tap.name, tap.index
+    mtu = target_mtu(port, seen)
+    plan: list[Op] = [SetAlias(name, index, format_alias(stamp))]
+    plan += plan_leave(seen, here)
+    if host_mac(tap.mac) != tap.mac:
+        plan.append(SetMac(name, index, host_mac(tap.mac)))
+    plan.append(SetMtu(name, index, mtu))
+    if port.txqueuelen is not None:
+        plan.append(SetTxQueueLen(name, index, port.txqueuelen))
+    if seen.ipv6_disabled is False:
+        plan.append(SetIpv6(name, True))
+    if kind == "linux":
+        bridge = seen.bridge
+        assert bridge is not None  # find_kind saw it
+        if port.external_ids:
+            raise Failure(
+                Status.REFUSED,
+                f"{port.bridge} is a Linux bridge",
+                "it has no place for external_ids",
+                f"take external_ids: from network {port.network}, or from its rule",
+            )
+        vids = target_vids(port, bridge)
+        plan.append(JoinBridge(name, index, bridge.name, bridge.index))
+        if vids is not None:
+            plan.append(SetVlans(name, index, vids))
+        if port.isolated:
+            plan.append(SetIsolated(name, index, True))
+    else:
+        ids = {**dict(port.external_ids), **row_ids(stamp, index, here)}
+        plan.append(
+            AddPort(
+                port.ovsdb, port.bridge, name, index, port.vlan, port.isolated,
+                tuple(sorted(ids.items())),
+            )
+        )
+    plan += [Prove(name, up=False), SetUp(name, index), Prove(name, up=True)]
+    return tuple(plan)
+
+
+def del_port(port: OvsPort) -> DelPort:
+    """Return the op that deletes the port seen."""
+    return DelPort(port.ovsdb, port.bridge, port.name, port.external_ids)
+
+
+def plan_leave(seen: Seen, here: Here) -> tuple[Step, ...]:
+    """Return the steps that take down a tap and take it from where we had put it.
+
+    The Open vSwitch port is deleted and let go by vswitchd before anything is added: on the
+    userspace datapath a port that is replaced in one transaction passes no frames.
+    """
+    plan: list[Step] = []
+    tap = seen.tap
+    if tap is not None and tap.up:
+        plan.append(SetDown(tap.name, tap.index))
+    plan += [
+        del_port(port) for port in seen.ports if port.ours and not port.is_elsewhere(here)
+    ]
+    if tap is not None and seen.master is not None and seen.master.kind == "bridge":
+        plan.append(LeaveBridge(tap.name, tap.index, seen.master.name))
+    return tuple(plan)
+
+
+def plan_undo(before: Seen, now: Seen, here: Here) -> tuple[Step, ...]:
+    """Return the steps from `now` back to a tap that is down, attached nowhere, and as it was."""
+    tap, old = now.tap, before.tap
+    assert old is not None
+    if tap is None or tap.index != old.index:
+        return tuple(
+            del_port(port) for port in now.ports if port.ours and port.is_of(old.index, here)
+        )
+    name, index = tap.name, tap.index
+    plan: list[Step] = list(plan_leave(now, here))
+    if tap.mac != old.mac:
+        plan.append(SetMac(name, index, old.mac))
+    if tap.mtu != old.mtu:
+        plan.append(SetMtu(name, index, old.mtu))
+    if tap.txqueuelen != old.txqueuelen:
+        plan.append(SetTxQueueLen(name, index, old.txqueuelen))
+    if before.ipv6_disabled is not None and now.ipv6_disabled != before.ipv6_disabled:
+        plan.append(SetIpv6(name, before.ipv6_disabled))
+    if tap.alias:
+        plan.append(SetAlias(name, index, ""))
+    return tuple(plan)
+
+
+def differences(port: Port, kind: Kind, seen: Seen, *, up: bool) -> tuple[Difference, ...]:
+    """Return what of the tap is not as `port` wants it; `up`: its link's state counts too.
+
+    What differs because the policy cannot be had on this bridge is a difference as well.
+    """
+    tap = seen.tap
+    if tap is None:
+        return (Difference("tap", "there", "gone"),)
+    found: list[Difference] = []
+
+    def compare(setting: str, wanted: object, is_now: object) -> None:
+        if wanted != is_now:
+            found.append(Difference(setting, _word(wanted), _word(is_now)))
+
+    if kind == "linux":
+        compare("bridge", port.bridge, seen.master.name if seen.master else None)
+    else:
+        _compare_port(port, seen, tap, compare, up=up)
+    if port.mtu is not None or seen.bridge is not None:
+        compare("mtu", target_mtu(port, seen), tap.mtu)
+    if port.txqueuelen is not None:
+        compare("txqueuelen", port.txqueuelen, tap.txqueuelen)
+    compare("mac", host_mac(tap.mac), tap.mac)
+    if seen.ipv6_disabled is not None:
+        compare("disable_ipv6", True, seen.ipv6_disabled)
+    if kind == "linux" and seen.bridge is not None and seen.master is not None:
+        try:
+            vids = target_vids(port, seen.bridge)
+        except Failure as failure:
+            found.append(Difference("vlan", show_vlan(port.vlan), str(failure)))
+        else:
+            if vids is not None and vids != tuple(sorted(seen.vids)):
+                wanted = show_vlan(vlan_of_vids(vids))
+                found.append(Difference("vlan", wanted, show_vids(seen.vids)))
+        compare("isolated", port.isolated, bool(tap.isolated))
+    if up:
+        compare("link", "up", "up" if tap.up else "down")
+    return tuple(found)
+
+
+def _compare_port(port: Port, seen: Seen, tap: Link, compare: object, *, up: bool) -> None:
+    assert callable(compare)
+    rows = [row for row in seen.ports if row.ovsdb == port.ovsdb]
+    if not rows:
+        compare("bridge", port.bridge, None)
+        return
+    row = rows[0]
+    compare("bridge", port.bridge, row.bridge)
+    if (row.vlan_mode, row.tag, row.trunks) != vlan_columns(port.vlan):
+        found = show_vlan(vlan_of_columns(row))
+        if found == show_vlan(port.vlan):
+            found += f" (vlan_mode {row.vlan_mode or 'empty'})"
+        compare("vlan", show_vlan(port.vlan), found)
+    compare("isolated", port.isolated, row.protected)
+    theirs = tuple(pair for pair in row.external_ids if pair[0] not in OUR_KEYS)
+    compare("external_ids", dict(port.external_ids), dict(theirs))
+    compare("transient", True, row.transient)
+    compare("error", None, row.error)
+    compare("ofport", True, row.ofport is not None and row.ofport > 0)
+    compare("ifindex", tap.index, row.ifindex)
+    if up and tap.carrier:
+        compare("link_state", "up", row.link_state)
+
+
+def show_vids(vids: tuple[Vid, ...]) -> str:
+    """Return a bridge port's VIDs in words, flags that make no Vlan included."""
+    vlan = vlan_of_vids(vids)
+    if vlan is not None and wanted_vids(vlan) == tuple(sorted(vids)):
+        return show_vlan(vlan)
+    words = [
+        str(vid.vid) + (" pvid" if vid.pvid else "") + (" untagged" if vid.untagged else "")
+        for vid in sorted(vids)
+    ]
+    return ", ".join(words) or "none"
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        return " ".join(f"{key}={value[key]}" for key in sorted(value)) or "none"
+    return str(value)
+
+
+def check_bridge_mtu(port: Port, kind: Kind, before: Seen, now: Seen) -> None:
+    """Raise Failure (71) where the tap has lowered the bridge's own MTU."""
+    if before.bridge is None or now.bridge is None or now.bridge.mtu >= before.bridge.mtu:
+        return
+    was = before.bridge.mtu
+    pin = (
+        f"ip link set dev {port.bridge} mtu {was}"
+        if kind == "linux"
+        else f"ovs-vsctl set interface {port.bridge} mtu_request={was}"
+    )
+    raise Failure(
+        Status.REFUSED,
+        f"the tap's MTU would lower that of {port.bridge} from {was} to {now.bridge.mtu}",
+        "its other ports would lose longer frames",
+        f"pin it: {pin}",
+    )
+
+
+def commands(op: Op) -> tuple[str, ...]:
+    """Return the shell commands that do what `op` does, as an administrator would type them."""
+    if isinstance(op, SetAlias):
+        return (f"ip link set dev {_quote(op.tap)} alias {_quote(op.alias)}",)
+    if isinstance(op, SetDown):
+        return (f"ip link set dev {_quote(op.tap)} down",)
+    if isinstance(op, SetUp):
+        return (f"ip link set dev {_quote(op.tap)} up",)
+    if isinstance(op, SetMac):
+        return (f"ip link set dev {_quote(op.tap)} address {op.mac}",)
+    if isinstance(op, SetMtu):
+        return (f"ip link set dev {_quote(op.tap)} mtu {op.mtu}",)
+    if isinstance(op, SetTxQueueLen):
+        return (f"ip link set dev {_quote(op.tap)} txqueuelen {op.length}",)
+    if isinstance(op, SetIpv6):
+        path = _quote(f"/proc/sys/net/ipv6/conf/{op.tap}/disable_ipv6")
+        return (f"echo {int(op.disabled)} > {path}",)
+    if isinstance(op, JoinBridge):
+        return (f"ip link set dev {_quote(op.tap)} master {_quote(op.bridge)}",)
+    if isinstance(op, LeaveBridge):
+        return (f"ip link set dev {_quote(op.tap)} nomaster",)
+    if isinstance(op, SetVlans):
+        return (
+            f"bridge vlan del dev {_quote(op.tap)} vid 1-4094",
+            *(
+                f"bridge vlan add dev {_quote(op.tap)} vid {words}"
+                for words in _vid_words(op.vids)
+            ),
+        )
+    if isinstance(op, SetIsolated):
+        state = "on" if op.isolated else "off"
+        return (f"bridge link set dev {_quote(op.tap)} isolated {state}",)
+    if isinstance(op, AddPort):
+        return (_add_port_command(op),)
+    if isinstance(op, DelPort):
+        return (f"ovs-vsctl --db={_quote(op.ovsdb)} --if-exists del-port {_quote(op.tap)}",)
+    return (f"ip -d link show dev {_quote(op.tap)}",)
+
+
+def _vid_words(vids: tuple[Vid, ...]) -> list[str]:
+    words = []
+    for pvid, untagged in sorted({(vid.pvid, vid.untagged) for vid in vids}, reverse=True):
+        flags = (" pvid" if pvid else "") + (" untagged" if untagged else "")
+        alike = (vid.vid for vid in vids if (vid.pvid, vid.untagged) == (pvid, untagged))
+        words += [(f"{a}" if a == b else f"{a}-{b}") + flags for a, b in ranges(alike)]
+    return words
+
+
+def _add_port_command(op: AddPort) -> str:
+    mode, tag, trunks = vlan_columns(op.vlan)
+    columns = [f"vlan_mode={mode}"]
+    if tag is not None:
+        columns.append(f"tag={tag}")
+    if trunks:
+        columns.append("trunks=" + ",".join(map(str, trunks)))
+    columns.append(f"protected={'true' if op.protected else 'false'}")
+    columns.append("other_config:transient=true")
+    ids = " ".join(_quote(f"external_ids:{key}={_ovs_value(v)}") for key, v in op.external_ids)
+    return (
+        f"ovs-vsctl --db={_quote(op.ovsdb)} add-port {_quote(op.bridge)} {_quote(op.tap)} "
+        + " ".join(columns)
+        + f" -- set interface {_quote(op.tap)} {ids}"
+    )
+
+
+def _ovs_value(value: str) -> str:
+    plain = value and all(c.isalnum() or c in "_-." for c in value)
+    return value if plain else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _quote(word: str) -> str:
+    """Return `word` as one word of a POSIX shell; shlex.quote, without the import of re."""
+    safe = word and all(c.isascii() and (c.isalnum() or c in "@%+=:,./-_") for c in word)
+    return word if safe else "'" + word.replace("'", "'\"'\"'") + "'"
