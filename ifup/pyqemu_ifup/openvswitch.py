@@ -1,0 +1,404 @@
+"""Open vSwitch over its database protocol (RFC 7047): looks, and executes AddPort and DelPort.
+
+The only module that imports ovs. A Database is one connection; every wait on it ends with the
+Watch that it is given. Rows and columns: ovs-vswitchd.conf.db(5).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import socket
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from ovs.db.idl import Idl, SchemaHelper, Transaction
+from ovs.poller import Poller
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifup.look import OvsPort
+from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.plan import AddPort, DelPort, vlan_columns
+from pyqemu_ifup.stamp import KEY_VERSION
+
+SLICE_MS = 250
+"""Longest wait without a look at the caller, in milliseconds: its end turns no descriptor ready."""
+
+
+def _column(key: object, low: int = 1, high: object = 1, **more: object) -> dict[str, object]:
+    return {"type": {"key": key, "min": low, "max": high, **more}}
+
+
+_MANY = "unlimited"
+_STRINGS = _column("string", 0, _MANY, value="string")
+SCHEMA: dict[str, object] = {
+    "name": "Open_vSwitch",
+    "version": "0.0.0",
+    "tables": {
+        "Open_vSwitch": {
+            "isRoot": True,
+            "columns": {"cur_cfg": _column("integer"), "next_cfg": _column("integer")},
+        },
+        "Bridge": {
+            "columns": {
+                "name": _column("string"),
+                "ports": _column({"type": "uuid", "refTable": "Port"}, 0, _MANY),
+            },
+        },
+        "Port": {
+            "columns": {
+                "name": _column("string"),
+                "interfaces": _column({"type": "uuid", "refTable": "Interface"}, 1, _MANY),
+                "tag": _column("integer", 0),
+                "trunks": _column("integer", 0, _MANY),
+                "vlan_mode": _column("string", 0),
+                "protected": _column("boolean"),
+                "other_config": _STRINGS,
+            },
+        },
+        "Interface": {
+            "columns": {
+                "name": _column("string"),
+                "external_ids": _STRINGS,
+                "ofport": _column("integer", 0),
+                "error": _column("string", 0),
+                "ifindex": _column("integer", 0),
+                "link_state": _column("string", 0),
+            },
+        },
+    },
+}
+"""Of the vswitchd schema what we need, so that nothing else is monitored."""
+
+
+class Database:
+    """One connection to an ovsdb-server, its rows of one tap (or all, `tap` None) replicated.
+
+    Raises Failure on opening: 69 where no server answers at `address`, 77 where it may not be
+    spoken to, 75 where it is mute until `watch` ends.
+    """
+
+    def __init__(self, address: str, tap: str | None, watch: Watch) -> None:
+        self.address = address
+        _try_connect(address, watch)
+        helper = SchemaHelper(schema_json=SCHEMA)
+        helper.register_all()
+        self._idl: Any = Idl(address, helper, probe_interval=0, leader_only=False)
+        if tap is not None:
+            for table in ("Interface", "Port"):
+                self._idl.cond_change(table, [["name", "==", tap]])
+        try:
+            self._wait(
+                lambda: self._idl.has_ever_connected(),
+                watch,
+                f"the database of Open vSwitch at {address} does not answer",
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._idl.close()
+
+    def refresh(self) -> None:
+        """Take in what the server has sent since."""
+        self._idl.run()
+
+    def has_bridge(self, name: str) -> bool:
+        """Tell whether there is a bridge of this name."""
+        return self._bridge(name) is not None
+
+    def ports(self) -> list[OvsPort]:
+        """Return the ports replicated here, with their Interface rows."""
+        holder = {
+            port.uuid: bridge.name for bridge in self._rows("Bridge") for port in bridge.ports
+        }
+        found = []
+        seen_interfaces = set()
+        for port in self._rows("Port"):
+            for interface in port.interfaces:
+                seen_interfaces.add(interface.uuid)
+                found.append(self._port(port, interface, holder.get(port.uuid)))
+        for interface in self._rows("Interface"):
+            if interface.uuid not in seen_interfaces:
+                found.append(self._port(None, interface, None))
+        return found
+
+    def _port(self, port: Any, interface: Any, bridge: str | None) -> OvsPort:
+        return OvsPort(
+            ovsdb=self.address,
+            bridge=bridge,
+            name=interface.name if port is None else port.name,
+            tag=_one(port.tag) if port else None,
+            trunks=tuple(sorted(port.trunks)) if port else (),
+            vlan_mode=_one(port.vlan_mode) if port else None,
+            protected=bool(port and port.protected),
+            transient=bool(port and port.other_config.get("transient") == "true"),
+            external_ids=tuple(sorted(interface.external_ids.items())),
+            ofport=_one(interface.ofport),
+            error=_one(interface.error),
+            ifindex=_one(interface.ifindex),
+            link_state=_one(interface.link_state),
+        )
+
+    def add_port(self, op: AddPort, watch: Watch) -> None:
+        """Add the port and wait until ovs-vswitchd has taken it in.
+
+        Raises Failure: 69 where the bridge has gone, 71 where vswitchd cannot use the tap, 75
+        where it is mute, 77 where somebody else was faster with the name.
+        """
+        # NOTE: a port that vswitchd has yet to let go, deleted without waiting, and ours must not
+        # reach it in one go: on the userspace datapath the new one would pass no frames.
+        self._wait_applied(self._root().next_cfg, watch)
+
+        def compose(transaction: Any) -> None:
+            bridge = self._bridge(op.bridge)
+            if bridge is None:
+                raise Failure(
+                    Status.UNAVAILABLE, f"there is no bridge {op.bridge}",
+                    "it has been deleted meanwhile", f"make it: ovs-vsctl add-br {op.bridge}",
+                )
+            if self._is_there(op):
+                return
+            interface = transaction.insert(self._idl.tables["Interface"])
+            interface.name = op.tap
+            interface.external_ids = dict(op.external_ids)
+            mode, tag, trunks = vlan_columns(op.vlan)
+            port = transaction.insert(self._idl.tables["Port"])
+            port.name = op.tap
+            port.interfaces = [interface]
+            port.vlan_mode = [mode]
+            port.tag = [] if tag is None else [tag]
+            port.trunks = list(trunks)
+            port.protected = op.protected
+            port.other_config = {"transient": "true"}
+            bridge.verify("name")
+            bridge.addvalue("ports", port)
+            transaction.add_comment(f"pyqemu-ifup: add-port {op.bridge} {op.tap}")
+
+        self._commit(compose, watch)
+        self._wait_applied(self._root().next_cfg, watch)
+        self._wait(lambda: self._is_usable(op), watch, "ovs-vswitchd does not take the port in")
+
+    def _is_there(self, op: AddPort) -> bool:
+        """Tell whether our own commit came through, its reply lost with the connection."""
+        rows = [port for port in self.ports() if port.name == op.tap]
+        if not rows:
+            return False
+        if any(row.external_ids != op.external_ids for row in rows):
+            raise Failure(
+                Status.DENIED,
+                "Open vSwitch has a port of this name that is not ours",
+                f"on {rows[0].owner}, added meanwhile",
+                f"if it shall go: ovs-vsctl --db={self.address} del-port {op.tap}",
+            )
+        return True
+
+    def _is_usable(self, op: AddPort) -> bool:
+        row = next((port for port in self.ports() if port.name == op.tap), None)
+        if row is None:
+            raise Failure(
+                Status.REFUSED, f"the port on {op.bridge} has gone again",
+                "somebody has deleted it, or its bridge, meanwhile", "try again",
+            )
+        if row.error is not None or row.ofport == -1:
+            raise Failure(
+                Status.REFUSED,
+                f"{op.bridge} cannot use the tap",
+                row.error or "ovs-vswitchd gave it no OpenFlow port",
+                "see the log of ovs-vswitchd",
+            )
+        return row.ofport is not None and row.ifindex == op.index
+
+    def wait_link_up(self, tap: str, watch: Watch) -> None:
+        """Wait until ovs-vswitchd sees the tap's link up. Raises Failure (75)."""
+        self._wait(
+            lambda: any(p.name == tap and p.link_state == "up" for p in self.ports()),
+            watch,
+            "ovs-vswitchd does not see the tap's link up",
+        )
+
+    def del_port(self, op: DelPort, watch: Watch, patience: float | None = None) -> bool:
+        """Delete the port that `op` saw; gone already is success.
+
+        Waits until vswitchd let it go, `patience` seconds at most where that is given, and tells
+        whether it did. Raises Failure: 69 where the server cannot write, 75 where it is mute.
+        """
+
+        seen = dict(op.external_ids)
+        if KEY_VERSION not in seen:
+            raise ValueError(f"{op} is not of a port of ours")
+
+        def compose(transaction: Any) -> None:
+            for port in self._rows("Port"):
+                interfaces = list(port.interfaces)
+                if port.name != op.tap or not any(
+                    interface.external_ids == seen for interface in interfaces
+                ):
+                    continue
+                for bridge in self._rows("Bridge"):
+                    if any(held.uuid == port.uuid for held in bridge.ports):
+                        bridge.delvalue("ports", port)
+                for interface in interfaces:
+                    interface.verify("external_ids")
+                port.delete()
+                transaction.add_comment(f"pyqemu-ifup: del-port {op.tap}")
+
+        target = self._commit(compose, watch)
+        if target is None:
+            return True
+        limit = watch
+        if patience is not None:
+            limit = Watch(min(patience, watch.remaining()), watch.interrupted, watch.wakeup)
+        try:
+            self._wait_applied(target, limit)
+        except Failure:
+            if patience is None:
+                raise
+            return False
+        return True
+
+    def _root(self) -> Any:
+        row = next(iter(self._rows("Open_vSwitch")), None)
+        if row is None:
+            raise Failure(
+                Status.UNAVAILABLE, f"the database at {self.address} is empty",
+                "ovs-vsctl init has not been run", "start Open vSwitch by its own service",
+            )
+        return row
+
+    def _rows(self, table: str) -> list[Any]:
+        return list(self._idl.tables[table].rows.values())
+
+    def _bridge(self, name: str) -> Any:
+        return next((row for row in self._rows("Bridge") if row.name == name), None)
+
+    def _wait_applied(self, next_cfg: int, watch: Watch) -> None:
+        """Wait until ovs-vswitchd has taken in the configuration up to `next_cfg`."""
+        self._wait(
+            lambda: self._root().cur_cfg >= next_cfg, watch, "ovs-vswitchd does not answer"
+        )
+
+    def _commit(self, compose: Callable[[Any], None], watch: Watch) -> int | None:
+        """Commit what `compose` writes, anew as often as the database had changed meanwhile.
+
+        Returns the new next_cfg, None where there was nothing to write.
+        """
+        mute = f"the database of Open vSwitch at {self.address} does not answer"
+        while True:
+            seqno: int = self._idl.change_seqno
+            transaction = Transaction(self._idl)
+            try:
+                compose(transaction)
+                self._root().increment("next_cfg")
+                status = transaction.commit()
+                while status == Transaction.INCOMPLETE:
+                    self._block(transaction, watch, mute)
+                    self._idl.run()
+                    status = transaction.commit()
+            finally:
+                transaction.abort()
+            if status == Transaction.UNCHANGED:
+                return None
+            if status == Transaction.SUCCESS:
+                return int(transaction.get_increment_new_value())
+            if status != Transaction.TRY_AGAIN:
+                raise _refusal(self.address, transaction.get_error())
+            self._wait_change(seqno, watch, mute)
+
+    def _wait_change(self, seqno: int, watch: Watch, doing: str) -> None:
+        self._wait(lambda: self._idl.change_seqno != seqno, watch, doing)
+
+    def _wait(self, done: Callable[[], bool], watch: Watch, doing: str) -> None:
+        while True:
+            self._idl.run()
+            if done():
+                return
+            self._block(None, watch, doing)
+
+    def _block(self, transaction: Any, watch: Watch, doing: str) -> None:
+        """Wait for the next thing to happen, or raise what `watch` says."""
+        watch.check(doing)
+        poller = Poller()
+        self._idl.wait(poller)
+        if transaction is not None:
+            transaction.wait(poller)
+        if watch.wakeup is not None:
+            poller.fd_wait(watch.wakeup, select.POLLIN)
+        poller.timer_wait(min(SLICE_MS, int(watch.remaining() * 1000) + 1))
+        poller.block()
+
+
+def _one(values: Any) -> Any:
+    """Return the value of an optional column, None where it is empty."""
+    return values[0] if values else None
+
+
+def _refusal(address: str, error: str) -> Failure:
+    """Return what the database's own error means."""
+    try:
+        told = json.loads(error)
+        text = f"{told.get('error', '')} ({told.get('details', '')})"
+    except (ValueError, AttributeError):
+        told, text = {}, error
+    if told.get("error") == "constraint violation":
+        return Failure(
+            Status.DENIED, "Open vSwitch has a port of this name that is not ours",
+            f"{told.get('details', '')}", "see ovs-vsctl show",
+        )
+    if told.get("error") in ("not allowed", "I/O error", "permission error", "not owner"):
+        return Failure(
+            Status.UNAVAILABLE, f"the database of Open vSwitch at {address} cannot be written",
+            text, "see the log of ovsdb-server",
+        )
+    return Failure(
+        Status.REFUSED, f"the database of Open vSwitch at {address} refuses it", text,
+        "see the log of ovsdb-server",
+    )
+
+
+def _try_connect(address: str, watch: Watch) -> None:
+    """Connect once and hang up, for a clear answer: the IDL only retries in silence."""
+    watch.check()
+    if address.startswith("unix:"):
+        family, target = socket.AF_UNIX, address[len("unix:"):]
+    else:
+        host, _, port = address[len("tcp:"):].rpartition(":")
+        host = host.strip("[]")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        target = (host, int(port))  # type: ignore[assignment]
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.settimeout(max(0.001, watch.remaining()))
+            probe.connect(target)
+    except (BlockingIOError, TimeoutError) as error:
+        raise Failure(
+            Status.TRY_AGAIN, f"the database of Open vSwitch at {address} does not answer",
+            str(error), "see whether ovsdb-server hangs",
+        ) from error
+    except PermissionError as error:
+        raise Failure(
+            Status.DENIED, f"the database of Open vSwitch at {address} may not be used",
+            os.strerror(error.errno or errno.EACCES), "run as root",
+        ) from error
+    except OSError as error:
+        raise Failure(
+            Status.UNAVAILABLE, f"Open vSwitch is not there: nothing answers at {address}",
+            error.strerror or str(error),
+            "start Open vSwitch, or remove the socket if it shall not run",
+        ) from error
