@@ -1,0 +1,144 @@
+"""Makes it so: look, plan, apply, prove; and when that fails, the way back."""
+
+from __future__ import annotations
+
+import syslog
+from collections.abc import Callable, Iterable
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Port
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.look import Seen, show_vlan
+from pyqemu_ifup.manners import Watch, log
+from pyqemu_ifup.plan import (
+    Prove,
+    check_bridge_mtu,
+    differences,
+    find_kind,
+    is_ours_to_touch,
+    plan_undo,
+    plan_up,
+    refuse_foreign_ports,
+    refuse_strangers,
+)
+from pyqemu_ifup.stamp import find_here, make_stamp
+
+
+def attach(
+    port: Port,
+    caller: Caller,
+    parent: int,
+    ovsdbs: Iterable[str],
+    watch: Watch,
+    tell: Callable[[str], None],
+) -> None:
+    """Attach the tap as `port` says, for the process `parent`, and prove that it is so.
+
+    `ovsdbs` are the databases of the policy: the tap's name is looked up in each that this host
+    has. Raises Failure; then the tap is down, attached nowhere, and as it was before, but for
+    somebody else's tap or name, which is not touched.
+    """
+    with Host(port.tap, watch, tell) as host:
+        try:
+            host.open_databases([port.ovsdb, DEFAULT_OVSDB, *ovsdbs])
+        except Failure:
+            before = host.look(port.tap, port.bridge)
+            if is_ours_to_touch(port.tap, before, parent):
+                _undo(host, port, before)
+            raise
+        before = host.look(port.tap, port.bridge)
+        refuse_strangers(port.tap, before, parent)
+        try:
+            _attach(host, port, caller, parent, before)
+        except BaseException:
+            _undo(host, port, before)
+            raise
+
+
+def _attach(host: Host, port: Port, caller: Caller, parent: int, before: Seen) -> None:
+    here = find_here()
+    refuse_foreign_ports(before, here)
+    kind = find_kind(port, before)
+    stamp = make_stamp(port, kind, caller, parent)
+    for op in plan_up(port, kind, before, stamp, here):
+        host.watch.check()
+        if isinstance(op, Prove):
+            _prove(host, port, kind, before, up=op.up)
+        else:
+            host.run(op, host.watch)
+    host.watch.check()
+
+
+def _prove(host: Host, port: Port, kind: Kind, before: Seen, *, up: bool) -> None:
+    """Look again. Raises Failure (71) where what is differs from what was wanted."""
+    now = host.look(port.tap, port.bridge)
+    # NOTE: a persistent tap that nobody has opened yet has no carrier, so no link to wait for.
+    if up and kind == "openvswitch" and now.tap is not None and now.tap.carrier:
+        host.databases[port.ovsdb].wait_link_up(port.tap, host.watch)
+        now = host.look(port.tap, port.bridge)
+    if now.tap is None or before.tap is None or now.tap.index != before.tap.index:
+        raise Failure(
+            Status.REFUSED, "the tap has gone meanwhile", "its QEMU has ended or closed it",
+            "see whether the calling process still runs",
+        )
+    # NOTE: first the cause, then its effects: with mtu: bridge, a bridge whose MTU the tap has
+    # lowered agrees with the tap.
+    check_bridge_mtu(port, kind, before, now)
+    found = differences(port, kind, now, up=up)
+    if found:
+        raise Failure(
+            Status.REFUSED, "what was read back differs", "; ".join(map(str, found)),
+            "see who else manages this bridge",
+        )
+    if up:
+        _tell_of_mac(port, before, now)
+
+
+def _tell_of_mac(port: Port, before: Seen, now: Seen) -> None:
+    """Say how to pin the MAC of a bridge that has none of its own and has taken the tap's."""
+    if before.bridge is None or now.bridge is None or now.tap is None:
+        return
+    if now.bridge.mac == now.tap.mac != before.bridge.mac:
+        log(
+            syslog.LOG_NOTICE,
+            f"{port.tap}: {port.bridge} has no MAC of its own and has taken the tap's; "
+            f"pin one: ip link set dev {port.bridge} address {_unicast_mac(before.bridge.mac)}",
+        )
+
+
+def _unicast_mac(mac: str) -> str:
+    """Return `mac`, or where it is all zeros (a bridge that lost its last port) an example."""
+    return mac if mac != "00:00:00:00:00:00" else "02:00:00:00:00:01"
+
+
+def _undo(host: Host, port: Port, before: Seen) -> None:
+    """Take back what was done, as far as it can be; what cannot is told in syslog."""
+    watch = host.watch.for_undo()
+    try:
+        now = host.look(port.tap, port.bridge)
+        plan = plan_undo(before, now, find_here())
+    except Failure as failure:
+        log(syslog.LOG_ERR, f"{port.tap}: cannot look at what is left: {failure}")
+        return
+    for step in plan:
+        try:
+            host.run(step, watch)
+        except Failure as failure:
+            log(
+                syslog.LOG_ERR,
+                f"{port.tap}: not taken back: {failure}; pyqemu-ifctl gc {port.tap} will",
+            )
+
+
+def success_line(port: Port, caller: Caller) -> str:
+    """Return what syslog is told of a tap that is attached."""
+    words = [f"attached to {port.bridge}"]
+    if port.vlan is not None:
+        words.append(f"vlan {show_vlan(port.vlan)}")
+    if port.isolated:
+        words.append("isolated")
+    words.append(f"network {port.network}")
+    words.append(f"{port.place.file.rpartition('/')[2]}:{port.place.line}")
+    if caller.vm:
+        words.append(f"vm {caller.vm}")
+    return f"{port.tap}: " + ", ".join(words)

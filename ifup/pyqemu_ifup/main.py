@@ -1,0 +1,79 @@
+"""pyqemu-ifup TAP: attach the tap as the policy says."""
+
+from __future__ import annotations
+
+import os
+import sys
+import syslog
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.names import check_tap_name
+from pyqemu_ifconf.policy import DEFAULT_TIMEOUT, Deny, Policy, decide, policy_asks, port_on
+from pyqemu_ifup.caller import find_caller
+from pyqemu_ifup.manners import (
+    Watch,
+    inherited_taps,
+    log,
+    narrator,
+    open_standard_descriptors,
+    program_name,
+    prove_tap,
+    run_hook,
+    settle,
+    watching,
+)
+
+PROGRAM = "pyqemu-ifup"
+
+
+def main() -> int:
+    """Run the hook with the arguments of this process and return its exit status."""
+    open_standard_descriptors()
+    inherited = inherited_taps()
+    settle()
+    with watching(DEFAULT_TIMEOUT) as watch:
+        return run_hook(PROGRAM, sys.argv[1:], lambda tap: up(tap, inherited, watch))
+
+
+def up(tap: str, inherited: list[str], watch: Watch) -> None:
+    """Attach `tap` for the parent process. Raises Failure."""
+    from pyqemu_ifconf.load import load_host_policy
+
+    check_tap_name(tap)
+    prove_tap(tap, inherited)
+    parent = os.getppid()
+    policy = load_host_policy(os.environ)
+    watch.allow(policy.timeout)
+    caller = find_caller(tap, parent, want_user=policy_asks(policy, "user"))
+    network = program_name(sys.argv).partition("@")[2]
+    if network:
+        port = port_on(policy, network, tap)
+    else:
+        decision = decide(policy, caller)
+        if isinstance(decision, Deny):
+            raise denial(decision, policy)
+        port = decision.port
+    watch.check()
+
+    from pyqemu_ifup.attach import attach, success_line
+
+    ovsdbs = [each.ovsdb for each in policy.networks.values()]
+    attach(port, caller, parent, ovsdbs, watch, narrator(PROGRAM, tap))
+    log(syslog.LOG_INFO, success_line(port, caller))
+
+
+def denial(decision: Deny, policy: Policy) -> Failure:
+    """Return the Failure (77) of a tap that no rule, or a `deny` rule, keeps out."""
+    if decision.rule is None:
+        files = ", ".join(policy.files)
+        return Failure(
+            Status.DENIED, "denied", f"no rule of {files} matches",
+            "add one; pyqemu-ifctl explain tells why each does not",
+        )
+    return Failure(
+        Status.DENIED, "denied", decision.because, f"see the rule at {decision.rule.place}"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
