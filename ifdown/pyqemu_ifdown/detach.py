@@ -1,0 +1,79 @@
+"""Undoes it: takes one tap away from where its own mark says that we put it."""
+
+from __future__ import annotations
+
+import syslog
+from collections.abc import Callable
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.policy import DEFAULT_OVSDB
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.look import Link, Seen
+from pyqemu_ifup.manners import Watch, log
+from pyqemu_ifup.plan import DelPort, SetAlias, Step, is_our_master, plan_leave
+from pyqemu_ifup.stamp import Here, find_here, is_anothers
+
+PATIENCE = 2.0
+"""Seconds that a down waits for ovs-vswitchd once the row is gone: QEMU's exit waits for us."""
+
+
+def detach(tap: str, parent: int, watch: Watch, tell: Callable[[str], None]) -> None:
+    """Take `tap` from its bridge, as far as it carries our mark; gone already is success.
+
+    `parent` is the calling process: a tap that meanwhile serves another living one is left
+    alone. Raises Failure: 77 where privilege forbids something, 69 or 75 where Open vSwitch does
+    not do its part.
+    """
+    with Host(tap, watch, tell) as host:
+        link = host.kernel.look_up(tap)
+        stamp = link.stamp if link else None
+        if stamp is not None and is_anothers(stamp, parent):
+            log(
+                syslog.LOG_INFO,
+                f"{tap}: left alone: attached to {stamp.bridge} for process {stamp.pid}",
+            )
+            return
+        host.open_databases(_databases(link))
+        seen = host.look(tap, None)
+        plan = plan_down(seen, find_here())
+        for step in plan:
+            watch.check()
+            _run(host, step, watch)
+        if plan and stamp is not None:
+            log(syslog.LOG_INFO, f"{tap}: detached from {stamp.bridge}, network {stamp.network}")
+
+
+def _databases(link: Link | None) -> list[str]:
+    """Return where a row of the tap may be: a tap's own stamp tells; without one, the default."""
+    stamp = link.stamp if link else None
+    if stamp is None:
+        return [DEFAULT_OVSDB]
+    return [stamp.ovsdb] if stamp.ovsdb is not None else []
+
+
+def plan_down(seen: Seen, here: Here) -> tuple[Step, ...]:
+    """Return the steps that take away what of the tap carries our mark, the mark itself last.
+
+    A tap that somebody else has moved to another bridge since stays there.
+    """
+    tap = seen.tap
+    steps = plan_leave(seen, here)
+    marked = tap is not None and tap.stamp is not None
+    if not marked or (seen.master is not None and not is_our_master(seen, seen.master)):
+        steps = tuple(step for step in steps if isinstance(step, DelPort))
+    if tap is not None and marked:
+        steps += (SetAlias(tap.name, tap.index, ""),)
+    return steps
+
+
+def _run(host: Host, step: Step, watch: Watch) -> None:
+    try:
+        if not host.run(step, watch, PATIENCE):
+            log(
+                syslog.LOG_WARNING,
+                f"{step.tap}: ovs-vswitchd does not answer; the port is out of its database",
+            )
+    except Failure as failure:
+        # NOTE: QEMU closes the tap as soon as we are done, or has died meanwhile.
+        if failure.status is not Status.REFUSED or host.kernel.look_up(step.tap) is not None:
+            raise

@@ -1,0 +1,60 @@
+"""What a crash left behind: finds what is ours and whose tap is gone, and removes just that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.look import Link, OvsPort
+from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.plan import DelPort, del_port
+from pyqemu_ifup.stamp import KEY_BOOT_ID, KEY_IFINDEX, Here, find_here
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A port of ours in a database; `remove` is None where it stays, `because` says why."""
+
+    port: OvsPort
+    because: str
+    remove: DelPort | None
+
+
+def judge(ports: Iterable[OvsPort], links: Iterable[Link], here: Here) -> tuple[Leftover, ...]:
+    """Return what is to become of every port that carries our mark.
+
+    `links` must have been looked at after `ports`: a tap is there before its port is.
+    """
+    there = {(link.name, link.index) for link in links}
+    return tuple(_judge(port, there, here) for port in ports if port.ours)
+
+
+def _judge(port: OvsPort, there: set[tuple[str, int]], here: Here) -> Leftover:
+    if port.is_elsewhere(here):
+        return Leftover(port, "it is of another network namespace", None)
+    ids = port.ids
+    if ids.get(KEY_BOOT_ID) != here.boot_id:
+        return Leftover(port, "its tap is gone: it is of an earlier boot", del_port(port))
+    index = ids.get(KEY_IFINDEX, "")
+    if any(f"{link_index}" == index and name == port.name for name, link_index in there):
+        return Leftover(port, "its tap is there", None)
+    return Leftover(port, f"its tap is gone: no link {port.name} with ifindex {index}",
+                    del_port(port))
+
+
+def collect(
+    host: Host, ovsdbs: Iterable[str], watch: Watch, *, tap: str | None, dry_run: bool
+) -> tuple[Leftover, ...]:
+    """Remove what is left of taps that are gone, of `tap` alone where it is given.
+
+    Returns what was found; a `dry_run` removes nothing. Raises Failure as Host does.
+    """
+    host.open_databases(ovsdbs)
+    ports = [port for port in host.ports() if tap is None or port.name == tap]
+    found = judge(ports, host.kernel.links(), find_here())
+    for leftover in found:
+        if leftover.remove is not None and not dry_run:
+            watch.check()
+            host.run(leftover.remove, watch)
+    return found
