@@ -24,8 +24,9 @@ class Link:
     """A network interface, as rtnetlink(7) gives it.
 
     `kind` is IFLA_INFO_KIND ("tun", "bridge", "openvswitch" ...), None for a real network card;
-    `tap` tells a tap from a tun. `carrier` is a tap's while a process holds it. `vlan_filtering` and `default_pvid` (0: none) are a bridge's,
-    None elsewhere and where the kernel has no VLAN filtering; `isolated` is a bridge port's.
+    `tap` tells a tap from a tun. `carrier` is a tap's while a process holds it. `vlan_filtering`
+    and `default_pvid` (0: none) are a bridge's, None elsewhere and where the kernel has no VLAN
+    filtering; `isolated` is a bridge port's.
     """
 
     index: int
