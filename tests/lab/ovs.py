@@ -65,8 +65,9 @@ class Daemon:
         """End the daemon in good order, stopped or not; already ended is fine."""
         if self.process is None:
             return
+        # NOTE: unlike os.kill, these two tolerate a daemon that has just ended.
+        self.process.send_signal(signal.SIGCONT)
         self.process.terminate()
-        self.cont()
         try:
             self.process.wait(READY)
         except subprocess.TimeoutExpired:
