@@ -13,6 +13,9 @@ import pytest
 
 QEMU = "qemu-system-x86_64"
 
+# linux/capability.h
+CAPABILITIES = (("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21))
+
 # linux/netlink.h, linux/genetlink.h
 NETLINK_GENERIC = 16
 NLM_F_REQUEST = 1
@@ -24,7 +27,12 @@ NLMSG_ERROR = 2
 
 def root() -> str | None:
     """Return why the test cannot act as root; None where it can."""
-    return None if os.geteuid() == 0 else "not root"
+    if os.geteuid() != 0:
+        return "not root"
+    with open("/proc/self/status") as file:
+        effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    absent = [name for name, bit in CAPABILITIES if not effective >> bit & 1]
+    return f"root without {' and '.join(absent)}" if absent else None
 
 
 def tun() -> str | None:
