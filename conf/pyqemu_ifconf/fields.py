@@ -163,12 +163,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Text:
-    """A text that `is_good` accepts; `pattern` says the same to a JSON Schema, as far as it can."""
+    """A text that `is_good` accepts; `pattern` says the same to a JSON Schema, as far as it can.
+
+    `length` is the most bytes of it, for those who read a text of digits as a number.
+    """
 
     words: str
     is_good: Callable[[str], bool]
     pattern: str
     hint: str = ""
+    length: int | None = None
 
     def read(self, name: str, node: Node, errors: Errors) -> object:
         if isinstance(node, Scalar) and self.is_good(node.text):
@@ -176,7 +180,11 @@ class Text:
         return must_be(name, self.words, node, errors, self.hint)
 
     def schema(self) -> Schema:
-        return {"anyOf": [{"type": "string", "pattern": self.pattern}, *_NOT_TEXT]}
+        number: Schema = {"type": "number"}
+        if self.length is not None:
+            number = {**number, "maximum": 10**self.length - 1}
+        text: Schema = {"type": "string", "pattern": self.pattern}
+        return {"anyOf": [text, number, {"type": "boolean"}]}
 
 
 def is_line(text: str) -> bool:
@@ -452,6 +460,7 @@ FIELDS: tuple[Field, ...] = (
             is_valid_name,
             rf"^(?!\.{{1,2}}$)[!-.0-9;-~]{{1,{NAME_MAX}}}$",
             f"a name is 1 to {NAME_MAX} bytes of 0x21 to 0x7e, without / and :, not . or ..",
+            NAME_MAX,
         ),
         "The Linux bridge or Open vSwitch bridge.",
         required=True,

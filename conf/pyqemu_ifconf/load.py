@@ -222,6 +222,8 @@ def _explain(error: yaml.MarkedYAMLError, text: str) -> tuple[int, int, str]:
         return here[0], column, 'a glob that begins with [ must be in quotes, as in tap: "[ab]*"'
     if context == "while scanning an alias":
         return *there, 'a text that begins with * must be in quotes, as in tap: "*"'
+    if context == "while scanning a simple key":
+        return *there, "a key without its colon; the file may be cut short"
     if "cannot start any token" in problem:
         first = lines[mark.line][mark.column : mark.column + 1]
         return *here, f"a text that begins with {first} must be in quotes"
@@ -279,10 +281,11 @@ def _compose(text: str, errors: Errors) -> Node | None:
                 )
             tag = getattr(event, "tag", None)
             if tag is not None:
+                shown = tag.replace("tag:yaml.org,2002:", "!!")
                 errors.add_at(
                     line,
                     column,
-                    f"a tag ({tag}) is not part of the policy language; leave it out, or put a "
+                    f"a tag ({shown}) is not part of the policy language; leave it out, or put a "
                     "text that begins with ! in quotes",
                 )
             if not isinstance(event, yaml.ScalarEvent):

@@ -57,12 +57,13 @@ def _network() -> Schema:
 def _rule() -> Schema:
     """Return the schema of a rule: a match key, and a network with settings or a deny without."""
     settings = [name for name, field in fields_of("rule").items() if field.where == "port"]
+    not_with_deny = ("network", *settings)
     return {
         **_object("rule"),
         "anyOf": [{"required": [key]} for key in MATCH_KEYS],
         "oneOf": [
-            {"required": ["network"]},
-            {"required": ["deny"], "properties": {name: False for name in settings}},
+            {"required": ["network"], "properties": {"deny": False}},
+            {"required": ["deny"], "properties": {name: False for name in not_with_deny}},
         ],
     }
 

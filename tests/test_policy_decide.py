@@ -1,0 +1,259 @@
+"""What a policy decides: globs, rules from the top, and the Port that comes of it."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.globs import glob_fault, matches
+from pyqemu_ifconf.load import Source, parse_policy
+from pyqemu_ifconf.policy import (
+    MATCH_KEYS,
+    Attach,
+    Caller,
+    Deny,
+    Place,
+    Policy,
+    Port,
+    Vlan,
+    decide,
+    policy_asks,
+    port_on,
+)
+
+GLOBS = [
+    # glob, what it matches, what it does not
+    ("web0", ["web0"], ["web", "web00", "Web0", ""]),
+    ("web*", ["web", "web0", "web*"], ["we", "xweb", "WEB"]),
+    ("*", ["", "a", "ab"], []),
+    ("*0", ["0", "web0", "00"], ["", "web01"]),
+    ("w*b*0", ["wb0", "web0", "wbb00"], ["w0", "wb"]),
+    ("?", ["a", "?"], ["", "ab"]),
+    ("web?", ["web0"], ["web", "web10"]),
+    ("web[0-9]", ["web0", "web9"], ["web", "weba", "web10"]),
+    ("web[!0-9]", ["weba", "web!"], ["web5", "web"]),
+    ("[abc]x", ["ax", "cx"], ["dx", "x"]),
+    ("[a-]x", ["ax", "-x"], ["bx"]),
+    ("[-a]x", ["ax", "-x"], ["bx"]),
+    ("[!-a]x", ["bx"], ["ax", "-x"]),
+    ("[a-c-e]", ["b", "-", "e"], ["d"]),
+    ("[^a]", ["^", "a"], ["b"]),
+    ("[a!]", ["a", "!"], ["b"]),
+    ("[!!]", ["a"], ["!"]),
+    ("[[]x", ["[x"], ["x"]),
+    ("x]", ["x]"], ["x"]),
+    ("*[*]?", ["*a", "b*a"], ["aa"]),
+    ("a.b", ["a.b"], ["axb"]),
+    ("a\\*", ["a\\", "a\\b"], ["a*", "a"]),
+    ("{a,b}", ["{a,b}"], ["a"]),
+    ("52:54:*", ["52:54:00:12:34:56"], ["52:55:00:12:34:56"]),
+]
+
+
+@pytest.mark.parametrize(("glob", "yes", "no"), GLOBS, ids=[row[0] for row in GLOBS])
+def test_glob(glob: str, yes: list[str], no: list[str]) -> None:
+    assert glob_fault(glob) is None
+    assert [text for text in yes + no if matches(glob, text)] == yes
+
+
+@settings(deadline=None)
+@given(st.text("ab*?", max_size=12), st.text("ab*?", max_size=20))
+def test_stars_match_as_everywhere(glob: str, text: str) -> None:
+    assert matches(glob, text) == fnmatch.fnmatchcase(text, glob)
+
+
+@settings(deadline=None)
+@given(st.text("abc*?[]!-^", max_size=12), st.text("abc[]!-^", max_size=8))
+def test_well_formed_globs_match_without_a_fault(glob: str, text: str) -> None:
+    if glob_fault(glob) is None:
+        assert matches(glob, text) in (True, False)
+
+
+def test_many_stars_are_matched_in_time() -> None:
+    assert not matches("*a" * 100 + "b", "a" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("glob", "fault"),
+    [
+        ("web[0-9", "its [ has no ]; to match a [ itself, write [[]"),
+        ("[]x", "[] is an empty set"),
+        ("a[!]", "[!] is an empty set"),
+        ("a[!9-0]b", "the range 9-0 in [!9-0] runs backwards"),
+    ],
+)
+def test_glob_fault(glob: str, fault: str) -> None:
+    assert glob_fault(glob) == fault
+
+
+POLICY = """\
+version: 1
+networks:
+  lan: {bridge: br0}
+  tenants:
+    bridge: br-int
+    kind: openvswitch
+    ovsdb: tcp:127.0.0.1:6640
+    mtu: 8950
+    vlan: {native: 10, trunk: [30-32, 20]}
+    isolated: true
+    txqueuelen: 500
+    external_ids: {owner: net, team: a}
+rules:
+  - {tap: web*, network: tenants}
+  - {tap: bare*, network: tenants, mtu: none, vlan: none, isolated: none, txqueuelen: none,
+     external_ids: none}
+  - {tap: own*, network: tenants, mtu: bridge, vlan: 7, isolated: false, txqueuelen: 0,
+     external_ids: {owner: none, team: b, role: "none"}}
+  - {vm: [fw-*, gw], mac: [52:54:00:*, "AA:*"], network: lan}
+  - {netdev: uplink, user: root, network: lan}
+  - {tap: "*9", deny: ends with nine}
+  - {user: "*", deny: some user}
+"""
+
+
+def policy_of(text: str) -> Policy:
+    return parse_policy([Source("policy.yaml", text.encode())])
+
+
+def port(tap: str, line: int) -> Port:
+    return Port(tap, "lan", "br0", Place("policy.yaml", line, 5))
+
+
+TENANTS = Port(
+    "web0",
+    "tenants",
+    "br-int",
+    Place("policy.yaml", 14, 5),
+    kind="openvswitch",
+    ovsdb="tcp:127.0.0.1:6640",
+    mtu=8950,
+    vlan=Vlan(10, (20, 30, 31, 32)),
+    isolated=True,
+    external_ids=(("owner", "net"), ("team", "a")),
+    txqueuelen=500,
+)
+BARE = Port(
+    "bare0",
+    "tenants",
+    "br-int",
+    Place("policy.yaml", 15, 5),
+    kind="openvswitch",
+    ovsdb="tcp:127.0.0.1:6640",
+)
+OWN = Port(
+    "own0",
+    "tenants",
+    "br-int",
+    Place("policy.yaml", 17, 5),
+    kind="openvswitch",
+    ovsdb="tcp:127.0.0.1:6640",
+    mtu=None,
+    vlan=Vlan(7),
+    isolated=False,
+    external_ids=(("team", "b"), ("role", "none")),
+    txqueuelen=0,
+)
+MAC = "52:54:00:12:34:56"
+
+DECISIONS = [
+    ("the network's settings", Caller("web0"), TENANTS, None),
+    ("none unsets", Caller("bare0"), BARE, None),
+    ("the rule overrides", Caller("own0"), OWN, None),
+    ("two keys", Caller("t0", vm="fw-1", mac=MAC), port("t0", 19), None),
+    ("second of a list", Caller("t0", vm="gw", mac="aa:00:00:00:00:01"), port("t0", 19), None),
+    ("upper-case MAC", Caller("t0", vm="gw", mac="AA:0B:00:00:00:01"), port("t0", 19), None),
+    ("one key of two", Caller("t0", vm="fw-1", mac="52:54:01:00:00:00"), None, "no rule matches"),
+    ("one key unknown", Caller("t0", vm="fw-1"), None, "no rule matches"),
+    ("netdev and user", Caller("t0", netdev="uplink", user="root"), port("t0", 20), None),
+    ("a deny rule", Caller("t9"), None, "ends with nine"),
+    ("the first decides", Caller("web9"), TENANTS, None),
+    ("a star matches what is known", Caller("t0", user="1000"), None, "some user"),
+    ("a star does not match the unknown", Caller("t0"), None, "no rule matches"),
+    ("case matters", Caller("Web0"), None, "no rule matches"),
+]
+
+
+@pytest.mark.parametrize(
+    ("caller", "wanted", "because"), [row[1:] for row in DECISIONS], ids=[r[0] for r in DECISIONS]
+)
+def test_decide(caller: Caller, wanted: Port | None, because: str | None) -> None:
+    decision = decide(policy_of(POLICY), caller)
+    if wanted is None:
+        assert isinstance(decision, Deny)
+        assert decision.because == because
+    else:
+        assert isinstance(decision, Attach)
+        assert decision.port == replace(wanted, tap=caller.tap)
+        assert decision.rule is not None and decision.rule.place == decision.port.place
+
+
+def test_passed_over_says_why() -> None:
+    decision = decide(policy_of(POLICY), Caller("t9", vm="gw", mac="00:00:00:00:00:01"))
+    assert [(over.rule.place.line, over.because) for over in decision.passed_over] == [
+        (14, "tap web* does not match t9"),
+        (15, "tap bare* does not match t9"),
+        (17, "tap own* does not match t9"),
+        (19, "none of mac 52:54:00:*, AA:* matches 00:00:00:00:00:01"),
+        (20, "netdev is unknown"),
+    ]
+    assert decision.rule is not None and decision.rule.place.line == 21
+
+
+def test_no_rules_deny() -> None:
+    assert decide(policy_of("version: 1"), Caller("web0")) == Deny("no rule matches", None)
+
+
+def test_of_many_rules_the_right_one_decides() -> None:
+    rules = "".join(
+        f"- {{tap: '*w{i}', network: lan, vlan: {i % 4094 + 1}}}\n" for i in range(5000)
+    )
+    policy = policy_of(f"version: 1\nnetworks: {{lan: {{bridge: br0}}}}\nrules:\n{rules}")
+    decision = decide(policy, Caller("w4999"))
+    assert isinstance(decision, Attach)
+    assert (decision.port.vlan, len(decision.passed_over)) == (Vlan(906), 4999)
+
+
+def test_port_on_a_network_by_name() -> None:
+    policy = policy_of(POLICY)
+    assert port_on(policy, "lan", "x9") == Port("x9", "lan", "br0", Place("policy.yaml", 3, 3))
+    named = port_on(policy, "tenants", "web0")
+    assert (named.vlan, named.external_ids) == (TENANTS.vlan, TENANTS.external_ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            POLICY,
+            "network dmz: the policy does not define it; the networks are lan, tenants",
+        ),
+        (
+            "version: 1",
+            "network dmz: the policy does not define it; the policy defines no network at all",
+        ),
+    ],
+)
+def test_port_on_an_unknown_network(text: str, message: str) -> None:
+    with pytest.raises(Failure) as caught:
+        port_on(policy_of(text), "dmz", "web0")
+    assert (caught.value.status, str(caught.value)) == (Status.DENIED, message)
+
+
+def test_a_network_may_unset_what_it_does_not_have() -> None:
+    policy = policy_of(
+        "version: 1\nnetworks: {l: {bridge: b, vlan: none, external_ids: {a: none}}}"
+    )
+    assert port_on(policy, "l", "t") == Port("t", "l", "b", Place("policy.yaml", 2, 12))
+
+
+def test_policy_asks_only_for_what_a_rule_looks_at() -> None:
+    policy = policy_of(POLICY)
+    assert [key for key in MATCH_KEYS if policy_asks(policy, key)] == list(MATCH_KEYS)
+    policy = policy_of("version: 1\nrules: [{tap: a, vm: b, deny: c}]")
+    assert [key for key in MATCH_KEYS if policy_asks(policy, key)] == ["tap", "vm"]

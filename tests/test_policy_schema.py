@@ -1,0 +1,98 @@
+"""The JSON Schema: it is fresh, and agrees with our own verdict on every sample."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+
+from pyqemu_ifconf.failure import PolicyInvalid
+from pyqemu_ifconf.fields import FIELDS, NUMBER
+from pyqemu_ifconf.load import Source, _compose, check_policy, parse_policy
+from pyqemu_ifconf.nodes import Errors, List, Map, Node, Scalar
+from pyqemu_ifconf.schema import policy_schema, schema_text
+
+TESTS = Path(__file__).parent
+CONF = TESTS.parent / "conf"
+SAMPLES = sorted((TESTS / "samples").glob("*.yaml"))
+WITHIN = [path for path in SAMPLES if not path.name.startswith("beyond-")]
+BEYOND = [path for path in SAMPLES if path.name.startswith("beyond-")]
+
+
+def plain_data(node: Node | None) -> object:
+    """Return what a reader of our dialect makes of `node`: a plain number or truth is one."""
+    if isinstance(node, Map):
+        return {key.text: plain_data(value) for key, value in node.pairs if isinstance(key, Scalar)}
+    if isinstance(node, List):
+        return [plain_data(item) for item in node.items]
+    if not isinstance(node, Scalar):
+        return None
+    if node.plain and NUMBER.fullmatch(node.text):
+        return int(node.text)
+    if node.plain and node.text in ("true", "false"):
+        return node.text == "true"
+    return node.text
+
+
+def is_right(path: Path) -> bool:
+    try:
+        parse_policy([Source(path.name, path.read_bytes())])
+    except PolicyInvalid:
+        return False
+    return True
+
+
+def schema_says(path: Path) -> bool:
+    data = plain_data(_compose(path.read_text(), Errors(path.name)))
+    return bool(Draft202012Validator(policy_schema()).is_valid(data))
+
+
+def test_schema_is_a_schema() -> None:
+    Draft202012Validator.check_schema(policy_schema())
+
+
+def test_committed_schema_is_fresh() -> None:
+    committed = (CONF / "policy.schema.json").read_text()
+    assert committed == schema_text(), (
+        "make it anew: cd conf && python -m pyqemu_ifconf.schema > policy.schema.json"
+    )
+    assert json.loads(committed) == policy_schema()
+
+
+def test_every_field_is_in_the_schema_and_in_a_good_sample() -> None:
+    good = "".join(path.read_text() for path in SAMPLES if path.name.startswith("good-"))
+    schema = schema_text()
+    for field in FIELDS:
+        assert f'"{field.name}": {{' in schema
+        assert f"{field.name}:" in good
+
+
+@pytest.mark.parametrize("path", WITHIN, ids=lambda path: path.stem)
+def test_schema_agrees_with_our_verdict(path: Path) -> None:
+    good = path.name.startswith("good-")
+    assert good or path.name.startswith("bad-")
+    assert (is_right(path), schema_says(path)) == (good, good)
+
+
+@pytest.mark.parametrize("path", BEYOND, ids=lambda path: path.stem)
+def test_what_is_beyond_a_schema_is_wrong_all_the_same(path: Path) -> None:
+    assert path.read_text().startswith("# "), "the first line says why it is beyond a schema"
+    assert not is_right(path)
+
+
+def test_the_sample_policy_is_right() -> None:
+    path = CONF / "policy.yaml"
+    policy = parse_policy([Source("policy.yaml", path.read_bytes())])
+    assert (len(policy.networks), len(policy.rules)) == (3, 5)
+    assert schema_says(path)
+    for field in FIELDS:
+        assert f"{field.name} " in path.read_text() or f"{field.name}:" in path.read_text()
+
+
+def test_check_reads_the_sample_policy(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_bytes((CONF / "policy.yaml").read_bytes())
+    path.chmod(0o644)
+    assert check_policy([str(path)]).files == (str(path),)

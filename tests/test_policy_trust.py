@@ -1,0 +1,317 @@
+"""Which files and folders a policy may come from, and what is said of the others."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyqemu_ifconf.failure import Failure, PolicyInvalid, Status
+from pyqemu_ifconf.load import check_policy, load_host_policy, load_policy
+
+GOOD = "version: 1\n"
+NOBODY = 65534
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
+
+
+def write(path: Path, text: str = GOOD, mode: int = 0o644) -> Path:
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+@pytest.fixture
+def etc(tmp_path: Path) -> Path:
+    """An /etc/pyqemu-ifup with a good main file and an empty folder of drop-ins."""
+    folder = tmp_path / "etc"
+    for path in (folder, folder / "policy.d"):
+        path.mkdir()
+        path.chmod(0o755)
+    write(folder / "policy.yaml")
+    return folder
+
+
+def failure_of(load: Callable[[], object]) -> Failure:
+    with pytest.raises(Failure) as caught:
+        load()
+    return caught.value
+
+
+def test_drop_ins_in_name_order_and_the_main_file_last(etc: Path) -> None:
+    for name in ("b.yaml", "a.yaml", "10.yaml", ".c.yaml", "d.yml", "e.yaml.bak", "Z.yaml"):
+        write(etc / "policy.d" / name, f"version: 1\nrules: [{{tap: x, deny: {name}}}]\n")
+    write(etc / "policy.yaml", "version: 1\nrules: [{tap: x, deny: last}]\n")
+    policy = load_host_policy({}, str(etc))
+    names = ["10.yaml", "Z.yaml", "a.yaml", "b.yaml"]
+    assert list(policy.files) == [
+        *(str(etc / "policy.d" / name) for name in names), str(etc / "policy.yaml")
+    ]  # fmt: skip
+    assert [rule.deny for rule in policy.rules] == [*names, "last"]
+
+
+def test_drop_ins_alone_are_a_policy(etc: Path) -> None:
+    (etc / "policy.yaml").unlink()
+    write(etc / "policy.d" / "a.yaml")
+    assert load_host_policy({}, str(etc)).files == (str(etc / "policy.d" / "a.yaml"),)
+
+
+def test_main_file_alone_is_a_policy(etc: Path) -> None:
+    (etc / "policy.d").rmdir()
+    assert load_host_policy({}, str(etc)).files == (str(etc / "policy.yaml"),)
+
+
+def test_variable_replaces_all(etc: Path, tmp_path: Path) -> None:
+    write(etc / "policy.yaml", "broken: [")
+    mine = write(tmp_path / "mine", "version: 1\ntimeout: 3\n")
+    policy = load_host_policy({"PYQEMU_IFUP_POLICY": str(mine)}, str(etc))
+    assert (policy.files, policy.timeout) == ((str(mine),), 3)
+    with pytest.raises(PolicyInvalid):
+        load_host_policy({"PYQEMU_IFUP_POLICY": ""}, str(etc))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_no_policy_at_all(tmp_path: Path, there: bool) -> None:
+    etc = tmp_path / "etc"
+    if there:
+        (etc / "policy.d").mkdir(parents=True)
+        write(etc / "policy.d" / ".hidden.yaml")
+    failure = failure_of(lambda: load_host_policy({}, str(etc)))
+    assert failure.status == Status.NO_POLICY
+    assert str(failure) == (
+        f"{etc}/policy.yaml: there is no policy on this host; "
+        "write one; the sample policy.yaml shows how"
+    )
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path, 0o600)
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path.name)
+
+
+@pytest.mark.parametrize("make", [make_folder, make_fifo, make_socket])
+@pytest.mark.parametrize("name", ["policy.yaml", "policy.d/a.yaml"])
+def test_not_a_file(
+    etc: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None], name: str
+) -> None:
+    path = etc / name
+    path.unlink(missing_ok=True)
+    # The name of a socket has a length, the path of a test may have more.
+    monkeypatch.chdir(path.parent)
+    make(path)
+    for load in (
+        lambda: load_host_policy({}, str(etc)),
+        lambda: load_policy([str(path)]),
+        lambda: check_policy([str(path)]),
+    ):
+        failure = failure_of(load)
+        assert failure.status == Status.NO_POLICY
+        assert str(failure) == f"{path}: it is not a regular file"
+
+
+def test_missing_file_that_was_named(tmp_path: Path) -> None:
+    for load in (load_policy, check_policy):
+        failure = failure_of(lambda load=load: load([str(tmp_path / "x" / "y")]))  # type: ignore[misc]
+        assert failure.status == Status.NO_POLICY
+        assert str(failure) == f"{tmp_path}/x/y: it does not exist"
+
+
+def test_folder_that_is_a_file(etc: Path) -> None:
+    failure = failure_of(lambda: load_policy([str(etc / "policy.yaml" / "x")]))
+    assert failure.status == Status.NO_POLICY
+    assert str(failure) == f"{etc}/policy.yaml: it is not a folder"
+    (etc / "policy.d").rmdir()
+    write(etc / "policy.d")
+    failure = failure_of(lambda: load_host_policy({}, str(etc)))
+    assert (failure.status, failure.what) == (Status.NO_POLICY, f"{etc}/policy.d")
+
+
+@needs_root
+def test_unreadable_file(etc: Path) -> None:
+    path = write(etc / "policy.yaml", mode=0o000)
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            # The folders of a test are root's alone: the file is opened by its name in this one.
+            os.chdir(etc)
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            text = str(failure_of(lambda: check_policy(["policy.yaml"])))
+            os.write(write_end, text.encode())
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    with open(read_end) as told:
+        said = told.read()
+    os.waitpid(child, 0)
+    assert said == f"{path.name}: it cannot be read: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("mode", "who"), [(0o664, f"group {os.getegid()}"), (0o646, "everybody"), (0o666, "everybody")]
+)
+def test_file_that_others_can_write(etc: Path, mode: int, who: str) -> None:
+    path = write(etc / "policy.yaml", mode=mode)
+    for load in (
+        lambda: load_host_policy({}, str(etc)),
+        lambda: check_policy([str(path)]),
+    ):
+        failure = failure_of(load)
+        assert failure.status == Status.UNSAFE
+        assert (
+            str(failure) == f"{path}: {who} can write it (mode {mode:04o}); run chmod go-w {path}"
+        )
+
+
+@pytest.mark.parametrize("name", ["", "policy.d"])
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o777])
+def test_folder_that_others_can_write(etc: Path, name: str, mode: int) -> None:
+    (etc / name).chmod(mode)
+    failure = failure_of(lambda: load_host_policy({}, str(etc)))
+    assert (failure.status, failure.what) == (Status.UNSAFE, str(etc / name))
+    check_policy([str(etc / "policy.yaml")])
+
+
+def test_folder_far_up_that_others_can_write(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "c" / "policy.yaml"
+    path.parent.mkdir(parents=True)
+    write(path)
+    load_policy([str(path)])
+    (tmp_path / "a").chmod(0o777)
+    failure = failure_of(lambda: load_policy([str(path)]))
+    assert (failure.status, failure.what) == (Status.UNSAFE, str(tmp_path / "a"))
+
+
+@needs_root
+def test_sticky_folder_of_root_passes(etc: Path) -> None:
+    etc.chmod(0o1777)
+    assert load_host_policy({}, str(etc)).files == (str(etc / "policy.yaml"),)
+    os.chown(etc, NOBODY, NOBODY)
+    failure = failure_of(lambda: load_host_policy({}, str(etc)))
+    assert (failure.status, failure.what) == (Status.UNSAFE, str(etc))
+
+
+@needs_root
+def test_hard_link_in_a_sticky_folder(etc: Path) -> None:
+    os.link(etc / "policy.yaml", etc / "old.yaml")
+    load_host_policy({}, str(etc))
+    etc.chmod(0o1777)
+    failure = failure_of(lambda: load_host_policy({}, str(etc)))
+    assert failure.status == Status.UNSAFE
+    assert str(failure) == (
+        f"{etc}/policy.yaml: it has 2 hard links, in a folder that everybody can write; "
+        "move it to a folder that only root can write"
+    )
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["", "policy.yaml", "policy.d", "policy.d/a.yaml"])
+def test_other_owner(etc: Path, name: str) -> None:
+    write(etc / "policy.d" / "a.yaml")
+    os.chown(etc / name, NOBODY, NOBODY)
+    failure = failure_of(lambda: load_host_policy({}, str(etc)))
+    assert failure.status == Status.UNSAFE
+    assert str(failure) == (
+        f"{etc / name}: user {NOBODY} owns it and could change the policy; "
+        f"run chown root {etc / name}"
+    )
+
+
+@needs_root
+def test_check_looks_at_the_owner_of_the_file_alone(etc: Path) -> None:
+    path = etc / "policy.yaml"
+    os.chown(etc, NOBODY, NOBODY)
+    check_policy([str(path)])
+    os.chown(path, NOBODY, NOBODY)
+    assert failure_of(lambda: check_policy([str(path)])).status == Status.UNSAFE
+
+
+@needs_root
+def test_effective_user_may_own_it(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.chown(etc / "policy.yaml", NOBODY, NOBODY)
+    monkeypatch.chdir(etc)
+    os.seteuid(NOBODY)
+    try:
+        assert check_policy(["policy.yaml"]).files == ("policy.yaml",)
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("name", ["", "policy.yaml", "policy.d", "policy.d/a.yaml"])
+def test_symlink(etc: Path, tmp_path: Path, name: str) -> None:
+    write(etc / "policy.d" / "a.yaml")
+    path = etc / name
+    target = tmp_path / "real"
+    path.rename(target)
+    path.symlink_to(target)
+    failure = failure_of(lambda: load_host_policy({}, str(etc)))
+    assert failure.status == Status.UNSAFE
+    assert str(failure) == (
+        f"{path}: it is a symbolic link, which the policy must not depend on; "
+        "put the real thing there, or name a path without links"
+    )
+
+
+def test_symlink_to_check(tmp_path: Path) -> None:
+    real = write(tmp_path / "real.yaml")
+    link = tmp_path / "link.yaml"
+    link.symlink_to(real)
+    assert failure_of(lambda: check_policy([str(link)])).status == Status.UNSAFE
+    folder = tmp_path / "folder"
+    folder.symlink_to(tmp_path)
+    check_policy([str(folder / "real.yaml")])
+    assert failure_of(lambda: load_policy([str(folder / "real.yaml")])).what == str(folder)
+
+
+def test_dangling_symlink_is_not_an_absent_file(etc: Path) -> None:
+    (etc / "policy.yaml").unlink()
+    (etc / "policy.yaml").symlink_to("nowhere")
+    write(etc / "policy.d" / "a.yaml")
+    assert failure_of(lambda: load_host_policy({}, str(etc))).status == Status.UNSAFE
+
+
+def test_relative_path(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(etc / "policy.d")
+    assert load_policy(["../policy.yaml"]).files == ("../policy.yaml",)
+    etc.chmod(0o777)
+    assert failure_of(lambda: load_policy(["../policy.yaml"])).what == str(etc)
+
+
+def test_odd_file_names_are_shown_in_one_line(etc: Path) -> None:
+    os.close(os.open(os.fsencode(etc / "policy.d") + b"/\xff\n.yaml", os.O_CREAT, 0o644))
+    with pytest.raises(PolicyInvalid) as caught:
+        load_host_policy({}, str(etc))
+    assert str(caught.value.errors[0]).isprintable()
+    assert caught.value.errors[0].file.endswith("xff\\n.yaml")
+
+
+def test_size_is_of_all_files(etc: Path) -> None:
+    write(etc / "policy.d" / "a.yaml", GOOD + "#" * 200_000)
+    write(etc / "policy.yaml", GOOD + "#" * 100_000)
+    with pytest.raises(PolicyInvalid) as caught:
+        load_host_policy({}, str(etc))
+    assert [str(error) for error in caught.value.errors] == [
+        f"{etc}/policy.yaml:1:1: the policy is larger than 256 KiB in all"
+    ]
+
+
+def test_nothing_stays_open(etc: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    load_host_policy({}, str(etc))
+    (etc / "policy.yaml").chmod(0o666)
+    failure_of(lambda: load_host_policy({}, str(etc)))
+    etc.chmod(0o777)
+    failure_of(lambda: load_host_policy({}, str(etc)))
+    assert len(os.listdir("/proc/self/fd")) == before
