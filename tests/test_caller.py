@@ -98,6 +98,10 @@ def test_script_by_default_counts() -> None:
     assert read("-netdev", TAP) == Caller("tap0", netdev="n0")
 
 
+def test_argument_that_is_no_option_hides_nothing() -> None:
+    assert read("-append", "netdev", "-netdev", TAP) == Caller("tap0", netdev="n0")
+
+
 def test_hub_may_hold_what_cannot_be_seen() -> None:
     argv = ("-net", "tap,ifname=web0", "-net", f"nic,macaddr={MAC}", "-readconfig", "x")
     assert read(*argv, tap="web0") == Caller("web0")
@@ -113,6 +117,7 @@ def test_two_devices_on_one_netdev() -> None:
 def test_device_without_a_netdev_is_not_on_one_without_id() -> None:
     assert read("-net", "tap", "-device", f"e1000,mac={MAC}") == Caller("tap0")
     assert read("-nic", "tap", "-device", f"e1000,mac={MAC}") == Caller("tap0")
+    assert read("-nic", f"tap,mac={MAC}", "-device", f"e1000,mac={OTHER}").mac == MAC
 
 
 MACS = (
@@ -146,6 +151,7 @@ NAMES = (
     (("-name", "guest="), None),
     (("-name", "web"), "web"),
     (("-name", "web", "-name", "guest="), None),
+    (("-name", "web", "-name", "process=x"), "web"),
     (("-name", "a=b"), None),
     (("-name", "a,,b=c"), "a,b=c"),
     (("-name", "guest=a=b"), "a=b"),
@@ -220,6 +226,16 @@ def test_user_without_a_login_name_is_the_number() -> None:
     require("root")
     with child("cat", user=NOBODY) as process:
         assert find_caller("tap0", process.pid, want_user=True) == Caller("tap0", user=str(NOBODY))
+
+
+def test_user_is_the_real_one() -> None:
+    require("root")
+    code = f"import os; os.setresuid({NOBODY}, 0, 0); print(flush=True); input()"
+    with child(sys.executable, "-c", code) as process:
+        assert process.stdout is not None and process.stdin is not None
+        assert process.stdout.readline()
+        assert find_caller("tap0", process.pid, want_user=True).user == str(NOBODY)
+        process.stdin.write(b"\n")
 
 
 def test_ended_process_is_unknown() -> None:

@@ -250,7 +250,6 @@ def _is_numbered(template: bytes, name: bytes) -> bool:
     number = name[len(before) : len(name) - len(after)]
     return (
         bool(mark)
-        and b"%" not in before + after
         and number.isdigit()
         and str(int(number)).encode() == number
         and name == before + number + after
