@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from pyqemu_ifconf import load
+from pyqemu_ifconf.failure import PolicyInvalid
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, DEFAULT_TIMEOUT, Network, Policy, Rule, Vlan
 
@@ -86,6 +87,33 @@ def test_ovsdb_address(address: str) -> None:
     assert network_of(f'ovsdb: "{address}"').ovsdb == address
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "unix:",
+        "unix:db.sock",
+        "unix:/a b",
+        "tcp:127.0.0.1",
+        "tcp:127.0.0.1:0",
+        "tcp:127.0.0.1:65536",
+        "tcp:127.0.0.01:1",
+        "tcp:::1:6640",
+        "tcp:[127.0.0.1]:1",
+        "tcp:[::1%a b]:1",
+        "tcp:host:1",
+        "ptcp:6640",
+        "ssl:127.0.0.1:6640",
+    ],
+)
+def test_not_an_ovsdb_address(address: str) -> None:
+    with pytest.raises(PolicyInvalid) as caught:
+        network_of(f'ovsdb: "{address}"')
+    assert [error.message for error in caught.value.errors] == [
+        f'ovsdb must be unix:/PATH or tcp:ADDRESS:PORT, not "{address}"; the address is a number '
+        "such as 127.0.0.1 or [::1], the port 1 to 65535"
+    ]
+
+
 def test_defaults() -> None:
     policy = policy_of("version: 1\nnetworks: {lan: {bridge: br0}}")
     assert (policy.timeout, policy.rules) == (DEFAULT_TIMEOUT, ())
@@ -114,7 +142,7 @@ def test_json_is_a_policy_too() -> None:
 
 
 def test_place_is_of_the_rule_and_of_the_network() -> None:
-    policy = policy_of("version: 1\nnetworks:\n\n  é: {bridge: b}\n".replace("é", "e"))
+    policy = policy_of("version: 1\nnetworks:\n\n  e: {bridge: b}\n")
     assert str(policy.networks["e"].place) == "policy.yaml:4"
     rule = rule_of("tap: a")
     assert (str(rule.place), rule.place.column) == ("policy.yaml:3", 5)

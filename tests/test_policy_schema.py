@@ -9,10 +9,11 @@ import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from pyqemu_ifconf.failure import PolicyInvalid
-from pyqemu_ifconf.fields import FIELDS, NUMBER
+from pyqemu_ifconf.fields import FIELDS
 from pyqemu_ifconf.load import Source, _compose, check_policy, parse_policy
 from pyqemu_ifconf.nodes import Errors, List, Map, Node, Scalar
 from pyqemu_ifconf.schema import policy_schema, schema_text
+from pyqemu_ifconf.values import NUMBER
 
 TESTS = Path(__file__).parent
 CONF = TESTS.parent / "conf"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -74,6 +73,8 @@ def quote(text: str) -> str:
     cut = text if len(text) <= SHOWN_MAX else text[:SHOWN_MAX] + "..."
     if cut and cut.isprintable() and " " not in cut and '"' not in cut:
         return cut
+    import json  # only an error needs it
+
     return json.dumps(cut, ensure_ascii=not cut.isprintable())
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 
-from pyqemu_ifconf.fields import Field, Schema, Where, fields_of
+from pyqemu_ifconf.fields import Field, Where, fields_of
 from pyqemu_ifconf.policy import MATCH_KEYS
+from pyqemu_ifconf.values import Schema
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyqemu_ifconf.failure import PolicyError
-from pyqemu_ifconf.fields import BAD, Where, fields_of, listed, must_be, nearest, unknown_key
+from pyqemu_ifconf.fields import Where, fields_of, unknown_field
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.nodes import Errors, List, Map, Node, Scalar, entries, quote, show
 from pyqemu_ifconf.policy import (
@@ -21,6 +21,7 @@ from pyqemu_ifconf.policy import (
     Rule,
     Settings,
 )
+from pyqemu_ifconf.values import BAD, listed, must_be, nearest
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _read_fields(node: Map, where: Where, owner: str, errors: Errors) -> _Given:
     for key, value in entries(node, errors, "key"):
         row = known.get(key.text)
         if row is None:
-            unknown_key(key, owner, tuple(known), errors)
+            unknown_field(key, where, owner, errors)
             continue
         keys[key.text], nodes[key.text] = key, value
         if row.where == "port" and isinstance(value, Scalar) and value.text == "none":
