@@ -290,7 +290,9 @@ def test_the_version_is_the_changelog_s() -> None:
     assert version in first.groups()
 
 
-NOT_OURS = re.compile(r"^\.git$|^\.venv$|^\.cache$|^\.hypothesis$|^build$|\.egg-info$|_cache$|^__pycache__$")
+NOT_OURS = re.compile(
+    r"^\.(?:git|venv|cache|hypothesis)$|^build$|\.egg-info$|_cache$|^__pycache__$"
+)
 
 
 def texts(pattern: str) -> list[Path]:

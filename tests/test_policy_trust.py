@@ -9,13 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from lab.needs import require
 from pyqemu_ifconf.failure import Failure, PolicyInvalid, Status
 from pyqemu_ifconf.load import check_policy, load_host_policy, load_policy
 
 GOOD = "version: 1\n"
 NOBODY = 65534
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
+
+@pytest.fixture
+def root() -> None:
+    """Root, which can give files away."""
+    require("root")
+
+
+needs_root = pytest.mark.usefixtures("root")
 
 
 def write(path: Path, text: str = GOOD, mode: int = 0o644) -> Path:
