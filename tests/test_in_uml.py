@@ -1,4 +1,4 @@
-"""Runs the tests of tests/uml inside a User Mode Linux, in one boot, and tells each one's result."""
+"""Runs the tests of tests/uml in one boot of a User Mode Linux, and tells each one's result."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import xml.etree.ElementTree as xml
 from pathlib import Path
 
 import pytest
-from conftest import IN_UML
 
+from conftest import IN_UML
 from lab import needs
 
 TESTS = Path(__file__).parent
@@ -25,7 +25,7 @@ PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
 
 
 def collect() -> list[str]:
-    """Return the ids of the tests in tests/uml; where they cannot be collected, what was printed."""
+    """Return the ids of the tests in tests/uml, or what was printed where that fails."""
     done = subprocess.run(
         [*PYTEST, "--collect-only", "-q", TESTS / "uml"],
         cwd=ROOT,

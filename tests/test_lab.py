@@ -14,21 +14,9 @@ from pyroute2 import IPRoute
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.snapshot import Snapshot, diff, leftovers
-from lab.taps import Tap, frame, holds, mac, tags, vid
+from lab.taps import Tap, carries, frame, holds, mac, tags, vid
 
 HWADDR = "52:54:00:ff:00:01"
-
-
-def carries(src: Tap, dst: Tap, payload: bytes, vids: tuple[int, ...] = ()) -> bytes | None:
-    """Send a frame from one guest and return it as the other gets it, None where it does not."""
-    src.send(frame(mac(1), payload=payload, vids=vids))
-    return dst.recv(0.5, holds(payload))
-
-
-def eventually(src: Tap, dst: Tap, payload: bytes, vids: tuple[int, ...] = ()) -> bytes | None:
-    """As `carries`, but give ovs-vswitchd a while to set its flows up."""
-    got = (carries(src, dst, payload, vids) for _attempt in range(10))
-    return next((answer for answer in got if answer is not None), None)
 
 
 # Frames
@@ -175,11 +163,12 @@ def test_access_port_tags_frames(netns: Namespace, ovs_netdev: OpenVSwitch) -> N
     ovs_netdev.add_port("br-int", "access", "tag=10", "vlan_mode=access")
     ovs_netdev.add_port("br-int", "trunk", "trunks=10,20", "vlan_mode=trunk")
     ovs_netdev.add_port("br-int", "other", "tag=20", "vlan_mode=access")
+    ovs_netdev.wait_up("access", "trunk", "other")
 
-    seen = eventually(access, trunk, b"from access")
+    seen = carries(access, trunk, b"from access")
     assert seen is not None and vid(seen) == 10
     assert other.recv(0.2, holds(b"from access")) is None
-    seen = eventually(trunk, access, b"from trunk", (10,))
+    seen = carries(trunk, access, b"from trunk", (10,))
     assert seen is not None and vid(seen) is None
     assert carries(trunk, access, b"wrong vlan", (30,)) is None
     for name in ("access", "trunk", "other"):
@@ -232,7 +221,7 @@ def test_timed_out_add_is_committed(netns: Namespace, ovs: OpenVSwitch) -> None:
     assert done.returncode == -signal.SIGALRM
     assert ovs.find("Port", "web0") is not None
     ovs.vswitchd.cont()
-    ovs.wait_until("Interface", "web0", "link_state=up")
+    ovs.wait_up("web0")
     ovs.vsctl("del-br", "br-int")
 
 
@@ -257,17 +246,18 @@ def test_stale_row_is_a_black_hole_for_a_new_tap(netns: Namespace, ovs_netdev: O
     ovs.add_port("br-int", "peer", "tag=10")
     old = netns.tap("web0", up=True)
     ovs.add_port("br-int", "web0", "tag=10")
-    assert eventually(old, peer, b"old") is not None
+    ovs.wait_up("web0", "peer")
+    assert carries(old, peer, b"old") is not None
 
     old.close()
     ovs.wait_until("Interface", "web0", "link_state=down")
     row = ovs.row("Interface", "web0")
     assert (row["error"], row["ofport"] > 0) == ([], True)
     new = netns.tap("web0", up=True)
-    ovs.wait_until("Interface", "web0", "link_state=up")
+    ovs.wait_up("web0")
     assert ovs.row("Port", "web0")["tag"] == 10
     assert carries(new, peer, b"new") is None
-    assert eventually(peer, new, b"back") is not None
+    assert carries(peer, new, b"back") is not None
 
     ovs.vsctl("del-port", "web0", "--", "add-port", "br-int", "web0", "tag=20")
     assert carries(new, peer, b"one") is None
@@ -275,7 +265,8 @@ def test_stale_row_is_a_black_hole_for_a_new_tap(netns: Namespace, ovs_netdev: O
     assert carries(new, peer, b"one transaction") is None
     ovs.del_port("web0")
     ovs.add_port("br-int", "web0", "tag=20")
-    assert eventually(new, peer, b"two transactions") is not None
+    ovs.wait_up("web0")
+    assert carries(new, peer, b"two transactions") is not None
     ovs.vsctl("del-br", "br-int")
 
 

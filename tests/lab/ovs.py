@@ -200,6 +200,11 @@ class OpenVSwitch:
         columns = ["--", "set", "Port", name, *settings] if settings else []
         self.vsctl("add-port", bridge, name, *columns)
 
+    def wait_up(self, *names: str) -> None:
+        """Return when ovs-vswitchd has seen each of these links up: it drops frames until then."""
+        for name in names:
+            self.wait_until("Interface", name, "link_state=up")
+
     def del_port(self, name: str) -> None:
         """Delete the port `name`; one that is not there is fine."""
         self.vsctl("--if-exists", "del-port", name)

@@ -205,6 +205,14 @@ class Raw:
         self.socket.close()
 
 
+def carries(
+    src: Tap, dst: Tap, payload: bytes, vids: Sequence[int] = (), *, timeout: float = 1.0
+) -> bytes | None:
+    """Send a broadcast as one guest; return it as the other gets it, None where it does not."""
+    src.send(frame(mac(1), payload=payload, vids=vids))
+    return dst.recv(timeout, holds(payload))
+
+
 def _retag(frame: bytes, auxdata: bytes) -> bytes:
     """Put the tag that struct tpacket_auxdata tells of back into the frame."""
     status, _len, _snaplen, _mac, _net, tci, tpid = AUXDATA.unpack(auxdata[: AUXDATA.size])

@@ -5,15 +5,9 @@ from __future__ import annotations
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.snapshot import Snapshot, diff
-from lab.taps import Tap, frame, holds, mac, vid
+from lab.taps import carries, frame, holds, mac, vid
 
 HWADDR = "52:54:00:ff:00:01"
-
-
-def carries(src: Tap, dst: Tap, payload: bytes, vids: tuple[int, ...] = ()) -> bytes | None:
-    """Send a frame from one guest and return it as the other gets it, None where it does not."""
-    src.send(frame(mac(1), payload=payload, vids=vids))
-    return dst.recv(1, holds(payload))
 
 
 def set_vlans(netns: Namespace, tap: str, *vlans: str) -> None:
@@ -89,6 +83,7 @@ def test_kernel_datapath_tags_frames(netns: Namespace, ovs_system: OpenVSwitch) 
     ovs_system.add_port("br-int", "trunk", "trunks=10,20", "vlan_mode=trunk")
     ovs_system.add_port("br-int", "other", "tag=20", "vlan_mode=access")
     assert netns.link("access")["master"] == "ovs-system"
+    ovs_system.wait_up("access", "trunk", "other")
 
     seen = carries(access, trunk, b"from access")
     assert seen is not None and vid(seen) == 10
@@ -111,7 +106,8 @@ def test_stale_row_takes_a_new_tap_into_the_old_vlan(
     old.close()
     ovs_system.wait_until("Interface", "web0", "ofport=-1")
     new = netns.tap("web0", up=True)
-    ovs_system.wait_until("Interface", "web0", "link_state=up", "ofport>0")
+    ovs_system.wait_until("Interface", "web0", "ofport>0")
+    ovs_system.wait_up("web0", "trunk")
     seen = carries(new, trunk, b"nobody ran a hook")
     assert seen is not None and vid(seen) == 10
     ovs_system.vsctl("del-br", "br-int")
