@@ -16,14 +16,13 @@ import yaml
 
 from pyqemu_ifconf.failure import Failure, PolicyError, PolicyInvalid, Status
 from pyqemu_ifconf.nodes import Broken, Errors, List, Map, Node, Scalar
-from pyqemu_ifconf.policy import Policy
+from pyqemu_ifconf.policy import POLICY_VARIABLE, Policy
 from pyqemu_ifconf.trust import list_trusted, read_trusted, show_path
 from pyqemu_ifconf.walk import Document, read_policy
 
 ETC = "/etc/pyqemu-ifup"
 MAIN_FILE = "policy.yaml"
 DROP_INS = "policy.d"
-POLICY_VARIABLE = "PYQEMU_IFUP_POLICY"
 SIZE_MAX = 256 * 1024
 """Bytes of all files of a policy together."""
 DEPTH_MAX = 16

@@ -16,6 +16,8 @@ Kind = Literal["linux", "openvswitch"]
 MatchKey = Literal["tap", "vm", "netdev", "mac", "user"]
 MATCH_KEYS: tuple[MatchKey, ...] = ("tap", "vm", "netdev", "mac", "user")
 
+POLICY_VARIABLE = "PYQEMU_IFUP_POLICY"
+"""The environment variable that names a file in place of the host's policy."""
 DEFAULT_OVSDB = "unix:/run/openvswitch/db.sock"
 DEFAULT_TIMEOUT = 10
 """Seconds that an up may take where the policy says nothing."""

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.policy import POLICY_VARIABLE
 
 TUNGETIFF = 0x800454D2
 """_IOR('T', 210, unsigned int) of linux/if_tun.h."""
@@ -125,11 +126,24 @@ def settle() -> None:
     os.closerange(3, _descriptor_limit())
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    _make_policy_path_absolute()
     os.chdir("/")
     os.umask(0o077)
     os.environ["PATH"] = SAFE_PATH
     for name in [name for name in os.environ if name.startswith("OVS_")]:
         del os.environ[name]
+
+
+def _make_policy_path_absolute() -> None:
+    """Let a relative PYQEMU_IFUP_POLICY mean the caller's working directory, which we leave."""
+    named = os.environ.get(POLICY_VARIABLE)
+    if not named:
+        return
+    try:
+        os.environ[POLICY_VARIABLE] = os.path.abspath(named)
+    except FileNotFoundError:
+        # The working directory is gone, and so is what is relative to it: the load will say so.
+        return
 
 
 def _descriptor_limit() -> int:
