@@ -238,10 +238,17 @@ def test_no_body_does_nothing(path: Path) -> None:
 
 
 def broad_of(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Yield function and line of each place that catches what nobody named."""
+    """Yield function and line of each place that keeps what nobody named.
+
+    What undoes its work and ends with a bare `raise` keeps nothing.
+    """
     for here in scoped(tree):
         caught: list[ast.expr] = []
         if isinstance(here.node, ast.ExceptHandler):
+            last = here.node.body[-1]
+            leaves = any(isinstance(node, ast.Return) for node in ast.walk(here.node))
+            if isinstance(last, ast.Raise) and last.exc is None and not leaves:
+                continue
             if here.node.type is None:
                 yield here.scope, here.node.lineno
                 continue
@@ -259,6 +266,9 @@ BROAD = [
     ("try:\n    f()\nexcept Exception:\n    g()", 1),
     ("try:\n    f()\nexcept (OSError, builtins.BaseException) as e:\n    g()", 1),
     ("with contextlib.suppress(Exception): f()", 1),
+    ("def f():\n    try:\n        g()\n    except Exception:\n        return 1\n        raise", 1),
+    ("try:\n    f()\nexcept BaseException:\n    g()\n    raise Other", 1),
+    ("try:\n    f()\nexcept BaseException:\n    g()\n    raise", 0),
     ("try:\n    f()\nexcept OSError:\n    g()", 0),
 ]
 
