@@ -20,6 +20,8 @@ Datapath = Literal["netdev", "system"]
 SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
 READY = 10.0
 """Seconds that a daemon may take to answer."""
+COUNTS_PROCESSORS = 10.1
+"""Seconds since boot: count_cpu_cores(), lib/ovs-thread.c, with a margin."""
 
 
 class Daemon:
@@ -162,6 +164,10 @@ class OpenVSwitch:
 
     def start_vswitchd(self) -> None:
         """Start ovs-vswitchd and return when it has taken the whole configuration."""
+        if self.datapath == "system":
+            # NOTE: it counts the processors only once the monotonic clock is past 10 s; on a machine
+            # that has just booted it starts no handler thread till then, and each frame is lost.
+            time.sleep(max(0.0, COUNTS_PROCESSORS - time.monotonic()))
         self.vswitchd.start()
         # NOTE: ovs-vsctl waits for ovs-vswitchd only where it has changed something.
         self.vsctl("set", "Open_vSwitch", ".", f"external_ids:started={self.vswitchd.pid}")
