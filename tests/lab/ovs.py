@@ -165,8 +165,8 @@ class OpenVSwitch:
     def start_vswitchd(self) -> None:
         """Start ovs-vswitchd and return when it has taken the whole configuration."""
         if self.datapath == "system":
-            # NOTE: it counts the processors only once the monotonic clock is past 10 s; after a boot
-            # it starts no handler thread till then, and each frame is lost.
+            # NOTE: it counts the processors once the monotonic clock is past 10 s; until then it
+            # starts no handler thread, and each frame is lost.
             time.sleep(max(0.0, COUNTS_PROCESSORS - time.monotonic()))
         self.vswitchd.start()
         # NOTE: ovs-vsctl waits for ovs-vswitchd only where it has changed something.
