@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import syslog
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Port
@@ -12,6 +13,8 @@ from pyqemu_ifup.look import Seen, show_vlan
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import (
     Prove,
+    SetDown,
+    Step,
     check_bridge_mtu,
     differences,
     find_kind,
@@ -22,6 +25,12 @@ from pyqemu_ifup.plan import (
     refuse_strangers,
 )
 from pyqemu_ifup.stamp import find_here, make_stamp
+
+if TYPE_CHECKING:
+    from pyqemu_ifup.openvswitch import Database
+
+PATIENCE = 0.5
+"""Seconds that a failed up waits for ovs-vswitchd to let the port go, once its row is gone."""
 
 
 def attach(
@@ -71,6 +80,8 @@ def _attach(host: Host, port: Port, caller: Caller, parent: int, before: Seen) -
 
 def _prove(host: Host, port: Port, kind: Kind, before: Seen, *, up: bool) -> None:
     """Look again. Raises Failure (71) where what is differs from what was wanted."""
+    if kind == "openvswitch":
+        host.databases[port.ovsdb].sync(host.watch)
     now = host.look(port.tap, port.bridge)
     # NOTE: a persistent tap that nobody has opened yet has no carrier, so no link to wait for.
     if up and kind == "openvswitch" and now.tap is not None and now.tap.carrier:
@@ -116,18 +127,41 @@ def _undo(host: Host, port: Port, before: Seen) -> None:
     watch = host.watch.for_undo()
     try:
         now = host.look(port.tap, port.bridge)
-        plan = plan_undo(before, now, find_here())
+        if now.tap is not None and now.tap.up:
+            # NOTE: first of all, for a mute server may take all the time there is.
+            _take_back(host, SetDown(now.tap.name, now.tap.index), watch)
+        for database in host.databases.values():
+            _learn(database, port.tap, watch)
+        plan = plan_undo(before, host.look(port.tap, port.bridge), find_here())
     except Failure as failure:
         log(syslog.LOG_ERR, f"{port.tap}: cannot look at what is left: {failure}")
         return
     for step in plan:
-        try:
-            host.run(step, watch)
-        except Failure as failure:
-            log(
-                syslog.LOG_ERR,
-                f"{port.tap}: not taken back: {failure}; pyqemu-ifctl gc {port.tap} will",
-            )
+        _take_back(host, step, watch)
+
+
+def _learn(database: Database, tap: str, watch: Watch) -> None:
+    """Learn what became of a commit that was given up: the server may have made it since."""
+    if not database.unsure:
+        return
+    try:
+        database.sync(watch)
+    except Failure as failure:
+        log(
+            syslog.LOG_ERR,
+            f"{tap}: a port may be left in {database.address}: {failure}; "
+            f"pyqemu-ifctl gc {tap} removes it",
+        )
+
+
+def _take_back(host: Host, step: Step, watch: Watch) -> None:
+    try:
+        host.run(step, watch, PATIENCE)
+    except Failure as failure:
+        log(
+            syslog.LOG_ERR,
+            f"{step.tap}: not taken back: {failure}; pyqemu-ifctl gc {step.tap} will",
+        )
 
 
 def success_line(port: Port, caller: Caller) -> str:

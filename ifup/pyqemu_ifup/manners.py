@@ -75,8 +75,11 @@ class Watch:
             )
 
     def for_undo(self) -> Watch:
-        """Return the watch under which a failed run is taken back: 2 s more, uninterrupted."""
-        return Watch(self.remaining() + GRACE)
+        """Return the watch, which nothing interrupts, under which a failed run is taken back.
+
+        It has 2 s more than is left, or just these where whoever stopped the run is waiting.
+        """
+        return Watch(GRACE if self.interrupted() else self.remaining() + GRACE)
 
 
 def open_standard_descriptors() -> None:
@@ -167,8 +170,10 @@ def prove_tap(tap: str, inherited: Iterable[str]) -> None:
 
 
 @contextmanager
-def watching(seconds: float) -> Iterator[Watch]:
+def watching(seconds: float, *, follow_parent: bool = True) -> Iterator[Watch]:
     """Yield the Watch of a hook: TERM, INT, HUP, and the end of its parent interrupt it.
+
+    Without `follow_parent`, the parent may end: a person's shell is not a guest.
 
     The handlers only note the signal: what was begun is finished, and what follows is undone.
     The deadline does not use SIGALRM: every wait has the time left as its limit.
@@ -182,7 +187,7 @@ def watching(seconds: float) -> Iterator[Watch]:
     def interrupted() -> str | None:
         if received:
             return f"received {signal.Signals(received[0]).name}"
-        if os.getppid() != parent:
+        if follow_parent and os.getppid() != parent:
             return f"the calling process {parent} has ended"
         return None
 
@@ -243,14 +248,21 @@ def run_hook(program: str, arguments: list[str], body: Callable[[str], None]) ->
         _report(program, tap, str(failure))
         return int(failure.status)
     except Exception as error:  # NOTE: the outermost handler; all else catches by name.
-        import traceback
-
-        for line in traceback.format_exc().splitlines():
-            log(syslog.LOG_ERR, line)
-        _report(program, tap, f"internal error: {type(error).__name__}: {error}; "
-                f"the traceback is in syslog, please report it")
+        _report(program, tap, explain_bug(error))
         return int(Status.BUG)
     return int(Status.DONE)
+
+
+def explain_bug(error: Exception) -> str:
+    """Write the traceback of `error`, which is being handled, to syslog and return the one line."""
+    import traceback
+
+    for line in traceback.format_exc().splitlines():
+        log(syslog.LOG_ERR, line)
+    return (
+        f"internal error: {type(error).__name__}: {error}; "
+        "the traceback is in syslog, please report it"
+    )
 
 
 def _report(program: str, tap: str, text: str) -> None:

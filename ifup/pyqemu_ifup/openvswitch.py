@@ -26,6 +26,8 @@ from pyqemu_ifup.stamp import KEY_VERSION
 
 SLICE_MS = 250
 """Longest wait without a look at the caller, in milliseconds: its end turns no descriptor ready."""
+RETRY_MS = 50
+"""How soon a server that has gone, or whose queue is full, is tried again, in milliseconds."""
 
 
 def _column(key: object, low: int = 1, high: object = 1, **more: object) -> dict[str, object]:
@@ -74,6 +76,9 @@ SCHEMA: dict[str, object] = {
 """Of the vswitchd schema what we need, so that nothing else is monitored."""
 
 
+_CONNECTING = (errno.EAGAIN, errno.EINPROGRESS, errno.EALREADY)
+
+
 class Database:
     """One connection to an ovsdb-server, its rows of one tap (or all, `tap` None) replicated.
 
@@ -83,19 +88,24 @@ class Database:
 
     def __init__(self, address: str, tap: str | None, watch: Watch) -> None:
         self.address = address
+        self.unsure = False
+        """Whether a commit was given up whose outcome nobody knows; `sync` tells."""
+        self._mute = f"the database of Open vSwitch at {address} does not answer"
+        self._busy = f"ovs-vswitchd does not answer ({address})"
         _try_connect(address, watch)
         helper = SchemaHelper(schema_json=SCHEMA)
         helper.register_all()
         self._idl: Any = Idl(address, helper, probe_interval=0, leader_only=False)
+        # NOTE: a server that restarts is back within a fraction of a second; Reconnect.set_backoff
+        # takes no less than a whole one.
+        reconnect = self._idl._session.reconnect
+        reconnect.min_backoff = reconnect.max_backoff = RETRY_MS
         if tap is not None:
             for table in ("Interface", "Port"):
                 self._idl.cond_change(table, [["name", "==", tap]])
         try:
-            self._wait(
-                lambda: self._idl.has_ever_connected(),
-                watch,
-                f"the database of Open vSwitch at {address} does not answer",
-            )
+            # NOTE: has_ever_connected() is true of a reply that could not be parsed, too.
+            self._wait(lambda: self._idl.state == Idl.IDL_S_MONITORING, watch, self._mute)
         except BaseException:
             self.close()
             raise
@@ -117,7 +127,15 @@ class Database:
 
     def refresh(self) -> None:
         """Take in what the server has sent since."""
-        self._idl.run()
+        self._take_in()
+
+    def sync(self, watch: Watch) -> None:
+        """Take in all that the server has committed by now, commits that were given up included.
+
+        It answers in order, and tells of each commit before it answers. Raises Failure, 75 where
+        it is mute until `watch` ends.
+        """
+        self._commit(lambda transaction: self._root().fetch("cur_cfg"), watch)
 
     def has_bridge(self, name: str) -> bool:
         """Tell whether there is a bridge of this name."""
@@ -189,11 +207,15 @@ class Database:
             port.other_config = {"transient": "true"}
             bridge.verify("name")
             bridge.addvalue("ports", port)
+            self._root().increment("next_cfg")
             transaction.add_comment(f"pyqemu-ifup: add-port {op.bridge} {op.tap}")
 
         self._commit(compose, watch)
         self._wait_applied(self._root().next_cfg, watch)
-        self._wait(lambda: self._is_usable(op), watch, "ovs-vswitchd does not take the port in")
+        self._wait(
+            lambda: self._is_usable(op), watch,
+            f"ovs-vswitchd does not take the port in ({self.address})",
+        )
 
     def _is_there(self, op: AddPort) -> bool:
         """Tell whether our own commit came through, its reply lost with the connection."""
@@ -210,12 +232,7 @@ class Database:
         return True
 
     def _is_usable(self, op: AddPort) -> bool:
-        row = next((port for port in self.ports() if port.name == op.tap), None)
-        if row is None:
-            raise Failure(
-                Status.REFUSED, f"the port on {op.bridge} has gone again",
-                "somebody has deleted it, or its bridge, meanwhile", "try again",
-            )
+        row = self._own(op.tap)
         if row.error is not None or row.ofport == -1:
             raise Failure(
                 Status.REFUSED,
@@ -226,11 +243,21 @@ class Database:
         return row.ofport is not None and row.ifindex == op.index
 
     def wait_link_up(self, tap: str, watch: Watch) -> None:
-        """Wait until ovs-vswitchd sees the tap's link up. Raises Failure (75)."""
+        """Wait until ovs-vswitchd sees the tap's link up. Raises Failure, 71 without the port."""
         self._wait(
-            lambda: any(p.name == tap and p.link_state == "up" for p in self.ports()),
+            lambda: self._own(tap).link_state == "up",
             watch,
-            "ovs-vswitchd does not see the tap's link up",
+            f"ovs-vswitchd does not see the tap's link up ({self.address})",
+        )
+
+    def _own(self, tap: str) -> OvsPort:
+        """Return the port that we have added. Raises Failure (71) where it has gone."""
+        for port in self.ports():
+            if port.name == tap:
+                return port
+        raise Failure(
+            Status.REFUSED, f"the port in {self.address} has gone again",
+            "somebody has deleted it, or its bridge, meanwhile", "try again",
         )
 
     def del_port(self, op: DelPort, watch: Watch, patience: float | None = None) -> bool:
@@ -257,16 +284,17 @@ class Database:
                 for interface in interfaces:
                     interface.verify("external_ids")
                 port.delete()
+                self._root().increment("next_cfg")
                 transaction.add_comment(f"pyqemu-ifup: del-port {op.tap}")
 
-        target = self._commit(compose, watch)
-        if target is None:
+        done = self._commit(compose, watch)
+        if done is None:
             return True
         limit = watch
         if patience is not None:
             limit = Watch(min(patience, watch.remaining()), watch.interrupted, watch.wakeup)
         try:
-            self._wait_applied(target, limit)
+            self._wait_applied(done.get_increment_new_value(), limit)
         except Failure:
             if patience is None:
                 raise
@@ -290,46 +318,48 @@ class Database:
 
     def _wait_applied(self, next_cfg: int, watch: Watch) -> None:
         """Wait until ovs-vswitchd has taken in the configuration up to `next_cfg`."""
-        self._wait(
-            lambda: self._root().cur_cfg >= next_cfg, watch, "ovs-vswitchd does not answer"
-        )
+        self._wait(lambda: self._root().cur_cfg >= next_cfg, watch, self._busy)
 
-    def _commit(self, compose: Callable[[Any], None], watch: Watch) -> int | None:
+    def _commit(self, compose: Callable[[Any], None], watch: Watch) -> Any:
         """Commit what `compose` writes, anew as often as the database had changed meanwhile.
 
-        Returns the new next_cfg, None where there was nothing to write.
+        Returns the library's transaction, None where there was nothing to write.
         """
-        mute = f"the database of Open vSwitch at {self.address} does not answer"
         while True:
             seqno: int = self._idl.change_seqno
             transaction = Transaction(self._idl)
             try:
                 compose(transaction)
-                self._root().increment("next_cfg")
                 status = transaction.commit()
                 while status == Transaction.INCOMPLETE:
-                    self._block(transaction, watch, mute)
-                    self._idl.run()
+                    self.unsure = True
+                    self._block(transaction, watch, self._mute)
+                    self._take_in()
                     status = transaction.commit()
             finally:
                 transaction.abort()
+            if status == Transaction.TRY_AGAIN:
+                self._wait_change(seqno, watch)
+                continue
+            self.unsure = False
             if status == Transaction.UNCHANGED:
                 return None
             if status == Transaction.SUCCESS:
-                return int(transaction.get_increment_new_value())
-            if status != Transaction.TRY_AGAIN:
-                raise _refusal(self.address, transaction.get_error())
-            self._wait_change(seqno, watch, mute)
+                return transaction
+            raise _refusal(self.address, transaction.get_error())
 
-    def _wait_change(self, seqno: int, watch: Watch, doing: str) -> None:
-        self._wait(lambda: self._idl.change_seqno != seqno, watch, doing)
+    def _wait_change(self, seqno: int, watch: Watch) -> None:
+        self._wait(lambda: self._idl.change_seqno != seqno, watch, self._mute)
 
     def _wait(self, done: Callable[[], bool], watch: Watch, doing: str) -> None:
         while True:
-            self._idl.run()
+            self._take_in()
             if done():
                 return
             self._block(None, watch, doing)
+
+    def _take_in(self) -> None:
+        self._idl.run()
 
     def _block(self, transaction: Any, watch: Watch, doing: str) -> None:
         """Wait for the next thing to happen, or raise what `watch` says."""
@@ -338,10 +368,15 @@ class Database:
         self._idl.wait(poller)
         if transaction is not None:
             transaction.wait(poller)
-        if watch.wakeup is not None:
-            poller.fd_wait(watch.wakeup, select.POLLIN)
-        poller.timer_wait(min(SLICE_MS, int(watch.remaining() * 1000) + 1))
-        poller.block()
+        _pause(poller, watch, SLICE_MS)
+
+
+def _pause(poller: Any, watch: Watch, limit: int) -> None:
+    """Block until `poller` has something, `watch` is interrupted or `limit` ms have passed."""
+    if watch.wakeup is not None:
+        poller.fd_wait(watch.wakeup, select.POLLIN)
+    poller.timer_wait(min(limit, int(watch.remaining() * 1000) + 1))
+    poller.block()
 
 
 def _one(values: Any) -> Any:
@@ -384,13 +419,16 @@ def _try_connect(address: str, watch: Watch) -> None:
         target = (host, int(port))  # type: ignore[assignment]
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.settimeout(max(0.001, watch.remaining()))
-            probe.connect(target)
-    except (BlockingIOError, TimeoutError) as error:
-        raise Failure(
-            Status.TRY_AGAIN, f"the database of Open vSwitch at {address} does not answer",
-            str(error), "see whether ovsdb-server hangs",
-        ) from error
+            probe.setblocking(False)
+            while (code := probe.connect_ex(target)) in _CONNECTING:
+                watch.check(f"the database of Open vSwitch at {address} does not answer")
+                poller = Poller()
+                # NOTE: EAGAIN is a unix socket whose queue is full; nothing tells when it is not.
+                if code != errno.EAGAIN:
+                    poller.fd_wait(probe.fileno(), select.POLLOUT)
+                _pause(poller, watch, RETRY_MS if code == errno.EAGAIN else SLICE_MS)
+            if code not in (0, errno.EISCONN):
+                raise OSError(code, os.strerror(code))
     except PermissionError as error:
         raise Failure(
             Status.DENIED, f"the database of Open vSwitch at {address} may not be used",
