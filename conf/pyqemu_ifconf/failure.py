@@ -63,12 +63,13 @@ class PolicyError:
 
 
 class PolicyInvalid(Failure):
-    """The policy has errors (65); `errors` holds them all, in the order of the files."""
+    """The policy has errors (65); `errors` holds them all, in the order of its `files`."""
 
-    def __init__(self, errors: tuple[PolicyError, ...]) -> None:
+    def __init__(self, errors: tuple[PolicyError, ...], files: tuple[str, ...]) -> None:
         first = errors[0]
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         super().__init__(
             Status.POLICY_INVALID, "policy invalid", f"{first}{more}", "run pyqemu-ifctl check"
         )
         self.errors = errors
+        self.files = files

@@ -106,7 +106,8 @@ def parse_policy(sources: Sequence[Source]) -> Policy:
         documents.append(Document(_parse(source.data, errors), errors))
     policy, found = read_policy(documents)
     if found:
-        raise PolicyInvalid(tuple(_placed(error, lines[error.file]) for error in found))
+        placed = tuple(_placed(error, lines[error.file]) for error in found)
+        raise PolicyInvalid(placed, policy.files)
     return policy
 
 

@@ -52,9 +52,15 @@ def find_caller(tap: str, pid: int, *, want_user: bool) -> Caller:
     number where there is none. A process that has ended or is hidden is unknown; raises OSError
     for every other fault of /proc.
     """
-    words = _read_proc(pid, "cmdline").split(b"\0")[:-1]
-    caller = read_command_line([os.fsdecode(word) for word in words], tap)
+    caller = read_command_line(_command_line(pid), tap)
     return replace(caller, user=_find_user(pid)) if want_user else caller
+
+
+def find_hook(tap: str, pid: int) -> str | None:
+    """Return the path of the script= that process `pid` calls for `tap`, None where unknown."""
+    _, options, all_seen = _read_options(_command_line(pid))
+    backend = _find_backend(options, tap, all_seen)
+    return backend.keys.get("script") if backend is not None else None
 
 
 def process_start(pid: int) -> int | None:
@@ -78,7 +84,7 @@ def read_command_line(argv: Sequence[str], tap: str) -> Caller:
     backend = _find_backend(options, tap, all_seen)
     if backend is None:
         return Caller(tap, vm=vm)
-    mac = _canonical_mac(_find_mac(options, backend, all_seen) or "")
+    mac = canonical_mac(_find_mac(options, backend, all_seen) or "")
     return Caller(tap, vm=vm, netdev=backend.id or None, mac=mac)
 
 
@@ -282,7 +288,7 @@ def _type(option: _Option) -> str | None:
     return None if option.name == "device" else option.keys.get("type")
 
 
-def _canonical_mac(text: str) -> str | None:
+def canonical_mac(text: str) -> str | None:
     """Return a MAC in lower case with colons, from what QEMU's net_parse_macaddr takes.
 
     That is six groups of one or two hexadecimal digits, with `:` or `-` between them. None for
@@ -310,6 +316,11 @@ def _find_user(pid: int) -> str | None:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+def _command_line(pid: int) -> list[str]:
+    """Return the words of process `pid`; none where it has ended or is hidden."""
+    return [os.fsdecode(word) for word in _read_proc(pid, "cmdline").split(b"\0")[:-1]]
 
 
 def _read_proc(pid: int, name: str) -> bytes:

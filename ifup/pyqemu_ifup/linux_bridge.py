@@ -215,7 +215,7 @@ def _link(message: Any) -> Link:
         )
     return Link(
         index=message["index"],
-        name=message.get_attr("IFLA_IFNAME"),
+        name=_text(message.get_attr("IFLA_IFNAME")),
         kind=kind,
         tap=tun_type == TUN_TYPE_TAP,
         up=bool(message["flags"] & IFF_UP),
@@ -223,12 +223,17 @@ def _link(message: Any) -> Link:
         mac=message.get_attr("IFLA_ADDRESS") or "",
         txqueuelen=message.get_attr("IFLA_TXQLEN") or 0,
         master=message.get_attr("IFLA_MASTER"),
-        alias=message.get_attr("IFLA_IFALIAS") or "",
+        alias=_text(message.get_attr("IFLA_IFALIAS") or ""),
         carrier=bool(message.get_attr("IFLA_CARRIER")),
         vlan_filtering=None if filtering is None else bool(filtering),
         default_pvid=default_pvid,
         isolated=None if isolated is None else bool(isolated),
     )
+
+
+def _text(value: str | bytes) -> str:
+    # NOTE: the kernel takes any bytes; pyroute2 leaves those that are not UTF-8 as they are.
+    return value if isinstance(value, str) else os.fsdecode(value)
 
 
 def _data(message: Any, name: str) -> Any:
