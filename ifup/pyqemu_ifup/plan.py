@@ -323,7 +323,12 @@ def is_our_master(seen: Seen, master: Link) -> bool:
     stamp = seen.tap.stamp if seen.tap else None
     if master.kind == "openvswitch":
         return any(port.ours for port in seen.ports)
-    return stamp is not None and stamp.kind == "linux" and stamp.bridge == master.name
+    return (
+        master.kind == "bridge"
+        and stamp is not None
+        and stamp.kind == "linux"
+        and stamp.bridge == master.name
+    )
 
 
 def refuse_foreign_ports(seen: Seen, here: Here) -> None:
@@ -401,8 +406,11 @@ def plan_up(port: Port, kind: Kind, seen: Seen, stamp: Stamp, here: Here) -> Pla
     assert tap is not None  # refuse_strangers came before
     name, index = tap.name, tap.index
     mtu = target_mtu(port, seen)
-    plan: list[Op] = [SetAlias(name, index, format_alias(stamp))]
-    plan += plan_leave(seen, here)
+    mark = SetAlias(name, index, format_alias(stamp))
+    leave = plan_leave(seen, here)
+    # NOTE: wherever this ends, the tap carries a mark that tells where it is now: an older one of
+    # ours stays until it has left that place.
+    plan: list[Op] = [mark, *leave] if tap.stamp is None else [*leave, mark]
     if host_mac(tap.mac) != tap.mac:
         plan.append(SetMac(name, index, host_mac(tap.mac)))
     plan.append(SetMtu(name, index, mtu))

@@ -1,0 +1,280 @@
+"""Calls a hook as QEMU does, in a forked process of which a test can change anything first.
+
+QEMU's signal mask, a descriptor of each open tap, standard descriptors of the caller's own, and
+a syslog that the test reads. Forked, since what the hooks import is imported then already.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import select
+import signal
+import socket
+import stat
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import pyqemu_ifconf.load
+import pyqemu_ifdown.detach
+import pyqemu_ifdown.main
+import pyqemu_ifup.attach
+import pyqemu_ifup.main
+from lab.hooks import Hooks
+from pyqemu_ifup.linux_bridge import Netlink
+from pyqemu_ifup.plan import LinkOp
+
+# What a hook imports when it gets there; see above.
+IMPORTED = (pyqemu_ifconf.load, pyqemu_ifup.attach, pyqemu_ifdown.detach)
+
+# sched.h, sys/mount.h, sys/prctl.h
+CLONE_NEWNS = 0x00020000
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+PR_SET_CHILD_SUBREAPER = 36
+
+QEMU_BLOCKS = (signal.SIGALRM, signal.SIGIO, signal.SIGUSR1, signal.SIGBUS)
+"""What QEMU's main thread blocks, so its scripts too (os-posix.c: os_setup_signal_handling)."""
+MONITOR = b"system_powerdown\n"
+"""What stands in the hook's standard input, and is not the hook's to read."""
+DEVICES = {"null": (1, 3), "full": (1, 7), "urandom": (1, 9)}
+PATIENCE = 60.0
+"""Seconds after which a call that does not end fails its test."""
+BROKEN = 99
+"""The exit status of a forked process that did not get as far as the hook."""
+
+Change = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a call ended.
+
+    A negative status is the signal that killed it; `log` are syslog's lines, each of the priority
+    in `priorities`; `stdin_read` is how many bytes it took from its standard input.
+    """
+
+    status: int
+    stdout: bytes
+    stderr: str
+    log: tuple[str, ...]
+    priorities: tuple[int, ...]
+    seconds: float
+    stdin_read: int
+
+
+class Syslog:
+    """A syslog of the test's own: /dev/log, as far as it is shown to a process by `show`."""
+
+    def __init__(self, folder: Path) -> None:
+        # NOTE: the path of a Unix socket has at most 107 bytes.
+        self.folder = tempfile.TemporaryDirectory(prefix="log-", dir="/tmp")
+        os.chmod(self.folder.name, 0o755)
+        self.path = f"{self.folder.name}/log"
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(self.path)
+        os.chmod(self.path, 0o666)
+        self.socket.setblocking(False)
+
+    def close(self) -> None:
+        """Remove the socket."""
+        self.socket.close()
+        self.folder.cleanup()
+
+    def read(self) -> list[tuple[int, str]]:
+        """Return what has come since the last time: priority and `TAG[PID]: TEXT` of each."""
+        found = []
+        while select.select([self.socket], [], [], 0)[0]:
+            # RFC 3164: <PRIORITY>Mmm dd hh:mm:ss TAG[PID]: TEXT
+            priority, _, line = self.socket.recv(65536).decode().partition(">")
+            found.append((int(priority[1:]), line[len("Mmm dd hh:mm:ss ") :].rstrip("\n\0")))
+        return found
+
+    def show(self) -> None:
+        """Give the calling process a /dev with this syslog, in a mount namespace of its own."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(CLONE_NEWNS) or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None):
+            raise OSError(ctypes.get_errno(), "unshare")
+        if libc.mount(b"tmpfs", b"/dev", b"tmpfs", 0, b"mode=755"):
+            raise OSError(ctypes.get_errno(), "mount")
+        umask = os.umask(0)
+        for name, numbers in DEVICES.items():
+            os.mknod(f"/dev/{name}", 0o666 | stat.S_IFCHR, os.makedev(*numbers))
+        os.umask(umask)
+        os.symlink(self.path, "/dev/log")
+
+
+class Call:
+    """A running hook. `pid` is its own, `caller` that of the process which called it."""
+
+    def __init__(
+        self, calls: Calls, folder: Path, stdin: int, pid: int, caller: int | None
+    ) -> None:
+        self.calls = calls
+        self.folder = folder
+        self.stdin = stdin
+        self.pid = pid
+        self.caller = caller
+        self.start = time.monotonic()
+
+    def wait(self) -> Ended:
+        """Return how it ended; raise TimeoutError, and kill it, where it does not."""
+        handle = os.pidfd_open(self.pid)
+        try:
+            ended = select.select([handle], [], [], PATIENCE)[0]
+        finally:
+            os.close(handle)
+        seconds = time.monotonic() - self.start
+        if not ended:
+            os.kill(self.pid, signal.SIGKILL)
+        if self.caller is not None:
+            os.kill(self.caller, signal.SIGKILL)
+            os.waitpid(self.caller, 0)
+        _, status = os.waitpid(self.pid, 0)
+        if not ended:
+            raise TimeoutError(f"the hook does not end; it said: {self.stderr()}")
+        taken = os.lseek(self.stdin, 0, os.SEEK_CUR)
+        os.close(self.stdin)
+        log = self.calls.syslog.read()
+        code = os.waitstatus_to_exitcode(status)
+        if code == BROKEN:
+            raise RuntimeError(self.stderr())
+        return Ended(
+            code,
+            (self.folder / "stdout").read_bytes(),
+            self.stderr(),
+            tuple(line for _, line in log),
+            tuple(priority for priority, _ in log),
+            seconds,
+            taken,
+        )
+
+    def stderr(self) -> str:
+        """Return what the hook has said so far."""
+        return (self.folder / "stderr").read_text(errors="surrogateescape")
+
+
+class Calls:
+    """Calls of the launchers of `hooks`; close it at the end."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self.hooks = hooks
+        self.syslog = Syslog(hooks.folder)
+        self.number = 0
+
+    def close(self) -> None:
+        """Close the syslog."""
+        self.syslog.close()
+
+    def up(self, tap: str, change: Change | None = None) -> Ended:
+        """Run pyqemu-ifup on `tap` to its end; see `start`."""
+        return self.start("pyqemu-ifup", tap, change=change).wait()
+
+    def down(self, tap: str, change: Change | None = None) -> Ended:
+        """Run pyqemu-ifdown on `tap` to its end; see `start`."""
+        return self.start("pyqemu-ifdown", tap, change=change).wait()
+
+    def start(
+        self,
+        program: str,
+        *arguments: str,
+        change: Change | None = None,
+        caller: Change | None = None,
+        execute: bool = False,
+    ) -> Call:
+        """Start a hook, called by this process; with `caller` by one of its own that runs it first.
+
+        `change` is run in the hook's process before it begins. With `execute` it is the launcher,
+        with the descriptors that are inheritable; else it runs in the forked process.
+        """
+        self.number += 1
+        folder = self.hooks.folder / f"call-{self.number}"
+        folder.mkdir()
+        (folder / "stdin").write_bytes(MONITOR)
+        stdin = os.open(folder / "stdin", os.O_RDONLY | os.O_CLOEXEC)
+        words = [str(self.hooks.folder / program), *arguments]
+
+        def hook() -> NoReturn:
+            self._run(folder, stdin, words, change, execute)
+
+        if caller is None:
+            return Call(self, folder, stdin, _fork(hook), None)
+        read_end, write_end = os.pipe()
+
+        def between() -> NoReturn:
+            os.close(read_end)
+            caller()
+            os.write(write_end, b"%d" % _fork(hook))
+            os.close(write_end)
+            while True:
+                signal.pause()
+
+        # So that a hook whose caller has ended becomes a child of this process.
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        parent = _fork(between)
+        os.close(write_end)
+        pid = int(os.read(read_end, 20))
+        os.close(read_end)
+        return Call(self, folder, stdin, pid, parent)
+
+    def _run(
+        self, folder: Path, stdin: int, words: list[str], change: Change | None, execute: bool
+    ) -> NoReturn:
+        environ = self.hooks.environ()
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        os.dup2(stdin, 0)
+        self.syslog.show()
+        os.environ.clear()
+        os.environ.update(environ)
+        signal.pthread_sigmask(signal.SIG_SETMASK, QEMU_BLOCKS)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        if change is not None:
+            change()
+        if execute:
+            os.execv(words[0], words)
+        sys.argv[:] = words
+        main = pyqemu_ifdown.main if "ifdown" in os.path.basename(words[0]) else pyqemu_ifup.main
+        os._exit(main.main())
+
+
+def _fork(run: Callable[[], NoReturn]) -> int:
+    """Run `run` in a forked process and return its pid."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            run()
+        except BaseException:
+            os.write(2, traceback.format_exc().encode())
+        os._exit(BROKEN)
+    return pid
+
+
+def at_op(number: int, act: Callable[[], object], *, after: bool = False) -> Change:
+    """Return a change: run `act` before, or right `after`, the hook's op of this number, from 0.
+
+    Ops are counted at the door of the Linux side, Netlink.run; an undo's are counted on.
+    """
+    counted = itertools.count()
+
+    def change() -> None:
+        run = Netlink.run
+
+        def counting(self: Netlink, op: LinkOp) -> None:
+            mine = next(counted) == number
+            if mine and not after:
+                act()
+            run(self, op)
+            if mine and after:
+                act()
+
+        setattr(Netlink, "run", counting)  # noqa: B010  a method is no variable to mypy
+
+    return change

@@ -1,0 +1,753 @@
+"""From wanted and seen to steps, as tables; nothing here touches the system."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Place, Port, Vlan
+from pyqemu_ifdown.detach import plan_down
+from pyqemu_ifup.look import (
+    Link,
+    OvsPort,
+    Seen,
+    Vid,
+    ranges,
+    show_vlan,
+    vlan_of_vids,
+    wanted_vids,
+)
+from pyqemu_ifup.plan import (
+    AddPort,
+    DelPort,
+    JoinBridge,
+    LeaveBridge,
+    Op,
+    Prove,
+    SetAlias,
+    SetDown,
+    SetIpv6,
+    SetIsolated,
+    SetMac,
+    SetMtu,
+    SetTxQueueLen,
+    SetUp,
+    SetVlans,
+    Step,
+    check_bridge_mtu,
+    commands,
+    differences,
+    find_kind,
+    plan_leave,
+    plan_undo,
+    plan_up,
+    refuse_foreign_ports,
+    refuse_strangers,
+    vlan_columns,
+    vlan_of_columns,
+)
+from pyqemu_ifup.stamp import (
+    ALIAS_MAX,
+    Here,
+    Stamp,
+    find_here,
+    format_alias,
+    is_alive,
+    is_anothers,
+    make_stamp,
+    parse_alias,
+    row_ids,
+)
+
+HERE = Here("boot-1", "4:7")
+PLACE = Place("/etc/pyqemu-ifup/policy.yaml", 7, 5)
+PORT = Port("web0", "lan", "br0", PLACE)
+VLAN = Vlan(100)
+NATIVE = Vlan(10, (20, 30, 31))
+
+STAMP = Stamp("lan", "linux", "br0", "web", 42, 4200)
+OVS_STAMP = replace(STAMP, kind="openvswitch", ovsdb=DEFAULT_OVSDB)
+ALIAS = "pyqemu-ifup/1 network=lan kind=linux bridge=br0 vm=web pid=42 start=4200"
+OVS_ALIAS = f"{ALIAS.replace('linux', 'openvswitch')} ovsdb=unix:/run/openvswitch/db.sock"
+
+TAP = Link(
+    7, "web0", "tun", tap=True, up=False, mtu=1500, mac="16:00:00:00:00:07", txqueuelen=1000,
+    master=None, alias="", carrier=True,
+)
+BRIDGE = replace(
+    TAP, index=3, name="br0", kind="bridge", tap=False, up=True, mac="02:00:00:00:00:03",
+    vlan_filtering=False, default_pvid=1,
+)
+FILTERING = replace(BRIDGE, vlan_filtering=True)
+NO_PVID = replace(FILTERING, default_pvid=0)
+NO_KERNEL = replace(BRIDGE, vlan_filtering=None, default_pvid=None)
+OVS_BRIDGE = replace(BRIDGE, kind="openvswitch", vlan_filtering=None, default_pvid=None)
+OVS_SYSTEM = replace(OVS_BRIDGE, index=2, name="ovs-system")
+
+FRESH = Seen(TAP, ipv6_disabled=False, bridge=BRIDGE)
+OVS_FRESH = Seen(TAP, ipv6_disabled=False, bridge=OVS_BRIDGE, ovs_bridges=(DEFAULT_OVSDB,))
+
+IDS = row_ids(OVS_STAMP, 7, HERE)
+ROW = OvsPort(
+    DEFAULT_OVSDB, "br0", "web0", tag=None, trunks=(), vlan_mode="access", protected=False,
+    transient=True, external_ids=tuple(sorted(IDS.items())), ofport=4, error=None, ifindex=7,
+    link_state="up",
+)
+DEL_ROW = DelPort(DEFAULT_OVSDB, "br0", "web0", ROW.external_ids)
+
+DONE = replace(
+    TAP, up=True, mac="fe:00:00:00:00:07", alias=ALIAS, master=3, isolated=False
+)
+ATTACHED = Seen(DONE, ipv6_disabled=True, master=BRIDGE, bridge=BRIDGE)
+OVS_DONE = replace(DONE, alias=OVS_ALIAS, master=2, isolated=None)
+OVS_ATTACHED = replace(
+    OVS_FRESH, tap=OVS_DONE, ipv6_disabled=True, master=OVS_SYSTEM, ports=(ROW,)
+)
+
+# The steps that are the same for nearly all, in their order.
+DOWN, UP = SetDown("web0", 7), SetUp("web0", 7)
+MARK, UNMARK = SetAlias("web0", 7, ALIAS), SetAlias("web0", 7, "")
+MAC, MTU, IPV6 = (
+    SetMac("web0", 7, "fe:00:00:00:00:07"), SetMtu("web0", 7, 1500), SetIpv6("web0", True)
+)
+JOIN, LEAVE = JoinBridge("web0", 7, "br0", 3), LeaveBridge("web0", 7, "br0")
+PROVE, PROVE_UP = Prove("web0", up=False), Prove("web0", up=True)
+BEGIN, END = (MARK, MAC, MTU, IPV6), (PROVE, UP, PROVE_UP)
+
+
+def vlans(*vids: Vid) -> SetVlans:
+    return SetVlans("web0", 7, vids)
+
+
+def seen(seen: Seen, **tap: Any) -> Seen:
+    assert seen.tap is not None
+    return replace(seen, tap=replace(seen.tap, **tap))
+
+
+ACCESS = Vid(100, pvid=True, untagged=True)
+FILTERS = replace(FRESH, bridge=FILTERING)
+LINUX_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
+    ("bare", PORT, FRESH, (*BEGIN, JOIN, *END)),
+    ("kind given", replace(PORT, kind="linux"), FRESH, (*BEGIN, JOIN, *END)),
+    ("no filtering in the kernel", PORT, replace(FRESH, bridge=NO_KERNEL), (*BEGIN, JOIN, *END)),
+    ("isolated", replace(PORT, isolated=True), FRESH,
+     (*BEGIN, JOIN, SetIsolated("web0", 7, True), *END)),
+    ("mtu", replace(PORT, mtu=9000), FRESH,
+     (MARK, MAC, SetMtu("web0", 7, 9000), IPV6, JOIN, *END)),
+    ("the bridge's mtu", PORT, replace(FRESH, bridge=replace(BRIDGE, mtu=8950)),
+     (MARK, MAC, SetMtu("web0", 7, 8950), IPV6, JOIN, *END)),
+    ("txqueuelen", replace(PORT, txqueuelen=0), FRESH,
+     (MARK, MAC, MTU, SetTxQueueLen("web0", 7, 0), IPV6, JOIN, *END)),
+    ("no IPv6 in the kernel", PORT, replace(FRESH, ipv6_disabled=None),
+     (MARK, MAC, MTU, JOIN, *END)),
+    ("IPv6 off already", PORT, replace(FRESH, ipv6_disabled=True), (MARK, MAC, MTU, JOIN, *END)),
+    ("its MAC is high already", PORT, seen(FRESH, mac="fe:00:00:00:00:07"),
+     (MARK, MTU, IPV6, JOIN, *END)),
+    ("up: down first", PORT, seen(FRESH, up=True), (MARK, DOWN, MAC, MTU, IPV6, JOIN, *END)),
+    ("again", PORT, ATTACHED, (DOWN, LEAVE, MARK, MTU, JOIN, *END)),
+    ("moved from another bridge of ours", PORT,
+     replace(seen(ATTACHED, alias=ALIAS.replace("br0", "br1")),
+             master=replace(BRIDGE, index=4, name="br1")),
+     (DOWN, LeaveBridge("web0", 7, "br1"), MARK, MTU, JOIN, *END)),
+    ("moved from Open vSwitch", PORT, replace(OVS_ATTACHED, bridge=BRIDGE),
+     (DOWN, DEL_ROW, MARK, MTU, JOIN, *END)),
+    ("a stale row of ours", PORT, replace(FRESH, ports=(ROW,)),
+     (MARK, DEL_ROW, MAC, MTU, IPV6, JOIN, *END)),
+    ("filtering: the bridge's PVID", PORT, FILTERS,
+     (*BEGIN, JOIN, vlans(Vid(1, True, True)), *END)),
+    ("filtering, its PVID is 7", PORT, replace(FRESH, bridge=replace(FILTERING, default_pvid=7)),
+     (*BEGIN, JOIN, vlans(Vid(7, True, True)), *END)),
+    ("vlan", replace(PORT, vlan=VLAN), FILTERS, (*BEGIN, JOIN, vlans(ACCESS), *END)),
+    ("vlan, no default PVID", replace(PORT, vlan=VLAN), replace(FRESH, bridge=NO_PVID),
+     (*BEGIN, JOIN, vlans(ACCESS), *END)),
+    ("trunk", replace(PORT, vlan=Vlan(None, (20, 30))), FILTERS,
+     (*BEGIN, JOIN, vlans(Vid(20), Vid(30)), *END)),
+    ("native and trunk, isolated", replace(PORT, vlan=Vlan(20, (10, 20)), isolated=True), FILTERS,
+     (*BEGIN, JOIN, vlans(Vid(10), Vid(20, True, True)), SetIsolated("web0", 7, True), *END)),
+]
+
+
+@pytest.mark.parametrize(
+    ("port", "found", "plan"), [row[1:] for row in LINUX_PLANS], ids=[row[0] for row in LINUX_PLANS]
+)
+def test_up_on_a_linux_bridge(port: Port, found: Seen, plan: tuple[Op, ...]) -> None:
+    assert plan_up(port, "linux", found, STAMP, HERE) == plan
+
+
+OVS_BEGIN = (SetAlias("web0", 7, OVS_ALIAS), MAC, MTU, IPV6)
+OVS_PORT = replace(PORT, kind="openvswitch")
+
+
+def add(vlan: Vlan | None = None, protected: bool = False, **more: str) -> AddPort:
+    ids = tuple(sorted({**IDS, **more}.items()))
+    return AddPort(DEFAULT_OVSDB, "br0", "web0", 7, vlan, protected, ids)
+
+
+OVS_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
+    ("bare", OVS_PORT, OVS_FRESH, (*OVS_BEGIN, add(), *END)),
+    ("vlan", replace(OVS_PORT, vlan=VLAN), OVS_FRESH, (*OVS_BEGIN, add(VLAN), *END)),
+    ("native and trunk, isolated", replace(OVS_PORT, vlan=NATIVE, isolated=True), OVS_FRESH,
+     (*OVS_BEGIN, add(NATIVE, True), *END)),
+    ("external_ids", replace(OVS_PORT, external_ids=(("team", "a"),)), OVS_FRESH,
+     (*OVS_BEGIN, add(team="a"), *END)),
+    ("external_ids do not change our mark",
+     replace(OVS_PORT, external_ids=(("pyqemu-ifindex", "8"),)), OVS_FRESH,
+     (*OVS_BEGIN, add(), *END)),
+    ("mtu, with no bridge to see", replace(OVS_PORT, mtu=1400), replace(OVS_FRESH, bridge=None),
+     (OVS_BEGIN[0], MAC, SetMtu("web0", 7, 1400), IPV6, add(), *END)),
+    ("again", OVS_PORT, OVS_ATTACHED, (DOWN, DEL_ROW, OVS_BEGIN[0], MTU, add(), *END)),
+    ("rows in two databases", OVS_PORT,
+     replace(OVS_ATTACHED, ports=(ROW, replace(ROW, ovsdb="unix:/other", bridge=None))),
+     (DOWN, DEL_ROW, replace(DEL_ROW, ovsdb="unix:/other", bridge=None), OVS_BEGIN[0], MTU,
+      add(), *END)),
+    ("moved from a Linux bridge", OVS_PORT,
+     replace(ATTACHED, bridge=OVS_BRIDGE, master=replace(BRIDGE, name="br0")),
+     (DOWN, LEAVE, OVS_BEGIN[0], MTU, add(), *END)),
+]
+
+
+@pytest.mark.parametrize(
+    ("port", "found", "plan"), [row[1:] for row in OVS_PLANS], ids=[row[0] for row in OVS_PLANS]
+)
+def test_up_on_open_vswitch(port: Port, found: Seen, plan: tuple[Op, ...]) -> None:
+    assert plan_up(port, "openvswitch", found, OVS_STAMP, HERE) == plan
+
+
+def test_the_link_comes_up_last_and_only_when_proven() -> None:
+    rows = [(row, "linux", STAMP) for row in LINUX_PLANS]
+    rows += [(row, "openvswitch", OVS_STAMP) for row in OVS_PLANS]
+    for (_, port, found, _), kind, stamp in rows:
+        plan = plan_up(port, "linux" if kind == "linux" else "openvswitch", found, stamp, HERE)
+        assert plan[-3:] == END
+        joins = [i for i, op in enumerate(plan) if isinstance(op, JoinBridge | AddPort)]
+        assert len(joins) == 1
+        downs = [i for i, op in enumerate(plan) if isinstance(op, SetDown)]
+        if found.tap is not None and found.tap.up:
+            assert downs and downs[0] < joins[0]
+        # Only what a switch port has of its own comes after the joining.
+        after = plan[joins[0] + 1 : -3]
+        assert all(isinstance(op, SetVlans | SetIsolated) for op in after)
+
+
+def test_the_mark_is_there_from_the_first_change_to_the_last() -> None:
+    for _, port, found, _ in LINUX_PLANS:
+        assert found.tap is not None
+        state = simulate(found, plan_up(port, "linux", found, STAMP, HERE))
+        assert all(each.tap is not None and each.tap.stamp is not None for each in state[1:])
+
+
+def simulate(found: Seen, plan: tuple[Op, ...]) -> list[Seen]:
+    """Return what is seen before the plan and after each of its ops, on a Linux bridge."""
+    states = [found]
+    masters = {link.index: link for link in (found.master, found.bridge) if link is not None}
+    for op in plan:
+        now = states[-1]
+        tap = now.tap
+        assert tap is not None
+        if isinstance(op, SetAlias):
+            now = seen(now, alias=op.alias)
+        elif isinstance(op, SetDown | SetUp):
+            now = seen(now, up=isinstance(op, SetUp))
+        elif isinstance(op, SetMac):
+            now = seen(now, mac=op.mac)
+        elif isinstance(op, SetMtu):
+            now = seen(now, mtu=op.mtu)
+        elif isinstance(op, SetTxQueueLen):
+            now = seen(now, txqueuelen=op.length)
+        elif isinstance(op, SetIpv6):
+            now = replace(now, ipv6_disabled=op.disabled)
+        elif isinstance(op, JoinBridge):
+            now = replace(seen(now, master=op.master, isolated=False), master=masters[op.master])
+            if now.bridge is not None and now.bridge.vlan_filtering and now.bridge.default_pvid:
+                now = replace(now, vids=wanted_vids(Vlan(now.bridge.default_pvid)))
+        elif isinstance(op, LeaveBridge):
+            now = replace(seen(now, master=None, isolated=None), master=None, vids=())
+        elif isinstance(op, SetVlans):
+            now = replace(now, vids=op.vids)
+        elif isinstance(op, SetIsolated):
+            now = seen(now, isolated=op.isolated)
+        elif isinstance(op, DelPort):
+            now = replace(
+                seen(now, master=None), ports=(),
+                master=None if now.master and now.master.kind == "openvswitch" else now.master,
+            )
+        states.append(now)
+    return states
+
+
+@pytest.mark.parametrize("row", LINUX_PLANS, ids=[row[0] for row in LINUX_PLANS])
+def test_undo_from_the_state_after_every_op(row: tuple[str, Port, Seen, tuple[Op, ...]]) -> None:
+    _, port, before, plan = row
+    assert before.tap is not None
+    for now in simulate(before, plan):
+        after = simulate(now, plan_undo(before, now, HERE))[-1]
+        clean = seen(before, up=False, master=None, isolated=None, alias="")
+        assert after == replace(clean, master=None, ports=())
+
+
+@pytest.mark.parametrize("row", LINUX_PLANS, ids=[row[0] for row in LINUX_PLANS])
+def test_up_again_from_the_state_after_every_op_is_never_refused(
+    row: tuple[str, Port, Seen, tuple[Op, ...]],
+) -> None:
+    # NOTE: as when the hook is killed there.
+    _, port, before, plan = row
+    whole = simulate(before, plan)[-1]
+    for now in simulate(before, plan):
+        refuse_strangers("web0", now, parent=1)
+        assert simulate(now, plan_up(port, "linux", now, STAMP, HERE))[-1] == whole
+
+
+@pytest.mark.parametrize("row", LINUX_PLANS, ids=[row[0] for row in LINUX_PLANS])
+def test_down_from_the_state_after_every_op_takes_it_all_away(
+    row: tuple[str, Port, Seen, tuple[Op, ...]],
+) -> None:
+    _, port, before, plan = row
+    for now in simulate(before, plan)[1:]:
+        steps = plan_down(now, HERE)
+        after = simulate(now, steps)[-1]
+        assert after.tap is not None
+        assert (after.tap.alias, after.tap.master, after.tap.up) == ("", None, False)
+        assert after.ports == () and after.vids == ()
+        assert steps[-1] == UNMARK
+
+
+def test_undo_of_a_tap_that_has_gone_removes_its_row_only() -> None:
+    older = replace(ROW, external_ids=tuple(row_ids(OVS_STAMP, 6, HERE).items()))
+    foreign = replace(ROW, external_ids=())
+    for now in (None, replace(TAP, index=9, up=True)):
+        gone = Seen(now, ports=(ROW, older, foreign))
+        assert plan_undo(OVS_FRESH, gone, HERE) == (DEL_ROW,)
+
+
+LEAVES: list[tuple[str, Seen, tuple[Step, ...]]] = [
+    ("nothing there", Seen(None), ()),
+    ("a fresh tap", FRESH, ()),
+    ("a tap that is up", seen(FRESH, up=True), (DOWN,)),
+    ("on a Linux bridge", ATTACHED, (DOWN, LEAVE)),
+    ("on a Linux bridge, down", seen(ATTACHED, up=False), (LEAVE,)),
+    ("on Open vSwitch", OVS_ATTACHED, (DOWN, DEL_ROW)),
+    ("a row without its tap", Seen(None, ports=(ROW,)), (DEL_ROW,)),
+    ("a foreign row", Seen(None, ports=(replace(ROW, external_ids=()),)), ()),
+    ("a row of another namespace",
+     Seen(None, ports=(replace(ROW, external_ids=(("pyqemu-ifup", "1"),
+          ("pyqemu-boot-id", "boot-1"), ("pyqemu-netns", "4:8"))),)), ()),
+    ("a row of an earlier boot",
+     Seen(None, ports=(replace(ROW, external_ids=(("pyqemu-boot-id", "boot-0"),
+          ("pyqemu-ifup", "1"), ("pyqemu-netns", "4:8"))),)),
+     (replace(DEL_ROW, external_ids=(("pyqemu-boot-id", "boot-0"), ("pyqemu-ifup", "1"),
+              ("pyqemu-netns", "4:8"))),)),
+    ("a row of an earlier boot of another host",
+     Seen(None, ports=(replace(ROW, ovsdb="tcp:192.0.2.1:6640", external_ids=(
+         ("pyqemu-boot-id", "boot-0"), ("pyqemu-ifup", "1"), ("pyqemu-netns", "4:8"))),)), ()),
+]
+
+
+@pytest.mark.parametrize(
+    ("found", "plan"), [row[1:] for row in LEAVES], ids=[row[0] for row in LEAVES]
+)
+def test_leave(found: Seen, plan: tuple[Step, ...]) -> None:
+    assert plan_leave(found, HERE) == plan
+
+
+DOWNS: list[tuple[str, Seen, tuple[Step, ...]]] = [
+    ("nothing there", Seen(None), ()),
+    ("a tap without our mark", seen(FRESH, up=True), ()),
+    ("somebody else's tap on a bridge", seen(ATTACHED, alias=""), ()),
+    ("a foreign alias", seen(ATTACHED, alias="uplink"), ()),
+    ("attached", ATTACHED, (DOWN, LEAVE, UNMARK)),
+    ("attached by a hook that was killed early", seen(FRESH, alias=ALIAS), (UNMARK,)),
+    ("moved by somebody to another bridge",
+     replace(ATTACHED, master=replace(BRIDGE, index=4, name="virbr0")), (UNMARK,)),
+    ("moved by somebody to a VRF",
+     replace(ATTACHED, master=replace(BRIDGE, index=4, name="br0", kind="vrf")), (UNMARK,)),
+    ("on Open vSwitch", OVS_ATTACHED, (DOWN, DEL_ROW, UNMARK)),
+    ("a stale row of a fresh tap", replace(FRESH, ports=(ROW,)), (DEL_ROW,)),
+    ("a foreign row", replace(ATTACHED, ports=(replace(ROW, external_ids=()),)),
+     (DOWN, LEAVE, UNMARK)),
+]
+
+
+@pytest.mark.parametrize(
+    ("found", "plan"), [row[1:] for row in DOWNS], ids=[row[0] for row in DOWNS]
+)
+def test_down(found: Seen, plan: tuple[Step, ...]) -> None:
+    assert plan_down(found, HERE) == plan
+
+
+def kind_of(port: Port, found: Seen) -> object:
+    return find_kind(port, found)
+
+
+def plan_linux(port: Port, found: Seen) -> object:
+    return plan_up(port, "linux", found, STAMP, HERE)
+
+
+def plan_ovs(port: Port, found: Seen) -> object:
+    return plan_up(port, "openvswitch", found, OVS_STAMP, HERE)
+
+
+def strangers(port: Port, found: Seen) -> object:
+    return refuse_strangers(port.tap, found, parent=1)
+
+
+def foreign_ports(port: Port, found: Seen) -> None:
+    refuse_foreign_ports(found, HERE)
+
+
+def bridge_mtu(kind: Kind, before: int, after: int) -> Any:
+    def check(port: Port, found: Seen) -> None:
+        assert found.bridge is not None
+        was = replace(found, bridge=replace(found.bridge, mtu=before))
+        now = replace(found, bridge=replace(found.bridge, mtu=after))
+        check_bridge_mtu(port, kind, was, now)
+
+    return check
+
+
+BOTH = replace(FRESH, ovs_bridges=(DEFAULT_OVSDB,))
+FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
+    (kind_of, PORT, replace(FRESH, bridge=None), Status.UNAVAILABLE,
+     "there is no bridge br0: network lan names it; make it (ip link add br0 type bridge or "
+     "ovs-vsctl add-br br0) or correct the policy"),
+    (kind_of, replace(PORT, kind="linux"), replace(FRESH, bridge=None), Status.UNAVAILABLE,
+     "there is no bridge br0: network lan names it; make it (ip link add br0 type bridge) or "
+     "correct the policy"),
+    (kind_of, replace(PORT, kind="openvswitch"), replace(FRESH, bridge=None), Status.UNAVAILABLE,
+     "there is no bridge br0: network lan names it; make it (ovs-vsctl add-br br0) or correct "
+     "the policy"),
+    (kind_of, PORT, replace(FRESH, bridge=replace(TAP, kind="veth", tap=False)), Status.REFUSED,
+     "br0 is not a bridge: it is a veth interface; correct bridge: of network lan"),
+    (kind_of, replace(PORT, kind="linux"), replace(FRESH, bridge=replace(TAP, kind=None)),
+     Status.REFUSED, "br0 is not a bridge: it is a network card; correct bridge: of network lan"),
+    (kind_of, PORT, BOTH, Status.REFUSED,
+     "br0 is both a Linux bridge and an Open vSwitch bridge; say kind: linux or "
+     "kind: openvswitch for network lan"),
+    (kind_of, replace(PORT, kind="openvswitch"), FRESH, Status.REFUSED,
+     "br0 is a Linux bridge: the policy says kind: openvswitch for network lan; correct kind: "
+     "or bridge:"),
+    (kind_of, replace(PORT, kind="linux"), OVS_FRESH, Status.REFUSED,
+     "br0 is an Open vSwitch bridge: the policy says kind: linux for network lan; correct kind: "
+     "or bridge:"),
+    (kind_of, replace(PORT, ovsdb="unix:/other"), replace(OVS_FRESH, bridge=None),
+     Status.UNAVAILABLE,
+     "there is no bridge br0: network lan names it; make it (ip link add br0 type bridge or "
+     "ovs-vsctl add-br br0) or correct the policy"),
+    (strangers, PORT, Seen(None), Status.REFUSED,
+     "there is no such tap in this network namespace; the caller must open it first, as QEMU "
+     "does"),
+    (strangers, PORT, seen(FRESH, tap=False), Status.DENIED,
+     "not a tap but a tun interface; give the name of a tap"),
+    (strangers, PORT, seen(FRESH, tap=False, kind=None), Status.DENIED,
+     "not a tap but a network card; give the name of a tap"),
+    (strangers, PORT, seen(FRESH, alias="vm 'x'\n"), Status.DENIED,
+     "somebody else's tap: its alias is \"vm 'x'\\n\"; if it is not, remove it: "
+     "ip link set dev web0 alias ''"),
+    (strangers, PORT, replace(FRESH, master=BRIDGE), Status.DENIED,
+     "somebody else's tap: br0 holds it; if it shall go, take it out: "
+     "ip link set dev web0 nomaster"),
+    (strangers, PORT, replace(FRESH, master=OVS_SYSTEM), Status.DENIED,
+     "somebody else's tap: ovs-system holds it; if it shall go, take it out: "
+     "ovs-vsctl del-port web0"),
+    (strangers, PORT, replace(ATTACHED, master=replace(BRIDGE, name="virbr0")), Status.DENIED,
+     "somebody else's tap: virbr0 holds it; if it shall go, take it out: "
+     "ip link set dev web0 nomaster"),
+    (foreign_ports, PORT, replace(FRESH, ports=(replace(ROW, external_ids=()),)), Status.DENIED,
+     "Open vSwitch has a port of this name that is not ours: on bridge br0 of "
+     "unix:/run/openvswitch/db.sock; if it shall go: "
+     "ovs-vsctl --db=unix:/run/openvswitch/db.sock del-port web0"),
+    (foreign_ports, PORT,
+     replace(FRESH, ports=(replace(ROW, bridge=None, external_ids=(
+         ("pyqemu-boot-id", "boot-1"), ("pyqemu-ifup", "1"), ("pyqemu-netns", "4:8"),
+         ("vm-name", "db"))),)), Status.DENIED,
+     "Open vSwitch has a port of this name from another network namespace: on no bridge of "
+     "unix:/run/openvswitch/db.sock, vm db; if it shall go: "
+     "ovs-vsctl --db=unix:/run/openvswitch/db.sock del-port web0"),
+    (plan_linux, replace(PORT, vlan=VLAN), FRESH, Status.REFUSED,
+     "br0 does not filter VLANs: vlan 100 is wanted; turn it on: "
+     "ip link set dev br0 type bridge vlan_filtering 1"),
+    (plan_linux, replace(PORT, vlan=NATIVE), replace(FRESH, bridge=NO_KERNEL), Status.REFUSED,
+     "br0 does not filter VLANs: vlan native 10 trunk 20,30-31 is wanted; this kernel cannot "
+     "(CONFIG_BRIDGE_VLAN_FILTERING)"),
+    (plan_linux, PORT, replace(FRESH, bridge=NO_PVID), Status.REFUSED,
+     "br0 has no default PVID: and the policy gives no vlan; set vlan: for network lan, or: "
+     "ip link set dev br0 type bridge vlan_default_pvid 1"),
+    (plan_linux, replace(PORT, external_ids=(("a", "b"),)), FRESH, Status.REFUSED,
+     "br0 is a Linux bridge: it has no place for external_ids; take external_ids: from network "
+     "lan, or from its rule"),
+    (plan_ovs, OVS_PORT, replace(OVS_FRESH, bridge=None), Status.REFUSED,
+     "the MTU of br0 cannot be told: it has no interface in this network namespace; give "
+     "network lan an mtu:"),
+    (bridge_mtu("linux", 1500, 1400), PORT, FRESH, Status.REFUSED,
+     "the tap's MTU would lower that of br0 from 1500 to 1400: its other ports would lose "
+     "longer frames; pin it: ip link set dev br0 mtu 1500"),
+    (bridge_mtu("openvswitch", 1500, 1400), PORT, OVS_FRESH, Status.REFUSED,
+     "the tap's MTU would lower that of br0 from 1500 to 1400: its other ports would lose "
+     "longer frames; pin it: ovs-vsctl set interface br0 mtu_request=1500"),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "port", "found", "status", "text"), FAILURES, ids=[row[4][:60] for row in FAILURES]
+)
+def test_each_refusal_is_told_whole(
+    call: Any, port: Port, found: Seen, status: Status, text: str
+) -> None:
+    with pytest.raises(Failure) as caught:
+        call(port, found)
+    assert (caught.value.status, str(caught.value)) == (status, text)
+
+
+KINDS: list[tuple[Port, Seen, Kind]] = [
+    (PORT, FRESH, "linux"),
+    (PORT, OVS_FRESH, "openvswitch"),
+    (PORT, replace(OVS_FRESH, bridge=None), "openvswitch"),
+    (replace(PORT, kind="linux"), BOTH, "linux"),
+    (replace(PORT, kind="openvswitch"), BOTH, "openvswitch"),
+    (replace(PORT, ovsdb="unix:/other"), BOTH, "linux"),
+]
+
+
+@pytest.mark.parametrize(("port", "found", "kind"), KINDS)
+def test_the_kind_is_looked_up(port: Port, found: Seen, kind: Kind) -> None:
+    assert find_kind(port, found) == kind
+
+
+def test_a_bridge_that_keeps_or_raises_its_mtu_is_well() -> None:
+    bridge_mtu("linux", 1500, 1500)(PORT, FRESH)
+    bridge_mtu("linux", 1500, 9000)(PORT, FRESH)
+    check_bridge_mtu(PORT, "openvswitch", replace(OVS_FRESH, bridge=None), OVS_FRESH)
+
+
+DIFFERENCES: list[tuple[str, Port, Kind, Seen, list[str]]] = [
+    ("linux: none", PORT, "linux", ATTACHED, []),
+    ("ovs: none", OVS_PORT, "openvswitch", OVS_ATTACHED, []),
+    ("gone", PORT, "linux", Seen(None), ["tap is gone, wanted there"]),
+    ("fresh", PORT, "linux", FRESH,
+     ["bridge is none, wanted br0", "mac is 16:00:00:00:00:07, wanted fe:00:00:00:00:07",
+      "disable_ipv6 is false, wanted true", "link is down, wanted up"]),
+    ("another bridge", PORT, "linux", replace(ATTACHED, master=replace(BRIDGE, name="br9")),
+     ["bridge is br9, wanted br0"]),
+    ("mtu", replace(PORT, mtu=1400), "linux", ATTACHED, ["mtu is 1500, wanted 1400"]),
+    ("the bridge's mtu", PORT, "linux", replace(ATTACHED, bridge=replace(BRIDGE, mtu=9000)),
+     ["mtu is 1500, wanted 9000"]),
+    ("txqueuelen", replace(PORT, txqueuelen=0), "linux", ATTACHED,
+     ["txqueuelen is 1000, wanted 0"]),
+    ("isolated", replace(PORT, isolated=True), "linux", ATTACHED,
+     ["isolated is false, wanted true"]),
+    ("not isolated", PORT, "linux", seen(ATTACHED, isolated=True),
+     ["isolated is true, wanted false"]),
+    ("filtering is off", replace(PORT, vlan=VLAN), "linux", ATTACHED,
+     ["vlan is br0 does not filter VLANs: vlan 100 is wanted; turn it on: "
+      "ip link set dev br0 type bridge vlan_filtering 1, wanted 100"]),
+    ("a VID too many", replace(PORT, vlan=VLAN), "linux",
+     replace(ATTACHED, bridge=FILTERING, master=FILTERING, vids=(Vid(1), ACCESS)),
+     ["vlan is native 100 trunk 1, wanted 100"]),
+    ("flags", replace(PORT, vlan=VLAN), "linux",
+     replace(ATTACHED, bridge=FILTERING, vids=(Vid(100, untagged=True),)),
+     ["vlan is 100 untagged, wanted 100"]),
+    ("no VID", replace(PORT, vlan=VLAN), "linux", replace(ATTACHED, bridge=FILTERING),
+     ["vlan is none, wanted 100"]),
+    ("ovs: no row", OVS_PORT, "openvswitch", replace(OVS_ATTACHED, ports=()),
+     ["bridge is none, wanted br0"]),
+    ("ovs: another database's row", OVS_PORT, "openvswitch",
+     replace(OVS_ATTACHED, ports=(replace(ROW, ovsdb="unix:/other"),)),
+     ["bridge is none, wanted br0"]),
+]
+ROWS: list[tuple[dict[str, Any], list[str]]] = [
+    ({"bridge": "br9"}, ["bridge is br9, wanted br0"]),
+    ({"bridge": None}, ["bridge is none, wanted br0"]),
+    ({"tag": 100}, ["vlan is 100, wanted none"]),
+    ({"vlan_mode": None}, ["vlan is trunk 1-4094, wanted none"]),
+    ({"vlan_mode": "trunk", "trunks": (20,)}, ["vlan is trunk 20, wanted none"]),
+    ({"trunks": (20,)}, ["vlan is none (vlan_mode access), wanted none"]),
+    ({"vlan_mode": "native-tagged", "tag": 1, "trunks": (2,)},
+     ["vlan is native 1 trunk 2, wanted none"]),
+    ({"protected": True}, ["isolated is true, wanted false"]),
+    ({"transient": False}, ["transient is false, wanted true"]),
+    ({"external_ids": (*ROW.external_ids, ("team", "a"))}, ["external_ids is team=a, wanted none"]),
+    ({"error": "No such device"}, ["error is No such device, wanted none"]),
+    ({"ofport": -1}, ["ofport is false, wanted true"]),
+    ({"ofport": None}, ["ofport is false, wanted true"]),
+    ({"ifindex": 8}, ["ifindex is 8, wanted 7"]),
+    ({"link_state": "down"}, ["link_state is down, wanted up"]),
+]
+DIFFERENCES += [
+    (f"ovs: {' '.join(row)} {number}", OVS_PORT, "openvswitch",
+     replace(OVS_ATTACHED, ports=(replace(ROW, **row),)), texts)
+    for number, (row, texts) in enumerate(ROWS)
+]
+
+
+@pytest.mark.parametrize(
+    ("port", "kind", "found", "texts"),
+    [row[1:] for row in DIFFERENCES],
+    ids=[row[0] for row in DIFFERENCES],
+)
+def test_differences(port: Port, kind: Kind, found: Seen, texts: list[str]) -> None:
+    assert [str(each) for each in differences(port, kind, found, up=True)] == texts
+
+
+def test_a_link_that_is_down_counts_only_once_it_shall_be_up() -> None:
+    assert differences(PORT, "linux", seen(ATTACHED, up=False), up=False) == ()
+    unopened = replace(seen(OVS_ATTACHED, carrier=False), ports=(replace(ROW, link_state="down"),))
+    assert differences(OVS_PORT, "openvswitch", unopened, up=True) == ()
+
+
+COMMANDS: list[tuple[Op, tuple[str, ...]]] = [
+    (MARK, (f"ip link set dev web0 alias '{ALIAS}'",)),
+    (UNMARK, ("ip link set dev web0 alias ''",)),
+    (DOWN, ("ip link set dev web0 down",)),
+    (UP, ("ip link set dev web0 up",)),
+    (MAC, ("ip link set dev web0 address fe:00:00:00:00:07",)),
+    (MTU, ("ip link set dev web0 mtu 1500",)),
+    (SetTxQueueLen("web0", 7, 500), ("ip link set dev web0 txqueuelen 500",)),
+    (IPV6, ("echo 1 > /proc/sys/net/ipv6/conf/web0/disable_ipv6",)),
+    (SetIpv6("a b", False), ("echo 0 > '/proc/sys/net/ipv6/conf/a b/disable_ipv6'",)),
+    (JOIN, ("ip link set dev web0 master br0",)),
+    (LEAVE, ("ip link set dev web0 nomaster",)),
+    (SetIsolated("web0", 7, True), ("bridge link set dev web0 isolated on",)),
+    (SetIsolated("web0", 7, False), ("bridge link set dev web0 isolated off",)),
+    (vlans(*wanted_vids(NATIVE)),
+     ("bridge vlan del dev web0 vid 1-4094", "bridge vlan add dev web0 vid 10 pvid untagged",
+      "bridge vlan add dev web0 vid 20", "bridge vlan add dev web0 vid 30-31")),
+    (PROVE, ("ip -d link show dev web0",)),
+    (DEL_ROW, ("ovs-vsctl --db=unix:/run/openvswitch/db.sock --if-exists del-port web0",)),
+    (AddPort("unix:/a b", "br0", "-rf", 7, NATIVE, True,
+             (("note", "it's \"5\" \\"), ("vm-pid", "42"))),
+     ("ovs-vsctl --db='unix:/a b' add-port br0 -rf vlan_mode=native-untagged tag=10 "
+      "trunks=20,30,31 protected=true other_config:transient=true -- set interface -rf "
+      "'external_ids:note=\"it'\"'\"'s \\\"5\\\" \\\\\"' external_ids:vm-pid=42",)),
+    (SetUp("$(x);'", 7), ("""ip link set dev '$(x);'"'"'' up""",)),
+]
+
+
+@pytest.mark.parametrize(("op", "words"), COMMANDS)
+def test_commands(op: Op, words: tuple[str, ...]) -> None:
+    assert commands(op) == words
+
+
+VLANS: list[tuple[Vlan | None, str, tuple[Vid, ...], tuple[str, int | None, tuple[int, ...]]]] = [
+    (None, "none", (), ("access", None, ())),
+    (VLAN, "100", (ACCESS,), ("access", 100, ())),
+    (Vlan(None, (20, 30, 31)), "trunk 20,30-31", (Vid(20), Vid(30), Vid(31)),
+     ("trunk", None, (20, 30, 31))),
+    (Vlan(10, (20,)), "native 10 trunk 20", (Vid(10, True, True), Vid(20)),
+     ("native-untagged", 10, (20,))),
+]
+
+
+@pytest.mark.parametrize(("vlan", "words", "vids", "columns"), VLANS)
+def test_a_vlan_is_the_same_on_each_switch(
+    vlan: Vlan | None, words: str, vids: tuple[Vid, ...], columns: Any
+) -> None:
+    assert show_vlan(vlan) == words
+    assert vlan_of_vids(vids) == vlan
+    if vlan is not None:
+        assert wanted_vids(vlan) == vids
+    assert vlan_columns(vlan) == columns
+    mode, tag, trunks = columns
+    assert vlan_of_columns(replace(ROW, vlan_mode=mode, tag=tag, trunks=trunks)) == vlan
+
+
+@given(st.frozensets(st.integers(1, 4094), max_size=40))
+def test_ranges_hold_just_the_numbers(numbers: frozenset[int]) -> None:
+    found = ranges(numbers)
+    assert [n for first, last in found for n in range(first, last + 1)] == sorted(numbers)
+    assert all(after[0] > before[1] + 1 for before, after in zip(found, found[1:], strict=False))
+
+
+# The stamp
+
+# What a command line may hold: any bytes but NUL, as os.fsdecode makes text of them.
+NAMES = st.binary(max_size=300).map(lambda name: os.fsdecode(name.replace(b"\0", b"x")))
+STAMPS = st.builds(
+    Stamp,
+    network=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", fullmatch=True),
+    kind=st.sampled_from(("linux", "openvswitch")),
+    bridge=st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=15),
+    vm=NAMES,
+    pid=st.integers(1, 4194304),
+    start=st.integers(0, 2**63),
+    ovsdb=st.none() | st.just(DEFAULT_OVSDB) | st.just("tcp:[::1]:6640"),
+)
+
+
+@given(STAMPS)
+def test_an_alias_gives_its_stamp_back(stamp: Stamp) -> None:
+    alias = format_alias(stamp)
+    assert alias.isascii() and alias.isprintable() and len(alias) <= ALIAS_MAX
+    parsed = parse_alias(alias)
+    assert parsed is not None
+    assert replace(parsed, vm=stamp.vm) == stamp
+    assert stamp.vm.startswith(parsed.vm)
+    longer = replace(stamp, vm=stamp.vm[: len(parsed.vm) + 1])
+    if longer.vm != parsed.vm:
+        assert len(alias) > ALIAS_MAX - 12, "cut more than was needed"
+
+
+@given(st.text(max_size=300) | st.builds(lambda rest: f"pyqemu-ifup/1 {rest}", st.text()))
+def test_no_alias_breaks_the_reader(alias: str) -> None:
+    stamp = parse_alias(alias)
+    assert stamp is None or stamp.kind in ("linux", "openvswitch")
+
+
+def test_a_name_is_cut_between_letters() -> None:
+    stamp = replace(STAMP, vm="ü" * 200)
+    parsed = parse_alias(format_alias(stamp))
+    assert parsed is not None and parsed.vm == "ü" * ((ALIAS_MAX - len(ALIAS) + 3) // 6)
+
+
+def test_an_alias_that_cannot_be_cut_is_refused() -> None:
+    with pytest.raises(Failure) as caught:
+        format_alias(replace(OVS_STAMP, ovsdb="unix:/" + "x" * 200))
+    length = len(OVS_ALIAS) - len("web") - len(DEFAULT_OVSDB) + 206
+    assert (caught.value.status, str(caught.value)) == (
+        Status.REFUSED,
+        f"the tap's ifalias would be too long: {length} bytes of at most 255; give the network "
+        "a shorter name, or the OVSDB socket a shorter path",
+    )
+
+
+@pytest.mark.parametrize(
+    "alias",
+    ["", "uplink", "pyqemu-ifup/1", "pyqemu-ifup/2" + ALIAS[13:], "x" + ALIAS,
+     ALIAS.replace("pid=42", "pid=x"), ALIAS.replace("pid=42 ", ""),
+     ALIAS.replace("kind=linux", "kind=vpp"), ALIAS.replace(" network=lan", "")],
+)
+def test_what_is_not_of_our_making_is_no_stamp(alias: str) -> None:
+    assert parse_alias(alias) is None
+
+
+def test_a_stamp_names_a_process_by_its_start_too() -> None:
+    stamp = make_stamp(PORT, "linux", Caller("web0", vm="web"), os.getpid())
+    assert is_alive(stamp)
+    assert not is_anothers(stamp, os.getpid())
+    assert is_anothers(stamp, os.getppid())
+    reused = replace(stamp, start=stamp.start + 1)
+    assert not is_alive(reused) and not is_anothers(reused, 1)
+    assert not is_alive(replace(stamp, start=0))
+
+
+def test_a_row_carries_the_mark_in_full() -> None:
+    assert row_ids(replace(OVS_STAMP, vm="w\udcff"), 7, HERE) == {
+        "pyqemu-ifup": "1",
+        "pyqemu-network": "lan",
+        "pyqemu-ifindex": "7",
+        "pyqemu-boot-id": "boot-1",
+        "pyqemu-netns": "4:7",
+        "vm-name": "w\ufffd",
+        "vm-pid": "42",
+    }
+    assert "vm-name" not in row_ids(replace(OVS_STAMP, vm=""), 7, HERE)
+
+
+def test_here_is_this_boot_and_namespace() -> None:
+    here = find_here()
+    assert len(here.boot_id) == 36
+    assert here.netns.endswith(f":{os.stat('/proc/self/ns/net').st_ino}")
