@@ -35,8 +35,9 @@ class Qemu:
 
     `args` follow the machine's own options; a name with bytes that are no text is given as
     os.fsdecode makes it. `qmp` is where QMP goes: "stdio", "socket" (a socket pair, which works
-    with -daemonize too), or None. `netns` is the name of the network namespace to run in. Machine
-    "none" starts fastest, but takes no -device.
+    with -daemonize too), or None. `netns` is the name of the network namespace to run in,
+    `prefix` a command that executes the one that follows it, `setpriv` say. Machine "none" starts
+    fastest, but takes no -device.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class Qemu:
         machine: str = "none",
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
-        self.argv = [QEMU, "-M", machine, "-accel", "tcg", "-nodefaults", "-display", "none"]
+        self.argv = [*prefix, QEMU, "-M", machine, "-accel", "tcg", "-nodefaults"]
+        self.argv += ["-display", "none"]
         self.qmp = qmp
         self.events: list[dict[str, Any]] = []
         self._out = tempfile.TemporaryFile()

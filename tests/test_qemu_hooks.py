@@ -1,0 +1,584 @@
+"""The hooks as a real QEMU calls them, on Linux bridges and on Open vSwitch.
+
+No guest is booted: QEMU stands with its machine stopped or without one, and where frames are
+wanted a Station sends them through QEMU's own tap.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from lab.hooks import SOURCE_ROOTS, Hooks
+from lab.needs import lack, require
+from lab.netns import Namespace
+from lab.ovs import OpenVSwitch
+from lab.qemu import Qemu, QmpError, end_daemon
+from lab.sites import FLAT, HOME, OTHER, Site
+from lab.spellings import HOOK, SPELLINGS, Spelling
+from lab.station import Station
+from lab.taps import Tap, frame, holds, mac
+
+NOBODY = ("setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups")
+
+
+@pytest.fixture
+def linux(netns: Namespace, tmp_path: Path) -> Site:
+    """Two Linux bridges, without Open vSwitch."""
+    require("qemu")
+    return Site("linux", netns, Hooks(tmp_path / "hooks", netns.name))
+
+
+@pytest.fixture
+def openvswitch(ovs: OpenVSwitch, tmp_path: Path) -> Site:
+    """An Open vSwitch bridge, and a Linux one."""
+    require("qemu")
+    return Site("openvswitch", ovs.namespace, Hooks(tmp_path / "hooks", ovs.namespace.name), ovs)
+
+
+@pytest.fixture(params=["linux", "openvswitch"])
+def site(request: pytest.FixtureRequest) -> Site:
+    """Each of the two in turn, with a policy that plugs each tap into HOME."""
+    found: Site = request.getfixturevalue(request.param)
+    if found.ovs is not None:
+        # NOTE: so that what the test leaves in the database is looked for.
+        request.node.funcargs["ovs"] = found.ovs
+    found.all_on(HOME)
+    return found
+
+
+def start(site: Site, *args: str, **env: str) -> Qemu:
+    """Start QEMU with `args` in the site, its hooks reading the site's policy."""
+    return Qemu(*args, netns=site.netns.name, env={**site.hooks.environ(), **env})
+
+
+def hooks_ran(stderr: str) -> list[str]:
+    """Return which hook came to its end for which tap, from what they tell with debugging on."""
+    told = r"^pyqemu-(ifup|ifdown): (\S+): ip link set dev \S+ (?:alias ''|up)$"
+    return [f"{hook} {tap}" for hook, tap in re.findall(told, stderr, re.MULTILINE)]
+
+
+def our_lines(stderr: str) -> list[str]:
+    """Return the lines that our hooks have written."""
+    return [line for line in stderr.splitlines() if line.startswith("pyqemu-")]
+
+
+DEBUG = {"PYQEMU_IFUP_DEBUG": "1"}
+
+
+# Who is asking decides, on the real attachment.
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling.title)
+def test_spelling_decides(spelling: Spelling, site: Site) -> None:
+    known = {"vm": spelling.vm, "netdev": spelling.netdev, "mac": spelling.mac}
+    match = {key: value for key, value in known.items() if value is not None}
+    site.write_policy(
+        # What is unknown matches nothing, not even a star.
+        *(
+            {"tap": spelling.tap, key: "*", "deny": f"{key} is known"}
+            for key, value in known.items()
+            if value is None
+        ),
+        {"tap": spelling.tap, "user": "root", **match, "network": HOME},
+        {"tap": spelling.tap, "deny": "not known"},
+        {"tap": "*", "network": OTHER},
+    )
+    argv = list(spelling.argv)
+    for quote in ("", '"', "'"):
+        colon, comma = (": ", ", ") if quote else ("=", ",")
+        pair = f"{quote}{{}}{quote}{colon}{quote}{{}}{quote}".format
+        old = pair("script", HOOK) + comma + pair("downscript", "no")
+        new = pair("script", site.hooks.ifup) + comma + pair("downscript", site.hooks.ifdown)
+        argv = [word.replace(old, new) for word in argv]
+    argv += ["-S", "-global", "virtio-net-pci.romfile="]
+    with Qemu(
+        *argv, netns=site.netns.name, machine="q35", env={**site.hooks.environ(), **DEBUG}
+    ) as qemu:
+        if spelling.starts:
+            assert qemu.greeting
+            assert site.network_of(spelling.tap) == HOME
+            assert qemu.quit() == 0
+        else:
+            assert qemu.wait() == 1
+        ran = hooks_ran(qemu.stderr)
+        assert len(ran) == 2 * spelling.taps
+        assert {f"ifup {spelling.tap}", f"ifdown {spelling.tap}"} <= set(ran)
+    assert site.is_clean(spelling.tap)
+
+
+def test_hook_named_after_a_network(site: Site) -> None:
+    site.write_policy({"tap": "*", "deny": "the rules are not asked"})
+    script = site.hooks.on_network(OTHER)
+    netdev = f"tap,id=n0,ifname=web0,script={script},downscript={site.hooks.ifdown}"
+    with start(site, "-netdev", netdev) as qemu:
+        assert qemu.greeting
+        assert site.network_of("web0") == OTHER
+        assert qemu.quit() == 0
+    assert site.is_clean("web0")
+
+
+def test_hot_plug(site: Site) -> None:
+    site.write_policy(
+        {"tap": "web7", "netdev": "*", "deny": "a hot-plugged netdev is unknown"},
+        {"vm": "web", "network": HOME},
+    )
+    plug = {"type": "tap", "id": "n7", "ifname": "web7"}
+    plug |= {"script": site.hooks.ifup, "downscript": site.hooks.ifdown}
+    with start(site, "-name", "web", *site.qemu_arguments("web0"), **DEBUG) as qemu:
+        qemu.execute("netdev_add", plug)
+        assert site.network_of("web7") == site.network_of("web0") == HOME
+        qemu.execute("netdev_del", {"id": "n7"})
+        assert site.is_clean("web7") and site.network_of("web0") == HOME
+        assert hooks_ran(qemu.stderr) == ["ifup web0", "ifup web7", "ifdown web7"]
+        # As often as one likes.
+        qemu.execute("netdev_add", plug)
+        assert site.network_of("web7") == HOME
+        assert qemu.quit() == 0
+    assert site.is_clean("web0") and site.is_clean("web7")
+
+
+def test_denied_hot_plug_keeps_qemu(site: Site) -> None:
+    site.write_policy({"tap": "web0", "network": HOME})
+    plug = {"type": "tap", "id": "n7", "ifname": "web7"}
+    plug |= {"script": site.hooks.ifup, "downscript": site.hooks.ifdown}
+    with start(site, *site.qemu_arguments("web0")) as qemu:
+        with pytest.raises(QmpError, match=r"failed with status 19712$"):
+            qemu.execute("netdev_add", plug)
+        assert "web7" not in site.netns.links() and site.is_clean("web7")
+        assert site.network_of("web0") == HOME
+        assert qemu.quit() == 0
+    assert site.is_clean("web0")
+
+
+def test_queues(site: Site) -> None:
+    with start(site, *site.qemu_arguments("web0", more=",queues=4"), **DEBUG) as qemu:
+        assert qemu.hmp("info network").count("ifname=web0") == 4
+        assert site.network_of("web0") == HOME
+        assert qemu.quit() == 0
+        assert hooks_ran(qemu.stderr) == ["ifup web0", "ifdown web0"]
+    assert site.is_clean("web0")
+
+
+# The ways in which QEMU ends.
+
+ENDS = [None, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+CRASHES = [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT]
+
+
+@pytest.mark.parametrize("number", ENDS, ids=["quit", "TERM", "INT", "HUP"])
+def test_end(site: Site, number: signal.Signals | None) -> None:
+    # A persistent tap, so that down has to undo what elsewhere goes with the tap.
+    site.netns.run(["ip", "tuntap", "add", "dev", "web0", "mode", "tap"])
+    before = site.netns.link("web0")["address"]
+    with start(site, *site.qemu_arguments("web0"), **DEBUG) as qemu:
+        assert qemu.greeting
+        assert site.network_of("web0") == HOME
+        assert (qemu.quit() if number is None else qemu.signal(number)) == 0
+        assert hooks_ran(qemu.stderr) == ["ifup web0", "ifdown web0"]
+    assert site.is_clean("web0")
+    assert site.netns.link("web0")["address"] == "fe" + before[2:]
+    site.netns.ip("link", "del", "web0")
+
+
+@pytest.mark.parametrize("number", CRASHES, ids=["KILL", "SEGV", "ABRT"])
+def test_crash(site: Site, number: signal.Signals) -> None:
+    with start(site, *site.qemu_arguments("web0"), **DEBUG) as qemu:
+        assert qemu.greeting
+        assert site.network_of("web0") == HOME
+        assert qemu.signal(number) == -number
+        assert hooks_ran(qemu.stderr) == ["ifup web0"]
+    assert "web0" not in site.netns.links()
+    # The kernel takes the tap from a Linux bridge; what is in a database stays there.
+    assert site.is_clean("web0") is (site.kind == "linux")
+    done = site.hooks.ctl("gc", "web0")
+    assert done.returncode == 0, done.stderr
+    assert site.is_clean("web0")
+
+
+def test_crash_leaves_a_persistent_tap(site: Site) -> None:
+    site.netns.run(["ip", "tuntap", "add", "dev", "web0", "mode", "tap"])
+    with start(site, *site.qemu_arguments("web0")) as qemu:
+        assert qemu.greeting
+        assert qemu.signal(signal.SIGKILL) == -signal.SIGKILL
+    assert site.network_of("web0") == HOME
+    site.all_on(OTHER)
+    with start(site, *site.qemu_arguments("web0")) as qemu:
+        assert qemu.greeting
+        assert site.network_of("web0") == OTHER
+        assert qemu.quit() == 0
+    assert site.is_clean("web0")
+    site.netns.ip("link", "del", "web0")
+
+
+@pytest.fixture
+def neighbours(openvswitch: Site) -> dict[str, Tap]:
+    """A tap in each of the networks, to listen and to talk there."""
+    netns, ovs = openvswitch.netns, openvswitch.ovs
+    assert ovs is not None
+    taps = {name: netns.tap(name, up=True) for name in (HOME, OTHER, FLAT)}
+    ovs.add_port("br-int", HOME, "tag=100", "vlan_mode=access")
+    ovs.add_port("br-int", OTHER, "tag=200", "vlan_mode=access")
+    netns.ip("link", "set", "dev", FLAT, "master", "br0")
+    for name in (HOME, OTHER):
+        ovs.wait_until("Interface", name, "link_state=up")
+    return taps
+
+
+def talks_only_in(network: str, station: Station, neighbours: dict[str, Tap]) -> None:
+    """Check that frames of the guest come to `network` and no other, and those to it from there."""
+    others = [tap for name, tap in neighbours.items() if name != network]
+    station.send(frame(mac(1), payload=b"from the guest"))
+    assert neighbours[network].recv(5, holds(b"from the guest"))
+    for other in others:
+        assert other.recv(0.1, holds(b"from the guest")) is None
+        other.send(frame(mac(3), payload=b"to the guest, astray"))
+    neighbours[network].send(frame(mac(2), payload=b"to the guest, right"))
+    heard = station.recv(5, holds(b"to the guest"))
+    assert heard is not None and b"right" in heard
+    assert station.recv(0.1, holds(b"astray")) is None
+
+
+@pytest.mark.parametrize("network", [OTHER, FLAT])
+def test_restart_after_a_crash_is_in_the_new_network(
+    network: str, openvswitch: Site, ovs: OpenVSwitch, neighbours: dict[str, Tap]
+) -> None:
+    site = openvswitch
+    site.all_on(HOME)
+    with Station(site.netns) as station:
+        argv = [*site.qemu_arguments("web0"), *station.arguments("n0")]
+        with start(site, *argv) as qemu:
+            assert qemu.greeting
+            talks_only_in(HOME, station, neighbours)
+            assert qemu.signal(signal.SIGKILL) == -signal.SIGKILL
+        assert ovs.row("Port", "web0")["tag"] == 100, "the row has outlived the tap"
+        site.all_on(network)
+        with start(site, *argv) as qemu:
+            assert qemu.greeting
+            assert site.network_of("web0") == network
+            talks_only_in(network, station, neighbours)
+            assert qemu.quit() == 0
+    assert site.is_clean("web0")
+
+
+# Failures.
+
+
+def test_denied(site: Site) -> None:
+    site.write_policy({"tap": "web0", "deny": "ask the network team"})
+    with start(site, *site.qemu_arguments("web0")) as qemu:
+        assert qemu.wait() == 1
+        assert qemu.stdout == b""
+        ours, theirs = qemu.stderr.splitlines()
+    number = site.hooks.policy.read_text().splitlines().index(' "rules": [') + 2
+    assert ours == (
+        "pyqemu-ifup: web0: denied: ask the network team; "
+        f"see the rule at {site.hooks.policy}:{number}"
+    )
+    assert theirs.endswith(f": network script {site.hooks.ifup} failed with status 19712")
+    assert "web0" not in site.netns.links() and site.is_clean("web0")
+
+
+def test_second_tap_denied(site: Site) -> None:
+    site.write_policy({"tap": "web0", "network": HOME})
+    second = site.qemu_arguments("web1", id="n1")
+    with start(site, *site.qemu_arguments("web0"), *second, **DEBUG) as qemu:
+        assert qemu.wait() == 1
+        assert hooks_ran(qemu.stderr) == ["ifup web0", "ifdown web0"]
+        assert "pyqemu-ifup: web1: denied: no rule of " in qemu.stderr
+    assert not {"web0", "web1"} & site.netns.links().keys()
+    assert site.is_clean("web0") and site.is_clean("web1")
+
+
+def test_later_fault_of_qemu(site: Site) -> None:
+    with start(site, *site.qemu_arguments("web0"), "-device", "nosuch", **DEBUG) as qemu:
+        assert qemu.wait() == 1
+        assert hooks_ran(qemu.stderr) == ["ifup web0", "ifdown web0"]
+    assert site.is_clean("web0")
+
+
+def test_vhost_missing(site: Site) -> None:
+    with start(site, *site.qemu_arguments("web0", more=",vhost=on"), **DEBUG) as qemu:
+        if os.path.exists("/dev/vhost-net"):
+            assert qemu.quit() == 0
+        else:
+            # NOTE: QEMU 7.2 calls down and dies of an assertion of its own.
+            assert qemu.wait() in (1, -signal.SIGABRT)
+        assert hooks_ran(qemu.stderr) == ["ifup web0", "ifdown web0"]
+    assert "web0" not in site.netns.links() and site.is_clean("web0")
+
+
+# QEMU's own options about its children.
+
+
+def test_daemonized(site: Site, tmp_path: Path) -> None:
+    site.netns.run(["ip", "tuntap", "add", "dev", "web0", "mode", "tap"])
+    pidfile = tmp_path / "pid"
+    argv = [*site.qemu_arguments("web0"), "-daemonize", "-pidfile", str(pidfile), "-name", "web"]
+    site.write_policy({"vm": "web", "netdev": "n0", "network": HOME})
+    with Qemu(*argv, netns=site.netns.name, qmp=None, env=site.hooks.environ()) as qemu:
+        assert qemu.wait() == 0
+        assert our_lines(qemu.stderr) == []
+        assert site.network_of("web0") == HOME
+        end_daemon(int(pidfile.read_text()), signal.SIGTERM)
+    assert site.is_clean("web0")
+    site.netns.ip("link", "del", "web0")
+
+
+def test_daemonized_failure_reaches_the_caller(site: Site) -> None:
+    site.write_policy({"tap": "web0", "deny": "ask the network team"})
+    argv = [*site.qemu_arguments("web0"), "-daemonize"]
+    with Qemu(*argv, netns=site.netns.name, qmp=None, env=site.hooks.environ()) as qemu:
+        assert qemu.wait() == 1
+        (line,) = our_lines(qemu.stderr)
+        assert line.startswith("pyqemu-ifup: web0: denied: ask the network team; ")
+    assert site.is_clean("web0")
+
+
+def nobody_can(words: list[str]) -> bool:
+    """Tell whether an unprivileged user can run a command."""
+    return subprocess.run([*NOBODY, *words], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that every user can read, unlike tmp_path."""
+    folder = Path(tempfile.mkdtemp(prefix="pyqemu-ifup-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def publish(hooks: Hooks, folder: Path) -> Hooks:
+    """Return hooks in `folder` that every user can run, wherever the checkout is."""
+    python = next(
+        (it for it in (os.path.realpath(sys.executable), "/usr/bin/python3")
+         if nobody_can([it, "-I", "-c", ""])),
+        None,
+    )
+    if python is None:
+        lack("no Python that an unprivileged user can run")
+    sources = []
+    for root in SOURCE_ROOTS:
+        sources.append(str(folder / Path(root).name))
+        shutil.copytree(root, sources[-1])
+    for library in ("yaml", "pyroute2", "ovs", "sortedcontainers"):
+        spec = importlib.util.find_spec(library)
+        assert spec is not None and spec.submodule_search_locations
+        shutil.copytree(spec.submodule_search_locations[0], folder / "libraries" / library)
+    sources.append(str(folder / "libraries"))
+    public = Hooks(folder / "hooks", hooks.netns)
+    for launcher in (public.ifup, public.ifdown):
+        text = Path(launcher).read_text()
+        text = text.replace(sys.executable, python).replace(repr(SOURCE_ROOTS), repr(sources))
+        Path(launcher).write_text(text)
+    return public
+
+
+def test_runas(site: Site, public_folder: Path) -> None:
+    site.hooks = publish(site.hooks, public_folder)
+    site.all_on(HOME)
+    if site.ovs is not None:
+        site.ovs.dir.chmod(0o755)
+    with start(site, *site.qemu_arguments("web0"), "-runas", "nobody", **DEBUG) as qemu:
+        assert qemu.greeting
+        assert site.network_of("web0") == HOME
+        assert qemu.quit() == 0
+        down = [line for line in our_lines(qemu.stderr) if line.startswith("pyqemu-ifdown: ")]
+        assert down, "it was run and ended 0, since QEMU says nothing of it"
+        assert "failed with status" not in qemu.stderr
+    assert "web0" not in site.netns.links()
+    if site.ovs is not None:
+        assert site.ovs.row("Port", "web0")["tag"] == 100, "it could not"
+        assert site.hooks.ctl("gc").returncode == 0
+    assert site.is_clean("web0")
+
+
+def test_unprivileged_qemu_with_a_tap_of_its_own(linux: Site, public_folder: Path) -> None:
+    site = linux
+    site.hooks = publish(site.hooks, public_folder)
+    # The policy is refused where others own it, so it is root's, and plugs it in.
+    site.all_on(HOME)
+    site.netns.run(["ip", "tuntap", "add", "dev", "web0", "mode", "tap", "user", "nobody"])
+    before = site.netns.link("web0")
+    # NOTE: /dev/net/tun is for all users on most hosts, for root alone on some.
+    tun = public_folder / "tun"
+    os.mknod(tun, 0o020666, os.stat("/dev/net/tun").st_rdev)
+    tun.chmod(0o666)
+    share = 'mount --bind "$0" /dev/net/tun && exec "$@"'
+    prefix = ("unshare", "--mount", "sh", "-c", share, str(tun), *NOBODY)
+    with Qemu(
+        *site.qemu_arguments("web0"),
+        netns=site.netns.name,
+        prefix=prefix,
+        env=site.hooks.environ(),
+    ) as qemu:
+        assert qemu.wait() == 1
+        (line,) = our_lines(qemu.stderr)
+        assert line.startswith("pyqemu-ifup: web0: ip link set dev web0 alias ")
+        assert "the kernel refuses it (Operation not permitted); run as root" in line
+        assert "failed with status 19712" in qemu.stderr
+    after = site.netns.link("web0")
+    assert (after["address"], after["mtu"], after["flags"]) == (
+        before["address"], before["mtu"], before["flags"],
+    )
+    assert site.is_clean("web0")
+    # QEMU as root may use it too.
+    with start(site, *site.qemu_arguments("web0")) as qemu:
+        assert qemu.greeting
+        assert site.network_of("web0") == HOME
+        assert qemu.quit() == 0
+    assert site.is_clean("web0")
+    assert site.netns.link("web0")["linkinfo"]["info_data"]["user"] == "nobody"
+    site.netns.ip("link", "del", "web0")
+
+
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,resourcecontrol=deny"
+
+
+@pytest.mark.parametrize("options", ["on", SANDBOX])
+def test_sandbox(site: Site, options: str) -> None:
+    with start(site, *site.qemu_arguments("web0"), "-sandbox", options, **DEBUG) as qemu:
+        assert qemu.greeting
+        status = Path(f"/proc/{qemu.pid}/status").read_text()
+        assert "NoNewPrivs:\t1\n" in status and "Seccomp:\t2\n" in status
+        assert site.network_of("web0") == HOME
+        assert qemu.quit() == 0
+        assert hooks_ran(qemu.stderr) == ["ifup web0", "ifdown web0"]
+    assert site.is_clean("web0")
+
+
+def test_sandbox_without_children(site: Site) -> None:
+    argv = [*site.qemu_arguments("web0"), "-sandbox", "on,spawn=deny"]
+    with start(site, *argv, **DEBUG) as qemu:
+        assert qemu.wait() == -signal.SIGSYS
+        assert our_lines(qemu.stderr) == []
+    assert "web0" not in site.netns.links() and site.is_clean("web0")
+
+
+# QMP on stdio.
+
+
+def conversation(site: Site, *args: str, **env: str) -> bytes:
+    """Return all that QEMU writes to stdout in a short QMP session, its clock left out."""
+    with start(site, *args, **env) as qemu:
+        assert qemu.execute("query-status")["running"] is True
+        qemu.execute("netdev_add", {"type": "user", "id": "u0"})
+        assert qemu.quit() == 0
+        assert qemu.stdout.count(b"\n") == qemu.stdout.count(b"\r\n") > 4
+        return re.sub(rb'"timestamp": \{[^}]*\}', b"", qemu.stdout)
+
+
+@pytest.mark.parametrize("env", [{}, DEBUG], ids=["quiet", "debugging"])
+def test_qmp_is_unharmed(site: Site, env: dict[str, str]) -> None:
+    bare = conversation(site, "-netdev", "tap,id=n0,ifname=web0,script=no,downscript=no")
+    assert conversation(site, *site.qemu_arguments("web0"), **env) == bare
+
+
+# Names.
+
+ODD_NAMES = [
+    ("abcdefghijklmnop", "abcdefghijklmno"),
+    ("-rf", "-rf"),
+    ("--help", "--help"),
+    ("a;id>x", "a;id>x"),
+    ("$(id)`id`", "$(id)`id`"),
+    ("'\"\\", "'\"\\"),
+    ("*", "*"),
+    ("q%d", "q0"),
+    ("...", "..."),
+    ("a,b=c", "a,b=c"),
+]
+
+
+@pytest.mark.parametrize(("asked", "tap"), ODD_NAMES, ids=[asked for asked, _ in ODD_NAMES])
+def test_odd_name(site: Site, asked: str, tap: str) -> None:
+    glob = "".join(f"[{letter}]" if letter in "*?[" else letter for letter in tap)
+    site.write_policy({"tap": glob, "netdev": "n0", "network": HOME})
+    with start(site, *site.qemu_arguments(asked)) as qemu:
+        assert qemu.greeting
+        assert site.network_of(tap) == HOME
+        assert qemu.quit() == 0
+        assert our_lines(qemu.stderr) == []
+    assert site.is_clean(tap)
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", "\u20ac".encode(), b"a\x01", b"\x7f"], ids=ascii)
+def test_name_refused(site: Site, name: bytes) -> None:
+    with start(site, *site.qemu_arguments(os.fsdecode(name))) as qemu:
+        assert qemu.wait() == 1
+        (line,) = our_lines(qemu.stderr)
+        assert "failed with status 16384" in qemu.stderr
+    assert line.startswith(f"pyqemu-ifup: {ascii(os.fsdecode(name))[1:-1]}: ")
+    assert line.isascii() and line.isprintable()
+
+
+# Many at once.
+
+
+def test_eight_at_once(site: Site) -> None:
+    site.write_policy(
+        {"tap": "a*", "network": HOME}, {"tap": "b*", "network": OTHER}, timeout=60
+    )
+    taps = {f"{letter}{number}": network for letter, network in (("a", HOME), ("b", OTHER))
+            for number in range(4)}
+    with ExitStack() as stack, ThreadPoolExecutor(len(taps)) as pool:
+        qemus = [stack.enter_context(start(site, *site.qemu_arguments(tap))) for tap in taps]
+        for qemu in qemus:
+            assert qemu.greeting
+        assert {tap: site.network_of(tap) for tap in taps} == taps
+        assert list(pool.map(Qemu.quit, qemus)) == [0] * len(taps)
+        assert [our_lines(qemu.stderr) for qemu in qemus] == [[]] * len(taps)
+    assert all(map(site.is_clean, taps))
+
+
+# QEMU killed while up runs.
+
+
+def child_of(pid: int) -> int:
+    """Return the only child of a process."""
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
+
+
+def test_qemu_killed_while_up_runs(openvswitch: Site, ovs: OpenVSwitch) -> None:
+    site = openvswitch
+    site.all_on(HOME)
+    ovs.vswitchd.stop()
+    with start(site, *site.qemu_arguments("web0")) as qemu:
+        ovs.vsctl("--no-wait", "wait-until", "Port", "web0", "tag=100")
+        hook = os.pidfd_open(child_of(qemu.pid))
+        try:
+            assert qemu.signal(signal.SIGKILL) == -signal.SIGKILL
+            # No EBUSY: the hook does not hold the tap, whatever it still has to do.
+            assert "web0" not in site.netns.links()
+            again = site.netns.tap("web0")
+            index = site.netns.link("web0")["ifindex"]
+            ovs.vswitchd.cont()
+            assert select.select([hook], [], [], 10)[0], "the hook has not ended"
+        finally:
+            os.close(hook)
+        (line,) = our_lines(qemu.stderr)
+    assert line.startswith("pyqemu-ifup: web0: stopped: the calling process ")
+    # What was begun for the old tap is gone, and the new one of that name was not touched.
+    assert site.is_clean("web0")
+    assert site.netns.link("web0")["ifindex"] == index
+    again.close()
+    with start(site, *site.qemu_arguments("web0")) as second:
+        assert second.greeting
+        assert site.network_of("web0") == HOME
+        assert second.quit() == 0
+    assert site.is_clean("web0")
