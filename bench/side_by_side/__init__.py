@@ -1,0 +1,1 @@
+"""Measures what one up and one down cost, beside what people use instead."""
