@@ -33,6 +33,7 @@ OWNER = {
 
 BROAD_ALLOWED = {
     ("ifup/pyqemu_ifup/manners.py", "run_hook"): "the door of the hooks: a bug is 70, told once",
+    ("ifctl/pyqemu_ifctl/main.py", "answer_or_failure"): "the operator's door, to the same end",
 }
 """(file, function) -> why it catches everything."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pyqemu_ifup.host import Host
@@ -10,6 +10,9 @@ from pyqemu_ifup.look import Link, OvsPort
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import DelPort, del_port
 from pyqemu_ifup.stamp import KEY_BOOT_ID, KEY_IFINDEX, Here, find_here
+
+PATIENCE = 2.0
+"""Seconds that a mute ovs-vswitchd is waited for, once a port is out of its database."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +47,18 @@ def _judge(port: OvsPort, there: set[tuple[str, int]], here: Here) -> Leftover:
 
 
 def collect(
-    host: Host, ovsdbs: Iterable[str], watch: Watch, *, tap: str | None, dry_run: bool
-) -> tuple[Leftover, ...]:
+    host: Host, watch: Watch, *, tap: str | None, dry_run: bool
+) -> Iterator[tuple[Leftover, bool]]:
     """Remove what is left of taps that are gone, of `tap` alone where it is given.
 
-    Returns what was found; a `dry_run` removes nothing. Raises Failure as Host does.
+    Looks in the databases that `host` has open. Yields what was found, each when it has been
+    dealt with, and whether ovs-vswitchd has let it go (a `dry_run` removes nothing). Raises
+    Failure as Host does; what was yielded before stays done.
     """
-    host.open_databases(ovsdbs)
     ports = [port for port in host.ports() if tap is None or port.name == tap]
-    found = judge(ports, host.kernel.links(), find_here())
-    for leftover in found:
+    for leftover in judge(ports, host.kernel.links(), find_here()):
+        let_go = True
         if leftover.remove is not None and not dry_run:
             watch.check()
-            host.run(leftover.remove, watch)
-    return found
+            let_go = host.run(leftover.remove, watch, PATIENCE)
+        yield leftover, let_go

@@ -1,0 +1,121 @@
+"""What a verb answers, and how answers are laid out: plain text of at most 80 columns, or JSON."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pyqemu_ifconf.failure import Status
+from pyqemu_ifconf.policy import Vlan
+from pyqemu_ifup.look import ranges
+
+COLUMNS = 80
+GAP = 2
+LEAST = 5
+"""Columns that a column of a table keeps at least."""
+CUT = "~"
+"""The last character of a cell that was cut."""
+JSON_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a verb prints: `out` for standard output, `remarks` as lines for standard error."""
+
+    out: str
+    status: Status = Status.DONE
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Lines of a table that fit the width, and the rows (from 0) of which a cell was cut."""
+
+    lines: tuple[str, ...]
+    cut: frozenset[int]
+
+
+def to_json(values: Mapping[str, object]) -> str:
+    """Return one JSON object, as ASCII, with the version of its form; bytes that are no text as
+    U+FFFD."""
+    text = json.dumps({"version": JSON_VERSION, **values}, indent=2, ensure_ascii=False)
+    return text.encode("utf-8", "replace").decode() + "\n"
+
+
+def json_vlan(vlan: Vlan | None) -> object:
+    """Return a VLAN for JSON: null, an integer, or native and trunk, ranges as `"30-39"`."""
+    if vlan is None or not vlan.trunk:
+        return vlan.native if vlan is not None else None
+    trunk = [low if low == high else f"{low}-{high}" for low, high in ranges(vlan.trunk)]
+    return {"native": vlan.native, "trunk": trunk}
+
+
+def shown(text: str) -> str:
+    """Return `text` on one line, with what is not printable escaped as by ascii()."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 rule`, `2 rules`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def width(text: str) -> int:
+    """Return how many columns of a terminal `text` takes."""
+    return sum(
+        0 if unicodedata.category(c) in ("Mn", "Me") else
+        2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
+
+
+def wrap(text: str, indent: str = "  ") -> list[str]:
+    """Return `text` as lines of at most 80 columns, broken at blanks where that can be."""
+    lines: list[str] = []
+    rest = text
+    while width(rest) > COLUMNS:
+        end = len(_head(rest, COLUMNS))
+        blank = rest.rfind(" ", len(indent) + 1, end + 1)
+        end = blank if blank != -1 else end
+        lines.append(rest[:end].rstrip())
+        rest = indent + rest[end:].lstrip()
+    return [*lines, rest]
+
+
+def lay_out(heads: Sequence[str], rows: Iterable[Sequence[str]], give: Sequence[int]) -> Table:
+    """Return a table of at most 80 columns; the columns `give` are the first to be cut."""
+    cells = [[shown(cell) for cell in row] for row in rows]
+    widths = [max(map(width, column)) for column in zip(heads, *cells, strict=True)]
+    for narrow in (list(give), list(range(len(heads)))):
+        while sum(widths) + GAP * (len(heads) - 1) > COLUMNS:
+            widest = max(narrow, key=lambda at: widths[at])
+            if widths[widest] <= LEAST:
+                break
+            widths[widest] -= 1
+    cut = {
+        number
+        for number, row in enumerate(cells)
+        if any(width(cell) > room for cell, room in zip(row, widths, strict=True))
+    }
+    lines = []
+    for row in [list(heads), *cells]:
+        padded = [_pad(cell, room) for cell, room in zip(row, widths, strict=True)]
+        lines.append((" " * GAP).join(padded).rstrip())
+    return Table(tuple(lines), frozenset(cut))
+
+
+def _pad(cell: str, room: int) -> str:
+    if width(cell) > room:
+        cell = _head(cell, room - 1) + CUT
+    return cell + " " * (room - width(cell))
+
+
+def _head(text: str, room: int) -> str:
+    """Return the longest beginning of `text` that takes at most `room` columns."""
+    end, used = 0, 0
+    while end < len(text) and used + width(text[end]) <= room:
+        used += width(text[end])
+        end += 1
+    return text[:end]

@@ -1,0 +1,49 @@
+"""The policy and the databases of Open vSwitch, as far as they can be had; and why not further."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.policy import DEFAULT_OVSDB, Policy
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.manners import Watch
+
+PATIENCE = 3.0
+"""Seconds that one database may take, so that a mute one leaves time for the others."""
+
+
+def read_policy(environ: Mapping[str, str]) -> Policy | Failure:
+    """Return this host's policy, or why there is none to be had."""
+    from pyqemu_ifconf.load import load_host_policy
+
+    try:
+        return load_host_policy(environ)
+    except Failure as failure:
+        return failure
+
+
+def addresses(policy: Policy | Failure) -> list[str]:
+    """Return the databases in which ports of ours may be: the policy's, and the default one."""
+    networks = policy.networks.values() if isinstance(policy, Policy) else ()
+    return list(dict.fromkeys([DEFAULT_OVSDB, *(network.ovsdb for network in networks)]))
+
+
+def open_each(host: Host, ovsdbs: Iterable[str]) -> dict[str, Failure]:
+    """Open those of `ovsdbs` that are there; return those which failed, each with its failure."""
+    failed: dict[str, Failure] = {}
+    watch = host.watch
+    for address in ovsdbs:
+        host.watch = Watch(min(PATIENCE, watch.remaining()), watch.interrupted, watch.wakeup)
+        try:
+            host.open_databases([address])
+        except Failure as failure:
+            failed[address] = failure
+        finally:
+            host.watch = watch
+    return failed
+
+
+def worst(failures: Iterable[Failure]) -> Status:
+    """Return the status to end with: that of the first failure, 0 without one."""
+    return next((failure.status for failure in failures), Status.DONE)

@@ -1,0 +1,367 @@
+"""pyqemu-ifctl explain: which rule decides for a tap, what it would get, and by which commands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from shlex import quote
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.policy import (
+    DEFAULT_OVSDB,
+    MATCH_KEYS,
+    Attach,
+    Caller,
+    Decision,
+    Deny,
+    Kind,
+    Policy,
+    Port,
+    Vlan,
+    decide,
+    port_on,
+)
+from pyqemu_ifctl.answer import Answer, json_vlan, shown, to_json
+from pyqemu_ifctl.databases import addresses, open_each
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.look import Link, Seen, show_vlan
+from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.plan import (
+    AddPort,
+    Op,
+    Prove,
+    SetMac,
+    SetMtu,
+    commands,
+    find_kind,
+    host_mac,
+    plan_up,
+    refuse_foreign_ports,
+    refuse_strangers,
+)
+from pyqemu_ifup.stamp import KEY_IFINDEX, Here, find_here, make_stamp
+
+KIND_WORDS: dict[Kind, str] = {"linux": "Linux bridge", "openvswitch": "Open vSwitch bridge"}
+FRESH = Link(
+    index=0, name="", kind="tun", tap=True, up=False, mtu=1500, mac="", txqueuelen=1000,
+    master=None, alias="", carrier=False,
+)
+"""A tap as QEMU makes it; its index and its MAC are the kernel's to choose."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What an explanation can see of this host.
+
+    `unasked` are the databases that did not answer, `ipv6` tells whether the kernel has IPv6.
+    """
+
+    seen: Seen
+    here: Here
+    unasked: frozenset[str]
+    ipv6: bool
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Form:
+    """The commands that attach the tap to a bridge of one kind; none where that cannot be."""
+
+    kind: Kind
+    commands: tuple[str, ...]
+    cannot: str = ""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One setting of the wanted state, as a value for JSON and in words."""
+
+    setting: str
+    value: object
+    words: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The decision for one tap; what an attachment would be, empty where it is denied."""
+
+    caller: Caller
+    decision: Decision
+    wanted: tuple[Wanted, ...] = ()
+    forms: tuple[Form, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def explain(
+    caller: Caller,
+    network: str | None,
+    environ: Mapping[str, str],
+    watch: Watch,
+    tell: Callable[[str], None],
+    *,
+    as_json: bool,
+) -> Answer:
+    """Explain what this host's policy says of `caller`; touches nothing.
+
+    `network`: as the program called pyqemu-ifup@NETWORK. A tap that is denied ends with 77. What
+    JSON has no key for goes to standard error. Raises Failure where the policy cannot be had.
+    """
+    from pyqemu_ifconf.load import load_host_policy
+
+    policy = load_host_policy(environ)
+    if network is not None:
+        decision: Decision = Attach(port_on(policy, network, caller.tap), None)
+    else:
+        decision = decide(policy, caller)
+    show = as_object if as_json else as_text
+    if isinstance(decision, Deny):
+        remark = f"{caller.tap}: {_verdict(decision)}"
+        return Answer(
+            show(Explanation(caller, decision)), Status.DENIED, (remark,) if as_json else ()
+        )
+    view = look(decision.port, policy, watch, tell)
+    explanation = explain_port(caller, decision, view)
+    return Answer(show(explanation), remarks=explanation.notes if as_json else ())
+
+
+def look(port: Port, policy: Policy, watch: Watch, tell: Callable[[str], None]) -> View:
+    """Look at the tap, its bridge and its rows, as far as that is to be had."""
+    with Host(port.tap, watch, tell) as host:
+        failed = open_each(host, [port.ovsdb, DEFAULT_OVSDB, *addresses(policy)])
+        seen = host.look(port.tap, port.bridge)
+    remarks = tuple(f"could not tell: {failure}" for failure in failed.values())
+    ipv6 = os.path.exists("/proc/sys/net/ipv6")
+    return View(seen, find_here(), frozenset(failed), ipv6, remarks)
+
+
+def explain_port(caller: Caller, decision: Attach, view: View) -> Explanation:
+    """Return what attaching the tap would be, given what is to be seen."""
+    port, seen = decision.port, view.seen
+    kind, found, notes = _find_kind(port, view)
+    notes = [*_refusals(port, view), *notes]
+    forms = []
+    for each in (kind,) if kind is not None else KIND_WORDS:
+        form, fault = _form(port, each, caller, view, live=found)
+        forms.append(form)
+        notes += [fault] if fault else []
+    if kind is None:
+        notes.append(
+            f"whether {port.bridge} is a Linux bridge or an Open vSwitch bridge cannot be told, "
+            f"and network {port.network} gives no kind:; both forms follow"
+        )
+    wanted = _wanted(port, kind, seen, view.ipv6)
+    return Explanation(
+        caller, decision, wanted, tuple(forms), (*view.remarks, *dict.fromkeys(notes))
+    )
+
+
+def _find_kind(port: Port, view: View) -> tuple[Kind | None, bool, list[str]]:
+    """Return the bridge's kind, whether that was seen, and what speaks against it."""
+    seen = view.seen
+    try:
+        return find_kind(port, seen), True, []
+    except Failure as failure:
+        told = failure
+    if port.ovsdb in view.unasked and (seen.bridge is None or seen.bridge.kind != "bridge"):
+        # NOTE: the local port of a bridge on the kernel's datapath is a link of this kind.
+        if port.kind is None and seen.bridge is not None and seen.bridge.kind == "openvswitch":
+            return "openvswitch", True, []
+        return port.kind, False, []
+    return port.kind, False, [_would_fail(told)]
+
+
+def _refusals(port: Port, view: View) -> list[str]:
+    """Return why the hook would refuse the tap as it is now; being in use is no reason here."""
+    seen = view.seen
+    stamp = seen.tap.stamp if seen.tap is not None else None
+    notes = []
+    try:
+        if seen.tap is not None:
+            refuse_strangers(port.tap, seen, stamp.pid if stamp is not None else 0)
+        refuse_foreign_ports(seen, view.here)
+    except Failure as failure:
+        notes.append(_would_fail(failure))
+    return notes
+
+
+def _would_fail(failure: Failure) -> str:
+    return f"an up would fail now ({int(failure.status)}): {failure}"
+
+
+def _form(
+    port: Port, kind: Kind, caller: Caller, view: View, *, live: bool
+) -> tuple[Form, str | None]:
+    """Return the commands for a bridge of this kind, and why an up would fail on the live one.
+
+    Without a `live` bridge, or where it cannot do what is wanted, one that can is taken.
+    """
+    seen = view.seen
+    fresh = seen.tap is None
+    tap = seen.tap or replace(FRESH, name=port.tap)
+    disabled = (False if view.ipv6 else None) if fresh else seen.ipv6_disabled
+    seen = replace(seen, tap=tap, ipv6_disabled=disabled)
+    fault = None
+    try:
+        # NOTE: no process, which a fresh tap's commands leave open, is 0 in a stamp.
+        pid = tap.stamp.pid if tap.stamp is not None else 0
+        stamp = make_stamp(port, kind, caller, pid)
+        if live:
+            try:
+                plan = plan_up(port, kind, seen, stamp, view.here)
+                return Form(kind, _lines(plan, port, seen, fresh=fresh)), None
+            except Failure as failure:
+                fault = _would_fail(failure)
+        able = replace(seen, bridge=_able_bridge(port, kind, seen.bridge))
+        plan = plan_up(port, kind, able, stamp, view.here)
+    except Failure as failure:
+        return Form(kind, (), str(failure)), fault
+    return Form(kind, _lines(plan, port, seen, fresh=fresh)), fault
+
+
+def _able_bridge(port: Port, kind: Kind, bridge: Link | None) -> Link:
+    """Return a bridge that can do what `port` wants, as like the one seen as may be."""
+    if bridge is None or bridge.kind != "bridge":
+        mtu = bridge.mtu if bridge is not None else FRESH.mtu
+        bridge = replace(FRESH, name=port.bridge, kind="bridge", tap=False, mtu=mtu)
+    if kind == "linux":
+        return replace(bridge, vlan_filtering=port.vlan is not None)
+    return bridge
+
+
+def _lines(plan: tuple[Op, ...], port: Port, seen: Seen, *, fresh: bool) -> tuple[str, ...]:
+    """Return the plan's commands; what only the kernel knows is left to a command's own output."""
+    lines: list[str] = []
+    tap = quote(port.tap)
+    for op in plan:
+        if isinstance(op, Prove):
+            continue
+        if isinstance(op, SetMac) and fresh:
+            own = f"ip -br link show dev {tap} | awk '{{print substr($3, 3)}}'"
+            lines.append(f'ip link set dev {tap} address "fe$({own})"')
+        elif isinstance(op, SetMtu) and port.mtu is None and seen.bridge is None:
+            own = f"ip -o link show dev {quote(port.bridge)} | sed 's/.* mtu \\([0-9]*\\).*/\\1/'"
+            lines.append(f'ip link set dev {tap} mtu "$({own})"')
+        elif isinstance(op, AddPort) and fresh:
+            ids = tuple(pair for pair in op.external_ids if pair[0] != KEY_IFINDEX)
+            own = f"ip -o link show dev {tap} | cut -d: -f1"
+            lines += [
+                *commands(replace(op, external_ids=ids)),
+                f"ovs-vsctl --db={quote(op.ovsdb)} set interface {tap} "
+                f'external_ids:{KEY_IFINDEX}="$({own})"',
+            ]
+        else:
+            lines += commands(op)
+    return tuple(lines)
+
+
+def _wanted(port: Port, kind: Kind | None, seen: Seen, ipv6: bool) -> tuple[Wanted, ...]:
+    """Return every setting of the wanted state, those of `port` first."""
+    found = []
+    for field in fields(Port):
+        if field.name in ("tap", "place"):
+            continue
+        value: object = getattr(port, field.name)
+        if field.name == "kind":
+            found.append(Wanted("kind", kind, kind or "not known here"))
+        elif field.name == "ovsdb":
+            if kind == "linux":
+                found.append(Wanted("ovsdb", None, "none: a Linux bridge has no database"))
+            else:
+                found.append(Wanted("ovsdb", value, port.ovsdb))
+        elif field.name == "mtu":
+            found.append(_wanted_mtu(port, seen))
+        elif isinstance(value, Vlan) or field.name == "vlan":
+            words = show_vlan(port.vlan) if port.vlan else "none: the bridge's untagged network"
+            found.append(Wanted("vlan", json_vlan(port.vlan), words))
+        elif isinstance(value, tuple):
+            pairs = dict(value)
+            words = ", ".join(f"{key}={pairs[key]}" for key in sorted(pairs)) or "none"
+            found.append(Wanted(field.name, pairs, words))
+        elif isinstance(value, bool):
+            found.append(Wanted(field.name, value, "true" if value else "false"))
+        else:
+            found.append(Wanted(field.name, value, "left alone" if value is None else str(value)))
+    mac = host_mac(seen.tap.mac) if seen.tap is not None and seen.tap.mac else None
+    found.append(Wanted("mac", mac, mac or "fe: and the other five bytes of the tap's own"))
+    no_ipv6 = None if not ipv6 else True
+    found.append(Wanted("disable_ipv6", no_ipv6, "true" if ipv6 else "this kernel has no IPv6"))
+    found.append(Wanted("link", "up", "up"))
+    return tuple(found)
+
+
+def _wanted_mtu(port: Port, seen: Seen) -> Wanted:
+    if port.mtu is not None:
+        return Wanted("mtu", port.mtu, str(port.mtu))
+    if seen.bridge is not None:
+        return Wanted("mtu", seen.bridge.mtu, f"{seen.bridge.mtu}: that of {port.bridge}")
+    return Wanted("mtu", None, f"that of {port.bridge}")
+
+
+def _unknown(decision: Decision, caller: Caller) -> tuple[str, ...]:
+    """Return which options give what earlier rules looked at and nobody gave."""
+    asked = {key for passed in decision.passed_over for key in passed.rule.match}
+    missing = [key for key in MATCH_KEYS if key in asked and getattr(caller, key) is None]
+    if not missing:
+        return ()
+    options = ", ".join(f"--{key}" for key in missing)
+    return (f"what is unknown matches nothing; the guest's own can be given: {options}",)
+
+
+def as_object(explanation: Explanation) -> str:
+    """Return the explanation as JSON; with both forms, a comment stands before each."""
+    decision = explanation.decision
+    attach = isinstance(decision, Attach)
+    lines: list[str] = []
+    for form in explanation.forms:
+        if len(explanation.forms) > 1 or form.cannot:
+            lines.append(f"# {_title(form, decision)}")
+        lines += form.commands
+    return to_json({
+        "tap": explanation.caller.tap,
+        "decision": "attach" if attach else "deny",
+        "rule": str(decision.rule.place) if decision.rule is not None else None,
+        "passed_over": [
+            {"rule": str(passed.rule.place), "because": passed.because}
+            for passed in decision.passed_over
+        ],
+        "port": {each.setting: each.value for each in explanation.wanted} if attach else None,
+        "commands": lines,
+    })
+
+
+def as_text(explanation: Explanation) -> str:
+    """Return the explanation for a person."""
+    decision = explanation.decision
+    lines = [f"{explanation.caller.tap}: {_verdict(decision)}"]
+    if decision.passed_over:
+        lines += ["", "rules that do not match:"]
+        lines += [f"  {passed.rule.place}: {passed.because}" for passed in decision.passed_over]
+    if explanation.wanted:
+        lines += ["", "wanted:"]
+        lines += [f"  {each.setting:<12}  {each.words}" for each in explanation.wanted]
+    for form in explanation.forms:
+        lines += ["", f"{_title(form, decision)}:"]
+        lines += [f"  {command}" for command in form.commands]
+    notes = [*explanation.notes, *_unknown(decision, explanation.caller)]
+    if notes:
+        lines += ["", *(f"note: {note}" for note in notes)]
+    return "\n".join(map(shown, lines)) + "\n"
+
+
+def _verdict(decision: Decision) -> str:
+    if isinstance(decision, Deny):
+        if decision.rule is None:
+            return "denied: no rule of the policy matches; add one"
+        return f"denied by {decision.rule.place}: {decision.because}"
+    port = decision.port
+    if decision.rule is None:
+        return f"attached to network {port.network} by the name of pyqemu-ifup@{port.network}"
+    return f"attached to network {port.network} by {decision.rule.place}"
+
+
+def _title(form: Form, decision: Decision) -> str:
+    bridge = decision.port.bridge if isinstance(decision, Attach) else ""
+    if form.cannot:
+        return f"cannot be on a {KIND_WORDS[form.kind]}: {form.cannot}"
+    return f"commands, {bridge} being a {KIND_WORDS[form.kind]}".replace("a O", "an O")

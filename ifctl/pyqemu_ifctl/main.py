@@ -1,0 +1,206 @@
+"""pyqemu-ifctl VERB: the operator's program."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+import sys
+import syslog
+from typing import NoReturn, TextIO
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.names import check_tap_name
+from pyqemu_ifctl.answer import Answer, shown
+from pyqemu_ifup.manners import explain_bug, narrator, watching
+
+PROGRAM = "pyqemu-ifctl"
+TIMEOUT = 10.0
+"""Seconds that a verb may take which looks at the switches."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises Failure (64) instead of exiting with 2, and never colours."""
+
+    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(
+            prog=prog, description=description, epilog=epilog, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.color = False
+
+    def print_help(self, file: object = None) -> None:
+        """Print the help to standard output; a reader who has gone misses nothing."""
+        try:
+            _write(sys.stdout, self.format_help())
+        except BrokenPipeError:
+            return
+
+    def error(self, message: str) -> NoReturn:
+        """Raise Failure (64)."""
+        raise Failure(Status.USAGE, message, "", f"see {self.prog} --help")
+
+
+def main() -> int:
+    """Run the verb that the arguments of this process name and return its exit status."""
+    _fill_standard_descriptors()
+    # NOTE: Ctrl-C ends what only reads files, without a traceback; `watching` sees to the rest.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    syslog.openlog(PROGRAM, syslog.LOG_PID, syslog.LOG_DAEMON)
+    answer = answer_or_failure(sys.argv[1:])
+    status = answer.status
+    try:
+        _write(sys.stdout, answer.out)
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            why = os.strerror(error.errno or 0)
+            answer = Answer("", Status.REFUSED, (f"cannot write standard output: {why}",))
+            status = answer.status
+    if answer.remarks:
+        try:
+            _write(sys.stderr, "".join(f"{line}\n" for line in answer.remarks))
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
+                raise
+    return int(status)
+
+
+def answer_or_failure(words: list[str]) -> Answer:
+    """Return what the verb answers, a failure as one line for standard error."""
+    try:
+        return run(build_parser().parse_args(words))
+    except Failure as failure:
+        return Answer("", failure.status, (_line(str(failure)),))
+    except Exception as error:  # NOTE: the outermost handler; all else catches by name.
+        return Answer("", Status.BUG, (_line(explain_bug(error)),))
+
+
+def _line(text: str) -> str:
+    return f"{PROGRAM}: {shown(text)}"
+
+
+def build_parser() -> Parser:
+    """Return the parser of the whole command line."""
+    parser = Parser(
+        PROGRAM,
+        "Shows and explains what pyqemu-ifup does with the taps of this host.",
+        "Exit statuses are those of pyqemu-ifup(8); pyqemu-ifctl(8) tells more.",
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(name: str, about: str, *, data: bool = True) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=about, description=about)
+        if data:
+            added.add_argument("--json", action="store_true", help="print one JSON object")
+        return added
+
+    check = verb("check", "Check the policy: ok, or every error with its place.")
+    check.add_argument(
+        "files", metavar="FILE", nargs="*",
+        help="check these files as one policy, not this host's own",
+    )
+    explain = verb(
+        "explain", "Tell which rule decides for a tap, what it would get, and the equal commands."
+    )
+    explain.add_argument("tap", metavar="TAP")
+    explain.add_argument("--vm", metavar="NAME", help="the guest's name, of QEMU's -name")
+    explain.add_argument("--netdev", metavar="ID", help="the netdev, of QEMU's id=")
+    explain.add_argument("--mac", metavar="MAC", help="the MAC of the guest's device")
+    explain.add_argument("--user", metavar="NAME", help="the login name that QEMU runs as")
+    explain.add_argument(
+        "--network", metavar="NET", help="whatever the rules say, as pyqemu-ifup@NET does"
+    )
+    status = verb("status", "Show every tap of this host and what is ours of it.")
+    status.add_argument("tap", metavar="TAP", nargs="?", help="show all there is to this one")
+    gc = verb("gc", "Remove what is ours and whose tap is gone.")
+    gc.add_argument("tap", metavar="TAP", nargs="?", help="only what is left of this one")
+    gc.add_argument("--dry-run", action="store_true", help="tell what would be removed")
+    decode = verb("decode", "Say in words the status that QEMU prints when a script has failed.")
+    decode.add_argument("status", metavar="STATUS", help="such as 16640")
+    verb("version", "Print the version.", data=False)
+    return parser
+
+
+def run(args: argparse.Namespace) -> Answer:
+    """Run the verb of the parsed command line. Raises Failure."""
+    # NOTE: each verb imports what it needs: check and decode get by without pyroute2.
+    if args.verb == "version":
+        return Answer(f"{PROGRAM} {find_version()}\n")
+    if args.verb == "decode":
+        from pyqemu_ifctl import decode
+
+        return decode.answer(args.status, as_json=args.json)
+    if args.verb == "check":
+        from pyqemu_ifctl.check import check
+
+        return check(args.files, os.environ, as_json=args.json)
+    tap: str | None = args.tap if args.tap is None else check_tap_name(args.tap)
+    tell = narrator(PROGRAM, tap or "all taps")
+    with watching(TIMEOUT, follow_parent=False) as watch:
+        if args.verb == "explain":
+            from pyqemu_ifconf.policy import Caller
+            from pyqemu_ifctl.explain import explain
+
+            caller = Caller(args.tap, args.vm, args.netdev, _mac(args.mac), args.user)
+            answer = explain(
+                caller, args.network, os.environ, watch, tell, as_json=args.json
+            )
+        elif args.verb == "status":
+            from pyqemu_ifctl.status import status
+
+            answer = status(tap, os.environ, watch, tell, as_json=args.json)
+        else:
+            from pyqemu_ifctl.gc import gc
+
+            answer = gc(
+                tap, os.environ, watch, tell, dry_run=args.dry_run, as_json=args.json
+            )
+    return Answer(answer.out, answer.status, tuple(map(_line, answer.remarks)))
+
+
+def _mac(text: str | None) -> str | None:
+    """Return a MAC as the policy has it. Raises Failure (64) where it is none."""
+    if text is None:
+        return None
+    from pyqemu_ifup.caller import canonical_mac
+
+    mac = canonical_mac(text)
+    if mac is None:
+        raise Failure(
+            Status.USAGE, f"--mac {shown(text)} is not the MAC of a device", "",
+            "give six pairs of hexadecimal digits, such as 52:54:00:12:34:56",
+        )
+    return mac
+
+
+def find_version() -> str:
+    """Return the version of this installation; a checkout that is not installed has none."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("pyqemu-ifup")
+    except PackageNotFoundError:
+        return "of a checkout"
+
+
+def _fill_standard_descriptors() -> None:
+    """Give each closed standard descriptor to /dev/null, lest a socket of ours becomes one."""
+    null = os.open(os.devnull, os.O_RDWR)
+    while null <= 2:
+        null = os.dup(null)
+    os.close(null)
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    """Write `text` at once; a stream that was closed before we began has no reader."""
+    if stream is None or not text:
+        return
+    data = text.encode(stream.encoding or "utf-8", "backslashreplace")
+    descriptor = stream.fileno()
+    while data:
+        data = data[os.write(descriptor, data):]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,388 @@
+"""pyqemu-ifctl status: every tap of this host, and what is ours of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.policy import (
+    MATCH_KEYS,
+    Caller,
+    Deny,
+    Kind,
+    Policy,
+    Port,
+    Vlan,
+    decide,
+    policy_asks,
+    port_on,
+)
+from pyqemu_ifctl.answer import Answer, Table, json_vlan, lay_out, shown, to_json, wrap
+from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
+from pyqemu_ifdown.gc import judge
+from pyqemu_ifup.caller import find_caller, find_hook
+from pyqemu_ifup.host import Host, filters
+from pyqemu_ifup.linux_bridge import read_ipv6_disabled
+from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, show_vlan, vlan_of_vids
+from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.plan import Difference, differences, find_kind, vlan_of_columns
+from pyqemu_ifup.stamp import (
+    KEY_NETWORK,
+    KEY_VM_NAME,
+    KEY_VM_PID,
+    Here,
+    Stamp,
+    find_here,
+    is_alive,
+)
+
+State = Literal["ok", "differs", "foreign", "loose", "stale", "elsewhere"]
+DATAPATH_TAP = "ovs-netdev"
+"""The tap that ovs-vswitchd itself makes for its userspace datapath."""
+
+
+@dataclass(frozen=True)
+class System:
+    """This host at one moment: its links, and the ports of the databases that answered.
+
+    `vids` are those of the taps on a Linux bridge that filters VLANs, `ipv6_disabled` each tap's
+    switch, `ovs_bridges` the databases that have a bridge of the name. `unasked` are the
+    databases that are there and did not answer.
+    """
+
+    links: tuple[Link, ...]
+    ports: tuple[OvsPort, ...]
+    vids: Mapping[int, tuple[Vid, ...]]
+    ipv6_disabled: Mapping[str, bool | None]
+    ovs_bridges: Mapping[str, tuple[str, ...]]
+    unasked: frozenset[str]
+    here: Here
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tap as `status` shows it. What is unknown is None, `differences` as a whole too.
+
+    `because` tells a person more about the state.
+    """
+
+    tap: str
+    state: State | None
+    ifindex: int | None = None
+    kind: Kind | None = None
+    bridge: str | None = None
+    network: str | None = None
+    mtu: int | None = None
+    mac: str | None = None
+    vlan: Vlan | None = None
+    isolated: bool | None = None
+    vm: str | None = None
+    pid: int | None = None
+    differences: tuple[Difference, ...] | None = ()
+    because: str = ""
+
+
+Want = Callable[[str, Stamp], Port | Deny | None]
+"""What the policy says now of a tap with this stamp; None where that cannot be told."""
+
+
+def status(
+    tap: str | None,
+    environ: Mapping[str, str],
+    watch: Watch,
+    tell: Callable[[str], None],
+    *,
+    as_json: bool,
+) -> Answer:
+    """Show every tap, or all there is to `tap`; raises Failure (69) where that is no tap.
+
+    Neither a policy that cannot be had nor a database that fails keeps the rest from being shown.
+    """
+    policy = read_policy(environ)
+    with Host(tap, watch, tell) as host:
+        system, failed = look(host, policy)
+    found = rows(system, lambda name, stamp: wanted(policy, name, stamp))
+    if tap is not None:
+        found = [row for row in found if row.tap == tap]
+        if not found and not failed:
+            raise Failure(
+                Status.UNAVAILABLE,
+                f"no tap of this network namespace, and nothing of ours, is called {tap}", "",
+                "pyqemu-ifctl status lists them all",
+            )
+    remarks = [str(failure) for failure in failed.values()]
+    if isinstance(policy, Failure):
+        remarks.insert(0, f"what is wanted is not known: {policy}")
+    if as_json:
+        out = as_object(found)
+    else:
+        out = as_table(found) if tap is None else "\n".join(map(as_list, found))
+    return Answer(out, worst(failed.values()), tuple(remarks))
+
+
+def look(host: Host, policy: Policy | Failure) -> tuple[System, dict[str, Failure]]:
+    """Look at all there is; return it with the databases that failed."""
+    stamps = [link.stamp for link in host.kernel.links()]
+    named = [stamp.ovsdb for stamp in stamps if stamp is not None and stamp.ovsdb is not None]
+    failed = open_each(host, dict.fromkeys([*addresses(policy), *named]))
+    # NOTE: ports before links: a tap is there before its port is.
+    ports = host.ports()
+    links = tuple(host.kernel.links())
+    by_index = {link.index: link for link in links}
+    taps = [link for link in links if link.tap]
+    networks = policy.networks.values() if isinstance(policy, Policy) else ()
+    bridges = {network.bridge for network in networks}
+    system = System(
+        links=links,
+        ports=ports,
+        vids={
+            link.index: host.kernel.vids(link.index)
+            for link in taps
+            if link.master is not None and filters(by_index.get(link.master))
+        },
+        ipv6_disabled={link.name: read_ipv6_disabled(link.name) for link in taps},
+        ovs_bridges={
+            bridge: tuple(
+                address for address, each in host.databases.items() if each.has_bridge(bridge)
+            )
+            for bridge in bridges
+        },
+        unasked=frozenset(failed),
+        here=find_here(),
+    )
+    return system, failed
+
+
+def wanted(policy: Policy | Failure, tap: str, stamp: Stamp) -> Port | Deny | None:
+    """Return what the policy says now of the tap, for the QEMU that its stamp names.
+
+    A hook that is called pyqemu-ifup@NETWORK says the network itself. None without a policy, and
+    where a rule asks what only the process knew that has ended.
+    """
+    if isinstance(policy, Failure):
+        return None
+    alive = is_alive(stamp)
+    caller = Caller(tap)
+    if alive:
+        caller = find_caller(tap, stamp.pid, want_user=policy_asks(policy, "user"))
+        hook = find_hook(tap, stamp.pid) or ""
+        network = hook.rpartition("/")[2].partition("@")[2]
+        if network:
+            try:
+                return port_on(policy, network, tap)
+            except Failure as failure:
+                return Deny(str(failure), None)
+    caller = replace(caller, vm=caller.vm or stamp.vm or None)
+    decision = decide(policy, caller)
+    asked = {key for passed in decision.passed_over for key in passed.rule.match}
+    if not alive and any(getattr(caller, key) is None for key in MATCH_KEYS if key in asked):
+        return None
+    return decision if isinstance(decision, Deny) else decision.port
+
+
+def rows(system: System, want: Want) -> list[Row]:
+    """Return a row for each tap, and one for each port of ours whose tap is not here."""
+    found = [
+        _tap_row(link, system, want) for link in system.links
+        if link.tap and not _is_of_openvswitch(link, system)
+    ]
+    for leftover in judge(system.ports, system.links, system.here):
+        port = leftover.port
+        if port.is_elsewhere(system.here):
+            found.append(_port_row(port, "elsewhere", leftover.because))
+        elif leftover.remove is not None:
+            because = f"{leftover.because}; pyqemu-ifctl gc removes it"
+            found.append(_port_row(port, "stale", because))
+    return sorted(found, key=lambda row: (_natural(row.tap), row.state or ""))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a key by which web2 comes before web10."""
+    parts = re.split("([0-9]+)", name)
+    return [(int(part), part) if at % 2 else (0, part) for at, part in enumerate(parts)]
+
+
+def _is_of_openvswitch(link: Link, system: System) -> bool:
+    """Tell whether Open vSwitch made the tap itself, as it does on its userspace datapath."""
+    if link.stamp is not None:
+        return False
+    is_local_port = any(port.name == link.name == port.bridge for port in system.ports)
+    return is_local_port or (link.name == DATAPATH_TAP and not link.alias)
+
+
+def _tap_row(link: Link, system: System, want: Want) -> Row:
+    ports = [port for port in system.ports if port.name == link.name]
+    master = next((each for each in system.links if each.index == link.master), None)
+    row = Row(link.name, None, ifindex=link.index, mtu=link.mtu, mac=link.mac)
+    if master is not None and master.kind == "bridge":
+        vids = system.vids.get(link.index, ())
+        row = replace(
+            row, kind="linux", bridge=master.name, vlan=vlan_of_vids(vids), isolated=link.isolated
+        )
+    stamp = link.stamp
+    marked = next((p for p in ports if p.ours and p.is_of(link.index, system.here)), None)
+    lost = stamp is None and marked is not None
+    if lost and marked is not None:
+        stamp = _stamp_of(marked)
+    if stamp is None:
+        return _others_row(row, link, master, ports, system)
+    port = marked if stamp.kind == "openvswitch" else None
+    if port is not None and row.kind is None:
+        row = _with_port(row, port)
+    row = replace(
+        row, network=stamp.network, vm=stamp.vm or None, pid=stamp.pid or None,
+        differences=None, because=_ended(stamp),
+    )
+    if stamp.ovsdb in system.unasked:
+        return replace(
+            row, kind=row.kind or stamp.kind, bridge=row.bridge or stamp.bridge,
+            because="its database does not answer",
+        )
+    seen = Seen(link, system.ipv6_disabled.get(link.name), master,
+                vids=system.vids.get(link.index, ()), ports=tuple(ports))
+    found = _compare(want(link.name, stamp), stamp, seen, system)
+    if found is None:
+        attached = row.bridge == stamp.bridge
+        because = "" if attached else f"its mark says that it is on {stamp.bridge}"
+        return replace(
+            row, state="ok" if attached else "differs", because=because or row.because
+        )
+    if lost:
+        found = (*found, Difference("alias", "our mark", link.alias or "none"))
+    return replace(row, state="differs" if found else "ok", differences=found)
+
+
+def _stamp_of(port: OvsPort) -> Stamp:
+    """Return the stamp of a tap whose alias is lost, from its port."""
+    ids = port.ids
+    pid = ids.get(KEY_VM_PID, "")
+    return Stamp(
+        ids.get(KEY_NETWORK, ""), "openvswitch", port.bridge or "", ids.get(KEY_VM_NAME, ""),
+        int(pid) if pid.isascii() and pid.isdigit() else 0, 0, port.ovsdb,
+    )
+
+
+def _ended(stamp: Stamp) -> str:
+    return f"its process {stamp.pid} has ended" if stamp.start and not is_alive(stamp) else ""
+
+
+def _compare(
+    want: Port | Deny | None, stamp: Stamp, seen: Seen, system: System
+) -> tuple[Difference, ...] | None:
+    """Return what is not as the policy wants it now; None where that cannot be told."""
+    if want is None:
+        return None
+    if isinstance(want, Deny):
+        return (Difference("network", f"none (denied: {want.because})", stamp.network),)
+    if want.ovsdb in system.unasked and want.kind != "linux" and stamp.kind == "openvswitch":
+        return None
+    bridge = next((link for link in system.links if link.name == want.bridge), None)
+    seen = replace(seen, bridge=bridge, ovs_bridges=system.ovs_bridges.get(want.bridge, ()))
+    try:
+        kind = find_kind(want, seen)
+        found = differences(want, kind, seen, up=True)
+    except Failure as failure:
+        is_now = seen.master.name if seen.master else stamp.bridge
+        found = (Difference("bridge", f"{want.bridge} ({failure})", is_now),)
+    if want.network != stamp.network:
+        found = (Difference("network", want.network, stamp.network), *found)
+    return found
+
+
+def _others_row(
+    row: Row, link: Link, master: Link | None, ports: list[OvsPort], system: System
+) -> Row:
+    """Return the row of a tap that is not ours: somebody else's, or nobody's."""
+    foreign = next((port for port in ports if not port.ours), None)
+    if master is None and foreign is None:
+        if system.unasked:
+            because = "a database that does not answer may hold it"
+            return replace(row, because=because, differences=None)
+        return replace(row, state="loose")
+    if foreign is not None and row.kind is None:
+        row = _with_port(row, foreign)
+    elif master is not None and row.kind is None:
+        kind: Kind | None = "openvswitch" if master.kind == "openvswitch" else None
+        row = replace(row, kind=kind, bridge=ports[0].bridge if ports else master.name)
+    return replace(row, state="foreign")
+
+
+def _with_port(row: Row, port: OvsPort) -> Row:
+    return replace(
+        row, kind="openvswitch", bridge=port.bridge, vlan=vlan_of_columns(port),
+        isolated=port.protected,
+    )
+
+
+def _port_row(port: OvsPort, state: State, because: str) -> Row:
+    stamp = _stamp_of(port)
+    row = Row(
+        port.name, state, network=stamp.network or None, vm=stamp.vm or None,
+        pid=stamp.pid or None, because=because,
+    )
+    return _with_port(row, port)
+
+
+def as_object(found: list[Row]) -> str:
+    """Return the rows as JSON."""
+    return to_json({"taps": [
+        {
+            "tap": row.tap, "ifindex": row.ifindex, "kind": row.kind, "bridge": row.bridge,
+            "network": row.network, "mtu": row.mtu, "mac": row.mac, "vlan": json_vlan(row.vlan),
+            "isolated": row.isolated, "vm": row.vm, "pid": row.pid, "state": row.state,
+            "differences": None if row.differences is None else [
+                {"setting": each.setting, "wanted": each.wanted, "is": each.found}
+                for each in row.differences
+            ],
+        }
+        for row in found
+    ]})
+
+
+HEADS = ("TAP", "STATE", "BRIDGE", "NETWORK", "VLAN", "MTU", "PID", "VM")
+LONG = (3, 4, 7)
+"""The columns that may be cut: NETWORK, VLAN, VM."""
+
+
+def as_table(found: list[Row]) -> str:
+    """Return the rows as a table, and below it what does not fit there, tap by tap."""
+    if not found:
+        return "no taps\n"
+    table: Table = lay_out(HEADS, [_cells(row) for row in found], LONG)
+    lines = list(table.lines)
+    details = []
+    for number, row in enumerate(found):
+        said = [str(each) for each in row.differences or ()]
+        said += [row.because] if row.because else []
+        if number in table.cut:
+            cells = _cells(row)
+            said += [f"{HEADS[at]} {cells[at]}" for at in LONG if cells[at] != "-"]
+        if said:
+            details += wrap(shown(f"{row.tap}: {'; '.join(said)}"))
+    return "\n".join([*lines, *([""] if details else []), *details]) + "\n"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    vlan = show_vlan(row.vlan).removeprefix("none") or "-"
+    cells = (row.tap, row.state or "?", row.bridge, row.network, vlan, row.mtu, row.pid, row.vm)
+    return tuple("-" if cell is None else str(cell) for cell in cells)
+
+
+def as_list(row: Row) -> str:
+    """Return all that is known of one row, a line for each."""
+    pairs: list[tuple[str, object]] = [
+        ("tap", row.tap), ("state", row.state or "not known"), ("ifindex", row.ifindex),
+        ("kind", row.kind), ("bridge", row.bridge), ("network", row.network), ("mtu", row.mtu),
+        ("mac", row.mac), ("vlan", show_vlan(row.vlan).removeprefix("none") or None),
+        ("isolated", None if row.isolated is None else str(row.isolated).lower()),
+        ("vm", row.vm), ("pid", row.pid),
+    ]
+    lines = [f"{name:<11}  {'-' if value is None else value}" for name, value in pairs]
+    if row.differences is None:
+        lines.append("differences  not known")
+    lines += [f"differences  {each}" for each in row.differences or ()]
+    lines += [f"because      {row.because}"] if row.because else []
+    return "\n".join(line for each in lines for line in wrap(shown(each), " " * 13)) + "\n"
