@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pyroute2 import IPRoute
 
-from lab.netns import Namespace
+from lab.netns import RUN_NETNS, Namespace
 from lab.ovs import OpenVSwitch
 from lab.snapshot import Snapshot, diff, leftovers
 from lab.taps import Tap, carries, frame, holds, mac, tags, vid
@@ -302,3 +304,85 @@ def test_netlink_master_steals(netns: Namespace) -> None:
     assert netns.link("web0")["master"] == "br1"
     netns.ip("link", "del", "br0")
     netns.ip("link", "del", "br1")
+
+
+# The rules that conftest.py keeps
+
+RULES = """
+import os, subprocess, sys
+import pytest
+from lab import needs
+
+def test_link(netns):
+    netns.tap("closed0")
+    netns.add_bridge("left0")
+
+def test_process(netns):
+    netns.popen([sys.executable, "-c", "import signal; signal.pause()"], stdout=None, stderr=None)
+
+def test_row(ovs):
+    ovs.add_bridge("br-left")
+
+def test_host():
+    os.mkdir(f"/run/netns/ifup-{os.getpid()}-left")
+
+def test_failing(netns):
+    netns.add_bridge("left1")
+    assert False
+
+def test_lacking():
+    needs.lack("no such thing")
+
+@pytest.mark.parametrize("again", [1, 2])
+def test_clean(netns, ovs, again):
+    netns.add_bridge("br0")
+    netns.ip("link", "del", "br0")
+"""
+
+
+def run_rules(folder: Path, *argv: str, ci: bool = False) -> str:
+    """Run the tests of RULES in a pytest of their own and return what it printed."""
+    (folder / "test_rules.py").write_text(RULES)
+    env = {**os.environ, "PYTHONPATH": os.path.dirname(__file__), "CI": str(ci).lower()}
+    options = ["-c", os.devnull, "-p", "conftest", "-p", "no:cacheprovider", "-rN", "--tb=short"]
+    options += ["--rootdir", str(folder), "--color=no", "-v", "-W", "ignore::ResourceWarning"]
+    command = [sys.executable, "-m", "pytest", *options, *argv, str(folder)]
+    return subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True).stdout
+
+
+def verdicts(printed: str) -> list[tuple[str, str]]:
+    """Return each test's name and verdict from what `pytest -v` printed."""
+    return re.findall(r"::(\w+(?:\[\d\])?) ([A-Z]+)", printed)
+
+
+def test_what_is_left_behind_fails_the_test(netns: Namespace, tmp_path: Path) -> None:
+    printed = run_rules(tmp_path)
+    for left in RUN_NETNS.glob("ifup-*-left"):
+        left.rmdir()
+    assert verdicts(printed) == [
+        ("test_link", "FAILED"),
+        ("test_process", "FAILED"),
+        ("test_row", "FAILED"),
+        ("test_host", "PASSED"),
+        ("test_host", "ERROR"),
+        ("test_failing", "FAILED"),
+        ("test_lacking", "SKIPPED"),
+        ("test_clean[1]", "PASSED"),
+        ("test_clean[2]", "PASSED"),
+    ], printed
+    assert "closed0" not in printed
+    for line in (
+        r"the test leaves behind:\nlink left0: left behind: ",
+        r"the test leaves behind:\nprocess \d+: left behind: ",
+        r"\nrow Bridge br-left: left behind: ",
+        r"the test leaves on the host: netns ifup-\d+-left\n",
+        r"-+ Captured left behind call -+\nlink left1: left behind: ",
+        r"=+ 1 skipped =+\ntest_rules.py::test_lacking: no such thing\n",
+    ):
+        assert re.search(line, printed), (line, printed)
+
+
+def test_what_is_missing_fails_where_all_must_be_there(tmp_path: Path) -> None:
+    printed = run_rules(tmp_path, "-k", "lacking", ci=True)
+    assert verdicts(printed) == [("test_lacking", "FAILED")]
+    assert "needed where CI=true: no such thing" in printed
