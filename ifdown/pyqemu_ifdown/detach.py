@@ -12,6 +12,7 @@ from pyqemu_ifup.look import Link, Seen
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import DelPort, SetAlias, Step, is_our_master, plan_leave
 from pyqemu_ifup.stamp import Here, find_here, is_anothers
+from pyqemu_ifup.work import Work
 
 PATIENCE = 2.0
 """Seconds that a down waits for ovs-vswitchd once the row is gone: QEMU's exit waits for us."""
@@ -25,22 +26,26 @@ def detach(tap: str, parent: int, watch: Watch, tell: Callable[[str], None]) -> 
     not do its part.
     """
     with Host(tap, watch, tell) as host:
-        link = host.kernel.look_up(tap)
-        stamp = link.stamp if link else None
-        if stamp is not None and is_anothers(stamp, parent):
-            log(
-                syslog.LOG_INFO,
-                f"{tap}: left alone: attached to {stamp.bridge} for process {stamp.pid}",
-            )
-            return
-        host.open_databases(_databases(link))
-        seen = host.look(tap, None)
-        plan = plan_down(seen, find_here())
-        for step in plan:
-            watch.check()
-            _run(host, step, watch)
-        if plan and stamp is not None:
-            log(syslog.LOG_INFO, f"{tap}: detached from {stamp.bridge}, network {stamp.network}")
+        host.finish(detaching(host, tap, parent))
+
+
+def detaching(host: Host, tap: str, parent: int) -> Work[None]:
+    """Do as `detach`, on a host that is there already."""
+    link = host.kernel.look_up(tap)
+    stamp = link.stamp if link else None
+    if stamp is not None and is_anothers(stamp, parent):
+        log(
+            syslog.LOG_INFO,
+            f"{tap}: left alone: attached to {stamp.bridge} for process {stamp.pid}",
+        )
+        return
+    yield from host.open_databases(_databases(link))
+    plan = plan_down(host.look(tap, None), find_here())
+    for step in plan:
+        host.watch.check()
+        yield from _run(host, step)
+    if plan and stamp is not None:
+        log(syslog.LOG_INFO, f"{tap}: detached from {stamp.bridge}, network {stamp.network}")
 
 
 def _databases(link: Link | None) -> list[str]:
@@ -66,9 +71,9 @@ def plan_down(seen: Seen, here: Here) -> tuple[Step, ...]:
     return steps
 
 
-def _run(host: Host, step: Step, watch: Watch) -> None:
+def _run(host: Host, step: Step) -> Work[None]:
     try:
-        if not host.run(step, watch, PATIENCE):
+        if not (yield from host.run(step, host.watch, PATIENCE)):
             log(
                 syslog.LOG_WARNING,
                 f"{step.tap}: ovs-vswitchd does not answer; the port is out of its database",

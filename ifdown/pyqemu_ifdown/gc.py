@@ -60,5 +60,5 @@ def collect(
         let_go = True
         if leftover.remove is not None and not dry_run:
             watch.check()
-            let_go = host.run(leftover.remove, watch, PATIENCE)
+            let_go = host.finish(host.run(leftover.remove, watch, PATIENCE))
         yield leftover, let_go

@@ -25,6 +25,7 @@ from pyqemu_ifup.plan import (
     refuse_strangers,
 )
 from pyqemu_ifup.stamp import find_here, make_stamp
+from pyqemu_ifup.work import Work
 
 if TYPE_CHECKING:
     from pyqemu_ifup.openvswitch import Database
@@ -48,23 +49,30 @@ def attach(
     somebody else's tap or name, which is not touched.
     """
     with Host(port.tap, watch, tell) as host:
-        try:
-            host.open_databases([port.ovsdb, DEFAULT_OVSDB, *ovsdbs])
-        except Failure:
-            before = host.look(port.tap, port.bridge)
-            if is_ours_to_touch(port.tap, before, parent):
-                _undo(host, port, before)
-            raise
+        host.finish(attaching(host, port, caller, parent, ovsdbs))
+
+
+def attaching(
+    host: Host, port: Port, caller: Caller, parent: int, ovsdbs: Iterable[str]
+) -> Work[None]:
+    """Do as `attach`, on a host that is there already."""
+    try:
+        yield from host.open_databases([port.ovsdb, DEFAULT_OVSDB, *ovsdbs])
+    except Failure:
         before = host.look(port.tap, port.bridge)
-        refuse_strangers(port.tap, before, parent)
-        try:
-            _attach(host, port, caller, parent, before)
-        except BaseException:
-            _undo(host, port, before)
-            raise
+        if is_ours_to_touch(port.tap, before, parent):
+            yield from _undo(host, port, before)
+        raise
+    before = host.look(port.tap, port.bridge)
+    refuse_strangers(port.tap, before, parent)
+    try:
+        yield from _attach(host, port, caller, parent, before)
+    except BaseException:
+        yield from _undo(host, port, before)
+        raise
 
 
-def _attach(host: Host, port: Port, caller: Caller, parent: int, before: Seen) -> None:
+def _attach(host: Host, port: Port, caller: Caller, parent: int, before: Seen) -> Work[None]:
     here = find_here()
     refuse_foreign_ports(before, here)
     kind = find_kind(port, before)
@@ -72,20 +80,20 @@ def _attach(host: Host, port: Port, caller: Caller, parent: int, before: Seen) -
     for op in plan_up(port, kind, before, stamp, here):
         host.watch.check()
         if isinstance(op, Prove):
-            _prove(host, port, kind, before, up=op.up)
+            yield from _prove(host, port, kind, before, up=op.up)
         else:
-            host.run(op, host.watch)
+            yield from host.run(op, host.watch)
     host.watch.check()
 
 
-def _prove(host: Host, port: Port, kind: Kind, before: Seen, *, up: bool) -> None:
+def _prove(host: Host, port: Port, kind: Kind, before: Seen, *, up: bool) -> Work[None]:
     """Look again. Raises Failure (71) where what is differs from what was wanted."""
     if kind == "openvswitch":
-        host.databases[port.ovsdb].sync(host.watch)
+        yield from host.databases[port.ovsdb].sync(host.watch)
     now = host.look(port.tap, port.bridge)
     # NOTE: a persistent tap that nobody has opened yet has no carrier, so no link to wait for.
     if up and kind == "openvswitch" and now.tap is not None and now.tap.carrier:
-        host.databases[port.ovsdb].wait_link_up(port.tap, host.watch)
+        yield from host.databases[port.ovsdb].link_up(port.tap, host.watch)
         now = host.look(port.tap, port.bridge)
     if now.tap is None or before.tap is None or now.tap.index != before.tap.index:
         raise Failure(
@@ -122,30 +130,30 @@ def _unicast_mac(mac: str) -> str:
     return mac if mac != "00:00:00:00:00:00" else "02:00:00:00:00:01"
 
 
-def _undo(host: Host, port: Port, before: Seen) -> None:
+def _undo(host: Host, port: Port, before: Seen) -> Work[None]:
     """Take back what was done, as far as it can be; what cannot is told in syslog."""
-    watch = host.watch.for_undo()
+    host.watch = watch = host.watch.for_undo()
     try:
         now = host.look(port.tap, port.bridge)
         if now.tap is not None and now.tap.up:
             # NOTE: first of all, for a mute server may take all the time there is.
-            _take_back(host, SetDown(now.tap.name, now.tap.index), watch)
+            yield from _take_back(host, SetDown(now.tap.name, now.tap.index), watch)
         for database in host.databases.values():
-            _learn(database, port.tap, watch)
+            yield from _learn(database, port.tap, watch)
         plan = plan_undo(before, host.look(port.tap, port.bridge), find_here())
     except Failure as failure:
         log(syslog.LOG_ERR, f"{port.tap}: cannot look at what is left: {failure}")
         return
     for step in plan:
-        _take_back(host, step, watch)
+        yield from _take_back(host, step, watch)
 
 
-def _learn(database: Database, tap: str, watch: Watch) -> None:
+def _learn(database: Database, tap: str, watch: Watch) -> Work[None]:
     """Learn what became of a commit that was given up: the server may have made it since."""
     if not database.unsure:
         return
     try:
-        database.sync(watch)
+        yield from database.sync(watch)
     except Failure as failure:
         log(
             syslog.LOG_ERR,
@@ -154,9 +162,9 @@ def _learn(database: Database, tap: str, watch: Watch) -> None:
         )
 
 
-def _take_back(host: Host, step: Step, watch: Watch) -> None:
+def _take_back(host: Host, step: Step, watch: Watch) -> Work[None]:
     try:
-        host.run(step, watch, PATIENCE)
+        yield from host.run(step, watch, PATIENCE)
     except Failure as failure:
         log(
             syslog.LOG_ERR,

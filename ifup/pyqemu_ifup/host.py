@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from types import TracebackType
@@ -17,6 +18,7 @@ from pyqemu_ifup.linux_bridge import Netlink, read_ipv6_disabled
 from pyqemu_ifup.look import Link, OvsPort, Seen
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import AddPort, DelPort, Step, commands
+from pyqemu_ifup.work import T, Work, finish
 
 if TYPE_CHECKING:
     from pyqemu_ifup.openvswitch import Database
@@ -49,29 +51,53 @@ class Host:
     ) -> None:
         self._open.close()
 
-    def open_databases(self, addresses: Iterable[str]) -> None:
-        """Connect to those of the databases that this host has. Raises as Database does."""
+    def finish(self, work: Work[T]) -> T:
+        """Run `work` on this host to its end, blocking where it has to wait."""
+        return finish(work, self._wait)
+
+    def _wait(self, seconds: float) -> None:
+        if self.databases:
+            from pyqemu_ifup.openvswitch import wait
+
+            wait(self.databases.values(), self.watch, seconds)
+        else:
+            time.sleep(min(seconds, self.watch.remaining()))
+
+    def open_databases(self, addresses: Iterable[str]) -> Work[None]:
+        """Connect to those of the databases that this host has.
+
+        Raises Failure: 69 where no server answers, 77 where it may not be spoken to, 75 where it
+        is mute until the watch ends.
+        """
         for address in dict.fromkeys(addresses):
-            if address in self.databases or not is_there(address):
-                continue
-            from pyqemu_ifup.openvswitch import Database
+            if address not in self.databases and is_there(address):
+                self.tell(f"ovs-vsctl --db={address} show")
+                yield from self._connect(address)
 
-            self.tell(f"ovs-vsctl --db={address} show")
-            database = Database(address, self.tap, self.watch)
-            self.databases[address] = self._open.enter_context(database)
+    def _connect(self, address: str) -> Work[None]:
+        from pyqemu_ifup.openvswitch import Database, try_connect
 
-    def ports(self) -> tuple[OvsPort, ...]:
-        """Return the ports in the open databases, as they are now."""
+        yield from try_connect(address, self.watch)
+        database = self._open.enter_context(Database(address, self.tap))
+        self.databases[address] = database
+        try:
+            yield from database.connected(self.watch)
+        except BaseException:
+            del self.databases[address]
+            raise
+
+    def ports(self, name: str | None = None) -> tuple[OvsPort, ...]:
+        """Return the ports in the open databases, or those called `name`, as they are now."""
         found: list[OvsPort] = []
         for database in self.databases.values():
             database.refresh()
-            found += database.ports()
+            found += database.ports(name)
         return tuple(found)
 
     def look(self, tap: str, bridge: str | None) -> Seen:
         """Look at the tap, its master, the wanted bridge and the tap's rows in the databases."""
         link = self.kernel.look_up(tap)
-        ports = self.ports()
+        ports = self.ports(tap)
         master = None
         if link is not None and link.master is not None:
             master = self.kernel.look_at(link.master)
@@ -81,7 +107,7 @@ class Host:
             master=master,
             bridge=self.kernel.look_up(bridge) if bridge is not None else None,
             vids=self.kernel.vids(link.index) if link and filters(master) else (),
-            ports=tuple(port for port in ports if port.name == tap),
+            ports=ports,
             ovs_bridges=tuple(
                 address
                 for address, database in self.databases.items()
@@ -89,7 +115,7 @@ class Host:
             ),
         )
 
-    def run(self, step: Step, watch: Watch, patience: float | None = None) -> bool:
+    def run(self, step: Step, watch: Watch, patience: float | None = None) -> Work[bool]:
         """Execute one step, told first. Raises as the switch's own executor does.
 
         With `patience`, in seconds, ovs-vswitchd is waited for no longer to let a port go; tells
@@ -98,9 +124,9 @@ class Host:
         for command in commands(step):
             self.tell(command)
         if isinstance(step, AddPort):
-            self.databases[step.ovsdb].add_port(step, watch)
+            yield from self.databases[step.ovsdb].add_port(step, watch)
         elif isinstance(step, DelPort):
-            return self.databases[step.ovsdb].del_port(step, watch, patience)
+            return (yield from self.databases[step.ovsdb].del_port(step, watch, patience))
         else:
             self.kernel.run(step)
         return True

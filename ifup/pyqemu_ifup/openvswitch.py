@@ -11,7 +11,7 @@ import json
 import os
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
@@ -23,11 +23,7 @@ from pyqemu_ifup.look import OvsPort
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import AddPort, DelPort, vlan_columns
 from pyqemu_ifup.stamp import KEY_VERSION
-
-SLICE_MS = 250
-"""Longest wait without a look at the caller, in milliseconds: its end turns no descriptor ready."""
-RETRY_MS = 50
-"""How soon a server that has gone, or whose queue is full, is tried again, in milliseconds."""
+from pyqemu_ifup.work import RETRY, SLICE, Work
 
 
 def _column(key: object, low: int = 1, high: object = 1, **more: object) -> dict[str, object]:
@@ -82,33 +78,28 @@ _CONNECTING = (errno.EAGAIN, errno.EINPROGRESS, errno.EALREADY)
 class Database:
     """One connection to an ovsdb-server, its rows of one tap (or all, `tap` None) replicated.
 
-    Raises Failure on opening: 69 where no server answers at `address`, 77 where it may not be
-    spoken to, 75 where it is mute until `watch` ends.
+    Whoever drives the work that its methods return calls `refresh` when there is something new.
     """
 
-    def __init__(self, address: str, tap: str | None, watch: Watch) -> None:
+    def __init__(self, address: str, tap: str | None) -> None:
         self.address = address
         self.unsure = False
         """Whether a commit was given up whose outcome nobody knows; `sync` tells."""
         self._mute = f"the database of Open vSwitch at {address} does not answer"
         self._busy = f"ovs-vswitchd does not answer ({address})"
-        _try_connect(address, watch)
         helper = SchemaHelper(schema_json=SCHEMA)
         helper.register_all()
         self._idl: Any = Idl(address, helper, probe_interval=0, leader_only=False)
         # NOTE: a server that restarts is back within a fraction of a second; Reconnect.set_backoff
         # takes no less than a whole one.
         reconnect = self._idl._session.reconnect
-        reconnect.min_backoff = reconnect.max_backoff = RETRY_MS
+        reconnect.min_backoff = reconnect.max_backoff = int(RETRY * 1000)
         if tap is not None:
             for table in ("Interface", "Port"):
                 self._idl.cond_change(table, [["name", "==", tap]])
-        try:
-            # NOTE: has_ever_connected() is true of a reply that could not be parsed, too.
-            self._wait(lambda: self._idl.state == Idl.IDL_S_MONITORING, watch, self._mute)
-        except BaseException:
-            self.close()
-            raise
+        for table in ("Interface", "Port"):
+            self._idl.index_create(table, "name").add_column("name")
+        self.refresh()
 
     def __enter__(self) -> Database:
         return self
@@ -127,33 +118,48 @@ class Database:
 
     def refresh(self) -> None:
         """Take in what the server has sent since."""
-        self._take_in()
+        self._idl.run()
 
-    def sync(self, watch: Watch) -> None:
+    def wait(self, poller: Any) -> None:
+        """Let `poller`, an ovs.poller.Poller, wake up when there is something to take in."""
+        self._idl.wait(poller)
+
+    def connected(self, watch: Watch) -> Work[None]:
+        """Wait until the rows are there. Raises Failure (75)."""
+        # NOTE: has_ever_connected() is true of a reply that could not be parsed, too.
+        yield from _until(lambda: self._idl.state == Idl.IDL_S_MONITORING, watch, self._mute)
+
+    def sync(self, watch: Watch) -> Work[None]:
         """Take in all that the server has committed by now, commits that were given up included.
 
         It answers in order, and tells of each commit before it answers. Raises Failure, 75 where
         it is mute until `watch` ends.
         """
-        self._commit(lambda transaction: self._root().fetch("cur_cfg"), watch)
+        yield from self._commit(lambda transaction: self._root().fetch("cur_cfg"), watch)
 
     def has_bridge(self, name: str) -> bool:
         """Tell whether there is a bridge of this name."""
         return self._bridge(name) is not None
 
-    def ports(self) -> list[OvsPort]:
-        """Return the ports replicated here, with their Interface rows."""
+    def ports(self, name: str | None = None) -> list[OvsPort]:
+        """Return the ports replicated here, or those called `name`, with their Interface rows."""
+        if name is None:
+            ports, interfaces = self._rows("Port"), self._rows("Interface")
+        else:
+            ports, interfaces = self._named("Port", name), self._named("Interface", name)
         holder = {
-            port.uuid: bridge.name for bridge in self._rows("Bridge") for port in bridge.ports
+            port.uuid: bridge.name
+            for bridge in (self._rows("Bridge") if ports else ())
+            for port in bridge.ports
         }
         found = []
-        seen_interfaces = set()
-        for port in self._rows("Port"):
+        of_ports = set()
+        for port in ports:
             for interface in port.interfaces:
-                seen_interfaces.add(interface.uuid)
+                of_ports.add(interface.uuid)
                 found.append(self._port(port, interface, holder.get(port.uuid)))
-        for interface in self._rows("Interface"):
-            if interface.uuid not in seen_interfaces:
+        for interface in interfaces:
+            if interface.uuid not in of_ports:
                 found.append(self._port(None, interface, None))
         return found
 
@@ -174,7 +180,7 @@ class Database:
             link_state=_one(interface.link_state),
         )
 
-    def add_port(self, op: AddPort, watch: Watch) -> None:
+    def add_port(self, op: AddPort, watch: Watch) -> Work[None]:
         """Add the port and wait until ovs-vswitchd has taken it in.
 
         Raises Failure: 69 where the bridge has gone, 71 where vswitchd cannot use the tap, 75
@@ -182,7 +188,7 @@ class Database:
         """
         # NOTE: a port that vswitchd has yet to let go, deleted without waiting, and ours must not
         # reach it in one go: on the userspace datapath the new one would pass no frames.
-        self._wait_applied(self._root().next_cfg, watch)
+        yield from self._applied(self._root().next_cfg, watch)
 
         def compose(transaction: Any) -> None:
             bridge = self._bridge(op.bridge)
@@ -210,16 +216,16 @@ class Database:
             self._root().increment("next_cfg")
             transaction.add_comment(f"pyqemu-ifup: add-port {op.bridge} {op.tap}")
 
-        self._commit(compose, watch)
-        self._wait_applied(self._root().next_cfg, watch)
-        self._wait(
+        yield from self._commit(compose, watch)
+        yield from self._applied(self._root().next_cfg, watch)
+        yield from _until(
             lambda: self._is_usable(op), watch,
             f"ovs-vswitchd does not take the port in ({self.address})",
         )
 
     def _is_there(self, op: AddPort) -> bool:
         """Tell whether our own commit came through, its reply lost with the connection."""
-        rows = [port for port in self.ports() if port.name == op.tap]
+        rows = self.ports(op.tap)
         if not rows:
             return False
         if any(row.external_ids != op.external_ids for row in rows):
@@ -242,9 +248,9 @@ class Database:
             )
         return row.ofport is not None and row.ifindex == op.index
 
-    def wait_link_up(self, tap: str, watch: Watch) -> None:
+    def link_up(self, tap: str, watch: Watch) -> Work[None]:
         """Wait until ovs-vswitchd sees the tap's link up. Raises Failure, 71 without the port."""
-        self._wait(
+        yield from _until(
             lambda: self._own(tap).link_state == "up",
             watch,
             f"ovs-vswitchd does not see the tap's link up ({self.address})",
@@ -252,15 +258,16 @@ class Database:
 
     def _own(self, tap: str) -> OvsPort:
         """Return the port that we have added. Raises Failure (71) where it has gone."""
-        for port in self.ports():
-            if port.name == tap:
-                return port
+        for port in self.ports(tap):
+            return port
         raise Failure(
             Status.REFUSED, f"the port in {self.address} has gone again",
             "somebody has deleted it, or its bridge, meanwhile", "try again",
         )
 
-    def del_port(self, op: DelPort, watch: Watch, patience: float | None = None) -> bool:
+    def del_port(
+        self, op: DelPort, watch: Watch, patience: float | None = None
+    ) -> Work[bool]:
         """Delete the port that `op` saw; gone already is success.
 
         Waits until vswitchd let it go, `patience` seconds at most where that is given, and tells
@@ -272,11 +279,9 @@ class Database:
             raise ValueError(f"{op} is not of a port of ours")
 
         def compose(transaction: Any) -> None:
-            for port in self._rows("Port"):
+            for port in self._named("Port", op.tap):
                 interfaces = list(port.interfaces)
-                if port.name != op.tap or not any(
-                    interface.external_ids == seen for interface in interfaces
-                ):
+                if not any(interface.external_ids == seen for interface in interfaces):
                     continue
                 for bridge in self._rows("Bridge"):
                     if any(held.uuid == port.uuid for held in bridge.ports):
@@ -287,14 +292,14 @@ class Database:
                 self._root().increment("next_cfg")
                 transaction.add_comment(f"pyqemu-ifup: del-port {op.tap}")
 
-        done = self._commit(compose, watch)
+        done = yield from self._commit(compose, watch)
         if done is None:
             return True
         limit = watch
         if patience is not None:
             limit = Watch(min(patience, watch.remaining()), watch.interrupted, watch.wakeup)
         try:
-            self._wait_applied(done.get_increment_new_value(), limit)
+            yield from self._applied(done.get_increment_new_value(), limit)
         except Failure:
             if patience is None:
                 raise
@@ -313,14 +318,19 @@ class Database:
     def _rows(self, table: str) -> list[Any]:
         return list(self._idl.tables[table].rows.values())
 
+    def _named(self, table: str, name: str) -> list[Any]:
+        """Return the rows of Port or Interface with this name, by the library's index."""
+        rows = self._idl.tables[table].rows
+        return list(self._idl.index_equal(table, "name", rows.IndexEntry(name=name)))
+
     def _bridge(self, name: str) -> Any:
         return next((row for row in self._rows("Bridge") if row.name == name), None)
 
-    def _wait_applied(self, next_cfg: int, watch: Watch) -> None:
+    def _applied(self, next_cfg: int, watch: Watch) -> Work[None]:
         """Wait until ovs-vswitchd has taken in the configuration up to `next_cfg`."""
-        self._wait(lambda: self._root().cur_cfg >= next_cfg, watch, self._busy)
+        yield from _until(lambda: self._root().cur_cfg >= next_cfg, watch, self._busy)
 
-    def _commit(self, compose: Callable[[Any], None], watch: Watch) -> Any:
+    def _commit(self, compose: Callable[[Any], None], watch: Watch) -> Work[Any]:
         """Commit what `compose` writes, anew as often as the database had changed meanwhile.
 
         Returns the library's transaction, None where there was nothing to write.
@@ -333,13 +343,13 @@ class Database:
                 status = transaction.commit()
                 while status == Transaction.INCOMPLETE:
                     self.unsure = True
-                    self._block(transaction, watch, self._mute)
-                    self._take_in()
+                    watch.check(self._mute)
+                    yield SLICE
                     status = transaction.commit()
             finally:
                 transaction.abort()
             if status == Transaction.TRY_AGAIN:
-                self._wait_change(seqno, watch)
+                yield from self._changed(seqno, watch)
                 continue
             self.unsure = False
             if status == Transaction.UNCHANGED:
@@ -348,35 +358,31 @@ class Database:
                 return transaction
             raise _refusal(self.address, transaction.get_error())
 
-    def _wait_change(self, seqno: int, watch: Watch) -> None:
-        self._wait(lambda: self._idl.change_seqno != seqno, watch, self._mute)
-
-    def _wait(self, done: Callable[[], bool], watch: Watch, doing: str) -> None:
-        while True:
-            self._take_in()
-            if done():
-                return
-            self._block(None, watch, doing)
-
-    def _take_in(self) -> None:
-        self._idl.run()
-
-    def _block(self, transaction: Any, watch: Watch, doing: str) -> None:
-        """Wait for the next thing to happen, or raise what `watch` says."""
-        watch.check(doing)
-        poller = Poller()
-        self._idl.wait(poller)
-        if transaction is not None:
-            transaction.wait(poller)
-        _pause(poller, watch, SLICE_MS)
+    def _changed(self, seqno: int, watch: Watch) -> Work[None]:
+        yield from _until(lambda: self._idl.change_seqno != seqno, watch, self._mute)
 
 
-def _pause(poller: Any, watch: Watch, limit: int) -> None:
-    """Block until `poller` has something, `watch` is interrupted or `limit` ms have passed."""
+def wait(databases: Iterable[Database], watch: Watch, seconds: float) -> None:
+    """Block until a database has something new or `seconds` have passed, and take it in.
+
+    Ends with `watch`, when that is over or interrupted.
+    """
+    poller = Poller()
+    for database in databases:
+        database.wait(poller)
     if watch.wakeup is not None:
         poller.fd_wait(watch.wakeup, select.POLLIN)
-    poller.timer_wait(min(limit, int(watch.remaining() * 1000) + 1))
+    poller.timer_wait(int(min(seconds, watch.remaining()) * 1000) + 1)
     poller.block()
+    for database in databases:
+        database.refresh()
+
+
+def _until(done: Callable[[], bool], watch: Watch, doing: str) -> Work[None]:
+    """Wait until `done` says so. Raises Failure (75) with `watch`, telling what it was `doing`."""
+    while not done():
+        watch.check(doing)
+        yield min(SLICE, watch.remaining())
 
 
 def _one(values: Any) -> Any:
@@ -407,7 +413,7 @@ def _refusal(address: str, error: str) -> Failure:
     )
 
 
-def _try_connect(address: str, watch: Watch) -> None:
+def try_connect(address: str, watch: Watch) -> Work[None]:
     """Connect once and hang up, for a clear answer: the IDL only retries in silence."""
     watch.check()
     if address.startswith("unix:"):
@@ -420,13 +426,10 @@ def _try_connect(address: str, watch: Watch) -> None:
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
+            # NOTE: EAGAIN is a unix socket whose queue is full; nothing tells when it is not.
             while (code := probe.connect_ex(target)) in _CONNECTING:
                 watch.check(f"the database of Open vSwitch at {address} does not answer")
-                poller = Poller()
-                # NOTE: EAGAIN is a unix socket whose queue is full; nothing tells when it is not.
-                if code != errno.EAGAIN:
-                    poller.fd_wait(probe.fileno(), select.POLLOUT)
-                _pause(poller, watch, RETRY_MS if code == errno.EAGAIN else SLICE_MS)
+                yield RETRY
             if code not in (0, errno.EISCONN):
                 raise OSError(code, os.strerror(code))
     except PermissionError as error:
