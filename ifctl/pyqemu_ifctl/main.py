@@ -49,21 +49,19 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     syslog.openlog(PROGRAM, syslog.LOG_PID, syslog.LOG_DAEMON)
     answer = answer_or_failure(sys.argv[1:])
-    status = answer.status
     try:
         _write(sys.stdout, answer.out)
     except OSError as error:
         if error.errno != errno.EPIPE:
-            why = os.strerror(error.errno or 0)
-            answer = Answer("", Status.REFUSED, (f"cannot write standard output: {why}",))
-            status = answer.status
+            line = f"cannot write standard output: {os.strerror(error.errno or 0)}"
+            answer = Answer("", Status.REFUSED, (_line(line),))
     if answer.remarks:
         try:
             _write(sys.stderr, "".join(f"{line}\n" for line in answer.remarks))
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
                 raise
-    return int(status)
+    return int(answer.status)
 
 
 def answer_or_failure(words: list[str]) -> Answer:
