@@ -36,7 +36,7 @@ def open_each(host: Host, ovsdbs: Iterable[str]) -> dict[str, Failure]:
     for address in ovsdbs:
         host.watch = Watch(min(PATIENCE, watch.remaining()), watch.interrupted, watch.wakeup)
         try:
-            host.open_databases([address])
+            host.finish(host.open_databases([address]))
         except Failure as failure:
             failed[address] = failure
         finally:
