@@ -21,14 +21,9 @@ RETRY = 0.05
 
 def finish(work: Work[T], wait: Callable[[float], None]) -> T:
     """Run `work` to its end and return what it returns; `wait` blocks for so many seconds."""
-    try:
-        pause = next(work)
-        while True:
-            try:
-                wait(pause)
-            except BaseException as error:  # the work's to deal with, as if it had waited itself
-                pause = work.throw(error)
-            else:
-                pause = next(work)
-    except StopIteration as end:
-        return cast(T, end.value)
+    while True:
+        try:
+            pause = next(work)
+        except StopIteration as end:
+            return cast(T, end.value)
+        wait(pause)
