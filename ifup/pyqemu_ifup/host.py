@@ -28,17 +28,22 @@ class Host:
     """This network namespace's links and the databases opened so far; use it in a `with`.
 
     `tap` limits the databases' rows to one tap's, None takes all of them. `tell` is told each
-    command before it is run.
+    command before it is run. A `kernel` that is given stays open.
     """
 
-    def __init__(self, tap: str | None, watch: Watch, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        tap: str | None,
+        watch: Watch,
+        tell: Callable[[str], None],
+        kernel: Netlink | None = None,
+    ) -> None:
         self.tap = tap
         self.watch = watch
         self.tell = tell
-        self.kernel = Netlink()
         self.databases: dict[str, Database] = {}
         self._open = ExitStack()
-        self._open.enter_context(self.kernel)
+        self.kernel = kernel if kernel is not None else self._open.enter_context(Netlink())
 
     def __enter__(self) -> Host:
         return self
@@ -90,9 +95,12 @@ class Host:
         """Return the ports in the open databases, or those called `name`, as they are now."""
         found: list[OvsPort] = []
         for database in self.databases.values():
-            database.refresh()
+            self._refresh(database)
             found += database.ports(name)
         return tuple(found)
+
+    def _refresh(self, database: Database) -> None:
+        database.refresh()
 
     def look(self, tap: str, bridge: str | None) -> Seen:
         """Look at the tap, its master, the wanted bridge and the tap's rows in the databases."""

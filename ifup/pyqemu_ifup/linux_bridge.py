@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -38,6 +41,13 @@ TUN_TYPE_TAP = 2
 VLAN_PVID, VLAN_UNTAGGED = 0x2, 0x4
 VLAN_RANGE_BEGIN, VLAN_RANGE_END = 0x8, 0x10
 """BRIDGE_VLAN_INFO_* of linux/if_bridge.h."""
+RTM_NEWLINK, RTM_DELLINK, RTMGRP_LINK = 16, 17, 1
+IFLA_IFNAME, IFLA_LINKINFO, IFLA_INFO_KIND = 3, 18, 1
+NLMSGHDR, IFINFOMSG, RTATTR = struct.Struct("IHHII"), struct.Struct("BxHiII"), struct.Struct("HH")
+NLA_TYPE_MASK = 0x3FFF
+SO_RCVBUFFORCE = 33
+EVENT_BUFFER = 1 << 20
+"""Bytes of link events that may wait: some 500 links at once."""
 TRANSIENT = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS)
 ATTEMPTS = 5
 
@@ -189,6 +199,83 @@ class Netlink:
             for first, last in ranges(v.vid for v in missing if _flags(v) == flags):
                 info = {"vid": first, "flags": flags} if flags else _range(first, last)
                 self._route.vlan_filter("add", index=op.index, vlan_info=info)
+
+
+@dataclass(frozen=True)
+class LinkEvent:
+    """A link that has come (or changed), or has gone; `kind` as Link has it."""
+
+    gone: bool
+    index: int
+    name: str
+    kind: str | None
+
+
+class LinkEvents:
+    """A subscription to the links of this network namespace (RTNLGRP_LINK of rtnetlink(7)).
+
+    It reads of each message just what LinkEvent holds: a host that starts guests has thousands.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+        )
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, EVENT_BUFFER)
+        self._socket.bind((0, RTMGRP_LINK))
+
+    def fileno(self) -> int:
+        """Return the descriptor that turns readable with an event."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._socket.close()
+
+    def read(self) -> list[LinkEvent] | None:
+        """Return what has happened since; None where some of it was lost (ENOBUFS)."""
+        events: list[LinkEvent] = []
+        lost = False
+        while True:
+            try:
+                data = self._socket.recv(EVENT_BUFFER)
+            except BlockingIOError:
+                return None if lost else events
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                lost = True
+                continue
+            events += _link_events(data)
+
+
+def _link_events(data: bytes) -> Iterator[LinkEvent]:
+    at = 0
+    while at + NLMSGHDR.size <= len(data):
+        length, message, _, _, _ = NLMSGHDR.unpack_from(data, at)
+        if length < NLMSGHDR.size:
+            return
+        body = at + NLMSGHDR.size
+        if message in (RTM_NEWLINK, RTM_DELLINK) and data[body] == socket.AF_UNSPEC:
+            index = IFINFOMSG.unpack_from(data, body)[2]
+            attributes = dict(_attributes(data, body + IFINFOMSG.size, at + length))
+            name = attributes.get(IFLA_IFNAME, b"").rstrip(b"\0")
+            info = attributes.get(IFLA_LINKINFO, b"")
+            kind = dict(_attributes(info, 0, len(info))).get(IFLA_INFO_KIND)
+            yield LinkEvent(
+                message == RTM_DELLINK, index, os.fsdecode(name),
+                None if kind is None else os.fsdecode(kind.rstrip(b"\0")),
+            )
+        at += (length + 3) & ~3
+
+
+def _attributes(data: bytes, at: int, end: int) -> Iterator[tuple[int, bytes]]:
+    while at + RTATTR.size <= end:
+        length, kind = RTATTR.unpack_from(data, at)
+        if length < RTATTR.size:
+            return
+        yield kind & NLA_TYPE_MASK, data[at + RTATTR.size : at + length]
+        at += (length + 3) & ~3
 
 
 def _flags(vid: Vid) -> int:
