@@ -485,7 +485,7 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
      "network lan an mtu:"),
     (bridge_mtu("linux", 1500, 1400), PORT, FRESH, Status.REFUSED,
      "the tap's MTU would lower that of br0 from 1500 to 1400: its other ports would lose "
-     "longer frames; pin it: ip link set dev br0 mtu 1500"),
+     "longer frames; pin it: ip link set dev br0 mtu 1499 && ip link set dev br0 mtu 1500"),
     (bridge_mtu("openvswitch", 1500, 1400), PORT, OVS_FRESH, Status.REFUSED,
      "the tap's MTU would lower that of br0 from 1500 to 1400: its other ports would lose "
      "longer frames; pin it: ovs-vsctl set interface br0 mtu_request=1500"),
@@ -565,7 +565,7 @@ ROWS: list[tuple[dict[str, Any], list[str]]] = [
     ({"tag": 100}, ["vlan is 100, wanted none"]),
     ({"vlan_mode": None}, ["vlan is trunk 1-4094, wanted none"]),
     ({"vlan_mode": "trunk", "trunks": (20,)}, ["vlan is trunk 20, wanted none"]),
-    ({"trunks": (20,)}, ["vlan is none (vlan_mode access), wanted none"]),
+    ({"trunks": (20,)}, ["vlan is none (vlan_mode access, trunks 20), wanted none"]),
     ({"vlan_mode": "native-tagged", "tag": 1, "trunks": (2,)},
      ["vlan is native 1 trunk 2, wanted none"]),
     ({"protected": True}, ["isolated is true, wanted false"]),

@@ -295,13 +295,18 @@ def refuse_strangers(tap: str, seen: Seen, parent: int) -> Link:
             "end that process first",
         )
     if seen.master is not None and not is_our_master(seen, seen.master):
+        holder = seen.master.name
+        remedy = f"ip link set dev {tap} nomaster"
+        if seen.master.kind != "bridge":
+            remedy = f"ovs-vsctl del-port {tap}"
+            for row in seen.ports:
+                holder = row.owner
+                remedy = f"ovs-vsctl --db={row.ovsdb} del-port {tap}"
         raise Failure(
             Status.DENIED,
             "somebody else's tap",
-            f"{seen.master.name} holds it",
-            f"if it shall go, take it out: ip link set dev {tap} nomaster"
-            if seen.master.kind == "bridge"
-            else f"if it shall go, take it out: ovs-vsctl del-port {tap}",
+            f"{holder} holds it",
+            f"if it shall go, take it out: {remedy}",
         )
     return link
 
@@ -543,7 +548,8 @@ def _compare_port(port: Port, seen: Seen, tap: Link, compare: object, *, up: boo
     if (row.vlan_mode, row.tag, row.trunks) != vlan_columns(port.vlan):
         found = show_vlan(vlan_of_columns(row))
         if found == show_vlan(port.vlan):
-            found += f" (vlan_mode {row.vlan_mode or 'empty'})"
+            found += f" (vlan_mode {row.vlan_mode or 'empty'}"
+            found += f", trunks {','.join(map(str, row.trunks))})" if row.trunks else ")"
         compare("vlan", show_vlan(port.vlan), found)
     compare("isolated", port.isolated, row.protected)
     theirs = tuple(pair for pair in row.external_ids if pair[0] not in OUR_KEYS)
@@ -583,8 +589,9 @@ def check_bridge_mtu(port: Port, kind: Kind, before: Seen, now: Seen) -> None:
     if before.bridge is None or now.bridge is None or now.bridge.mtu >= before.bridge.mtu:
         return
     was = before.bridge.mtu
+    # NOTE: the kernel takes a link's own MTU for no change, and pins nothing (dev_set_mtu_ext).
     pin = (
-        f"ip link set dev {port.bridge} mtu {was}"
+        f"ip link set dev {port.bridge} mtu {was - 1} && ip link set dev {port.bridge} mtu {was}"
         if kind == "linux"
         else f"ovs-vsctl set interface {port.bridge} mtu_request={was}"
     )
