@@ -23,6 +23,9 @@ from pyqemu_ifup.look import (
 )
 from pyqemu_ifup.stamp import OUR_KEYS, Here, Stamp, format_alias, is_anothers, row_ids
 
+IPV6_MTU_MIN = 1280
+"""Bytes; IPV6_MIN_MTU of linux/ipv6.h (RFC 8200, 5)."""
+
 
 @dataclass(frozen=True)
 class SetAlias:
@@ -78,9 +81,10 @@ class SetTxQueueLen:
 
 @dataclass(frozen=True)
 class SetIpv6:
-    """Turn IPv6 off, or on again, on the host's end."""
+    """Turn IPv6 off, or on again, on the host's end, where it has IPv6."""
 
     tap: str
+    index: int
     disabled: bool
 
 
@@ -421,8 +425,10 @@ def plan_up(port: Port, kind: Kind, seen: Seen, stamp: Stamp, here: Here) -> Pla
     plan.append(SetMtu(name, index, mtu))
     if port.txqueuelen is not None:
         plan.append(SetTxQueueLen(name, index, port.txqueuelen))
-    if seen.ipv6_disabled is False:
-        plan.append(SetIpv6(name, True))
+    # NOTE: a link has IPv6, and so a switch, while its MTU is 1280 at least.
+    hidden = seen.ipv6_disabled is None and tap.mtu < IPV6_MTU_MIN
+    if mtu >= IPV6_MTU_MIN and (seen.ipv6_disabled is False or hidden):
+        plan.append(SetIpv6(name, index, True))
     if kind == "linux":
         bridge = seen.bridge
         assert bridge is not None  # find_kind saw it
@@ -459,18 +465,23 @@ def del_port(port: OvsPort) -> DelPort:
 def plan_leave(seen: Seen, here: Here) -> tuple[Step, ...]:
     """Return the steps that take down a tap and take it from where we had put it.
 
+    A tap that somebody else has moved to another bridge since stays there, as it is.
     The Open vSwitch port is deleted and let go by vswitchd before anything is added: on the
     userspace datapath a port that is replaced in one transaction passes no frames.
     """
     plan: list[Step] = []
-    tap = seen.tap
-    if tap is not None and tap.up:
+    tap, master = seen.tap, seen.master
+    taken = master is not None and not is_our_master(seen, master)
+    if tap is not None and tap.up and not taken:
         plan.append(SetDown(tap.name, tap.index))
-    plan += [
-        del_port(port) for port in seen.ports if port.ours and not port.is_elsewhere(here)
-    ]
-    if tap is not None and seen.master is not None and seen.master.kind == "bridge":
-        plan.append(LeaveBridge(tap.name, tap.index, seen.master.name))
+    rows = [port for port in seen.ports if port.ours and not port.is_elsewhere(here)]
+    plan += map(del_port, rows)
+    if rows and tap is not None and not taken:
+        # NOTE: ovs-vswitchd takes PROMISC from the link that it lets go, by writing all the flags
+        # that it remembers, and may not have heard yet that the link is down.
+        plan.append(SetDown(tap.name, tap.index))
+    if tap is not None and master is not None and master.kind == "bridge" and not taken:
+        plan.append(LeaveBridge(tap.name, tap.index, master.name))
     return tuple(plan)
 
 
@@ -491,7 +502,7 @@ def plan_undo(before: Seen, now: Seen, here: Here) -> tuple[Step, ...]:
     if tap.txqueuelen != old.txqueuelen:
         plan.append(SetTxQueueLen(name, index, old.txqueuelen))
     if before.ipv6_disabled is not None and now.ipv6_disabled != before.ipv6_disabled:
-        plan.append(SetIpv6(name, before.ipv6_disabled))
+        plan.append(SetIpv6(name, index, before.ipv6_disabled))
     if tap.alias:
         plan.append(SetAlias(name, index, ""))
     return tuple(plan)
