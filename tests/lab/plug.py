@@ -36,6 +36,8 @@ ALLOWED = 60.0
 RESEND = 0.3
 ARRIVAL = 8.0
 """Seconds that a frame may take which must come through."""
+PACE = 0.0005
+"""Seconds between one go of a guest that blasts and the next."""
 LINGER = 0.3
 """Seconds that a frame is given which must not come through, after all others have."""
 
@@ -209,7 +211,6 @@ class Blast:
         self.payload = b"blasted " + os.urandom(6).hex().encode()
         self.src = src
         self.observers = observers
-        self.sent = 0
         self._found: dict[str, set[Tags]] = {tap.name: set() for tap in observers}
         self._changed = threading.Condition()
         self._stop = threading.Event()
@@ -243,8 +244,8 @@ class Blast:
             except OSError as error:
                 if error.errno not in (errno.EIO, errno.EAGAIN):
                     raise
-            else:
-                self.sent += 1
+            # NOTE: without a pause it would take a processor from the hook that it waits for.
+            self._stop.wait(PACE)
 
     def _watch(self, tap: Tap) -> None:
         while not self._stop.is_set():

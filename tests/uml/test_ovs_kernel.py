@@ -373,6 +373,30 @@ def test_stale_row_is_replaced_before_a_frame_passes(fabric: Fabric, hooks: Hook
         ovs.del_port(name)
 
 
+def test_no_frame_before_its_vlan(fabric: Fabric, hooks: Hooks) -> None:
+    """Facts A.6: a guest that sends all the while, up before us, reaches no other VLAN.
+
+    Last, two transactions as others make them, by which it does: so the test can fail.
+    """
+    netns, ovs = fabric.netns, fabric.ovs
+    home, in_20 = fabric.access("home", 100), fabric.access("in20", 20)
+    write_policy(hooks, ovs, ", vlan: 100")
+    web0 = netns.tap("web0", up=True)
+    with Blast(web0, home, in_20) as blast:
+        done = hooks.up("web0")
+        assert done.returncode == 0, done.stderr
+        blast.wait_for(home, UNTAGGED)
+        assert blast.seen(in_20) == set()
+    fabric.unplug("web0")
+    netns.ip("link", "set", "dev", "web0", "up")
+    with Blast(web0, home, in_20) as blast:
+        ovs.vsctl("add-port", "br-int", "web0")
+        blast.wait_for(in_20, UNTAGGED)
+        ovs.vsctl("set", "Port", "web0", "tag=100")
+    for name in ("web0", "home", "in20"):
+        ovs.del_port(name)
+
+
 def test_moved_to_a_linux_bridge_and_back(fabric: Fabric) -> None:
     """A tap of ours goes where the policy says now, and leaves nothing where it was."""
     netns = fabric.netns
@@ -480,6 +504,59 @@ def test_killed_qemu_comes_back_in_its_new_place(fabric: Fabric, hooks: Hooks) -
     assert ovs.find("Port", "web0") is None
     for name in ("in10", "in20"):
         ovs.del_port(name)
+    netns.ip("link", "del", "br0")
+
+
+def test_ifctl_shows_explains_and_cleans_up(fabric: Fabric, hooks: Hooks) -> None:
+    """On both switches: status, explain, and gc of what a crash left, that and nothing else."""
+    netns, ovs = fabric.netns, fabric.ovs
+    netns.add_bridge("br0", mac=BRIDGE_MAC, vlan_filtering=True)
+    trunk = {"native": 10, "trunk": [20, "30-39"]}
+
+    def write(vid: int) -> None:
+        hooks.write_policy(
+            "version: 1\n"
+            "networks:\n"
+            f'  lan: {{bridge: br-int, ovsdb: "{ovs.db}", '
+            "vlan: {native: 10, trunk: [20, 30-39]}}\n"
+            f"  flat: {{bridge: br0, vlan: {vid}, isolated: true}}\n"
+            "rules:\n  - {tap: web*, network: lan}\n  - {tap: db*, network: flat}\n"
+        )
+
+    def status() -> dict[str, dict[str, Any]]:
+        return {tap["tap"]: tap for tap in hooks.ctl_json("status")["taps"]}
+
+    write(40)
+    web0 = netns.tap("web0")
+    netns.tap("db0")
+    told = {}
+    for name, told_kind in (("web0", "openvswitch"), ("db0", "linux")):
+        told[name] = hooks.ctl_json("explain", name)
+        assert told[name]["decision"] == "attach"
+        assert told[name]["port"]["kind"] == told_kind
+    fabric.plug(fabric.port("web0", Vlan(10, (20, *range(30, 40)))))
+    fabric.plug(replace(port_of("db0", "br0", vlan=Vlan(40), isolated=True), network="flat"))
+    assert any("native-untagged" in command for command in told["web0"]["commands"])
+    assert "bridge vlan add dev db0 vid 40 pvid untagged" in told["db0"]["commands"]
+    shown = status()
+    for name, wanted in (
+        ("web0", {"kind": "openvswitch", "bridge": "br-int", "vlan": trunk, "isolated": False}),
+        ("db0", {"kind": "linux", "bridge": "br0", "vlan": 40, "isolated": True}),
+    ):
+        assert {key: shown[name][key] for key in wanted} == wanted
+        assert (shown[name]["state"], shown[name]["differences"]) == ("ok", [])
+    assert shown["trunk"]["state"] == "foreign"
+    write(50)
+    web0.close()
+    ovs.wait_until("Interface", "web0", "ofport=-1")
+    shown = status()
+    assert (shown["web0"]["state"], shown["db0"]["state"]) == ("stale", "differs")
+    assert shown["db0"]["differences"] == [{"setting": "vlan", "wanted": "50", "is": "40"}]
+    gone = hooks.ctl_json("gc")
+    assert [entry["tap"] for entry in gone["removed"]] == ["web0"]
+    assert ovs.find("Port", "web0") is None and ovs.find("Interface", "web0") is None
+    assert netns.link("db0")["master"] == "br0" and ovs.find("Port", "trunk") is not None
+    fabric.unplug("db0")
     netns.ip("link", "del", "br0")
 
 
