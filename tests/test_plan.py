@@ -114,7 +114,7 @@ OVS_ATTACHED = replace(
 DOWN, UP = SetDown("web0", 7), SetUp("web0", 7)
 MARK, UNMARK = SetAlias("web0", 7, ALIAS), SetAlias("web0", 7, "")
 MAC, MTU, IPV6 = (
-    SetMac("web0", 7, "fe:00:00:00:00:07"), SetMtu("web0", 7, 1500), SetIpv6("web0", True)
+    SetMac("web0", 7, "fe:00:00:00:00:07"), SetMtu("web0", 7, 1500), SetIpv6("web0", 7, True)
 )
 JOIN, LEAVE = JoinBridge("web0", 7, "br0", 3), LeaveBridge("web0", 7, "br0")
 PROVE, PROVE_UP = Prove("web0", up=False), Prove("web0", up=True)
@@ -147,6 +147,10 @@ LINUX_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
     ("no IPv6 in the kernel", PORT, replace(FRESH, ipv6_disabled=None),
      (MARK, MAC, MTU, JOIN, *END)),
     ("IPv6 off already", PORT, replace(FRESH, ipv6_disabled=True), (MARK, MAC, MTU, JOIN, *END)),
+    ("too small for IPv6", replace(PORT, mtu=1279), FRESH,
+     (MARK, MAC, SetMtu("web0", 7, 1279), JOIN, *END)),
+    ("was too small for IPv6", PORT, replace(seen(FRESH, mtu=68), ipv6_disabled=None),
+     (*BEGIN, JOIN, *END)),
     ("its MAC is high already", PORT, seen(FRESH, mac="fe:00:00:00:00:07"),
      (MARK, MTU, IPV6, JOIN, *END)),
     ("up: down first", PORT, seen(FRESH, up=True), (MARK, DOWN, MAC, MTU, IPV6, JOIN, *END)),
@@ -156,9 +160,9 @@ LINUX_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
              master=replace(BRIDGE, index=4, name="br1")),
      (DOWN, LeaveBridge("web0", 7, "br1"), MARK, MTU, JOIN, *END)),
     ("moved from Open vSwitch", PORT, replace(OVS_ATTACHED, bridge=BRIDGE),
-     (DOWN, DEL_ROW, MARK, MTU, JOIN, *END)),
+     (DOWN, DEL_ROW, DOWN, MARK, MTU, JOIN, *END)),
     ("a stale row of ours", PORT, replace(FRESH, ports=(ROW,)),
-     (MARK, DEL_ROW, MAC, MTU, IPV6, JOIN, *END)),
+     (MARK, DEL_ROW, DOWN, MAC, MTU, IPV6, JOIN, *END)),
     ("filtering: the bridge's PVID", PORT, FILTERS,
      (*BEGIN, JOIN, vlans(Vid(1, True, True)), *END)),
     ("filtering, its PVID is 7", PORT, replace(FRESH, bridge=replace(FILTERING, default_pvid=7)),
@@ -201,10 +205,10 @@ OVS_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
      (*OVS_BEGIN, add(), *END)),
     ("mtu, with no bridge to see", replace(OVS_PORT, mtu=1400), replace(OVS_FRESH, bridge=None),
      (OVS_BEGIN[0], MAC, SetMtu("web0", 7, 1400), IPV6, add(), *END)),
-    ("again", OVS_PORT, OVS_ATTACHED, (DOWN, DEL_ROW, OVS_BEGIN[0], MTU, add(), *END)),
+    ("again", OVS_PORT, OVS_ATTACHED, (DOWN, DEL_ROW, DOWN, OVS_BEGIN[0], MTU, add(), *END)),
     ("rows in two databases", OVS_PORT,
      replace(OVS_ATTACHED, ports=(ROW, replace(ROW, ovsdb="unix:/other", bridge=None))),
-     (DOWN, DEL_ROW, replace(DEL_ROW, ovsdb="unix:/other", bridge=None), OVS_BEGIN[0], MTU,
+     (DOWN, DEL_ROW, replace(DEL_ROW, ovsdb="unix:/other", bridge=None), DOWN, OVS_BEGIN[0], MTU,
       add(), *END)),
     ("moved from a Linux bridge", OVS_PORT,
      replace(ATTACHED, bridge=OVS_BRIDGE, master=replace(BRIDGE, name="br0")),
@@ -257,7 +261,11 @@ def simulate(found: Seen, plan: tuple[Op, ...]) -> list[Seen]:
         elif isinstance(op, SetMac):
             now = seen(now, mac=op.mac)
         elif isinstance(op, SetMtu):
-            now = seen(now, mtu=op.mtu)
+            old, now = now, seen(now, mtu=op.mtu)
+            if op.mtu < 1280:
+                now = replace(now, ipv6_disabled=None)
+            elif old.tap is not None and old.tap.mtu < 1280:
+                now = replace(now, ipv6_disabled=False)
         elif isinstance(op, SetTxQueueLen):
             now = seen(now, txqueuelen=op.length)
         elif isinstance(op, SetIpv6):
@@ -331,7 +339,7 @@ LEAVES: list[tuple[str, Seen, tuple[Step, ...]]] = [
     ("a tap that is up", seen(FRESH, up=True), (DOWN,)),
     ("on a Linux bridge", ATTACHED, (DOWN, LEAVE)),
     ("on a Linux bridge, down", seen(ATTACHED, up=False), (LEAVE,)),
-    ("on Open vSwitch", OVS_ATTACHED, (DOWN, DEL_ROW)),
+    ("on Open vSwitch", OVS_ATTACHED, (DOWN, DEL_ROW, DOWN)),
     ("a row without its tap", Seen(None, ports=(ROW,)), (DEL_ROW,)),
     ("a foreign row", Seen(None, ports=(replace(ROW, external_ids=()),)), ()),
     ("a row of another namespace",
@@ -366,7 +374,7 @@ DOWNS: list[tuple[str, Seen, tuple[Step, ...]]] = [
      replace(ATTACHED, master=replace(BRIDGE, index=4, name="virbr0")), (UNMARK,)),
     ("moved by somebody to a VRF",
      replace(ATTACHED, master=replace(BRIDGE, index=4, name="br0", kind="vrf")), (UNMARK,)),
-    ("on Open vSwitch", OVS_ATTACHED, (DOWN, DEL_ROW, UNMARK)),
+    ("on Open vSwitch", OVS_ATTACHED, (DOWN, DEL_ROW, DOWN, UNMARK)),
     ("a stale row of a fresh tap", replace(FRESH, ports=(ROW,)), (DEL_ROW,)),
     ("a foreign row", replace(ATTACHED, ports=(replace(ROW, external_ids=()),)),
      (DOWN, LEAVE, UNMARK)),
@@ -485,7 +493,7 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
      "network lan an mtu:"),
     (bridge_mtu("linux", 1500, 1400), PORT, FRESH, Status.REFUSED,
      "the tap's MTU would lower that of br0 from 1500 to 1400: its other ports would lose "
-     "longer frames; pin it: ip link set dev br0 mtu 1500"),
+     "longer frames; pin it: ip link set dev br0 mtu 1499 && ip link set dev br0 mtu 1500"),
     (bridge_mtu("openvswitch", 1500, 1400), PORT, OVS_FRESH, Status.REFUSED,
      "the tap's MTU would lower that of br0 from 1500 to 1400: its other ports would lose "
      "longer frames; pin it: ovs-vsctl set interface br0 mtu_request=1500"),
@@ -565,7 +573,7 @@ ROWS: list[tuple[dict[str, Any], list[str]]] = [
     ({"tag": 100}, ["vlan is 100, wanted none"]),
     ({"vlan_mode": None}, ["vlan is trunk 1-4094, wanted none"]),
     ({"vlan_mode": "trunk", "trunks": (20,)}, ["vlan is trunk 20, wanted none"]),
-    ({"trunks": (20,)}, ["vlan is none (vlan_mode access), wanted none"]),
+    ({"trunks": (20,)}, ["vlan is none (vlan_mode access, trunks 20), wanted none"]),
     ({"vlan_mode": "native-tagged", "tag": 1, "trunks": (2,)},
      ["vlan is native 1 trunk 2, wanted none"]),
     ({"protected": True}, ["isolated is true, wanted false"]),
@@ -608,7 +616,7 @@ COMMANDS: list[tuple[Op, tuple[str, ...]]] = [
     (MTU, ("ip link set dev web0 mtu 1500",)),
     (SetTxQueueLen("web0", 7, 500), ("ip link set dev web0 txqueuelen 500",)),
     (IPV6, ("echo 1 > /proc/sys/net/ipv6/conf/web0/disable_ipv6",)),
-    (SetIpv6("a b", False), ("echo 0 > '/proc/sys/net/ipv6/conf/a b/disable_ipv6'",)),
+    (SetIpv6("a b", 7, False), ("echo 0 > '/proc/sys/net/ipv6/conf/a b/disable_ipv6'",)),
     (JOIN, ("ip link set dev web0 master br0",)),
     (LEAVE, ("ip link set dev web0 nomaster",)),
     (SetIsolated("web0", 7, True), ("bridge link set dev web0 isolated on",)),

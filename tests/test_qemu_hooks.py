@@ -7,6 +7,7 @@ wanted a Station sends them through QEMU's own tap.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import select
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -22,6 +24,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.events import LinkEvents
 from lab.hooks import SOURCE_ROOTS, Hooks
 from lab.needs import lack, require
 from lab.netns import Namespace
@@ -31,6 +34,7 @@ from lab.sites import FLAT, HOME, OTHER, Site
 from lab.spellings import HOOK, SPELLINGS, Spelling
 from lab.station import Station
 from lab.taps import Tap, frame, holds, mac
+from pyqemu_ifup.manners import GRACE
 
 NOBODY = ("setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups")
 
@@ -319,6 +323,139 @@ def test_vhost_missing(site: Site) -> None:
             assert qemu.wait() in (1, -signal.SIGABRT)
         assert hooks_ran(qemu.stderr) == ["ifup web0", "ifdown web0"]
     assert "web0" not in site.netns.links() and site.is_clean("web0")
+
+
+@pytest.fixture
+def held(site: Site) -> str:
+    """A persistent tap that somebody else has put on a Linux bridge; its master."""
+    master = "br1" if site.kind == "linux" else "br0"
+    # NOTE: QEMU itself turns vnet_hdr on.
+    site.netns.run(["ip", "tuntap", "add", "dev", "web0", "mode", "tap", "vnet_hdr"])
+    site.netns.ip("link", "set", "dev", "web0", "mtu", "1400", "master", master, "up")
+    return master
+
+
+def test_tap_of_another_bridge_is_not_stolen(site: Site, held: str) -> None:
+    with start(site, *site.qemu_arguments("web0")) as qemu:
+        assert qemu.wait() == 1
+        (line,) = our_lines(qemu.stderr)
+        assert "failed with status 19712" in qemu.stderr
+    assert line.startswith(f"pyqemu-ifup: web0: somebody else's tap: {held} holds it; ")
+    link = site.netns.link("web0")
+    assert (link["master"], link["mtu"]) == (held, 1400) and "UP" in link["flags"]
+
+
+def test_name_of_a_foreign_row_is_not_stolen(openvswitch: Site, ovs: OpenVSwitch) -> None:
+    site = openvswitch
+    ovs.vsctl(
+        *("add-port", "br-int", "web0", "tag=300", "--"),
+        *("set", "Interface", "web0", "type=internal", "external_ids:vm-name=theirs"),
+    )
+    ovs.vsctl("set", "Interface", "web0", "type=system")
+    for network in (HOME, FLAT):
+        site.all_on(network)
+        with start(site, *site.qemu_arguments("web0")) as qemu:
+            assert qemu.wait() == 1
+            (line,) = our_lines(qemu.stderr)
+        assert line.startswith(
+            "pyqemu-ifup: web0: Open vSwitch has a port of this name that is not ours: "
+            f"on bridge br-int of {ovs.db}, vm theirs; "
+        )
+        assert ovs.row("Port", "web0")["tag"] == 300
+    ovs.del_port("web0")
+
+
+# No frame before its policy.
+
+
+def test_join_comes_before_up(linux: Site) -> None:
+    linux.all_on(HOME)
+    bridge = linux.netns.link("br0")["ifindex"]
+    with LinkEvents(linux.netns) as events:
+        with start(linux, *linux.qemu_arguments("web0")) as qemu:
+            assert qemu.greeting
+            before = events.of("web0")
+            assert qemu.quit() == 0
+    assert before[-1].up and before[-1].master == bridge
+    assert all(event.master == bridge for event in before if event.up)
+    assert [event for event in before if event.master == bridge and not event.up]
+
+
+def test_tap_that_is_up_is_taken_down_first(linux: Site) -> None:
+    linux.all_on(HOME)
+    linux.netns.run(["ip", "tuntap", "add", "dev", "web0", "mode", "tap"])
+    linux.netns.ip("link", "set", "dev", "web0", "up")
+    with LinkEvents(linux.netns) as events:
+        with start(linux, *linux.qemu_arguments("web0")) as qemu:
+            assert qemu.greeting
+            seen = events.of("web0")
+            assert qemu.quit() == 0
+    joined = next(number for number, event in enumerate(seen) if event.master is not None)
+    assert not seen[joined].up and seen[-1].up
+    linux.netns.ip("link", "del", "web0")
+
+
+def test_port_comes_with_its_vlan(openvswitch: Site, ovs: OpenVSwitch) -> None:
+    site = openvswitch
+    site.all_on(HOME)
+    columns = "name,tag,vlan_mode,trunks"
+    argv = ["ovsdb-client", "--format=json", "monitor", ovs.db, "Open_vSwitch", "Port", columns]
+    with site.netns.popen(argv) as monitor:
+        try:
+            assert "br-int" in monitor.stdout.readline(), "what was there comes first"
+            with start(site, *site.qemu_arguments("web0")) as qemu:
+                assert qemu.greeting
+                assert site.network_of("web0") == HOME
+                assert qemu.quit() == 0
+            inserted, deleted = (json.loads(monitor.stdout.readline()) for _ in range(2))
+        finally:
+            monitor.kill()
+    (row,) = inserted["data"]
+    assert row[1:] == ["insert", "web0", 100, "access", ["set", []]]
+    assert deleted["data"][0][1:3] == ["delete", "web0"]
+
+
+# Open vSwitch that does not do its part.
+
+
+def test_port_that_openvswitch_cannot_use(openvswitch: Site, ovs: OpenVSwitch) -> None:
+    # The tap is in a namespace where ovs-vswitchd is not: `ovs-vsctl add-port` would end 0.
+    site = openvswitch
+    site.write_policy({"tap": "*", "network": HOME, "mtu": 1500})
+    with Namespace() as elsewhere:
+        argv = site.qemu_arguments("web0")
+        with Qemu(*argv, netns=elsewhere.name, env=site.hooks.environ()) as qemu:
+            assert qemu.wait() == 1
+            (line,) = our_lines(qemu.stderr)
+            assert "failed with status 18176" in qemu.stderr
+        assert "web0" not in elsewhere.links()
+    assert line.startswith(
+        "pyqemu-ifup: web0: br-int cannot use the tap: "
+        "could not open network device web0 (No such device); "
+    )
+    assert ovs.find("Port", "web0") is None and ovs.find("Interface", "web0") is None
+
+
+def test_mute_vswitchd(openvswitch: Site, ovs: OpenVSwitch) -> None:
+    site = openvswitch
+    site.all_on(HOME, timeout=1)
+    ovs.vswitchd.stop()
+    begun = time.monotonic()
+    with LinkEvents(site.netns) as events:
+        with start(site, *site.qemu_arguments("web0")) as qemu:
+            assert qemu.wait() == 1
+            (line,) = our_lines(qemu.stderr)
+            assert "failed with status 19200" in qemu.stderr
+        seen = events.of("web0")
+        assert seen and not any(event.up for event in seen)
+    # QEMU blocks SIGALRM; the deadline and what may come after it hold none the less.
+    assert 1.0 < time.monotonic() - begun < 1.0 + GRACE + 3.0
+    assert line.startswith("pyqemu-ifup: web0: not done after 1 s: ovs-vswitchd does not answer")
+    assert ovs.find("Port", "web0") is None, "what was committed is taken back"
+    ovs.vswitchd.cont()
+    ovs.vsctl("set", "Open_vSwitch", ".", "external_ids:waited=1")
+    assert "web0" not in ovs.appctl("vswitchd", "dpif/show")
+    assert site.is_clean("web0")
 
 
 # QEMU's own options about its children.

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ BRIDGE, OVS_BRIDGE = "br0", "ovs0"
 MTU = 1500
 MACS = {BRIDGE: "02:00:00:00:00:01", OVS_BRIDGE: "02:00:00:00:00:02"}
 RUN_OPENVSWITCH = Path("/run/openvswitch")
+PATIENCE = 10.0
+"""Seconds that a command's children have to end when they are asked to."""
 SPAWNER = Path(__file__).with_name("spawner.py")
 
 # NOTE: `ip netns exec` gives its command a mount namespace of its own, with a /sys of the netns.
@@ -186,8 +189,22 @@ def run_in_session(words: Sequence[str], env: Mapping[str, str]) -> str:
         try:
             printed, _ = process.communicate()
         except BaseException:
-            os.killpg(process.pid, signal.SIGTERM)
+            _end_session(process)
             raise
     if process.returncode != 0:
         raise BenchError(f"`{' '.join(words)}` ended {process.returncode}:\n{printed}")
     return printed
+
+
+def _end_session(process: subprocess.Popen[str]) -> None:
+    """End a process and all of its group; return when they are gone."""
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait()
+    end = time.monotonic() + PATIENCE
+    try:
+        while True:
+            # NOTE: not our children, so there is no event to wait for.
+            os.killpg(process.pid, 0 if time.monotonic() < end else signal.SIGKILL)
+            time.sleep(0.02)
+    except ProcessLookupError:
+        return

@@ -64,7 +64,7 @@ def ratios(result: Result, direction: str, median: float) -> tuple[float, float]
 
 
 def table(result: Result) -> str:
-    """Return the table, and under it what each row runs; nothing is wider than WIDTH."""
+    """Return the table, no wider than WIDTH, and under it what each row runs."""
     heading = f"{'median':>7} {'min':>6} {'p95':>6} {'/bare':>6} {'/ip':>5}"
     lines = [
         f"milliseconds from spawn to exit, {result.rounds} rounds",
@@ -108,7 +108,7 @@ def _commands(row: Row, shown: set[str]) -> list[str]:
     lines = [f"  {row.label.strip()}"]
     env = [f"{name}={value}" for name, value in row.env.items()]
     for words in filter(None, (row.up, row.down)):
-        lines += _wrap(shlex.join([*env, *words]), "      ", first="    ")
+        lines.append(f"    {shlex.join([*env, *words])}")
     for path, text in row.text.items():
         if path not in shown:
             shown.add(path)
@@ -117,10 +117,9 @@ def _commands(row: Row, shown: set[str]) -> list[str]:
     return lines
 
 
-def _wrap(text: str, indent: str, *, first: str = "") -> list[str]:
+def _wrap(text: str, indent: str) -> list[str]:
     return textwrap.wrap(
-        text, WIDTH, initial_indent=first, subsequent_indent=indent,
-        break_long_words=False, break_on_hyphens=False,
+        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 

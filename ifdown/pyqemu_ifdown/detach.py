@@ -10,7 +10,7 @@ from pyqemu_ifconf.policy import DEFAULT_OVSDB
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, Seen
 from pyqemu_ifup.manners import Watch, log
-from pyqemu_ifup.plan import DelPort, SetAlias, Step, is_our_master, plan_leave
+from pyqemu_ifup.plan import DelPort, SetAlias, Step, plan_leave
 from pyqemu_ifup.stamp import Here, find_here, is_anothers
 from pyqemu_ifup.work import Work
 
@@ -57,18 +57,12 @@ def _databases(link: Link | None) -> list[str]:
 
 
 def plan_down(seen: Seen, here: Here) -> tuple[Step, ...]:
-    """Return the steps that take away what of the tap carries our mark, the mark itself last.
-
-    A tap that somebody else has moved to another bridge since stays there.
-    """
+    """Return the steps that take away what of the tap carries our mark, the mark itself last."""
     tap = seen.tap
     steps = plan_leave(seen, here)
-    marked = tap is not None and tap.stamp is not None
-    if not marked or (seen.master is not None and not is_our_master(seen, seen.master)):
-        steps = tuple(step for step in steps if isinstance(step, DelPort))
-    if tap is not None and marked:
-        steps += (SetAlias(tap.name, tap.index, ""),)
-    return steps
+    if tap is None or tap.stamp is None:
+        return tuple(step for step in steps if isinstance(step, DelPort))
+    return (*steps, SetAlias(tap.name, tap.index, ""))
 
 
 def _run(host: Host, step: Step) -> Work[None]:

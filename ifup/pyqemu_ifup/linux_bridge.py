@@ -178,15 +178,31 @@ class Netlink:
         elif isinstance(op, SetTxQueueLen):
             route.link("set", index=op.index, txqlen=op.length)
         elif isinstance(op, SetIpv6):
-            write_ipv6_disabled(op.tap, op.disabled)
+            write_ipv6_disabled(op.tap, op.index, op.disabled)
         elif isinstance(op, JoinBridge):
-            route.link("set", index=op.index, master=op.master)
+            self._join(op)
         elif isinstance(op, LeaveBridge):
             route.link("set", index=op.index, master=0)
         elif isinstance(op, SetVlans):
             self._set_vlans(op)
         else:
             route.brport("set", index=op.index, isolated=int(op.isolated))
+
+    def _join(self, op: JoinBridge) -> None:
+        # NOTE: the kernel takes a port from another bridge without a word.
+        link = self.look_at(op.index)
+        if link is not None and link.master not in (None, op.master):
+            raise Failure(
+                Status.DENIED, "somebody else's tap", "another bridge has taken it meanwhile",
+                "see who else manages it",
+            )
+        try:
+            self._route.link("set", index=op.index, master=op.master)
+        except NetlinkError as error:
+            # A master that is not there; see do_set_master() of the kernel.
+            if error.code == errno.EINVAL and self.look_at(op.master) is None:
+                raise NetlinkError(errno.ENODEV) from error
+            raise
 
     def _set_vlans(self, op: SetVlans) -> None:
         """Remove every VID that is not wanted just so, then add what is missing."""
@@ -341,11 +357,30 @@ def read_ipv6_disabled(tap: str) -> bool | None:
         return None
 
 
-def write_ipv6_disabled(tap: str, disabled: bool) -> None:
-    """Turn IPv6 off or on on the link. Raises Failure, 77 where that is forbidden, else 71."""
+def write_ipv6_disabled(tap: str, index: int, disabled: bool) -> None:
+    """Turn IPv6 off or on on the link `tap` where its ifindex is `index`, and it has IPv6.
+
+    Raises Failure, 77 where that is forbidden, else 71.
+    """
     path = _ipv6_switch(tap)
     try:
-        with open(path, "w", encoding="ascii") as file:
-            file.write(str(int(disabled)))
+        with open(path, "wb", buffering=0) as file:
+            # NOTE: the switch goes by the link's name. An open one stays with its link, whoever
+            # takes the name now.
+            _check_name(tap, index)
+            file.write(b"%d" % disabled)
+    except FileNotFoundError:
+        _check_name(tap, index)
     except OSError as error:
         raise _failure(f"cannot write {path}", error.errno or errno.EIO) from error
+
+
+def _check_name(tap: str, index: int) -> None:
+    """Raise Failure (71) where the link `tap` is not the one with this ifindex."""
+    try:
+        found: int | None = socket.if_nametoindex(tap)
+    except OSError:
+        # ENODEV, the only one; before Python 3.12 no errno is set.
+        found = None
+    if found != index:
+        raise _failure(f"cannot find link {tap}", errno.ENODEV)

@@ -23,6 +23,9 @@ from pyqemu_ifup.look import (
 )
 from pyqemu_ifup.stamp import OUR_KEYS, Here, Stamp, format_alias, is_anothers, row_ids
 
+IPV6_MTU_MIN = 1280
+"""Bytes; IPV6_MIN_MTU of linux/ipv6.h (RFC 8200, 5)."""
+
 
 @dataclass(frozen=True)
 class SetAlias:
@@ -78,9 +81,10 @@ class SetTxQueueLen:
 
 @dataclass(frozen=True)
 class SetIpv6:
-    """Turn IPv6 off, or on again, on the host's end."""
+    """Turn IPv6 off, or on again, on the host's end, where it has IPv6."""
 
     tap: str
+    index: int
     disabled: bool
 
 
@@ -295,13 +299,18 @@ def refuse_strangers(tap: str, seen: Seen, parent: int) -> Link:
             "end that process first",
         )
     if seen.master is not None and not is_our_master(seen, seen.master):
+        holder = seen.master.name
+        remedy = f"ip link set dev {tap} nomaster"
+        if seen.master.kind != "bridge":
+            remedy = f"ovs-vsctl del-port {tap}"
+            for row in seen.ports:
+                holder = row.owner
+                remedy = f"ovs-vsctl --db={row.ovsdb} del-port {tap}"
         raise Failure(
             Status.DENIED,
             "somebody else's tap",
-            f"{seen.master.name} holds it",
-            f"if it shall go, take it out: ip link set dev {tap} nomaster"
-            if seen.master.kind == "bridge"
-            else f"if it shall go, take it out: ovs-vsctl del-port {tap}",
+            f"{holder} holds it",
+            f"if it shall go, take it out: {remedy}",
         )
     return link
 
@@ -416,8 +425,10 @@ def plan_up(port: Port, kind: Kind, seen: Seen, stamp: Stamp, here: Here) -> Pla
     plan.append(SetMtu(name, index, mtu))
     if port.txqueuelen is not None:
         plan.append(SetTxQueueLen(name, index, port.txqueuelen))
-    if seen.ipv6_disabled is False:
-        plan.append(SetIpv6(name, True))
+    # NOTE: a link has IPv6, and so a switch, while its MTU is 1280 at least.
+    hidden = seen.ipv6_disabled is None and tap.mtu < IPV6_MTU_MIN
+    if mtu >= IPV6_MTU_MIN and (seen.ipv6_disabled is False or hidden):
+        plan.append(SetIpv6(name, index, True))
     if kind == "linux":
         bridge = seen.bridge
         assert bridge is not None  # find_kind saw it
@@ -454,18 +465,23 @@ def del_port(port: OvsPort) -> DelPort:
 def plan_leave(seen: Seen, here: Here) -> tuple[Step, ...]:
     """Return the steps that take down a tap and take it from where we had put it.
 
+    A tap that somebody else has moved to another bridge since stays there, as it is.
     The Open vSwitch port is deleted and let go by vswitchd before anything is added: on the
     userspace datapath a port that is replaced in one transaction passes no frames.
     """
     plan: list[Step] = []
-    tap = seen.tap
-    if tap is not None and tap.up:
+    tap, master = seen.tap, seen.master
+    taken = master is not None and not is_our_master(seen, master)
+    if tap is not None and tap.up and not taken:
         plan.append(SetDown(tap.name, tap.index))
-    plan += [
-        del_port(port) for port in seen.ports if port.ours and not port.is_elsewhere(here)
-    ]
-    if tap is not None and seen.master is not None and seen.master.kind == "bridge":
-        plan.append(LeaveBridge(tap.name, tap.index, seen.master.name))
+    rows = [port for port in seen.ports if port.ours and not port.is_elsewhere(here)]
+    plan += map(del_port, rows)
+    if rows and tap is not None and not taken:
+        # NOTE: ovs-vswitchd takes PROMISC from the link that it lets go, by writing all the flags
+        # that it remembers, and may not have heard yet that the link is down.
+        plan.append(SetDown(tap.name, tap.index))
+    if tap is not None and master is not None and master.kind == "bridge" and not taken:
+        plan.append(LeaveBridge(tap.name, tap.index, master.name))
     return tuple(plan)
 
 
@@ -486,7 +502,7 @@ def plan_undo(before: Seen, now: Seen, here: Here) -> tuple[Step, ...]:
     if tap.txqueuelen != old.txqueuelen:
         plan.append(SetTxQueueLen(name, index, old.txqueuelen))
     if before.ipv6_disabled is not None and now.ipv6_disabled != before.ipv6_disabled:
-        plan.append(SetIpv6(name, before.ipv6_disabled))
+        plan.append(SetIpv6(name, index, before.ipv6_disabled))
     if tap.alias:
         plan.append(SetAlias(name, index, ""))
     return tuple(plan)
@@ -543,7 +559,8 @@ def _compare_port(port: Port, seen: Seen, tap: Link, compare: object, *, up: boo
     if (row.vlan_mode, row.tag, row.trunks) != vlan_columns(port.vlan):
         found = show_vlan(vlan_of_columns(row))
         if found == show_vlan(port.vlan):
-            found += f" (vlan_mode {row.vlan_mode or 'empty'})"
+            found += f" (vlan_mode {row.vlan_mode or 'empty'}"
+            found += f", trunks {','.join(map(str, row.trunks))})" if row.trunks else ")"
         compare("vlan", show_vlan(port.vlan), found)
     compare("isolated", port.isolated, row.protected)
     theirs = tuple(pair for pair in row.external_ids if pair[0] not in OUR_KEYS)
@@ -583,8 +600,9 @@ def check_bridge_mtu(port: Port, kind: Kind, before: Seen, now: Seen) -> None:
     if before.bridge is None or now.bridge is None or now.bridge.mtu >= before.bridge.mtu:
         return
     was = before.bridge.mtu
+    # NOTE: the kernel takes a link's own MTU for no change, and pins nothing (dev_set_mtu_ext).
     pin = (
-        f"ip link set dev {port.bridge} mtu {was}"
+        f"ip link set dev {port.bridge} mtu {was - 1} && ip link set dev {port.bridge} mtu {was}"
         if kind == "linux"
         else f"ovs-vsctl set interface {port.bridge} mtu_request={was}"
     )

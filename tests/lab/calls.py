@@ -82,20 +82,25 @@ class Syslog:
         self.socket.bind(self.path)
         os.chmod(self.path, 0o666)
         self.socket.setblocking(False)
+        self.heard: list[tuple[int, str]] = []
 
     def close(self) -> None:
         """Remove the socket."""
         self.socket.close()
         self.folder.cleanup()
 
-    def read(self) -> list[tuple[int, str]]:
-        """Return what has come since the last time: priority and `TAG[PID]: TEXT` of each."""
-        found = []
+    def hear(self) -> None:
+        """Take what has come: few lines fit into the socket, and who would write more waits."""
         while select.select([self.socket], [], [], 0)[0]:
             # RFC 3164: <PRIORITY>Mmm dd hh:mm:ss TAG[PID]: TEXT
             priority, _, line = self.socket.recv(65536).decode().partition(">")
-            found.append((int(priority[1:]), line[len("Mmm dd hh:mm:ss ") :].rstrip("\n\0")))
-        return found
+            text = line[len("Mmm dd hh:mm:ss ") :].rstrip("\n\0")
+            self.heard.append((int(priority[1:]), text))
+
+    def of(self, pid: int) -> list[tuple[int, str]]:
+        """Return the priority and `TAG[PID]: TEXT` of each line of the process `pid`."""
+        self.hear()
+        return [(priority, text) for priority, text in self.heard if f"[{pid}]: " in text[:40]]
 
     def show(self) -> None:
         """Give the calling process a /dev with this syslog, in a mount namespace of its own."""
@@ -115,34 +120,34 @@ class Call:
     """A running hook. `pid` is its own, `caller` that of the process which called it."""
 
     def __init__(
-        self, calls: Calls, folder: Path, stdin: int, pid: int, caller: int | None
+        self, calls: Calls, folder: Path, stdin: int, pid: int, caller: tuple[int, int] | None
     ) -> None:
         self.calls = calls
         self.folder = folder
         self.stdin = stdin
         self.pid = pid
-        self.caller = caller
+        self.caller = caller[0] if caller is not None else None
+        self.answer = caller[1] if caller is not None else -1
         self.start = time.monotonic()
 
-    def wait(self) -> Ended:
-        """Return how it ended; raise TimeoutError, and kill it, where it does not."""
-        handle = os.pidfd_open(self.pid)
-        try:
-            ended = select.select([handle], [], [], PATIENCE)[0]
-        finally:
-            os.close(handle)
+    def wait(self, *, keep_caller: bool = False) -> Ended:
+        """Return how it ended; raise TimeoutError, and kill it, where it does not.
+
+        With `keep_caller` the calling process goes on until `end_caller`.
+        """
+        ended = self._wait()
         seconds = time.monotonic() - self.start
         if not ended:
             os.kill(self.pid, signal.SIGKILL)
-        if self.caller is not None:
-            os.kill(self.caller, signal.SIGKILL)
-            os.waitpid(self.caller, 0)
-        _, status = os.waitpid(self.pid, 0)
+        told = os.read(self.answer, 20) if self.caller is not None else b""
+        status = int(told) if told else os.waitpid(self.pid, 0)[1]
+        if not keep_caller or not ended:
+            self.end_caller()
         if not ended:
             raise TimeoutError(f"the hook does not end; it said: {self.stderr()}")
         taken = os.lseek(self.stdin, 0, os.SEEK_CUR)
         os.close(self.stdin)
-        log = self.calls.syslog.read()
+        log = self.calls.syslog.of(self.pid)
         code = os.waitstatus_to_exitcode(status)
         if code == BROKEN:
             raise RuntimeError(self.stderr())
@@ -155,6 +160,41 @@ class Call:
             seconds,
             taken,
         )
+
+    def _wait(self) -> bool:
+        """Tell whether it ends in time, and take what it says to syslog meanwhile."""
+        syslog = self.calls.syslog
+        handle = os.pidfd_open(self.pid)
+        try:
+            end = time.monotonic() + PATIENCE
+            while True:
+                left = max(0.0, end - time.monotonic())
+                ready = select.select([handle, syslog.socket], [], [], left)[0]
+                syslog.hear()
+                if handle in ready or not ready:
+                    return bool(ready)
+        finally:
+            os.close(handle)
+
+    def wait_stopped(self) -> bool:
+        """Wait until the hook has stopped itself, True, or has ended, False."""
+        seen = os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if seen is None or seen.si_code != os.CLD_STOPPED:
+            return False
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
+        return True
+
+    def go_on(self) -> None:
+        """Let the hook that has stopped itself go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def end_caller(self) -> None:
+        """Kill the calling process, where it is one of its own; may run twice."""
+        if self.caller is not None:
+            os.kill(self.caller, signal.SIGKILL)
+            os.waitpid(self.caller, 0)
+            os.close(self.answer)
+            self.caller = None
 
     def stderr(self) -> str:
         """Return what the hook has said so far."""
@@ -208,11 +248,16 @@ class Calls:
             return Call(self, folder, stdin, _fork(hook), None)
         read_end, write_end = os.pipe()
 
+        def called() -> NoReturn:
+            os.close(write_end)
+            hook()
+
         def between() -> NoReturn:
             os.close(read_end)
             caller()
-            os.write(write_end, b"%d" % _fork(hook))
-            os.close(write_end)
+            pid = _fork(called)
+            os.write(write_end, b"%-20d" % pid)
+            os.write(write_end, b"%-20d" % os.waitpid(pid, 0)[1])
             while True:
                 signal.pause()
 
@@ -221,8 +266,7 @@ class Calls:
         parent = _fork(between)
         os.close(write_end)
         pid = int(os.read(read_end, 20))
-        os.close(read_end)
-        return Call(self, folder, stdin, pid, parent)
+        return Call(self, folder, stdin, pid, (parent, read_end))
 
     def _run(
         self, folder: Path, stdin: int, words: list[str], change: Change | None, execute: bool
@@ -257,8 +301,8 @@ def _fork(run: Callable[[], NoReturn]) -> int:
     return pid
 
 
-def at_op(number: int, act: Callable[[], object], *, after: bool = False) -> Change:
-    """Return a change: run `act` before, or right `after`, the hook's op of this number, from 0.
+def on_ops(act: Callable[[int, LinkOp, bool], object]) -> Change:
+    """Return a change: call `act` before (False) and after (True) each op, with its number from 0.
 
     Ops are counted at the door of the Linux side, Netlink.run; an undo's are counted on.
     """
@@ -268,13 +312,21 @@ def at_op(number: int, act: Callable[[], object], *, after: bool = False) -> Cha
         run = Netlink.run
 
         def counting(self: Netlink, op: LinkOp) -> None:
-            mine = next(counted) == number
-            if mine and not after:
-                act()
+            number = next(counted)
+            act(number, op, False)
             run(self, op)
-            if mine and after:
-                act()
+            act(number, op, True)
 
-        setattr(Netlink, "run", counting)  # noqa: B010  a method is no variable to mypy
+        setattr(Netlink, "run", counting)  # noqa: B010  mypy lets no method be assigned
 
     return change
+
+
+def at_op(number: int, act: Callable[[], object], *, after: bool = False) -> Change:
+    """Return a change: run `act` before, or right `after`, the hook's op of this number."""
+    return on_ops(lambda n, op, done: act() if (n, done) == (number, after) else None)
+
+
+def stop() -> None:
+    """Stop the calling process, as `wait_stopped` sees it."""
+    os.kill(os.getpid(), signal.SIGSTOP)

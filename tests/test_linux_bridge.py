@@ -1,0 +1,767 @@
+"""The hooks on a Linux bridge of this host's kernel, which may lack VLAN filtering."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pyqemu_ifup.attach
+import pyqemu_ifup.plan
+from lab.calls import Call, Calls, Ended, at_op, on_ops, stop
+from lab.hooks import Hooks
+from lab.netns import Namespace
+from lab.snapshot import Snapshot, diff
+from lab.taps import Tap, frame, holds, mac
+from pyqemu_ifup.caller import process_start
+from pyqemu_ifup.plan import JoinBridge, LinkOp, Plan, SetUp
+from pyqemu_ifup.stamp import parse_alias
+
+BRIDGE_MAC = "02:00:00:00:00:01"
+NOBODY = 65534
+
+POLICY = """\
+version: 1
+networks:
+  lan: {{{network}}}
+  other: {{bridge: br1}}
+rules:
+  - {{tap: x*, network: other}}
+  - {{tap: "*", network: lan, {rule}}}
+"""
+
+
+@pytest.fixture
+def hooks(tmp_path: Path) -> Hooks:
+    hooks = Hooks(tmp_path)
+    write_policy(hooks)
+    return hooks
+
+
+@pytest.fixture
+def calls(inside: Namespace, hooks: Hooks) -> Iterator[Calls]:
+    """The hooks in a namespace with a bridge br0."""
+    inside.add_bridge("br0", mac=BRIDGE_MAC)
+    calls = Calls(hooks)
+    yield calls
+    calls.close()
+
+
+def write_policy(hooks: Hooks, rule: str = "vlan: none", network: str = "bridge: br0") -> None:
+    hooks.write_policy(POLICY.format(rule=rule, network=network))
+
+
+def state(netns: Namespace, tap: str) -> dict[str, Any]:
+    """Return all of a tap that an up changes."""
+    link = netns.link(tap)
+    switch = Path(f"/proc/sys/net/ipv6/conf/{tap}/disable_ipv6")
+    return {
+        "up": "UP" in link["flags"],
+        "master": link.get("master"),
+        "mtu": link["mtu"],
+        "mac": link["address"],
+        "txqueuelen": link.get("txqlen", 0),
+        "isolated": link["linkinfo"].get("info_slave_data", {}).get("isolated"),
+        "alias": link.get("ifalias"),
+        "disable_ipv6": switch.read_text().strip() if switch.exists() else None,
+    }
+
+
+def high(address: str) -> str:
+    return "fe" + address[2:]
+
+
+def attached(before: dict[str, Any], alias: str, **more: Any) -> dict[str, Any]:
+    """Return what `before` has become once it is attached to br0."""
+    return {
+        **before, "up": True, "master": "br0", "mac": high(before["mac"]), "isolated": False,
+        "alias": alias, "disable_ipv6": "1", **more,
+    }
+
+
+def alias(tap: str = "lan", bridge: str = "br0", vm: str = "") -> str:
+    """Return the mark of an attachment that this process asked for."""
+    return (
+        f"pyqemu-ifup/1 network={tap} kind=linux bridge={bridge} vm={vm} "
+        f"pid={os.getpid()} start={process_start(os.getpid())}"
+    )
+
+
+def said(ended: Ended, tap: str = "t0", program: str = "pyqemu-ifup") -> str:
+    """Return why the hook failed; it was said once on stderr, and once in syslog."""
+    assert ended.stdout == b""
+    start = f"{program}: {tap}: "
+    assert ended.stderr.startswith(start) and ended.stderr.count("\n") == 1, ended
+    text = ended.stderr[len(start) : -1]
+    assert [line.partition(": ")[2] for line in ended.log] == [f"{tap}: {text}"]
+    assert ended.priorities == (3 * 8 + 3,)
+    return text
+
+
+def was_done(ended: Ended) -> None:
+    assert (ended.status, ended.stdout, ended.stderr) == (0, b"", "")
+
+
+# Attach, detach
+
+
+SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    ("txqueuelen: none", {}),
+    ("mtu: bridge", {}),
+    ("mtu: 9000", {"mtu": 9000}),
+    ("isolated: true", {"isolated": True}),
+    ("isolated: false", {}),
+    ("txqueuelen: 0", {"txqueuelen": 0}),
+    ("txqueuelen: 2500", {"txqueuelen": 2500}),
+    ("mtu: 9000, isolated: true, txqueuelen: 9", {"mtu": 9000, "isolated": True, "txqueuelen": 9}),
+    ("vlan: none", {}),
+]
+
+
+def test_each_setting(calls: Calls, inside: Namespace) -> None:
+    for number, (rule, changes) in enumerate(SETTINGS):
+        write_policy(calls.hooks, rule)
+        with Tap(f"t{number}") as tap:
+            before = state(inside, tap.name)
+            was_done(calls.up(tap.name))
+            now = state(inside, tap.name)
+            assert now == attached(before, alias(), **changes), rule
+            was_done(calls.down(tap.name))
+            kept = {key: now[key] for key in ("mtu", "mac", "txqueuelen", "disable_ipv6")}
+            assert state(inside, tap.name) == {**before, **kept}, rule
+
+
+def test_the_bridges_mtu_is_the_taps(calls: Calls, inside: Namespace) -> None:
+    for mtu in (1500, 9000, 1280):
+        inside.ip("link", "set", "br0", "mtu", str(mtu))
+        with Tap("t0"):
+            was_done(calls.up("t0"))
+            assert state(inside, "t0")["mtu"] == mtu
+    inside.ip("link", "set", "br0", "mtu", "1500")
+
+
+def test_the_smallest_and_the_largest_mtu(calls: Calls, inside: Namespace) -> None:
+    # Pinned, the bridge's MTU is not lowered.
+    inside.ip("link", "set", "br0", "mtu", "68")
+    with Tap("t0"):
+        for mtu in (68, 65521, 68, 1280, 1279):
+            write_policy(calls.hooks, f"mtu: {mtu}")
+            was_done(calls.up("t0"))
+            now = state(inside, "t0")
+            # A link whose MTU is below 1280 has no IPv6 (RFC 8200, 5).
+            assert (now["mtu"], now["disable_ipv6"]) == (mtu, "1" if mtu >= 1280 else None)
+    inside.ip("link", "set", "br0", "mtu", "1500")
+
+
+@pytest.mark.parametrize("kind", ["linux", None])
+def test_the_kind_may_be_said(calls: Calls, inside: Namespace, kind: str | None) -> None:
+    write_policy(calls.hooks, network="bridge: br0" + (f", kind: {kind}" if kind else ""))
+    with Tap("t0"):
+        was_done(calls.up("t0"))
+        assert state(inside, "t0")["master"] == "br0"
+
+
+def test_a_tap_that_is_up_is_taken_down_first(calls: Calls, inside: Namespace) -> None:
+    with Tap("t0"):
+        inside.ip("link", "set", "t0", "up")
+
+        def look(number: int, op: LinkOp, done: bool) -> None:
+            if isinstance(op, JoinBridge) and not done:
+                flags = json.loads(subprocess.check_output(["ip", "-j", "link", "show", "t0"]))
+                assert "UP" not in flags[0]["flags"]
+
+        was_done(calls.up("t0", on_ops(look)))
+        assert state(inside, "t0")["up"]
+
+
+def test_isolated_taps_reach_only_the_others(calls: Calls, inside: Namespace) -> None:
+    calls.hooks.write_policy(
+        "version: 1\nnetworks: {lan: {bridge: br0}}\nrules:\n"
+        "  - {tap: i*, network: lan, isolated: true}\n"
+        '  - {tap: "*", network: lan}\n'
+    )
+    taps = {name: inside.tap(name) for name in ("i0", "i1", "open")}
+    for name in taps:
+        was_done(calls.up(name))
+    passes = {}
+    for number, (source, tap) in enumerate(taps.items()):
+        tap.send(frame(mac(number), payload=source.encode().ljust(20, b".")))
+        for target in taps.keys() - {source}:
+            # NOTE: what does not arrive is waited for by a frame that must.
+            want = holds(source.encode().ljust(20, b"."))
+            timeout = 0.2 if {source, target} == {"i0", "i1"} else 5.0
+            passes[source, target] = taps[target].recv(timeout, want) is not None
+    assert passes == {
+        ("i0", "i1"): False, ("i1", "i0"): False,
+        ("i0", "open"): True, ("i1", "open"): True, ("open", "i0"): True, ("open", "i1"): True,
+    }
+
+
+def test_the_bridge_keeps_its_mac(calls: Calls, inside: Namespace) -> None:
+    inside.ip("link", "add", "br1", "up", "type", "bridge")
+    with Tap("up0") as uplink, Tap("x0") as tap:
+        inside.ip("link", "set", uplink.name, "up", "master", "br1", "address", "fc:00:00:00:00:09")
+        inside.ip("link", "set", tap.name, "address", "02:00:00:00:00:02")
+        before = inside.link("br1")["address"]
+        assert before == "fc:00:00:00:00:09"
+        ended = calls.up(tap.name)
+        was_done(ended)
+        assert len(ended.log) == 1
+        assert state(inside, tap.name)["mac"] == "fe:00:00:00:00:02"
+        assert inside.link("br1")["address"] == before
+    inside.ip("link", "del", "br1")
+
+
+def test_an_empty_bridge_without_a_mac_takes_the_taps_and_syslog_tells(
+    calls: Calls, inside: Namespace
+) -> None:
+    inside.ip("link", "add", "br1", "up", "type", "bridge")
+    own = inside.link("br1")["address"]
+    with Tap("x0"):
+        ended = calls.up("x0")
+        was_done(ended)
+        assert inside.link("br1")["address"] == state(inside, "x0")["mac"]
+    assert [line.partition(": ")[2] for line in ended.log] == [
+        "x0: br1 has no MAC of its own and has taken the tap's; "
+        f"pin one: ip link set dev br1 address {own}",
+        "x0: attached to br1, network other, policy.yaml:6",
+    ]
+    assert ended.priorities == (3 * 8 + 5, 3 * 8 + 6)
+    inside.ip("link", "del", "br1")
+
+
+def test_what_syslog_is_told(calls: Calls, inside: Namespace) -> None:
+    write_policy(calls.hooks, "isolated: true")
+    with Tap("t0"):
+        ended = calls.up("t0")
+        assert [line.partition("]: ")[2] for line in ended.log] == [
+            "t0: attached to br0, isolated, network lan, policy.yaml:7"
+        ]
+        assert ended.priorities == (3 * 8 + 6,)
+        ended = calls.down("t0")
+        assert [line.partition("]: ")[2] for line in ended.log] == [
+            "t0: detached from br0, network lan"
+        ]
+        assert ended.log[0].startswith("pyqemu-ifdown[")
+        # Nothing to tell of a second one.
+        assert calls.down("t0").log == ()
+
+
+# Refused
+
+
+REFUSALS: list[tuple[str, str, str, int, str]] = [
+    ("", "vlan: 100", "bridge: br0", 71,
+     "br0 does not filter VLANs: vlan 100 is wanted; {filtering}"),
+    ("", "vlan: {trunk: [20, 30-39]}", "bridge: br0", 71,
+     "br0 does not filter VLANs: vlan trunk 20,30-39 is wanted; {filtering}"),
+    ("", "mtu: bridge", "bridge: nope", 69,
+     "there is no bridge nope: network lan names it; make it (ip link add nope type bridge or "
+     "ovs-vsctl add-br nope) or correct the policy"),
+    ("", "mtu: bridge", "bridge: nope, kind: linux", 69,
+     "there is no bridge nope: network lan names it; make it (ip link add nope type bridge) or "
+     "correct the policy"),
+    ("", "mtu: bridge", "bridge: br0, kind: openvswitch", 71,
+     "br0 is a Linux bridge: the policy says kind: openvswitch for network lan; correct kind: or "
+     "bridge:"),
+    ("", "mtu: bridge", "bridge: veth0", 71,
+     "veth0 is not a bridge: it is a veth interface; correct bridge: of network lan"),
+    ("", "mtu: bridge", "bridge: t0", 71,
+     "t0 is not a bridge: it is a tun interface; correct bridge: of network lan"),
+    ("", "mtu: bridge", "bridge: lo", 71,
+     "lo is not a bridge: it is a network card; correct bridge: of network lan"),
+    ("", "external_ids: {a: b}", "bridge: br0", 71,
+     "br0 is a Linux bridge: it has no place for external_ids; take external_ids: from network "
+     "lan, or from its rule"),
+    ("nope", "mtu: bridge", "bridge: br0", 71,
+     "there is no such tap in this network namespace; the caller must open it first, as QEMU "
+     "does"),
+    ("tun0", "mtu: bridge", "bridge: br0", 77,
+     "not a tap but a tun interface; give the name of a tap"),
+    ("veth0", "mtu: bridge", "bridge: br0", 77,
+     "not a tap but a veth interface; give the name of a tap"),
+    ("br0", "mtu: bridge", "bridge: br0", 77,
+     "not a tap but a bridge interface; give the name of a tap"),
+    ("lo", "mtu: bridge", "bridge: br0", 77,
+     "not a tap but a network card; give the name of a tap"),
+    ("foreign", "mtu: bridge", "bridge: br0", 77,
+     "somebody else's tap: its alias is 'uplink of db'; if it is not, remove it: "
+     "ip link set dev foreign alias ''"),
+    ("held", "mtu: bridge", "bridge: br0", 77,
+     "somebody else's tap: br1 holds it; if it shall go, take it out: "
+     "ip link set dev held nomaster"),
+]
+
+
+def test_each_refusal(calls: Calls, inside: Namespace) -> None:
+    inside.add_bridge("br1", mac="02:00:00:00:00:02")
+    inside.ip("link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
+    inside.ip("tuntap", "add", "dev", "tun0", "mode", "tun")
+    filtering = (
+        "turn it on: ip link set dev br0 type bridge vlan_filtering 1"
+        if "vlan_filtering" in inside.link("br0")["linkinfo"]["info_data"]
+        else "this kernel cannot (CONFIG_BRIDGE_VLAN_FILTERING)"
+    )
+    for name, rule, network, status, text in REFUSALS:
+        write_policy(calls.hooks, rule, network)
+        # NOTE: a call inherits each tap that is open here, and knows by it whose tap it is.
+        if name in ("foreign", "held"):
+            inside.ip("tuntap", "add", "dev", name, "mode", "tap")
+            if name == "foreign":
+                inside.ip("link", "set", name, "up", "alias", "uplink of db")
+            else:
+                inside.ip("link", "set", name, "up", "master", "br1")
+        elif not name:
+            inside.tap("t0")
+        before = Snapshot.take(inside)
+        tap = name or "t0"
+        ended = calls.up(tap)
+        assert (ended.status, said(ended, tap)) == (status, text.format(filtering=filtering))
+        # Nothing has changed of anything: not even what somebody else's has, its link's state.
+        assert diff(before, Snapshot.take(inside)) == [], text
+        inside.close_kept()
+        if name in ("foreign", "held"):
+            inside.ip("link", "del", name)
+    for name in ("tun0", "veth0", "br1"):
+        inside.ip("link", "del", name)
+
+
+def test_a_down_leaves_alone_what_is_not_ours(calls: Calls, inside: Namespace) -> None:
+    inside.ip("link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
+    inside.ip("tuntap", "add", "dev", "held", "mode", "tap")
+    inside.ip("link", "set", "held", "up", "master", "br0", "alias", "uplink of db")
+    before = Snapshot.take(inside)
+    for name in ("veth0", "br0", "lo", "held", "nope"):
+        ended = calls.down(name)
+        was_done(ended)
+        assert ended.log == ()
+    assert diff(before, Snapshot.take(inside)) == []
+    for name in ("held", "veth0"):
+        inside.ip("link", "del", name)
+
+
+def test_a_tap_that_somebody_has_moved_is_left_there(calls: Calls, inside: Namespace) -> None:
+    inside.add_bridge("br1")
+    with Tap("t0"):
+        was_done(calls.up("t0"))
+        inside.ip("link", "set", "t0", "master", "br1")
+        ended = calls.up("t0")
+        assert (ended.status, said(ended)) == (
+            77, "somebody else's tap: br1 holds it; if it shall go, take it out: "
+            "ip link set dev t0 nomaster",
+        )
+        was_done(calls.down("t0"))
+        now = state(inside, "t0")
+        assert (now["master"], now["up"], now["alias"]) == ("br1", True, None)
+    inside.ip("link", "del", "br1")
+
+
+def test_an_mtu_that_would_lower_the_bridges_is_undone(calls: Calls, inside: Namespace) -> None:
+    write_policy(calls.hooks, "mtu: 1400")
+    with Tap("t0"), Tap("up0"):
+        # Of an MTU that nobody has set, the bridge takes the lowest of its ports.
+        inside.ip("link", "set", "up0", "master", "br0", "up")
+        before = state(inside, "t0")
+        ended = calls.up("t0")
+        assert (ended.status, said(ended)) == (
+            71, "the tap's MTU would lower that of br0 from 1500 to 1400: its other ports would "
+            "lose longer frames; pin it: ip link set dev br0 mtu 1499 && "
+            "ip link set dev br0 mtu 1500",
+        )
+        assert inside.link("br0")["mtu"] == 1500
+        assert state(inside, "t0") == before
+        # The words that it gives do help.
+        subprocess.run(ended.stderr.partition("pin it: ")[2], shell=True, check=True)
+        was_done(calls.up("t0"))
+        assert (inside.link("br0")["mtu"], state(inside, "t0")["mtu"]) == (1500, 1400)
+
+
+def batch(*lines: str) -> None:
+    """Run ip's commands in one process."""
+    subprocess.run(["ip", "-batch", "-"], text=True, check=True, input="\n".join(lines))
+
+
+def test_a_bridge_takes_no_1024th_port(calls: Calls, inside: Namespace) -> None:
+    others = [f"f{number}" for number in range(1023)]
+    batch(*(f"tuntap add dev {name} mode tap" for name in others))
+    batch(*(f"link set dev {name} group 7 master br0" for name in others))
+    with Tap("t0"):
+        before = state(inside, "t0")
+        ended = calls.up("t0")
+        assert (ended.status, said(ended)) == (
+            71, "ip link set dev t0 master br0 failed: the bridge is full (1023 ports); use "
+            "another bridge",
+        )
+        assert state(inside, "t0") == before
+        inside.ip("link", "del", "f0")
+        was_done(calls.up("t0"))
+    # NOTE: one by one, each would take the kernel 16 ms.
+    inside.ip("link", "del", "group", "7")
+
+
+def test_without_privilege_up_is_refused_and_down_left_to_gc(
+    calls: Calls, inside: Namespace
+) -> None:
+    folder = Path(calls.syslog.folder.name)
+    (folder / "policy.yaml").write_text(calls.hooks.policy.read_text())
+    (folder / "policy.yaml").chmod(0o644)
+    calls.hooks.env["PYQEMU_IFUP_POLICY"] = str(folder / "policy.yaml")
+
+    def drop() -> None:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+
+    why = (
+        "the kernel refuses it (Operation not permitted); run as root, or with CAP_NET_ADMIN in "
+        "the tap's network namespace"
+    )
+    with Tap("t0"):
+        before = state(inside, "t0")
+        ended = calls.up("t0", drop)
+        assert ended.status == 77
+        assert said(ended) == f"ip link set dev t0 alias '{alias()}' failed: {why}"
+        assert state(inside, "t0") == before
+
+        was_done(calls.up("t0"))
+        now = state(inside, "t0")
+        ended = calls.down("t0", drop)
+        was_done(ended)
+        assert [line.partition("]: ")[2] for line in ended.log] == [
+            f"t0: left to pyqemu-ifctl gc: ip link set dev t0 down failed: {why}"
+        ]
+        assert state(inside, "t0") == now
+        was_done(calls.down("t0"))
+
+
+# Repeated, late, and from elsewhere
+
+
+def test_up_and_down_may_run_twice(calls: Calls, inside: Namespace) -> None:
+    with Tap("t0"):
+        was_done(calls.up("t0"))
+        once = state(inside, "t0")
+        was_done(calls.up("t0"))
+        assert state(inside, "t0") == once
+        was_done(calls.down("t0"))
+        once = state(inside, "t0")
+        assert (once["master"], once["alias"], once["up"]) == (None, None, False)
+        was_done(calls.down("t0"))
+        assert state(inside, "t0") == once
+    was_done(calls.down("t0"))
+
+
+CHANGES = [
+    ("mtu: 9000, isolated: true, txqueuelen: 5", "bridge: br0", "mtu: bridge", "bridge: br0"),
+    ("mtu: bridge", "bridge: br0", "mtu: 9000, isolated: true", "bridge: br0"),
+    ("isolated: true", "bridge: br0", "isolated: false", "bridge: br1"),
+]
+
+
+@pytest.mark.parametrize(("rule", "network", "new_rule", "new_network"), CHANGES)
+def test_up_after_a_change_of_the_policy_is_as_the_first_up(
+    calls: Calls, inside: Namespace, rule: str, network: str, new_rule: str, new_network: str
+) -> None:
+    inside.add_bridge("br1", mac="02:00:00:00:00:02")
+    with Tap("t0"), Tap("t1"):
+        inside.ip("link", "set", "t0", "address", "02:00:00:00:00:10")
+        inside.ip("link", "set", "t1", "address", "02:00:00:00:00:11")
+        write_policy(calls.hooks, rule, network)
+        was_done(calls.up("t0"))
+        write_policy(calls.hooks, new_rule, new_network)
+        was_done(calls.up("t0"))
+        was_done(calls.up("t1"))
+        fresh = {**state(inside, "t1"), "mac": "fe:00:00:00:00:10"}
+        now = state(inside, "t0")
+        # What the new policy says nothing of is left as it is.
+        assert now == {**fresh, "txqueuelen": now["txqueuelen"]}
+    inside.ip("link", "del", "br1")
+
+
+@pytest.mark.parametrize("policy", [None, "version: 2\n", "]["])
+def test_down_needs_no_policy(calls: Calls, inside: Namespace, policy: str | None) -> None:
+    with Tap("t0"):
+        was_done(calls.up("t0"))
+        if policy is None:
+            calls.hooks.policy.unlink()
+        else:
+            calls.hooks.write_policy(policy)
+        was_done(calls.down("t0"))
+        assert state(inside, "t0")["master"] is None
+
+
+def persistent(netns: Namespace, name: str) -> None:
+    """Make a tap that stays though nobody holds it."""
+    netns.ip("tuntap", "add", "dev", name, "mode", "tap")
+
+
+def by_another(calls: Calls, tap: str) -> Call:
+    """Run an up by a process of its own, which goes on."""
+    call = calls.start("pyqemu-ifup", tap, caller=lambda: None)
+    was_done(call.wait(keep_caller=True))
+    return call
+
+
+def test_a_late_down_leaves_the_newer_attachment_alone(calls: Calls, inside: Namespace) -> None:
+    persistent(inside, "t0")
+    newer = by_another(calls, "t0")
+    now = state(inside, "t0")
+    ended = calls.down("t0")
+    was_done(ended)
+    assert [line.partition("]: ")[2] for line in ended.log] == [
+        f"t0: left alone: attached to br0 for process {newer.caller}"
+    ]
+    assert state(inside, "t0") == now
+    newer.end_caller()
+    was_done(calls.down("t0"))
+    assert state(inside, "t0")["master"] is None
+    inside.ip("link", "del", "t0")
+
+
+def test_a_tap_that_serves_a_living_process_is_not_given_to_another(
+    calls: Calls, inside: Namespace
+) -> None:
+    persistent(inside, "t0")
+    first = by_another(calls, "t0")
+    now = state(inside, "t0")
+    ended = calls.up("t0")
+    assert (ended.status, said(ended)) == (
+        77, f"in use: attached to br0 for process {first.caller}; end that process first"
+    )
+    assert state(inside, "t0") == now
+    first.end_caller()
+    was_done(calls.up("t0"))
+    assert state(inside, "t0")["alias"] == alias()
+    inside.ip("link", "del", "t0")
+
+
+def test_a_pid_that_is_used_again_is_another_process(calls: Calls, inside: Namespace) -> None:
+    persistent(inside, "t0")
+    first = by_another(calls, "t0")
+    mark = state(inside, "t0")["alias"]
+    stamp = parse_alias(mark)
+    assert stamp is not None and stamp.pid == first.caller
+    older = mark.replace(f"start={stamp.start}", f"start={stamp.start - 1}")
+    for hook in (calls.up, calls.down):
+        inside.ip("link", "set", "t0", "alias", older)
+        was_done(hook("t0"))
+    assert state(inside, "t0")["master"] is None
+    first.end_caller()
+    inside.ip("link", "del", "t0")
+
+
+# Meanwhile
+
+OPS = 6
+"""Ops of a bare up: SetAlias, SetMac, SetMtu, SetIpv6, JoinBridge, SetUp."""
+
+
+def fresh(netns: Namespace) -> Tap:
+    """Return a tap t0 whose MAC, unlike one that the kernel chooses, needs to be changed."""
+    tap = Tap("t0")
+    netns.ip("link", "set", "t0", "address", "02:00:00:00:00:10")
+    return tap
+
+
+@pytest.mark.parametrize("number", range(OPS))
+def test_the_bridge_is_deleted_meanwhile(calls: Calls, inside: Namespace, number: int) -> None:
+    write_policy(calls.hooks, "mtu: 9000", "bridge: br1")
+    with fresh(inside):
+        inside.add_bridge("br1")
+        before = state(inside, "t0")
+        delete = at_op(number, lambda: subprocess.check_call(["ip", "link", "del", "br1"]))
+        ended = calls.up("t0", delete)
+        if number < OPS - 1:
+            text = (
+                "ip link set dev t0 master br1 failed: the tap or the bridge has gone meanwhile; "
+                "see whether the calling process still runs"
+            )
+        else:
+            text = (
+                "what was read back differs: bridge is none, wanted br1; see who else manages "
+                "this bridge"
+            )
+        assert (ended.status, said(ended)) == (71, text)
+        assert state(inside, "t0") == before
+
+
+def test_a_tap_that_another_takes_meanwhile_stays_there(calls: Calls, inside: Namespace) -> None:
+    inside.add_bridge("br1", mac="02:00:00:00:00:02")
+    before_join = OPS - 2
+    with fresh(inside):
+        before = state(inside, "t0")
+        take = at_op(
+            before_join, lambda: subprocess.check_call(["ip", "link", "set", "t0", "master", "br1"])
+        )
+        ended = calls.up("t0", take)
+        assert (ended.status, said(ended)) == (
+            77, "somebody else's tap: another bridge has taken it meanwhile; see who else "
+            "manages it",
+        )
+        assert state(inside, "t0") == {**before, "master": "br1", "isolated": False}
+    inside.ip("link", "del", "br1")
+
+
+@pytest.mark.parametrize("number", range(OPS))
+def test_the_tap_is_closed_meanwhile(calls: Calls, inside: Namespace, number: int) -> None:
+    tap = fresh(inside)
+    call = calls.start("pyqemu-ifup", "t0", change=at_op(number, stop))
+    assert call.wait_stopped()
+    # NOTE: the hook has no descriptor of it left, or it would stay.
+    tap.close()
+    assert "t0" not in inside.links()
+    call.go_on()
+    ended = call.wait()
+    assert ended.status == 71
+    assert "gone meanwhile" in said(ended) or "No such file" in said(ended)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_tap_is_closed_while_it_is_detached(
+    calls: Calls, inside: Namespace, number: int
+) -> None:
+    tap = fresh(inside)
+    was_done(calls.up("t0"))
+    call = calls.start("pyqemu-ifdown", "t0", change=at_op(number, stop))
+    assert call.wait_stopped()
+    tap.close()
+    call.go_on()
+    was_done(call.wait())
+
+
+def test_another_tap_of_the_name_comes_meanwhile(calls: Calls, inside: Namespace) -> None:
+    tap = fresh(inside)
+    for number in range(OPS):
+        call = calls.start("pyqemu-ifup", "t0", change=at_op(number, stop))
+        assert call.wait_stopped()
+        tap.close()
+        tap = fresh(inside)
+        before = state(inside, "t0")
+        call.go_on()
+        ended = call.wait()
+        assert ended.status == 71, number
+        assert said(ended)
+        assert state(inside, "t0") == before, number
+    tap.close()
+
+
+# Many
+
+
+def test_a_hundred_taps_at_once(calls: Calls, inside: Namespace) -> None:
+    names = [f"t{number}" for number in range(100)]
+    batch(*(f"tuntap add dev {name} mode tap" for name in names))
+    batch(*(f"link set dev {name} group 7" for name in names))
+    for program in ("pyqemu-ifup", "pyqemu-ifdown"):
+        waiting = list(names)
+        running: list[Call] = []
+        while waiting or running:
+            while waiting and len(running) < 16:
+                running.append(calls.start(program, waiting.pop()))
+            was_done(running.pop(0).wait())
+        links = inside.links()
+        up = program == "pyqemu-ifup"
+        assert {links[name].get("master") for name in names} == ({"br0"} if up else {None})
+        assert {"UP" in links[name]["flags"] for name in names} == {up}
+        assert {"ifalias" in links[name] for name in names} == {up}
+    inside.ip("link", "del", "group", "7")
+
+
+# No frame before its policy
+
+
+@contextmanager
+def blasting(tap: Tap, payload: bytes) -> Iterator[mmap.mmap]:
+    """A guest that sends without a pause; its count of attempts is in the memory yielded."""
+    attempts = mmap.mmap(-1, 8)
+    sent = frame(mac(66), payload=payload)
+    pid = os.fork()
+    if pid == 0:
+        count = 0
+        while True:
+            try:
+                tap.send(sent)
+            except OSError:
+                count += 0
+            count += 1
+            attempts[:] = count.to_bytes(8, "little")
+    try:
+        yield attempts
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        attempts.close()
+
+
+def more_attempts(attempts: mmap.mmap, number: int = 300) -> None:
+    """Wait until the guest has tried to send this many frames more."""
+    goal = int.from_bytes(attempts[:], "little") + number
+    end = time.monotonic() + 30
+    while int.from_bytes(attempts[:], "little") < goal:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def first_leak(calls: Calls, inside: Namespace, change: Any) -> str | None:
+    """Return before which op of an up a guest's frame reached an isolated peer, None for never.
+
+    Both are isolated: not even afterwards may anything pass.
+    """
+    write_policy(calls.hooks, "isolated: true")
+    peer, guest = inside.tap("peer"), inside.tap("guest")
+    was_done(calls.up("peer"))
+    order = []
+
+    def each(number: int, op: LinkOp, done: bool) -> None:
+        if not done:
+            Path(calls.hooks.folder / "op").write_text(type(op).__name__)
+            stop()
+
+    def both() -> None:
+        change()
+        on_ops(each)()
+
+    with blasting(guest, b"leak" * 5) as attempts:
+        call = calls.start("pyqemu-ifup", "guest", change=both)
+        leak = None
+        while call.wait_stopped():
+            order.append((calls.hooks.folder / "op").read_text())
+            more_attempts(attempts)
+            if leak is None and peer.recv(0.01, holds(b"leak" * 5)) is not None:
+                leak = order[-1]
+            call.go_on()
+        was_done(call.wait())
+        more_attempts(attempts)
+        if leak is None and peer.recv(0.01, holds(b"leak" * 5)) is not None:
+            leak = "the end"
+    inside.close_kept()
+    assert order[-1] == "SetUp" or leak
+    return leak
+
+
+def test_no_frame_passes_before_its_policy(calls: Calls, inside: Namespace) -> None:
+    assert first_leak(calls, inside, lambda: None) is None
+
+
+def test_a_frame_would_pass_if_the_link_came_up_first(calls: Calls, inside: Namespace) -> None:
+    # NOTE: shows that the test above can fail.
+    def up_first() -> None:
+        def hasty(*args: Any) -> Plan:
+            plan = pyqemu_ifup.plan.plan_up(*args)
+            up = next(op for op in plan if isinstance(op, SetUp))
+            joined = next(i for i, op in enumerate(plan) if isinstance(op, JoinBridge))
+            rest = [op for op in plan[joined + 1 :] if op not in (up, *plan[-3:])]
+            return (*plan[: joined + 1], up, *rest, plan[-1])
+
+        setattr(pyqemu_ifup.attach, "plan_up", hasty)  # noqa: B010
+
+    assert first_leak(calls, inside, up_first) == "SetIsolated"
