@@ -8,7 +8,16 @@ import syslog
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import check_tap_name
-from pyqemu_ifconf.policy import DEFAULT_TIMEOUT, Deny, Policy, decide, policy_asks, port_on
+from pyqemu_ifconf.policy import (
+    DEFAULT_TIMEOUT,
+    Caller,
+    Deny,
+    Policy,
+    Port,
+    decide,
+    policy_asks,
+    port_on,
+)
 from pyqemu_ifup.caller import find_caller
 from pyqemu_ifup.manners import (
     Watch,
@@ -45,14 +54,7 @@ def up(tap: str, inherited: list[str], watch: Watch) -> None:
     policy = load_host_policy(os.environ)
     watch.allow(policy.timeout)
     caller = find_caller(tap, parent, want_user=policy_asks(policy, "user"))
-    network = program_name(sys.argv).partition("@")[2]
-    if network:
-        port = port_on(policy, network, tap)
-    else:
-        decision = decide(policy, caller)
-        if isinstance(decision, Deny):
-            raise denial(decision, policy)
-        port = decision.port
+    port = wanted_port(policy, caller, program_name(sys.argv).partition("@")[2])
     watch.check()
 
     from pyqemu_ifup.attach import attach, success_line
@@ -60,6 +62,19 @@ def up(tap: str, inherited: list[str], watch: Watch) -> None:
     ovsdbs = [each.ovsdb for each in policy.networks.values()]
     attach(port, caller, parent, ovsdbs, watch, narrator(PROGRAM, tap))
     log(syslog.LOG_INFO, success_line(port, caller))
+
+
+def wanted_port(policy: Policy, caller: Caller, network: str) -> Port:
+    """Return the Port that `caller` shall have: on `network` where one is named, else by the rules.
+
+    Raises Failure (77) where no rule, or a `deny` rule, matches, or there is no such network.
+    """
+    if network:
+        return port_on(policy, network, caller.tap)
+    decision = decide(policy, caller)
+    if isinstance(decision, Deny):
+        raise denial(decision, policy)
+    return decision.port
 
 
 def denial(decision: Deny, policy: Policy) -> Failure:
