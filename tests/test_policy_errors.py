@@ -178,6 +178,66 @@ SAMPLE_ERRORS = [
     ("bad-unknown-key", "3:22: network lan has no key mtuu; did you mean mtu?"),
     ("bad-version-2", "1:10: version 2 is not known here; this program reads 1"),
     ("bad-version-quoted", '1:10: version must be 1, not "1"; take the quotes away'),
+    ("bad-bridge-conf-yes", "2:14: bridge_conf must be true or false, not yes; write true"),
+    ("bad-max-taps-0", "3:32: max_taps must be a whole number from 1 to 1023, not 0"),
+    ("bad-max-taps-1024", "3:32: max_taps must be a whole number from 1 to 1023, not 1024"),
+    (
+        "bad-tap-name-dots",
+        "3:32: tap_name must be the name of a tap, in which one %d may stand for a number, "
+        "not ..; at most 15 bytes, 11 beside a %d; no other %",
+    ),
+    (
+        "bad-tap-name-long",
+        "3:32: tap_name must be the name of a tap, in which one %d may stand for a number, "
+        "not abcdefghijklmnop; at most 15 bytes, 11 beside a %d; no other %",
+    ),
+    (
+        "bad-tap-name-percent",
+        "3:32: tap_name must be the name of a tap, in which one %d may stand for a number, "
+        "not t%s; at most 15 bytes, 11 beside a %d; no other %",
+    ),
+    (
+        "bad-tap-name-room",
+        "3:32: tap_name must be the name of a tap, in which one %d may stand for a number, "
+        "not abcdefghijkl%d; at most 15 bytes, 11 beside a %d; no other %",
+    ),
+    (
+        "bad-tap-name-slash",
+        "3:32: tap_name must be the name of a tap, in which one %d may stand for a number, "
+        "not t/%d; at most 15 bytes, 11 beside a %d; no other %",
+    ),
+    (
+        "bad-tap-name-two",
+        "3:32: tap_name must be the name of a tap, in which one %d may stand for a number, "
+        "not t%d%d; at most 15 bytes, 11 beside a %d; no other %",
+    ),
+    (
+        "bad-users-at",
+        '3:30: users must be a list of login names and @groups, not "@"; name each, or a '
+        "group",
+    ),
+    (
+        "bad-users-blank",
+        '3:42: deny_users must be a list of login names and @groups, not "bob smith"; name '
+        "each, or a group",
+    ),
+    (
+        "bad-users-glob",
+        '3:30: users must be a list of login names and @groups, not "*"; name each, or a '
+        "group",
+    ),
+    ("bad-users-list", "3:30: users must be a list of login names and @groups, not a list"),
+    ("bad-users-mapping", "3:29: users must be a list of login names and @groups, not a mapping"),
+    (
+        "bad-users-none",
+        "3:29: users must be a list of login names and @groups, not none; write "
+        "[none]",
+    ),
+    (
+        "bad-users-scalar",
+        "3:29: users must be a list of login names and @groups, not alice; write "
+        "[alice]",
+    ),
     ("bad-vlan-0", "3:28: vlan must be a VID from 1 to 4094 or a mapping with trunk, not 0"),
     ("bad-vlan-4095", "3:28: vlan must be a VID from 1 to 4094 or a mapping with trunk, not 4095"),
     (
@@ -335,8 +395,14 @@ TEXT_ERRORS = [
     ("port setting at the top", HEAD + "mtu: 1500\n", [
         "2:1: the policy has no key mtu; mtu belongs to a network or a rule"
     ]),
-    ("match key on a network", HEAD + "networks: {l: {bridge: b, user: x}}", [
-        "2:27: network l has no key user; user belongs to a rule"
+    ("match key on a network", HEAD + "networks: {l: {bridge: b, netdev: x}}", [
+        "2:27: network l has no key netdev; netdev belongs to a rule"
+    ]),
+    ("nearly users", HEAD + "networks: {l: {bridge: b, user: x}}", [
+        "2:27: network l has no key user; did you mean users?"
+    ]),
+    ("a bare @", HEAD + "networks: {l: {bridge: b, users: [@staff]}}", [
+        "2:35: a text that begins with @ must be in quotes"
     ]),
     ("unknown network, one near", LAN + "rules: [{tap: a, network: lann}]", [
         "3:27: there is no network lann; did you mean lan?"
@@ -439,6 +505,15 @@ def test_files_are_one_policy() -> None:
     assert policy.files == ("10.yaml", "20.yaml", "policy.yaml")
     assert [str(rule.place) for rule in policy.rules] == ["10.yaml:2", "20.yaml:3"]
     assert (list(policy.networks), policy.timeout) == (["lan"], 5)
+    assert not policy.bridge_conf
+
+
+def test_bridge_conf_holds_for_all_files_and_is_given_once() -> None:
+    rest = Source("policy.yaml", HEAD.encode())
+    given = b"version: 1\nbridge_conf: false\n"
+    assert parse_policy([Source("a.yaml", b"version: 1\nbridge_conf: true\n"), rest]).bridge_conf
+    (error,) = errors_of(("a.yaml", given), ("b.yaml", given))
+    assert str(error) == "b.yaml:2:1: bridge_conf is given twice; first at a.yaml:2"
 
 
 def test_errors_of_several_files_are_in_their_order() -> None:
@@ -473,8 +548,8 @@ def test_size_is_of_all_files() -> None:
         ),
         (
             'version: 1\nnetworks: {"l": {bridge: br0, 日本: 1}}\n',
-            "p:2:31: network l has no key 日本; the keys are bridge, kind, ovsdb, mtu, vlan, "
-            "isolated, external_ids and txqueuelen\n"
+            "p:2:31: network l has no key 日本; the keys are bridge, kind, ovsdb, users, "
+            "deny_users, max_taps, tap_name, mtu, vlan, isolated, external_ids and txqueuelen\n"
             '  networks: {"l": {bridge: br0, 日本: 1}}\n'
             "                                ^",
         ),

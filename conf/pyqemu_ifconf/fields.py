@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pyqemu_ifconf.names import NAME_MAX, is_valid_name
+from pyqemu_ifconf.names import NAME_MAX, NUMBER_ROOM, is_tap_pattern, is_valid_name
 from pyqemu_ifconf.nodes import Errors, Scalar, quote
 from pyqemu_ifconf.values import (
     LINE_PATTERN,
@@ -21,6 +21,7 @@ from pyqemu_ifconf.values import (
     Rules,
     Text,
     Type,
+    Users,
     VlanPort,
     is_line,
     is_ovsdb_address,
@@ -46,6 +47,12 @@ FIELDS: tuple[Field, ...] = (
     Field("version", "top", Number(1, 1), "The version of the policy language.", required=True),
     Field("timeout", "top", Number(1, 300), "The whole seconds that an up may take; 10."),
     Field("networks", "top", Networks(), "The places that taps can be plugged in, by name."),
+    Field(
+        "bridge_conf",
+        "top",
+        Flag(),
+        "Whether QEMU's /etc/qemu/bridge.conf says too who may use which bridge; false.",
+    ),
     Field("rules", "top", Rules(), "Who goes where: from the top, the first that matches decides."),
     Field(
         "bridge",
@@ -76,6 +83,32 @@ FIELDS: tuple[Field, ...] = (
             "the address is a number such as 127.0.0.1 or [::1], the port 1 to 65535",
         ),
         "The address of the OVSDB server; unix:/run/openvswitch/db.sock.",
+    ),
+    Field(
+        "users",
+        "network",
+        Users(),
+        "Who may plug an unprivileged QEMU in: login names and @groups; nobody but root.",
+    ),
+    Field("deny_users", "network", Users(), "Who may not, whatever else lets them."),
+    Field(
+        "max_taps",
+        "network",
+        Number(1, 1023),
+        "The most taps that one user may have on it at a time; 16.",
+    ),
+    Field(
+        "tap_name",
+        "network",
+        Text(
+            "the name of a tap, in which one %d may stand for a number",
+            is_tap_pattern,
+            rf"^(?!\.{{1,2}}$)([!-$&-.0-9;-~]{{1,{NAME_MAX}}}"
+            rf"|(?=.{{2,{NAME_MAX - NUMBER_ROOM + 2}}}$)[!-$&-.0-9;-~]*%d[!-$&-.0-9;-~]*)$",
+            f"at most {NAME_MAX} bytes, {NAME_MAX - NUMBER_ROOM} beside a %d; no other %",
+            NAME_MAX,
+        ),
+        "What the taps are called that unprivileged users get; tap%d.",
     ),
     Field("tap", "rule", Globs(ascii_only=True), "Matches the tap's name."),
     Field("vm", "rule", Globs(ascii_only=False), "Matches the guest's name, QEMU's -name."),

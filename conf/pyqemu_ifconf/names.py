@@ -12,6 +12,9 @@ NAME_MAX = 15
 NETWORK_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 """A network's name: it is part of a program's file name (`pyqemu-ifup@NAME`) and of stamps."""
 
+NUMBER_ROOM = 4
+"""Bytes that a tap name's pattern leaves for the number that the kernel puts for its %d."""
+
 _NETWORK_NAME = re.compile(NETWORK_NAME)
 
 
@@ -26,6 +29,28 @@ def is_valid_name(name: str) -> bool:
         1 <= len(name) <= NAME_MAX
         and name not in (".", "..")
         and all("!" <= character <= "~" and character not in "/:" for character in name)
+    )
+
+
+def is_tap_pattern(pattern: str) -> bool:
+    """Tell whether `pattern` can be a tap's name, or be made one by a number for its one `%d`.
+
+    __dev_alloc_name() of the kernel makes it; a number of 4 digits must fit.
+    """
+    if "%" not in pattern:
+        return is_valid_name(pattern)
+    before, mark, after = pattern.partition("%d")
+    return bool(mark) and "%" not in before + after and is_valid_name(
+        before + "0" * NUMBER_ROOM + after
+    )
+
+
+def is_made_of(name: str, pattern: str) -> bool:
+    """Tell whether the kernel can make the name of a tap from `pattern`."""
+    before, mark, after = pattern.partition("%d")
+    number = name[len(before) : len(name) - len(after)] if mark else ""
+    return name == before + number + after and (
+        not mark or (number.isascii() and number.isdigit() and str(int(number)) == number)
     )
 
 

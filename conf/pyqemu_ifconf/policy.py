@@ -23,6 +23,11 @@ DEFAULT_TIMEOUT = 10
 """Seconds that an up may take where the policy says nothing."""
 
 
+DEFAULT_MAX_TAPS = 16
+"""Taps that one user may have on a network where the policy says nothing."""
+DEFAULT_TAP_NAME = "tap%d"
+
+
 @dataclass(frozen=True)
 class Place:
     """Where something stands in a policy; line and column count from 1."""
@@ -94,7 +99,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Network:
-    """A place that taps can be plugged in, and its ports' default settings."""
+    """A place that taps can be plugged in, and its ports' default settings.
+
+    `users` and `deny_users` hold login names and `@group`, as the policy has them; `max_taps`
+    and `tap_name` are for the taps that those users get.
+    """
 
     name: str
     place: Place
@@ -102,6 +111,10 @@ class Network:
     kind: Kind | None = None
     ovsdb: str = DEFAULT_OVSDB
     settings: Settings = field(default_factory=Settings)
+    users: tuple[str, ...] = ()
+    deny_users: tuple[str, ...] = ()
+    max_taps: int = DEFAULT_MAX_TAPS
+    tap_name: str = DEFAULT_TAP_NAME
 
 
 @dataclass(frozen=True)
@@ -117,12 +130,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Policy:
-    """All of a host's policy; `files` in the order read, `rules` from the top."""
+    """All of a host's policy; `files` in the order read, `rules` from the top.
+
+    `bridge_conf`: QEMU's bridge.conf says too who may use which bridge.
+    """
 
     files: tuple[str, ...]
     networks: Mapping[str, Network]
     rules: tuple[Rule, ...]
     timeout: int = DEFAULT_TIMEOUT
+    bridge_conf: bool = False
 
 
 @dataclass(frozen=True)

@@ -292,6 +292,38 @@ class Globs:
         return {"anyOf": [*one, {"type": "array", "minItems": 1, "items": {"anyOf": one}}]}
 
 
+_USER = re.compile(r"@?[^\s\x00-\x1f\x7f@*?,:\[\]/-][^\s\x00-\x1f\x7f*?,:\[\]/]*")
+
+
+@dataclass(frozen=True)
+class Users:
+    """A list of login names and `@group`; a number is a user, or a group, without a name.
+
+    NOTE: no globs: who is meant must not depend on who else there is.
+    """
+
+    words: str = "a list of login names and @groups"
+
+    def read(self, name: str, node: Node, errors: Errors) -> object:
+        """Return the names as a tuple."""
+        if not isinstance(node, List):
+            hint = f"write [{show(node)}]" if isinstance(node, Scalar) and node.text else ""
+            return must_be(name, self.words, node, errors, hint)
+        users = []
+        for item in node.items:
+            if isinstance(item, Scalar) and item.text.isprintable() and _USER.fullmatch(item.text):
+                users.append(item.text)
+            else:
+                hint = "name each, or a group" if isinstance(item, Scalar) else ""
+                must_be(name, self.words, item, errors, hint)
+        return tuple(users)
+
+    def schema(self) -> Schema:
+        """Return a list of such names."""
+        user: Schema = {"type": "string", "pattern": f"^{_USER.pattern}$"}
+        return {"type": "array", "items": {"anyOf": [user, *_NOT_TEXT]}}
+
+
 @dataclass(frozen=True)
 class VlanPort:
     """A VID, or the VIDs of a trunk: `{native: 10, trunk: [20, 30-39]}`."""

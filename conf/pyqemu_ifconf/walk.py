@@ -11,7 +11,9 @@ from pyqemu_ifconf.fields import Where, fields_of, unknown_field
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.nodes import Errors, List, Map, Node, Scalar, entries, quote, show
 from pyqemu_ifconf.policy import (
+    DEFAULT_MAX_TAPS,
     DEFAULT_OVSDB,
+    DEFAULT_TAP_NAME,
     DEFAULT_TIMEOUT,
     MATCH_KEYS,
     MatchKey,
@@ -22,6 +24,9 @@ from pyqemu_ifconf.policy import (
     Settings,
 )
 from pyqemu_ifconf.values import BAD, listed, must_be, nearest
+
+ONCE = ("timeout", "bridge_conf")
+"""What may stand in one file of a policy, and holds for all of it."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,9 @@ class _Draft:
     networks: dict[str, Network] = field(default_factory=dict)
     named: dict[str, Place] = field(default_factory=dict)
     rules: list[tuple[Rule, _Given, Errors]] = field(default_factory=list)
-    timeout: int = DEFAULT_TIMEOUT
-    timeout_place: Place | None = None
+    once: dict[str, Any] = field(default_factory=dict)
+    """The values of what the policy may say once, in one of its files."""
+    once_places: dict[str, Place] = field(default_factory=dict)
 
 
 def read_policy(documents: Sequence[Document]) -> tuple[Policy, tuple[PolicyError, ...]]:
@@ -67,7 +73,8 @@ def read_policy(documents: Sequence[Document]) -> tuple[Policy, tuple[PolicyErro
         tuple(document.errors.file for document in documents),
         draft.networks,
         tuple(rule for rule, _, _ in draft.rules),
-        draft.timeout,
+        draft.once.get("timeout", DEFAULT_TIMEOUT),
+        draft.once.get("bridge_conf", False),
     )
     found: list[PolicyError] = []
     for document in documents:
@@ -87,13 +94,12 @@ def _read_document(root: Node, errors: Errors, draft: _Draft) -> None:
     given = _read_fields(root, "top", "the policy", errors)
     if "version" not in given.keys:
         errors.add(root, "version is missing; write version: 1")
-    if "timeout" in given.values:
-        place = _place(given.keys["timeout"], errors)
-        if draft.timeout_place is not None:
-            errors.add(
-                given.keys["timeout"], f"timeout is given twice; first at {draft.timeout_place}"
-            )
-        draft.timeout, draft.timeout_place = given.values["timeout"], place
+    for name in ONCE:
+        if name in given.values:
+            key = given.keys[name]
+            if name in draft.once:
+                errors.add(key, f"{name} is given twice; first at {draft.once_places[name]}")
+            draft.once[name], draft.once_places[name] = given.values[name], _place(key, errors)
     networks = given.values.get("networks")
     if isinstance(networks, Map):
         for key, value in entries(networks, errors, "network"):
@@ -164,6 +170,10 @@ def _read_network(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> Non
         given.values.get("kind"),
         given.values.get("ovsdb", DEFAULT_OVSDB),
         _settings(given),
+        given.values.get("users", ()),
+        given.values.get("deny_users", ()),
+        given.values.get("max_taps", DEFAULT_MAX_TAPS),
+        given.values.get("tap_name", DEFAULT_TAP_NAME),
     )
     draft.networks[name] = network
     if network.kind == "linux":
