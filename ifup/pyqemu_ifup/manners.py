@@ -108,18 +108,21 @@ def inherited_taps() -> list[str]:
 
     A name that is not ASCII comes with surrogate escapes, as from os.fsdecode().
     """
-    taps = []
-    for number in map(int, os.listdir("/proc/self/fd")):
-        try:
-            request = fcntl.ioctl(number, TUNGETIFF, bytes(IFREQ_SIZE))
-        except OSError as error:
-            # ENOTTY, EINVAL: no tun; EBADFD: /dev/net/tun not yet attached; EBADF: the listing's.
-            if error.errno in (errno.ENOTTY, errno.EINVAL, errno.EBADFD, errno.EBADF,
-                               errno.EOPNOTSUPP, errno.ENODEV, errno.ENOSYS):
-                continue
-            raise
-        taps.append(os.fsdecode(request[:IFNAMSIZ].split(b"\0", 1)[0]))
-    return taps
+    names = (read_tap_name(number) for number in map(int, os.listdir("/proc/self/fd")))
+    return [name for name in names if name is not None]
+
+
+def read_tap_name(descriptor: int) -> str | None:
+    """Return the name of the tap that a descriptor is of, None where it is no tap's."""
+    try:
+        request = fcntl.ioctl(descriptor, TUNGETIFF, bytes(IFREQ_SIZE))
+    except OSError as error:
+        # ENOTTY, EINVAL: no tun; EBADFD: /dev/net/tun not yet attached; EBADF: the listing's.
+        if error.errno in (errno.ENOTTY, errno.EINVAL, errno.EBADFD, errno.EBADF,
+                           errno.EOPNOTSUPP, errno.ENODEV, errno.ENOSYS):
+            return None
+        raise
+    return os.fsdecode(request[:IFNAMSIZ].split(b"\0", 1)[0])
 
 
 def settle() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
-from ovs.db.idl import Idl, SchemaHelper, Transaction
+from ovs.db.idl import ROW_CREATE, ROW_DELETE, Idl, SchemaHelper, Transaction
 from ovs.poller import Poller
 
 from pyqemu_ifconf.failure import Failure, Status
@@ -75,6 +75,22 @@ SCHEMA: dict[str, object] = {
 _CONNECTING = (errno.EAGAIN, errno.EINPROGRESS, errno.EALREADY)
 
 
+class _Idl(Idl):  # type: ignore[misc]  # the library has no types
+    """The library's replica, which also notes what may have cost a guest its port."""
+
+    def __init__(self, address: str, helper: Any) -> None:
+        self.ports_gone: set[str] = set()
+        self.bridges_new = False
+        super().__init__(address, helper, probe_interval=0, leader_only=False)
+
+    def notify(self, event: str, row: Any, updates: Any = None) -> None:
+        """Note a bridge that has come, and a port that has gone; the library calls this."""
+        if event == ROW_CREATE and row._table.name == "Bridge":
+            self.bridges_new = True
+        elif event == ROW_DELETE and row._table.name == "Port":
+            self.ports_gone.add(row.name)
+
+
 class Database:
     """One connection to an ovsdb-server, its rows of one tap (or all, `tap` None) replicated.
 
@@ -89,7 +105,7 @@ class Database:
         self._busy = f"ovs-vswitchd does not answer ({address})"
         helper = SchemaHelper(schema_json=SCHEMA)
         helper.register_all()
-        self._idl: Any = Idl(address, helper, probe_interval=0, leader_only=False)
+        self._idl: Any = _Idl(address, helper)
         # NOTE: a server that restarts is back within a fraction of a second; Reconnect.set_backoff
         # takes no less than a whole one.
         reconnect = self._idl._session.reconnect
@@ -124,10 +140,21 @@ class Database:
         """Let `poller`, an ovs.poller.Poller, wake up when there is something to take in."""
         self._idl.wait(poller)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the rows are those of a server that is connected now."""
+        # NOTE: has_ever_connected() is true of a reply that could not be parsed, too.
+        return bool(self._idl.state == Idl.IDL_S_MONITORING and self._idl._session.is_connected())
+
+    def take_news(self) -> tuple[bool, set[str]]:
+        """Return whether a bridge has come, and the ports that have gone, since the last time."""
+        news = self._idl.bridges_new, self._idl.ports_gone
+        self._idl.bridges_new, self._idl.ports_gone = False, set()
+        return news
+
     def connected(self, watch: Watch) -> Work[None]:
         """Wait until the rows are there. Raises Failure (75)."""
-        # NOTE: has_ever_connected() is true of a reply that could not be parsed, too.
-        yield from _until(lambda: self._idl.state == Idl.IDL_S_MONITORING, watch, self._mute)
+        yield from _until(lambda: self.is_connected, watch, self._mute)
 
     def sync(self, watch: Watch) -> Work[None]:
         """Take in all that the server has committed by now, commits that were given up included.

@@ -1,0 +1,1 @@
+"""Does it for others: the resident agent, its wire, and its clients."""

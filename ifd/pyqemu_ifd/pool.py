@@ -1,0 +1,104 @@
+"""What the agent keeps open between requests: one netlink socket, and its databases."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from pyqemu_ifup.host import Host, is_there
+from pyqemu_ifup.linux_bridge import Netlink
+from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.work import Work
+
+if TYPE_CHECKING:
+    from pyqemu_ifup.openvswitch import Database
+
+
+class Interest:
+    """What a database waits for, gathered as ovs.poller.Poller would gather it."""
+
+    def __init__(self) -> None:
+        self.events: dict[int, int] = {}
+        self.due: float | None = None
+
+    def fd_wait(self, descriptor: int | socket.socket, events: int) -> None:
+        """Wake up for `events` of poll(2) on a descriptor."""
+        number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
+        self.events[number] = self.events.get(number, 0) | events
+
+    def timer_wait(self, milliseconds: int) -> None:
+        """Wake up after so long."""
+        due = time.monotonic() + milliseconds / 1000
+        self.due = due if self.due is None else min(self.due, due)
+
+    def timer_wait_until(self, milliseconds: int) -> None:
+        """Wake up at a time of ovs.timeval.msec(), which is the monotonic clock's."""
+        due = milliseconds / 1000
+        self.due = due if self.due is None else min(self.due, due)
+
+    def immediate_wake(self) -> None:
+        """Wake up at once."""
+        self.due = 0.0
+
+
+class Pool:
+    """The netlink socket and the databases of the agent, each database opened once."""
+
+    def __init__(self) -> None:
+        self.kernel = Netlink()
+        self.databases: dict[str, Database] = {}
+
+    def close(self) -> None:
+        """Close them all."""
+        for database in self.databases.values():
+            database.close()
+        self.kernel.close()
+
+    def refresh(self) -> None:
+        """Take in what the databases have sent."""
+        for database in self.databases.values():
+            database.refresh()
+
+    def open_new(self, addresses: Iterable[str]) -> None:
+        """Begin to connect to those of the databases that this host has and that are not open."""
+        for address in dict.fromkeys(addresses):
+            if address not in self.databases and is_there(address):
+                self._open(address)
+
+    def _open(self, address: str) -> Database:
+        from pyqemu_ifup.openvswitch import Database
+
+        database = self.databases[address] = Database(address, None)
+        return database
+
+    def connected(self, address: str, watch: Watch) -> Work[Database]:
+        """Return the database, its rows there.
+
+        Raises Failure as Host.open_databases does.
+        """
+        from pyqemu_ifup.openvswitch import try_connect
+
+        database = self.databases.get(address)
+        if database is None or not database.is_connected:
+            yield from try_connect(address, watch)
+            if database is None:
+                database = self._open(address)
+            yield from database.connected(watch)
+        return database
+
+
+class AgentHost(Host):
+    """A Host of one request, on the agent's own sockets, which stay open."""
+
+    def __init__(self, pool: Pool, tap: str, watch: Watch, tell: Callable[[str], None]) -> None:
+        super().__init__(tap, watch, tell, pool.kernel)
+        self._pool = pool
+
+    def _connect(self, address: str) -> Work[None]:
+        self.databases[address] = yield from self._pool.connected(address, self.watch)
+
+    def _refresh(self, database: Database) -> None:
+        """Leave it to the agent's loop, which does so whenever there is something new."""
+

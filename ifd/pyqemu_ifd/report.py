@@ -1,0 +1,77 @@
+"""What the agent tells of itself: `pyqemu-ifctl agent`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from typing import TYPE_CHECKING
+
+from pyqemu_ifconf.failure import Status
+
+if TYPE_CHECKING:
+    from pyqemu_ifd.server import Server
+
+REMEMBERED = 1000
+"""How many of the last requests' times are kept, for each verb."""
+
+
+class Report:
+    """Counts requests and keeps their times, and the last error."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.refused = 0
+        """Connections that were closed since there were too many."""
+        self.last_error: str | None = None
+        self.last_error_at: float | None = None
+        self._counts: Counter[str] = Counter()
+        self._failed: Counter[str] = Counter()
+        self._times: dict[str, deque[float]] = {}
+
+    def count(self, verb: str, status: Status, seconds: float) -> None:
+        """Count a request that has ended with `status` after so long."""
+        self._counts[verb] += 1
+        if status != Status.DONE:
+            self._failed[verb] += 1
+        self._times.setdefault(verb, deque(maxlen=REMEMBERED)).append(seconds)
+
+    def fault(self, text: str) -> None:
+        """Keep `text` as the last error."""
+        self.last_error = text
+        self.last_error_at = time.time()
+
+    def as_object(self, server: Server) -> dict[str, object]:
+        """Return what `pyqemu-ifctl agent --json` prints; times in milliseconds."""
+        keeper = server.keeper
+        return {
+            "version": 1,
+            "uptime": round(time.monotonic() - self.started, 3),
+            "connections": len(server.connections),
+            "refused": self.refused,
+            "requests": {
+                verb: {
+                    "count": self._counts[verb],
+                    "failed": self._failed[verb],
+                    "median": _quantile(times, 0.5),
+                    "p99": _quantile(times, 0.99),
+                }
+                for verb, times in sorted(self._times.items())
+            },
+            "policy": {
+                "files": list(keeper.policy.files) if keeper.policy is not None else None,
+                "loaded": keeper.loaded if keeper.policy is not None else None,
+                "error": str(keeper.failure) if keeper.failure is not None else None,
+            },
+            "databases": [
+                {"ovsdb": address, "connected": database.is_connected}
+                for address, database in server.pool.databases.items()
+            ],
+            "last_error": self.last_error,
+            "last_error_at": self.last_error_at,
+        }
+
+
+def _quantile(times: deque[float], part: float) -> float:
+    """Return the quantile of so many seconds, in milliseconds; the nearest of those measured."""
+    ordered = sorted(times)
+    return round(ordered[min(len(ordered) - 1, int(part * len(ordered)))] * 1000, 3)

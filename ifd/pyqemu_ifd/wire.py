@@ -1,0 +1,113 @@
+"""The agent's wire: what a request is made of, and the packets of an answer. docs/agent.md."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Literal
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifup.manners import read_tap_name
+
+VERSION = b"pyqemu-ifup/1"
+REQUEST_MAX = 4096
+"""Bytes of a request."""
+DEFAULT_SOCKET = "/run/pyqemu-ifup/agent.sock"
+SOCKET_VARIABLE = "PYQEMU_IFUP_SOCKET"
+TUNGETDEVNETNS = 0x54E3
+"""_IO('T', 227) of linux/if_tun.h."""
+_CREDENTIALS = struct.Struct("iII")
+
+Verb = Literal["up", "down", "tap", "agent"]
+FIELDS: dict[Verb, int] = {"up": 3, "down": 2, "tap": 5, "agent": 0}
+"""How many fields follow each verb."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who has connected, by SO_PEERCRED: the process, its user and its group."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that is well-formed; `fields` are those after the verb."""
+
+    verb: Verb
+    fields: tuple[str, ...]
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """Return who is at the other end."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return Peer(*_CREDENTIALS.unpack(raw))
+
+
+class UnknownVersion(Exception):
+    """The request is of another version of the wire."""
+
+
+def parse_request(data: bytes, descriptors: int) -> Request:
+    """Return the request in one packet that came with so many descriptors.
+
+    Raises UnknownVersion, and Failure (64) for whatever is not a request.
+    """
+    if len(data) > REQUEST_MAX:
+        raise _bad(f"it has more than {REQUEST_MAX} bytes")
+    version, *rest = data.split(b"\0")
+    if version != VERSION:
+        if version.startswith(b"pyqemu-ifup/"):
+            raise UnknownVersion
+        raise _bad("it does not begin with pyqemu-ifup/1")
+    verb = next((known for known in FIELDS if rest and known.encode() == rest[0]), None)
+    if verb is None:
+        raise _bad("its verb is unknown")
+    fields = tuple(os.fsdecode(field) for field in rest[1:])
+    if len(fields) != FIELDS[verb]:
+        raise _bad(f"{verb} takes {FIELDS[verb]} fields, not {len(fields)}")
+    wanted = 0 if verb == "agent" else 1
+    if descriptors != wanted:
+        raise _bad(f"{verb} takes {wanted} descriptors, not {descriptors}")
+    return Request(verb, fields)
+
+
+def _bad(why: str) -> Failure:
+    return Failure(Status.USAGE, "not a request", why, "see docs/agent.md")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a descriptor proves: its network namespace "DEVICE:INODE", and the tap it is of."""
+
+    netns: str
+    tap: str | None
+
+
+def place_of(descriptor: int) -> Place:
+    """Return what the descriptor of a tap, or of a network namespace, proves.
+
+    Raises Failure (64) for any other descriptor.
+    """
+    tap = read_tap_name(descriptor)
+    if tap is None:
+        return Place(_netns(descriptor), None)
+    namespace = fcntl.ioctl(descriptor, TUNGETDEVNETNS)
+    try:
+        return Place(_netns(namespace), tap)
+    finally:
+        os.close(namespace)
+
+
+def _netns(descriptor: int) -> str:
+    """Return the namespace behind a descriptor of it, which is told by the file system's device."""
+    found = os.fstat(descriptor)
+    if found.st_dev != os.stat("/proc/self/ns/net").st_dev:
+        raise _bad("its descriptor is neither a tap's nor a network namespace's")
+    return f"{found.st_dev}:{found.st_ino}"
+
