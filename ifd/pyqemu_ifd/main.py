@@ -89,9 +89,13 @@ def handed_over() -> socket.socket | None:
 
 
 def watchdog() -> float | None:
-    """Return the seconds within which the supervisor wants a sign of life (sd_watchdog_enabled(3))."""
+    """Return within how many seconds the supervisor wants a sign of life, None where it does not.
+
+    As sd_watchdog_enabled(3) has it.
+    """
     asked = os.environ.get("WATCHDOG_USEC", "")
-    if not asked.isdecimal() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+    mine = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    if not (mine and asked.isdecimal()):
         return None
     return int(asked) / 1e6
 
