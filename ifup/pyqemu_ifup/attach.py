@@ -53,9 +53,14 @@ def attach(
 
 
 def attaching(
-    host: Host, port: Port, caller: Caller, parent: int, ovsdbs: Iterable[str]
+    host: Host,
+    port: Port,
+    caller: Caller,
+    parent: int,
+    ovsdbs: Iterable[str],
+    uid: int | None = None,
 ) -> Work[None]:
-    """Do as `attach`, on a host that is there already."""
+    """Do as `attach`, on a host that is there already, for the user `uid`; None is root."""
     try:
         yield from host.open_databases([port.ovsdb, DEFAULT_OVSDB, *ovsdbs])
     except Failure:
@@ -66,17 +71,19 @@ def attaching(
     before = host.look(port.tap, port.bridge)
     refuse_strangers(port.tap, before, parent)
     try:
-        yield from _attach(host, port, caller, parent, before)
+        yield from _attach(host, port, caller, parent, uid, before)
     except BaseException:
         yield from _undo(host, port, before)
         raise
 
 
-def _attach(host: Host, port: Port, caller: Caller, parent: int, before: Seen) -> Work[None]:
+def _attach(
+    host: Host, port: Port, caller: Caller, parent: int, uid: int | None, before: Seen
+) -> Work[None]:
     here = find_here()
     refuse_foreign_ports(before, here)
     kind = find_kind(port, before)
-    stamp = make_stamp(port, kind, caller, parent)
+    stamp = make_stamp(port, kind, caller, parent, uid)
     for op in plan_up(port, kind, before, stamp, here):
         host.watch.check()
         if isinstance(op, Prove):

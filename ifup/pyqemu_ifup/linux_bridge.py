@@ -306,12 +306,13 @@ def _link(message: Any) -> Link:
     """Return the Link of an RTM_NEWLINK message."""
     kind = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND")
     slave = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_KIND")
-    filtering = default_pvid = isolated = tun_type = None
+    filtering = default_pvid = isolated = tun_type = owner = None
     if kind == "bridge":
         filtering = _data(message, "IFLA_BR_VLAN_FILTERING")
         default_pvid = _data(message, "IFLA_BR_VLAN_DEFAULT_PVID")
     if kind == "tun":
         tun_type = _data(message, "IFLA_TUN_TYPE")
+        owner = _data(message, "IFLA_TUN_OWNER")
     if slave == "bridge":
         isolated = message.get_nested(
             "IFLA_LINKINFO", "IFLA_INFO_SLAVE_DATA", "IFLA_BRPORT_ISOLATED"
@@ -331,6 +332,7 @@ def _link(message: Any) -> Link:
         vlan_filtering=None if filtering is None else bool(filtering),
         default_pvid=default_pvid,
         isolated=None if isolated is None else bool(isolated),
+        owner=owner,
     )
 
 

@@ -26,7 +26,8 @@ class Link:
     `kind` is IFLA_INFO_KIND ("tun", "bridge", "openvswitch" ...), None for a real network card;
     `tap` tells a tap from a tun. `carrier` is a tap's while a process holds it. `vlan_filtering`
     and `default_pvid` (0: none) are a bridge's, None elsewhere and where the kernel has no VLAN
-    filtering; `isolated` is a bridge port's.
+    filtering; `isolated` is a bridge port's. `owner` is the uid that may open a tap (TUNSETOWNER),
+    None where only root may.
     """
 
     index: int
@@ -43,6 +44,7 @@ class Link:
     vlan_filtering: bool | None = None
     default_pvid: int | None = None
     isolated: bool | None = None
+    owner: int | None = None
 
     @property
     def stamp(self) -> Stamp | None:

@@ -35,7 +35,8 @@ class Stamp:
     """What a tap's ifalias says: where it was attached, and for which process.
 
     `pid` and `start` (field 22 of /proc/PID/stat, clock ticks) name the QEMU; `ovsdb` is the
-    database's address where `kind` is openvswitch.
+    database's address where `kind` is openvswitch. `uid` is the user's whom the agent served, None
+    for root and where the hook did the work itself.
     """
 
     network: str
@@ -45,6 +46,7 @@ class Stamp:
     pid: int
     start: int
     ovsdb: str | None = None
+    uid: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,13 @@ def find_here() -> Here:
     return Here(boot_id, f"{namespace.st_dev}:{namespace.st_ino}")
 
 
-def make_stamp(port: Port, kind: Kind, caller: Caller, pid: int) -> Stamp:
-    """Return the stamp of `port` for the process `pid`, attached to a bridge of this kind."""
+def make_stamp(
+    port: Port, kind: Kind, caller: Caller, pid: int, uid: int | None = None
+) -> Stamp:
+    """Return the stamp of `port` for the process `pid`, attached to a bridge of this kind.
+
+    `uid` is the user's whom the agent serves, None for root.
+    """
     return Stamp(
         network=port.network,
         kind=kind,
@@ -73,6 +80,7 @@ def make_stamp(port: Port, kind: Kind, caller: Caller, pid: int) -> Stamp:
         pid=pid,
         start=process_start(pid) or 0,
         ovsdb=port.ovsdb if kind == "openvswitch" else None,
+        uid=uid,
     )
 
 
@@ -96,6 +104,8 @@ def format_alias(stamp: Stamp) -> str:
     ]
     if stamp.ovsdb is not None:
         parts.append(f"ovsdb={_encode(stamp.ovsdb)}")
+    if stamp.uid is not None:
+        parts.append(f"uid={stamp.uid}")
     alias = " ".join(parts)
     if len(alias) <= ALIAS_MAX:
         return alias
@@ -128,6 +138,7 @@ def parse_alias(alias: str) -> Stamp | None:
             pid=int(given["pid"]),
             start=int(given["start"]),
             ovsdb=unquote(given["ovsdb"]) if "ovsdb" in given else None,
+            uid=int(given["uid"]) if "uid" in given else None,
         )
     except (KeyError, ValueError):
         return None
