@@ -5,7 +5,8 @@ DESTDIR ?=
 PYTHON ?= python3
 PYTEST_ARGS ?=
 
-PROGRAMS := pyqemu-ifup pyqemu-ifdown pyqemu-ifctl
+HOOKS := pyqemu-ifup pyqemu-ifdown
+PROGRAMS := pyqemu-ifctl
 ROOMS := $(wildcard conf ifup ifdown ifctl ifd)
 PAGES := $(sort $(wildcard $(addsuffix /*.5,$(ROOMS)) $(addsuffix /*.8,$(ROOMS))))
 SCHEMAS := $(wildcard conf/*.schema.json)
@@ -50,8 +51,8 @@ install: ## install into PREFIX (/usr/local), under DESTDIR
 	$(CHECK_PREFIX)
 	$(CHECK_PYTHON)
 	# NOTE: the kernel reads 256 bytes of a script (BINPRM_BUF_SIZE) and cuts a longer first line
-	# without a word: the I of -I would be the first to go.
-	shebang="#!$$home/bin/python3 -I"
+	# without a word: the S of -IS would be the first to go.
+	shebang="#!$$home/bin/python3 -IS"
 	[ $${#shebang} -le 255 ] ||
 		fail "PREFIX=$$PREFIX: too long for the first line of a program; 255 bytes is the most"
 	root=$$DESTDIR$$home
@@ -89,9 +90,16 @@ install: ## install into PREFIX (/usr/local), under DESTDIR
 	rm -rf "$$root.old"
 	if [ -e "$$root" ]; then mv "$$root" "$$root.old"; fi
 	mv "$$stage" "$$root"
+	site=$$(cd "$$root" && echo lib/python3*/site-packages)
+	for program in $(HOOKS); do
+		{ echo "$$shebang"; sed "s|@program@|$$program|; s|@site@|$$site|" conf/hook.in; } \
+			>"$$tree/$$program"
+		put 0755 "$$tree/$$program" "$$PREFIX/bin/$$program"
+	done
 	for program in $(PROGRAMS); do
 		package=$$(echo "$$program" | tr - _)
-		{ echo "$$shebang"; sed "s/@package@/$$package/" conf/launcher.in; } >"$$tree/$$program"
+		{ echo "$${shebang%S}"; sed "s/@package@/$$package/" conf/launcher.in; } \
+			>"$$tree/$$program"
 		put 0755 "$$tree/$$program" "$$PREFIX/bin/$$program"
 	done
 	for page in $(PAGES); do

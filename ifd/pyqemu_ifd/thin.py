@@ -1,0 +1,266 @@
+"""The hooks as clients of the agent (docs/agent.md): whatever it does not do is done here.
+
+Loads C modules only, and no Python but what `python3 -I -S` has loaded: the interpreter's own
+start is most of what a hook costs. So a few lines of pyqemu_ifup.manners stand here once more, and
+the rest of the toolkit is imported where the agent does not do the work.
+"""
+
+import _socket
+import errno
+import fcntl
+import posix
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Iterable
+else:
+    import _signal
+
+VERBS = {"pyqemu-ifup": b"up", "pyqemu-ifdown": b"down"}
+VERSION = b"pyqemu-ifup/1"
+SOCKET = b"/run/pyqemu-ifup/agent.sock"
+
+TUNGETIFF = 0x800454D2
+"""_IOR('T', 210, unsigned int) of linux/if_tun.h."""
+NO_TAP = (errno.ENOTTY, errno.EINVAL, errno.EBADFD, errno.EBADF, errno.EOPNOTSUPP, errno.ENODEV,
+          errno.ENOSYS)
+"""How TUNGETIFF fails on what is no tap; EBADF is the descriptor of the listing itself."""
+
+PACKET_MAX = 65536
+SLICE = 0.25
+"""Seconds of the longest wait: the end of the parent turns no descriptor ready."""
+ACCEPT = 10.0
+"""Seconds in which the agent must tell how long it may take."""
+MARGIN = 3.0
+"""Seconds beyond that deadline: the 2 s in which it may take back what it did, and one more."""
+TRY_AGAIN = 75
+SIGNALS: dict[int, str] = {
+    _signal.SIGTERM: "SIGTERM",
+    _signal.SIGINT: "SIGINT",
+    _signal.SIGHUP: "SIGHUP",
+}
+
+
+def up() -> int:
+    """Run pyqemu-ifup with the arguments of this process and return its exit status."""
+    return run("pyqemu-ifup")
+
+
+def down() -> int:
+    """Run pyqemu-ifdown with the arguments of this process and return its exit status."""
+    return run("pyqemu-ifdown")
+
+
+def run(program: str, folders: "Iterable[str]" = ()) -> int:
+    """Run the hook `program` with the arguments of this process and return its exit status.
+
+    `folders` are those of the packages, which join the path where the work is done here.
+    """
+    status = ask(program)
+    if status is not None:
+        return status
+    sys.path += folders
+    if program == "pyqemu-ifup":
+        from pyqemu_ifup.main import main
+    else:
+        from pyqemu_ifdown.main import main
+    return main()
+
+
+def ask(program: str) -> int | None:
+    """Let the agent do the work; return the exit status, or None where it must be done here.
+
+    What is irregular is left to be done, or told, here: a tap's descriptor is open then as it was.
+    """
+    environ = posix.environ
+    path = environ.get(b"PYQEMU_IFUP_SOCKET", SOCKET)
+    if len(sys.argv) != 2 or not path or environ.get(b"PYQEMU_IFUP_POLICY"):
+        return None
+    tap = sys.argv[1]
+    if not is_valid_name(tap):
+        return None
+    open_standard_descriptors()
+    held, highest = find_taps()
+    if held and tap not in held:
+        return None
+    # NOTE: all others go, other taps among them: who holds one keeps it alive after QEMU.
+    first = 3
+    if held:
+        posix.dup2(held[tap], first)
+        first += 1
+    posix.closerange(first, highest + 1)
+    debug = b"debug" if environ.get(b"PYQEMU_IFUP_DEBUG") == b"1" else b""
+    fields = [VERSION, VERBS[program], tap.encode(), debug]
+    if program == "pyqemu-ifup":
+        fields.insert(3, network().encode(sys.getfilesystemencoding(), "surrogateescape"))
+    try:
+        connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        connection.settimeout(SLICE)
+        connection.connect(path)
+    except OSError:
+        # NOTE: whatever the reason, nothing has been asked for yet.
+        return None
+    return Client(program, tap, connection).ask(b"\0".join(fields), 3 if held else None)
+
+
+class Client:
+    """A hook that has the agent do its work on `tap`."""
+
+    def __init__(self, program: str, tap: str, connection: _socket.socket) -> None:
+        self.program = program
+        self.tap = tap
+        self.connection = connection
+        self.parent = posix.getppid()
+        self.reason = ""
+        """Why the work must stop, in words; empty while it need not."""
+        self.left = "nothing is left of it"
+        """What is known of the work where it has stopped, in words."""
+
+    def ask(self, request: bytes, descriptor: int | None) -> int | None:
+        """Send the request with the tap's descriptor, None where there is none, and wait.
+
+        Returns the exit status, None where the work must be done here.
+        """
+        for number in SIGNALS:
+            _signal.signal(number, self._note)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+        status = self._wait() if self._send(request, descriptor) else None
+        if status is None:
+            for number in SIGNALS:
+                _signal.signal(number, _signal.SIG_DFL)
+            if self.reason:
+                status = self._stopped()
+        return status
+
+    def stop(self, reason: str) -> None:
+        """Tell the agent to take back what it has done; the answer is still to come."""
+        self.reason = self.reason or reason
+        try:
+            self.connection.shutdown(_socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+
+    def _note(self, number: int, _frame: object) -> None:
+        self.stop(f"received {SIGNALS[number]}")
+
+    def _send(self, request: bytes, descriptor: int | None) -> bool:
+        """Tell whether the agent has the request; only then the descriptor is closed."""
+        if descriptor is None:
+            descriptor = posix.open("/proc/self/ns/net", posix.O_RDONLY | posix.O_CLOEXEC)
+        rights = descriptor.to_bytes(4, sys.byteorder)
+        ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)]
+        try:
+            self.connection.sendmsg([request], ancillary, _socket.MSG_NOSIGNAL)
+        except OSError:
+            return False
+        # NOTE: at once: the tap is to go with QEMU, also while we wait.
+        posix.close(descriptor)
+        posix.chdir("/")
+        posix.umask(0o077)
+        return True
+
+    def _wait(self) -> int | None:
+        """Wait for the answer and pass on what the agent says; return as `ask` does."""
+        seconds = ACCEPT
+        start = time.monotonic()
+        while time.monotonic() < start + seconds:
+            if posix.getppid() != self.parent:
+                self.stop(f"the calling process {self.parent} has ended")
+            try:
+                packet = self.connection.recv(PACKET_MAX)
+            except (TimeoutError, ConnectionResetError):
+                # NOTE: a reset is told once and first; what the agent sent is still to be read.
+                continue
+            kind, text = packet[:1], packet[1:]
+            if kind == b"=" and text.isdigit():
+                status = int(text)
+                return self._stopped() if self.reason and status == TRY_AGAIN else status
+            if kind == b"!" and text.isdigit():
+                start = time.monotonic()
+                seconds = int(text) + MARGIN
+            elif kind == b"-":
+                self._pass_on(text)
+            elif kind == b"?":
+                return None
+            elif not packet:
+                self.left = f"the agent has ended, pyqemu-ifctl gc {self.tap} removes what is left"
+                return None
+        self.left = "the agent does not answer, see pyqemu-ifctl agent"
+        if self.reason:
+            return self._stopped()
+        self._report(
+            f"the agent does not answer: waited {seconds:g} s; see pyqemu-ifctl agent"
+        )
+        return TRY_AGAIN
+
+    def _stopped(self) -> int:
+        self._report(f"stopped: {self.reason}; {self.left}")
+        return TRY_AGAIN
+
+    def _pass_on(self, line: bytes) -> None:
+        """Write a line of the agent's, but that the work has stopped: we know better why."""
+        if not (self.reason and line.startswith(f"{self.program}: {self.tap}: stopped: ".encode())):
+            say(line)
+
+    def _report(self, text: str) -> None:
+        import syslog
+
+        say(f"{self.program}: {self.tap}: {text}".encode())
+        syslog.openlog(self.program, syslog.LOG_PID, syslog.LOG_DAEMON)
+        syslog.syslog(syslog.LOG_ERR, f"{self.tap}: {text}")
+
+
+def say(line: bytes) -> None:
+    """Write one line to standard error; the work goes on whatever becomes of it."""
+    try:
+        posix.write(2, line + b"\n")
+    except OSError:
+        return
+
+
+def network() -> str:
+    """Return what stands after the @ of the name that this program was called by."""
+    return (sys.argv[0] or sys.executable).rpartition("/")[2].partition("@")[2]
+
+
+def is_valid_name(name: str) -> bool:
+    """Tell whether `name` can be an interface's, as pyqemu_ifconf.names does."""
+    return (
+        1 <= len(name) <= 15
+        and name not in (".", "..")
+        and all("!" <= character <= "~" and character not in "/:" for character in name)
+    )
+
+
+def open_standard_descriptors() -> None:
+    """Give 0 and 1 to /dev/null, and 2 too where it is closed, as pyqemu_ifup.manners does."""
+    null = posix.open("/dev/null", posix.O_RDWR)
+    while null <= 2:
+        null = posix.dup(null)
+    posix.dup2(null, 0)
+    posix.dup2(null, 1)
+    try:
+        posix.fstat(2)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        posix.dup2(null, 2)
+
+
+def find_taps() -> tuple[dict[str, int], int]:
+    """Return the taps whose descriptors we hold, by name, and the highest descriptor of all."""
+    taps = {}
+    numbers = [int(name) for name in posix.listdir("/proc/self/fd")]
+    for number in numbers:
+        try:
+            request = fcntl.ioctl(number, TUNGETIFF, bytes(40))
+        except OSError as error:
+            if error.errno not in NO_TAP:
+                raise
+        else:
+            taps[request[:16].partition(b"\0")[0].decode("ascii", "replace")] = number
+    return taps, max(numbers)
