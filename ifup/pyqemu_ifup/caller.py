@@ -73,6 +73,26 @@ def process_start(pid: int) -> int | None:
     return int(fields[19]) if len(fields) > 19 else None
 
 
+def find_helped(pid: int) -> int | None:
+    """Return the process that called `pid` as its bridge helper; None where one has ended.
+
+    It is the parent, or where QEMU calls its helper by `sh -c` (net_bridge_run_helper of
+    net/tap.c) and the shell waits for the helper, the shell's parent.
+    """
+    parent = _parent(pid)
+    if parent is not None:
+        words = _command_line(parent)
+        if len(words) == 3 and words[:2] == ["sh", "-c"] and "--fd=" in words[2]:
+            return _parent(parent)
+    return parent
+
+
+def _parent(pid: int) -> int | None:
+    """Return the parent of process `pid`, field 4 of /proc/PID/stat; None where it has ended."""
+    fields = _read_proc(pid, "stat").rpartition(b")")[2].split()
+    return int(fields[1]) if len(fields) > 1 else None
+
+
 def read_command_line(argv: Sequence[str], tap: str) -> Caller:
     """Return what QEMU's command line `argv`, its own name included, tells about `tap`.
 

@@ -1,0 +1,164 @@
+"""A tap for a caller who may make none: the wire's `tap`, as Work."""
+
+from __future__ import annotations
+
+import syslog
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.policy import Caller, Network, Policy, port_on
+from pyqemu_ifd.access import (
+    ROOT,
+    check_owner,
+    check_quota,
+    find_network,
+    identity,
+    may_use,
+    pick_name,
+    taps_of,
+)
+from pyqemu_ifd.bridge_conf import NOTHING, BridgeConf, read_bridge_conf
+from pyqemu_ifd.taps import QUEUES_MAX, close_all, open_taps
+from pyqemu_ifup.attach import attaching, success_line
+from pyqemu_ifup.caller import find_caller, find_helped
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.linux_bridge import Netlink
+from pyqemu_ifup.look import Link
+from pyqemu_ifup.manners import log
+from pyqemu_ifup.work import Work
+
+_under_way: dict[str, tuple[str, int]] = {}
+"""The taps that are made just now, which may have no stamp yet: network and user of each."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a `tap` request asks for; `name` is empty where any will do.
+
+    `for_parent`: the tap is for the process that started the client.
+    """
+
+    network: str
+    name: str
+    queues: int
+    vnet_hdr: bool
+    for_parent: bool
+
+
+def parse_wish(fields: Sequence[str]) -> Wish:
+    """Return the wish of a request's fields after `tap`. Raises Failure (64)."""
+    if len(fields) != 5:
+        raise _bad(f"tap takes 5 fields, not {len(fields)}")
+    network, name, queues, vnet_hdr, parent = fields
+    if not network:
+        raise _bad("it names no network")
+    if not (queues.isascii() and queues.isdigit() and len(queues) <= 3):
+        raise _bad(f"queues is {ascii(queues)}, not a number")
+    if not 1 <= int(queues) <= QUEUES_MAX:
+        raise _bad(f"queues is {int(queues)}, not 1 to {QUEUES_MAX}")
+    if vnet_hdr not in ("", "vnet_hdr"):
+        raise _bad(f"{ascii(vnet_hdr)} stands for vnet_hdr")
+    if parent not in ("", "parent"):
+        raise _bad(f"{ascii(parent)} stands for parent")
+    return Wish(network, name, int(queues), bool(vnet_hdr), bool(parent))
+
+
+def _bad(why: str) -> Failure:
+    return Failure(Status.USAGE, "not a request", why, "see docs/agent.md")
+
+
+@dataclass(frozen=True)
+class NewTap:
+    """A tap that has just been made: whose it is, and which process is to hold it."""
+
+    name: str
+    descriptors: list[int]
+    network: str
+    uid: int
+    login: str
+    holder: int
+
+
+def serve_tap(
+    host: Host, policy: Policy, uid: int, peer_pid: int, fields: Sequence[str]
+) -> Work[tuple[str, list[int]]]:
+    """Make a tap for the user, attach it, and return its name and descriptors, one for each queue.
+
+    `fields` are those of the request; the caller closes the descriptors. Raises Failure; then
+    nothing is left of the tap.
+    """
+    tap = make_tap(host.kernel, policy, uid, peer_pid, fields)
+    yield from attach_tap(host, policy, tap)
+    return tap.name, tap.descriptors
+
+
+def make_tap(
+    kernel: Netlink, policy: Policy, uid: int, peer_pid: int, fields: Sequence[str]
+) -> NewTap:
+    """Make the tap that a request asks for, where the user may have it; `attach_tap` must follow.
+
+    Raises Failure: 64 for what is no request, 71, 75 where the process for which it is has ended,
+    77 where the user may not.
+    """
+    wish = parse_wish(fields)
+    login, groups = identity(uid)
+    network = find_network(policy, wish.network, uid, login, groups, _bridge_conf(policy, uid))
+    pattern = pick_name(policy, network, wish.name, uid)
+    holder = find_helped(peer_pid) if wish.for_parent else peer_pid
+    if holder is None:
+        raise Failure(Status.TRY_AGAIN, "stopped", "the calling process has ended")
+    # NOTE: nothing waits between the count and _under_way, so that no two requests count the same.
+    if uid != ROOT:
+        check_quota(network, uid, login, _taps(kernel.links(), network, uid))
+    name, descriptors = open_taps(pattern, wish.queues, wish.vnet_hdr, uid)
+    _under_way[name] = (network.name, uid)
+    return NewTap(name, descriptors, network.name, uid, login, holder)
+
+
+def attach_tap(host: Host, policy: Policy, tap: NewTap) -> Work[None]:
+    """Attach a tap that has just been made.
+
+    Raises Failure as `attach`; then its descriptors are closed, and nothing is left of it.
+    """
+    try:
+        port = port_on(policy, tap.network, tap.name)
+        # NOTE: the netdev is not known: QEMU's helper has no name for it.
+        vm = find_caller(tap.name, tap.holder, want_user=False).vm
+        caller = Caller(tap.name, vm=vm, user=tap.login)
+        ovsdbs = [each.ovsdb for each in policy.networks.values()]
+        uid = tap.uid if tap.uid != ROOT else None
+        yield from attaching(host, port, caller, tap.holder, ovsdbs, uid)
+    except BaseException:
+        close_all(tap.descriptors)
+        raise
+    finally:
+        del _under_way[tap.name]
+    log(syslog.LOG_INFO, f"{success_line(port, caller)}, user {tap.login}")
+
+
+def may_attach(
+    policy: Policy, network_name: str, uid: int, link: Link, links: Collection[Link]
+) -> None:
+    """Check that an unprivileged user may have the tap `link` attached to the network.
+
+    It must be the user's own, the network open to the user, and the user's other taps on it, of
+    all `links`, within max_taps. Raises Failure (77).
+    """
+    if uid == ROOT:
+        return
+    network = policy.networks[network_name]
+    login, groups = identity(uid)
+    check_owner(link, uid)
+    may_use(network, uid, login, groups, _bridge_conf(policy, uid))
+    check_quota(network, uid, login, _taps(links, network, uid) - {link.name})
+
+
+def _taps(links: Collection[Link], network: Network, uid: int) -> set[str]:
+    """Return the user's taps on the network, those that are made just now among them."""
+    now = {name for name, whose in _under_way.items() if whose == (network.name, uid)}
+    return taps_of(links, network.name, uid) | now
+
+
+def _bridge_conf(policy: Policy, uid: int) -> BridgeConf:
+    return read_bridge_conf() if policy.bridge_conf and uid != ROOT else NOTHING

@@ -1,0 +1,88 @@
+"""Makes taps for those who may make none: new ones only, which go with their descriptors."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+
+from pyqemu_ifconf.failure import Failure, Status
+
+TUN = "/dev/net/tun"
+TUNSETIFF = 0x400454CA
+TUNSETOWNER = 0x400454CC
+IFF_TAP = 0x0002
+IFF_MULTI_QUEUE = 0x0100
+IFF_NO_PI = 0x1000
+IFF_VNET_HDR = 0x4000
+IFF_TUN_EXCL = 0x8000
+"""linux/if_tun.h; with IFF_TUN_EXCL a name that is there already is EBUSY."""
+IFREQ = struct.Struct("16sH22x")
+
+QUEUES_MAX = 64
+"""Queues of one tap: their descriptors go in one packet, of at most 253 (SCM_MAX_FD)."""
+
+
+def open_taps(
+    name_pattern: str, queues: int, vnet_hdr: bool, owner_uid: int
+) -> tuple[str, list[int]]:
+    """Make a tap in this network namespace; return its name and a descriptor for each queue.
+
+    A `%d` in the name is the first free number. `owner_uid` may open it too; it is gone with the
+    last descriptor. Raises Failure: 77 where there is such a link already, or the kernel forbids
+    it, else 71.
+    """
+    flags = IFF_TAP | IFF_NO_PI
+    flags |= IFF_VNET_HDR if vnet_hdr else 0
+    flags |= IFF_MULTI_QUEUE if queues > 1 else 0
+    name = name_pattern
+    descriptors: list[int] = []
+    try:
+        for queue in range(queues):
+            descriptor = os.open(TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptors.append(descriptor)
+            first = IFF_TUN_EXCL if queue == 0 else 0
+            request = IFREQ.pack(os.fsencode(name), flags | first)
+            answer = fcntl.ioctl(descriptor, TUNSETIFF, request)
+            name = os.fsdecode(answer[:16].split(b"\0", 1)[0])
+            if queue == 0:
+                fcntl.ioctl(descriptor, TUNSETOWNER, owner_uid)
+    except OSError as error:
+        close_all(descriptors)
+        raise _failure(name, error) from error
+    return name, descriptors
+
+
+def close_all(descriptors: list[int]) -> None:
+    """Close the descriptors, each of them once."""
+    while descriptors:
+        os.close(descriptors.pop())
+
+
+def _failure(name: str, error: OSError) -> Failure:
+    what, why = f"cannot make the tap {ascii(name)[1:-1]}", os.strerror(error.errno or 0)
+    if error.errno == errno.EBUSY:
+        return Failure(
+            Status.DENIED, what, "an interface of this name is there already",
+            f"take another name, or see who has it: ip -d link show dev {name}",
+        )
+    if error.errno == errno.ENFILE:
+        return Failure(
+            Status.REFUSED, what, f"no number for it is free, or too many files are open ({why})",
+            "end a QEMU that has one",
+        )
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return Failure(
+            Status.DENIED, what, f"the kernel refuses it ({why})",
+            f"run the agent as root, with CAP_NET_ADMIN and access to {TUN}",
+        )
+    if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        return Failure(
+            Status.REFUSED, what, f"there is no {TUN} ({why})", "load the module: modprobe tun"
+        )
+    if error.errno == errno.EINVAL:
+        return Failure(
+            Status.REFUSED, what, f"the kernel takes no such name ({why})", "take another name"
+        )
+    return Failure(Status.REFUSED, what, f"the kernel refuses it ({why})", "see dmesg(1)")
