@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -508,21 +509,18 @@ def publish(hooks: Hooks, folder: Path) -> Hooks:
     )
     if python is None:
         lack("no Python that an unprivileged user can run")
-    sources = []
+    roots = []
     for root in SOURCE_ROOTS:
-        sources.append(str(folder / Path(root).name))
-        shutil.copytree(root, sources[-1])
+        roots.append(str(folder / Path(root).name))
+        shutil.copytree(root, roots[-1])
     for library in ("yaml", "pyroute2", "ovs", "sortedcontainers"):
         spec = importlib.util.find_spec(library)
         assert spec is not None and spec.submodule_search_locations
         shutil.copytree(spec.submodule_search_locations[0], folder / "libraries" / library)
-    sources.append(str(folder / "libraries"))
-    public = Hooks(folder / "hooks", hooks.netns)
-    for launcher in (public.ifup, public.ifdown):
-        text = Path(launcher).read_text()
-        text = text.replace(sys.executable, python).replace(repr(SOURCE_ROOTS), repr(sources))
-        Path(launcher).write_text(text)
-    return public
+    libraries = (str(folder / "libraries"),)
+    return replace(
+        hooks, folder=folder / "hooks", python=python, roots=tuple(roots), libraries=libraries
+    )
 
 
 def test_runas(site: Site, public_folder: Path) -> None:

@@ -11,12 +11,28 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SOURCE_ROOTS = tuple(str(CHECKOUT / name) for name in ("conf", "ifup", "ifdown", "ifctl"))
-MODULES = {
-    "pyqemu-ifup": "pyqemu_ifup.main",
-    "pyqemu-ifdown": "pyqemu_ifdown.main",
-    "pyqemu-ifctl": "pyqemu_ifctl.main",
-}
+SOURCE_ROOTS = tuple(
+    str(CHECKOUT / name) for name in ("conf", "ifup", "ifdown", "ifctl", "ifd")
+)
+LIBRARIES = tuple(path for path in sys.path if path.endswith("-packages"))
+"""Where the libraries are: a hook's interpreter does not look for them (-S)."""
+HOOK = """\
+#!{python} -IS
+import posix
+from _frozen_importlib_external import SourceFileLoader
+
+name = "pyqemu_ifd.thin"
+thin = {{"__name__": name}}
+exec(SourceFileLoader(name, {ifd!r} + "/pyqemu_ifd/thin.py").get_code(name), thin)
+posix._exit(thin["run"]({program!r}, {path!r}))
+"""
+PROGRAM = """\
+#!{python} -I
+import sys
+sys.path[:0] = {path!r}
+from {package}.main import main
+raise SystemExit(main())
+"""
 TIMEOUT = 60
 """Seconds after which a program that hangs fails its test; User Mode Linux is slow."""
 
@@ -25,27 +41,36 @@ TIMEOUT = 60
 class Hooks:
     """Launchers in a folder of their own, and a policy file that they read.
 
-    `policy` is where `write_policy` writes; each program gets it by PYQEMU_IFUP_POLICY. `netns`
-    is the network namespace that they run in, None the present one.
+    `policy` is where `write_policy` writes; pyqemu-ifctl gets it by PYQEMU_IFUP_POLICY, and so do
+    the hooks without an agent. `agent` is the socket of the agent that they ask, "" for none; it
+    is to have the same policy. `netns` is the network namespace that they run in, None the
+    present one. `python`, `roots` and `libraries` are what they run on, wherever that has been
+    copied to.
     """
 
     folder: Path
     netns: str | None = None
     env: dict[str, str] = field(default_factory=dict)
+    agent: str = ""
+    python: str = sys.executable
+    roots: tuple[str, ...] = SOURCE_ROOTS
+    libraries: tuple[str, ...] = LIBRARIES
 
     def __post_init__(self) -> None:
-        """Write the launchers: an interpreter with -I, the checkout's source roots, main()."""
+        """Write the launchers, which do as those of `make install`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name, module in MODULES.items():
-            path = self.folder / name
-            path.write_text(
-                f"#!{sys.executable} -I\n"
-                f"import sys\n"
-                f"sys.path[:0] = {SOURCE_ROOTS!r}\n"
-                f"from {module} import main\n"
-                f"raise SystemExit(main())\n"
-            )
-            path.chmod(0o755)
+        path = [*self.roots, *self.libraries]
+        for name in ("pyqemu-ifup", "pyqemu-ifdown"):
+            ifd = next(root for root in self.roots if root.endswith("/ifd"))
+            self._write(name, HOOK.format(python=self.python, ifd=ifd, program=name, path=path))
+        name = "pyqemu-ifctl"
+        package = name.replace("-", "_")
+        self._write(name, PROGRAM.format(python=self.python, path=path, package=package))
+
+    def _write(self, name: str, text: str) -> None:
+        launcher = self.folder / name
+        launcher.write_text(text)
+        launcher.chmod(0o755)
 
     @property
     def policy(self) -> Path:
@@ -75,8 +100,9 @@ class Hooks:
         self.policy.chmod(0o644)
 
     def environ(self) -> dict[str, str]:
-        """Return the environment in which the programs, or a QEMU that calls them, run."""
-        return {**os.environ, "PYQEMU_IFUP_POLICY": str(self.policy), **self.env}
+        """Return the environment in which the hooks, or a QEMU that calls them, run."""
+        policy = {} if self.agent else {"PYQEMU_IFUP_POLICY": str(self.policy)}
+        return {**os.environ, "PYQEMU_IFUP_SOCKET": self.agent, **policy, **self.env}
 
     def argv(self, program: str, *arguments: str) -> list[str]:
         """Return the command that runs one of the programs in the namespace."""
@@ -103,7 +129,8 @@ class Hooks:
 
     def ctl(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run pyqemu-ifctl."""
-        return self.run("pyqemu-ifctl", *arguments, **env)
+        policy = {"PYQEMU_IFUP_POLICY": str(self.policy)}
+        return self.run("pyqemu-ifctl", *arguments, **{**policy, **self.env, **env})
 
     def ctl_json(self, *arguments: str) -> Any:
         """Run pyqemu-ifctl with --json and return what it prints."""
