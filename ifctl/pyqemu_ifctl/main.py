@@ -114,6 +114,7 @@ def build_parser() -> Parser:
     gc = verb("gc", "Remove what is ours and whose tap is gone.")
     gc.add_argument("tap", metavar="TAP", nargs="?", help="only what is left of this one")
     gc.add_argument("--dry-run", action="store_true", help="tell what would be removed")
+    verb("agent", "Show how the agent is: its requests, its policy, its last error.")
     decode = verb("decode", "Say in words the status that QEMU prints when a script has failed.")
     decode.add_argument("status", metavar="STATUS", help="such as 16640")
     verb("version", "Print the version.", data=False)
@@ -133,6 +134,10 @@ def run(args: argparse.Namespace) -> Answer:
         from pyqemu_ifctl.check import check
 
         return check(args.files, os.environ, as_json=args.json)
+    if args.verb == "agent":
+        from pyqemu_ifctl.agent import agent
+
+        return agent(os.environ, as_json=args.json)
     tap: str | None = args.tap if args.tap is None else check_tap_name(args.tap)
     tell = narrator(PROGRAM, tap or "all taps")
     with watching(TIMEOUT, follow_parent=False) as watch:

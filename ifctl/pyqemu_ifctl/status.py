@@ -20,6 +20,7 @@ from pyqemu_ifconf.policy import (
     policy_asks,
     port_on,
 )
+from pyqemu_ifctl.agent import remark
 from pyqemu_ifctl.answer import Answer, Table, json_vlan, lay_out, shown, to_json, wrap
 from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
 from pyqemu_ifdown.gc import judge
@@ -116,6 +117,7 @@ def status(
     remarks = [str(failure) for failure in failed.values()]
     if isinstance(policy, Failure):
         remarks.insert(0, f"what is wanted is not known: {policy}")
+    remarks += remark(environ, watch.remaining())
     if as_json:
         out = as_object(found)
     else:

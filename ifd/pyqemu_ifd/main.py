@@ -10,7 +10,7 @@ import sys
 import syslog
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifd.wire import DEFAULT_SOCKET
+from pyqemu_ifup.agent import DEFAULT_SOCKET
 from pyqemu_ifup.manners import SAFE_PATH, explain_bug, log, printable
 
 PROGRAM = "pyqemu-ifd"

@@ -26,6 +26,7 @@ from pyqemu_ifd.pool import Interest, Pool
 from pyqemu_ifd.report import Report
 from pyqemu_ifd.requests import Context, Gone, serve
 from pyqemu_ifd.tidy import Tidier
+from pyqemu_ifup.agent import REQUEST_MAX
 from pyqemu_ifup.linux_bridge import LinkEvents
 from pyqemu_ifup.manners import explain_bug, log
 from pyqemu_ifup.stamp import find_here
@@ -251,7 +252,7 @@ class Server:
             return
         try:
             data, descriptors, flags, _ = socket.recv_fds(
-                connection.socket, wire.REQUEST_MAX + 1, 2
+                connection.socket, REQUEST_MAX + 1, 2
             )
         except BlockingIOError:
             return

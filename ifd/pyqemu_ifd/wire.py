@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifup.agent import REQUEST_MAX, WIRE
 from pyqemu_ifup.manners import read_tap_name
 
-VERSION = b"pyqemu-ifup/1"
-REQUEST_MAX = 4096
-"""Bytes of a request."""
-DEFAULT_SOCKET = "/run/pyqemu-ifup/agent.sock"
-SOCKET_VARIABLE = "PYQEMU_IFUP_SOCKET"
+VERSION = WIRE.encode()
 TUNGETDEVNETNS = 0x54E3
 """_IO('T', 227) of linux/if_tun.h."""
 _CREDENTIALS = struct.Struct("iII")
@@ -64,7 +61,7 @@ def parse_request(data: bytes, descriptors: int) -> Request:
     if version != VERSION:
         if version.startswith(b"pyqemu-ifup/"):
             raise UnknownVersion
-        raise _bad("it does not begin with pyqemu-ifup/1")
+        raise _bad("it does not begin with " + WIRE)
     verb = next((known for known in FIELDS if rest and known.encode() == rest[0]), None)
     if verb is None:
         raise _bad("its verb is unknown")
