@@ -1,0 +1,96 @@
+"""pyqemu-bridge-helper: what QEMU calls for a tap that it may not make itself.
+
+QEMU runs it directly or by `sh -c`, with its arguments in either order (net_bridge_run_helper of
+net/tap.c), and waits for one message with the tap's descriptor on the socket --fd.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+import sys
+import syslog
+
+from pyqemu_ifup.tap_client import NoTap, ask_for_tap, find_socket
+
+PROGRAM = "pyqemu-bridge-helper"
+USAGE = 64
+
+
+def main() -> int:
+    """Run the helper with the arguments of this process and return its exit status."""
+    syslog.openlog(PROGRAM, syslog.LOG_PID, syslog.LOG_DAEMON)
+    try:
+        help_qemu(sys.argv[1:])
+    except NoTap as failure:
+        for line in failure.told:
+            _say(line)
+        if failure.text:
+            _say(f"{PROGRAM}: {failure.text}")
+            syslog.syslog(syslog.LOG_ERR, _printable(failure.text))
+        return failure.status
+    return 0
+
+
+def help_qemu(arguments: list[str]) -> None:
+    """Get the tap that `arguments` ask for and hand it over. Raises NoTap."""
+    network, number, vnet_hdr = parse(arguments)
+    try:
+        channel = _socket.socket(fileno=number)
+    except OSError as error:
+        raise NoTap(USAGE, f"--fd={number} is no socket: {os.strerror(error.errno or 0)}; "
+                    "QEMU calls this program, with helper=") from error
+    _, descriptors = ask_for_tap(
+        find_socket(), network, "", 1, vnet_hdr=vnet_hdr, for_parent=True
+    )
+    rights = descriptors[0].to_bytes(4, sys.byteorder)
+    try:
+        # NOTE: one byte, since a message of none is the end of a stream.
+        channel.sendmsg([b"\0"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)],
+                        _socket.MSG_NOSIGNAL)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+            raise
+        raise NoTap(75, "QEMU does not take the tap: it has ended") from error
+
+
+def parse(arguments: list[str]) -> tuple[str, int, bool]:
+    """Return the network or bridge, the number of the socket, and whether with a vnet header.
+
+    Of an option given twice the last counts, as in QEMU's own helper. Raises NoTap (64).
+    """
+    network, number, vnet_hdr = "", -1, False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if argument == "--use-vnet":
+            vnet_hdr = True
+        elif name == "--br" and equals:
+            network = value
+        elif name == "--fd" and value.isascii() and value.isdigit() and len(value) < 10:
+            number = int(value)
+        else:
+            raise _usage()
+    if not network or number < 0:
+        raise _usage()
+    return network, number, vnet_hdr
+
+
+def _usage() -> NoTap:
+    return NoTap(USAGE, "", (f"usage: {PROGRAM} [--use-vnet] --br=NETWORK --fd=NUMBER",))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)
+
+
+def _say(line: str) -> None:
+    """Write one line to standard error; nobody there to read it changes nothing."""
+    try:
+        os.write(2, (_printable(line) + "\n").encode("ascii"))
+    except OSError:
+        return
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

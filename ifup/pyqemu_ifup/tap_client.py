@@ -1,0 +1,165 @@
+"""Asks the agent for a tap (docs/agent.md): the wire's `tap`, from the client's side.
+
+Imports nothing but what the interpreter has loaded anyway, and small C modules: QEMU waits.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+import sys
+import time
+
+SOCKET = "/run/pyqemu-ifup/agent.sock"
+SOCKET_VARIABLE = "PYQEMU_IFUP_SOCKET"
+VERSION = "pyqemu-ifup/1"
+PACKET_MAX = 65536
+QUEUES_MAX = 64
+SLICE = 0.25
+"""Seconds of the longest wait: the end of the parent turns no descriptor ready."""
+ACCEPT = 10.0
+"""Seconds in which the agent must take the request."""
+MARGIN = 3.0
+"""Seconds beyond the agent's own deadline in which it may still answer."""
+UNAVAILABLE, TRY_AGAIN, DENIED, REFUSED = 69, 75, 77, 71
+"""Exit statuses, as pyqemu_ifconf.failure.Status has them, which costs too much to import."""
+
+
+class NoTap(Exception):
+    """The agent gives no tap: the exit status, and the lines that say why.
+
+    `told` lines are the agent's own, to be written as they are; `text` is ours.
+    """
+
+    def __init__(self, status: int, text: str = "", told: tuple[str, ...] = ()) -> None:
+        super().__init__(status, text, told)
+        self.status = status
+        self.text = text
+        self.told = told
+
+
+def find_socket() -> str:
+    """Return the path of the agent's socket. Raises NoTap (69) where there shall be no agent."""
+    path = os.environ.get(SOCKET_VARIABLE, SOCKET)
+    if not path:
+        raise NoTap(
+            UNAVAILABLE,
+            f"no agent: {SOCKET_VARIABLE} is empty; unset it, or name the socket of pyqemu-ifd",
+        )
+    return path
+
+
+def ask_for_tap(
+    path: str, network: str, name: str, queues: int, *, vnet_hdr: bool, for_parent: bool
+) -> tuple[str, list[int]]:
+    """Have the agent at `path` make a tap on `network`; return its name and its descriptors.
+
+    `name` may be empty. `for_parent`: the tap is for the process that started this one, and its
+    end ends the request. Raises NoTap.
+    """
+    connection = _connect(path)
+    try:
+        _send(connection, [network, name, str(queues), "vnet_hdr" if vnet_hdr else "",
+                           "parent" if for_parent else ""])
+        return _wait(connection, queues, os.getppid() if for_parent else None)
+    finally:
+        connection.close()
+
+
+def _connect(path: str) -> _socket.socket:
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    connection.settimeout(ACCEPT)
+    try:
+        connection.connect(os.fsencode(path))
+    except (ValueError, OSError) as error:
+        connection.close()
+        code = getattr(error, "errno", None)
+        why = os.strerror(code) if code else str(error)
+        if code in (errno.EACCES, errno.EPERM):
+            raise NoTap(DENIED, f"{path}: {why}; ask who keeps the agent") from error
+        if code in (None, errno.EAGAIN):
+            raise NoTap(TRY_AGAIN, f"the agent at {path} does not answer: {why}; "
+                        "see pyqemu-ifctl agent") from error
+        raise NoTap(
+            UNAVAILABLE,
+            f"no agent at {path}: {why}; start one: systemctl start pyqemu-ifd.socket",
+        ) from error
+    connection.settimeout(SLICE)
+    return connection
+
+
+def _send(connection: _socket.socket, fields: list[str]) -> None:
+    request = b"\0".join(os.fsencode(word) for word in (VERSION, "tap", *fields))
+    namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        rights = namespace.to_bytes(4, sys.byteorder)
+        connection.sendmsg([request], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)],
+                           _socket.MSG_NOSIGNAL)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+            raise
+        raise NoTap(TRY_AGAIN, "the agent refuses the connection: it has too many of yours; "
+                    "try again") from error
+    finally:
+        os.close(namespace)
+
+
+def _wait(
+    connection: _socket.socket, queues: int, parent: int | None
+) -> tuple[str, list[int]]:
+    """Take the answer's packets until its end. Raises NoTap; then no descriptor is left open."""
+    told: list[str] = []
+    name, descriptors = "", list[int]()
+    seconds, start = ACCEPT, time.monotonic()
+    try:
+        while True:
+            if parent is not None and os.getppid() != parent:
+                raise NoTap(TRY_AGAIN, f"stopped: the calling process {parent} has ended")
+            if time.monotonic() > start + seconds:
+                raise NoTap(TRY_AGAIN, f"the agent does not answer: waited {seconds:g} s; "
+                            "see pyqemu-ifctl agent")
+            packet, came = _receive(connection)
+            descriptors += came
+            kind, text = packet[:1], os.fsdecode(packet[1:])
+            if packet == b"":
+                raise NoTap(TRY_AGAIN, "the agent has gone; try again")
+            if kind == b"!" and text.isdigit():
+                seconds, start = int(text) + MARGIN, time.monotonic()
+            elif kind == b"-":
+                told.append(text)
+            elif kind == b">":
+                name = text
+            elif kind == b"?":
+                raise NoTap(DENIED, f"the agent is not for this process: {text}; "
+                            "run QEMU where the agent runs")
+            elif kind == b"=" and text.isdigit():
+                if text != "0":
+                    raise NoTap(int(text), "" if told else "the agent does not say why", (*told,))
+                if not name or len(descriptors) != queues:
+                    raise NoTap(REFUSED, f"the agent gave {len(descriptors)} descriptors for "
+                                f"{queues} queues; see whether more files may be open")
+                return name, descriptors
+    except BaseException:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
+
+
+def _receive(connection: _socket.socket) -> tuple[bytes, list[int]]:
+    """Return the next packet and its descriptors; a space where none has come in time."""
+    room = _socket.CMSG_SPACE(4 * QUEUES_MAX)
+    try:
+        packet, ancillary, _, _ = connection.recvmsg(
+            PACKET_MAX, room, _socket.MSG_CMSG_CLOEXEC
+        )
+    except (TimeoutError, ConnectionResetError):
+        # NOTE: a reset is told once and first; what the agent sent is still to be read.
+        return b" ", []
+    descriptors = [
+        int.from_bytes(data[at : at + 4], sys.byteorder)
+        for level, kind, data in ancillary
+        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS)
+        for at in range(0, len(data) - len(data) % 4, 4)
+    ]
+    return packet, descriptors
