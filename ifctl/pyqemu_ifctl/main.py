@@ -67,11 +67,25 @@ def main() -> int:
 def answer_or_failure(words: list[str]) -> Answer:
     """Return what the verb answers, a failure as one line for standard error."""
     try:
-        return run(build_parser().parse_args(words))
+        words, command = split_command(words)
+        args = build_parser().parse_args(words)
+        args.command = command
+        return run(args)
     except Failure as failure:
         return Answer("", failure.status, (_line(str(failure)),))
     except Exception as error:  # NOTE: the outermost handler; all else catches by name.
         return Answer("", Status.BUG, (_line(explain_bug(error)),))
+
+
+def split_command(words: list[str]) -> tuple[list[str], list[str]]:
+    """Return our own words and those of the command that `run` is given after `--`.
+
+    NOTE: argparse treats `--` differently from version to version.
+    """
+    if words[:1] != ["run"] or "--" not in words:
+        return words, []
+    at = words.index("--")
+    return words[:at], words[at + 1 :]
 
 
 def _line(text: str) -> str:
@@ -117,6 +131,12 @@ def build_parser() -> Parser:
     verb("agent", "Show how the agent is: its requests, its policy, its last error.")
     decode = verb("decode", "Say in words the status that QEMU prints when a script has failed.")
     decode.add_argument("status", metavar="STATUS", help="such as 16640")
+    start = verb("run", "Open taps through the agent and start a QEMU that has them.", data=False)
+    start.usage = f"{PROGRAM} run --nic NETWORK[,tap=NAME][,id=ID][,queues=N] ... -- QEMU ..."
+    start.add_argument(
+        "--nic", metavar="NETWORK[,...]", action="append", default=[],
+        help="a tap on this network, for -device ...,netdev=ID; net0, net1 ... without id=",
+    )
     verb("version", "Print the version.", data=False)
     return parser
 
@@ -134,6 +154,11 @@ def run(args: argparse.Namespace) -> Answer:
         from pyqemu_ifctl.check import check
 
         return check(args.files, os.environ, as_json=args.json)
+    if args.verb == "run":
+        from pyqemu_ifctl.run import run as run_qemu
+
+        answer = run_qemu(args.nic, args.command)
+        return Answer("", answer.status, tuple(map(_line, answer.remarks)))
     if args.verb == "agent":
         from pyqemu_ifctl.agent import agent
 

@@ -1,0 +1,164 @@
+"""pyqemu-ifctl run: open the taps of a QEMU that may open none, and become that QEMU."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifctl.answer import Answer, shown
+from pyqemu_ifup.tap_client import QUEUES_MAX, NoTap, ask_for_tap, find_socket
+
+VHOST = "/dev/vhost-net"
+KEYS = ("tap", "id", "queues")
+_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+"""What QEMU takes for an id (id_wellformed of util/id.c)."""
+
+
+@dataclass(frozen=True)
+class Nic:
+    """One --nic: a tap on `network`, which QEMU is to know as the netdev `id`."""
+
+    network: str
+    id: str
+    tap: str = ""
+    queues: int = 1
+
+
+def run(texts: Sequence[str], command: Sequence[str]) -> Answer:
+    """Open the taps that `texts` ask for and become `command`; return only where that fails.
+
+    Raises Failure: 64 for usage, 69 where there is no such program.
+    """
+    nics = parse_nics(texts)
+    if not command:
+        raise Failure(Status.USAGE, "run needs a command", "", "write -- and QEMU's command line")
+    program = shutil.which(command[0])
+    if program is None:
+        raise _cannot_run(command[0], os.strerror(errno.ENOENT))
+    words, inherited, at = list(command), list[int](), ""
+    try:
+        path = find_socket()
+        for nic in nics:
+            at = f"{nic.network}: "
+            _, taps = ask_for_tap(
+                path, nic.network, nic.tap, nic.queues, vnet_hdr=True, for_parent=False
+            )
+            vhosts = open_vhosts(nic.queues)
+            words += ["-netdev", netdev(nic, taps, vhosts)]
+            inherited += [*taps, *vhosts]
+    except NoTap as failure:
+        status = next((each for each in Status if each == failure.status), Status.REFUSED)
+        return Answer("", status, tuple(_remarks(failure, at)))
+    _become(program, words, inherited)
+
+
+def _remarks(failure: NoTap, at: str) -> Iterator[str]:
+    """Yield what is to be said of a failure, the agent's lines without its own name."""
+    for line in failure.told:
+        program, _, text = line.partition(": ")
+        yield at + (text if program.startswith("pyqemu-") else line)
+    if failure.text:
+        yield at + failure.text
+
+
+def _become(program: str, words: list[str], inherited: list[int]) -> NoReturn:
+    # NOTE: Python ignores these two, and what is ignored stays so in QEMU's children.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    for descriptor in inherited:
+        os.set_inheritable(descriptor, True)
+    try:
+        os.execv(program, words)
+    except OSError as error:
+        raise _cannot_run(program, os.strerror(error.errno or 0)) from error
+
+
+def _cannot_run(program: str, why: str) -> Failure:
+    return Failure(
+        Status.UNAVAILABLE, f"cannot run {shown(program)}", why,
+        "give QEMU's program after --, such as qemu-system-x86_64",
+    )
+
+
+def parse_nics(texts: Sequence[str]) -> list[Nic]:
+    """Return what each --nic asks for; the ids are net0, net1 ... where none is given.
+
+    Raises Failure (64).
+    """
+    nics = [parse_nic(text, f"net{number}") for number, text in enumerate(texts)]
+    if not nics:
+        raise Failure(Status.USAGE, "run needs a --nic", "", "write --nic NETWORK")
+    ids = [nic.id for nic in nics]
+    twice = [id for number, id in enumerate(ids) if id in ids[:number]]
+    if twice:
+        raise Failure(
+            Status.USAGE, f"two --nic have the id {twice[0]}", "", "give each its own, with id="
+        )
+    return nics
+
+
+def parse_nic(text: str, default_id: str) -> Nic:
+    """Return what `NETWORK[,tap=NAME][,id=ID][,queues=N]` asks for. Raises Failure (64).
+
+    NOTE: a doubled comma, which QEMU takes for one in a value, is refused: no value has one.
+    """
+    network, *rest = text.split(",")
+    if not network or "=" in network:
+        raise _bad(text, "it does not begin with the name of a network")
+    given: dict[str, str] = {}
+    for part in rest:
+        key, equals, value = part.partition("=")
+        if key not in KEYS or not equals:
+            raise _bad(text, f"{shown(part) or 'an empty word'} is none of tap=, id= and queues=")
+        if key in given:
+            raise _bad(text, f"{key}= is given twice")
+        if not value:
+            raise _bad(text, f"{key}= is empty")
+        given[key] = value
+    id = given.get("id", default_id)
+    if _ID.fullmatch(id) is None:
+        raise _bad(text, f"{shown(id)} is no id: a letter, then letters, digits, - . and _")
+    queues = given.get("queues", "1")
+    if not re.fullmatch("[1-9][0-9]?", queues) or int(queues) > QUEUES_MAX:
+        raise _bad(text, f"queues= is a number from 1 to {QUEUES_MAX}, not {shown(queues)}")
+    return Nic(network, id, given.get("tap", ""), int(queues))
+
+
+def _bad(text: str, why: str) -> Failure:
+    return Failure(
+        Status.USAGE, f"--nic {shown(text)}", why, "write NETWORK[,tap=NAME][,id=ID][,queues=N]"
+    )
+
+
+def open_vhosts(count: int) -> list[int]:
+    """Return a descriptor of the kernel's vhost-net for each queue; none where it cannot be used.
+
+    Raises OSError for every other fault.
+    """
+    found: list[int] = []
+    try:
+        for _ in range(count):
+            found.append(os.open(VHOST, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        for descriptor in found:
+            os.close(descriptor)
+        if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENODEV, errno.ENXIO):
+            raise
+        return []
+    return found
+
+
+def netdev(nic: Nic, taps: Sequence[int], vhosts: Sequence[int]) -> str:
+    """Return the value of QEMU's -netdev for descriptors that are open already."""
+    many = "s" if len(taps) > 1 else ""
+    words = [f"tap,id={nic.id}", f"fd{many}={':'.join(map(str, taps))}"]
+    if vhosts:
+        words += ["vhost=on", f"vhostfd{many}={':'.join(map(str, vhosts))}"]
+    return ",".join(words)
