@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 import syslog
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import check_tap_name
-from pyqemu_ifup.manners import (
-    Watch,
-    inherited_taps,
-    log,
-    narrator,
-    open_standard_descriptors,
-    prove_tap,
-    run_hook,
-    settle,
-    watching,
-)
+from pyqemu_ifup.manners import Watch, log, narrator, prove_tap, run_hook
 
 PROGRAM = "pyqemu-ifdown"
 TIMEOUT = 10.0
@@ -27,11 +16,7 @@ TIMEOUT = 10.0
 
 def main() -> int:
     """Run the hook with the arguments of this process and return its exit status."""
-    open_standard_descriptors()
-    inherited = inherited_taps()
-    settle()
-    with watching(TIMEOUT) as watch:
-        return run_hook(PROGRAM, sys.argv[1:], lambda tap: down(tap, inherited, watch))
+    return run_hook(PROGRAM, TIMEOUT, down)
 
 
 def down(tap: str, inherited: list[str], watch: Watch) -> None:

@@ -12,15 +12,11 @@ from pyqemu_ifconf.policy import DEFAULT_TIMEOUT, Deny, Policy, decide, policy_a
 from pyqemu_ifup.caller import find_caller
 from pyqemu_ifup.manners import (
     Watch,
-    inherited_taps,
     log,
     narrator,
-    open_standard_descriptors,
     program_name,
     prove_tap,
     run_hook,
-    settle,
-    watching,
 )
 
 PROGRAM = "pyqemu-ifup"
@@ -28,11 +24,7 @@ PROGRAM = "pyqemu-ifup"
 
 def main() -> int:
     """Run the hook with the arguments of this process and return its exit status."""
-    open_standard_descriptors()
-    inherited = inherited_taps()
-    settle()
-    with watching(DEFAULT_TIMEOUT) as watch:
-        return run_hook(PROGRAM, sys.argv[1:], lambda tap: up(tap, inherited, watch))
+    return run_hook(PROGRAM, DEFAULT_TIMEOUT, up)
 
 
 def up(tap: str, inherited: list[str], watch: Watch) -> None:

@@ -169,7 +169,7 @@ class Call:
             end = time.monotonic() + PATIENCE
             while True:
                 left = max(0.0, end - time.monotonic())
-                ready = select.select([handle, syslog.socket], [], [], left)[0]
+                ready = select.select([handle, syslog.socket.fileno()], [], [], left)[0]
                 syslog.hear()
                 if handle in ready or not ready:
                     return bool(ready)
