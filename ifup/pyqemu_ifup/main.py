@@ -29,10 +29,11 @@ def main() -> int:
 
 def up(tap: str, inherited: list[str], watch: Watch) -> None:
     """Attach `tap` for the parent process. Raises Failure."""
-    from pyqemu_ifconf.load import load_host_policy
-
     check_tap_name(tap)
     prove_tap(tap, inherited)
+
+    from pyqemu_ifconf.load import load_host_policy
+
     parent = os.getppid()
     policy = load_host_policy(os.environ)
     watch.allow(policy.timeout)
