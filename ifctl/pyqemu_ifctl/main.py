@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> Answer:
         return check(args.files, os.environ, as_json=args.json)
     tap: str | None = args.tap if args.tap is None else check_tap_name(args.tap)
     tell = narrator(PROGRAM, tap or "all taps")
-    with watching(TIMEOUT, follow_parent=False) as watch:
+    with watching(TIMEOUT, hook=False) as watch:
         if args.verb == "explain":
             from pyqemu_ifconf.policy import Caller
             from pyqemu_ifctl.explain import explain

@@ -50,7 +50,8 @@ class Watch:
 
     `interrupted` tells in words why the run must stop, or None; `wakeup` is a descriptor that
     turns readable when its answer may have changed, for those who wait. `set_timer` is told the
-    seconds left whenever they change, None where there is nothing left to bound.
+    seconds left whenever they change, None where there is nothing left to bound. `stopped` and
+    `late` tell what then has become of the run, and what to do.
     """
 
     def __init__(
@@ -59,12 +60,16 @@ class Watch:
         interrupted: Callable[[], str | None] = lambda: None,
         wakeup: int | None = None,
         set_timer: Callable[[float | None], None] = lambda seconds: None,
+        stopped: str = "nothing is left of it",
+        late: str = "try again, or raise timeout: in the policy",
     ) -> None:
         self.start = time.monotonic()
         self.seconds = seconds
         self.interrupted = interrupted
         self.wakeup = wakeup
         self.set_timer = set_timer
+        self.stopped = stopped
+        self.late = late
         set_timer(seconds)
 
     def allow(self, seconds: float) -> None:
@@ -80,7 +85,7 @@ class Watch:
         """Raise Failure (75) when the run must stop; `doing` tells what it was busy with."""
         reason = self.interrupted()
         if reason is not None:
-            raise Failure(Status.TRY_AGAIN, "stopped", reason, "nothing is left of it")
+            raise Failure(Status.TRY_AGAIN, "stopped", reason, self.stopped)
         if self.remaining() == 0.0:
             raise self.expired(doing)
 
@@ -90,7 +95,14 @@ class Watch:
             Status.TRY_AGAIN,
             f"not done after {self.seconds:g} s",
             doing or "the deadline has passed",
-            "try again, or raise timeout: in the policy",
+            self.late,
+        )
+
+    def within(self, seconds: float) -> Watch:
+        """Return a watch that whatever ends this one ends, and after `seconds` at the most."""
+        return Watch(
+            min(seconds, self.remaining()), self.interrupted, self.wakeup,
+            stopped=self.stopped, late=self.late,
         )
 
     def finish(self) -> None:
@@ -199,10 +211,10 @@ def prove_tap(tap: str, inherited: Iterable[str]) -> None:
 
 
 @contextmanager
-def watching(seconds: float, *, follow_parent: bool = True) -> Iterator[Watch]:
+def watching(seconds: float, *, hook: bool = True) -> Iterator[Watch]:
     """Yield the Watch of a hook: TERM, INT, HUP, and the end of its parent interrupt it.
 
-    Without `follow_parent`, the parent may end: a person's shell is not a guest.
+    Of a person's program, which is no `hook`, the parent may end, and what it did stays done.
 
     The handlers only note the signal: what was begun is finished, and what follows is undone.
     Every wait has the time left as its limit; what waits elsewhere (a directory service, a file
@@ -219,7 +231,7 @@ def watching(seconds: float, *, follow_parent: bool = True) -> Iterator[Watch]:
     def interrupted() -> str | None:
         if received:
             return f"received {signal.Signals(received[0]).name}"
-        if follow_parent and os.getppid() != parent:
+        if hook and os.getppid() != parent:
             return f"the calling process {parent} has ended"
         return None
 
@@ -240,7 +252,13 @@ def watching(seconds: float, *, follow_parent: bool = True) -> Iterator[Watch]:
         signal.signal(stop, note)
     signal.signal(signal.SIGALRM, break_off)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    watch = Watch(seconds, interrupted, read_end, set_timer)
+    if hook:
+        watch = Watch(seconds, interrupted, read_end, set_timer)
+    else:
+        watch = Watch(
+            seconds, interrupted, read_end, set_timer,
+            stopped="what was done stays done", late="try again",
+        )
     try:
         yield watch
     finally:
