@@ -67,6 +67,7 @@ def attach(
 def _attach(host: Host, port: Port, caller: Caller, parent: int, before: Seen) -> None:
     here = find_here()
     refuse_foreign_ports(before, here)
+    _require_database(host, port, before)
     kind = find_kind(port, before)
     stamp = make_stamp(port, kind, caller, parent)
     for op in plan_up(port, kind, before, stamp, here):
@@ -75,7 +76,22 @@ def _attach(host: Host, port: Port, caller: Caller, parent: int, before: Seen) -
             _prove(host, port, kind, before, up=op.up)
         else:
             host.run(op, host.watch)
-    host.watch.check()
+    host.watch.finish()
+
+
+def _require_database(host: Host, port: Port, before: Seen) -> None:
+    """Raise Failure (69) where the bridge can only be Open vSwitch's, and that is not running."""
+    linux = before.bridge is not None and before.bridge.kind == "bridge"
+    wanted = port.kind == "openvswitch" or (
+        port.kind is None and not linux and port.ovsdb != DEFAULT_OVSDB
+    ) or (before.bridge is not None and before.bridge.kind == "openvswitch")
+    if wanted and port.ovsdb not in host.databases:
+        raise Failure(
+            Status.UNAVAILABLE,
+            f"Open vSwitch is not there: no socket at {port.ovsdb}",
+            f"{port.bridge} of network {port.network} is its bridge",
+            "start Open vSwitch by its own service",
+        )
 
 
 def _prove(host: Host, port: Port, kind: Kind, before: Seen, *, up: bool) -> None:

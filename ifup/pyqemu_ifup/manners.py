@@ -50,8 +50,9 @@ class Watch:
 
     `interrupted` tells in words why the run must stop, or None; `wakeup` is a descriptor that
     turns readable when its answer may have changed, for those who wait. `set_timer` is told the
-    seconds left whenever they change, None where there is nothing left to bound. `stopped` and
-    `late` tell what then has become of the run, and what to do.
+    seconds left whenever they change, None where there is nothing left to bound, and whether
+    they are the last, an undo's. `stopped` and `late` tell what then has become of the run, and
+    what to do.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Watch:
         seconds: float,
         interrupted: Callable[[], str | None] = lambda: None,
         wakeup: int | None = None,
-        set_timer: Callable[[float | None], None] = lambda seconds: None,
+        set_timer: Callable[[float | None, bool], None] = lambda seconds, last: None,
         stopped: str = "nothing is left of it",
         late: str = "try again, or raise timeout: in the policy",
     ) -> None:
@@ -70,12 +71,12 @@ class Watch:
         self.set_timer = set_timer
         self.stopped = stopped
         self.late = late
-        set_timer(seconds)
+        set_timer(seconds, False)
 
     def allow(self, seconds: float) -> None:
         """Let the run take `seconds` in all, counted from its start."""
         self.seconds = seconds
-        self.set_timer(self.remaining())
+        self.set_timer(self.remaining(), False)
 
     def remaining(self) -> float:
         """Return the seconds left, 0 when there are none."""
@@ -108,7 +109,7 @@ class Watch:
     def finish(self) -> None:
         """Check a last time: from here on, what is done stays. Raises Failure (75) as `check`."""
         self.check()
-        self.set_timer(None)
+        self.set_timer(None, False)
 
     def for_undo(self) -> Watch:
         """Return the watch, which nothing interrupts, under which a failed run is taken back.
@@ -116,7 +117,9 @@ class Watch:
         It ends 2 s after the deadline, or in 2 s where whoever stopped the run is waiting.
         """
         left = max(0.0, self.start + self.seconds + GRACE - time.monotonic())
-        return Watch(min(left, GRACE) if self.interrupted() else left)
+        left = min(left, GRACE) if self.interrupted() else left
+        self.set_timer(left, True)
+        return Watch(left)
 
 
 def open_standard_descriptors() -> None:
@@ -219,11 +222,11 @@ def watching(seconds: float, *, hook: bool = True) -> Iterator[Watch]:
     The handlers only note the signal: what was begun is finished, and what follows is undone.
     Every wait has the time left as its limit; what waits elsewhere (a directory service, a file
     on a dead server) is broken off at the deadline by SIGALRM, which raises Failure (75). Where
-    that does not end it, the process ends 2 s later.
+    that does not end it, or an undo does not end in time, the process ends 2 s later.
     """
     parent = os.getppid()
     received: list[int] = []
-    broken_off: list[int] = []
+    broken_off: list[bool] = []
 
     def note(number: int, _frame: object) -> None:
         received.append(number)
@@ -237,15 +240,19 @@ def watching(seconds: float, *, hook: bool = True) -> Iterator[Watch]:
 
     def break_off(number: int, _frame: object) -> None:
         if broken_off:
-            log(syslog.LOG_ERR, "what was begun could not be taken back; pyqemu-ifctl gc will")
+            text = "not done in time: what was begun could not be taken back; pyqemu-ifctl gc will"
+            say(f"{_Log.program}: {text}")
+            log(syslog.LOG_ERR, text)
             os._exit(Status.TRY_AGAIN)
-        broken_off.append(number)
-        signal.setitimer(signal.ITIMER_REAL, GRACE - 2 * SLACK)
+        set_timer(GRACE, True)
         raise watch.expired("something does not answer")
 
-    def set_timer(seconds: float | None) -> None:
-        if not broken_off:
-            signal.setitimer(signal.ITIMER_REAL, 0 if seconds is None else seconds + SLACK)
+    def set_timer(seconds: float | None, last: bool) -> None:
+        if broken_off and not last:
+            return
+        if last:
+            broken_off.append(True)
+        signal.setitimer(signal.ITIMER_REAL, 0 if seconds is None else seconds + SLACK)
 
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     for stop in STOP_SIGNALS:

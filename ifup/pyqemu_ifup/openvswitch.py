@@ -15,6 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from ovs.db.error import Error
 from ovs.db.idl import Idl, SchemaHelper, Transaction
 from ovs.poller import Poller
 
@@ -76,6 +77,8 @@ SCHEMA: dict[str, object] = {
 """Of the vswitchd schema what we need, so that nothing else is monitored."""
 
 
+_MISREAD = (Error, AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+"""What the library raises on a message that is valid JSON-RPC and not what it has asked for."""
 _CONNECTING = (errno.EAGAIN, errno.EINPROGRESS, errno.EALREADY)
 
 
@@ -282,7 +285,10 @@ class Database:
                     if any(held.uuid == port.uuid for held in bridge.ports):
                         bridge.delvalue("ports", port)
                 for interface in interfaces:
+                    # NOTE: verify() alone is lost: the library sends it only for a row that the
+                    # transaction does something with.
                     interface.verify("external_ids")
+                    interface.delete()
                 port.delete()
                 self._root().increment("next_cfg")
                 transaction.add_comment(f"pyqemu-ifup: del-port {op.tap}")
@@ -359,7 +365,13 @@ class Database:
             self._block(None, watch, doing)
 
     def _take_in(self) -> None:
-        self._idl.run()
+        try:
+            self._idl.run()
+        except _MISREAD as error:
+            raise Failure(
+                Status.REFUSED, f"what answers at {self.address} does not speak OVSDB",
+                f"{type(error).__name__}: {error}", "see what listens there",
+            ) from error
 
     def _block(self, transaction: Any, watch: Watch, doing: str) -> None:
         """Wait for the next thing to happen, or raise what `watch` says."""
