@@ -636,14 +636,32 @@ def test_an_up_that_failed_on_an_attached_tap_leaves_it_detached(
 def test_a_signal_at_each_op_is_taken_back(
     calls: Calls, inside: Namespace, number: signal.Signals
 ) -> None:
+    done = calls.hooks.folder / "done"
+
+    def note(kind: str) -> None:
+        with done.open("a") as file:
+            file.write(f"{kind} ")
+
     with fresh(inside):
         before = state(inside)
         for op, after in EACH_OP:
-            ended = calls.up("t0", at_op(op, kill(number), after=after))
+            done.write_text("")
+
+            def act(current: int, step: LinkOp, is_done: bool, op: int = op,
+                    after: bool = after) -> None:
+                if (current, is_done) == (op, after):
+                    kill(number)()
+                if is_done:
+                    note(type(step).__name__)
+
+            ended = calls.up("t0", on_ops(act))
             assert (ended.status, said(ended)) == (
                 75, f"stopped: received {number.name}; nothing is left of it"
             ), (OPS[op], after)
             assert state(inside) == before, (OPS[op], after)
+            # What was begun is finished; what comes after that only takes it back.
+            assert tuple(done.read_text().split()[: op + 1]) == OPS[: op + 1]
+            assert ("SetUp" in done.read_text()) == (OPS[op] == "SetUp")
 
 
 @pytest.mark.parametrize("number", [signal.SIGPIPE, signal.SIGXFSZ])
