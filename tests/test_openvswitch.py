@@ -470,6 +470,34 @@ def test_new_tap_is_never_in_the_old_vlan(site: Site) -> None:
     site.ovs.del_port("wire")
 
 
+def test_new_port_waits_until_the_old_one_is_let_go(site: Site) -> None:
+    """Facts A.5: if ovs-vswitchd sees both changes at once, no frame passes the new port."""
+    wire = site.peer("wire")
+    site.vlan("vlan: 10")
+    killed_holder(site, "web0")
+    guest = site.netns.tap("web0")
+    site.vlan("vlan: 20")
+    for deleted_by_down in (False, True):
+        site.ovs.vswitchd.stop()
+        if deleted_by_down:
+            assert any("ovs-vswitchd does not answer" in line for line in site.down("web0").log)
+            guest.close()
+            guest = site.netns.tap("web0")
+        call = site.calls.start("pyqemu-ifup", "web0", change=close_descriptors)
+        end = time.monotonic() + 3 * LINGER
+        seen = set()
+        while time.monotonic() < end:
+            row = site.ovs.find("Port", "web0")
+            seen.add(None if row is None else row["tag"])
+        assert None in seen and 20 not in seen
+        site.ovs.vswitchd.cont()
+        _ended(call.wait(), 0)
+        assert arrives(guest, wire) == (20,)
+        assert arrives(wire, guest, (20,)) == ()
+    site.down("web0")
+    site.ovs.del_port("wire")
+
+
 def test_stale_row_of_another_bridge_goes(site: Site) -> None:
     site.ovs.add_bridge("br-old", hwaddr="52:54:00:ff:00:03")
     old_wire = site.netns.tap("oldwire", up=True)
