@@ -545,6 +545,7 @@ def test_it_needs_no_privilege(netns: Namespace, ovs: OpenVSwitch, public: Path)
     tap = netns.tap("web0")
     try:
         lan, sw, denied = (unprivileged(hooks, "explain", name) for name in ("web0", "sw0", "x"))
+        as_json = unprivileged(hooks, "explain", "x", "--json")
         table = unprivileged(hooks, "status")
         gc = unprivileged(hooks, "gc")
     finally:
@@ -561,6 +562,10 @@ def test_it_needs_no_privilege(netns: Namespace, ovs: OpenVSwitch, public: Path)
     assert f"\nnote: could not tell: {cannot}\n" in sw.stdout
     assert (denied.returncode, denied.stderr) == (77, "")
     assert denied.stdout.startswith(f"x: denied by {hooks.policy}:5: no\n")
+    assert (as_json.returncode, as_json.stderr) == (
+        77, f"pyqemu-ifctl: x: denied by {hooks.policy}:5: no\n"
+    )
+    assert json.loads(as_json.stdout)["decision"] == "deny"
     assert (table.returncode, table.stderr) == (77, f"pyqemu-ifctl: {cannot}\n")
     assert table.stdout.splitlines()[0].split()[:2] == ["TAP", "STATE"]
     assert ["web0", "?"] in [line.split()[:2] for line in table.stdout.splitlines()]

@@ -270,9 +270,9 @@ REFUSALS: list[tuple[str, str, str, int, str]] = [
     ("", "mtu: bridge", "bridge: nope, kind: linux", 69,
      "there is no bridge nope: network lan names it; make it (ip link add nope type bridge) or "
      "correct the policy"),
-    ("", "mtu: bridge", "bridge: br0, kind: openvswitch", 71,
-     "br0 is a Linux bridge: the policy says kind: openvswitch for network lan; correct kind: or "
-     "bridge:"),
+    ("", "mtu: bridge", "bridge: br0, kind: openvswitch", 69,
+     "Open vSwitch is not there: no socket at unix:/run/openvswitch/db.sock: br0 of network lan "
+     "is its bridge; start Open vSwitch by its own service"),
     ("", "mtu: bridge", "bridge: veth0", 71,
      "veth0 is not a bridge: it is a veth interface; correct bridge: of network lan"),
     ("", "mtu: bridge", "bridge: t0", 71,

@@ -402,6 +402,7 @@ def test_port_comes_with_its_vlan(openvswitch: Site, ovs: OpenVSwitch) -> None:
     columns = "name,tag,vlan_mode,trunks"
     argv = ["ovsdb-client", "--format=json", "monitor", ovs.db, "Open_vSwitch", "Port", columns]
     with site.netns.popen(argv) as monitor:
+        assert monitor.stdout is not None
         try:
             assert "br-int" in monitor.stdout.readline(), "what was there comes first"
             with start(site, *site.qemu_arguments("web0")) as qemu:

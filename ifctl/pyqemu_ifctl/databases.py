@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Policy
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.manners import Watch
 
 PATIENCE = 3.0
 """Seconds that one database may take, so that a mute one leaves time for the others."""
@@ -34,7 +33,7 @@ def open_each(host: Host, ovsdbs: Iterable[str]) -> dict[str, Failure]:
     failed: dict[str, Failure] = {}
     watch = host.watch
     for address in ovsdbs:
-        host.watch = Watch(min(PATIENCE, watch.remaining()), watch.interrupted, watch.wakeup)
+        host.watch = watch.within(PATIENCE)
         try:
             host.finish(host.open_databases([address]))
         except Failure as failure:

@@ -40,7 +40,10 @@ def gc(
     remarks = [str(failure) for failure in failures]
     if isinstance(policy, Failure):
         remarks.insert(0, f"only the default database is looked at: {policy}")
-    out = as_object(found) if as_json else as_text(found, dry_run=dry_run)
+    if as_json:
+        out = as_object(found)
+    else:
+        out = as_text(found, dry_run=dry_run, all_seen=not failures)
     return Answer(out, worst(failures), tuple(remarks))
 
 
@@ -65,8 +68,11 @@ def as_object(found: list[Leftover]) -> str:
     })
 
 
-def as_text(found: list[Leftover], *, dry_run: bool) -> str:
-    """Return what was found, a line for each; what was removed comes first."""
+def as_text(found: list[Leftover], *, dry_run: bool, all_seen: bool) -> str:
+    """Return what was found, a line for each, what was removed first.
+
+    That there is nothing to remove is said only where `all_seen`.
+    """
     lines = []
     for leftover in sorted(found, key=lambda each: each.remove is None):
         if leftover.remove is None:
@@ -75,6 +81,6 @@ def as_text(found: list[Leftover], *, dry_run: bool) -> str:
             did, where = ("would remove" if dry_run else "removed"), "from"
         bridge = f" {where} {shown(leftover.port.bridge)}" if leftover.port.bridge else ""
         lines.append(f"{did} {shown(leftover.port.name)}{bridge}: {leftover.because}")
-    if all(leftover.remove is None for leftover in found):
+    if all_seen and all(leftover.remove is None for leftover in found):
         lines.append("nothing to remove")
-    return "\n".join(lines) + "\n"
+    return "".join(f"{line}\n" for line in lines)

@@ -7,13 +7,12 @@ import errno
 import os
 import signal
 import sys
-import syslog
 from typing import NoReturn, TextIO
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import check_tap_name
 from pyqemu_ifctl.answer import Answer, shown
-from pyqemu_ifup.manners import explain_bug, narrator, watching
+from pyqemu_ifup.manners import explain_bug, narrator, open_log, watching
 
 PROGRAM = "pyqemu-ifctl"
 TIMEOUT = 10.0
@@ -47,7 +46,7 @@ def main() -> int:
     _fill_standard_descriptors()
     # NOTE: Ctrl-C ends what only reads files, without a traceback; `watching` sees to the rest.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    syslog.openlog(PROGRAM, syslog.LOG_PID, syslog.LOG_DAEMON)
+    open_log(PROGRAM)
     answer = answer_or_failure(sys.argv[1:])
     try:
         _write(sys.stdout, answer.out)
@@ -165,7 +164,7 @@ def run(args: argparse.Namespace) -> Answer:
         return agent(os.environ, as_json=args.json)
     tap: str | None = args.tap if args.tap is None else check_tap_name(args.tap)
     tell = narrator(PROGRAM, tap or "all taps")
-    with watching(TIMEOUT, follow_parent=False) as watch:
+    with watching(TIMEOUT, hook=False) as watch:
         if args.verb == "explain":
             from pyqemu_ifconf.policy import Caller
             from pyqemu_ifctl.explain import explain

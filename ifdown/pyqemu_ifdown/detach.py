@@ -10,7 +10,7 @@ from pyqemu_ifconf.policy import DEFAULT_OVSDB
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, Seen
 from pyqemu_ifup.manners import Watch, log
-from pyqemu_ifup.plan import DelPort, SetAlias, Step, plan_leave
+from pyqemu_ifup.plan import DelPort, SetAlias, SetDown, Step, plan_leave
 from pyqemu_ifup.stamp import Here, find_here, is_anothers
 from pyqemu_ifup.work import Work
 
@@ -39,6 +39,9 @@ def detaching(host: Host, tap: str, parent: int) -> Work[None]:
             f"{tap}: left alone: attached to {stamp.bridge} for process {stamp.pid}",
         )
         return
+    if link is not None and link.up and stamp is not None and stamp.kind == "openvswitch":
+        # NOTE: first of all, for a mute server may take all the time there is.
+        yield from _run(host, SetDown(tap, link.index))
     yield from host.open_databases(_databases(link))
     plan = plan_down(host.look(tap, None), find_here())
     for step in plan:

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 import syslog
+from collections.abc import Sequence
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import check_tap_name
-from pyqemu_ifup.manners import (
-    Watch,
-    inherited_taps,
-    log,
-    narrator,
-    open_standard_descriptors,
-    prove_tap,
-    run_hook,
-    settle,
-    watching,
-)
+from pyqemu_ifup.manners import Watch, log, narrator, run_hook
 
 PROGRAM = "pyqemu-ifdown"
 TIMEOUT = 10.0
@@ -27,11 +17,7 @@ TIMEOUT = 10.0
 
 def main() -> int:
     """Run the hook with the arguments of this process and return its exit status."""
-    open_standard_descriptors()
-    inherited = inherited_taps()
-    settle()
-    with watching(TIMEOUT) as watch:
-        return run_hook(PROGRAM, sys.argv[1:], lambda tap: down(tap, inherited, watch))
+    return run_hook(PROGRAM, TIMEOUT, down)
 
 
 def down(tap: str, inherited: list[str], watch: Watch) -> None:
@@ -39,13 +25,21 @@ def down(tap: str, inherited: list[str], watch: Watch) -> None:
     from pyqemu_ifdown.detach import detach
 
     check_tap_name(tap)
-    prove_tap(tap, inherited)
+    tap = present_name(tap, inherited)
     try:
         detach(tap, os.getppid(), watch, narrator(PROGRAM, tap))
     except Failure as failure:
         if failure.status is not Status.DENIED:
             raise
         log(syslog.LOG_WARNING, f"{tap}: left to pyqemu-ifctl gc: {failure}")
+
+
+def present_name(tap: str, inherited: Sequence[str]) -> str:
+    """Return the name of the tap that was handed over, which may have been renamed meanwhile.
+
+    QEMU only knows the name that it opened the tap by.
+    """
+    return inherited[0] if len(inherited) == 1 else tap
 
 
 if __name__ == "__main__":

@@ -61,8 +61,11 @@ def attaching(
     uid: int | None = None,
 ) -> Work[None]:
     """Do as `attach`, on a host that is there already, for the user `uid`; None is root."""
+    link = host.kernel.look_up(port.tap)
+    stamp = link.stamp if link is not None else None
+    left = [stamp.ovsdb] if stamp is not None and stamp.ovsdb is not None else []
     try:
-        yield from host.open_databases([port.ovsdb, DEFAULT_OVSDB, *ovsdbs])
+        yield from host.open_databases([port.ovsdb, DEFAULT_OVSDB, *ovsdbs, *left])
     except Failure:
         before = host.look(port.tap, port.bridge)
         if is_ours_to_touch(port.tap, before, parent):
@@ -70,27 +73,37 @@ def attaching(
         raise
     before = host.look(port.tap, port.bridge)
     refuse_strangers(port.tap, before, parent)
+    here = find_here()
+    refuse_foreign_ports(before, here)
     try:
-        yield from _attach(host, port, caller, parent, uid, before)
+        _require_database(host, port, before)
+        kind = find_kind(port, before)
+        stamp = make_stamp(port, kind, caller, parent, uid)
+        for op in plan_up(port, kind, before, stamp, here):
+            host.watch.check()
+            if isinstance(op, Prove):
+                yield from _prove(host, port, kind, before, up=op.up)
+            else:
+                yield from host.run(op, host.watch)
+        host.watch.finish()
     except BaseException:
         yield from _undo(host, port, before)
         raise
 
 
-def _attach(
-    host: Host, port: Port, caller: Caller, parent: int, uid: int | None, before: Seen
-) -> Work[None]:
-    here = find_here()
-    refuse_foreign_ports(before, here)
-    kind = find_kind(port, before)
-    stamp = make_stamp(port, kind, caller, parent, uid)
-    for op in plan_up(port, kind, before, stamp, here):
-        host.watch.check()
-        if isinstance(op, Prove):
-            yield from _prove(host, port, kind, before, up=op.up)
-        else:
-            yield from host.run(op, host.watch)
-    host.watch.check()
+def _require_database(host: Host, port: Port, before: Seen) -> None:
+    """Raise Failure (69) where the bridge can only be Open vSwitch's, and that is not running."""
+    linux = before.bridge is not None and before.bridge.kind == "bridge"
+    wanted = port.kind == "openvswitch" or (
+        port.kind is None and not linux and port.ovsdb != DEFAULT_OVSDB
+    ) or (before.bridge is not None and before.bridge.kind == "openvswitch")
+    if wanted and port.ovsdb not in host.databases:
+        raise Failure(
+            Status.UNAVAILABLE,
+            f"Open vSwitch is not there: no socket at {port.ovsdb}",
+            f"{port.bridge} of network {port.network} is its bridge",
+            "start Open vSwitch by its own service",
+        )
 
 
 def _prove(host: Host, port: Port, kind: Kind, before: Seen, *, up: bool) -> Work[None]:

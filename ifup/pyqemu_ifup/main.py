@@ -21,15 +21,11 @@ from pyqemu_ifconf.policy import (
 from pyqemu_ifup.caller import find_caller
 from pyqemu_ifup.manners import (
     Watch,
-    inherited_taps,
     log,
     narrator,
-    open_standard_descriptors,
     program_name,
     prove_tap,
     run_hook,
-    settle,
-    watching,
 )
 
 PROGRAM = "pyqemu-ifup"
@@ -37,19 +33,16 @@ PROGRAM = "pyqemu-ifup"
 
 def main() -> int:
     """Run the hook with the arguments of this process and return its exit status."""
-    open_standard_descriptors()
-    inherited = inherited_taps()
-    settle()
-    with watching(DEFAULT_TIMEOUT) as watch:
-        return run_hook(PROGRAM, sys.argv[1:], lambda tap: up(tap, inherited, watch))
+    return run_hook(PROGRAM, DEFAULT_TIMEOUT, up)
 
 
 def up(tap: str, inherited: list[str], watch: Watch) -> None:
     """Attach `tap` for the parent process. Raises Failure."""
-    from pyqemu_ifconf.load import load_host_policy
-
     check_tap_name(tap)
     prove_tap(tap, inherited)
+
+    from pyqemu_ifconf.load import load_host_policy
+
     parent = os.getppid()
     policy = load_host_policy(os.environ)
     watch.allow(policy.timeout)

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import gc
 import os
+import select
 import signal
 import sys
 import syslog
@@ -33,6 +34,13 @@ IFNAMSIZ = 16
 
 GRACE = 2.0
 """Seconds beyond the deadline in which a failed up may take back what it did."""
+SLACK = 0.1
+"""Seconds beyond the deadline after which whatever still waits is broken off."""
+LINE_MAX = 2000
+"""Bytes of one line that is said or logged: less than a pipe's or a syslog's least."""
+PATIENCE = 0.2
+"""Seconds that whoever reads stderr or syslog may take for a line; then it is lost."""
+LOG_SOCKET = "/dev/log"
 SAFE_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -41,7 +49,10 @@ class Watch:
     """The one deadline of a run on the monotonic clock, and whatever else may end it early.
 
     `interrupted` tells in words why the run must stop, or None; `wakeup` is a descriptor that
-    turns readable when its answer may have changed, for those who wait.
+    turns readable when its answer may have changed, for those who wait. `set_timer` is told the
+    seconds left whenever they change, None where there is nothing left to bound, and whether
+    they are the last, an undo's. `stopped` and `late` tell what then has become of the run, and
+    what to do.
     """
 
     def __init__(
@@ -49,15 +60,23 @@ class Watch:
         seconds: float,
         interrupted: Callable[[], str | None] = lambda: None,
         wakeup: int | None = None,
+        set_timer: Callable[[float | None, bool], None] = lambda seconds, last: None,
+        stopped: str = "nothing is left of it",
+        late: str = "try again, or raise timeout: in the policy",
     ) -> None:
         self.start = time.monotonic()
         self.seconds = seconds
         self.interrupted = interrupted
         self.wakeup = wakeup
+        self.set_timer = set_timer
+        self.stopped = stopped
+        self.late = late
+        set_timer(seconds, False)
 
     def allow(self, seconds: float) -> None:
         """Let the run take `seconds` in all, counted from its start."""
         self.seconds = seconds
+        self.set_timer(self.remaining(), False)
 
     def remaining(self) -> float:
         """Return the seconds left, 0 when there are none."""
@@ -67,21 +86,40 @@ class Watch:
         """Raise Failure (75) when the run must stop; `doing` tells what it was busy with."""
         reason = self.interrupted()
         if reason is not None:
-            raise Failure(Status.TRY_AGAIN, "stopped", reason, "nothing is left of it")
+            raise Failure(Status.TRY_AGAIN, "stopped", reason, self.stopped)
         if self.remaining() == 0.0:
-            raise Failure(
-                Status.TRY_AGAIN,
-                f"not done after {self.seconds:g} s",
-                doing or "the deadline has passed",
-                "try again, or raise timeout: in the policy",
-            )
+            raise self.expired(doing)
+
+    def expired(self, doing: str = "") -> Failure:
+        """Return the Failure (75) of a run that has used up its time."""
+        return Failure(
+            Status.TRY_AGAIN,
+            f"not done after {self.seconds:g} s",
+            doing or "the deadline has passed",
+            self.late,
+        )
+
+    def within(self, seconds: float) -> Watch:
+        """Return a watch that whatever ends this one ends, and after `seconds` at the most."""
+        return Watch(
+            min(seconds, self.remaining()), self.interrupted, self.wakeup,
+            stopped=self.stopped, late=self.late,
+        )
+
+    def finish(self) -> None:
+        """Check a last time: from here on, what is done stays. Raises Failure (75) as `check`."""
+        self.check()
+        self.set_timer(None, False)
 
     def for_undo(self) -> Watch:
         """Return the watch, which nothing interrupts, under which a failed run is taken back.
 
-        It has 2 s more than is left, or just these where whoever stopped the run is waiting.
+        It ends 2 s after the deadline, or in 2 s where whoever stopped the run is waiting.
         """
-        return Watch(GRACE if self.interrupted() else self.remaining() + GRACE)
+        left = max(0.0, self.start + self.seconds + GRACE - time.monotonic())
+        left = min(left, GRACE) if self.interrupted() else left
+        self.set_timer(left, True)
+        return Watch(left)
 
 
 def open_standard_descriptors() -> None:
@@ -179,16 +217,19 @@ def prove_tap(tap: str, inherited: Iterable[str]) -> None:
 
 
 @contextmanager
-def watching(seconds: float, *, follow_parent: bool = True) -> Iterator[Watch]:
+def watching(seconds: float, *, hook: bool = True) -> Iterator[Watch]:
     """Yield the Watch of a hook: TERM, INT, HUP, and the end of its parent interrupt it.
 
-    Without `follow_parent`, the parent may end: a person's shell is not a guest.
+    Of a person's program, which is no `hook`, the parent may end, and what it did stays done.
 
     The handlers only note the signal: what was begun is finished, and what follows is undone.
-    The deadline does not use SIGALRM: every wait has the time left as its limit.
+    Every wait has the time left as its limit; what waits elsewhere (a directory service, a file
+    on a dead server) is broken off at the deadline by SIGALRM, which raises Failure (75). Where
+    that does not end it, or an undo does not end in time, the process ends 2 s later.
     """
     parent = os.getppid()
     received: list[int] = []
+    broken_off: list[bool] = []
 
     def note(number: int, _frame: object) -> None:
         received.append(number)
@@ -196,17 +237,42 @@ def watching(seconds: float, *, follow_parent: bool = True) -> Iterator[Watch]:
     def interrupted() -> str | None:
         if received:
             return f"received {signal.Signals(received[0]).name}"
-        if follow_parent and os.getppid() != parent:
+        if hook and os.getppid() != parent:
             return f"the calling process {parent} has ended"
         return None
 
+    def break_off(number: int, _frame: object) -> None:
+        if broken_off:
+            text = "not done in time: what was begun could not be taken back; pyqemu-ifctl gc will"
+            say(f"{_Log.program}: {text}")
+            log(syslog.LOG_ERR, text)
+            os._exit(Status.TRY_AGAIN)
+        set_timer(GRACE, True)
+        raise watch.expired("something does not answer")
+
+    def set_timer(seconds: float | None, last: bool) -> None:
+        if broken_off and not last:
+            return
+        if last:
+            broken_off.append(True)
+        signal.setitimer(signal.ITIMER_REAL, 0 if seconds is None else seconds + SLACK)
+
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    for number in STOP_SIGNALS:
-        signal.signal(number, note)
+    for stop in STOP_SIGNALS:
+        signal.signal(stop, note)
+    signal.signal(signal.SIGALRM, break_off)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    if hook:
+        watch = Watch(seconds, interrupted, read_end, set_timer)
+    else:
+        watch = Watch(
+            seconds, interrupted, read_end, set_timer,
+            stopped="what was done stays done", late="try again",
+        )
     try:
-        yield Watch(seconds, interrupted, read_end)
+        yield watch
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.set_wakeup_fd(-1)
         os.close(read_end)
         os.close(write_end)
@@ -219,17 +285,45 @@ def printable(text: str) -> str:
 
 def say(line: str) -> None:
     """Write one line to standard error; nobody there to read it is no error."""
+    poll = select.poll()
+    poll.register(2, select.POLLOUT)
+    if not poll.poll(PATIENCE * 1000):
+        return
     try:
-        os.write(2, (printable(line) + "\n").encode("ascii"))
+        os.write(2, (printable(line)[:LINE_MAX] + "\n").encode("ascii"))
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EAGAIN, errno.EIO, errno.ENOSPC, errno.EBADF,
                                errno.EFBIG, errno.ECONNRESET, errno.ENOTCONN):
             raise
 
 
+class _Log:
+    """Who writes to syslog."""
+
+    program = "pyqemu-ifup"
+
+
+def open_log(program: str) -> None:
+    """Let the lines of `log` be those of `program`."""
+    _Log.program = program
+
+
 def log(priority: int, line: str) -> None:
-    """Write one line to syslog, facility daemon."""
-    syslog.syslog(syslog.LOG_DAEMON | priority, printable(line))
+    """Write one line to syslog, facility daemon; where nobody takes it in time, it is lost."""
+    # NOTE: not by syslog(3), which waits for ever for a daemon that is there but does not read.
+    import socket
+
+    level = syslog.LOG_DAEMON | priority
+    now = time.strftime("%b %e %H:%M:%S")
+    text = f"<{level}>{now} {_Log.program}[{os.getpid()}]: {printable(line)[:LINE_MAX]}"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.settimeout(PATIENCE)
+            sender.connect(LOG_SOCKET)
+            sender.send(text.encode("ascii"))
+    except OSError:
+        # No syslog, or one that is too busy: there is nobody else to tell.
+        return
 
 
 def narrator(program: str, tap: str) -> Callable[[str], None]:
@@ -239,24 +333,36 @@ def narrator(program: str, tap: str) -> Callable[[str], None]:
     return lambda command: say(f"{program}: {tap}: {command}")
 
 
-def run_hook(program: str, arguments: list[str], body: Callable[[str], None]) -> int:
+Hook = Callable[[str, list[str], Watch], None]
+"""What a hook does with a tap's name, the taps whose descriptors it was given, and its time."""
+
+
+def run_hook(program: str, seconds: float, body: Hook) -> int:
     """Run `body` with the one argument of a hook, the tap's name, and return the exit status.
 
     Says a failure once, on stderr and to syslog. An exception that is not a Failure is a bug: one
     line on stderr, the traceback to syslog, 70.
     """
-    syslog.openlog(program, syslog.LOG_PID, syslog.LOG_DAEMON)
-    if len(arguments) != 1:
-        line = f"usage: {program} TAP"
-        say(line)
-        return int(Status.USAGE)
-    tap = arguments[0]
+    open_log(program)
+    arguments = sys.argv[1:]
+    tap = arguments[0] if arguments else ""
     try:
-        body(tap)
+        open_standard_descriptors()
+        inherited = inherited_taps()
+        settle()
+        if len(arguments) != 1:
+            say(f"usage: {program} TAP")
+            return int(Status.USAGE)
+        with watching(seconds) as watch:
+            body(tap, inherited, watch)
     except Failure as failure:
         _report(program, tap, str(failure))
         return int(failure.status)
     except Exception as error:  # NOTE: the outermost handler; all else catches by name.
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            _report(program, tap, f"cannot go on: {error.strerror}; raise the limit of open files "
+                    f"of the calling process")
+            return int(Status.REFUSED)
         _report(program, tap, explain_bug(error))
         return int(Status.BUG)
     return int(Status.DONE)

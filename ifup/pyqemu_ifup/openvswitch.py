@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
+from ovs.db.error import Error
 from ovs.db.idl import ROW_CREATE, ROW_DELETE, Idl, SchemaHelper, Transaction
 from ovs.poller import Poller
 
@@ -22,7 +23,7 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup.look import OvsPort
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import AddPort, DelPort, vlan_columns
-from pyqemu_ifup.stamp import KEY_VERSION
+from pyqemu_ifup.stamp import KEY_VERSION, OUR_KEYS
 from pyqemu_ifup.work import RETRY, SLICE, Work
 
 
@@ -72,6 +73,8 @@ SCHEMA: dict[str, object] = {
 """Of the vswitchd schema what we need, so that nothing else is monitored."""
 
 
+_MISREAD = (Error, AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+"""What the library raises on a message that is valid JSON-RPC and not what it has asked for."""
 _CONNECTING = (errno.EAGAIN, errno.EINPROGRESS, errno.EALREADY)
 
 
@@ -101,6 +104,8 @@ class Database:
         self.address = address
         self.unsure = False
         """Whether a commit was given up whose outcome nobody knows; `sync` tells."""
+        self.fault: Failure | None = None
+        """Why the server cannot be understood; nothing of it can be trusted then."""
         self._mute = f"the database of Open vSwitch at {address} does not answer"
         self._busy = f"ovs-vswitchd does not answer ({address})"
         helper = SchemaHelper(schema_json=SCHEMA)
@@ -133,8 +138,19 @@ class Database:
         self._idl.close()
 
     def refresh(self) -> None:
-        """Take in what the server has sent since."""
-        self._idl.run()
+        """Take in what the server has sent since; nonsense is kept for `check` to raise."""
+        try:
+            self._idl.run()
+        except _MISREAD as error:
+            self.fault = Failure(
+                Status.REFUSED, f"what answers at {self.address} does not speak OVSDB",
+                f"{type(error).__name__}: {error}", "see what listens there",
+            )
+
+    def check(self) -> None:
+        """Raise Failure (71) where the server has talked nonsense."""
+        if self.fault is not None:
+            raise self.fault
 
     def wait(self, poller: Any) -> None:
         """Let `poller`, an ovs.poller.Poller, wake up when there is something to take in."""
@@ -154,7 +170,7 @@ class Database:
 
     def connected(self, watch: Watch) -> Work[None]:
         """Wait until the rows are there. Raises Failure (75)."""
-        yield from _until(lambda: self.is_connected, watch, self._mute)
+        yield from self._until(lambda: self.is_connected, watch, self._mute)
 
     def sync(self, watch: Watch) -> Work[None]:
         """Take in all that the server has committed by now, commits that were given up included.
@@ -169,7 +185,11 @@ class Database:
         return self._bridge(name) is not None
 
     def ports(self, name: str | None = None) -> list[OvsPort]:
-        """Return the ports replicated here, or those called `name`, with their Interface rows."""
+        """Return the ports replicated here, or those called `name`, with their Interface rows.
+
+        Raises Failure as `check`.
+        """
+        self.check()
         if name is None:
             ports, interfaces = self._rows("Port"), self._rows("Interface")
         else:
@@ -245,7 +265,7 @@ class Database:
 
         yield from self._commit(compose, watch)
         yield from self._applied(self._root().next_cfg, watch)
-        yield from _until(
+        yield from self._until(
             lambda: self._is_usable(op), watch,
             f"ovs-vswitchd does not take the port in ({self.address})",
         )
@@ -255,7 +275,7 @@ class Database:
         rows = self.ports(op.tap)
         if not rows:
             return False
-        if any(row.external_ids != op.external_ids for row in rows):
+        if any(not set(op.external_ids) <= set(row.external_ids) for row in rows):
             raise Failure(
                 Status.DENIED,
                 "Open vSwitch has a port of this name that is not ours",
@@ -277,7 +297,7 @@ class Database:
 
     def link_up(self, tap: str, watch: Watch) -> Work[None]:
         """Wait until ovs-vswitchd sees the tap's link up. Raises Failure, 71 without the port."""
-        yield from _until(
+        yield from self._until(
             lambda: self._own(tap).link_state == "up",
             watch,
             f"ovs-vswitchd does not see the tap's link up ({self.address})",
@@ -301,20 +321,24 @@ class Database:
         whether it did. Raises Failure: 69 where the server cannot write, 75 where it is mute.
         """
 
-        seen = dict(op.external_ids)
+        # NOTE: by our own keys, since others (ovn-controller) may add theirs at any time.
+        seen = {key: value for key, value in op.external_ids if key in OUR_KEYS}
         if KEY_VERSION not in seen:
             raise ValueError(f"{op} is not of a port of ours")
 
         def compose(transaction: Any) -> None:
             for port in self._named("Port", op.tap):
                 interfaces = list(port.interfaces)
-                if not any(interface.external_ids == seen for interface in interfaces):
+                if not any(seen.items() <= each.external_ids.items() for each in interfaces):
                     continue
                 for bridge in self._rows("Bridge"):
                     if any(held.uuid == port.uuid for held in bridge.ports):
                         bridge.delvalue("ports", port)
                 for interface in interfaces:
+                    # NOTE: verify() alone is lost: the library sends it only for a row that the
+                    # transaction does something with.
                     interface.verify("external_ids")
+                    interface.delete()
                 port.delete()
                 self._root().increment("next_cfg")
                 transaction.add_comment(f"pyqemu-ifup: del-port {op.tap}")
@@ -355,7 +379,7 @@ class Database:
 
     def _applied(self, next_cfg: int, watch: Watch) -> Work[None]:
         """Wait until ovs-vswitchd has taken in the configuration up to `next_cfg`."""
-        yield from _until(lambda: self._root().cur_cfg >= next_cfg, watch, self._busy)
+        yield from self._until(lambda: self._root().cur_cfg >= next_cfg, watch, self._busy)
 
     def _commit(self, compose: Callable[[Any], None], watch: Watch) -> Work[Any]:
         """Commit what `compose` writes, anew as often as the database had changed meanwhile.
@@ -371,7 +395,8 @@ class Database:
                 while status == Transaction.INCOMPLETE:
                     self.unsure = True
                     watch.check(self._mute)
-                    yield SLICE
+                    yield min(SLICE, watch.remaining())
+                    self.check()
                     status = transaction.commit()
             finally:
                 transaction.abort()
@@ -386,7 +411,19 @@ class Database:
             raise _refusal(self.address, transaction.get_error())
 
     def _changed(self, seqno: int, watch: Watch) -> Work[None]:
-        yield from _until(lambda: self._idl.change_seqno != seqno, watch, self._mute)
+        yield from self._until(lambda: self._idl.change_seqno != seqno, watch, self._mute)
+
+    def _until(self, done: Callable[[], bool], watch: Watch, doing: str) -> Work[None]:
+        """Wait until `done` says so.
+
+        Raises Failure: 75 with `watch`, telling what it was `doing`; 71 as `check`.
+        """
+        while True:
+            self.check()
+            if done():
+                return
+            watch.check(doing)
+            yield min(SLICE, watch.remaining())
 
 
 def wait(databases: Iterable[Database], watch: Watch, seconds: float) -> None:
@@ -403,13 +440,6 @@ def wait(databases: Iterable[Database], watch: Watch, seconds: float) -> None:
     poller.block()
     for database in databases:
         database.refresh()
-
-
-def _until(done: Callable[[], bool], watch: Watch, doing: str) -> Work[None]:
-    """Wait until `done` says so. Raises Failure (75) with `watch`, telling what it was `doing`."""
-    while not done():
-        watch.check(doing)
-        yield min(SLICE, watch.remaining())
 
 
 def _one(values: Any) -> Any:

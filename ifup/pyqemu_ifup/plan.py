@@ -21,7 +21,7 @@ from pyqemu_ifup.look import (
     vlan_of_vids,
     wanted_vids,
 )
-from pyqemu_ifup.stamp import OUR_KEYS, Here, Stamp, format_alias, is_anothers, row_ids
+from pyqemu_ifup.stamp import Here, Stamp, format_alias, is_anothers, row_ids
 
 IPV6_MTU_MIN = 1280
 """Bytes; IPV6_MIN_MTU of linux/ipv6.h (RFC 8200, 5)."""
@@ -563,8 +563,9 @@ def _compare_port(port: Port, seen: Seen, tap: Link, compare: object, *, up: boo
             found += f", trunks {','.join(map(str, row.trunks))})" if row.trunks else ")"
         compare("vlan", show_vlan(port.vlan), found)
     compare("isolated", port.isolated, row.protected)
-    theirs = tuple(pair for pair in row.external_ids if pair[0] not in OUR_KEYS)
-    compare("external_ids", dict(port.external_ids), dict(theirs))
+    # NOTE: only what the policy gives: others (ovn-controller) add keys of their own to the row.
+    given = {key: row.ids[key] for key, _ in port.external_ids if key in row.ids}
+    compare("external_ids", dict(port.external_ids), given)
     compare("transient", True, row.transient)
     compare("error", None, row.error)
     compare("ofport", True, row.ofport is not None and row.ofport > 0)

@@ -71,7 +71,10 @@ class Ended:
 
 
 class Syslog:
-    """A syslog of the test's own: /dev/log, as far as it is shown to a process by `show`."""
+    """A syslog of the test's own: /dev/log, as far as it is shown to a process by `show`.
+
+    While it is `deaf`, it takes nothing.
+    """
 
     def __init__(self, folder: Path) -> None:
         # NOTE: the path of a Unix socket has at most 107 bytes.
@@ -83,6 +86,7 @@ class Syslog:
         os.chmod(self.path, 0o666)
         self.socket.setblocking(False)
         self.heard: list[tuple[int, str]] = []
+        self.deaf = False
 
     def close(self) -> None:
         """Remove the socket."""
@@ -91,7 +95,7 @@ class Syslog:
 
     def hear(self) -> None:
         """Take what has come: few lines fit into the socket, and who would write more waits."""
-        while select.select([self.socket], [], [], 0)[0]:
+        while not self.deaf and select.select([self.socket], [], [], 0)[0]:
             # RFC 3164: <PRIORITY>Mmm dd hh:mm:ss TAG[PID]: TEXT
             priority, _, line = self.socket.recv(65536).decode().partition(">")
             text = line[len("Mmm dd hh:mm:ss ") :].rstrip("\n\0")
@@ -169,7 +173,8 @@ class Call:
             end = time.monotonic() + PATIENCE
             while True:
                 left = max(0.0, end - time.monotonic())
-                ready = select.select([handle, syslog.socket], [], [], left)[0]
+                listened = [] if syslog.deaf else [syslog.socket.fileno()]
+                ready = select.select([handle, *listened], [], [], left)[0]
                 syslog.hear()
                 if handle in ready or not ready:
                     return bool(ready)
