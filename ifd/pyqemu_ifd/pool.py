@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
+import syslog
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from pyqemu_ifup.host import Host, is_there
 from pyqemu_ifup.linux_bridge import Netlink
-from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.work import Work
 
 if TYPE_CHECKING:
@@ -57,9 +58,13 @@ class Pool:
         self.kernel.close()
 
     def refresh(self) -> None:
-        """Take in what the databases have sent."""
-        for database in self.databases.values():
+        """Take in what the databases have sent; one that talks nonsense is given up."""
+        for address, database in list(self.databases.items()):
             database.refresh()
+            if database.fault is not None:
+                log(syslog.LOG_ERR, str(database.fault))
+                del self.databases[address]
+                database.close()
 
     def open_new(self, addresses: Iterable[str]) -> None:
         """Begin to connect to those of the databases that this host has and that are not open."""

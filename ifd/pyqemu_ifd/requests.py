@@ -69,6 +69,8 @@ def serve(
     if request.verb == "up":
         return tap, _up(tap, request.fields[1], request.fields[2], place, context)
     if request.verb == "down":
+        # A tap that was renamed since QEMU opened it: QEMU knows the old name.
+        tap = place.tap if place is not None and place.tap is not None else tap
         return tap, _down(tap, request.fields[1], place, context)
     policy = context.keeper.get()
     peer = context.peer
