@@ -6,10 +6,11 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 
 HOOKS := pyqemu-ifup pyqemu-ifdown
-PROGRAMS := pyqemu-ifctl
+PROGRAMS := pyqemu-ifctl pyqemu-ifd
 ROOMS := $(wildcard conf ifup ifdown ifctl ifd)
 PAGES := $(sort $(wildcard $(addsuffix /*.5,$(ROOMS)) $(addsuffix /*.8,$(ROOMS))))
 SCHEMAS := $(wildcard conf/*.schema.json)
+UNITS := $(wildcard conf/systemd/*)
 
 # NOTE: recipes read these from the environment, quoted, so that no path is ever shell text; and
 # no PYTHON* variable of the caller's reaches a Python that root runs.
@@ -104,6 +105,12 @@ install: ## install into PREFIX (/usr/local), under DESTDIR
 	done
 	for page in $(PAGES); do
 		put 0644 "$$page" "$$PREFIX/share/man/man$${page##*.}/$${page##*/}"
+	done
+	# NOTE: systemd takes a % for a specifier, sed & and | for its own.
+	bin=$$(printf %s "$$PREFIX/bin" | sed 's/%/%%/g; s/[&|\\]/\\&/g')
+	for unit in $(UNITS); do
+		sed "s|@bin@|$$bin|" "$$unit" >"$$tree/unit"
+		put 0644 "$$tree/unit" "$$PREFIX/lib/systemd/system/$${unit##*/}"
 	done
 	for file in $(SCHEMAS) conf/policy.yaml; do
 		put 0644 "$$file" "$$PREFIX/share/pyqemu-ifup/$${file##*/}"

@@ -15,7 +15,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 HOOKS = ("pyqemu-ifup", "pyqemu-ifdown")
-PROGRAMS = (*HOOKS, "pyqemu-ifctl")
+PROGRAMS = (*HOOKS, "pyqemu-ifctl", "pyqemu-ifd")
+WRONG = ("one", "two")
+"""Arguments that no program takes."""
 NO_INDEX = ("No matching distribution found", "Could not find a version", "Connection")
 
 TRAP = 'import os; open({marker!r}, "a").write(__file__ + "\\n")\n'
@@ -90,7 +92,7 @@ def test_a_program_runs_from_its_final_place(installed: Installed) -> None:
         first = launcher.read_text().splitlines()[0]
         options = "-IS" if program in HOOKS else "-I"
         assert first == f"#!{installed.prefix}/lib/pyqemu-ifup/bin/python3 {options}"
-        done = run(launcher)
+        done = run(launcher, *WRONG)
         assert (done.returncode, done.stdout) == (64, ""), done.stderr
         assert done.stderr.startswith(("usage: ", f"{program}: ")), done.stderr
 
@@ -141,6 +143,15 @@ def test_pages_and_samples_are_installed(installed: Installed) -> None:
         assert (share / "pyqemu-ifup" / sample.name).read_text() == sample.read_text()
     policy = installed.destdir / "etc/pyqemu-ifup/policy.yaml"
     assert policy.read_text() == (ROOT / "conf/policy.yaml").read_text()
+
+
+def test_the_units_start_what_is_installed(installed: Installed) -> None:
+    units = installed.prefix / "lib/systemd/system"
+    for source in ROOT.glob("conf/systemd/*"):
+        text = source.read_text().replace("@bin@", str(installed.prefix / "bin"))
+        assert (units / source.name).read_text() == text
+    service = (units / "pyqemu-ifd.service").read_text().splitlines()
+    assert f"ExecStart={installed.prefix}/bin/pyqemu-ifd" in service
 
 
 @dataclass(frozen=True)
@@ -194,7 +205,7 @@ def test_hostile_python_files_and_variables_are_not_run(
     for program in PROGRAMS:
         launcher = installed.prefix / "bin" / program
         for extra in ({}, {"PYTHONHOME": str(traps.folder)}, {"PYTHONPLATLIBDIR": "hostile"}):
-            done = run(launcher, env={**traps.env, **extra}, cwd=traps.folder)
+            done = run(launcher, *WRONG, env={**traps.env, **extra}, cwd=traps.folder)
             assert (done.returncode, done.stdout) == (64, ""), done.stderr
             assert not traps.marker.exists(), traps.marker.read_text()
 
@@ -327,6 +338,6 @@ def test_pip_installs_the_programs_from_a_checkout(tmp_path: Path) -> None:
         module = need_success(run(venv / "bin/python3", "-I", "-c", where, cwd=Path("/")))
         assert module.startswith(str(origin)), module
         for program in PROGRAMS:
-            done = run(venv / "bin" / program, cwd=Path("/"))
+            done = run(venv / "bin" / program, *WRONG, cwd=Path("/"))
             assert (done.returncode, done.stdout) == (64, ""), done.stderr
             assert done.stderr.startswith(("usage: ", f"{program}: ")), done.stderr

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import syslog
+from typing import NoReturn
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup.agent import DEFAULT_SOCKET
@@ -20,15 +21,15 @@ LISTEN_FD = 3
 
 def main() -> int:
     """Run the agent with the arguments of this process and return its exit status."""
-    options = parser().parse_args()
     syslog.openlog(PROGRAM, syslog.LOG_PID, syslog.LOG_DAEMON)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     os.environ["PATH"] = SAFE_PATH
-    policy = os.path.abspath(options.policy) if options.policy else None
-    path = os.path.abspath(options.socket)
-    os.chdir("/")
-    os.umask(0o077)
     try:
+        options = parser().parse_args()
+        policy = os.path.abspath(options.policy) if options.policy else None
+        path = os.path.abspath(options.socket)
+        os.chdir("/")
+        os.umask(0o077)
         return serve(policy, path)
     except Failure as failure:
         text, status = str(failure), failure.status
@@ -39,10 +40,18 @@ def main() -> int:
     return int(status)
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser that raises Failure (64) instead of exiting with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise Failure (64)."""
+        raise Failure(Status.USAGE, message, "", f"see {self.prog} --help")
+
+
+def parser() -> Parser:
     """Return the parser of the arguments."""
-    found = argparse.ArgumentParser(
-        prog=PROGRAM,
+    found = Parser(
+        prog=PROGRAM, allow_abbrev=False,
         description="The resident agent of pyqemu-ifup; it stays in the foreground.",
     )
     found.add_argument("--policy", metavar="FILE", help="a file in place of the host's policy")
@@ -61,7 +70,7 @@ def serve(policy: str | None, path: str) -> int:
     handed = handed_over()
     try:
         if handed is None:
-            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+            make_folder(os.path.dirname(path))
         listener = handed if handed is not None else listen(path)
     except OSError as error:
         denied = isinstance(error, PermissionError)
@@ -76,6 +85,15 @@ def serve(policy: str | None, path: str) -> int:
         if handed is None:
             os.unlink(path)
     return int(Status.DONE)
+
+
+def make_folder(path: str) -> None:
+    """Make a folder that anyone may pass through, unless it is there. Raises OSError."""
+    before = os.umask(0o022)
+    try:
+        os.makedirs(path, exist_ok=True)
+    finally:
+        os.umask(before)
 
 
 def handed_over() -> socket.socket | None:
