@@ -28,6 +28,7 @@ from pyqemu_ifdown.gc import Leftover, collect
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.openvswitch import SCHEMA
+from pyqemu_ifup.work import Work
 
 HWADDR = "52:54:00:ff:00:01"
 ARRIVAL = 5.0
@@ -69,7 +70,7 @@ class Site:
     def gc(self, tap: str | None = None, *, dry_run: bool = False) -> tuple[Leftover, ...]:
         """Collect what is left in the database."""
         with Host(tap, Watch(10), lambda command: None) as host:
-            host.open_databases([self.ovs.db])
+            host.finish(host.open_databases([self.ovs.db]))
             found = list(collect(host, host.watch, tap=tap, dry_run=dry_run))
         assert all(let_go for _leftover, let_go in found)
         return tuple(leftover for leftover, _let_go in found)
@@ -668,10 +669,10 @@ def test_down_leaves_a_row_that_came_meanwhile(site: Site) -> None:
     def replaced() -> None:
         run = Host.run
 
-        def late(self: Host, step: Any, watch: Watch, patience: float | None = None) -> bool:
+        def late(self: Host, step: Any, watch: Watch, patience: float | None = None) -> Work[bool]:
             if type(step).__name__ == "DelPort":
                 site.ovs.vsctl("set", "Interface", "web0", "external_ids:vm-pid=1")
-            return run(self, step, watch, patience)
+            return (yield from run(self, step, watch, patience))
 
         setattr(Host, "run", late)  # noqa: B010  a method is no variable to mypy
 
@@ -724,12 +725,12 @@ def test_gc_leaves_what_comes_up_meanwhile(site: Site) -> None:
     class Late(Host):
         """A host on which the up comes between the look and the act."""
 
-        def run(self, step: Any, watch: Watch, patience: float | None = None) -> bool:
+        def run(self, step: Any, watch: Watch, patience: float | None = None) -> Work[bool]:
             site.up("web0")
-            return super().run(step, watch, patience)
+            return (yield from super().run(step, watch, patience))
 
     with Late(None, watch, lambda command: None) as host:
-        host.open_databases([site.ovs.db])
+        host.finish(host.open_databases([site.ovs.db]))
         ((leftover, _let_go),) = collect(host, watch, tap=None, dry_run=False)
     assert leftover.remove is not None
     assert site.ovs.row("Port", "web0")["tag"] == 20

@@ -35,6 +35,7 @@ from pyqemu_ifdown.gc import collect
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.manners import GRACE, Watch
 from pyqemu_ifup.plan import AddPort, Step
+from pyqemu_ifup.work import Work
 
 # The hook imports it when it gets there, and is forked: so it has it already.
 IMPORTED = pyqemu_ifup.openvswitch
@@ -93,7 +94,7 @@ class Site:
     def gc(self) -> list[tuple[str, bool, bool]]:
         """Collect: each port found, whether it was removed, and whether vswitchd has let it go."""
         with Host(None, Watch(TIMEOUT), lambda command: None) as host:
-            host.open_databases([self.ovs.db])
+            host.finish(host.open_databases([self.ovs.db]))
             return [
                 (leftover.port.name, leftover.remove is not None, let_go)
                 for leftover, let_go in collect(host, host.watch, tap=None, dry_run=False)
@@ -317,12 +318,12 @@ def at_add(act: Callable[[], object], *, after: bool = False) -> Change:
 
         def faulty_run(
             self: Host, step: Step, watch: Watch, patience: float | None = None
-        ) -> bool:
+        ) -> Work[bool]:
             if not isinstance(step, AddPort):
-                return run(self, step, watch, patience)
+                return (yield from run(self, step, watch, patience))
             if not after:
                 act()
-            done = run(self, step, watch, patience)
+            done = yield from run(self, step, watch, patience)
             if after:
                 act()
             return done
@@ -625,12 +626,12 @@ def test_killed_at_each_step_leaves_what_gc_and_the_next_up_mend(site: Site) -> 
 
             def mortal(
                 self: Host, step: Step, watch: Watch, patience: float | None = None
-            ) -> bool:
+            ) -> Work[bool]:
                 nonlocal count
                 count += 1
                 if count == number and not after:
                     os.kill(os.getpid(), signal.SIGKILL)
-                done = run(self, step, watch, patience)
+                done = yield from run(self, step, watch, patience)
                 if count == number and after:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return done
