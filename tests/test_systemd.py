@@ -1,0 +1,227 @@
+"""The units for systemd: well-formed, hardened, and with the agent at work under them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.needs import lack, require
+from lab.netns import Namespace
+from lab.ovs import OpenVSwitch
+from lab.systemd import SYSTEMD, UNITS, Systemd
+
+SERVICE = "pyqemu-ifd.service"
+SOCKET = "pyqemu-ifd.socket"
+OLDEST = 252
+EXPOSURE = 2.5
+"""The most that `systemd-analyze security` may find: from 0, nothing exposed, to 10."""
+HIDDEN = ("/home/", "/root/", "/run/user/")
+"""Where ProtectHome= lets no program be run."""
+
+POLICY = """\
+version: 1
+networks:
+  lan: {bridge: br0, isolated: true}
+  tenants: {bridge: br-int, vlan: 100, users: ["12345"]}
+rules:
+  - {vm: web1, network: lan}
+  - {vm: web2, network: tenants}
+"""
+
+
+def analyze(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run systemd-analyze; skip the test where there is none that is new enough."""
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        lack("no systemd-analyze in PATH")
+    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    if int(told.stdout.split()[1]) < OLDEST:
+        lack(f"systemd is older than {OLDEST}")
+    return subprocess.run([program, *words], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """The units in a folder, with a program for them to start."""
+    (tmp_path / "pyqemu-ifd").write_text("#!/bin/sh\n")
+    (tmp_path / "pyqemu-ifd").chmod(0o755)
+    for unit in UNITS.iterdir():
+        (tmp_path / unit.name).write_text(unit.read_text().replace("@bin@", str(tmp_path)))
+    return tmp_path
+
+
+def test_systemd_finds_no_fault(units: Path) -> None:
+    # NOTE: not the man page, which may not be installed.
+    done = analyze("verify", "--man=no", units / SERVICE, units / SOCKET)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_systemd_says_of_the_hardening(units: Path) -> None:
+    done = analyze("security", "--offline=true", "--no-pager", units / SERVICE)
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    assert found, done.stderr
+    print(found.group())
+    assert float(found.group(1)) <= EXPOSURE, done.stdout
+
+
+@pytest.fixture
+def place(netns: Namespace, tmp_path: Path) -> Path:
+    """A folder for a systemd of the test's own, where one can be run."""
+    require("root", "tun", "ip")
+    if not SYSTEMD.exists() or shutil.which("systemctl") is None:
+        lack("no systemd to run")
+    if os.path.realpath(sys.executable).startswith(HIDDEN):
+        lack(f"ProtectHome= hides {os.path.realpath(sys.executable)}")
+    if "cgroup2" not in Path("/proc/filesystems").read_text():
+        lack("the kernel has no cgroup2")
+    netns.add_bridge("br0", mac="02:00:00:00:00:01")
+    netns.ip("link", "set", "dev", "br0", "mtu", "1400")
+    return tmp_path / "systemd"
+
+
+def report(systemd: Systemd) -> Any:
+    """Return what pyqemu-ifctl agent tells, as an object."""
+    done = systemd.hook("pyqemu-ifctl", "agent", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+def test_a_hook_starts_the_agent_which_attaches_to_a_linux_bridge(
+    place: Path, netns: Namespace
+) -> None:
+    with Systemd(netns, place, POLICY) as systemd:
+        systemd.ctl("start", SOCKET)
+        assert systemd.property(SERVICE, "ActiveState") == "inactive"
+        netns.tap("t0")
+        done = systemd.hook("pyqemu-ifup", "t0", qemu=("-name", "web1"))
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert systemd.property(SERVICE, "ActiveState") == "active"
+        link = netns.link("t0")
+        assert (link["master"], link["mtu"], "UP" in link["flags"]) == ("br0", 1400, True)
+        assert link["linkinfo"]["info_slave_data"]["isolated"] is True
+        ipv6 = netns.run(["cat", "/proc/sys/net/ipv6/conf/t0/disable_ipv6"])
+        assert ipv6.stdout == "1\n"
+        assert systemd.hook("pyqemu-ifdown", "t0").returncode == 0
+        assert "master" not in netns.link("t0")
+        requests = report(systemd)["requests"]
+        assert {verb: (each["count"], each["failed"]) for verb, each in requests.items()} == {
+            "up": (1, 0), "down": (1, 0)
+        }
+
+
+OTHER = 12345
+"""A user that is not root and has no name."""
+
+
+@pytest.fixture
+def ovs_of_another(ovs_netdev: OpenVSwitch) -> OpenVSwitch:
+    """An Open vSwitch with br-int, to which root without CAP_DAC_OVERRIDE has no access.
+
+    As where ovsdb-server runs as `openvswitch`.
+    """
+    ovs_netdev.add_bridge("br-int")
+    for path in (ovs_netdev.dir, ovs_netdev.dir / "db.sock"):
+        os.chown(path, OTHER, OTHER)
+        path.chmod(0o700)
+    return ovs_netdev
+
+
+HELPER = """
+import fcntl, socket, subprocess, sys
+ours, theirs = socket.socketpair()
+code = "import sys; sys.path[:0] = {roots!r}; from pyqemu_ifd.bridge_helper import main; main()"
+words = [sys.executable, "-I", "-c", code, "--br=tenants", f"--fd={{theirs.fileno()}}"]
+subprocess.run(words, pass_fds=[theirs.fileno()], check=True)
+theirs.close()
+_, [tap], _, _ = socket.recv_fds(ours, 16, 1)
+print(fcntl.ioctl(tap, 0x800454D2, bytes(40))[:16].rstrip(bytes(1)).decode(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_open_vswitch_of_another_user_and_a_tap_for_one(
+    place: Path, netns: Namespace, ovs_of_another: OpenVSwitch
+) -> None:
+    with Systemd(netns, place, POLICY, ovs=ovs_of_another) as systemd:
+        systemd.ctl("start", SERVICE)
+        netns.tap("t0")
+        done = systemd.hook("pyqemu-ifup", "t0", qemu=("-name", "web2"))
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        port = ovs_of_another.find("Port", "t0")
+        assert port is not None and (port["tag"], port["vlan_mode"]) == (100, "access")
+        assert systemd.hook("pyqemu-ifdown", "t0").returncode == 0
+        assert ovs_of_another.find("Port", "t0") is None
+        own = ovs_of_another.vsctl("get", "Bridge", "br-int", "ports").stdout.strip()
+        with subprocess.Popen(
+            systemd.argv(
+                "setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups",
+                "--inh-caps=-all", "--bounding-set=-all", systemd.python, "-I", "-c",
+                HELPER.format(roots=systemd.path),
+            ),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        ) as guest:
+            assert guest.stdout is not None
+            assert guest.stdout.readline() == "tap0\n"
+            port = ovs_of_another.find("Port", "tap0")
+            assert port is not None and (port["tag"], port["vlan_mode"]) == (100, "access")
+            guest.communicate()
+        assert guest.returncode == 0
+        # The agent has seen the tap's end.
+        ovs_of_another.wait_until("Bridge", "br-int", f"ports={own}")
+        assert report(systemd)["last_error"] is None
+
+
+def main_pid(systemd: Systemd) -> int:
+    """Return the agent's process, as its systemd counts."""
+    return int(systemd.property(SERVICE, "MainPID"))
+
+
+def test_an_agent_that_is_killed_is_started_again_and_its_socket_stays(
+    place: Path, netns: Namespace
+) -> None:
+    with Systemd(netns, place, POLICY) as systemd:
+        systemd.ctl("start", SERVICE)
+        before = main_pid(systemd)
+        systemd.ctl("kill", "--signal=KILL", SERVICE)
+        assert report(systemd)["requests"] == {}
+        assert main_pid(systemd) not in (0, before)
+        assert systemd.property(SERVICE, "NRestarts") == "1"
+
+
+def test_the_watchdog(place: Path, netns: Namespace) -> None:
+    """It leaves a living agent alone, and ends one that stands still."""
+    with Systemd(netns, place, POLICY, settings="WatchdogSec=1\nWatchdogSignal=KILL") as systemd:
+        systemd.ctl("start", SERVICE)
+        before = main_pid(systemd)
+        # NOTE: that it is not ended has no event.
+        time.sleep(2.5)
+        assert main_pid(systemd) == before
+        systemd.ctl("kill", f"--signal={signal.SIGSTOP.value}", SERVICE)
+        assert report(systemd)["requests"] == {}
+        assert main_pid(systemd) not in (0, before)
+        assert systemd.property(SERVICE, "NRestarts") == "1"
+
+
+def test_a_stop_ends_it_well_and_takes_the_socket_away(place: Path, netns: Namespace) -> None:
+    with Systemd(netns, place, POLICY) as systemd:
+        systemd.ctl("start", SERVICE)
+        assert report(systemd)["policy"]["error"] is None
+        systemd.ctl("stop", SOCKET)
+        assert systemd.property(SERVICE, "Result") == "success"
+        assert systemd.property(SERVICE, "ActiveState") == "inactive"
+        done = systemd.hook("pyqemu-ifctl", "agent")
+        assert (done.returncode, done.stdout) == (69, "")
+        assert done.stderr == (
+            "pyqemu-ifctl: no agent listens at /run/pyqemu-ifup/agent.sock: No such file or "
+            "directory; start it: systemctl start pyqemu-ifd, or pyqemu-ifd; the hooks do without\n"
+        )
