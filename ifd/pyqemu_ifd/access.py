@@ -79,8 +79,10 @@ def may_use(
 
 def _first(names: Collection[str], login: str, groups: Collection[str]) -> str | None:
     """Return the first of `names` that is the user or, with @, one of the groups."""
-    known = {login, *(f"@{group}" for group in groups)}
-    return next((name for name in names if name in known), None)
+    known = {f"@{group}" for group in groups}
+    return next(
+        (name for name in names if (name in known if name.startswith("@") else name == login)), None
+    )
 
 
 def _is_trunk(network: Network) -> bool:

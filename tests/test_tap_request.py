@@ -1,0 +1,315 @@
+"""The wire's `tap` on real taps and a real Linux bridge, without the agent's server."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lab.netns import Namespace
+from lab.taps import TUNSETOWNER, Tap
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.load import Source, parse_policy
+from pyqemu_ifconf.policy import Policy
+from pyqemu_ifd import tap_request
+from pyqemu_ifd.bridge_conf import BridgeConf
+from pyqemu_ifd.tap_request import attach_tap, make_tap, may_attach, parse_wish, serve_tap
+from pyqemu_ifd.taps import QUEUES_MAX, close_all, open_taps
+from pyqemu_ifup.caller import find_helped
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.manners import Watch
+
+UID, OTHER = 65534, 65533
+"""The user nobody, and one without a name."""
+TUNGETIFF = 0x800454D2
+LAN = "lan: {bridge: br0, users: [nobody, 65533], max_taps: 2}"
+
+
+def policy_of(*networks: str) -> Policy:
+    text = "version: 1\nnetworks:\n" + "".join(f"  {network}\n" for network in networks)
+    return parse_policy([Source("p.yaml", text.encode())])
+
+
+@contextmanager
+def host_of() -> Iterator[Host]:
+    with Host(None, Watch(20), lambda command: None) as host:
+        yield host
+
+
+def serve(
+    host: Host, policy: Policy, *fields: str, uid: int = UID, pid: int | None = None
+) -> tuple[str, list[int]]:
+    network, name, queues, vnet_hdr, parent = (*fields, *("", "", "1", "", "")[len(fields) :])
+    words = (network, name, queues, vnet_hdr, parent)
+    return host.finish(serve_tap(host, policy, uid, pid or os.getpid(), words))
+
+
+def refused(host: Host, policy: Policy, *fields: str, uid: int = UID) -> Failure:
+    before = {link.name for link in host.kernel.links()}
+    with pytest.raises(Failure) as caught:
+        serve(host, policy, *fields, uid=uid)
+    assert {link.name for link in host.kernel.links()} == before
+    return caught.value
+
+
+def flags_of(descriptor: int) -> int:
+    request = fcntl.ioctl(descriptor, TUNGETIFF, bytes(40))
+    return int(struct.unpack_from("H", request, 16)[0])
+
+
+@pytest.fixture
+def lan(inside: Namespace) -> Namespace:
+    """The test's namespace, with the thread in it and a bridge br0."""
+    inside.add_bridge("br0", mac="02:00:00:00:00:01")
+    return inside
+
+
+def test_open_taps_makes_what_is_asked_for(inside: Namespace) -> None:
+    name, taps = open_taps("vm%d", 3, True, UID)
+    try:
+        link = inside.link(name)
+        assert (name, len(taps)) == ("vm0", 3)
+        info = link["linkinfo"]["info_data"]
+        assert (info["type"], info["user"], info["persist"]) == ("tap", "nobody", False)
+        assert (info["pi"], info["vnet_hdr"], info["numqueues"]) == (False, True, 3)
+        assert not any(os.get_inheritable(tap) for tap in taps)
+    finally:
+        close_all(taps)
+    assert name not in inside.links()
+
+
+def test_one_queue_without_a_header_is_a_plain_tap(inside: Namespace) -> None:
+    name, taps = open_taps("web0", 1, False, UID)
+    try:
+        info = inside.link(name)["linkinfo"]["info_data"]
+        assert (info["vnet_hdr"], info["multi_queue"]) == (False, False)
+    finally:
+        close_all(taps)
+
+
+@pytest.mark.parametrize("persist", [True, False])
+@pytest.mark.parametrize("multi_queue", [True, False])
+def test_a_tap_that_is_there_is_never_taken(
+    inside: Namespace, persist: bool, multi_queue: bool
+) -> None:
+    with Tap("web0", persist=persist, multi_queue=multi_queue) as tap:
+        if persist:
+            tap.close()
+        with pytest.raises(Failure) as caught:
+            open_taps("web0", 2 if multi_queue else 1, False, UID)
+        assert caught.value.status is Status.DENIED
+        assert "an interface of this name is there already" in str(caught.value)
+    if persist:
+        inside.ip("link", "del", "web0")
+
+
+@pytest.mark.usefixtures("inside")
+@pytest.mark.parametrize(
+    ("name", "status"), [("lo", Status.DENIED), ("all", Status.REFUSED), ("..", Status.REFUSED)]
+)
+def test_a_name_that_cannot_be(name: str, status: Status) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(Failure) as caught:
+        open_taps(name, 2, False, UID)
+    assert caught.value.status is status
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        (("lan", "", "1", ""), "tap takes 5 fields, not 4"),
+        (("", "", "1", "", ""), "it names no network"),
+        (("lan", "", "", "", ""), "queues is '', not a number"),
+        (("lan", "", "1e1", "", ""), "queues is '1e1', not a number"),
+        (("lan", "", "\u0661", "", ""), "queues is '\\u0661', not a number"),
+        (("lan", "", "0", "", ""), f"queues is 0, not 1 to {QUEUES_MAX}"),
+        (("lan", "", str(QUEUES_MAX + 1), "", ""), f"not 1 to {QUEUES_MAX}"),
+        (("lan", "", "9" * 999, "", ""), "not a number"),
+        (("lan", "", "1", "1", ""), "'1' stands for vnet_hdr"),
+        (("lan", "", "1", "", "self"), "'self' stands for parent"),
+    ],
+)
+def test_what_is_no_wish(fields: tuple[str, ...], why: str) -> None:
+    with pytest.raises(Failure) as caught:
+        parse_wish(fields)
+    assert caught.value.status is Status.USAGE
+    assert why in str(caught.value)
+
+
+def test_a_user_gets_a_tap_that_is_attached_and_goes_with_its_descriptors(lan: Namespace) -> None:
+    with host_of() as host:
+        name, taps = serve(host, policy_of(LAN), "br0", "", "2", "vnet_hdr")
+        try:
+            link = lan.link(name)
+            assert (name, link["master"], len(taps)) == ("tap0", "br0", 2)
+            assert "UP" in link["flags"]
+            assert link["linkinfo"]["info_data"]["user"] == "nobody"
+            assert f"network=lan kind=linux bridge=br0 vm= pid={os.getpid()} " in link["ifalias"]
+            assert link["ifalias"].endswith(f" uid={UID}")
+            assert flags_of(taps[1]) & 0x4000
+        finally:
+            close_all(taps)
+        assert host.kernel.look_up(name) is None
+
+
+def test_root_may_and_has_no_limit(lan: Namespace) -> None:
+    policy = policy_of("lan: {bridge: br0, max_taps: 1, deny_users: [root]}")
+    held: list[int] = []
+    with host_of() as host:
+        try:
+            for number in range(3):
+                name, taps = serve(host, policy, "lan", f"db{number}", uid=0)
+                held += taps
+                assert name == f"db{number}"
+            assert "uid=" not in lan.link("db0")["ifalias"]
+        finally:
+            close_all(held)
+
+
+def test_max_taps_counts_each_user_and_each_network(lan: Namespace) -> None:
+    lan.add_bridge("br1", mac="02:00:00:00:00:02")
+    policy = policy_of(LAN, "other: {bridge: br1, users: [nobody]}")
+    held: list[int] = []
+    with host_of() as host:
+        try:
+            held += serve(host, policy, "lan")[1]
+            held += serve(host, policy, "lan")[1]
+            failure = refused(host, policy, "lan")
+            assert failure.status is Status.DENIED
+            assert str(failure) == (
+                "user nobody has 2 taps on network lan already: max_taps is 2 (p.yaml:3); "
+                "end a QEMU that has one"
+            )
+            held += serve(host, policy, "lan", uid=OTHER)[1]
+            held += serve(host, policy, "other")[1]
+            # NOTE: whoever holds a tap can give it another owner.
+            fcntl.ioctl(held[0], TUNSETOWNER, OTHER)
+            refused(host, policy, "lan")
+            os.close(held.pop(0))
+            held += serve(host, policy, "lan")[1]
+        finally:
+            close_all(held)
+    lan.ip("link", "del", "br1")
+
+
+@pytest.mark.usefixtures("lan")
+def test_a_tap_that_is_made_just_now_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = policy_of("lan: {bridge: br0, users: [nobody], max_taps: 1}")
+    fields = ("lan", "", "1", "", "")
+    with host_of() as host:
+        first = make_tap(host.kernel, policy, UID, os.getpid(), fields)
+        with pytest.raises(Failure, match="max_taps"):
+            make_tap(host.kernel, policy, UID, os.getpid(), fields)
+        host.finish(attach_tap(host, policy, first))
+        with pytest.raises(Failure, match="max_taps"):
+            make_tap(host.kernel, policy, UID, os.getpid(), fields)
+        close_all(first.descriptors)
+        monkeypatch.setattr(host.watch, "seconds", 0)
+        second = make_tap(host.kernel, policy, UID, os.getpid(), fields)
+        with pytest.raises(Failure, match="deadline"):
+            host.finish(attach_tap(host, policy, second))
+        assert second.descriptors == []
+        assert host.kernel.look_up(second.name) is None
+        host.watch = Watch(20)
+        close_all(serve(host, policy, *fields)[1])
+
+
+@pytest.mark.parametrize(
+    ("fields", "uid", "status", "text"),
+    [
+        (("web",), UID, Status.DENIED, "user nobody may not use network web: neither"),
+        (("lan",), 65532, Status.DENIED, "user 65532 may not use network lan: neither"),
+        (("lan", "db0"), UID, Status.DENIED, "the name db0 is not for network lan: the rule"),
+        (("lan", "br0"), UID, Status.DENIED, "cannot make the tap br0: an interface"),
+        (("gone",), UID, Status.UNAVAILABLE, "there is no bridge br9"),
+        (("tagged",), UID, Status.REFUSED, "br0 does not filter VLANs"),
+        (("br0",), UID, Status.DENIED, "bridge br0 is not enough: the networks lan and tagged"),
+        (("nope",), UID, Status.DENIED, "no network and no bridge nope"),
+    ],
+)
+@pytest.mark.usefixtures("lan")
+def test_nothing_is_left_of_a_tap_that_is_refused(
+    fields: tuple[str, ...], uid: int, status: Status, text: str
+) -> None:
+    policy = policy_of(
+        LAN, "web: {bridge: br0, users: [alice]}", "gone: {bridge: br9, users: [nobody]}",
+        "tagged: {bridge: br0, vlan: 5, users: [nobody]}",
+    )  # fmt: skip
+    rules = parse_policy([Source("r.yaml", b"version: 1\nrules: [{tap: db*, deny: x}]\n")]).rules
+    policy = Policy(policy.files, policy.networks, rules)
+    before = len(os.listdir("/proc/self/fd"))
+    with host_of() as host:
+        failure = refused(host, policy, *fields, uid=uid)
+    assert (failure.status, str(failure)[: len(text)]) == (status, text)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_bridge_conf_is_read_where_the_policy_says_so(
+    lan: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow = BridgeConf(frozenset({"br0"}), frozenset())
+    monkeypatch.setattr(tap_request, "read_bridge_conf", lambda: allow)
+    closed = policy_of("lan: {bridge: br0}")
+    opened = Policy(closed.files, closed.networks, (), bridge_conf=True)
+    with host_of() as host:
+        refused(host, closed, "br0")
+        name, taps = serve(host, opened, "br0")
+        assert lan.link(name)["master"] == "br0"
+        close_all(taps)
+
+
+def test_may_attach_a_persistent_tap_of_ones_own(lan: Namespace) -> None:
+    policy = policy_of("lan: {bridge: br0, users: [nobody], max_taps: 1}", "db: {bridge: br0}")
+    with host_of() as host, Tap("own0", owner=UID) as own, Tap("their0") as theirs:
+        del own, theirs
+        links = host.kernel.links()
+        own_link, their_link = (next(k for k in links if k.name == n) for n in ("own0", "their0"))
+        assert (own_link.owner, their_link.owner) == (UID, None)
+        may_attach(policy, "lan", UID, own_link, links)
+        may_attach(policy, "db", 0, their_link, links)
+        for network, uid, link, text in (
+            ("lan", UID, their_link, "somebody else's tap: nobody owns it, not user 65534"),
+            ("db", UID, own_link, "user nobody may not use network db"),
+            ("lan", OTHER, own_link, "somebody else's tap: user 65534 owns it, not user 65533"),
+        ):
+            with pytest.raises(Failure) as caught:
+                may_attach(policy, network, uid, link, links)
+            assert caught.value.status is Status.DENIED
+            assert str(caught.value).startswith(text)
+        _, taps = serve(host, policy, "lan")
+        with pytest.raises(Failure, match="max_taps is 1"):
+            may_attach(policy, "lan", UID, own_link, host.kernel.links())
+        close_all(taps)
+
+
+HELPER = "import os, sys; print(os.getpid(), flush=True); sys.stdin.read()"
+
+
+@pytest.mark.parametrize("way", ["direct", "exec by sh", "below sh"])
+def test_the_process_that_called_its_bridge_helper(way: str, tmp_path: Path) -> None:
+    script = tmp_path / "helper"
+    script.write_text(f"#!{sys.executable} -I\n{HELPER}\n")
+    script.chmod(0o755)
+    words = [str(script), "--use-vnet", "--fd=3"]
+    if way == "exec by sh":
+        words = ["sh", "-c", "exec " + " ".join(words)]
+    elif way == "below sh":
+        words = ["sh", "-c", " ".join(words) + "; exit $?"]
+    executable = "/bin/sh" if words[0] == "sh" else None
+    with subprocess.Popen(
+        words, executable=executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert (pid != process.pid) is (way == "below sh")
+        assert find_helped(pid) == os.getpid()
+        process.communicate()
+    assert find_helped(pid) is None
