@@ -6,7 +6,7 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 
 HOOKS := pyqemu-ifup pyqemu-ifdown
-PROGRAMS := pyqemu-ifctl pyqemu-ifd
+PROGRAMS := pyqemu-ifctl pyqemu-ifd pyqemu-bridge-helper
 ROOMS := $(wildcard conf ifup ifdown ifctl ifd)
 PAGES := $(sort $(wildcard $(addsuffix /*.5,$(ROOMS)) $(addsuffix /*.8,$(ROOMS))))
 SCHEMAS := $(wildcard conf/*.schema.json)
@@ -98,8 +98,9 @@ install: ## install into PREFIX (/usr/local), under DESTDIR
 		put 0755 "$$tree/$$program" "$$PREFIX/bin/$$program"
 	done
 	for program in $(PROGRAMS); do
-		package=$$(echo "$$program" | tr - _)
-		{ echo "$${shebang%S}"; sed "s/@package@/$$package/" conf/launcher.in; } \
+		module=$$(echo "$$program" | tr - _).main
+		[ "$$program" != pyqemu-bridge-helper ] || module=pyqemu_ifd.bridge_helper
+		{ echo "$${shebang%S}"; sed "s/@module@/$$module/" conf/launcher.in; } \
 			>"$$tree/$$program"
 		put 0755 "$$tree/$$program" "$$PREFIX/bin/$$program"
 	done

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 HOOKS = ("pyqemu-ifup", "pyqemu-ifdown")
-PROGRAMS = (*HOOKS, "pyqemu-ifctl", "pyqemu-ifd")
+PROGRAMS = (*HOOKS, "pyqemu-ifctl", "pyqemu-ifd", "pyqemu-bridge-helper")
 WRONG = ("one", "two")
 """Arguments that no program takes."""
 NO_INDEX = ("No matching distribution found", "Could not find a version", "Connection")

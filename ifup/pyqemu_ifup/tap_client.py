@@ -11,9 +11,8 @@ import os
 import sys
 import time
 
-SOCKET = "/run/pyqemu-ifup/agent.sock"
-SOCKET_VARIABLE = "PYQEMU_IFUP_SOCKET"
-VERSION = "pyqemu-ifup/1"
+from pyqemu_ifup.agent import DEFAULT_SOCKET, SOCKET_VARIABLE, WIRE
+
 PACKET_MAX = 65536
 QUEUES_MAX = 64
 SLICE = 0.25
@@ -41,7 +40,7 @@ class NoTap(Exception):
 
 def find_socket() -> str:
     """Return the path of the agent's socket. Raises NoTap (69) where there shall be no agent."""
-    path = os.environ.get(SOCKET_VARIABLE, SOCKET)
+    path = os.environ.get(SOCKET_VARIABLE, DEFAULT_SOCKET)
     if not path:
         raise NoTap(
             UNAVAILABLE,
@@ -90,7 +89,7 @@ def _connect(path: str) -> _socket.socket:
 
 
 def _send(connection: _socket.socket, fields: list[str]) -> None:
-    request = b"\0".join(os.fsencode(word) for word in (VERSION, "tap", *fields))
+    request = b"\0".join(os.fsencode(word) for word in (WIRE, "tap", *fields))
     namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         rights = namespace.to_bytes(4, sys.byteorder)

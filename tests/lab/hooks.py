@@ -30,9 +30,14 @@ PROGRAM = """\
 #!{python} -I
 import sys
 sys.path[:0] = {path!r}
-from {package}.main import main
+from {module} import main
 raise SystemExit(main())
 """
+PROGRAMS = {
+    "pyqemu-ifctl": "pyqemu_ifctl.main",
+    "pyqemu-ifd": "pyqemu_ifd.main",
+    "pyqemu-bridge-helper": "pyqemu_ifd.bridge_helper",
+}
 TIMEOUT = 60
 """Seconds after which a program that hangs fails its test; User Mode Linux is slow."""
 
@@ -63,9 +68,8 @@ class Hooks:
         for name in ("pyqemu-ifup", "pyqemu-ifdown"):
             ifd = next(root for root in self.roots if root.endswith("/ifd"))
             self._write(name, HOOK.format(python=self.python, ifd=ifd, program=name, path=path))
-        name = "pyqemu-ifctl"
-        package = name.replace("-", "_")
-        self._write(name, PROGRAM.format(python=self.python, path=path, package=package))
+        for name, module in PROGRAMS.items():
+            self._write(name, PROGRAM.format(python=self.python, path=path, module=module))
 
     def _write(self, name: str, text: str) -> None:
         launcher = self.folder / name
