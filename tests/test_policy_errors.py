@@ -399,7 +399,7 @@ TEXT_ERRORS = [
         "2:27: network l has no key netdev; netdev belongs to a rule"
     ]),
     ("nearly users", HEAD + "networks: {l: {bridge: b, user: x}}", [
-        "2:27: network l has no key user; did you mean users?"
+        "2:27: network l has no key user; user belongs to a rule"
     ]),
     ("a bare @", HEAD + "networks: {l: {bridge: b, users: [@staff]}}", [
         "2:35: a text that begins with @ must be in quotes"

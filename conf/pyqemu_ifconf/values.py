@@ -84,13 +84,11 @@ def listed(words: Sequence[str], last: str = "or") -> str:
 def unknown_key(
     key: Scalar, owner: str, known: Sequence[str], errors: Errors, hint: str = ""
 ) -> None:
-    """Report that `owner` has no such key: the nearest right one, else `hint`, else all of them."""
+    """Report that `owner` has no such key: `hint`, else the nearest right one, else all of them."""
     text = quote(key.text)
-    near = nearest(key.text.replace("-", "_"), known, errors)
-    if near is not None:
-        hint = f"did you mean {near}?"
-    elif not hint:
-        hint = f"the keys are {listed(known, 'and')}"
+    if not hint:
+        near = nearest(key.text.replace("-", "_"), known, errors)
+        hint = f"did you mean {near}?" if near else f"the keys are {listed(known, 'and')}"
     errors.add(key, f"{owner} has no key {text}; {hint}")
 
 
