@@ -499,6 +499,21 @@ def test_down_needs_no_policy(calls: Calls, inside: Namespace, policy: str | Non
         assert state(inside, "t0")["master"] is None
 
 
+def test_down_of_a_tap_that_was_renamed_meanwhile(calls: Calls, inside: Namespace) -> None:
+    """QEMU calls with the name that it opened the tap by; its descriptor tells which it is."""
+    with Tap("t0") as tap:
+        was_done(calls.up("t0"))
+        inside.ip("link", "set", "dev", "t0", "name", "t9")
+
+        def keep_the_tap_alone() -> None:
+            os.closerange(3, tap.fd)
+            os.closerange(tap.fd + 1, 1024)
+
+        was_done(calls.start("pyqemu-ifdown", "t0", change=keep_the_tap_alone).wait())
+        after = state(inside, "t9")
+        assert (after["up"], after["master"], after["alias"]) == (False, None, None)
+
+
 def persistent(netns: Namespace, name: str) -> None:
     """Make a tap that stays though nobody holds it."""
     netns.ip("tuntap", "add", "dev", name, "mode", "tap")

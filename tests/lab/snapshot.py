@@ -227,7 +227,7 @@ def _processes(namespace: Namespace, ovs: OpenVSwitch | None) -> dict[str, Any]:
             continue
         pid = int(folder.name)
         try:
-            stat = (folder / "stat").read_text().rpartition(")")[2].split()
+            stat = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
             words = (folder / "cmdline").read_bytes().split(b"\0")
             parent = int(stat[1])
             if stat[0] in "ZX":
