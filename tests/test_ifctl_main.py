@@ -11,7 +11,7 @@ import pytest
 
 from lab.hooks import SOURCE_ROOTS, Hooks
 
-VERBS = ("check", "explain", "status", "gc", "decode", "version")
+VERBS = ("check", "explain", "status", "gc", "agent", "decode", "version")
 
 
 @pytest.fixture
@@ -122,6 +122,7 @@ IMPORTS = [
     (("decode", "65"), "0 argparse"),
     (("version",), "0 argparse"),
     (("check",), "0 argparse yaml"),
+    (("agent",), "69 argparse"),
 ]
 
 
