@@ -37,6 +37,12 @@ ACCEPT = 10.0
 MARGIN = 3.0
 """Seconds beyond that deadline: the 2 s in which it may take back what it did, and one more."""
 TRY_AGAIN = 75
+LINE_MAX = 2000
+"""Bytes of one line that is said: less than a pipe's least."""
+PATIENCE = 0.2
+"""Seconds that whoever reads stderr or syslog may take for a line; then it is lost."""
+LOG_ERR = 3 << 3 | 3
+"""LOG_DAEMON | LOG_ERR of syslog.h."""
 SIGNALS: dict[int, str] = {
     _signal.SIGTERM: "SIGTERM",
     _signal.SIGINT: "SIGINT",
@@ -82,28 +88,30 @@ def ask(program: str) -> int | None:
     tap = sys.argv[1]
     if not is_valid_name(tap):
         return None
-    open_standard_descriptors()
-    held, highest = find_taps()
-    if held and tap not in held:
-        return None
-    # NOTE: all others go, other taps among them: who holds one keeps it alive after QEMU.
-    first = 3
-    if held:
-        posix.dup2(held[tap], first)
-        first += 1
-    posix.closerange(first, highest + 1)
-    debug = b"debug" if environ.get(b"PYQEMU_IFUP_DEBUG") == b"1" else b""
-    fields = [VERSION, VERBS[program], tap.encode(), debug]
-    if program == "pyqemu-ifup":
-        fields.insert(3, network().encode(sys.getfilesystemencoding(), "surrogateescape"))
     try:
+        open_standard_descriptors()
+        held, highest = find_taps()
+        if held and tap not in held:
+            return None
+        # NOTE: all others go, other taps among them: who holds one keeps it alive after QEMU.
+        descriptor = 3
+        if held:
+            posix.dup2(held[tap], descriptor)
+            posix.closerange(descriptor + 1, highest + 1)
+        else:
+            posix.closerange(descriptor, highest + 1)
+            descriptor = posix.open("/proc/self/ns/net", posix.O_RDONLY | posix.O_CLOEXEC)
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         connection.settimeout(SLICE)
         connection.connect(path)
     except OSError:
-        # NOTE: whatever the reason, nothing has been asked for yet.
+        # NOTE: nothing has been asked for yet. What else than the agent is amiss is met again.
         return None
-    return Client(program, tap, connection).ask(b"\0".join(fields), 3 if held else None)
+    debug = b"debug" if environ.get(b"PYQEMU_IFUP_DEBUG") == b"1" else b""
+    fields = [VERSION, VERBS[program], tap.encode(), debug]
+    if program == "pyqemu-ifup":
+        fields.insert(3, network().encode(sys.getfilesystemencoding(), "surrogateescape"))
+    return Client(program, tap, connection).ask(b"\0".join(fields), descriptor)
 
 
 class Client:
@@ -119,8 +127,8 @@ class Client:
         self.left = "nothing is left of it"
         """What is known of the work where it has stopped, in words."""
 
-    def ask(self, request: bytes, descriptor: int | None) -> int | None:
-        """Send the request with the tap's descriptor, None where there is none, and wait.
+    def ask(self, request: bytes, descriptor: int) -> int | None:
+        """Send the request with the descriptor that goes with it, and wait.
 
         Returns the exit status, None where the work must be done here.
         """
@@ -147,10 +155,8 @@ class Client:
     def _note(self, number: int, _frame: object) -> None:
         self.stop(f"received {SIGNALS[number]}")
 
-    def _send(self, request: bytes, descriptor: int | None) -> bool:
+    def _send(self, request: bytes, descriptor: int) -> bool:
         """Tell whether the agent has the request; only then the descriptor is closed."""
-        if descriptor is None:
-            descriptor = posix.open("/proc/self/ns/net", posix.O_RDONLY | posix.O_CLOEXEC)
         rights = descriptor.to_bytes(4, sys.byteorder)
         ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)]
         try:
@@ -207,17 +213,32 @@ class Client:
             say(line)
 
     def _report(self, text: str) -> None:
-        import syslog
-
         say(f"{self.program}: {self.tap}: {text}".encode())
-        syslog.openlog(self.program, syslog.LOG_PID, syslog.LOG_DAEMON)
-        syslog.syslog(syslog.LOG_ERR, f"{self.tap}: {text}")
+        log(self.program, f"{self.tap}: {text}")
 
 
 def say(line: bytes) -> None:
     """Write one line to standard error; the work goes on whatever becomes of it."""
+    import select
+
+    poll = select.poll()
+    poll.register(2, select.POLLOUT)
+    if poll.poll(PATIENCE * 1000):
+        try:
+            posix.write(2, line[:LINE_MAX] + b"\n")
+        except OSError:
+            return
+
+
+def log(program: str, line: str) -> None:
+    """Write an error to syslog, facility daemon; where nobody takes it in time, it is lost."""
+    now = time.strftime("%b %e %H:%M:%S")
+    text = f"<{LOG_ERR}>{now} {program}[{posix.getpid()}]: {line}"
     try:
-        posix.write(2, line + b"\n")
+        sender = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+        sender.settimeout(PATIENCE)
+        sender.connect("/dev/log")
+        sender.send(text.encode())
     except OSError:
         return
 
