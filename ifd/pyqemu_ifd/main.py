@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import signal
 import socket
-import sys
 import syslog
 from typing import NoReturn
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup.agent import DEFAULT_SOCKET
-from pyqemu_ifup.manners import SAFE_PATH, explain_bug, log, printable
+from pyqemu_ifup.manners import (
+    SAFE_PATH,
+    explain_bug,
+    log,
+    open_log,
+    open_standard_descriptors,
+    say,
+)
 
 PROGRAM = "pyqemu-ifd"
 LISTEN_FD = 3
@@ -21,21 +28,25 @@ LISTEN_FD = 3
 
 def main() -> int:
     """Run the agent with the arguments of this process and return its exit status."""
-    syslog.openlog(PROGRAM, syslog.LOG_PID, syslog.LOG_DAEMON)
+    open_log(PROGRAM)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     os.environ["PATH"] = SAFE_PATH
+    for name in [name for name in os.environ if name.startswith("OVS_")]:
+        del os.environ[name]
     try:
         options = parser().parse_args()
         policy = os.path.abspath(options.policy) if options.policy else None
         path = os.path.abspath(options.socket)
         os.chdir("/")
         os.umask(0o077)
+        open_standard_descriptors()
+        raise_limit()
         return serve(policy, path)
     except Failure as failure:
         text, status = str(failure), failure.status
     except Exception as error:  # NOTE: the outermost handler; all else catches by name.
         text, status = explain_bug(error), Status.BUG
-    print(f"{PROGRAM}: {printable(text)}", file=sys.stderr)
+    say(f"{PROGRAM}: {text}")
     log(syslog.LOG_ERR, text)
     return int(status)
 
@@ -72,6 +83,7 @@ def serve(policy: str | None, path: str) -> int:
         if handed is None:
             make_folder(os.path.dirname(path))
         listener = handed if handed is not None else listen(path)
+        inode = os.stat(path).st_ino if handed is None else None
     except OSError as error:
         denied = isinstance(error, PermissionError)
         raise Failure(
@@ -81,9 +93,10 @@ def serve(policy: str | None, path: str) -> int:
     try:
         Server(listener, PolicyKeeper(policy)).run(notify, watchdog())
     finally:
+        # NOTE: in this order: once it is closed, another agent may have put its own there.
+        if inode is not None:
+            remove(path, inode)
         listener.close()
-        if handed is None:
-            os.unlink(path)
     return int(Status.DONE)
 
 
@@ -96,14 +109,52 @@ def make_folder(path: str) -> None:
         os.umask(before)
 
 
+def remove(path: str, inode: int) -> None:
+    """Remove the socket at `path` where it is still the one with this inode."""
+    try:
+        if os.lstat(path).st_ino == inode:
+            os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def raise_limit() -> None:
+    """Let this process open as many files as it may: each client is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except PermissionError as error:
+        # A supervisor that has set the limit may forbid to change it.
+        log(syslog.LOG_DEBUG, f"cannot raise the limit of open files: {error.strerror}")
+
+
 def handed_over() -> socket.socket | None:
-    """Return the listening socket that a supervisor hands over (sd_listen_fds(3)), if any."""
-    if os.environ.pop("LISTEN_PID", None) != str(os.getpid()):
+    """Return the listening socket that a supervisor hands over (sd_listen_fds(3)), if any.
+
+    Raises Failure (71) where it hands over something else.
+    """
+    for_us = os.environ.pop("LISTEN_PID", None) == str(os.getpid())
+    count = os.environ.pop("LISTEN_FDS", None)
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if not for_us or count is None:
         return None
-    if os.environ.pop("LISTEN_FDS", None) != "1":
-        return None
-    os.set_inheritable(LISTEN_FD, False)
-    return socket.socket(fileno=LISTEN_FD)
+    try:
+        os.set_inheritable(LISTEN_FD, False)
+        handed = socket.socket(fileno=LISTEN_FD)
+        listens = handed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise _not_handed(str(error.strerror)) from error
+    kind = (handed.family, handed.type, bool(listens))
+    if count != "1" or kind != (socket.AF_UNIX, socket.SOCK_SEQPACKET, True):
+        raise _not_handed("it is to be one, of a unix socket that listens for packets")
+    return handed
+
+
+def _not_handed(why: str) -> Failure:
+    return Failure(
+        Status.REFUSED, "cannot serve on what the supervisor hands over", why,
+        "see pyqemu-ifd.socket: ListenSequentialPacket=",
+    )
 
 
 def watchdog() -> float | None:
@@ -115,7 +166,7 @@ def watchdog() -> float | None:
     mine = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     if not (mine and asked.isdecimal()):
         return None
-    return int(asked) / 1e6
+    return int(asked) / 1e6 or None
 
 
 def notify(state: str) -> None:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from pyqemu_ifup.openvswitch import Database
 
 
+AWAY = 1.0
+"""Seconds after which, at the latest, a database that has gone is tried again."""
+
+
 class Interest:
     """What a database waits for, gathered as ovs.poller.Poller would gather it."""
 
@@ -75,7 +79,7 @@ class Pool:
     def _open(self, address: str) -> Database:
         from pyqemu_ifup.openvswitch import Database
 
-        database = self.databases[address] = Database(address, None)
+        database = self.databases[address] = Database(address, None, AWAY)
         return database
 
     def connected(self, address: str, watch: Watch) -> Work[Database]:
@@ -88,8 +92,8 @@ class Pool:
         database = self.databases.get(address)
         if database is None or not database.is_connected:
             yield from try_connect(address, watch)
-            if database is None:
-                database = self._open(address)
+            # NOTE: another request may have opened it meanwhile.
+            database = self.databases.get(address) or self._open(address)
             yield from database.connected(watch)
         return database
 

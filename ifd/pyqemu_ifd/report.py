@@ -40,8 +40,11 @@ class Report:
         self.last_error = text
         self.last_error_at = time.time()
 
-    def as_object(self, server: Server) -> dict[str, object]:
-        """Return what `pyqemu-ifctl agent --json` prints; times in milliseconds."""
+    def as_object(self, server: Server, *, whole: bool) -> dict[str, object]:
+        """Return what `pyqemu-ifctl agent --json` prints; times in milliseconds.
+
+        Without `whole`, for users other than root, what others have done wrong is left out.
+        """
         keeper = server.keeper
         return {
             "version": 1,
@@ -60,14 +63,14 @@ class Report:
             "policy": {
                 "files": list(keeper.policy.files) if keeper.policy is not None else None,
                 "loaded": keeper.loaded if keeper.policy is not None else None,
-                "error": str(keeper.failure) if keeper.failure is not None else None,
+                "error": str(keeper.failure) if whole and keeper.failure is not None else None,
             },
             "databases": [
                 {"ovsdb": address, "connected": database.is_connected}
                 for address, database in server.pool.databases.items()
             ],
-            "last_error": self.last_error,
-            "last_error_at": self.last_error_at,
+            "last_error": self.last_error if whole else None,
+            "last_error_at": self.last_error_at if whole else None,
         }
 
 

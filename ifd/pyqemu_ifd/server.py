@@ -1,20 +1,23 @@
 """The agent's event loop: connections, requests as work, and what happens on this host meanwhile.
 
 One thread. A request is Work: it runs until it must wait, and again when a database has something
-new, when its time is due, or when its client has hung up. Requests for one tap take turns.
+new, when its time is due, when its client has hung up, or when other work on the same tap has
+ended.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import select
 import signal
 import socket
+import stat
 import syslog
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
@@ -24,23 +27,34 @@ from pyqemu_ifd import wire
 from pyqemu_ifd.keeper import SETTLE, PolicyKeeper
 from pyqemu_ifd.pool import Interest, Pool
 from pyqemu_ifd.report import Report
-from pyqemu_ifd.requests import Context, Gone, serve
+from pyqemu_ifd.requests import Context, serve
 from pyqemu_ifd.tidy import Tidier
+from pyqemu_ifd.turns import Turns
 from pyqemu_ifup.agent import REQUEST_MAX
-from pyqemu_ifup.linux_bridge import LinkEvents
-from pyqemu_ifup.manners import explain_bug, log
+from pyqemu_ifup.links import LinkEvents
+from pyqemu_ifup.manners import explain_bug, log, printable
 from pyqemu_ifup.stamp import find_here
 
 CONNECTIONS_MAX = 1024
 CONNECTIONS_OF_USER = 64
 """Connections at a time: of all, and of each user but root."""
+BACKLOG = 4096
+"""Connections that may wait for the loop."""
 SILENCE = 5.0
 """Seconds that a connection may take to send its request."""
 CHORES = 5.0
 """Seconds between looks for a database that has come up since."""
+RESPITE = 0.1
+"""Seconds without a look at new connections, once there was no descriptor or memory for one."""
+PROGRAMS = {"up": "pyqemu-ifup", "down": "pyqemu-ifdown", "tap": "pyqemu-bridge-helper"}
+"""The programs in whose name a client is told of a failure."""
+
+_GONE = (errno.EPIPE, errno.ECONNRESET, errno.EAGAIN, errno.ENOTCONN)
+"""How a packet fails that a client does not take: it has gone, or does not read."""
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-@dataclass
+@dataclass(eq=False)
 class Connection:
     """One client: its socket, who it is, and what becomes of its request."""
 
@@ -60,13 +74,16 @@ class Connection:
             else:
                 self.socket.send(packet)
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EAGAIN, errno.ENOTCONN,
-                                   errno.EMSGSIZE):
+            if error.errno not in _GONE:
                 raise
             self.stopped = self.stopped or "the client has hung up"
 
+    def say(self, line: str) -> None:
+        """Send one line for standard error."""
+        self.send(b"-" + printable(line).encode("ascii"))
 
-@dataclass
+
+@dataclass(eq=False)
 class Job:
     """Work under way: for a connection, or the agent's own (connection None)."""
 
@@ -75,6 +92,11 @@ class Job:
     connection: Connection | None = None
     due: float = 0.0
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether its client wants no more."""
+        return self.connection is not None and self.connection.stopped is not None
 
 
 class Server:
@@ -86,15 +108,20 @@ class Server:
         self.pool = Pool()
         self.events = LinkEvents()
         self.report = Report()
+        self.turns = Turns()
         self.here = find_here()
-        self.tidier = Tidier(self.pool, keeper, self.here)
+        self.tidier = Tidier(self.pool, keeper, self.turns, self.here)
         self.connections: dict[int, Connection] = {}
-        self.jobs: dict[str, deque[Job]] = {}
-        """Work for each tap, the first of which is under way."""
+        self.jobs: dict[Job, None] = {}
+        """Work under way, in the order in which it came."""
         self.stopping = False
+        self._silent: dict[Connection, None] = {}
+        """Those that have not sent their request yet, the earliest first."""
+        self._of_user: Counter[int] = Counter()
         self._poll = select.epoll()
         self._watched: dict[int, int] = {}
         """The descriptors of the databases, which come and go, and what they are waited for."""
+        self._listen_due: float | None = None
         self._databases_due: float | None = None
         self._reload_due: float | None = None
         self._chores_due = 0.0
@@ -102,26 +129,35 @@ class Server:
     def run(self, notify: Callable[[str], None], watchdog: float | None) -> None:
         """Serve until SIGTERM or SIGINT; finish what has begun, then return.
 
-        `notify` tells the supervisor (sd_notify(3)), every `watchdog` / 2 seconds where it asks.
+        SIGHUP has the policy read again. `notify` tells the supervisor (sd_notify(3)), every
+        `watchdog` / 2 seconds where it asks.
         """
-        wakeup = self._catch_signals()
+        wakeup, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._catch_signals(write_end)
         self.listener.setblocking(False)
         for descriptor in (self.listener, self.keeper, self.events, wakeup):
             self._poll.register(descriptor, select.EPOLLIN)
         self._chores()
         self.tidier.everything()
         notify("READY=1")
-        beat = 0.0
-        while not (self.stopping and not self.jobs):
-            now = time.monotonic()
-            if watchdog is not None and now >= beat:
-                notify("WATCHDOG=1")
-                beat = now + watchdog / 2
-            self._turn(beat if watchdog is not None else None)
+        beat: float | None = 0.0 if watchdog is not None else None
+        while not self.stopping:
+            beat = self._beat(notify, watchdog, beat)
+            self._turn(wakeup, beat)
         notify("STOPPING=1")
-        self.close()
+        # NOTE: who connects from now on is the next agent's, or finds none.
+        if self._listen_due is None:
+            self._poll.unregister(self.listener)
+        self._listen_due = None
+        while self.jobs:
+            beat = self._beat(notify, watchdog, beat)
+            self._turn(wakeup, beat)
+        signal.set_wakeup_fd(-1)
+        os.close(wakeup)
+        os.close(write_end)
+        self._close()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Hang up on everybody."""
         for connection in list(self.connections.values()):
             self._drop(connection)
@@ -130,48 +166,70 @@ class Server:
         self.keeper.close()
         self._poll.close()
 
-    def _catch_signals(self) -> int:
+    @staticmethod
+    def _beat(
+        notify: Callable[[str], None], watchdog: float | None, due: float | None
+    ) -> float | None:
+        """Give the supervisor its sign of life where it is due; return when the next one is."""
+        now = time.monotonic()
+        if watchdog is None or due is None or now < due:
+            return due
+        notify("WATCHDOG=1")
+        return now + watchdog / 2
+
+    def _catch_signals(self, wakeup: int) -> None:
         def stop(_number: int, _frame: object) -> None:
             self.stopping = True
 
+        def reload(_number: int, _frame: object) -> None:
+            self._reload_due = 0.0
+
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
-        read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        return read_end
+        signal.signal(signal.SIGHUP, reload)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
 
-    def _turn(self, beat: float | None) -> None:
+    def _turn(self, wakeup: int, beat: float | None) -> None:
         """Wait for the next thing to happen, and deal with it."""
         due = self._watch_databases(beat)
         timeout = max(0.0, due - time.monotonic()) if due is not None else -1
-        ready = self._poll.poll(timeout)
-        changed = self._databases_due is not None and time.monotonic() >= self._databases_due
-        for descriptor, events in ready:
+        changed = False
+        for descriptor, _events in self._poll.poll(timeout):
             if descriptor == self.listener.fileno():
                 self._accept()
+            elif descriptor == wakeup:
+                os.read(wakeup, 4096)
             elif descriptor == self.keeper.fileno():
-                self.keeper.drain()
-                self._reload_due = time.monotonic() + SETTLE
+                if self.keeper.drain():
+                    self._reload_due = time.monotonic() + SETTLE
             elif descriptor == self.events.fileno():
                 self.tidier.take(self.events.read())
             elif descriptor in self.connections:
-                self._hear(self.connections[descriptor], events)
+                # NOTE: a request looks at the databases as they are when it comes.
+                changed = self._hear(self.connections[descriptor]) or changed
             else:
                 changed = True
         now = time.monotonic()
+        if self._listen_due is not None and now >= self._listen_due:
+            self._listen_due = None
+            self._poll.register(self.listener, select.EPOLLIN)
         if self._reload_due is not None and now >= self._reload_due:
             self._reload_due = None
             self.keeper.load()
             self._chores_due = 0.0
         if now >= self._chores_due:
             self._chores()
-        for connection in list(self.connections.values()):
-            if connection.request is None and now - connection.since > SILENCE:
-                self._drop(connection)
+        for connection in list(self._silent):
+            if now - connection.since < SILENCE:
+                break
+            self._drop(connection)
         # NOTE: only now, and then whoever waits looks: what is taken in otherwise wakes nobody.
-        if changed:
+        if changed or (self._databases_due is not None and now >= self._databases_due):
             self.pool.refresh()
-        self._tidy()
+            changed = True
+        if not self.stopping:
+            for tap, work in self.tidier.work():
+                self.jobs[Job(tap, work)] = None
         self._work(changed)
 
     def _watch_databases(self, beat: float | None) -> float | None:
@@ -195,9 +253,12 @@ class Server:
                 self._poll.register(descriptor, events)
         self._watched = interest.events
         self._databases_due = interest.due
-        times = [interest.due, beat, self._reload_due, self._chores_due, self.tidier.due]
-        times += [jobs[0].due for jobs in self.jobs.values()]
-        times += [c.since + SILENCE for c in self.connections.values() if c.request is None]
+        times = [
+            interest.due, beat, self._listen_due, self._reload_due, self._chores_due,
+            None if self.stopping else self.tidier.due,
+        ]
+        times += [job.due for job in self.jobs]
+        times += [connection.since + SILENCE for connection in [*self._silent][:1]]
         return min((each for each in times if each is not None), default=None)
 
     def _chores(self) -> None:
@@ -205,7 +266,10 @@ class Server:
         self._chores_due = time.monotonic() + CHORES
         policy = self.keeper.policy
         networks = policy.networks.values() if policy is not None else ()
-        self.pool.open_new([DEFAULT_OVSDB, *(network.ovsdb for network in networks)])
+        try:
+            self.pool.open_new([DEFAULT_OVSDB, *(network.ovsdb for network in networks)])
+        except Failure as failure:
+            self.report.fault(str(failure))
 
     def _accept(self) -> None:
         while True:
@@ -214,26 +278,33 @@ class Server:
             except BlockingIOError:
                 return
             except OSError as error:
-                # EMFILE and its like: those who wait are served when others have gone.
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM,
-                                       errno.ECONNABORTED):
+                if error.errno == errno.ECONNABORTED:
+                    continue
+                if error.errno not in _SHORT:
                     raise
-                self.report.fault(f"cannot accept: {error.strerror}")
+                self.report.fault(f"cannot take a connection: {error.strerror}")
+                self._poll.unregister(self.listener)
+                self._listen_due = time.monotonic() + RESPITE
                 return
             peer = wire.peer_of(accepted)
-            of_user = sum(c.peer.uid == peer.uid for c in self.connections.values())
-            full = peer.uid != 0 and of_user >= CONNECTIONS_OF_USER
-            if self.stopping or full or len(self.connections) >= CONNECTIONS_MAX:
+            full = peer.uid != 0 and self._of_user[peer.uid] >= CONNECTIONS_OF_USER
+            if full or len(self.connections) >= CONNECTIONS_MAX:
                 accepted.close()
                 self.report.refused += 1
                 continue
             accepted.setblocking(False)
             connection = Connection(accepted, peer, time.monotonic())
             self.connections[accepted.fileno()] = connection
+            self._silent[connection] = None
+            self._of_user[peer.uid] += 1
             self._poll.register(accepted, select.EPOLLIN | select.EPOLLRDHUP)
 
     def _drop(self, connection: Connection) -> None:
         del self.connections[connection.socket.fileno()]
+        self._silent.pop(connection, None)
+        self._of_user[connection.peer.uid] -= 1
+        if not self._of_user[connection.peer.uid]:
+            del self._of_user[connection.peer.uid]
         self._ignore(connection)
         connection.socket.close()
 
@@ -243,79 +314,68 @@ class Server:
             self._poll.unregister(connection.socket)
             connection.heard = False
 
-    def _hear(self, connection: Connection, events: int) -> None:
-        """Take a client's request, or that it stops it."""
+    def _hear(self, connection: Connection) -> bool:
+        """Take a client's request, or that it stops it; tell whether there is work now."""
         if connection.request is not None:
             # Whatever comes after the request, its end among it, stops it.
             connection.stopped = connection.stopped or "the client has hung up"
             self._ignore(connection)
-            return
+            return False
+        descriptors: list[int] = []
         try:
             data, descriptors, flags, _ = socket.recv_fds(
-                connection.socket, REQUEST_MAX + 1, 2
+                connection.socket, REQUEST_MAX + 1, 2, socket.MSG_CMSG_CLOEXEC
             )
-        except BlockingIOError:
-            return
-        except ConnectionResetError:
-            self._drop(connection)
-            return
-        try:
             if not data:
                 self._drop(connection)
-                return
-            if flags & socket.MSG_CTRUNC:
-                raise Failure(Status.USAGE, "not a request", "it has more than one descriptor",
-                              "see docs/agent.md")
-            self._begin(connection, wire.parse_request(data, len(descriptors)), descriptors)
-        except wire.UnknownVersion:
-            self._end(connection, b"?another version of the wire")
+                return False
+            # NOTE: where descriptors were cut off there were more than two.
+            count = len(descriptors) if not flags & socket.MSG_CTRUNC else 3
+            connection.request = wire.parse_request(data, count)
+            del self._silent[connection]
+            place = wire.place_of(descriptors[0]) if descriptors else None
+            return self._begin(connection, connection.request, place)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            self._drop(connection)
+        except wire.Elsewhere as reason:
+            self._end(connection, b"?" + str(reason).encode("ascii"))
         except Failure as failure:
-            connection.send(b"-" + os.fsencode(f"pyqemu-ifd: {failure}"))
+            connection.say(f"pyqemu-ifd: {failure}")
             self._end(connection, b"=%d" % failure.status)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
+        return False
 
     def _begin(
-        self, connection: Connection, request: wire.Request, descriptors: list[int]
-    ) -> None:
-        connection.request = request
+        self, connection: Connection, request: wire.Request, place: wire.Place | None
+    ) -> bool:
+        """Begin what a client asks for; tell whether it is work. Raises Elsewhere."""
         if request.verb == "agent":
-            answer = self.report.as_object(self)
-            connection.send(b"+" + json.dumps(answer).encode())
+            answer = self.report.as_object(self, whole=connection.peer.uid == 0)
+            connection.send(b"+" + json.dumps(answer).encode("ascii"))
             self._end(connection, b"=0")
-            return
-        context = Context(self.pool, self.keeper, self.here, connection.peer, connection.send,
-                          lambda: connection.stopped)
-        try:
-            place = wire.place_of(descriptors[0]) if descriptors else None
-            tap, work = serve(request, place, context)
-        except Gone as gone:
-            self._end(connection, b"?" + os.fsencode(str(gone)))
-            return
-        self._queue(Job(tap, work, connection))
-
-    def _queue(self, job: Job) -> None:
-        self.jobs.setdefault(job.tap, deque()).append(job)
-
-    def _tidy(self) -> None:
-        for tap, work in self.tidier.work():
-            self._queue(Job(tap, work))
+            return False
+        if self.stopping:
+            raise wire.Elsewhere("the agent ends")
+        if place is not None and place.netns != self.here.netns:
+            raise wire.Elsewhere("another network namespace")
+        context = Context(self.pool, self.keeper, self.turns, self.here, connection)
+        work = serve(request, place, context)
+        self.jobs[Job(request.fields[0], work, connection)] = None
+        return True
 
     def _work(self, changed: bool) -> None:
         """Run every job that may have something to do."""
         now = time.monotonic()
-        for tap in list(self.jobs):
-            while tap in self.jobs:
-                job = self.jobs[tap][0]
-                stopped = job.connection is not None and job.connection.stopped is not None
-                if not (changed or stopped or now >= job.due):
-                    break
-                if not self._advance(job):
-                    break
-                self.jobs[tap].popleft()
-                if not self.jobs[tap]:
-                    del self.jobs[tap]
+        ready = deque(job for job in self.jobs if changed or job.stopped or now >= job.due)
+        while ready:
+            job = ready.popleft()
+            if job in self.jobs and self._advance(job):
+                del self.jobs[job]
+                ready += [other for other in self.jobs if other.tap == job.tap]
 
     def _advance(self, job: Job) -> bool:
         """Run a job until it waits or ends; tell whether it has ended."""
@@ -327,28 +387,24 @@ class Server:
             pass
         except Failure as failure:
             status = failure.status
-            self._tell_failure(job, str(failure))
+            self._tell(job, str(failure))
         except Exception as error:  # NOTE: a bug in one request must not end the others.
             status = Status.BUG
-            self._tell_failure(job, explain_bug(error))
-        if job.connection is not None:
-            request = job.connection.request
-            assert request is not None
-            self.report.count(request.verb, status, time.monotonic() - job.started)
-            self._end(job.connection, b"=%d" % status)
+            self._tell(job, explain_bug(error))
+        connection = job.connection
+        if connection is not None and connection.request is not None:
+            self.report.count(connection.request.verb, status, time.monotonic() - job.started)
+            self._end(connection, b"=%d" % status)
         return True
 
-    def _tell_failure(self, job: Job, text: str) -> None:
-        self.report.fault(f"{job.tap}: {text}")
-        program = "pyqemu-ifd"
-        if job.connection is not None:
-            request = job.connection.request
-            assert request is not None
-            program = {"up": "pyqemu-ifup", "down": "pyqemu-ifdown"}.get(
-                request.verb, "pyqemu-bridge-helper"
-            )
-            job.connection.send(b"-" + os.fsencode(f"{program}: {job.tap}: {text}"))
-        log(syslog.LOG_ERR, f"{job.tap}: {text}")
+    def _tell(self, job: Job, text: str) -> None:
+        """Tell of a failure: its client, syslog, and whoever asks for the last error."""
+        line = f"{printable(job.tap)}: {text}"
+        self.report.fault(line)
+        log(syslog.LOG_ERR, line)
+        connection = job.connection
+        if connection is not None and connection.request is not None:
+            connection.say(f"{PROGRAMS[connection.request.verb]}: {line}")
 
     def _end(self, connection: Connection, packet: bytes) -> None:
         connection.send(packet)
@@ -358,22 +414,35 @@ class Server:
 def listen(path: str) -> socket.socket:
     """Return a socket that listens at `path`, in place of one that nobody listens at any more.
 
-    Raises Failure (75) where an agent does.
+    Raises Failure (75) where an agent does, and OSError.
     """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    before = os.umask(0)
+    try:
+        # NOTE: two that start at once must not both find a socket of nobody's.
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        _remove_stale(path)
+        listener.bind(path)
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.umask(before)
+        os.close(folder)
+    return listener
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket that nobody listens at. Raises Failure (75) where somebody does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         probe.setblocking(False)
         code = probe.connect_ex(path)
     if code in (0, errno.EAGAIN):
-        raise Failure(Status.TRY_AGAIN, f"an agent listens at {path} already", "",
-                      "stop it first")
-    if code == errno.ECONNREFUSED:
+        raise Failure(
+            Status.TRY_AGAIN, f"an agent listens at {path} already", "", "stop it first"
+        )
+    # NOTE: connect(2) refuses what is no socket with the same error.
+    if code == errno.ECONNREFUSED and stat.S_ISSOCK(os.lstat(path).st_mode):
         os.unlink(path)
-    before = os.umask(0)
-    try:
-        listener.bind(path)
-    finally:
-        os.umask(before)
-    listener.listen(4096)
-    return listener
-

@@ -9,41 +9,55 @@ from __future__ import annotations
 
 import syslog
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
+from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Attach, Caller, Policy, Port, decide, policy_asks, port_on
 from pyqemu_ifd.keeper import PolicyKeeper
 from pyqemu_ifd.pool import AgentHost, Pool
+from pyqemu_ifd.turns import Turns
 from pyqemu_ifdown.detach import PATIENCE
 from pyqemu_ifdown.gc import judge
 from pyqemu_ifup.attach import attaching, success_line
 from pyqemu_ifup.caller import find_caller
-from pyqemu_ifup.linux_bridge import LinkEvent
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.links import LinkEvent
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import Watch, log
+from pyqemu_ifup.plan import SetAlias, SetUp
 from pyqemu_ifup.stamp import Here, Stamp, is_alive
 from pyqemu_ifup.work import Work
+
+if TYPE_CHECKING:
+    from pyqemu_ifup.openvswitch import Database
 
 DELAY = 0.3
 """Seconds after a change in which what belongs to it may still follow."""
 LIMIT = 10.0
 """Seconds that one clean-up may take."""
+AGAIN_FIRST, AGAIN_LAST = 1.0, 60.0
+"""Seconds after which what failed is tried again: twice as long each time, this at the most."""
 
 
 class Tidier:
     """Gathers what has happened, and turns it into work for each tap concerned."""
 
-    def __init__(self, pool: Pool, keeper: PolicyKeeper, here: Here) -> None:
+    def __init__(self, pool: Pool, keeper: PolicyKeeper, turns: Turns, here: Here) -> None:
         self.pool = pool
         self.keeper = keeper
+        self.turns = turns
         self.here = here
         self._sweep_due: float | None = None
         """When to look at every tap of ours, None where nothing calls for it."""
+        self._again = AGAIN_FIRST
         self._gone: set[str] = set()
         """Taps that have gone."""
         self._lost: dict[str, float] = {}
         """Ports that have gone, and when to look whether their tap should have one."""
-        self._bridges: set[int] = set()
+        self._bridges: dict[int, str] = {}
+        self._connected: set[str] = set()
+        """The databases that were connected when last looked at."""
 
     @property
     def due(self) -> float | None:
@@ -53,9 +67,10 @@ class Tidier:
             times.append(self._sweep_due)
         return min(times, default=None)
 
-    def everything(self) -> None:
-        """Look at every tap of ours, in a moment."""
-        self._sweep_due = time.monotonic() + DELAY
+    def everything(self, delay: float = DELAY) -> None:
+        """Look at every tap of ours, in so many seconds at the latest."""
+        due = time.monotonic() + delay
+        self._sweep_due = due if self._sweep_due is None else min(due, self._sweep_due)
 
     def take(self, events: list[LinkEvent] | None) -> None:
         """Take in what has happened to links; None: some of it was lost."""
@@ -66,21 +81,26 @@ class Tidier:
             if event.kind == "tun" and event.gone:
                 self._gone.add(event.name)
             elif event.kind == "bridge" and event.gone:
-                self._bridges.discard(event.index)
-            elif event.kind == "bridge" and event.index not in self._bridges:
-                self._bridges.add(event.index)
+                self._bridges.pop(event.index, None)
+            elif event.kind == "bridge" and self._bridges.get(event.index) != event.name:
+                self._bridges[event.index] = event.name
                 self.everything()
 
-    def work(self) -> Iterator[tuple[str, Generator[float, None, None]]]:
+    def work(self) -> Iterator[tuple[str, Work[None]]]:
         """Return the taps that something is to be done about now, and the work."""
         now = time.monotonic()
-        for database in self.pool.databases.values():
+        connected = self._databases()
+        if connected.keys() - self._connected:
+            # What happened while nobody looked.
+            self.everything()
+        self._connected = set(connected)
+        for database in connected.values():
             bridges_new, ports_gone = database.take_news()
             if bridges_new:
                 self.everything()
             self._lost.update(dict.fromkeys(ports_gone, now + DELAY))
         for name in self._gone:
-            if any(port.ours for each in self.pool.databases.values() for port in each.ports(name)):
+            if any(port.ours for each in connected.values() for port in each.ports(name)):
                 yield name, self._clean(name)
         self._gone.clear()
         for name in [name for name, due in self._lost.items() if now >= due]:
@@ -92,9 +112,16 @@ class Tidier:
             self._sweep_due = None
             yield from self._sweep()
 
-    def _sweep(self) -> Iterator[tuple[str, Generator[float, None, None]]]:
+    def _databases(self) -> dict[str, Database]:
+        return {
+            address: database
+            for address, database in self.pool.databases.items()
+            if database.is_connected
+        }
+
+    def _sweep(self) -> Iterator[tuple[str, Work[None]]]:
         # NOTE: the ports before the links: a tap is there before its port is.
-        ports = [port for each in self.pool.databases.values() for port in each.ports()]
+        ports = [port for each in self._databases().values() for port in each.ports()]
         links = self.pool.kernel.links()
         for leftover in judge(ports, links, self.here):
             if leftover.remove is not None:
@@ -112,47 +139,77 @@ class Tidier:
         if stamp.kind == "linux":
             bridge = self.pool.kernel.look_up(stamp.bridge)
             return link.master is None and bridge is not None and bridge.kind == "bridge"
-        database = self.pool.databases.get(stamp.ovsdb or "")
+        database = self._databases().get(stamp.ovsdb or "")
         return (
             database is not None
-            and database.is_connected
             and database.has_bridge(stamp.bridge)
             and not database.ports(link.name)
         )
 
-    def _host(self, tap: str) -> AgentHost:
-        return AgentHost(self.pool, tap, Watch(LIMIT), lambda command: None)
-
     def _clean(self, tap: str) -> Work[None]:
         """Remove the ports of ours that a tap which is gone has left."""
-        with self._host(tap) as host:
-            for address, database in self.pool.databases.items():
-                if database.is_connected:
-                    host.databases[address] = database
-            ports = host.ports(tap)
-            link = host.kernel.look_up(tap)
-            for leftover in judge(ports, [link] if link is not None else [], self.here):
-                if leftover.remove is not None:
-                    yield from host.run(leftover.remove, host.watch, PATIENCE)
-                    log(
-                        syslog.LOG_INFO,
-                        f"{tap}: port on {leftover.port.bridge} removed: {leftover.because}",
-                    )
+        return self._do(tap, self._cleaning)
 
     def _bring_back(self, tap: str) -> Work[None]:
         """Attach a tap again, by the policy in force, for the process that it was attached for."""
+        return self._do(tap, self._bringing_back)
+
+    def _do(self, tap: str, work: Callable[[Host], Work[None]]) -> Work[None]:
+        """Do the work when it is the tap's turn; where it fails, look again later."""
+        watch = Watch(LIMIT)
+        with self.turns.take(tap) as turn:
+            try:
+                yield from self.turns.come(tap, turn, watch)
+                with AgentHost(self.pool, tap, watch, lambda command: None) as host:
+                    yield from work(host)
+            except Failure:
+                self.everything(self._again)
+                self._again = min(2 * self._again, AGAIN_LAST)
+                raise
+        self._again = AGAIN_FIRST
+
+    def _cleaning(self, host: Host) -> Work[None]:
+        assert host.tap is not None
+        host.databases.update(self._databases())
+        ports = host.ports(host.tap)
+        link = host.kernel.look_up(host.tap)
+        for leftover in judge(ports, [link] if link is not None else [], self.here):
+            if leftover.remove is not None:
+                yield from host.run(leftover.remove, host.watch, PATIENCE)
+                log(
+                    syslog.LOG_INFO,
+                    f"{host.tap}: port on {leftover.port.bridge} removed: {leftover.because}",
+                )
+
+    def _bringing_back(self, host: Host) -> Work[None]:
+        assert host.tap is not None
         policy = self.keeper.get()
-        with self._host(tap) as host:
-            host.watch.allow(policy.timeout)
-            link = host.kernel.look_up(tap)
-            stamp = link.stamp if link is not None else None
-            if link is None or stamp is None or not self._has_lost(link):
-                return
-            caller = find_caller(tap, stamp.pid, want_user=policy_asks(policy, "user"))
-            port = self._port(policy, caller, stamp)
-            ovsdbs = [each.ovsdb for each in policy.networks.values()]
-            yield from attaching(host, port, caller, stamp.pid, ovsdbs)
-            log(syslog.LOG_NOTICE, f"{success_line(port, caller)}: its bridge had lost it")
+        host.watch.allow(policy.timeout)
+        link = host.kernel.look_up(host.tap)
+        stamp = link.stamp if link is not None else None
+        if stamp is not None and stamp.kind == "openvswitch":
+            # NOTE: a hook that does without us may just have put it there.
+            database = yield from self.pool.connected(stamp.ovsdb or "", host.watch)
+            yield from database.sync(host.watch)
+            link = host.kernel.look_up(host.tap)
+        if link is None or link.stamp != stamp or stamp is None or not self._has_lost(link):
+            return
+        caller = find_caller(host.tap, stamp.pid, want_user=policy_asks(policy, "user"))
+        port = self._port(policy, caller, stamp)
+        ovsdbs = [each.ovsdb for each in policy.networks.values()]
+        try:
+            yield from attaching(host, port, caller, stamp.pid, ovsdbs, stamp.uid)
+        except Failure:
+            self._leave_lost(link)
+            raise
+        log(syslog.LOG_NOTICE, f"{success_line(port, caller)}: its bridge had lost it")
+
+    def _leave_lost(self, before: Link) -> None:
+        """Give a tap that could not be attached again its mark back, so that it is tried again."""
+        link = self.pool.kernel.look_at(before.index)
+        if link is not None and link.name == before.name and link.master is None and not link.alias:
+            self.pool.kernel.run(SetAlias(link.name, link.index, before.alias))
+            self.pool.kernel.run(SetUp(link.name, link.index))
 
     @staticmethod
     def _port(policy: Policy, caller: Caller, stamp: Stamp) -> Port:
@@ -161,5 +218,3 @@ class Tidier:
         if isinstance(decision, Attach) and decision.port.network == stamp.network:
             return decision.port
         return port_on(policy, stamp.network, caller.tap)
-
-

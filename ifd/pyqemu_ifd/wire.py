@@ -16,6 +16,9 @@ from pyqemu_ifup.manners import read_tap_name
 VERSION = WIRE.encode()
 TUNGETDEVNETNS = 0x54E3
 """_IO('T', 227) of linux/if_tun.h."""
+NS_GET_NSTYPE = 0xB703
+"""_IO(0xb7, 3) of linux/nsfs.h."""
+CLONE_NEWNET = 0x40000000
 _CREDENTIALS = struct.Struct("iII")
 
 Verb = Literal["up", "down", "tap", "agent"]
@@ -46,21 +49,21 @@ def peer_of(connection: socket.socket) -> Peer:
     return Peer(*_CREDENTIALS.unpack(raw))
 
 
-class UnknownVersion(Exception):
-    """The request is of another version of the wire."""
+class Elsewhere(Exception):
+    """The request is not for this agent, and why (ASCII): its client does the work itself."""
 
 
 def parse_request(data: bytes, descriptors: int) -> Request:
     """Return the request in one packet that came with so many descriptors.
 
-    Raises UnknownVersion, and Failure (64) for whatever is not a request.
+    Raises Elsewhere for another version of the wire, Failure (64) for whatever is no request.
     """
     if len(data) > REQUEST_MAX:
         raise _bad(f"it has more than {REQUEST_MAX} bytes")
     version, *rest = data.split(b"\0")
     if version != VERSION:
         if version.startswith(b"pyqemu-ifup/"):
-            raise UnknownVersion
+            raise Elsewhere("another version of the wire")
         raise _bad("it does not begin with " + WIRE)
     verb = next((known for known in FIELDS if rest and known.encode() == rest[0]), None)
     if verb is None:
@@ -89,12 +92,16 @@ class Place:
 def place_of(descriptor: int) -> Place:
     """Return what the descriptor of a tap, or of a network namespace, proves.
 
-    Raises Failure (64) for any other descriptor.
+    Raises Failure (64) for any other descriptor, Elsewhere where a tap's namespace cannot be told.
     """
     tap = read_tap_name(descriptor)
     if tap is None:
         return Place(_netns(descriptor), None)
-    namespace = fcntl.ioctl(descriptor, TUNGETDEVNETNS)
+    try:
+        namespace = fcntl.ioctl(descriptor, TUNGETDEVNETNS)
+    except OSError as error:
+        # An older kernel, a tap of a user namespace that is not ours, too many open files.
+        raise Elsewhere(f"no network namespace to be told of: {error.strerror}") from error
     try:
         return Place(_netns(namespace), tap)
     finally:
@@ -102,9 +109,13 @@ def place_of(descriptor: int) -> Place:
 
 
 def _netns(descriptor: int) -> str:
-    """Return the namespace behind a descriptor of it, which is told by the file system's device."""
-    found = os.fstat(descriptor)
-    if found.st_dev != os.stat("/proc/self/ns/net").st_dev:
+    """Return the network namespace behind a descriptor of it. Raises Failure (64)."""
+    try:
+        kind = fcntl.ioctl(descriptor, NS_GET_NSTYPE)
+    except OSError:
+        kind = None
+    if kind != CLONE_NEWNET:
         raise _bad("its descriptor is neither a tap's nor a network namespace's")
+    found = os.fstat(descriptor)
     return f"{found.st_dev}:{found.st_ino}"
 

@@ -51,6 +51,13 @@ def detaching(host: Host, tap: str, parent: int) -> Work[None]:
         log(syslog.LOG_INFO, f"{tap}: detached from {stamp.bridge}, network {stamp.network}")
 
 
+def leave_to_gc(tap: str, failure: Failure) -> None:
+    """Tell syslog of what privilege forbids a down; raise any other failure."""
+    if failure.status is not Status.DENIED:
+        raise failure
+    log(syslog.LOG_WARNING, f"{tap}: left to pyqemu-ifctl gc: {failure}")
+
+
 def _databases(link: Link | None) -> list[str]:
     """Return where a row of the tap may be: a tap's own stamp tells; without one, the default."""
     stamp = link.stamp if link else None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import syslog
 from collections.abc import Sequence
 
-from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.names import check_tap_name
-from pyqemu_ifup.manners import Watch, log, narrator, run_hook
+from pyqemu_ifup.manners import Watch, narrator, run_hook
 
 PROGRAM = "pyqemu-ifdown"
 TIMEOUT = 10.0
@@ -22,16 +21,14 @@ def main() -> int:
 
 def down(tap: str, inherited: list[str], watch: Watch) -> None:
     """Detach `tap`. Raises Failure, but not for lack of privilege: gc does it then."""
-    from pyqemu_ifdown.detach import detach
+    from pyqemu_ifdown.detach import detach, leave_to_gc
 
     check_tap_name(tap)
     tap = present_name(tap, inherited)
     try:
         detach(tap, os.getppid(), watch, narrator(PROGRAM, tap))
     except Failure as failure:
-        if failure.status is not Status.DENIED:
-            raise
-        log(syslog.LOG_WARNING, f"{tap}: left to pyqemu-ifctl gc: {failure}")
+        leave_to_gc(tap, failure)
 
 
 def present_name(tap: str, inherited: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Port
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.look import Seen, show_vlan
+from pyqemu_ifup.look import Link, Seen, show_vlan
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import (
     Prove,
@@ -59,8 +59,12 @@ def attaching(
     parent: int,
     ovsdbs: Iterable[str],
     uid: int | None = None,
+    admit: Callable[[Link], None] = lambda link: None,
 ) -> Work[None]:
-    """Do as `attach`, on a host that is there already, for the user `uid`; None is root."""
+    """Do as `attach`, on a host that is there already, for the user `uid`; None is root.
+
+    `admit` raises Failure where that user may not have this tap.
+    """
     link = host.kernel.look_up(port.tap)
     stamp = link.stamp if link is not None else None
     left = [stamp.ovsdb] if stamp is not None and stamp.ovsdb is not None else []
@@ -68,11 +72,12 @@ def attaching(
         yield from host.open_databases([port.ovsdb, DEFAULT_OVSDB, *ovsdbs, *left])
     except Failure:
         before = host.look(port.tap, port.bridge)
-        if is_ours_to_touch(port.tap, before, parent):
+        if before.tap is not None and is_ours_to_touch(port.tap, before, parent):
+            admit(before.tap)
             yield from _undo(host, port, before)
         raise
     before = host.look(port.tap, port.bridge)
-    refuse_strangers(port.tap, before, parent)
+    admit(refuse_strangers(port.tap, before, parent))
     here = find_here()
     refuse_foreign_ports(before, here)
     try:
@@ -153,6 +158,9 @@ def _unicast_mac(mac: str) -> str:
 def _undo(host: Host, port: Port, before: Seen) -> Work[None]:
     """Take back what was done, as far as it can be; what cannot is told in syslog."""
     host.watch = watch = host.watch.for_undo()
+    for database in host.databases.values():
+        # NOTE: what was known before is enough to take it back by; whoever waits checks again.
+        database.fault = None
     try:
         now = host.look(port.tap, port.bridge)
         if now.tap is not None and now.tap.up:

@@ -97,13 +97,13 @@ class _Idl(Idl):  # type: ignore[misc]  # the library has no types
 class Database:
     """One connection to an ovsdb-server, its rows of one tap (or all, `tap` None) replicated.
 
-    Whoever drives the work that its methods return calls `refresh` when there is something new.
+    A server that has gone is tried again and again, in the end every `away` seconds. Whoever
+    drives the work that its methods return calls `refresh` when there is something new.
     """
 
-    def __init__(self, address: str, tap: str | None) -> None:
+    def __init__(self, address: str, tap: str | None, away: float = RETRY) -> None:
         self.address = address
-        self.unsure = False
-        """Whether a commit was given up whose outcome nobody knows; `sync` tells."""
+        self._unsure: set[object] = set()
         self.fault: Failure | None = None
         """Why the server cannot be understood; nothing of it can be trusted then."""
         self._mute = f"the database of Open vSwitch at {address} does not answer"
@@ -114,7 +114,7 @@ class Database:
         # NOTE: a server that restarts is back within a fraction of a second; Reconnect.set_backoff
         # takes no less than a whole one.
         reconnect = self._idl._session.reconnect
-        reconnect.min_backoff = reconnect.max_backoff = int(RETRY * 1000)
+        reconnect.min_backoff, reconnect.max_backoff = int(RETRY * 1000), int(away * 1000)
         if tap is not None:
             for table in ("Interface", "Port"):
                 self._idl.cond_change(table, [["name", "==", tap]])
@@ -172,13 +172,20 @@ class Database:
         """Wait until the rows are there. Raises Failure (75)."""
         yield from self._until(lambda: self.is_connected, watch, self._mute)
 
+    @property
+    def unsure(self) -> bool:
+        """Whether a commit was given up whose outcome nobody knows; `sync` tells."""
+        return bool(self._unsure)
+
     def sync(self, watch: Watch) -> Work[None]:
         """Take in all that the server has committed by now, commits that were given up included.
 
         It answers in order, and tells of each commit before it answers. Raises Failure, 75 where
         it is mute until `watch` ends.
         """
+        before = set(self._unsure)
         yield from self._commit(lambda transaction: self._root().fetch("cur_cfg"), watch)
+        self._unsure -= before
 
     def has_bridge(self, name: str) -> bool:
         """Tell whether there is a bridge of this name."""
@@ -393,17 +400,17 @@ class Database:
                 compose(transaction)
                 status = transaction.commit()
                 while status == Transaction.INCOMPLETE:
-                    self.unsure = True
+                    self._unsure.add(transaction)
                     watch.check(self._mute)
                     yield min(SLICE, watch.remaining())
                     self.check()
                     status = transaction.commit()
+                self._unsure.discard(transaction)
             finally:
                 transaction.abort()
             if status == Transaction.TRY_AGAIN:
                 yield from self._changed(seqno, watch)
                 continue
-            self.unsure = False
             if status == Transaction.UNCHANGED:
                 return None
             if status == Transaction.SUCCESS:
