@@ -216,6 +216,8 @@ def test_a_stop_ends_it_well_and_takes_the_socket_away(place: Path, netns: Names
     with Systemd(netns, place, POLICY) as systemd:
         systemd.ctl("start", SERVICE)
         assert report(systemd)["policy"]["error"] is None
+        systemd.ctl("reload", SERVICE)
+        assert report(systemd)["policy"]["error"] is None
         systemd.ctl("stop", SOCKET)
         assert systemd.property(SERVICE, "Result") == "success"
         assert systemd.property(SERVICE, "ActiveState") == "inactive"
