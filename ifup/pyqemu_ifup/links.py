@@ -1,0 +1,246 @@
+"""Reads links over rtnetlink(7): one, all, and what happens to them.
+
+NOTE: pyroute2 makes the changes; it does not do the reading, because an up looks ten times, and a
+look through the library takes ten times as long. Messages: linux/if_link.h, linux/rtnetlink.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pyqemu_ifup.look import Link
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLM_F_REQUEST, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x10, 0x300
+RTMGRP_LINK = 1
+NLMSGHDR, IFINFOMSG, RTATTR = struct.Struct("IHHII"), struct.Struct("BxHiII"), struct.Struct("HH")
+U8, U16, U32, S32 = struct.Struct("B"), struct.Struct("H"), struct.Struct("I"), struct.Struct("i")
+NLA_TYPE_MASK = 0x3FFF
+IFF_UP = 0x1
+
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_TXQLEN = 1, 3, 4, 10, 13
+IFLA_LINKINFO, IFLA_IFALIAS, IFLA_CARRIER = 18, 20, 33
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+IFLA_BR_VLAN_FILTERING, IFLA_BR_VLAN_DEFAULT_PVID = 7, 39
+IFLA_BRPORT_ISOLATED = 33
+IFLA_TUN_OWNER, IFLA_TUN_TYPE = 1, 3
+IFF_TAP = 2
+"""What IFLA_TUN_TYPE says of a tap (linux/if_tun.h)."""
+
+SO_RCVBUFFORCE = 33
+EVENT_BUFFER = 1 << 20
+"""Bytes of link events that may wait: some 500 links at once."""
+MESSAGE_MAX = 1 << 17
+
+
+class LinkReader:
+    """A socket that asks the kernel for links of this network namespace."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
+        self._sequence = 0
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def by_name(self, name: str) -> Link | None:
+        """Return the link that has this name, be it an alternative one; None without one.
+
+        Raises OSError as the kernel answers.
+        """
+        raw = os.fsencode(name) + b"\0"
+        padded = raw + bytes(-len(raw) % 4)
+        return self._one(0, RTATTR.pack(RTATTR.size + len(raw), IFLA_IFNAME) + padded)
+
+    def by_index(self, index: int) -> Link | None:
+        """Return the link with this ifindex, None without one. Raises OSError."""
+        return self._one(index, b"")
+
+    def all(self) -> list[Link]:
+        """Return every link. Raises OSError."""
+        while True:
+            links: list[Link] = []
+            whole = True
+            self._ask(NLM_F_DUMP, 0, b"")
+            for kind, flags, data, body, end in self._answers():
+                whole = whole and not flags & NLM_F_DUMP_INTR
+                if kind == NLMSG_DONE:
+                    break
+                links.append(_link(data, body, end))
+            # NOTE: a dump that something was changed under may lack a link, or have one twice.
+            if whole:
+                return links
+
+    def _one(self, index: int, attribute: bytes) -> Link | None:
+        self._ask(0, index, attribute)
+        try:
+            _, _, data, body, end = next(self._answers())
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return None
+        return _link(data, body, end)
+
+    def _ask(self, flags: int, index: int, attribute: bytes) -> None:
+        self._sequence += 1
+        body = IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0) + attribute
+        self._socket.send(
+            NLMSGHDR.pack(
+                NLMSGHDR.size + len(body), RTM_GETLINK, NLM_F_REQUEST | flags, self._sequence, 0
+            )
+            + body
+        )
+
+    def _answers(self) -> Iterator[tuple[int, int, bytes, int, int]]:
+        """Yield the messages of the answer: type, flags, the data, where it begins and ends."""
+        while True:
+            data = self._socket.recv(MESSAGE_MAX)
+            for kind, flags, sequence, body, end in _messages(data):
+                if sequence != self._sequence:
+                    continue
+                if kind == NLMSG_ERROR:
+                    code = -S32.unpack_from(data, body)[0]
+                    raise OSError(code, os.strerror(code))
+                yield kind, flags, data, body, end
+
+
+@dataclass(frozen=True)
+class LinkEvent:
+    """A link that has come (or changed), or has gone; `kind` as Link has it."""
+
+    gone: bool
+    index: int
+    name: str
+    kind: str | None
+
+
+class LinkEvents:
+    """A subscription to the links of this network namespace (RTNLGRP_LINK of rtnetlink(7)).
+
+    It reads of each message just what LinkEvent holds: a host that starts guests has thousands.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK,
+            socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
+            socket.NETLINK_ROUTE,
+        )
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, EVENT_BUFFER)
+        self._socket.bind((0, RTMGRP_LINK))
+
+    def fileno(self) -> int:
+        """Return the descriptor that turns readable with an event."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._socket.close()
+
+    def read(self) -> list[LinkEvent] | None:
+        """Return what has happened since; None where some of it was lost (ENOBUFS)."""
+        events: list[LinkEvent] = []
+        lost = False
+        while True:
+            try:
+                data = self._socket.recv(EVENT_BUFFER)
+            except BlockingIOError:
+                return None if lost else events
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                lost = True
+                continue
+            for kind, _, _, body, end in _messages(data):
+                if kind in (RTM_NEWLINK, RTM_DELLINK) and data[body] == socket.AF_UNSPEC:
+                    events.append(_event(kind == RTM_DELLINK, data, body, end))
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield each message in a packet: type, flags, sequence, where its body begins and ends."""
+    at = 0
+    while at + NLMSGHDR.size <= len(data):
+        length, kind, flags, sequence, _ = NLMSGHDR.unpack_from(data, at)
+        if length < NLMSGHDR.size:
+            return
+        yield kind, flags, sequence, at + NLMSGHDR.size, at + length
+        at += (length + 3) & ~3
+
+
+def _attributes(data: bytes, at: int, end: int) -> dict[int, bytes]:
+    """Return the attributes between two places, by type."""
+    found: dict[int, bytes] = {}
+    while at + RTATTR.size <= end:
+        length, kind = RTATTR.unpack_from(data, at)
+        if length < RTATTR.size:
+            break
+        found[kind & NLA_TYPE_MASK] = data[at + RTATTR.size : at + length]
+        at += (length + 3) & ~3
+    return found
+
+
+def _nested(found: dict[int, bytes], kind: int) -> dict[int, bytes]:
+    data = found.get(kind, b"")
+    return _attributes(data, 0, len(data))
+
+
+def _number(form: struct.Struct, found: dict[int, bytes], kind: int) -> int | None:
+    data = found.get(kind)
+    if data is None:
+        return None
+    value: int = form.unpack_from(data)[0]
+    return value
+
+
+def _text(found: dict[int, bytes], kind: int) -> str:
+    # NOTE: the kernel takes any bytes; those that are not UTF-8 come as surrogate escapes.
+    return os.fsdecode(found.get(kind, b"").rstrip(b"\0"))
+
+
+def _event(gone: bool, data: bytes, body: int, end: int) -> LinkEvent:
+    found = _attributes(data, body + IFINFOMSG.size, end)
+    kind = _text(_nested(found, IFLA_LINKINFO), IFLA_INFO_KIND)
+    return LinkEvent(
+        gone, IFINFOMSG.unpack_from(data, body)[2], _text(found, IFLA_IFNAME), kind or None
+    )
+
+
+def _link(data: bytes, body: int, end: int) -> Link:
+    """Return the Link of an RTM_NEWLINK message."""
+    _, _, index, flags, _ = IFINFOMSG.unpack_from(data, body)
+    found = _attributes(data, body + IFINFOMSG.size, end)
+    info = _nested(found, IFLA_LINKINFO)
+    kind = _text(info, IFLA_INFO_KIND) or None
+    own = _nested(info, IFLA_INFO_DATA) if kind in ("bridge", "tun") else {}
+    bridge = own if kind == "bridge" else {}
+    tun = own if kind == "tun" else {}
+    on_bridge = _text(info, IFLA_INFO_SLAVE_KIND) == "bridge"
+    port = _nested(info, IFLA_INFO_SLAVE_DATA) if on_bridge else {}
+    filtering = _number(U8, bridge, IFLA_BR_VLAN_FILTERING)
+    isolated = _number(U8, port, IFLA_BRPORT_ISOLATED)
+    return Link(
+        index=index,
+        name=_text(found, IFLA_IFNAME),
+        kind=kind,
+        tap=_number(U8, tun, IFLA_TUN_TYPE) == IFF_TAP,
+        up=bool(flags & IFF_UP),
+        mtu=_number(U32, found, IFLA_MTU) or 0,
+        mac=found.get(IFLA_ADDRESS, b"").hex(":"),
+        txqueuelen=_number(U32, found, IFLA_TXQLEN) or 0,
+        master=_number(U32, found, IFLA_MASTER),
+        alias=_text(found, IFLA_IFALIAS),
+        carrier=bool(_number(U8, found, IFLA_CARRIER)),
+        vlan_filtering=None if filtering is None else bool(filtering),
+        default_pvid=_number(U16, bridge, IFLA_BR_VLAN_DEFAULT_PVID),
+        isolated=None if isolated is None else bool(isolated),
+        owner=_number(U32, tun, IFLA_TUN_OWNER),
+    )
