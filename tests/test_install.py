@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -95,6 +96,46 @@ def test_a_program_runs_from_its_final_place(installed: Installed) -> None:
         done = run(launcher, *WRONG)
         assert (done.returncode, done.stdout) == (64, ""), done.stderr
         assert done.stderr.startswith(("usage: ", f"{program}: ")), done.stderr
+
+
+@pytest.mark.parametrize("program", HOOKS)
+def test_a_hook_loads_no_python_before_it_has_asked(installed: Installed, program: str) -> None:
+    """It runs the installed bytecode: what stands in the launcher alone is compiled."""
+    launcher = installed.prefix / "bin" / program
+    done = run(
+        installed.prefix / "lib/pyqemu-ifup/bin/python3", "-ISv", launcher, "web0",
+        env={"PYQEMU_IFUP_SOCKET": "/dev/null/agent", "PYQEMU_IFUP_POLICY": ""},
+    )
+    asked, here, _ = done.stderr.partition(f"/pyqemu_{program[7:]}/__init__.py")
+    assert here, "without an agent it does the work"
+    bare = run(installed.prefix / "lib/pyqemu-ifup/bin/python3", "-ISv", "-c", "")
+    loaded, known = (
+        set(re.findall(r"^import '?([\w.]+)'? #", text, re.MULTILINE))
+        for text in (asked, bare.stderr)
+    )
+    assert loaded - known == {"_socket", "fcntl", "errno"}
+    code = installed.prefix / "lib/pyqemu-ifup/lib"
+    (code_of_thin,) = code.glob("python*/site-packages/pyqemu_ifd/__pycache__/thin.*.pyc")
+    assert f"{code_of_thin} matches" in asked
+
+
+def test_a_hook_finds_its_libraries_without_an_agent(
+    installed: Installed, tmp_path: Path
+) -> None:
+    """yaml to read the policy, pyroute2 to look, ovs to see that nobody listens there."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        "version: 1\n"
+        "networks: {sw: {bridge: br-int, kind: openvswitch, ovsdb: 'tcp:127.0.0.1:1'}}\n"
+        "rules: [{tap: '*', network: sw}]\n"
+    )
+    policy.chmod(0o644)
+    done = run(
+        installed.prefix / "bin/pyqemu-ifup", "web0", env={"PYQEMU_IFUP_POLICY": str(policy)}
+    )
+    assert (done.returncode, done.stdout) == (69, ""), done.stderr
+    assert "tcp:127.0.0.1:1" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_nothing_names_the_place_of_the_build(installed: Installed) -> None:
