@@ -17,10 +17,14 @@ from pyqemu_ifconf.policy import (
     Attach,
     Caller,
     Deny,
+    MatchKey,
+    Network,
     Place,
     Policy,
     Port,
+    Rule,
     Vlan,
+    choose,
     decide,
     policy_asks,
     port_on,
@@ -257,3 +261,47 @@ def test_policy_asks_only_for_what_a_rule_looks_at() -> None:
     assert [key for key in MATCH_KEYS if policy_asks(policy, key)] == list(MATCH_KEYS)
     policy = policy_of("version: 1\nrules: [{tap: a, vm: b, deny: c}]")
     assert [key for key in MATCH_KEYS if policy_asks(policy, key)] == ["tap", "vm"]
+
+
+WORDS = st.text("abA0:-", max_size=3)
+GLOB = st.lists(
+    st.one_of(WORDS, st.sampled_from(["*", "?", "[ab]", "[!a]"])), min_size=1, max_size=3
+).map("".join)
+RULE = st.fixed_dictionaries(
+    {},
+    optional={key: st.lists(GLOB.filter(bool), min_size=1, max_size=2) for key in MATCH_KEYS},
+).filter(bool)
+CALLER = st.builds(
+    Caller, st.text("abA0:-", min_size=1, max_size=5),
+    *[st.none() | st.text("abA0:-", max_size=5) for _ in MATCH_KEYS[1:]],
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(RULE, max_size=8), st.lists(CALLER, min_size=1, max_size=4))
+def test_the_quick_choice_is_the_decision(
+    rules: list[dict[MatchKey, list[str]]], callers: list[Caller]
+) -> None:
+    place = Place("policy.yaml", 1, 1)
+    policy = Policy(
+        ("policy.yaml",),
+        {"lan": Network("lan", place, "br0")},
+        tuple(
+            Rule(replace(place, line=line), {key: tuple(globs) for key, globs in rule.items()},
+                 *(("lan", None) if line % 2 else (None, "no")))
+            for line, rule in enumerate(rules)
+        ),
+    )
+    for caller in callers:
+        assert choose(policy, caller) == replace(decide(policy, caller), passed_over=())
+    for key in MATCH_KEYS:
+        assert policy_asks(policy, key) == any(key in rule for rule in rules)
+
+
+def test_of_many_rules_few_are_looked_at() -> None:
+    rules = "".join(f"  - {{vm: guest-{number}-*, network: lan}}\n" for number in range(5000))
+    text = f"version: 1\nnetworks:\n  lan: {{bridge: br0}}\nrules:\n{rules}"
+    policy = policy_of(text + "  - {tap: '*', deny: unknown}\n")
+    values: dict[MatchKey, str | None] = dict.fromkeys(MATCH_KEYS)
+    assert policy.index.candidates({**values, "tap": "tap0"}) == [5000]
+    assert policy.index.candidates({**values, "tap": "tap0", "vm": "guest-4321-a"}) == [4321, 5000]

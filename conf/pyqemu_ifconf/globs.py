@@ -22,6 +22,12 @@ def is_glob(text: str) -> bool:
     return _SPECIAL.search(text) is not None
 
 
+def literal_start(glob: str) -> str:
+    """Return what each text that `glob` matches begins with: all before its first special."""
+    special = _SPECIAL.search(glob)
+    return glob if special is None else glob[: special.start()]
+
+
 def glob_fault(glob: str) -> str | None:
     """Return what is wrong with `glob`, None where it is well-formed."""
     index = 0

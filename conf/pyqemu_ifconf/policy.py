@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.globs import matches
+from pyqemu_ifconf.index import MatchKey as MatchKey
+from pyqemu_ifconf.index import RuleIndex, fold
 
 Kind = Literal["linux", "openvswitch"]
-MatchKey = Literal["tap", "vm", "netdev", "mac", "user"]
 MATCH_KEYS: tuple[MatchKey, ...] = ("tap", "vm", "netdev", "mac", "user")
 
 POLICY_VARIABLE = "PYQEMU_IFUP_POLICY"
@@ -141,6 +143,11 @@ class Policy:
     timeout: int = DEFAULT_TIMEOUT
     bridge_conf: bool = False
 
+    @cached_property
+    def index(self) -> RuleIndex:
+        """An index of the rules, made when it is first asked for."""
+        return RuleIndex([rule.match for rule in self.rules])
+
 
 @dataclass(frozen=True)
 class PassedOver:
@@ -169,6 +176,7 @@ class Deny:
 
 
 Decision = Attach | Deny
+NO_RULE = "no rule matches"
 
 
 def decide(policy: Policy, caller: Caller) -> Decision:
@@ -176,16 +184,29 @@ def decide(policy: Policy, caller: Caller) -> Decision:
     passed_over: list[PassedOver] = []
     for rule in policy.rules:
         because = why_not(rule, caller)
-        if because is not None:
-            passed_over.append(PassedOver(rule, because))
-            continue
-        if rule.network is None:
-            return Deny(rule.deny or "", rule, tuple(passed_over))
-        network = policy.networks[rule.network]
-        settings = merge(network.settings, rule.settings)
-        port = _port(network, settings, caller.tap, rule.place)
-        return Attach(port, rule, tuple(passed_over))
-    return Deny("no rule matches", None, tuple(passed_over))
+        if because is None:
+            return replace(_outcome(policy, rule, caller), passed_over=tuple(passed_over))
+        passed_over.append(PassedOver(rule, because))
+    return Deny(NO_RULE, None, tuple(passed_over))
+
+
+def choose(policy: Policy, caller: Caller) -> Decision:
+    """Return what `decide` does, but without the rules passed over, nor a look at all of them."""
+    values: dict[MatchKey, str | None] = {key: getattr(caller, key) for key in MATCH_KEYS}
+    for number in policy.index.candidates(values):
+        rule = policy.rules[number]
+        if _is_match(rule, values):
+            return _outcome(policy, rule, caller)
+    return Deny(NO_RULE, None)
+
+
+def _outcome(policy: Policy, rule: Rule, caller: Caller) -> Decision:
+    """Return what a rule that matches says."""
+    if rule.network is None:
+        return Deny(rule.deny or "", rule)
+    network = policy.networks[rule.network]
+    settings = merge(network.settings, rule.settings)
+    return Attach(_port(network, settings, caller.tap, rule.place), rule)
 
 
 def port_on(policy: Policy, network_name: str, tap: str) -> Port:
@@ -207,7 +228,7 @@ def port_on(policy: Policy, network_name: str, tap: str) -> Port:
 
 def policy_asks(policy: Policy, key: MatchKey) -> bool:
     """Tell whether any rule looks at `key`, so that what nobody asks for is not looked up."""
-    return any(key in rule.match for rule in policy.rules)
+    return key in policy.index.keys
 
 
 def why_not(rule: Rule, caller: Caller) -> str | None:
@@ -226,10 +247,17 @@ def why_not(rule: Rule, caller: Caller) -> str | None:
     return None
 
 
+def _is_match(rule: Rule, values: Mapping[MatchKey, str | None]) -> bool:
+    for key, globs in rule.match.items():
+        value = values[key]
+        if value is None or not _any_matches(key, globs, value):
+            return False
+    return True
+
+
 def _any_matches(key: MatchKey, globs: tuple[str, ...], value: str) -> bool:
-    if key == "mac":
-        return any(matches(glob.lower(), value.lower()) for glob in globs)
-    return any(matches(glob, value) for glob in globs)
+    value = fold(key, value)
+    return any(matches(fold(key, glob), value) for glob in globs)
 
 
 def merge(network: Settings, rule: Settings) -> Settings:

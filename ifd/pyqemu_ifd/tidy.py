@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure
-from pyqemu_ifconf.policy import Attach, Caller, Policy, Port, decide, policy_asks, port_on
+from pyqemu_ifconf.policy import Attach, Caller, Policy, Port, choose, policy_asks, port_on
 from pyqemu_ifd.keeper import PolicyKeeper
 from pyqemu_ifd.pool import AgentHost, Pool
 from pyqemu_ifd.turns import Turns
@@ -214,7 +214,7 @@ class Tidier:
     @staticmethod
     def _port(policy: Policy, caller: Caller, stamp: Stamp) -> Port:
         """Return what the tap shall have: by its rule, else on the network that it was put on."""
-        decision = decide(policy, caller)
+        decision = choose(policy, caller)
         if isinstance(decision, Attach) and decision.port.network == stamp.network:
             return decision.port
         return port_on(policy, stamp.network, caller.tap)

@@ -14,7 +14,7 @@ from pyqemu_ifconf.policy import (
     Deny,
     Policy,
     Port,
-    decide,
+    choose,
     policy_asks,
     port_on,
 )
@@ -64,7 +64,7 @@ def wanted_port(policy: Policy, caller: Caller, network: str) -> Port:
     """
     if network:
         return port_on(policy, network, caller.tap)
-    decision = decide(policy, caller)
+    decision = choose(policy, caller)
     if isinstance(decision, Deny):
         raise denial(decision, policy)
     return decision.port
