@@ -381,10 +381,10 @@ class Server:
         """Run a job until it waits or ends; tell whether it has ended."""
         status = Status.DONE
         try:
-            job.due = time.monotonic() + next(job.work)
-            return False
-        except StopIteration:
-            pass
+            pause = next(job.work, None)
+            if pause is not None:
+                job.due = time.monotonic() + pause
+                return False
         except Failure as failure:
             status = failure.status
             self._tell(job, str(failure))

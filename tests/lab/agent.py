@@ -99,8 +99,9 @@ class Agent:
         handle = os.pidfd_open(self.pid)
         try:
             while state not in self.told:
-                ready = select.select([self._supervisor, handle], [], [], READY)[0]
-                if self._supervisor in ready:
+                listened = self._supervisor.fileno()
+                ready = select.select([listened, handle], [], [], READY)[0]
+                if listened in ready:
                     self.told.append(self._supervisor.recv(4096).decode())
                 elif ready:
                     raise RuntimeError(f"the agent has ended with {self.wait()}")
