@@ -316,19 +316,19 @@ def test_run_starts_nothing_where_one_of_the_taps_cannot_be_had(
 ) -> None:
     script(
         [(b">tap0", [pipe]), said("=0")],
-        [said("-pyqemu-ifd: user x may not use network web: why; what"), said("=77")],
+        [said("-pyqemu-bridge-helper: web: user x may not: why; what"), said("=77")],
     )
     done = hooks.run("pyqemu-ifctl", "run", "--nic", "lan", "--nic", "web", "--",
                      str(hooks.folder / "fake-qemu"))
     assert (done.returncode, done.stdout, done.stderr) == (
-        77, "", "pyqemu-ifctl: web: user x may not use network web: why; what\n"
+        77, "", "pyqemu-ifctl: web: user x may not: why; what\n"
     )
 
 
 def test_run_does_not_know_a_status_of_a_later_agent(hooks: Hooks, script: Script) -> None:
     script([said("-new"), said("=99")])
     done = hooks.run("pyqemu-ifctl", "run", "--nic", "lan", "--", "true")
-    assert (done.returncode, done.stderr) == (71, "pyqemu-ifctl: lan: new\n")
+    assert (done.returncode, done.stderr) == (71, "pyqemu-ifctl: new\n")
 
 
 @pytest.mark.parametrize(

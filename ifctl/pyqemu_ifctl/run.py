@@ -60,10 +60,10 @@ def run(texts: Sequence[str], command: Sequence[str]) -> Answer:
 
 
 def _remarks(failure: NoTap, at: str) -> Iterator[str]:
-    """Yield what is to be said of a failure, the agent's lines without its own name."""
+    """Yield what is to be said of a failure; the agent's lines without the helper's name."""
     for line in failure.told:
         program, _, text = line.partition(": ")
-        yield at + (text if program.startswith("pyqemu-") else line)
+        yield text if program.startswith("pyqemu-") else line
     if failure.text:
         yield at + failure.text
 
