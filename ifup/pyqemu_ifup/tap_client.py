@@ -57,11 +57,12 @@ def ask_for_tap(
     `name` may be empty. `for_parent`: the tap is for the process that started this one, and its
     end ends the request. Raises NoTap.
     """
+    parent = os.getppid() if for_parent else None
     connection = _connect(path)
     try:
         _send(connection, [network, name, str(queues), "vnet_hdr" if vnet_hdr else "",
                            "parent" if for_parent else ""])
-        return _wait(connection, queues, os.getppid() if for_parent else None)
+        return _wait(connection, queues, parent)
     finally:
         connection.close()
 
