@@ -48,6 +48,8 @@ class Agent:
         self.policy = policy
         self.before = before
         self.limits = list(limits)
+        self.wrapper: list[str] = []
+        """What runs it, where that is not this process itself."""
         # NOTE: the path of a Unix socket has at most 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="ifd-", dir="/tmp"))
         self.folder.chmod(0o755)
@@ -78,9 +80,9 @@ class Agent:
     def argv(self) -> list[str]:
         """Return the command that runs it."""
         code = f"import sys; sys.path[:0] = {list(SOURCE_ROOTS)!r}\n{self.before}\n{MAIN}"
-        limits = ["prlimit", *self.limits] if self.limits else []
+        limits = ["/usr/bin/prlimit", *self.limits] if self.limits else []
         return [
-            *limits, sys.executable, "-I", "-c", code,
+            *self.wrapper, *limits, sys.executable, "-I", "-c", code,
             "--policy", str(self.policy), "--socket", self.path,
         ]
 

@@ -1,0 +1,918 @@
+"""The agent's requests: answered side by side, in time, rolled back, and after a crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lab.agent import Agent, Client
+from lab.agent_site import HELD, Site, asking, held, told
+from lab.netns import Namespace
+from lab.ovs import OpenVSwitch
+from lab.taps import Tap
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifd import wire
+
+STRANGER = 4242
+LATER = 20.0
+"""Seconds after which what must happen soon has not happened."""
+UP = {
+    "lan0": ["SetAlias", "SetMac", "SetMtu", "SetIpv6", "JoinBridge", "SetUp"],
+    "ten0": ["SetAlias", "SetMac", "SetMtu", "SetIpv6", "AddPort", "SetUp"],
+}
+"""For a tap of each kind of bridge, the steps of its up."""
+DOWN = {
+    "lan0": ["SetDown", "LeaveBridge", "SetAlias"],
+    "ten0": ["SetDown", "DelPort", "SetAlias"],
+}
+STEPS = [
+    (tap, step, moment)
+    for tap, steps in UP.items()
+    for step in steps
+    for moment in ("before", "after")
+]
+
+
+@pytest.fixture
+def site(netns: Namespace, tmp_path: Path) -> Site:
+    """A site without Open vSwitch."""
+    site = Site(netns, tmp_path / "policy.yaml", before=HELD)
+    site.build()
+    return site
+
+
+@pytest.fixture
+def both(netns: Namespace, ovs: OpenVSwitch, tmp_path: Path) -> Site:
+    """A site with Open vSwitch too."""
+    site = Site(netns, tmp_path / "policy.yaml", ovs, before=HELD)
+    site.build()
+    return site
+
+
+@pytest.fixture
+def agent(site: Site) -> Iterator[Agent]:
+    """An agent on `site`."""
+    with site.start() as agent:
+        yield agent
+
+
+@pytest.fixture
+def agent_on_both(both: Site) -> Iterator[Agent]:
+    """An agent on `both`, connected to its database."""
+    with both.start() as agent:
+        wait_connected(agent)
+        yield agent
+
+
+def wait_connected(agent: Agent) -> None:
+    """Wait until the agent is connected to all databases."""
+    end = time.monotonic() + LATER
+    while not all(each["connected"] for each in agent.report()["databases"]):
+        assert time.monotonic() < end, agent.report()
+        time.sleep(0.01)
+
+
+def wait_for_status(client: Client, status: int) -> None:
+    answer = client.answer()
+    assert answer.status == status, answer
+
+
+# One after the other
+
+
+@pytest.mark.parametrize("tap", ["lan0", "ten0"])
+def test_up_and_down(agent_on_both: Agent, both: Site, tap: str) -> None:
+    guest = both.tap(tap)
+    answer = agent_on_both.up(tap, descriptor=guest.fd)
+    assert (answer.status, answer.lines, answer.seconds) == (0, [], 10)
+    assert both.is_attached(tap)
+    answer = agent_on_both.down(tap, descriptor=guest.fd)
+    assert (answer.status, answer.lines, answer.seconds) == (0, [], 10)
+    assert both.is_clean(tap)
+
+
+def test_each_step_is_told_to_who_wants_it(agent: Agent, site: Site) -> None:
+    site.tap("lan0")
+    up = agent.ask("up", "lan0", "", "debug")
+    assert "pyqemu-ifup: lan0: ip link set dev lan0 master br0" in up.lines
+    down = agent.ask("down", "lan0", "debug")
+    assert "pyqemu-ifdown: lan0: ip link set dev lan0 nomaster" in down.lines
+    assert all(line.startswith("pyqemu-ifdown: lan0: ") for line in down.lines)
+
+
+def test_network_by_name(agent_on_both: Agent, both: Site) -> None:
+    both.tap("ten0")
+    assert agent_on_both.up("ten0", "lan").status == 0
+    assert both.netns.link("ten0")["master"] == "br0"
+    answer = agent_on_both.up("ten0", "nowhere")
+    assert answer.status == 77
+    assert told(answer).startswith("pyqemu-ifup: ten0: network nowhere: the policy does not")
+    agent_on_both.down("ten0")
+
+
+@pytest.mark.parametrize(
+    ("tap", "status", "text"),
+    [
+        ("lan0", 71, "there is no such tap in this network namespace"),
+        ("other", 77, "denied: no rule of "),
+        ("br0", 77, "denied: no rule of "),
+        ("a/b", 64, ""),
+        ("", 64, ""),
+        ("x" * 16, 64, ""),
+        ("lan\n0", 64, ""),
+        ("lan\udcff", 64, ""),
+    ],
+)
+def test_failures(agent: Agent, tap: str, status: int, text: str) -> None:
+    answer = agent.up(tap)
+    assert answer.status == status
+    (line,) = answer.lines
+    assert line.startswith("pyqemu-ifup: ") and line.isprintable()
+    assert text in line
+
+
+def test_descriptor_of_another_tap(agent: Agent, site: Site) -> None:
+    site.tap("lan0")
+    other = site.tap("lan1")
+    answer = agent.up("lan0", descriptor=other.fd)
+    assert answer.status == 77 and "its descriptor is of lan1" in told(answer)
+    assert site.is_clean("lan0")
+
+
+def test_broken_policy_from_the_start(site: Site) -> None:
+    site.policy.write_text("version: 2\n")
+    with site.start() as agent:
+        site.tap("lan0")
+        assert agent.up("lan0").status == 65
+        assert agent.up("a/b").status == 64
+        assert agent.down("lan0").status == 0
+        report = agent.report()
+        assert report["policy"]["files"] is None and "policy.yaml:1:" in report["policy"]["error"]
+        assert "policy.yaml:1:" in report["last_error"] or "a/b" in report["last_error"]
+
+
+def test_no_policy(site: Site) -> None:
+    site.policy.unlink()
+    with site.start() as agent:
+        assert agent.up("lan0").status == 66
+
+
+# Side by side
+
+
+def test_different_taps_at_once(agent: Agent, site: Site) -> None:
+    site.tap("lan0")
+    site.tap("lan1")
+    with held(agent, "lan0", "SetMtu") as reached, asking(agent, "up", "lan0", "", "") as first:
+        reached()
+        assert agent.up("lan1").status == 0
+        assert site.is_attached("lan1")
+        assert "master" not in site.netns.link("lan0")
+        (agent.folder / "before-lan0-SetMtu").unlink()
+        wait_for_status(first, 0)
+    assert site.is_attached("lan0")
+    assert [agent.down(tap).status for tap in ("lan0", "lan1")] == [0, 0]
+
+
+def test_one_tap_in_order(agent: Agent, site: Site) -> None:
+    site.tap("lan0")
+    with held(agent, "lan0", "SetUp") as reached, ExitStack() as stack:
+        up = stack.enter_context(asking(agent, "up", "lan0", "", ""))
+        reached()
+        down = stack.enter_context(asking(agent, "down", "lan0", ""))
+        again = stack.enter_context(asking(agent, "up", "lan0", "", ""))
+        # Its deadline runs from the beginning, and is told then.
+        assert down.packet()[0] == b"!10" and again.packet()[0] == b"!10"
+        assert "UP" not in site.netns.link("lan0")["flags"]
+        (agent.folder / "before-lan0-SetUp").unlink()
+        wait_for_status(up, 0)
+        wait_for_status(down, 0)
+        wait_for_status(again, 0)
+    assert site.is_attached("lan0")
+    agent.down("lan0")
+
+
+def test_deadline_of_one_that_waits_for_its_turn(agent: Agent, site: Site) -> None:
+    site.tap("lan0")
+    with held(agent, "lan0", "SetUp") as reached, asking(agent, "up", "lan0", "", "") as up:
+        reached()
+        site.write_policy(timeout=1)
+        wait_for_timeout(agent, 1)
+        answer = agent.up("lan0")
+        assert (answer.status, answer.seconds) == (75, 1)
+        assert "not done after 1 s: other work on this tap is under way" in told(answer)
+        (agent.folder / "before-lan0-SetUp").unlink()
+        wait_for_status(up, 0)
+    assert site.is_attached("lan0")
+    agent.down("lan0")
+
+
+def wait_for_timeout(agent: Agent, seconds: int) -> None:
+    """Wait until an up is given so many seconds, by the policy in force."""
+    end = time.monotonic() + LATER
+    while agent.up("denied").seconds != seconds:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_mute_database_delays_no_linux_bridge(agent_on_both: Agent, both: Site) -> None:
+    agent, ovs = agent_on_both, both.ovs
+    assert ovs is not None
+    for tap in ("lan0", "lan1", "ten0"):
+        both.tap(tap)
+    ovs.server.stop()
+    try:
+        with asking(agent, "up", "ten0", "", "") as waits:
+            assert waits.packet()[0] == b"!10"
+            assert agent.up("lan0").status == 0
+            assert agent.up("lan1").status == 0
+            assert agent.down("lan1").status == 0
+            assert both.netns.link("lan0")["master"] == "br0"
+            assert "UP" not in both.netns.link("ten0")["flags"]
+            ovs.server.cont()
+            wait_for_status(waits, 0)
+    finally:
+        ovs.server.cont()
+    assert both.is_attached("ten0") and both.is_attached("lan0") and both.is_clean("lan1")
+    assert agent.down("ten0").status == agent.down("lan0").status == 0
+
+
+@pytest.mark.parametrize("daemon", ["server", "vswitchd"])
+def test_deadline(both: Site, daemon: str) -> None:
+    ovs = both.ovs
+    assert ovs is not None
+    both.write_policy(timeout=1)
+    guest = both.tap("ten0")
+    with both.start() as agent:
+        wait_connected(agent)
+        stopped = ovs.server if daemon == "server" else ovs.vswitchd
+        stopped.stop()
+        try:
+            answer = agent.up("ten0", descriptor=guest.fd)
+        finally:
+            stopped.cont()
+        assert (answer.status, answer.seconds) == (75, 1)
+        assert told(answer).startswith("pyqemu-ifup: ten0: not done after 1 s: ")
+        link = both.netns.link("ten0")
+        assert "UP" not in link["flags"] and not link.get("ifalias")
+        guest.close()
+        wait_until_clean(both, "ten0")
+
+
+def wait_until_clean(site: Site, tap: str) -> None:
+    end = time.monotonic() + LATER
+    while not site.is_clean(tap):
+        assert time.monotonic() < end, site.row(tap)
+        time.sleep(0.02)
+
+
+def test_256_at_once(site: Site, tmp_path: Path) -> None:
+    names = [f"lan{number}" for number in range(256)]
+    with site.start() as agent, ExitStack() as taps:
+        with site.netns.enter():
+            for name in names:
+                taps.enter_context(Tap(name))
+        with ThreadPoolExecutor(len(names)) as pool:
+            ups = list(pool.map(agent.up, names))
+        assert {answer.status for answer in ups} == {0}
+        links = site.netns.links()
+        assert {links[name].get("master") for name in names} == {"br0"}
+        assert all("UP" in links[name]["flags"] for name in names)
+        print(json.dumps(agent.report()["requests"]))
+        with ThreadPoolExecutor(len(names)) as pool:
+            downs = list(pool.map(agent.down, names))
+        assert {answer.status for answer in downs} == {0}
+
+
+def test_many_at_once_on_open_vswitch(agent_on_both: Agent, both: Site) -> None:
+    names = [f"ten{number}" for number in range(48)]
+    for name in names:
+        both.tap(name)
+    with ThreadPoolExecutor(len(names)) as pool:
+        assert {answer.status for answer in pool.map(agent_on_both.up, names)} == {0}
+    assert both.ovs is not None
+    tags = {row["name"]: row["tag"] for row in both.ovs.rows("Port")["Port"]}
+    assert {tags.get(name) for name in names} == {100}
+    print(json.dumps(agent_on_both.report()["requests"]))
+    with ThreadPoolExecutor(len(names)) as pool:
+        assert {answer.status for answer in pool.map(agent_on_both.down, names)} == {0}
+
+
+# A client that goes
+
+
+@pytest.mark.parametrize(("tap", "step", "moment"), STEPS, ids=map("-".join, STEPS))
+def test_client_that_stops_or_goes(
+    agent_on_both: Agent, both: Site, tap: str, step: str, moment: str
+) -> None:
+    agent = agent_on_both
+    both.tap(tap)
+    with held(agent, tap, step, moment) as reached, asking(agent, "up", tap, "", "") as client:
+        reached()
+        client.stop()
+        answer = client.answer()
+    assert answer.status == 75
+    assert told(answer) == (
+        f"pyqemu-ifup: {tap}: stopped: the client has hung up; nothing is left of it"
+    )
+    assert both.is_clean(tap)
+    with held(agent, tap, step, moment) as reached:
+        with asking(agent, "up", tap, "", ""):
+            reached()
+        # It waits for what the one before it leaves.
+        assert agent.down(tap).status == 0
+    assert both.is_clean(tap)
+    assert agent.up(tap).status == 0
+    assert both.is_attached(tap)
+    assert agent.down(tap).status == 0
+
+
+def test_client_that_goes_at_once(agent: Agent, site: Site) -> None:
+    site.tap("lan0")
+    for _ in range(20):
+        with asking(agent, "up", "lan0", "", ""):
+            continue
+    assert agent.down("lan0").status == 0
+    assert site.is_clean("lan0")
+    assert agent.report()["connections"] == 1
+
+
+def test_client_that_sends_once_more(agent: Agent, site: Site) -> None:
+    site.tap("lan0")
+    with held(agent, "lan0", "SetMtu") as reached, asking(agent, "up", "lan0", "", "") as client:
+        reached()
+        client.ask("up", "lan0", "", "", namespace=site.netns)
+        assert client.answer().status == 75
+    assert site.is_clean("lan0")
+
+
+def test_client_that_does_not_read(agent: Agent, site: Site) -> None:
+    """What it is told fills its socket: then it counts as gone."""
+    site.tap("lan0")
+    (agent.folder / "before-lan0-SetMtu-flood").touch()
+    with asking(agent, "up", "lan0", "", "debug"):
+        assert agent.down("lan0").status == 0
+        assert site.is_clean("lan0")
+        assert "the client has hung up" in agent.report()["last_error"]
+    (agent.folder / "before-lan0-SetMtu-flood").unlink()
+    assert agent.up("lan0").status == 0
+    assert agent.down("lan0").status == 0
+
+
+# Another network namespace
+
+
+def test_another_namespace(agent: Agent) -> None:
+    with Namespace() as other:
+        guest = other.tap("lan0")
+        for descriptors in ([guest.fd], None):
+            with agent.connect() as client:
+                client.ask("up", "lan0", "", "", descriptors=descriptors, namespace=other)
+                answer = client.answer()
+            assert (answer.status, answer.elsewhere) == (None, "another network namespace")
+            assert answer.lines == [] and answer.seconds is None
+        assert "UP" not in other.link("lan0")["flags"]
+
+
+# An agent that ends
+
+
+def test_sigterm_finishes_what_has_begun(site: Site) -> None:
+    site.tap("lan0")
+    site.tap("lan1")
+    with site.start() as agent:
+        with held(agent, "lan0", "SetMtu") as reached, asking(agent, "up", "lan0", "", "") as up:
+            reached()
+            with agent.connect() as waits, asking(agent, "down", "lan0", "") as queued:
+                assert queued.packet()[0] == b"!10"
+                os.kill(agent.pid, 15)
+                agent.wait_told("STOPPING=1")
+                waits.ask("up", "lan1", "", "", namespace=site.netns)
+                assert waits.answer().elsewhere == "the agent ends"
+                (agent.folder / "before-lan0-SetMtu").unlink()
+                wait_for_status(up, 0)
+                wait_for_status(queued, 0)
+        assert agent.wait() == 0
+        assert not Path(agent.path).exists()
+        assert site.is_clean("lan0") and site.is_clean("lan1")
+        with pytest.raises(FileNotFoundError):
+            agent.connect()
+
+
+def test_sigterm_hangs_up_on_who_asks_for_nothing(site: Site) -> None:
+    with site.start() as agent, agent.connect() as client:
+        agent.report()
+        assert agent.stop() == 0
+        assert client.answer().status is None
+
+
+def test_socket_of_an_agent_that_was_killed(site: Site) -> None:
+    site.tap("lan0")
+    with site.start() as agent:
+        agent.kill()
+        assert Path(agent.path).is_socket()
+        agent.start()
+        assert agent.up("lan0").status == 0
+        assert agent.down("lan0").status == 0
+
+
+def test_second_agent(agent: Agent, site: Site) -> None:
+    done = site.netns.run(agent.argv(), check=False)
+    assert done.returncode == 75
+    assert done.stderr == (
+        f"pyqemu-ifd: an agent listens at {agent.path} already; stop it first\n"
+    )
+    assert agent.report()["connections"] == 1
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_something_else_in_the_socket_s_place(site: Site, what: str) -> None:
+    agent = site.start()
+    try:
+        if what == "file":
+            Path(agent.path).write_text("mine")
+        else:
+            Path(agent.path).mkdir()
+        done = site.netns.run(agent.argv(), check=False)
+        assert done.returncode == 71
+        assert done.stderr.startswith(f"pyqemu-ifd: cannot listen at {agent.path}: ")
+        assert Path(agent.path).exists()
+    finally:
+        agent.close()
+
+
+def test_anyone_may_connect(agent: Agent) -> None:
+    assert os.stat(agent.path).st_mode & 0o777 == 0o777
+    os.seteuid(STRANGER)
+    try:
+        report = agent.report()
+    finally:
+        os.seteuid(0)
+    assert report["last_error"] is None
+
+
+HAND_OVER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", WATCHDOG_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def test_under_a_supervisor(site: Site) -> None:
+    site.tap("lan0")
+    agent = site.start()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        listener.bind(agent.path)
+        listener.listen(16)
+        # Who connects before it runs is served.
+        with asking(agent, "up", "lan0", "", "") as early:
+            agent.wrapper = [sys.executable, "-I", "-c", HAND_OVER, str(listener.fileno())]
+            agent.start(env={"WATCHDOG_USEC": "200000"}, pass_fds=[listener.fileno()])
+            wait_for_status(early, 0)
+        assert agent.told[0] == "READY=1"
+        agent.wait_told("WATCHDOG=1")
+        agent.told.clear()
+        agent.wait_told("WATCHDOG=1")
+        agent.down("lan0")
+        agent.told.clear()
+        os.kill(agent.pid, 15)
+        agent.wait_told("STOPPING=1")
+        assert agent.wait() == 0
+        # The socket is the supervisor's, and goes on to listen.
+        assert Path(agent.path).is_socket()
+        with asking(agent, "up", "lan0", "", "") as early:
+            agent.start(env={"WATCHDOG_USEC": "0"}, pass_fds=[listener.fileno()])
+            wait_for_status(early, 0)
+        agent.down("lan0")
+        assert agent.stop() == 0
+        assert "WATCHDOG=1" not in agent.told
+    finally:
+        listener.close()
+        agent.close()
+
+
+def test_supervisor_that_hands_over_something_else(site: Site) -> None:
+    agent = site.start()
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
+            agent.wrapper = [sys.executable, "-I", "-c", HAND_OVER, str(stream.fileno())]
+            process = site.netns.popen(agent.argv(), pass_fds=[stream.fileno()])
+            _, said = process.communicate(timeout=LATER)
+        assert process.returncode == 71
+        assert said.startswith("pyqemu-ifd: cannot serve on what the supervisor hands over: ")
+    finally:
+        agent.close()
+
+
+def test_arguments(site: Site) -> None:
+    agent = site.start()
+    try:
+        done = site.netns.run([*agent.argv(), "--fast"], check=False)
+        assert done.returncode == 64
+        assert done.stderr.startswith("pyqemu-ifd: unrecognized arguments: --fast; see ")
+    finally:
+        agent.close()
+
+
+# A crash
+
+
+@pytest.mark.parametrize("verb", ["up", "down"])
+@pytest.mark.parametrize("tap", ["lan0", "ten0"])
+def test_crash_in_the_middle(both: Site, verb: str, tap: str) -> None:
+    """At each step, before and after it: the next agent and its up and down set it right."""
+    fields = ["up", tap, "", ""] if verb == "up" else ["down", tap, ""]
+    with both.start() as agent:
+        for step in (UP if verb == "up" else DOWN)[tap]:
+            for moment in ("before", "after"):
+                guest = both.tap(tap)
+                wait_connected(agent)
+                if verb == "down":
+                    assert agent.up(tap).status == 0
+                with held(agent, tap, step, moment) as reached, asking(agent, *fields) as client:
+                    reached()
+                    agent.kill()
+                    answer = client.answer()
+                    assert answer.status is None and answer.elsewhere is None
+                # The tap is down, or complete.
+                link = both.netns.link(tap)
+                assert "UP" not in link["flags"] or both.is_attached(tap) or verb == "down"
+                agent.start()
+                wait_connected(agent)
+                assert agent.up(tap).status == 0
+                assert both.is_attached(tap)
+                assert agent.down(tap).status == 0
+                assert both.is_clean(tap)
+                guest.close()
+
+
+def test_crash_and_the_guest_s_end(both: Site) -> None:
+    """What of a tap is left when both are killed, the next agent takes away as it starts."""
+    with both.start() as agent:
+        for step, moment in (("AddPort", "after"), ("SetUp", "before"), ("SetUp", "after")):
+            guest = both.tap("ten0")
+            wait_connected(agent)
+            with held(agent, "ten0", step, moment) as reached:
+                with asking(agent, "up", "ten0", "", ""):
+                    reached()
+                    agent.kill()
+            guest.close()
+            assert both.row("ten0") is not None
+            agent.start()
+            wait_until_clean(both, "ten0")
+
+
+@pytest.mark.parametrize("step", UP["ten0"])
+def test_crash_while_it_makes_a_tap(both: Site, step: str) -> None:
+    with both.start() as agent:
+        wait_connected(agent)
+        with held(agent, "tap0", step) as reached:
+            with asking(agent, "tap", "tenants", "", "1", "", "") as client:
+                reached()
+                agent.kill()
+                answer = client.answer()
+                assert answer.status is None and answer.tap is None
+        # The agent alone held it.
+        assert "tap0" not in both.netns.links()
+        agent.start()
+        wait_until_clean(both, "tap0")
+        wait_connected(agent)
+        answer = agent.ask("tap", "tenants", "", "1", "", "")
+        assert answer.status == 0 and answer.tap == "tap0"
+        answer.close()
+        wait_until_clean(both, "tap0")
+
+
+def test_bug_in_one_request(agent: Agent, site: Site) -> None:
+    site.tap("lan0")
+    site.tap("lan1")
+    (agent.folder / "before-lan0-SetMtu-bug").touch()
+    answer = agent.up("lan0")
+    assert answer.status == 70
+    assert told(answer).startswith("pyqemu-ifup: lan0: internal error: LookupError: injected")
+    assert site.is_clean("lan0")
+    assert agent.up("lan1").status == 0
+    (agent.folder / "before-lan0-SetMtu-bug").unlink()
+    assert agent.up("lan0").status == 0
+    report = agent.report()
+    assert "injected" in report["last_error"]
+    assert (report["requests"]["up"]["count"], report["requests"]["up"]["failed"]) == (3, 1)
+    assert [agent.down(tap).status for tap in ("lan0", "lan1")] == [0, 0]
+
+
+# The wire
+
+
+def open_place() -> int:
+    return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+NO_REQUESTS = [
+    # packet, descriptors, what the agent says
+    (b"x", 0, "it does not begin with pyqemu-ifup/1"),
+    (b"\0", 0, "it does not begin with pyqemu-ifup/1"),
+    (b"GET / HTTP/1.1\r\n\r\n", 0, "it does not begin with pyqemu-ifup/1"),
+    (b"\xff" * 100, 0, "it does not begin with pyqemu-ifup/1"),
+    (b"pyqemu-ifup/1", 0, "its verb is unknown"),
+    (b"pyqemu-ifup/1\0", 0, "its verb is unknown"),
+    (b"pyqemu-ifup/1\0UP\0lan0\0\0", 1, "its verb is unknown"),
+    (b"pyqemu-ifup/1\0up", 1, "up takes 3 fields, not 0"),
+    (b"pyqemu-ifup/1\0up\0lan0\0", 1, "up takes 3 fields, not 2"),
+    (b"pyqemu-ifup/1\0up\0lan0\0\0\0", 1, "up takes 3 fields, not 4"),
+    (b"pyqemu-ifup/1\0down\0lan0", 1, "down takes 2 fields, not 1"),
+    (b"pyqemu-ifup/1\0tap\0lan", 1, "tap takes 5 fields, not 1"),
+    (b"pyqemu-ifup/1\0agent\0", 0, "agent takes 0 fields, not 1"),
+    (b"pyqemu-ifup/1\0agent", 1, "agent takes 0 descriptors, not 1"),
+    (b"pyqemu-ifup/1\0up\0lan0\0\0", 0, "up takes 1 descriptors, not 0"),
+    (b"pyqemu-ifup/1\0up\0lan0\0\0", 2, "up takes 1 descriptors, not 2"),
+    (b"pyqemu-ifup/1\0up\0lan0\0\0", 20, "up takes 1 descriptors, not 3"),
+    (b"pyqemu-ifup/1\0up\0" + b"x" * 4096 + b"\0\0", 1, "it has more than 4096 bytes"),
+    (b"pyqemu-ifup/1\0up\0" + b"x" * 100000 + b"\0\0", 1, "it has more than 4096 bytes"),
+]
+
+
+def test_what_is_no_request(agent: Agent) -> None:
+    before = count_descriptors(agent)
+    for packet, count, text in NO_REQUESTS:
+        places = [open_place() for _ in range(count)]
+        try:
+            with agent.connect() as client:
+                client.send(packet, places)
+                answer = client.answer()
+        finally:
+            for place in places:
+                os.close(place)
+        assert answer.status == 64, packet
+        (line,) = answer.lines
+        assert line == f"pyqemu-ifd: not a request: {text}; see docs/agent.md"
+    wait_for_descriptors(agent, before)
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/proc/self/ns/mnt", "/etc/passwd", "/dev/net/tun"])
+def test_descriptor_of_something_else(agent: Agent, path: str) -> None:
+    descriptor = os.open(path, os.O_RDWR if path.startswith("/dev") else os.O_RDONLY)
+    try:
+        answer = agent.up("lan0", descriptor=descriptor)
+    finally:
+        os.close(descriptor)
+    assert answer.status == 64
+    assert "its descriptor is neither a tap's nor a network namespace's" in told(answer)
+
+
+def test_descriptor_of_a_socket(agent: Agent) -> None:
+    with socket.socket() as other:
+        assert agent.up("lan0", descriptor=other.fileno()).status == 64
+
+
+def test_another_version(agent: Agent) -> None:
+    for packet in (b"pyqemu-ifup/2", b"pyqemu-ifup/2\0up\0x", b"pyqemu-ifup/"):
+        with agent.connect() as client:
+            client.send(packet)
+            assert client.answer().elsewhere == "another version of the wire"
+
+
+def test_empty_request(agent: Agent) -> None:
+    with agent.connect() as client:
+        client.send(b"")
+        answer = client.answer()
+    assert (answer.status, answer.elsewhere, answer.lines) == (None, None, [])
+
+
+def test_who_says_nothing_is_hung_up_on(site: Site) -> None:
+    quick = "import pyqemu_ifd.server as server; server.SILENCE = 0.2"
+    with site.start(before=HELD + quick) as agent, ExitStack() as stack:
+        site.tap("lan0")
+        with held(agent, "lan0", "SetMtu") as reached:
+            busy = stack.enter_context(asking(agent, "up", "lan0", "", ""))
+            reached()
+            silent = [stack.enter_context(agent.connect()) for _ in range(10)]
+            assert [client.answer().status for client in silent] == [None] * 10
+        # Who has asked may wait as long as it takes.
+        wait_for_status(busy, 0)
+        agent.down("lan0")
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=5000), st.integers(0, 3))
+def test_any_bytes_are_a_request_or_not(data: bytes, descriptors: int) -> None:
+    check_parse(data, descriptors)
+
+
+FIELD = st.sampled_from([b"pyqemu-ifup/1", b"up", b"down", b"tap", b"agent", b"lan0", b"", b"1"])
+
+
+@settings(deadline=None)
+@given(st.lists(FIELD | st.binary(max_size=8), max_size=8), st.integers(0, 2))
+def test_any_fields_are_a_request_or_not(fields: list[bytes], descriptors: int) -> None:
+    check_parse(b"\0".join([b"pyqemu-ifup/1", *fields]), descriptors)
+
+
+def check_parse(data: bytes, descriptors: int) -> None:
+    try:
+        request = wire.parse_request(data, descriptors)
+    except Failure as failure:
+        assert failure.status is Status.USAGE
+    except wire.Elsewhere:
+        assert data.startswith(b"pyqemu-ifup/")
+    else:
+        fields = [b"pyqemu-ifup/1", request.verb.encode(), *map(os.fsencode, request.fields)]
+        assert b"\0".join(fields) == data
+        assert descriptors == (request.verb != "agent")
+
+
+@settings(
+    deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.one_of(
+        st.binary(max_size=5000),
+        st.lists(FIELD | st.binary(max_size=8), max_size=8).map(
+            lambda fields: b"\0".join([b"pyqemu-ifup/1", *fields])
+        ),
+    ),
+    st.integers(0, 3),
+)
+def test_any_packet_is_answered(agent: Agent, packet: bytes, count: int) -> None:
+    """By the verbs' own rules, refused, or closed; and the agent serves on."""
+    places = [open_place() for _ in range(count)]
+    try:
+        with agent.connect() as client:
+            client.send(packet, places)
+            answer = client.answer()
+            answer.close()
+    finally:
+        for place in places:
+            os.close(place)
+    assert answer.status in (None, *map(int, Status)) and answer.status != 70, answer
+    assert all(line.isprintable() for line in answer.lines)
+    assert agent.report()["connections"] == 1
+
+
+# Limits
+
+
+def count_descriptors(agent: Agent) -> int:
+    """Return how many descriptors the agent has open when it has nothing to do."""
+    while Path(f"/proc/{agent.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+        time.sleep(0.001)
+    return len(os.listdir(f"/proc/{agent.pid}/fd"))
+
+
+def wait_for_descriptors(agent: Agent, number: int) -> None:
+    """Wait until the agent has so many open: it answers before it closes them."""
+    end = time.monotonic() + LATER
+    while (found := count_descriptors(agent)) != number:
+        assert time.monotonic() < end, f"{found} descriptors, not {number}"
+        time.sleep(0.01)
+
+
+def resident(agent: Agent) -> int:
+    """Return the agent's memory in MB."""
+    status = Path(f"/proc/{agent.pid}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) // 1024
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Let this process open 12,000 files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(12000, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_ten_thousand_connections(site: Site, many_files: None) -> None:
+    site.tap("lan0")
+    with site.start(limits=["--nofile=4096"]) as agent:
+        before = count_descriptors(agent)
+        memory = resident(agent)
+        with ExitStack() as stack:
+            clients = [stack.enter_context(agent.connect()) for _ in range(10_000)]
+            # The last ones have been hung up on; then all before them have been looked at.
+            assert clients[-1].answer().status is None
+            assert count_descriptors(agent) <= before + 1024
+            assert resident(agent) < memory + 50
+            for client in clients[:100]:
+                client.close()
+            end = time.monotonic() + LATER
+            while (answer := try_up(agent)) is None:
+                assert time.monotonic() < end
+            assert answer == 0
+        assert agent.down("lan0").status == 0
+        assert agent.report()["refused"] >= 10_000 - 1024
+        wait_for_descriptors(agent, before)
+
+
+def try_up(agent: Agent) -> int | None:
+    """Return the status of an up, None where the agent does not take the connection."""
+    try:
+        return agent.up("lan0").status
+    except BrokenPipeError:
+        return None
+
+
+def test_too_few_descriptors_for_so_many_connections(site: Site) -> None:
+    """It serves on when it has them again, and uses no processor meanwhile."""
+    site.tap("lan0")
+    quick = "import pyqemu_ifd.server as server; server.SILENCE = 1.0"
+    with site.start(limits=["--nofile=40"], before=HELD + quick) as agent:
+        with ExitStack() as stack:
+            for _ in range(60):
+                stack.enter_context(agent.connect())
+            with agent.connect() as waits:
+                waits.ask("agent")
+                answer = waits.answer()
+                assert answer.status == 0
+        assert agent.up("lan0").status == 0
+        assert agent.down("lan0").status == 0
+        assert processor_seconds(agent) < 3
+
+
+def processor_seconds(agent: Agent) -> float:
+    fields = Path(f"/proc/{agent.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_connections_of_one_user(agent: Agent) -> None:
+    with ExitStack() as stack:
+        os.seteuid(STRANGER)
+        try:
+            clients = [stack.enter_context(agent.connect()) for _ in range(65)]
+        finally:
+            os.seteuid(0)
+        assert clients[64].answer().status is None
+        # Another user, and root, are served; and the others of this one.
+        assert agent.report()["refused"] == 1
+        for client in clients[:64]:
+            client.ask("agent")
+            assert client.answer().status == 0
+    assert agent.report()["connections"] == 1
+
+
+def test_no_descriptor_is_lost(both: Site) -> None:
+    with both.start() as agent:
+        wait_connected(agent)
+        before = count_descriptors(agent)
+        for tap in ("lan0", "ten0"):
+            guest = both.tap(tap)
+            for _ in range(5):
+                assert agent.up(tap, descriptor=guest.fd).status == 0
+                assert agent.up(tap, "nowhere", descriptor=guest.fd).status == 77
+                assert agent.down(tap, descriptor=guest.fd).status == 0
+            guest.close()
+        for _ in range(5):
+            answer = agent.ask("tap", "lan", "", "3", "vnet_hdr", "")
+            assert answer.status == 0 and len(answer.descriptors) == 3
+            answer.close()
+            assert agent.ask("tap", "nowhere", "", "1", "", "").status == 77
+            assert agent.ask("tap", "lan", "", "65", "", "").status == 64
+        wait_until_clean(both, "tap0")
+        wait_for_descriptors(agent, before)
+        assert len(os.listdir("/proc/self/fd")) < 100
+
+
+def test_memory_with_a_thousand_taps(tmp_path: Path) -> None:
+    with Namespace() as netns:
+        site = Site(netns, tmp_path / "policy.yaml")
+        site.build()
+        names = [f"lan{number}" for number in range(1000)]
+        with netns.enter():
+            for name in names:
+                Tap(name, persist=True).close()
+        with site.start() as agent:
+            with ThreadPoolExecutor(8) as pool:
+                assert {answer.status for answer in pool.map(agent.up, names)} == {0}
+            memory = resident(agent)
+            print(f"{memory} MB", json.dumps(agent.report()["requests"]))
+            assert memory < 120
+            links = netns.links()
+            assert sum(links[name].get("master") == "br0" for name in names) == 1000
+
+
+def test_answers_of_a_policy_with_5000_rules(site: Site) -> None:
+    """It looks at few of them: see test_of_many_rules_few_are_looked_at for which."""
+    rules = [{"tap": f"x{number}-*", "network": "lan"} for number in range(4999)]
+    site.write_policy(rules=[*rules, {"tap": "lan*", "network": "lan"}])
+    site.tap("lan0")
+    with site.start() as agent:
+        assert agent.up("lan0").status == 0
+        assert agent.down("lan0").status == 0
+
+
