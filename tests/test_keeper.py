@@ -1,0 +1,238 @@
+"""The policy that the agent keeps: read again when its files change, the last good one in force."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.agent import Agent
+from lab.agent_site import Site
+from lab.netns import Namespace
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifd.keeper import PolicyKeeper
+
+LATER = 20.0
+"""Seconds after which a change that must be seen has not been."""
+HEAD = "version: 1\nnetworks: {{{}: {{bridge: br0}}}}\n"
+
+
+def policy(network: str) -> str:
+    return HEAD.format(network)
+
+
+def write(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o644)
+
+
+def settle(keeper: PolicyKeeper) -> bool:
+    """Wait until the keeper has heard of a change; tell whether it concerns the policy."""
+    assert select.select([keeper], [], [], LATER)[0], "no change was seen"
+    changed = keeper.drain()
+    if changed:
+        keeper.load()
+    return changed
+
+
+def networks(keeper: PolicyKeeper) -> list[str]:
+    return list(keeper.get().networks)
+
+
+def wait_for(keeper: PolicyKeeper, *names: str) -> None:
+    """Wait until these are the networks in force."""
+    end = time.monotonic() + LATER
+    while keeper.policy is None or networks(keeper) != list(names):
+        assert time.monotonic() < end, keeper.failure
+        settle(keeper)
+
+
+@pytest.fixture
+def etc(tmp_path: Path) -> Path:
+    """A folder that is to be the policy's, and is not there yet."""
+    tmp_path.chmod(0o755)
+    return tmp_path / "etc" / "pyqemu-ifup"
+
+
+@pytest.fixture
+def keeper(etc: Path) -> Iterator[PolicyKeeper]:
+    """A keeper of the policy in `etc`, which has the network lan."""
+    etc.mkdir(parents=True)
+    write(etc / "policy.yaml", policy("lan"))
+    keeper = PolicyKeeper(None, str(etc))
+    yield keeper
+    keeper.close()
+
+
+def test_edit(keeper: PolicyKeeper, etc: Path) -> None:
+    assert networks(keeper) == ["lan"]
+    before = keeper.loaded
+    write(etc / "policy.yaml", policy("dmz"))
+    wait_for(keeper, "dmz")
+    assert keeper.loaded > before
+
+
+def test_atomic_rename(keeper: PolicyKeeper, etc: Path) -> None:
+    write(etc / ".new", policy("dmz"))
+    (etc / ".new").rename(etc / "policy.yaml")
+    wait_for(keeper, "dmz")
+    write(etc / ".new", policy("lan"))
+    (etc / ".new").rename(etc / "policy.yaml")
+    wait_for(keeper, "lan")
+
+
+def test_drop_ins(keeper: PolicyKeeper, etc: Path) -> None:
+    (etc / "policy.d").mkdir(mode=0o755)
+    write(etc / "policy.d" / "10.yaml", policy("dmz"))
+    wait_for(keeper, "dmz", "lan")
+    write(etc / "policy.d" / "20.yaml", policy("wan"))
+    wait_for(keeper, "dmz", "wan", "lan")
+    write(etc / "policy.d" / "20.yaml", policy("far"))
+    wait_for(keeper, "dmz", "far", "lan")
+    (etc / "policy.d" / "10.yaml").unlink()
+    wait_for(keeper, "far", "lan")
+    (etc / "policy.d").rename(etc / "gone")
+    wait_for(keeper, "lan")
+
+
+def test_folder_that_comes_later(etc: Path) -> None:
+    keeper = PolicyKeeper(None, str(etc))
+    try:
+        with pytest.raises(Failure) as failure:
+            keeper.get()
+        assert failure.value.status is Status.NO_POLICY
+        etc.mkdir(parents=True, mode=0o755)
+        write(etc / "policy.yaml", policy("lan"))
+        wait_for(keeper, "lan")
+        assert keeper.failure is None
+        # And once more, as a package manager may replace it.
+        etc.rename(etc.parent / "old")
+        etc.mkdir(mode=0o755)
+        write(etc / "policy.yaml", policy("dmz"))
+        wait_for(keeper, "dmz")
+        write(etc / "policy.yaml", policy("wan"))
+        wait_for(keeper, "wan")
+    finally:
+        keeper.close()
+
+
+def test_one_file_in_a_folder_that_comes_later(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    file = tmp_path / "a" / "b" / "policy.yaml"
+    keeper = PolicyKeeper(str(file))
+    try:
+        assert keeper.policy is None
+        file.parent.mkdir(parents=True)
+        write(file, policy("lan"))
+        wait_for(keeper, "lan")
+        write(file, policy("dmz"))
+        wait_for(keeper, "dmz")
+    finally:
+        keeper.close()
+
+
+def test_what_else_changes_beside_it_does_not_count(keeper: PolicyKeeper, etc: Path) -> None:
+    write(etc.parent / "passwd", "x")
+    assert not settle(keeper)
+
+
+@pytest.mark.parametrize("text", ["version: 1\nnetwork: {}\n", "", "version: [\n", "\0"])
+def test_broken_edit_keeps_the_last_good_policy(
+    keeper: PolicyKeeper, etc: Path, text: str
+) -> None:
+    loaded = keeper.loaded
+    write(etc / "policy.yaml", text)
+    while keeper.failure is None:
+        settle(keeper)
+    assert networks(keeper) == ["lan"] and keeper.loaded == loaded
+    assert keeper.failure.status is Status.POLICY_INVALID
+    assert f"{etc}/policy.yaml:" in str(keeper.failure)
+    write(etc / "policy.yaml", policy("dmz"))
+    wait_for(keeper, "dmz")
+    assert keeper.failure is None
+
+
+def test_policy_that_is_taken_away(keeper: PolicyKeeper, etc: Path) -> None:
+    (etc / "policy.yaml").unlink()
+    while keeper.failure is None:
+        settle(keeper)
+    assert keeper.failure.status is Status.NO_POLICY and networks(keeper) == ["lan"]
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "owner"])
+def test_policy_that_others_can_write(keeper: PolicyKeeper, etc: Path, what: str) -> None:
+    if what == "owner":
+        os.chown(etc / "policy.yaml", 4242, -1)
+    else:
+        (etc / "policy.yaml" if what == "file" else etc).chmod(0o777)
+    while keeper.failure is None:
+        settle(keeper)
+    assert keeper.failure.status is Status.UNSAFE and networks(keeper) == ["lan"]
+    if what == "owner":
+        os.chown(etc / "policy.yaml", 0, -1)
+    else:
+        (etc / "policy.yaml").chmod(0o644)
+        etc.chmod(0o755)
+    while keeper.failure is not None:
+        settle(keeper)
+
+
+def test_no_way_to_watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Libc:
+        """A kernel without a free inotify instance."""
+
+        def inotify_init1(self, flags: int) -> int:
+            """Fail."""
+            return -1
+
+    monkeypatch.setattr("ctypes.CDLL", lambda *args, **more: Libc())
+    with pytest.raises(Failure) as failure:
+        PolicyKeeper(str(tmp_path / "policy.yaml"))
+    assert failure.value.status is Status.REFUSED
+    assert "fs.inotify.max_user_instances" in str(failure.value)
+
+
+@pytest.fixture
+def agent(netns: Namespace, tmp_path: Path) -> Iterator[Agent]:
+    """An agent whose policy has the network lan for taps that begin so."""
+    site = Site(netns, tmp_path / "policy.yaml")
+    site.build()
+    with site.start() as agent:
+        yield agent
+
+
+def wait_for_error(agent: Agent, there: bool) -> None:
+    end = time.monotonic() + LATER
+    while (agent.report()["policy"]["error"] is not None) != there:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_agent_reads_it_again(agent: Agent, netns: Namespace) -> None:
+    netns.tap("lan0")
+    netns.tap("dmz0")
+    assert [agent.up(tap).status for tap in ("lan0", "dmz0")] == [0, 77]
+    good = agent.policy.read_text()
+    write(agent.policy, "version: 1\nrules: {}\n")
+    wait_for_error(agent, True)
+    told = agent.report()["policy"]
+    assert told["error"].startswith("policy invalid: ") and told["files"] == [str(agent.policy)]
+    assert [agent.up(tap).status for tap in ("lan0", "dmz0")] == [0, 77]
+    write(agent.policy, good.replace("lan*", "dmz*"))
+    wait_for_error(agent, False)
+    assert [agent.up(tap).status for tap in ("lan0", "dmz0")] == [77, 0]
+    assert agent.report()["policy"]["loaded"] > told["loaded"]
+    assert [agent.down(tap).status for tap in ("lan0", "dmz0")] == [0, 0]
+
+
+def test_agent_reads_it_again_when_told_to(agent: Agent, tmp_path: Path) -> None:
+    """SIGHUP, for file systems whose changes the kernel does not tell."""
+    loaded = agent.report()["policy"]["loaded"]
+    os.kill(agent.pid, 1)
+    assert agent.report()["policy"]["error"] is None
+    # Nothing has changed, so the policy in force is the one from before.
+    assert agent.report()["policy"]["loaded"] == loaded
