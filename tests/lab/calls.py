@@ -217,6 +217,8 @@ class Calls:
     def close(self) -> None:
         """Close the syslog."""
         self.syslog.close()
+        # Other tests' orphans are not ours to wait for.
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
     def up(self, tap: str, change: Change | None = None) -> Ended:
         """Run pyqemu-ifup on `tap` to its end; see `start`."""
