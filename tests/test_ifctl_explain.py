@@ -16,6 +16,7 @@ import pytest
 from lab.hooks import CHECKOUT, Hooks
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
+from lab.public import NOBODY, as_user
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Attach, Caller, decide, port_on
 from pyqemu_ifctl.explain import Explanation, View, as_object, as_text, explain_port
@@ -514,7 +515,7 @@ def public() -> Iterator[Path]:
 
 def without_privilege() -> list[str]:
     """Return the words that drop all privilege; to nobody, where nobody can read the checkout."""
-    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    nobody = as_user(NOBODY)
     probe = f"import sys; sys.path.insert(0, {str(CHECKOUT / 'ifup')!r}); import pyqemu_ifup"
     can = subprocess.run(
         [*nobody, sys.executable, "-I", "-c", probe], capture_output=True, check=False

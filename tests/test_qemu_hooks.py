@@ -6,38 +6,31 @@ wanted a Station sends them through QEMU's own tap.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import select
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lab.events import LinkEvents
-from lab.hooks import SOURCE_ROOTS, Hooks
-from lab.needs import lack, require
+from lab.hooks import Hooks
+from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
+from lab.public import NOBODY, as_user, public_folder, publish
 from lab.qemu import Qemu, QmpError, end_daemon
 from lab.sites import FLAT, HOME, OTHER, Site
 from lab.spellings import HOOK, SPELLINGS, Spelling
 from lab.station import Station
 from lab.taps import Tap, frame, holds, mac
 from pyqemu_ifup.manners import GRACE
-
-NOBODY = ("setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups")
 
 
 @pytest.fixture
@@ -487,45 +480,15 @@ def test_daemonized_failure_reaches_the_caller(site: Site) -> None:
     assert site.is_clean("web0")
 
 
-def nobody_can(words: list[str]) -> bool:
-    """Tell whether an unprivileged user can run a command."""
-    return subprocess.run([*NOBODY, *words], capture_output=True).returncode == 0
-
-
 @pytest.fixture
-def public_folder() -> Iterator[Path]:
-    """A folder that every user can read, unlike tmp_path."""
-    folder = Path(tempfile.mkdtemp(prefix="pyqemu-ifup-", dir="/tmp"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+def public() -> Iterator[Path]:
+    """A folder that every user can read."""
+    with public_folder() as folder:
+        yield folder
 
 
-def publish(hooks: Hooks, folder: Path) -> Hooks:
-    """Return hooks in `folder` that every user can run, wherever the checkout is."""
-    python = next(
-        (it for it in (os.path.realpath(sys.executable), "/usr/bin/python3")
-         if nobody_can([it, "-I", "-c", ""])),
-        None,
-    )
-    if python is None:
-        lack("no Python that an unprivileged user can run")
-    roots = []
-    for root in SOURCE_ROOTS:
-        roots.append(str(folder / Path(root).name))
-        shutil.copytree(root, roots[-1])
-    for library in ("yaml", "pyroute2", "ovs", "sortedcontainers"):
-        spec = importlib.util.find_spec(library)
-        assert spec is not None and spec.submodule_search_locations
-        shutil.copytree(spec.submodule_search_locations[0], folder / "libraries" / library)
-    libraries = (str(folder / "libraries"),)
-    return replace(
-        hooks, folder=folder / "hooks", python=python, roots=tuple(roots), libraries=libraries
-    )
-
-
-def test_runas(site: Site, public_folder: Path) -> None:
-    site.hooks = publish(site.hooks, public_folder)
+def test_runas(site: Site, public: Path) -> None:
+    site.hooks = publish(site.hooks, public)
     site.all_on(HOME)
     if site.ovs is not None:
         site.ovs.dir.chmod(0o755)
@@ -543,19 +506,19 @@ def test_runas(site: Site, public_folder: Path) -> None:
     assert site.is_clean("web0")
 
 
-def test_unprivileged_qemu_with_a_tap_of_its_own(linux: Site, public_folder: Path) -> None:
+def test_unprivileged_qemu_with_a_tap_of_its_own(linux: Site, public: Path) -> None:
     site = linux
-    site.hooks = publish(site.hooks, public_folder)
+    site.hooks = publish(site.hooks, public)
     # The policy is refused where others own it, so it is root's, and plugs it in.
     site.all_on(HOME)
     site.netns.run(["ip", "tuntap", "add", "dev", "web0", "mode", "tap", "user", "nobody"])
     before = site.netns.link("web0")
     # NOTE: /dev/net/tun is for all users on most hosts, for root alone on some.
-    tun = public_folder / "tun"
+    tun = public / "tun"
     os.mknod(tun, 0o020666, os.stat("/dev/net/tun").st_rdev)
     tun.chmod(0o666)
     share = 'mount --bind "$0" /dev/net/tun && exec "$@"'
-    prefix = ("unshare", "--mount", "sh", "-c", share, str(tun), *NOBODY)
+    prefix = ("unshare", "--mount", "sh", "-c", share, str(tun), *as_user(NOBODY))
     with Qemu(
         *site.qemu_arguments("web0"),
         netns=site.netns.name,

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 from lab.needs import lack, require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
+from lab.public import python
 from lab.systemd import SYSTEMD, UNITS, Systemd
 
 SERVICE = "pyqemu-ifd.service"
@@ -80,8 +80,8 @@ def place(netns: Namespace, tmp_path: Path) -> Path:
     require("root", "tun", "ip")
     if not SYSTEMD.exists() or shutil.which("systemctl") is None:
         lack("no systemd to run")
-    if os.path.realpath(sys.executable).startswith(HIDDEN):
-        lack(f"ProtectHome= hides {os.path.realpath(sys.executable)}")
+    if python().startswith(HIDDEN):
+        lack(f"ProtectHome= hides {python()}")
     if "cgroup2" not in Path("/proc/filesystems").read_text():
         lack("the kernel has no cgroup2")
     netns.add_bridge("br0", mac="02:00:00:00:00:01")

@@ -19,11 +19,11 @@ from lab.hooks import Hooks
 from lab.needs import QEMU, require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
+from lab.public import NOBODY, as_user, publish, python
 from lab.qemu import Qemu
 
-NOBODY, STRANGER = 65534, 65533
-AS_NOBODY = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
-AS_STRANGER = ["setpriv", "--reuid", str(STRANGER), "--regid", str(STRANGER), "--clear-groups"]
+STRANGER = 65533
+AS_NOBODY, AS_STRANGER = as_user(NOBODY), as_user(STRANGER)
 
 ASK = """\
 import array, fcntl, os, socket, struct, sys
@@ -74,7 +74,7 @@ class Place:
 
     def ask(self, *fields: str, held: str) -> list[str]:
         """Ask the agent as a user does, with a tap or a file `held`; return what it answers."""
-        code = [sys.executable, "-I", "-c", ASK, *fields]
+        code = [python(), "-I", "-c", ASK, *fields]
         words = [*self.with_tun(AS_NOBODY), *code]
         done = self.netns.run(words, env={**self.env(), "HELD": held})
         return done.stdout.splitlines()
@@ -122,7 +122,7 @@ def place(netns: Namespace, tmp_path: Path, request: pytest.FixtureRequest) -> I
     policy = tmp_path / "policy.yaml"
     write_policy(policy, networks, RULES)
     with Agent(netns, policy) as agent:
-        hooks = Hooks(agent.folder / "bin", agent=agent.path)
+        hooks = publish(Hooks(agent.folder / "bin", agent=agent.path), agent.folder)
         node = agent.folder / "tun"
         os.mknod(node, 0o666 | stat.S_IFCHR, os.makedev(10, 200))
         node.chmod(0o666)

@@ -18,6 +18,7 @@ from typing import Any
 from lab.hooks import CHECKOUT, Hooks
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
+from lab.public import python
 
 SYSTEMD = Path("/lib/systemd/systemd")
 UNITS = CHECKOUT / "conf" / "systemd"
@@ -102,7 +103,7 @@ class Systemd:
             f"[Service]\nStandardError=append:{LAB}/units/stderr\n{settings}\n",
         )
         in_venv = sys.prefix != sys.base_prefix
-        self.python = f"{LAB}/venv/bin/python3" if in_venv else sys.executable
+        self.python = python()
         libraries = [path for path in sys.path if path.endswith("-packages")]
         if in_venv:
             libraries = [path.replace(sys.prefix, f"{LAB}/venv", 1) for path in libraries]

@@ -21,20 +21,15 @@ from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.plug import UNTAGGED, Blast, Tags, crossing, vids_of
+from lab.public import NOBODY, as_user, publish
 from lab.qemu import Qemu
 from lab.station import Station
 from lab.taps import Tap, frame, holds, mac
 
 BRIDGE_MAC = "02:00:00:00:00:0b"
-NOBODY, STRANGER = 65534, 65533
+STRANGER = 65533
 OUT: dict[Tags, Tags | None] = {UNTAGGED: (100,), (1,): None, (20,): None}
 """How a guest's frames come out of the trunk where it has an access port in VLAN 100."""
-
-
-def as_user(uid: int) -> list[str]:
-    """Return the command that executes the one after it as a user without any privilege."""
-    number = str(uid)
-    return ["setpriv", "--reuid", number, "--regid", number, "--clear-groups"]
 
 
 @dataclass
@@ -172,7 +167,8 @@ def write_policy(path: Path, network: dict[str, Any]) -> Path:
 def lan(netns: Namespace, tmp_path: Path) -> Iterator[Lan]:
     policy = write_policy(tmp_path / "policy.yaml", {"bridge": "br0"})
     with Agent(netns, policy) as agent:
-        hooks = Hooks(agent.folder / "bin", netns=netns.name, agent=agent.path)
+        own = Hooks(agent.folder / "bin", netns=netns.name, agent=agent.path)
+        hooks = publish(own, agent.folder)
         yield Lan(netns, netns.tap("trunk", up=True), agent, hooks)
 
 
@@ -180,7 +176,8 @@ def lan(netns: Namespace, tmp_path: Path) -> Iterator[Lan]:
 def fabric(netns: Namespace, ovs_system: OpenVSwitch, tmp_path: Path) -> Iterator[Fabric]:
     policy = write_policy(tmp_path / "policy.yaml", {"bridge": "br-int", "ovsdb": ovs_system.db})
     with Agent(netns, policy) as agent:
-        hooks = Hooks(agent.folder / "bin", netns=netns.name, agent=agent.path)
+        own = Hooks(agent.folder / "bin", netns=netns.name, agent=agent.path)
+        hooks = publish(own, agent.folder)
         yield Fabric(netns, netns.tap("trunk", up=True), agent, hooks, ovs_system)
 
 
