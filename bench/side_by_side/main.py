@@ -9,38 +9,40 @@ import platform
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from lab import needs
-from side_by_side import imports, report
+from side_by_side import imports, report, scale, scale_report
 from side_by_side.hosts import (
+    BRIDGE,
+    OVS_BRIDGE,
+    VID,
     BenchError,
     Host,
-    Run,
+    Plan,
     filters_vlans,
     ovs_host,
     plain_host,
     run_in_session,
 )
-from side_by_side.report import Result, Samples
-from side_by_side.rows import TAP, HostName, Row, environment, make_rows
+from side_by_side.measure import attempt, measure_all, progress
+from side_by_side.report import Result
+from side_by_side.rows import OVS_TAP, TAP, Row, Target, make_rows, write_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 40
 IMPORT_RUNS = 7
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-Samplings = dict[tuple[str, str], Samples]
-
 
 def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options; exits 2 where they are wrong."""
     parser = argparse.ArgumentParser(
-        prog="bench/run",
+        prog="bench/run", allow_abbrev=False,
         description="Measure one up and one down as QEMU sees them, beside what people use.",
         epilog="Needs root and /dev/net/tun; works in network namespaces of its own.",
     )
@@ -53,9 +55,23 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--prefix", type=Path, metavar="DIR",
         help="measure the installation in DIR, in place of one made for this run",
     )
-    parser.add_argument(
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument(
         "--imports", action="store_true",
         help="show the costliest imports of an up, and measure nothing else",
+    )
+    parts.add_argument(
+        "--scale", action="store_true",
+        help="measure the agent with many taps and many rules instead",
+    )
+    parts.add_argument("--all", action="store_true", help="measure both, one after the other")
+    parser.add_argument(
+        "--at-once", type=_numbers, default=scale.AT_ONCE, metavar="N,N...",
+        help=f"how many taps come up at once; {','.join(map(str, scale.AT_ONCE))}",
+    )
+    parser.add_argument(
+        "--taps", type=_taps, default=scale.TAPS, metavar="N",
+        help=f"how many taps there are already, at the most {scale.TAPS_MAX}; {scale.TAPS}",
     )
     return parser.parse_args(words)
 
@@ -67,9 +83,15 @@ def _rounds(text: str) -> int:
     return number
 
 
-def progress(text: str) -> None:
-    """Tell on stderr what is being done."""
-    print(f"bench: {text}", file=sys.stderr, flush=True)
+def _taps(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= scale.TAPS_MAX:
+        raise argparse.ArgumentTypeError(f"1 to {scale.TAPS_MAX}")
+    return number
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(_taps(number) for number in text.split(","))
 
 
 def install(folder: Path) -> Path:
@@ -90,53 +112,6 @@ def install(folder: Path) -> Path:
     return prefix
 
 
-def attempt(host: Host, row: Row, words: Sequence[str]) -> Run:
-    """Run one command of a row. Raises BenchError where it fails."""
-    run = host.spawner.run(words, environment(row))
-    if run.status != 0:
-        raise BenchError(f"`{' '.join(words)}` ended {run.status}: {run.stderr.strip()}")
-    return run
-
-
-def measure(host: Host, row: Row, samples: Samplings, *, check: bool) -> None:
-    """Bring a new tap up and down once as `row` says and add what it took to `samples`.
-
-    `check`: see also that the tap then is on the row's bridge, and then no longer. Raises
-    BenchError where it is not.
-    """
-    host.spawner.open(TAP)
-    try:
-        for direction, words in (("up", row.up), ("down", row.down)):
-            if words is None:
-                continue
-            run = attempt(host, row, words)
-            taken = samples.setdefault((row.key, direction), Samples())
-            taken.wall.append(run.wall)
-            taken.cpu.append(run.cpu)
-            wanted = row.bridge if direction == "up" or not row.detaches else None
-            if check and (found := host.master(TAP)) != wanted:
-                raise BenchError(
-                    f"`{' '.join(words)}` ended 0, but {TAP} is on {found or 'no bridge'}, "
-                    f"not on {wanted or 'no bridge'}"
-                )
-    finally:
-        host.spawner.close()
-
-
-def measure_all(hosts: Mapping[HostName, Host], rows: Sequence[Row], rounds: int) -> Samplings:
-    """Measure the rows in turn, `rounds` times, after one round that only warms up and checks."""
-    progress("one round to warm up")
-    for row in rows:
-        measure(hosts[row.host], row, {}, check=True)
-    samples: Samplings = {}
-    for number in range(1, rounds + 1):
-        if number % 10 == 1:
-            progress(f"round {number} of {rounds}")
-        for row in rows:
-            measure(hosts[row.host], row, samples, check=False)
-    return samples
-
-
 def trace_imports(host: Host, row: Row) -> list[imports.Import]:
     """Return what an up by `row` imports, with the medians of several runs."""
     launcher = Path(row.up[0])
@@ -146,7 +121,7 @@ def trace_imports(host: Host, row: Row) -> list[imports.Import]:
     for _ in range(IMPORT_RUNS):
         host.spawner.open(TAP)
         try:
-            runs.append(imports.parse(attempt(host, row, words).stderr))
+            runs.append(imports.parse(attempt(host.spawner, row, words).stderr))
         finally:
             host.spawner.close()
     return imports.medians(runs)
@@ -177,30 +152,43 @@ def stop(number: int, frame: FrameType | None) -> NoReturn:
 def run(arguments: argparse.Namespace, folder: Path, stack: ExitStack) -> None:
     """Do what the options ask for; `stack` gets what must be taken away at the end."""
     prefix = install(folder) if arguments.prefix is None else arguments.prefix.absolute()
-    vlan_filtering = filters_vlans()
+    plan = Plan(prefix, folder / "agent.yaml", filters_vlans(), folder)
+    write_policy(plan.policy, {TAP: Target(BRIDGE, plan.vid), OVS_TAP: Target(OVS_BRIDGE, VID)})
     no_ovs = needs.missing("ovs")
-    rows, left_out = make_rows(prefix, folder, vlan_filtering=vlan_filtering, no_ovs=no_ovs)
-    hosts: dict[HostName, Host] = {"plain": stack.enter_context(plain_host(vlan_filtering))}
     if arguments.imports:
+        host = stack.enter_context(plain_host(plan))
+        rows, _ = make_rows(plan, {"plain": host.agent.path}, no_ovs="not asked for")
         (row,) = (row for row in rows if row.key == "linux")
-        traced = trace_imports(hosts["plain"], row)
-        print(imports.table(traced, IMPORT_RUNS), end="")
+        print(imports.table(trace_imports(host, row), IMPORT_RUNS), end="")
         return
-    if no_ovs is None:
-        hosts["ovs"] = stack.enter_context(ovs_host(vlan_filtering))
+    told: dict[str, object] = {"version": 1, "machine": describe_machine(prefix)}
+    if not arguments.scale:
+        result = side_by_side(plan, no_ovs, arguments.rounds)
+        print(report.table(result), end="", flush=True)
+        told |= report.as_json(result)
+    if arguments.scale or arguments.all:
+        grown = scale.measure(plan, no_ovs, arguments.rounds, arguments.at_once, arguments.taps)
+        print(scale_report.table(grown), end="", flush=True)
+        told["scale"] = scale_report.as_json(grown)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def side_by_side(plan: Plan, no_ovs: str | None, rounds: int) -> Result:
+    """Measure one up and one down of each row, on hosts made for it."""
+    with ExitStack() as stack:
+        hosts = {"plain": stack.enter_context(plain_host(plan))}
+        if no_ovs is None:
+            hosts["ovs"] = stack.enter_context(ovs_host(plan))
+        agents = {name: host.agent.path for name, host in hosts.items()}
+        rows, left_out = make_rows(plan, agents, no_ovs=no_ovs)
+        samples = measure_all(hosts, rows, rounds)
     notes = []
-    if not vlan_filtering:
+    if not plan.vlan_filtering:
         notes.append(
             "this kernel's bridges do not filter VLANs: no row on a Linux bridge sets one"
         )
-    samples = measure_all(hosts, rows, arguments.rounds)
-    result = Result(
-        tuple(rows), samples, tuple(left_out), tuple(notes), arguments.rounds,
-        describe_machine(prefix),
-    )
-    print(report.table(result), end="", flush=True)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(report.as_json(result), indent=1) + "\n")
+    return Result(tuple(rows), samples, tuple(left_out), tuple(notes), rounds)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from side_by_side.rows import BARE, SCRIPT, LeftOut, Row
+from side_by_side.rows import BARE, OVS_SCRIPT, PYROUTE2, SCRIPT, LeftOut, Row
 
 WIDTH = 98
 LABEL = 34
@@ -42,7 +42,6 @@ class Result:
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
     rounds: int
-    machine: Mapping[str, object]
 
 
 def figures(samples: Samples) -> Figures:
@@ -65,18 +64,13 @@ def ratios(result: Result, direction: str, median: float) -> tuple[float, float]
 
 def table(result: Result) -> str:
     """Return the table, no wider than WIDTH, and under it what each row runs."""
-    heading = f"{'median':>7} {'min':>6} {'p95':>6} {'/bare':>6} {'/ip':>5}"
     lines = [
         f"milliseconds from spawn to exit, {result.rounds} rounds",
         "",
-        f"{'':{LABEL}}{'up':>18}{'down':>32}".rstrip(),
-        f"{'':{LABEL - 2}}{heading}{heading}",
-    ]
-    for row in result.rows:
-        lines.append(
-            f"{row.label:{LABEL - 2}}{_cells(result, row, 'up')}{_cells(result, row, 'down')}"
-        )
-    lines += [
+        *heading(),
+        *rows_table(result),
+        "",
+        *goal_lines(goals(result)),
         "",
         *_wrap("/bare: times the median of the bare interpreter, `python3 -I -S -c pass`; "
                "/ip: times that of the two-line ip script's up, or down.", ""),
@@ -90,6 +84,70 @@ def table(result: Result) -> str:
     for row in result.rows:
         lines += _commands(row, shown)
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def heading() -> list[str]:
+    """Return the heading of the rows."""
+    columns = f"{'median':>7} {'min':>6} {'p95':>6} {'/bare':>6} {'/ip':>5}"
+    return [
+        f"{'':{LABEL}}{'up':>18}{'down':>32}".rstrip(), f"{'':{LABEL - 2}}{columns}{columns}"
+    ]
+
+
+def rows_table(result: Result) -> list[str]:
+    """Return a line for each row, without a heading."""
+    return [
+        f"{row.label:{LABEL - 2}}{_cells(result, row, 'up')}{_cells(result, row, 'down')}".rstrip()
+        for row in result.rows
+    ]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure that this project wants to reach, what it is in this run, and in which unit."""
+
+    what: str
+    limit: float
+    figure: float
+    unit: str
+
+
+def times(result: Result, key: str, limit: float, of: str, text: str) -> list[Goal]:
+    """Return the goal that the up of row `key` takes at most `limit` times that of row `of`."""
+    medians = [result.samples.get((each, "up")) for each in (key, of)]
+    ours, theirs = (figures(each).median if each is not None else None for each in medians)
+    if ours is None or theirs is None:
+        return []
+    return [Goal(text, limit, ours / theirs, "times")]
+
+
+def goals(result: Result) -> list[Goal]:
+    """Return what the hooks shall cost beside what they are compared with."""
+    return [
+        *times(result, "linux-agent", 1.4, BARE,
+               "through the agent, Linux bridge / python3 -I -S -c pass"),
+        *times(result, "ovs-agent", 1.2, OVS_SCRIPT,
+               "through the agent, OVS bridge / ovs-vsctl script"),
+        *times(result, "linux", 1.3, PYROUTE2,
+               "without the agent, Linux bridge / python3 -c 'import pyroute2'"),
+    ]
+
+
+def goal_lines(goals: Sequence[Goal]) -> list[str]:
+    """Return the goals as lines for people: no test asserts them, nor does this run."""
+    width = max((len(goal.what) for goal in goals), default=0)
+    return [
+        f"{goal.what:{width}} {goal.figure:9.2f} {goal.unit:5}  goal <= {goal.limit:g}"
+        for goal in goals
+    ]
+
+
+def goals_json(goals: Sequence[Goal]) -> list[dict[str, object]]:
+    """Return the goals for the JSON object."""
+    return [
+        {"what": each.what, "figure": round(each.figure, 3), "unit": each.unit, "goal": each.limit}
+        for each in goals
+    ]
 
 
 def _cells(result: Result, row: Row, direction: str) -> str:
@@ -126,13 +184,17 @@ def _wrap(text: str, indent: str) -> list[str]:
 def as_json(result: Result) -> dict[str, object]:
     """Return the run as one JSON object, its times in milliseconds."""
     return {
-        "version": 1,
         "rounds": result.rounds,
-        "machine": dict(result.machine),
-        "rows": [_row_json(result, row) for row in result.rows],
+        "rows": rows_json(result),
+        "goals": goals_json(goals(result)),
         "left_out": [{"row": each.label, "because": each.because} for each in result.left_out],
         "notes": list(result.notes),
     }
+
+
+def rows_json(result: Result) -> list[dict[str, object]]:
+    """Return the rows for the JSON object."""
+    return [_row_json(result, row) for row in result.rows]
 
 
 def _row_json(result: Result, row: Row) -> dict[str, object]:

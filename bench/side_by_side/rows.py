@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
-from side_by_side.hosts import BRIDGE, MTU, OVS_BRIDGE
+from side_by_side.hosts import BRIDGE, MTU, OVS_BRIDGE, VID, Plan
 
-TAP = "bench0"
-VID = 100
+TAP, OVS_TAP = "bench0", "bench1"
+"""The taps; an agent's policy puts the second one on Open vSwitch."""
 STOCK_UP, STOCK_DOWN = Path("/etc/qemu-ifup"), Path("/etc/qemu-ifdown")
-HostName = Literal["plain", "ovs"]
+QEMU_HELPERS = (
+    Path("/usr/lib/qemu/qemu-bridge-helper"), Path("/usr/libexec/qemu-bridge-helper")
+)
+"""Where distributions put QEMU's own helper."""
 
-BARE, SCRIPT = "python", "ip-script"
-"""The keys of the rows that all others are compared with."""
+BARE, SCRIPT, PYROUTE2, OVS_SCRIPT = "python", "ip-script", "pyroute2", "ovs-script"
+"""The keys of the rows that others are compared with; all of them with the first two."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of the table: what is run, on which host, and where the tap then is.
 
-    `bridge` None: the row attaches nothing. `text` shows a script's own lines, by its path.
+    `bridge` None: the row attaches nothing. `helper`: `up` makes the tap and hands it over, as
+    QEMU has it, with --fd. `text` shows a script's own lines, by its path.
     """
 
     key: str
     label: str
-    host: HostName
+    host: str
     up: tuple[str, ...]
     down: tuple[str, ...] | None = None
     bridge: str | None = None
+    tap: str = TAP
     detaches: bool = True
+    helper: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
     text: Mapping[str, str] = field(default_factory=dict)
 
@@ -46,37 +51,64 @@ class LeftOut:
 
 
 def make_rows(
-    prefix: Path, folder: Path, *, vlan_filtering: bool, no_ovs: str | None
+    plan: Plan, agents: Mapping[str, str], *, no_ovs: str | None
 ) -> tuple[list[Row], list[LeftOut]]:
-    """Return the rows for the installation in `prefix`; their scripts and policies go to `folder`.
+    """Return the rows of the first part; their scripts and policies go to the plan's folder.
 
-    `no_ovs` tells why there is no Open vSwitch; None where there is.
+    `agents` are the sockets of the hosts' agents. `no_ovs` tells why there is no Open vSwitch;
+    None where there is.
     """
-    python = str(prefix / "lib" / "pyqemu-ifup" / "bin" / "python3")
+    folder = plan.folder
     rows = [
-        Row(BARE, "python3 -I -S -c pass", "plain", (python, "-I", "-S", "-c", "pass")),
-        Row("python-site", "python3 -I -c pass", "plain", (python, "-I", "-c", "pass")),
-        Row("pyroute2", "python3 -c 'import pyroute2'", "plain", (python, "-c", "import pyroute2")),
-        _script(SCRIPT, "ip script, two lines", "plain", BRIDGE, folder, _TWO_LINES, _NOMASTER),
-        _long_script(folder, vlan_filtering),
+        bare_row(plan.prefix, "plain"),
+        bare_row(plan.prefix, "plain", site=True),
+        _import_row(plan.prefix, "plain"),
+        script_row(folder, "plain"),
+        _long_script(folder, plan.vlan_filtering),
     ]
     left_out: list[LeftOut] = []
     if os.access(STOCK_UP, os.X_OK):
         rows.append(_stock_row())
     else:
         left_out.append(LeftOut(str(STOCK_UP), f"there is no {STOCK_UP} here"))
-    ours = _write_policy(folder, "linux", BRIDGE, VID if vlan_filtering else None)
-    rows.append(_our_row("linux", "pyqemu-ifup, Linux bridge", "plain", BRIDGE, prefix, ours))
-    if no_ovs is None:
-        rows.append(
-            _our_row("linux-ovs", "  the same, host with OVS", "ovs", BRIDGE, prefix, ours)
-        )
-        rows.append(_ovs_script(folder))
-        ours = _write_policy(folder, "ovs", OVS_BRIDGE, VID)
-        rows.append(_our_row("ovs", "pyqemu-ifup, OVS bridge", "ovs", OVS_BRIDGE, prefix, ours))
+    linux, ovs = Target(BRIDGE, plan.vid), Target(OVS_BRIDGE, VID)
+    alone = {"PYQEMU_IFUP_POLICY": str(write_policy(folder / "linux.yaml", {TAP: linux}))}
+    rows += [
+        hook_row("linux", "pyqemu-ifup, Linux bridge", "plain", BRIDGE, plan.prefix, alone),
+        _asking("linux-agent", "Linux bridge", "plain", BRIDGE, plan, agents),
+    ]
+    theirs = [str(path) for path in QEMU_HELPERS if os.access(path, os.X_OK)]
+    if theirs:
+        rows.append(_helper_row("qemu-helper", "QEMU's qemu-bridge-helper", theirs[0], BRIDGE, {}))
     else:
+        left_out.append(LeftOut("QEMU's qemu-bridge-helper", f"there is no {QEMU_HELPERS[0]} here"))
+    rows.append(_our_helper(plan, agents))
+    if no_ovs is not None:
         left_out.append(LeftOut("each with Open vSwitch", no_ovs))
+        return rows, left_out
+    alone_on_ovs = {"PYQEMU_IFUP_POLICY": str(write_policy(folder / "ovs.yaml", {TAP: ovs}))}
+    rows += [
+        hook_row("linux-ovs", "pyqemu-ifup, host with OVS", "ovs", BRIDGE, plan.prefix, alone),
+        _asking("linux-ovs-agent", "host with OVS", "ovs", BRIDGE, plan, agents),
+        ovs_script_row(folder, "ovs"),
+        hook_row("ovs", "pyqemu-ifup, OVS bridge", "ovs", OVS_BRIDGE, plan.prefix, alone_on_ovs),
+        _asking("ovs-agent", "OVS bridge", "ovs", OVS_BRIDGE, plan, agents, OVS_TAP),
+    ]
     return rows, left_out
+
+
+def bare_row(prefix: Path, host: str, *, site: bool = False) -> Row:
+    """Return the row of an interpreter that does nothing, `site`: with its paths made up."""
+    python = str(prefix / "lib" / "pyqemu-ifup" / "bin" / "python3")
+    if site:
+        return Row("python-site", "python3 -I -c pass", host, (python, "-I", "-c", "pass"))
+    return Row(BARE, "python3 -I -S -c pass", host, (python, "-I", "-S", "-c", "pass"))
+
+
+def _import_row(prefix: Path, host: str) -> Row:
+    python = str(prefix / "lib" / "pyqemu-ifup" / "bin" / "python3")
+    words = (python, "-c", "import pyroute2")
+    return Row(PYROUTE2, "python3 -c 'import pyroute2'", host, words)
 
 
 _TWO_LINES = f"""\
@@ -89,8 +121,22 @@ ip link set "$1" nomaster
 """
 
 
+def script_row(folder: Path, host: str, key: str = SCRIPT, more: str = "") -> Row:
+    """Return the row of the two-line `ip` script; `more` joins its label."""
+    return _script(
+        key, f"ip script, two lines{more}", host, BRIDGE, folder, _TWO_LINES, _NOMASTER
+    )
+
+
+def ovs_script_row(folder: Path, host: str, key: str = OVS_SCRIPT, more: str = "") -> Row:
+    """Return the row of the `ovs-vsctl` script; `more` joins its label."""
+    up = f'ovs-vsctl add-port {OVS_BRIDGE} "$1" tag={VID}\nip link set "$1" up\n'
+    down = f'ip link set "$1" down\novs-vsctl del-port {OVS_BRIDGE} "$1"\n'
+    return _script(key, f"ovs-vsctl script, tag{more}", host, OVS_BRIDGE, folder, up, down)
+
+
 def _script(
-    key: str, label: str, host: HostName, bridge: str, folder: Path, up: str, down: str
+    key: str, label: str, host: str, bridge: str, folder: Path, up: str, down: str
 ) -> Row:
     text = {}
     for name, lines in ((f"{key}-up", up), (f"{key}-down", down)):
@@ -120,12 +166,6 @@ bridge link set dev "$1" isolated on
     return _script("ip-script-long", label, "plain", BRIDGE, folder, up, _NOMASTER)
 
 
-def _ovs_script(folder: Path) -> Row:
-    up = f'ovs-vsctl add-port {OVS_BRIDGE} "$1" tag={VID}\nip link set "$1" up\n'
-    down = f'ip link set "$1" down\novs-vsctl del-port {OVS_BRIDGE} "$1"\n'
-    return _script("ovs-script", "ovs-vsctl script, tag", "ovs", OVS_BRIDGE, folder, up, down)
-
-
 def _stock_row() -> Row:
     down = (str(STOCK_DOWN), TAP) if os.access(STOCK_DOWN, os.X_OK) else None
     return Row(
@@ -133,28 +173,77 @@ def _stock_row() -> Row:
     )
 
 
-def _our_row(
-    key: str, label: str, host: HostName, bridge: str, prefix: Path, policy: Path
+def hook_row(
+    key: str,
+    label: str,
+    host: str,
+    bridge: str,
+    prefix: Path,
+    env: Mapping[str, str],
+    tap: str = TAP,
 ) -> Row:
+    """Return the row of our hooks; `env` names the policy, or the agent that has one."""
     up, down = (str(prefix / "bin" / name) for name in ("pyqemu-ifup", "pyqemu-ifdown"))
-    env = {"PYQEMU_IFUP_POLICY": str(policy)}
-    text = {str(policy): policy.read_text()}
-    return Row(key, label, host, (up, TAP), (down, TAP), bridge, env=env, text=text)
+    policy = env.get("PYQEMU_IFUP_POLICY")
+    text = {} if policy is None else {policy: Path(policy).read_text()}
+    return Row(key, label, host, (up, tap), (down, tap), bridge, tap, env=env, text=text)
 
 
-def _write_policy(folder: Path, name: str, bridge: str, vid: int | None) -> Path:
-    vlan = "" if vid is None else f"    vlan: {vid}\n"
-    path = folder / f"{name}.yaml"
-    path.write_text(
-        f"version: 1\n"
-        f"networks:\n"
-        f"  bench:\n"
-        f"    bridge: {bridge}\n"
-        f"rules:\n"
-        f"  - tap: bench*\n"
-        f"    network: bench\n"
-        f"    isolated: true\n{vlan}"
-    )
+def _asking(
+    key: str,
+    where: str,
+    host: str,
+    bridge: str,
+    plan: Plan,
+    agents: Mapping[str, str],
+    tap: str = TAP,
+) -> Row:
+    env = {"PYQEMU_IFUP_SOCKET": agents[host]}
+    row = hook_row(key, f"  by the agent, {where}", host, bridge, plan.prefix, env, tap)
+    return replace(row, text={str(plan.policy): plan.policy.read_text()})
+
+
+def _our_helper(plan: Plan, agents: Mapping[str, str]) -> Row:
+    program = str(plan.prefix / "bin" / "pyqemu-bridge-helper")
+    env = {"PYQEMU_IFUP_SOCKET": agents["plain"]}
+    return _helper_row("helper", "pyqemu-bridge-helper", program, "linux", env)
+
+
+def _helper_row(
+    key: str, label: str, program: str, network: str, env: Mapping[str, str]
+) -> Row:
+    words = (program, "--use-vnet", f"--br={network}")
+    return Row(key, label, "plain", words, bridge=BRIDGE, helper=True, env=env)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a policy puts a tap: a bridge, and a VLAN where it has one."""
+
+    bridge: str
+    vid: int | None
+
+    @property
+    def network(self) -> str:
+        """The name of its network."""
+        return "linux" if self.bridge == BRIDGE else "ovs"
+
+
+def write_policy(
+    path: Path, targets: Mapping[str, Target], before: Sequence[str] = ()
+) -> Path:
+    """Write a policy: for each glob of taps a network, named for the kind of its bridge.
+
+    `before` are lines of rules that come before those of `targets`. Returns the path.
+    """
+    lines = ["version: 1", "networks:"]
+    for target in targets.values():
+        lines += [f"  {target.network}:", f"    bridge: {target.bridge}"]
+    lines += ["rules:", *before]
+    for tap, target in targets.items():
+        lines += [f"  - tap: {tap}", f"    network: {target.network}", "    isolated: true"]
+        lines += [] if target.vid is None else [f"    vlan: {target.vid}"]
+    path.write_text("\n".join(lines) + "\n")
     path.chmod(0o644)
     return path
 
