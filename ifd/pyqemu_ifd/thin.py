@@ -25,9 +25,10 @@ SOCKET = b"/run/pyqemu-ifup/agent.sock"
 
 TUNGETIFF = 0x800454D2
 """_IOR('T', 210, unsigned int) of linux/if_tun.h."""
-NO_TAP = (errno.ENOTTY, errno.EINVAL, errno.EBADFD, errno.EBADF, errno.EOPNOTSUPP, errno.ENODEV,
-          errno.ENOSYS)
-"""How TUNGETIFF fails on what is no tap; EBADF is the descriptor of the listing itself."""
+TUN, S_IFMT, S_IFCHR = 10 << 8 | 200, 0o170000, 0o020000
+"""/dev/net/tun, as os.makedev() makes it, and how stat(2) tells a character device."""
+NO_TAP = (errno.EBADFD, errno.EBADF)
+"""Not attached to a tap yet; and the descriptor of the listing itself."""
 
 PACKET_MAX = 65536
 SLICE = 0.25
@@ -278,6 +279,9 @@ def find_taps() -> tuple[dict[str, int], int]:
     numbers = [int(name) for name in posix.listdir("/proc/self/fd")]
     for number in numbers:
         try:
+            found = posix.fstat(number)
+            if found.st_rdev != TUN or found.st_mode & S_IFMT != S_IFCHR:
+                continue
             request = fcntl.ioctl(number, TUNGETIFF, bytes(40))
         except OSError as error:
             if error.errno not in NO_TAP:

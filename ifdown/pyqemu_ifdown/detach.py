@@ -83,6 +83,10 @@ def _run(host: Host, step: Step) -> Work[None]:
                 f"{step.tap}: ovs-vswitchd does not answer; the port is out of its database",
             )
     except Failure as failure:
+        if failure.status is Status.DENIED:
+            # What else there is to do may be allowed.
+            leave_to_gc(step.tap, failure)
+            return
         # NOTE: QEMU closes the tap as soon as we are done, or has died meanwhile.
         if failure.status is not Status.REFUSED or host.kernel.look_up(step.tap) is not None:
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pyqemu_ifup.host import Host
@@ -29,19 +29,24 @@ def judge(ports: Iterable[OvsPort], links: Iterable[Link], here: Here) -> tuple[
 
     `links` must have been looked at after `ports`: a tap is there before its port is.
     """
-    there = {(link.name, link.index) for link in links}
+    there = {(link.name, link.index): link for link in links}
     return tuple(_judge(port, there, here) for port in ports if port.ours)
 
 
-def _judge(port: OvsPort, there: set[tuple[str, int]], here: Here) -> Leftover:
+def _judge(port: OvsPort, there: Mapping[tuple[str, int], Link], here: Here) -> Leftover:
     if port.is_elsewhere(here):
         return Leftover(port, "it is of another network namespace", None)
     ids = port.ids
     if ids.get(KEY_BOOT_ID) != here.boot_id:
         return Leftover(port, "its tap is gone: it is of an earlier boot", del_port(port))
     index = ids.get(KEY_IFINDEX, "")
-    if any(f"{link_index}" == index and name == port.name for name, link_index in there):
+    link = there.get((port.name, int(index))) if index.isdecimal() else None
+    if link is not None and (link.up or link.alias):
         return Leftover(port, "its tap is there", None)
+    if link is not None:
+        # NOTE: the mark comes before the port and goes after it: this one's up was given up, and
+        # Open vSwitch has made it since.
+        return Leftover(port, "its tap is not attached", del_port(port))
     return Leftover(port, f"its tap is gone: no link {port.name} with ifindex {index}",
                     del_port(port))
 

@@ -70,8 +70,12 @@ def attaching(
     left = [stamp.ovsdb] if stamp is not None and stamp.ovsdb is not None else []
     try:
         yield from host.open_databases([port.ovsdb, DEFAULT_OVSDB, *ovsdbs, *left])
-    except Failure:
-        before = host.look(port.tap, port.bridge)
+    except Failure as failure:
+        try:
+            before = host.look(port.tap, port.bridge)
+        except Failure as other:
+            log(syslog.LOG_ERR, f"{port.tap}: cannot look at what is left: {other}")
+            raise failure from None
         if before.tap is not None and is_ours_to_touch(port.tap, before, parent):
             admit(before.tap)
             yield from _undo(host, port, before)

@@ -148,7 +148,7 @@ def filters(link: Link | None) -> bool:
 def is_there(address: str) -> bool:
     """Tell whether this host has the database: a unix socket that exists, or any tcp address.
 
-    Raises Failure (77) where that cannot be told.
+    Raises Failure, 77 or 71, where that cannot be told.
     """
     if not address.startswith("unix:"):
         return True
@@ -156,10 +156,12 @@ def is_there(address: str) -> bool:
         return stat.S_ISSOCK(os.stat(address[len("unix:"):]).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except PermissionError as error:
+    except OSError as error:
+        denied = isinstance(error, PermissionError)
         raise Failure(
-            Status.DENIED, f"cannot look for Open vSwitch at {address}",
-            str(error.strerror), "run as root",
+            Status.DENIED if denied else Status.REFUSED,
+            f"cannot look for Open vSwitch at {address}", str(error.strerror),
+            "run as root" if denied else "correct ovsdb: in the policy",
         ) from error
 
 

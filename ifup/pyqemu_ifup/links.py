@@ -37,6 +37,7 @@ SO_RCVBUFFORCE = 33
 EVENT_BUFFER = 1 << 20
 """Bytes of link events that may wait: some 500 links at once."""
 MESSAGE_MAX = 1 << 17
+ATTEMPTS = 20
 
 
 class LinkReader:
@@ -66,8 +67,8 @@ class LinkReader:
         return self._one(index, b"")
 
     def all(self) -> list[Link]:
-        """Return every link. Raises OSError."""
-        while True:
+        """Return every link. Raises OSError, EBUSY where they never stand still."""
+        for _ in range(ATTEMPTS):
             links: list[Link] = []
             whole = True
             self._ask(NLM_F_DUMP, 0, b"")
@@ -79,6 +80,7 @@ class LinkReader:
             # NOTE: a dump that something was changed under may lack a link, or have one twice.
             if whole:
                 return links
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
     def _one(self, index: int, attribute: bytes) -> Link | None:
         self._ask(0, index, attribute)

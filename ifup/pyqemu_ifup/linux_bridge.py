@@ -17,6 +17,7 @@ from typing import Any
 from pyroute2 import IPRoute, NetlinkError
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.names import is_valid_name
 from pyqemu_ifup.links import LinkReader
 from pyqemu_ifup.look import Link, Vid, ranges
 from pyqemu_ifup.plan import (
@@ -103,6 +104,8 @@ class Netlink:
 
     def look_up(self, name: str) -> Link | None:
         """Return the link called `name`, None where there is none."""
+        if not is_valid_name(name):
+            return None
         with _explained(f"cannot look at link {name}"):
             link = self._reader.by_name(name)
         # NOTE: the kernel finds a link by its alternative names too; ours is the name proper.

@@ -17,6 +17,7 @@ import gc
 import os
 import select
 import signal
+import stat
 import sys
 import syslog
 import time
@@ -26,9 +27,10 @@ from contextlib import contextmanager
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import POLICY_VARIABLE
 
+TUN = os.makedev(10, 200)
+"""/dev/net/tun (Documentation/admin-guide/devices.txt)."""
 TUNGETIFF = 0x800454D2
 """_IOR('T', 210, unsigned int) of linux/if_tun.h."""
-IFF_TAP = 0x0002
 IFREQ_SIZE = 40
 IFNAMSIZ = 16
 
@@ -151,13 +153,19 @@ def inherited_taps() -> list[str]:
 
 
 def read_tap_name(descriptor: int) -> str | None:
-    """Return the name of the tap that a descriptor is of, None where it is no tap's."""
+    """Return the name of the tap that a descriptor is of, None where it is no tap's.
+
+    Only a descriptor of /dev/net/tun is asked: what another device makes of TUNGETIFF is its own
+    affair (a terminal that has hung up says EIO).
+    """
     try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISCHR(found.st_mode) or found.st_rdev != TUN:
+            return None
         request = fcntl.ioctl(descriptor, TUNGETIFF, bytes(IFREQ_SIZE))
     except OSError as error:
-        # ENOTTY, EINVAL: no tun; EBADFD: /dev/net/tun not yet attached; EBADF: the listing's.
-        if error.errno in (errno.ENOTTY, errno.EINVAL, errno.EBADFD, errno.EBADF,
-                           errno.EOPNOTSUPP, errno.ENODEV, errno.ENOSYS):
+        # EBADFD: not attached to a tap yet; EBADF: the descriptor of the listing itself.
+        if error.errno in (errno.EBADFD, errno.EBADF):
             return None
         raise
     return os.fsdecode(request[:IFNAMSIZ].split(b"\0", 1)[0])

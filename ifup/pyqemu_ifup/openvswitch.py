@@ -82,16 +82,16 @@ class _Idl(Idl):  # type: ignore[misc]  # the library has no types
     """The library's replica, which also notes what may have cost a guest its port."""
 
     def __init__(self, address: str, helper: Any) -> None:
-        self.ports_gone: set[str] = set()
+        self.ports_changed: set[str] = set()
         self.bridges_new = False
         super().__init__(address, helper, probe_interval=0, leader_only=False)
 
     def notify(self, event: str, row: Any, updates: Any = None) -> None:
-        """Note a bridge that has come, and a port that has gone; the library calls this."""
+        """Note a bridge that has come, and a port that has come or gone; the library calls this."""
         if event == ROW_CREATE and row._table.name == "Bridge":
             self.bridges_new = True
-        elif event == ROW_DELETE and row._table.name == "Port":
-            self.ports_gone.add(row.name)
+        elif event in (ROW_CREATE, ROW_DELETE) and row._table.name == "Port":
+            self.ports_changed.add(row.name)
 
 
 class Database:
@@ -163,9 +163,10 @@ class Database:
         return bool(self._idl.state == Idl.IDL_S_MONITORING and self._idl._session.is_connected())
 
     def take_news(self) -> tuple[bool, set[str]]:
-        """Return whether a bridge has come, and the ports that have gone, since the last time."""
-        news = self._idl.bridges_new, self._idl.ports_gone
-        self._idl.bridges_new, self._idl.ports_gone = False, set()
+        """Return whether a bridge has come, and the ports that came or went, since the last time.
+        """
+        news = self._idl.bridges_new, self._idl.ports_changed
+        self._idl.bridges_new, self._idl.ports_changed = False, set()
         return news
 
     def connected(self, watch: Watch) -> Work[None]:

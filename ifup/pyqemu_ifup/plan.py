@@ -566,6 +566,7 @@ def _compare_port(port: Port, seen: Seen, tap: Link, compare: object, *, up: boo
     # NOTE: only what the policy gives: others (ovn-controller) add keys of their own to the row.
     given = {key: row.ids[key] for key, _ in port.external_ids if key in row.ids}
     compare("external_ids", dict(port.external_ids), given)
+    compare("our mark", True, row.ours)
     compare("transient", True, row.transient)
     compare("error", None, row.error)
     compare("ofport", True, row.ofport is not None and row.ofport > 0)

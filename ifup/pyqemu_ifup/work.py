@@ -21,9 +21,15 @@ RETRY = 0.05
 
 def finish(work: Work[T], wait: Callable[[float], None]) -> T:
     """Run `work` to its end and return what it returns; `wait` blocks for so many seconds."""
-    while True:
-        try:
-            pause = next(work)
-        except StopIteration as end:
-            return cast(T, end.value)
-        wait(pause)
+    try:
+        pause = next(work)
+        while True:
+            try:
+                wait(pause)
+            except BaseException as error:
+                # The work deals with it where it waits: it may have to be taken back.
+                pause = work.throw(error)
+            else:
+                pause = next(work)
+    except StopIteration as end:
+        return cast(T, end.value)
