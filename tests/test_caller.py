@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lab.needs import require
 from lab.spellings import HOOK, MAC, OTHER, SPELLINGS, Spelling
 from pyqemu_ifconf.policy import Caller
-from pyqemu_ifup.caller import find_caller, process_start, read_command_line
+from pyqemu_ifup.caller import SIZE_MAX, find_caller, process_start, read_command_line
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [str(ROOT / "conf"), str(ROOT / "ifup")]
@@ -214,6 +214,29 @@ def test_find_caller_of_a_process() -> None:
         found = find_caller("tap0", process.pid, want_user=False)
     # Python's own -c takes the place of an option with an argument, as in QEMU's eyes.
     assert found == Caller("tap0", vm=os.fsdecode(b"a\xff"), netdev="n0")
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_command_line_that_is_too_long_is_unknown(beyond: int) -> None:
+    code = "import sys; print(flush=True); sys.stdin.read()"
+    argv = [sys.executable, "-c", code, "-netdev", "tap,id=n0", "-name", "web"]
+    room = SIZE_MAX + beyond - sum(len(word) + 1 for word in argv)
+    words = ["x" * 65535] * (room // 65536)
+    argv += [*words, "x" * (room % 65536 - 1)]
+    assert sum(len(word) + 1 for word in argv) == SIZE_MAX + beyond
+    with child(*argv) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        found = find_caller("tap0", process.pid, want_user=False)
+    assert found == (Caller("tap0") if beyond else Caller("tap0", vm="web", netdev="n0"))
+
+
+def test_set_changes_the_first_of_its_id() -> None:
+    # QEMU starts with no id twice; what it would not run is read all the same, once.
+    argv = ("-netdev", f"{TAP},ifname=a0", "-netdev", f"{TAP},ifname=b0", "-set",
+            "netdev.n0.ifname=web0")  # fmt: skip
+    assert read(*argv, tap="web0").netdev == "n0"
+    assert read(*argv, tap="b0").netdev == "n0"
+    assert read(*argv, tap="a0") == Caller("a0")
 
 
 def test_user_is_the_login_name() -> None:

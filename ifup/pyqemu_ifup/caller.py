@@ -31,6 +31,9 @@ FLAGS = frozenset(
 _IMPLIED = {"name": "guest", "netdev": "type", "nic": "type", "net": "type", "device": "driver"}
 """The options that are read, and the key that their first word stands for."""
 
+SIZE_MAX = 1 << 20
+"""Bytes of a command line that is read; a longer one, which no QEMU has, is unknown."""
+
 _GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM)
 """How /proc answers for a process that has ended, or that is hidden from us."""
 
@@ -112,19 +115,22 @@ def _read_options(argv: Sequence[str]) -> tuple[str | None, list[_Option], bool]
     """Return the guest's name, the network options in order, and whether they are all of them."""
     vm: str | None = None
     options: list[_Option] = []
+    by_id: dict[tuple[str, str], _Option] = {}
     all_seen = True
     for name, argument in _walk(argv):
         if name == "name":
             # NOTE: QEMU merges several -name into one: the last guest= of all wins.
             vm = dict(_split(argument, "guest")).get("guest", vm)
         elif name == "set":
-            _set(options, argument)
+            _set(by_id, argument)
         elif name == "readconfig":
             all_seen = False
         elif name in _IMPLIED:
             option = _parse_json(name, argument) if argument[:1] == "{" else _parse(name, argument)
             if option is not None:
                 options.append(option)
+                if option.id is not None:
+                    by_id.setdefault((name, option.id), option)
             elif name == "netdev":
                 all_seen = False
         elif argument.startswith("-") and argument.lstrip("-") in _IMPLIED:
@@ -226,14 +232,14 @@ def _double_quoted(text: str) -> str:
     return "".join(result)
 
 
-def _set(options: list[_Option], argument: str) -> None:
+def _set(by_id: dict[tuple[str, str], _Option], argument: str) -> None:
     """Do -set GROUP.ID.KEY=VALUE to the option of that name and id that stands before it."""
     path, equals, value = argument.partition("=")
     group, _, rest = path.partition(".")
     id, _, key = rest.partition(".")
-    for option in options:
-        if equals and option.name == group and option.id == id and not option.json:
-            option.keys[key] = value
+    option = by_id.get((group, id))
+    if equals and option is not None and not option.json:
+        option.keys[key] = value
 
 
 def _find_backend(options: list[_Option], tap: str, all_seen: bool) -> _Option | None:
@@ -339,15 +345,21 @@ def _find_user(pid: int) -> str | None:
 
 
 def _command_line(pid: int) -> list[str]:
-    """Return the words of process `pid`; none where it has ended or is hidden."""
-    return [os.fsdecode(word) for word in _read_proc(pid, "cmdline").split(b"\0")[:-1]]
+    """Return the words of process `pid`; none where it has ended, is hidden, or has too many."""
+    line = _read_proc(pid, "cmdline", SIZE_MAX + 1)
+    if len(line) > SIZE_MAX:
+        return []
+    return [os.fsdecode(word) for word in line.split(b"\0")[:-1]]
 
 
-def _read_proc(pid: int, name: str) -> bytes:
-    """Return the file `name` of process `pid` in /proc; empty where it has ended or is hidden."""
+def _read_proc(pid: int, name: str, size: int = -1) -> bytes:
+    """Return the file `name` of process `pid` in /proc; empty where it has ended or is hidden.
+
+    Of a file that is longer, the first `size` bytes.
+    """
     try:
         with open(f"/proc/{pid}/{name}", "rb") as file:
-            return file.read()
+            return file.read(size)
     except OSError as error:
         if error.errno not in _GONE:
             raise
