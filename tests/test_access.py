@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
-from pyqemu_ifconf.policy import Network, Policy
+from pyqemu_ifconf.policy import Attach, Caller, Network, Policy, choose, port_on
 from pyqemu_ifd.access import (
     check_owner,
     check_quota,
@@ -20,6 +20,7 @@ from pyqemu_ifd.access import (
     identity,
     may_use,
     pick_name,
+    refuse_bridge_name,
     taps_of,
 )
 from pyqemu_ifd.bridge_conf import FILES_MAX, NOTHING, SIZE_MAX, BridgeConf, read_bridge_conf
@@ -153,6 +154,37 @@ def test_bridge_conf_is_a_further_source(
     may_use(POLICY.networks[network], 0, "root", (), bridge_conf)
 
 
+def test_bridge_conf_admits_to_no_trunk_of_a_rule() -> None:
+    policy = parse_policy([Source("p.yaml", b"""\
+version: 1
+networks:
+  lan: {bridge: br0, users: [alice]}
+  all: {bridge: br0, vlan: {trunk: [20]}}
+rules:
+  - {tap: fw*, network: lan, vlan: {native: 1, trunk: [2]}}
+  - {tap: one*, network: all, vlan: 20}
+  - {tap: "*", network: lan}
+""")])  # fmt: skip
+    allowed = conf("br0")
+
+    def admit(tap: str, login: str) -> None:
+        decision = choose(policy, Caller(tap))
+        assert isinstance(decision, Attach)
+        port = decision.port
+        may_use(policy.networks[port.network], 1000, login, (), allowed, port)
+
+    admit("tap0", "eve")
+    admit("one0", "eve")
+    admit("fw0", "alice")
+    assert "that bridge.conf allows br0 admits to no trunk (p.yaml:6)" in denied(
+        lambda: admit("fw0", "eve")
+    )
+    trunk = port_on(policy, "all", "one0")
+    assert "admits to no trunk;" in denied(
+        lambda: may_use(policy.networks["all"], 1000, "eve", (), allowed, trunk)
+    )
+
+
 def test_bridge_conf_leaves_one_network_of_a_bridge_with_a_trunk() -> None:
     assert find_network(POLICY, "br-int", 1000, "eve", (), conf("br-int")).name == "web"
 
@@ -183,6 +215,16 @@ def test_a_name_that_the_policy_means_for_others_is_refused(
         assert text.startswith(f"the name {wish} is not for network {network}: the rule at p.yaml:")
 
 
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_no_tap_has_the_name_of_a_bridge(uid: int) -> None:
+    text = "the name br1 is not for a tap: it is that of the bridge of network nobody (p.yaml:6)"
+    fixed = replace(POLICY.networks["lan"], tap_name="br1")
+    lan = POLICY.networks["lan"]
+    assert denied(lambda: pick_name(POLICY, lan, "br1", uid)).startswith(text)
+    assert denied(lambda: pick_name(POLICY, fixed, "", uid)).startswith(text)
+    refuse_bridge_name(POLICY, "br7")
+
+
 @pytest.mark.parametrize("wish", ["a/b", "..", "x" * 16, "tap%d", "a b", "\udcff", "é"])
 def test_what_is_no_name_is_usage(wish: str) -> None:
     for uid in (0, 1000):
@@ -208,7 +250,7 @@ def test_check_owner(owner: int | None, uid: int, good: bool) -> None:
         assert text.startswith(f"somebody else's tap: {whose} owns it, not user {uid}; ")
 
 
-def test_the_stamp_tells_whose_a_tap_is_and_so_does_its_owner() -> None:
+def test_the_stamp_tells_whose_a_tap_is_and_without_it_the_owner() -> None:
     def link(name: str, network: str, uid: int | None, owner: int | None) -> Link:
         stamp = Stamp(network, "linux", "br0", "", 1, 1, None, uid)
         return replace(LINK, name=name, alias=format_alias(stamp), owner=owner)
@@ -223,6 +265,7 @@ def test_the_stamp_tells_whose_a_tap_is_and_so_does_its_owner() -> None:
         replace(LINK, name="loose", owner=1000),
     ]
     assert taps_of(links, "lan", 1000) == {"given-away", "kept", "persistent"}
+    assert taps_of(links, "lan", 1001) == {"another's"}
 
 
 def test_check_quota() -> None:

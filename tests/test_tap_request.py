@@ -17,7 +17,7 @@ from lab.netns import Namespace
 from lab.taps import TUNSETOWNER, Tap
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
-from pyqemu_ifconf.policy import Policy
+from pyqemu_ifconf.policy import Policy, port_on
 from pyqemu_ifd import tap_request
 from pyqemu_ifd.bridge_conf import BridgeConf
 from pyqemu_ifd.tap_request import attach_tap, make_tap, may_attach, parse_wish, serve_tap
@@ -193,6 +193,7 @@ def test_max_taps_counts_each_user_and_each_network(lan: Namespace) -> None:
             # NOTE: whoever holds a tap can give it another owner.
             fcntl.ioctl(held[0], TUNSETOWNER, OTHER)
             refused(host, policy, "lan")
+            held += serve(host, policy, "lan", uid=OTHER)[1]
             os.close(held.pop(0))
             held += serve(host, policy, "lan")[1]
         finally:
@@ -228,7 +229,10 @@ def test_a_tap_that_is_made_just_now_counts(monkeypatch: pytest.MonkeyPatch) -> 
         (("web",), UID, Status.DENIED, "user nobody may not use network web: neither"),
         (("lan",), 65532, Status.DENIED, "user 65532 may not use network lan: neither"),
         (("lan", "db0"), UID, Status.DENIED, "the name db0 is not for network lan: the rule"),
-        (("lan", "br0"), UID, Status.DENIED, "cannot make the tap br0: an interface"),
+        (("lan", "lo"), UID, Status.DENIED, "cannot make the tap lo: an interface"),
+        (("lan", "br9"), UID, Status.DENIED, "the name br9 is not for a tap: it is that of the "
+         "bridge of network gone"),
+        (("many",), UID, Status.DENIED, "the name sw0 is not for a tap: it is that of the bridge"),
         (("gone",), UID, Status.UNAVAILABLE, "there is no bridge br9"),
         (("tagged",), UID, Status.REFUSED, "br0 does not filter VLANs"),
         (("br0",), UID, Status.DENIED, "bridge br0 is not enough: the networks lan and tagged"),
@@ -242,6 +246,7 @@ def test_nothing_is_left_of_a_tap_that_is_refused(
     policy = policy_of(
         LAN, "web: {bridge: br0, users: [alice]}", "gone: {bridge: br9, users: [nobody]}",
         "tagged: {bridge: br0, vlan: 5, users: [nobody]}",
+        "many: {bridge: sw0, tap_name: sw%d, users: [nobody]}",
     )  # fmt: skip
     rules = parse_policy([Source("r.yaml", b"version: 1\nrules: [{tap: db*, deny: x}]\n")]).rules
     policy = Policy(policy.files, policy.networks, rules)
@@ -273,20 +278,21 @@ def test_may_attach_a_persistent_tap_of_ones_own(lan: Namespace) -> None:
         links = host.kernel.links()
         own_link, their_link = (next(k for k in links if k.name == n) for n in ("own0", "their0"))
         assert (own_link.owner, their_link.owner) == (UID, None)
-        may_attach(policy, "lan", UID, own_link, links)
-        may_attach(policy, "db", 0, their_link, links)
+        may_attach(policy, port_on(policy, "lan", "own0"), UID, own_link, links)
+        may_attach(policy, port_on(policy, "db", "their0"), 0, their_link, links)
         for network, uid, link, text in (
             ("lan", UID, their_link, "somebody else's tap: nobody owns it, not user 65534"),
             ("db", UID, own_link, "user nobody may not use network db"),
             ("lan", OTHER, own_link, "somebody else's tap: user 65534 owns it, not user 65533"),
         ):
             with pytest.raises(Failure) as caught:
-                may_attach(policy, network, uid, link, links)
+                may_attach(policy, port_on(policy, network, link.name), uid, link, links)
             assert caught.value.status is Status.DENIED
             assert str(caught.value).startswith(text)
         _, taps = serve(host, policy, "lan")
         with pytest.raises(Failure, match="max_taps is 1"):
-            may_attach(policy, "lan", UID, own_link, host.kernel.links())
+            port = port_on(policy, "lan", "own0")
+            may_attach(policy, port, UID, own_link, host.kernel.links())
         close_all(taps)
 
 

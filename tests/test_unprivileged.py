@@ -246,6 +246,9 @@ def test_who_asks_for_a_name_of_others_is_refused(place: Place) -> None:
     assert "the name db0 is not for network lan: the rule at " in done.stderr
     done = place.run("pyqemu-ifctl", "run", "--nic", "lan,tap=br0", "--", QEMU)
     assert done.returncode == 77
+    assert "the name br0 is not for a tap" in done.stderr
+    done = place.run("pyqemu-ifctl", "run", "--nic", "lan,tap=lo", "--", QEMU)
+    assert done.returncode == 77
     assert "an interface of this name is there already" in done.stderr
     assert place.taps() == set()
 

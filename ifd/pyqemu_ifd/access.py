@@ -13,7 +13,7 @@ from collections.abc import Collection
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.globs import matches
 from pyqemu_ifconf.names import is_made_of, is_valid_name
-from pyqemu_ifconf.policy import Network, Policy, Vlan
+from pyqemu_ifconf.policy import Network, Policy, Port, Vlan
 from pyqemu_ifd.bridge_conf import NOTHING, BridgeConf
 from pyqemu_ifup.look import Link
 
@@ -45,10 +45,12 @@ def may_use(
     login: str,
     groups: Collection[str],
     bridge_conf: BridgeConf = NOTHING,
+    port: Port | None = None,
 ) -> None:
     """Check that the user may plug a QEMU in on `network`; root always may.
 
-    Raises Failure (77) that says who may not, where, and why.
+    `port` is the tap's there where a rule may have changed it, None where it is as the network
+    says. Raises Failure (77) that says who may not, where, and why.
     """
     if uid == ROOT:
         return
@@ -69,9 +71,11 @@ def may_use(
         return
     because = f"neither the user nor one of the user's groups is among its users {place}"
     if bridge_conf.allows(network.bridge):
-        if not _is_trunk(network):
+        if not _is_trunk(network, port):
             return
         because += f", and that bridge.conf allows {network.bridge} admits to no trunk"
+        if port is not None and port.place != network.place:
+            because += f" ({port.place})"
     raise Failure(
         Status.DENIED, what, because, f"whoever keeps the policy can add {login} to users:"
     )
@@ -85,8 +89,8 @@ def _first(names: Collection[str], login: str, groups: Collection[str]) -> str |
     )
 
 
-def _is_trunk(network: Network) -> bool:
-    vlan = network.settings.given.get("vlan")
+def _is_trunk(network: Network, port: Port | None) -> bool:
+    vlan = port.vlan if port is not None else network.settings.given.get("vlan")
     return isinstance(vlan, Vlan) and bool(vlan.trunk)
 
 
@@ -147,15 +151,18 @@ def pick_name(policy: Policy, network: Network, wish: str, uid: int) -> str:
     """Return the name, or the pattern of it, for a new tap on `network`; `wish` may be empty.
 
     A name that the policy gives to another network, or denies, is not for everyone to take: a
-    QEMU of root's would find it taken. Raises Failure: 64 for a wish that is no name, 77.
+    QEMU of root's would find it taken. Nor is that of a bridge, which may not be there yet. Raises
+    Failure: 64 for a wish that is no name, 77.
     """
     if not wish:
+        refuse_bridge_name(policy, network.tap_name)
         return network.tap_name
     if not is_valid_name(wish) or "%" in wish:
         raise Failure(
             Status.USAGE, f"{ascii(wish)} is not a tap name",
             "a name is 1 to 15 bytes of 0x21 to 0x7e, without /, : and %, not . or ..",
         )
+    refuse_bridge_name(policy, wish)
     if uid == ROOT or is_made_of(wish, network.tap_name):
         return wish
     for rule in policy.rules:
@@ -168,6 +175,21 @@ def pick_name(policy: Policy, network: Network, wish: str, uid: int) -> str:
                 f"take another, such as {network.tap_name.replace('%d', '0')}, or none",
             )
     return wish
+
+
+def refuse_bridge_name(policy: Policy, name: str) -> None:
+    """Check that a new tap does not take the name of a bridge of the policy's.
+
+    That bridge may not be there yet, and could not be made then. Raises Failure (77).
+    """
+    for network in policy.networks.values():
+        if network.bridge == name:
+            raise Failure(
+                Status.DENIED,
+                f"the name {name} is not for a tap",
+                f"it is that of the bridge of network {network.name} ({network.place})",
+                "take another, or let the network's tap_name make others",
+            )
 
 
 def check_owner(link: Link, uid: int) -> None:
@@ -205,13 +227,13 @@ def check_quota(network: Network, uid: int, login: str, names: Collection[str]) 
 def taps_of(links: Collection[Link], network: str, uid: int) -> set[str]:
     """Return the names of the taps of ours on `network` that are the user's.
 
-    The stamp tells, and the owner too: whoever holds a tap can give it another owner, but not
-    another stamp.
+    A tap is the user's whom its stamp names; else, where a hook put it there, its owner's. Whoever
+    holds a tap can give it another owner, but not another stamp.
     """
     return {
         link.name
         for link in links
         if (stamp := link.stamp) is not None
         and stamp.network == network
-        and uid in (stamp.uid, link.owner)
+        and uid == (stamp.uid if stamp.uid is not None else link.owner)
     }

@@ -76,7 +76,7 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
 
     def admit(link: Link) -> None:
         if peer.uid != ROOT:
-            may_attach(policy, port.network, peer.uid, link, kernel.links())
+            may_attach(policy, port, peer.uid, link, kernel.links())
 
     with context.turns.take(tap) as turn:
         yield from context.turns.come(tap, turn, watch)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import Caller, Network, Policy, port_on
+from pyqemu_ifconf.policy import Caller, Network, Policy, Port, port_on
 from pyqemu_ifd.access import (
     ROOT,
     check_owner,
@@ -16,6 +16,7 @@ from pyqemu_ifd.access import (
     identity,
     may_use,
     pick_name,
+    refuse_bridge_name,
     taps_of,
 )
 from pyqemu_ifd.bridge_conf import NOTHING, BridgeConf, read_bridge_conf
@@ -112,6 +113,11 @@ def make_tap(
     if uid != ROOT:
         check_quota(network, uid, login, _taps(kernel.links(), network, uid))
     name, descriptors = open_taps(pattern, wish.queues, wish.vnet_hdr, uid)
+    try:
+        refuse_bridge_name(policy, name)
+    except Failure:
+        close_all(descriptors)
+        raise
     _under_way[name] = (network.name, uid)
     return NewTap(name, descriptors, network.name, uid, login, holder)
 
@@ -138,19 +144,19 @@ def attach_tap(host: Host, policy: Policy, tap: NewTap) -> Work[None]:
 
 
 def may_attach(
-    policy: Policy, network_name: str, uid: int, link: Link, links: Collection[Link]
+    policy: Policy, port: Port, uid: int, link: Link, links: Collection[Link]
 ) -> None:
-    """Check that an unprivileged user may have the tap `link` attached to the network.
+    """Check that an unprivileged user may have the tap `link` attached as `port` says.
 
     It must be the user's own, the network open to the user, and the user's other taps on it, of
     all `links`, within max_taps. Raises Failure (77).
     """
     if uid == ROOT:
         return
-    network = policy.networks[network_name]
+    network = policy.networks[port.network]
     login, groups = identity(uid)
     check_owner(link, uid)
-    may_use(network, uid, login, groups, _bridge_conf(policy, uid))
+    may_use(network, uid, login, groups, _bridge_conf(policy, uid), port)
     check_quota(network, uid, login, _taps(links, network, uid) - {link.name})
 
 
