@@ -221,6 +221,47 @@ def test_what_qemu_would_not_say_is_usage(hooks: Hooks, words: list[str]) -> Non
     assert (done.returncode, done.stdout, done.stderr, names) == (64, "", USAGE, [])
 
 
+def test_a_socket_that_takes_no_descriptor_is_told_in_one_line(
+    hooks: Hooks, script: Script, pipe: int
+) -> None:
+    script([said("!10"), (b">tap0", [pipe]), said("=0")])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wrong:
+        done = subprocess.run(
+            [hooks.folder / "pyqemu-bridge-helper", "--br=lan", f"--fd={wrong.fileno()}"],
+            pass_fds=[wrong.fileno()], env=hooks.environ(), capture_output=True, text=True,
+            timeout=ROUND, check=False,
+        )
+        assert done.returncode == 71
+        assert done.stderr.startswith(
+            f"pyqemu-bridge-helper: cannot hand the tap over by --fd={wrong.fileno()}: "
+        )
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_helper_that_may_open_no_file_tells_so_in_one_line(tmp_path: Path) -> None:
+    code = (
+        f"import os, sys; sys.path[:0] = {list(Hooks.roots)!r}\n"
+        "from pyqemu_ifd.bridge_helper import main\n"
+        "sys.argv[1:] = ['--br=lan', '--fd=' + sys.argv[1]]\n"
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "try:\n"
+        "    while True: os.dup(2)\n"
+        "except OSError:\n"
+        "    sys.exit(main())"
+    )
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", code, str(theirs.fileno())], pass_fds=[theirs.fileno()],
+            env={**os.environ, "PYQEMU_IFUP_SOCKET": str(tmp_path / "agent.sock")},
+            capture_output=True, text=True, timeout=ROUND, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (
+        71, "pyqemu-bridge-helper: cannot go on: Too many open files; see what limits QEMU's "
+        "process\n",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("number", ["0", "1", "999"])
 def test_what_is_no_socket_is_usage(hooks: Hooks, number: str) -> None:
     done, _ = call_helper(hooks, "--br=lan", f"--fd={number}")
@@ -393,6 +434,6 @@ def test_the_helper_imports_nothing_heavy() -> None:
         [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
     )
     assert set(done.stdout.split()) <= {
-        "__future__", "pyqemu_ifd", "pyqemu_ifd.bridge_helper", "pyqemu_ifup",
+        "__future__", "pyqemu_ifd", "pyqemu_ifd.bridge_helper", "pyqemu_ifd.thin", "pyqemu_ifup",
         "pyqemu_ifup.agent", "pyqemu_ifup.tap_client",
     }  # fmt: skip

@@ -10,26 +10,36 @@ import _socket
 import errno
 import os
 import sys
-import syslog
 
+from pyqemu_ifd.thin import log, say
 from pyqemu_ifup.tap_client import NoTap, ask_for_tap, find_socket
 
 PROGRAM = "pyqemu-bridge-helper"
-USAGE = 64
+USAGE, BUG, REFUSED = 64, 70, 71
+"""Exit statuses, as pyqemu_ifconf.failure.Status has them, which costs too much to import."""
 
 
 def main() -> int:
     """Run the helper with the arguments of this process and return its exit status."""
-    syslog.openlog(PROGRAM, syslog.LOG_PID, syslog.LOG_DAEMON)
     try:
         help_qemu(sys.argv[1:])
     except NoTap as failure:
         for line in failure.told:
             _say(line)
         if failure.text:
-            _say(f"{PROGRAM}: {failure.text}")
-            syslog.syslog(syslog.LOG_ERR, _printable(failure.text))
+            _report(failure.text)
         return failure.status
+    except OSError as error:
+        _report(f"cannot go on: {os.strerror(error.errno or 0)}; see what limits QEMU's process")
+        return REFUSED
+    except Exception as error:  # NOTE: the outermost handler; all else catches by name.
+        import traceback
+
+        for line in traceback.format_exc().splitlines():
+            log(PROGRAM, _printable(line))
+        _report(f"internal error: {type(error).__name__}: {error}; "
+                "the traceback is in syslog, please report it")
+        return BUG
     return 0
 
 
@@ -51,7 +61,9 @@ def help_qemu(arguments: list[str]) -> None:
                         _socket.MSG_NOSIGNAL)
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
-            raise
+            raise NoTap(REFUSED, f"cannot hand the tap over by --fd={number}: "
+                        f"{os.strerror(error.errno or 0)}; QEMU calls this program, with helper="
+                        ) from error
         raise NoTap(75, "QEMU does not take the tap: it has ended") from error
 
 
@@ -85,11 +97,12 @@ def _printable(text: str) -> str:
 
 
 def _say(line: str) -> None:
-    """Write one line to standard error; nobody there to read it changes nothing."""
-    try:
-        os.write(2, (_printable(line) + "\n").encode("ascii"))
-    except OSError:
-        return
+    say(_printable(line).encode("ascii"))
+
+
+def _report(text: str) -> None:
+    _say(f"{PROGRAM}: {text}")
+    log(PROGRAM, _printable(text))
 
 
 if __name__ == "__main__":
