@@ -20,7 +20,14 @@ from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Policy, port_on
 from pyqemu_ifd import tap_request
 from pyqemu_ifd.bridge_conf import BridgeConf
-from pyqemu_ifd.tap_request import attach_tap, make_tap, may_attach, parse_wish, serve_tap
+from pyqemu_ifd.tap_request import (
+    attach_tap,
+    check_parent,
+    make_tap,
+    may_attach,
+    parse_wish,
+    serve_tap,
+)
 from pyqemu_ifd.taps import QUEUES_MAX, close_all, open_taps
 from pyqemu_ifup.caller import find_helped
 from pyqemu_ifup.host import Host
@@ -294,6 +301,33 @@ def test_may_attach_a_persistent_tap_of_ones_own(lan: Namespace) -> None:
             port = port_on(policy, "lan", "own0")
             may_attach(policy, port, UID, own_link, host.kernel.links())
         close_all(taps)
+
+
+def test_a_tap_is_for_no_process_of_others(lan: Namespace) -> None:
+    del lan
+    policy = policy_of(LAN)
+    with host_of() as host, subprocess.Popen(["cat"], stdin=subprocess.PIPE, user=UID) as process:
+        # The parent of that process is this one, root's.
+        with pytest.raises(Failure) as caught:
+            serve(host, policy, "lan", "", "1", "", "parent", pid=process.pid)
+        assert caught.value.status is Status.DENIED
+        assert str(caught.value) == (
+            f"the calling process {os.getpid()} is not user {UID}'s: it is user 0's; "
+            "let the user's own QEMU call this program"
+        )
+        close_all(serve(host, policy, "lan", "", "1", "", "parent", pid=process.pid, uid=0)[1])
+        check_parent(process.pid, UID)
+        process.communicate()
+    for parent, uid, status in (
+        (1, UID, Status.DENIED), (1, 0, None), (0, UID, Status.DENIED),
+        (process.pid, UID, Status.TRY_AGAIN),
+    ):  # fmt: skip
+        if status is None:
+            check_parent(parent, uid)
+            continue
+        with pytest.raises(Failure) as caught:
+            check_parent(parent, uid)
+        assert caught.value.status is status
 
 
 HELPER = "import os, sys; print(os.getpid(), flush=True); sys.stdin.read()"

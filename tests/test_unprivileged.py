@@ -24,6 +24,7 @@ from lab.qemu import Qemu
 
 STRANGER = 65533
 AS_NOBODY, AS_STRANGER = as_user(NOBODY), as_user(STRANGER)
+BY_SHELL = ("sh", "-c", '"$0" "$@"; exit $?')
 
 ASK = """\
 import array, fcntl, os, socket, struct, sys
@@ -72,9 +73,12 @@ class Place:
         mount = f'mount --bind {self.tun} /dev/net/tun && exec "$@"'
         return ["unshare", "-m", "sh", "-c", mount, "sh", *prefix]
 
-    def ask(self, *fields: str, held: str) -> list[str]:
-        """Ask the agent as a user does, with a tap or a file `held`; return what it answers."""
-        code = [python(), "-I", "-c", ASK, *fields]
+    def ask(self, *fields: str, held: str, parent: Sequence[str] = BY_SHELL) -> list[str]:
+        """Ask the agent as a user does, with a tap or a file `held`; return what it answers.
+
+        `parent` is the command that starts the asking program, none where that is its own parent.
+        """
+        code = [*parent, python(), "-I", "-c", ASK, *fields]
         words = [*self.with_tun(AS_NOBODY), *code]
         done = self.netns.run(words, env={**self.env(), "HELD": held})
         return done.stdout.splitlines()
@@ -290,6 +294,7 @@ def test_who_lies_is_refused(
 def test_who_holds_another_s_tap_has_it_not_attached(persistent: Place) -> None:
     # NOTE: opened as root, and kept over setpriv: a descriptor that somebody has handed on.
     code = ASK.replace("connection.sendmsg", "os.setgid(65534); os.setuid(65534)\n"
+                       "if os.fork(): raise SystemExit(os.wait()[1])\n"
                        "connection.close()\n"
                        "connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
                        "connection.connect(os.environ['PYQEMU_IFUP_SOCKET'])\n"
@@ -301,6 +306,16 @@ def test_who_holds_another_s_tap_has_it_not_attached(persistent: Place) -> None:
     assert "somebody else's tap: nobody owns it, not user 65534" in done.stdout
     assert done.stdout.endswith("=77\n")
     assert "master" not in persistent.netns.link("root0")
+
+
+def test_a_tap_is_for_a_process_of_the_user_s_own(persistent: Place) -> None:
+    # NOTE: executed, not started, by what was root's: its parent is the test.
+    for verb in (("up", "own0", "lan", ""), ("down", "own0", "")):
+        line, end = [x for x in persistent.ask(*verb, held="own0", parent=()) if x[0] != "!"]
+        assert f"is not user {NOBODY}'s: it is user 0's; let the user's own QEMU" in line
+        assert end == "=77"
+    link = persistent.netns.link("own0")
+    assert ("master" in link, "ifalias" in link) == (False, False)
 
 
 def test_hooks_of_a_user_s_qemu_attach_a_persistent_tap_of_its_own(place: Place) -> None:

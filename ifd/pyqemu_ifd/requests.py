@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import syslog
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import check_tap_name
 from pyqemu_ifconf.policy import policy_asks
-from pyqemu_ifd.access import ROOT
+from pyqemu_ifd.access import ROOT, identity
 from pyqemu_ifd.keeper import PolicyKeeper
 from pyqemu_ifd.pool import AgentHost, Pool
-from pyqemu_ifd.tap_request import attach_tap, make_tap, may_attach
+from pyqemu_ifd.tap_request import attach_tap, check_parent, make_tap, may_attach
 from pyqemu_ifd.taps import close_all
 from pyqemu_ifd.turns import Turns
 from pyqemu_ifd.wire import Peer, Place, Request
@@ -22,7 +22,7 @@ from pyqemu_ifdown.detach import detaching, leave_to_gc
 from pyqemu_ifdown.main import TIMEOUT as DOWN_TIMEOUT
 from pyqemu_ifdown.main import present_name
 from pyqemu_ifup.attach import attaching, success_line
-from pyqemu_ifup.caller import find_caller
+from pyqemu_ifup.caller import find_caller, find_parent
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.main import wanted_port
 from pyqemu_ifup.manners import Watch, log, prove_tap
@@ -68,10 +68,11 @@ def serve(request: Request, place: Place | None, context: Context) -> Work[None]
 
 def _up(tap: str, network: str, debug: str, place: Place | None, context: Context) -> Work[None]:
     check_tap_name(tap)
-    prove_tap(tap, _held(place, context.client.peer))
+    peer = context.client.peer
+    prove_tap(tap, _held(place, peer))
+    parent = parent_of(peer)
     policy = context.keeper.get()
     watch = context.watch(policy.timeout)
-    peer = context.client.peer
     kernel = context.pool.kernel
 
     def admit(link: Link) -> None:
@@ -80,8 +81,11 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
 
     with context.turns.take(tap) as turn:
         yield from context.turns.come(tap, turn, watch)
-        parent = parent_of(peer)
-        caller = find_caller(tap, parent, want_user=policy_asks(policy, "user"))
+        wants_user = policy_asks(policy, "user")
+        caller = find_caller(tap, parent, want_user=wants_user and peer.uid == ROOT)
+        if wants_user and peer.uid != ROOT:
+            # NOTE: the parent was the user's, but may have ended, and its pid be another's now.
+            caller = replace(caller, user=identity(peer.uid)[0])
         port = wanted_port(policy, caller, network)
         watch.check()
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
@@ -95,6 +99,7 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
 def _down(tap: str, debug: str, place: Place | None, context: Context) -> Work[None]:
     check_tap_name(tap)
     held = _held(place, context.client.peer)
+    parent = parent_of(context.client.peer)
     tap = present_name(tap, held)
     watch = context.watch(DOWN_TIMEOUT)
     with context.turns.take(tap) as turn:
@@ -102,7 +107,7 @@ def _down(tap: str, debug: str, place: Place | None, context: Context) -> Work[N
         tell = context.teller("pyqemu-ifdown", tap, debug)
         with AgentHost(context.pool, tap, watch, tell) as host:
             try:
-                yield from detaching(host, tap, parent_of(context.client.peer))
+                yield from detaching(host, tap, parent)
             except Failure as failure:
                 leave_to_gc(tap, failure)
 
@@ -136,15 +141,12 @@ def _held(place: Place | None, peer: Peer) -> list[str]:
 
 
 def parent_of(peer: Peer) -> int:
-    """Return the process that started the client: QEMU, for a hook.
+    """Return the process that started the client: QEMU, for a hook. A user's is the user's own.
 
-    Raises Failure (75) where the client has ended.
+    Raises Failure: 75 where it or the client has ended, 77.
     """
-    try:
-        with open(f"/proc/{peer.pid}/status", encoding="ascii", errors="replace") as file:
-            for line in file:
-                if line.startswith("PPid:"):
-                    return int(line.split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        raise Failure(Status.TRY_AGAIN, "stopped", "the client has ended") from None
-    raise Failure(Status.REFUSED, f"/proc/{peer.pid}/status has no PPid", "", "see proc(5)")
+    parent = find_parent(peer.pid)
+    if parent is None:
+        raise Failure(Status.TRY_AGAIN, "stopped", "the client has ended")
+    check_parent(parent, peer.uid)
+    return parent

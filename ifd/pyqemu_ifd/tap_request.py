@@ -22,7 +22,7 @@ from pyqemu_ifd.access import (
 from pyqemu_ifd.bridge_conf import NOTHING, BridgeConf, read_bridge_conf
 from pyqemu_ifd.taps import QUEUES_MAX, close_all, open_taps
 from pyqemu_ifup.attach import attaching, success_line
-from pyqemu_ifup.caller import find_caller, find_helped
+from pyqemu_ifup.caller import find_caller, find_helped, real_uid
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link
@@ -109,6 +109,8 @@ def make_tap(
     holder = find_helped(peer_pid) if wish.for_parent else peer_pid
     if holder is None:
         raise Failure(Status.TRY_AGAIN, "stopped", "the calling process has ended")
+    if wish.for_parent:
+        check_parent(holder, uid)
     # NOTE: nothing waits between the count and _under_way, so that no two requests count the same.
     if uid != ROOT:
         check_quota(network, uid, login, _taps(kernel.links(), network, uid))
@@ -141,6 +143,27 @@ def attach_tap(host: Host, policy: Policy, tap: NewTap) -> Work[None]:
     finally:
         del _under_way[tap.name]
     log(syslog.LOG_INFO, f"{success_line(port, caller)}, user {tap.login}")
+
+
+def check_parent(parent: int, uid: int) -> None:
+    """Check that an unprivileged client's parent, which is to have the tap, is the user's own.
+
+    A stamp that named another process would outlive the user's. Raises Failure: 75 where the
+    parent has ended, 77.
+    """
+    if uid == ROOT:
+        return
+    whose = real_uid(parent)
+    if whose is None and parent > 1:
+        raise Failure(Status.TRY_AGAIN, "stopped", f"the calling process {parent} has ended")
+    if parent <= 1 or whose != uid:
+        raise Failure(
+            Status.DENIED,
+            f"the calling process {parent} is not user {uid}'s",
+            "it has ended, and init is the parent now" if parent == 1
+            else "it is in another PID namespace" if parent == 0 else f"it is user {whose}'s",
+            "let the user's own QEMU call this program",
+        )
 
 
 def may_attach(

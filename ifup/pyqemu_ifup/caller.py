@@ -82,15 +82,15 @@ def find_helped(pid: int) -> int | None:
     It is the parent, or where QEMU calls its helper by `sh -c` (net_bridge_run_helper of
     net/tap.c) and the shell waits for the helper, the shell's parent.
     """
-    parent = _parent(pid)
+    parent = find_parent(pid)
     if parent is not None:
         words = _command_line(parent)
         if len(words) == 3 and words[:2] == ["sh", "-c"] and "--fd=" in words[2]:
-            return _parent(parent)
+            return find_parent(parent)
     return parent
 
 
-def _parent(pid: int) -> int | None:
+def find_parent(pid: int) -> int | None:
     """Return the parent of process `pid`, field 4 of /proc/PID/stat; None where it has ended."""
     fields = _read_proc(pid, "stat").rpartition(b")")[2].split()
     return int(fields[1]) if len(fields) > 1 else None
@@ -328,13 +328,18 @@ def canonical_mac(text: str) -> str | None:
     return mac if mac != "00:00:00:00:00:00" else None
 
 
-def _find_user(pid: int) -> str | None:
-    """Return the login name of the real uid of process `pid`, or its number; None where gone."""
+def real_uid(pid: int) -> int | None:
+    """Return the real uid of process `pid`; None where it has ended or is hidden."""
     for line in _read_proc(pid, "status").splitlines():
         if line.startswith(b"Uid:"):
-            uid = int(line.split()[1])
-            break
-    else:
+            return int(line.split()[1])
+    return None
+
+
+def _find_user(pid: int) -> str | None:
+    """Return the login name of the real uid of process `pid`, or its number; None where gone."""
+    uid = real_uid(pid)
+    if uid is None:
         return None
     import pwd
 
