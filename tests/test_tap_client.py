@@ -262,6 +262,23 @@ def test_a_helper_that_may_open_no_file_tells_so_in_one_line(tmp_path: Path) -> 
     )  # fmt: skip
 
 
+def test_a_bug_of_the_helper_is_one_line() -> None:
+    code = (
+        f"import sys; sys.path[:0] = {list(Hooks.roots)!r}\n"
+        "from pyqemu_ifd import bridge_helper\n"
+        "bridge_helper.help_qemu = lambda arguments: {}['x\\n']\n"
+        "sys.exit(bridge_helper.main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=ROUND,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (
+        70, "pyqemu-bridge-helper: internal error: KeyError: 'x\\n'; the traceback is in syslog, "
+        "please report it\n",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("number", ["0", "1", "999"])
 def test_what_is_no_socket_is_usage(hooks: Hooks, number: str) -> None:
     done, _ = call_helper(hooks, "--br=lan", f"--fd={number}")
