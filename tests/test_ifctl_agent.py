@@ -19,6 +19,7 @@ import pytest
 from lab.hooks import SOURCE_ROOTS, Hooks
 from lab.needs import require
 from lab.netns import Namespace
+from lab.public import as_user, public_folder, publish
 
 REQUEST = b"pyqemu-ifup/1\0agent"
 UTC = {"TZ": "UTC0"}
@@ -252,27 +253,14 @@ def test_a_socket_of_another_type(hooks: Hooks) -> None:
     assert done.stderr == f"pyqemu-ifctl: {line.replace('SOCKET', hooks.agent)}\n"
 
 
-# NOTE: imported before the user changes: the checkout may be in a folder of root's own.
-AS_ANOTHER = """
-import os, sys
-sys.path[:0] = {roots!r}
-from pyqemu_ifctl import agent, main
-os.setgroups([])
-os.setgid(12345)
-os.setuid(12345)
-sys.argv = ["pyqemu-ifctl", "agent"]
-raise SystemExit(main.main())
-"""
-
-
 def test_a_socket_that_is_not_for_everyone(hooks: Hooks) -> None:
     require("root")
-    with listening(hooks.agent):
+    with public_folder() as folder, listening(hooks.agent):
         os.chmod(hooks.agent, 0o600)
-        code = AS_ANOTHER.format(roots=SOURCE_ROOTS)
+        theirs = publish(hooks, folder)
         done = subprocess.run(
-            [sys.executable, "-I", "-c", code], env=hooks.environ(), capture_output=True,
-            text=True, check=False, timeout=60,
+            [*as_user(12345), str(theirs.folder / "pyqemu-ifctl"), "agent"], env=theirs.environ(),
+            capture_output=True, text=True, check=False, timeout=60,
         )
     assert (done.returncode, done.stdout) == (77, "")
     assert done.stderr == (
