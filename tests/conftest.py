@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lab.agent import Agent
+from lab.hooks import Hooks
 from lab.needs import require
 from lab.netns import RUN_NETNS, Namespace, prefix
 from lab.ovs import OpenVSwitch
@@ -68,6 +71,52 @@ def ovs(request: pytest.FixtureRequest) -> OpenVSwitch:
         "ovs_system" if IN_UML in os.environ else "ovs_netdev"
     )
     return switch
+
+
+@pytest.fixture(params=["alone", "agent"])
+def way(request: pytest.FixtureRequest) -> str:
+    """How the hooks do their work: each test of theirs runs both ways.
+
+    But one that is marked `alone`, with the reason.
+    """
+    found: str = request.param
+    return found
+
+
+@pytest.fixture
+def served(way: str, netns: Namespace) -> Iterator[Callable[..., Hooks]]:
+    """Gives hooks an agent in `netns`, with their policy, where that is the way.
+
+    With `syslog`, the path of a socket, that is where the agent logs to; `before` is Python that
+    it runs first.
+    """
+    with ExitStack() as stack:
+
+        def serve(hooks: Hooks, syslog: str | None = None, before: str = "") -> Hooks:
+            if way == "agent":
+                if syslog is not None:
+                    log = f"import pyqemu_ifup.manners; pyqemu_ifup.manners.LOG_SOCKET = {syslog!r}"
+                    before = f"{before}\n{log}"
+                agent = stack.enter_context(Agent(netns, hooks.policy, before=before))
+                hooks.agent, hooks.agent_pid = agent.path, agent.pid
+            return hooks
+
+        yield serve
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests on the agent that are about a hook which does without."""
+    without = [
+        item
+        for item in items
+        if item.get_closest_marker("alone") is not None
+        and isinstance(item, pytest.Function)
+        and hasattr(item, "callspec")
+        and item.callspec.params.get("way") == "agent"
+    ]
+    if without:
+        config.hook.pytest_deselected(items=without)
+        items[:] = [item for item in items if item not in without]
 
 
 def _find(item: pytest.Item) -> tuple[Namespace | None, OpenVSwitch | None]:

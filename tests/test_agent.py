@@ -219,6 +219,55 @@ def test_deadline_of_one_that_waits_for_its_turn(agent: Agent, site: Site) -> No
     agent.down("lan0")
 
 
+def test_policy_of_when_its_turn_comes(agent: Agent, site: Site) -> None:
+    site.tap("lan0")
+    with (
+        held(agent, "lan0", "SetUp") as reached,
+        asking(agent, "up", "lan0", "", "") as first,
+        asking(agent, "up", "lan0", "", "") as second,
+    ):
+        reached()
+        assert second.packet()[0] == b"!10"
+        site.write_policy(rules=[{"tap": "lan*", "deny": "closed"}], timeout=9)
+        wait_for_timeout(agent, 9)
+        (agent.folder / "before-lan0-SetUp").unlink()
+        wait_for_status(first, 0)
+        answer = second.answer()
+    assert answer.status == 77 and "closed" in told(answer)
+    agent.down("lan0")
+
+
+def test_down_of_a_tap_whose_name_another_has_by_now(agent: Agent, site: Site) -> None:
+    guest = site.tap("lan0")
+    assert agent.up("lan0").status == 0
+    alias = site.netns.link("lan0")["ifalias"]
+    with (
+        held(agent, "lan0", "SetDown") as reached,
+        asking(agent, "down", "lan0", "") as first,
+        agent.connect() as late,
+    ):
+        reached()
+        late.ask("down", "lan0", "", descriptors=[guest.fd])
+        assert late.packet()[0] == b"!10"
+        guest.close()
+        other = site.tap("lan0")
+        site.netns.ip("link", "set", "dev", "lan0", "master", "br0", "up", "alias", alias)
+        (agent.folder / "before-lan0-SetDown").unlink()
+        first.answer()
+        wait_for_status(late, 0)
+    assert site.is_attached("lan0")
+    assert agent.down("lan0", descriptor=other.fd).status == 0
+    assert site.is_clean("lan0")
+
+
+def test_tap_that_was_made_is_named(agent: Agent, site: Site) -> None:
+    site.write_policy(networks={"lan": {"bridge": "missing"}}, timeout=9)
+    wait_for_timeout(agent, 9)
+    answer = agent.ask("tap", "lan", "new0", "1", "", "")
+    assert answer.status not in (0, 70)
+    assert told(answer).startswith("pyqemu-bridge-helper: new0: ")
+
+
 def wait_for_timeout(agent: Agent, seconds: int) -> None:
     """Wait until an up is given so many seconds, by the policy in force."""
     end = time.monotonic() + LATER
@@ -267,8 +316,10 @@ def test_deadline(both: Site, daemon: str) -> None:
         assert told(answer).startswith("pyqemu-ifup: ten0: not done after 1 s: ")
         link = both.netns.link("ten0")
         assert "UP" not in link["flags"] and not link.get("ifalias")
-        guest.close()
+        # The server has the commit still, and makes it now: the agent takes it back then.
         wait_until_clean(both, "ten0")
+        assert agent.up("ten0").status == 0
+        assert agent.down("ten0").status == 0
 
 
 def wait_until_clean(site: Site, tap: str) -> None:
@@ -308,6 +359,98 @@ def test_many_at_once_on_open_vswitch(agent_on_both: Agent, both: Site) -> None:
     print(json.dumps(agent_on_both.report()["requests"]))
     with ThreadPoolExecutor(len(names)) as pool:
         assert {answer.status for answer in pool.map(agent_on_both.down, names)} == {0}
+
+
+# What happens meanwhile
+
+
+def test_server_that_restarts_meanwhile(agent_on_both: Agent, both: Site) -> None:
+    agent, ovs = agent_on_both, both.ovs
+    assert ovs is not None
+    both.tap("ten0")
+    with held(agent, "ten0", "AddPort") as reached, asking(agent, "up", "ten0", "", "") as client:
+        reached()
+        ovs.server.kill()
+        (agent.folder / "before-ten0-AddPort").unlink()
+        ovs.start_server()
+        wait_for_status(client, 0)
+    assert both.is_attached("ten0")
+    assert agent.down("ten0").status == 0
+
+
+def test_vswitchd_that_restarts_meanwhile(agent_on_both: Agent, both: Site) -> None:
+    agent, ovs = agent_on_both, both.ovs
+    assert ovs is not None
+    both.tap("ten0")
+    with held(agent, "ten0", "AddPort") as reached, asking(agent, "up", "ten0", "", "") as client:
+        reached()
+        ovs.vswitchd.kill()
+        (agent.folder / "before-ten0-AddPort").unlink()
+        ovs.vswitchd.start()
+        wait_for_status(client, 0)
+    assert both.is_attached("ten0")
+    assert ovs.row("Interface", "ten0")["link_state"] == "up"
+    assert agent.down("ten0").status == 0
+
+
+@pytest.mark.parametrize(
+    ("moment", "words", "status", "text"),
+    [
+        ("before", "add-port br-int ten0 tag=7", 77, "a port of this name that is not ours"),
+        ("after", "del-port ten0", 71, "what was read back differs: "),
+        ("before", "del-br other", 69, "there is no bridge other: it has been deleted meanwhile"),
+    ],
+)
+def test_database_that_others_change_meanwhile(
+    agent_on_both: Agent, both: Site, moment: str, words: str, status: int, text: str
+) -> None:
+    agent, ovs = agent_on_both, both.ovs
+    assert ovs is not None
+    ovs.add_bridge("other")
+    both.write_policy(
+        networks={"x": {"bridge": "other" if "other" in words else "br-int", "ovsdb": ovs.db}},
+        rules=[{"tap": "ten0", "network": "x"}],
+    )
+    os.kill(agent.pid, 1)
+    both.tap("ten0")
+    with (
+        held(agent, "ten0", "AddPort", moment) as reached,
+        asking(agent, "up", "ten0", "", "") as client,
+    ):
+        reached()
+        ovs.vsctl("--no-wait", *words.split())
+        (agent.folder / f"{moment}-ten0-AddPort").unlink()
+        answer = client.answer()
+    assert answer.status == status
+    assert text in told(answer)
+    row = both.row("ten0")
+    assert (row is not None and row["tag"] == 7) == ("add-port" in words)
+    link = both.netns.link("ten0")
+    assert "UP" not in link["flags"] and not link.get("ifalias")
+    ovs.vsctl("--if-exists", "del-port", "ten0", "--", "--if-exists", "del-br", "other")
+
+
+@pytest.mark.parametrize("step", UP["lan0"])
+def test_tap_or_bridge_that_goes_meanwhile(agent: Agent, site: Site, step: str) -> None:
+    guest = site.tap("lan0")
+    with held(agent, "lan0", step) as reached, asking(agent, "up", "lan0", "", "") as client:
+        reached()
+        guest.close()
+        (agent.folder / f"before-lan0-{step}").unlink()
+        assert client.answer().status == 71
+    assert "lan0" not in site.netns.links()
+    # Another tap of this name is another tap.
+    guest = site.tap("lan0")
+    with held(agent, "lan0", step) as reached, asking(agent, "up", "lan0", "", "") as client:
+        reached()
+        guest.close()
+        guest = site.tap("lan0")
+        before = site.netns.link("lan0")
+        (agent.folder / f"before-lan0-{step}").unlink()
+        assert client.answer().status == 71
+    assert site.netns.link("lan0") == before
+    assert agent.up("lan0").status == 0
+    assert agent.down("lan0").status == 0
 
 
 # A client that goes
@@ -676,6 +819,34 @@ def test_descriptor_of_something_else(agent: Agent, path: str) -> None:
 def test_descriptor_of_a_socket(agent: Agent) -> None:
     with socket.socket() as other:
         assert agent.up("lan0", descriptor=other.fileno()).status == 64
+
+
+def test_descriptor_of_a_terminal_that_has_hung_up(agent: Agent) -> None:
+    """Whatever is asked of it is EIO."""
+    master, slave = os.openpty()
+    os.close(master)
+    try:
+        answer = agent.up("lan0", descriptor=slave)
+    finally:
+        os.close(slave)
+    assert answer.status == 64 and "neither a tap's nor" in told(answer)
+    assert agent.report()["connections"] == 1
+
+
+def test_bug_in_what_takes_a_request(site: Site) -> None:
+    bug = "import pyqemu_ifd.wire as wire; wire.place_of = lambda descriptor: {}[descriptor]"
+    with site.start(before=HELD + bug) as agent:
+        answer = agent.up("lan0")
+        assert answer.status == 70 and "internal error: KeyError" in told(answer)
+        report = agent.report()
+        assert "KeyError" in report["last_error"] and report["connections"] == 1
+
+
+def test_long_line_is_cut(agent: Agent) -> None:
+    answer = agent.up("x" * 3000)
+    assert answer.status == 64
+    (line,) = answer.lines
+    assert len(line) == 2000
 
 
 def test_another_version(agent: Agent) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,11 @@ def hooks(tmp_path: Path) -> Hooks:
 
 
 @pytest.fixture
-def calls(inside: Namespace, hooks: Hooks) -> Iterator[Calls]:
+def calls(inside: Namespace, hooks: Hooks, served: Callable[..., Hooks]) -> Iterator[Calls]:
     """The hooks in a namespace with a bridge br0."""
     inside.add_bridge("br0", mac=BRIDGE_MAC)
     calls = Calls(hooks)
+    served(hooks, calls.syslog.path)
     yield calls
     calls.close()
 
@@ -251,7 +252,8 @@ def test_what_syslog_is_told(calls: Calls, inside: Namespace) -> None:
         assert [line.partition("]: ")[2] for line in ended.log] == [
             "t0: detached from br0, network lan"
         ]
-        assert ended.log[0].startswith("pyqemu-ifdown[")
+        program = "pyqemu-ifd" if calls.hooks.agent else "pyqemu-ifdown"
+        assert ended.log[0].startswith(f"{program}[")
         # Nothing to tell of a second one.
         assert calls.down("t0").log == ()
 
@@ -437,7 +439,8 @@ def test_without_privilege_up_is_refused_and_down_left_to_gc(
         ended = calls.down("t0", drop)
         was_done(ended)
         assert [line.partition("]: ")[2] for line in ended.log] == [
-            f"t0: left to pyqemu-ifctl gc: ip link set dev t0 down failed: {why}"
+            f"t0: left to pyqemu-ifctl gc: ip link set dev t0 {step} failed: {why}"
+            for step in ("down", "nomaster", "alias ''")
         ]
         assert state(inside, "t0") == now
         was_done(calls.down("t0"))
@@ -588,6 +591,7 @@ def fresh(netns: Namespace) -> Tap:
 
 
 @pytest.mark.parametrize("number", range(OPS))
+@pytest.mark.alone("changes the hook's own process")
 def test_the_bridge_is_deleted_meanwhile(calls: Calls, inside: Namespace, number: int) -> None:
     write_policy(calls.hooks, "mtu: 9000", "bridge: br1")
     with fresh(inside):
@@ -609,6 +613,7 @@ def test_the_bridge_is_deleted_meanwhile(calls: Calls, inside: Namespace, number
         assert state(inside, "t0") == before
 
 
+@pytest.mark.alone("changes the hook's own process")
 def test_a_tap_that_another_takes_meanwhile_stays_there(calls: Calls, inside: Namespace) -> None:
     inside.add_bridge("br1", mac="02:00:00:00:00:02")
     before_join = OPS - 2
@@ -627,6 +632,7 @@ def test_a_tap_that_another_takes_meanwhile_stays_there(calls: Calls, inside: Na
 
 
 @pytest.mark.parametrize("number", range(OPS))
+@pytest.mark.alone("changes the hook's own process")
 def test_the_tap_is_closed_meanwhile(calls: Calls, inside: Namespace, number: int) -> None:
     tap = fresh(inside)
     call = calls.start("pyqemu-ifup", "t0", change=at_op(number, stop))
@@ -641,6 +647,7 @@ def test_the_tap_is_closed_meanwhile(calls: Calls, inside: Namespace, number: in
 
 
 @pytest.mark.parametrize("number", range(3))
+@pytest.mark.alone("changes the hook's own process")
 def test_the_tap_is_closed_while_it_is_detached(
     calls: Calls, inside: Namespace, number: int
 ) -> None:
@@ -653,6 +660,7 @@ def test_the_tap_is_closed_while_it_is_detached(
     was_done(call.wait())
 
 
+@pytest.mark.alone("changes the hook's own process")
 def test_another_tap_of_the_name_comes_meanwhile(calls: Calls, inside: Namespace) -> None:
     tap = fresh(inside)
     for number in range(OPS):
@@ -763,10 +771,12 @@ def first_leak(calls: Calls, inside: Namespace, change: Any) -> str | None:
     return leak
 
 
+@pytest.mark.alone("changes the hook's own process")
 def test_no_frame_passes_before_its_policy(calls: Calls, inside: Namespace) -> None:
     assert first_leak(calls, inside, lambda: None) is None
 
 
+@pytest.mark.alone("changes the hook's own process")
 def test_a_frame_would_pass_if_the_link_came_up_first(calls: Calls, inside: Namespace) -> None:
     # NOTE: shows that the test above can fail.
     def up_first() -> None:

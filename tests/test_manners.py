@@ -58,10 +58,11 @@ def hooks(tmp_path: Path) -> Hooks:
 
 
 @pytest.fixture
-def calls(inside: Namespace, hooks: Hooks) -> Iterator[Calls]:
+def calls(inside: Namespace, hooks: Hooks, served: Callable[..., Hooks]) -> Iterator[Calls]:
     """The hooks in a namespace with a bridge br0 and nobody's tap in it."""
     inside.add_bridge("br0", mac="02:00:00:00:00:01")
     calls = Calls(hooks)
+    served(hooks, calls.syslog.path)
     yield calls
     calls.close()
 
@@ -118,6 +119,7 @@ def kill(number: signal.Signals) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
 
+@pytest.mark.alone("changes the hook's own process")
 def test_the_ops_are_these(calls: Calls, inside: Namespace) -> None:
     # NOTE: else the tests of every op would miss some.
     seen = calls.hooks.folder / "ops"
@@ -180,6 +182,7 @@ def wait_stopped(pid: int) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.alone("changes the hook's own process")
 def test_the_hook_keeps_no_tap_alive(calls: Calls, inside: Namespace) -> None:
     # NOTE: or a QEMU that was killed and started anew would find its tap busy.
     held: list[Tap] = []
@@ -296,6 +299,7 @@ def test_no_descriptor_left_is_told(calls: Calls, inside: Namespace) -> None:
         assert state(inside) == before
 
 
+@pytest.mark.alone("changes the hook's own process")
 def test_signals_that_qemu_blocks_are_ours_again(calls: Calls, inside: Namespace) -> None:
     seen = calls.hooks.folder / "mask"
 
@@ -401,6 +405,7 @@ def test_a_program_named_for_a_network_plugs_into_it(calls: Calls, inside: Names
         )
 
 
+@pytest.mark.alone("the agent keeps to the last good policy")
 def test_a_policy_that_is_missing_or_wrong_or_unsafe(calls: Calls, inside: Namespace) -> None:
     path = calls.hooks.policy
     with fresh(inside):
@@ -421,6 +426,7 @@ def test_a_policy_that_is_missing_or_wrong_or_unsafe(calls: Calls, inside: Names
         assert state(inside) == before
 
 
+@pytest.mark.alone("changes the hook's own process")
 def test_a_bug_is_told_in_one_line_and_its_traceback_in_syslog(
     calls: Calls, inside: Namespace
 ) -> None:
@@ -443,6 +449,7 @@ def test_a_bug_is_told_in_one_line_and_its_traceback_in_syslog(
         assert state(inside) == before
 
 
+@pytest.mark.alone("changes the hook's own process")
 def test_a_bug_in_the_midst_is_taken_back(calls: Calls, inside: Namespace) -> None:
     with fresh(inside):
         before = state(inside)
@@ -586,6 +593,7 @@ def failing(number: int, code: int, times: int = ATTEMPTS) -> Callable[[], None]
     return change
 
 
+@pytest.mark.alone("changes the hook's own process")
 def test_the_kernel_may_refuse_each_op(calls: Calls, inside: Namespace) -> None:
     with fresh(inside):
         before = state(inside)
@@ -606,6 +614,7 @@ def test_what_passes_is_tried_again(calls: Calls, inside: Namespace) -> None:
             inside.ip("link", "set", "t0", "address", "02:00:00:00:00:10")
 
 
+@pytest.mark.alone("changes the hook's own process")
 def test_each_failure_before_and_after_each_op_is_taken_back(
     calls: Calls, inside: Namespace
 ) -> None:
@@ -618,6 +627,7 @@ def test_each_failure_before_and_after_each_op_is_taken_back(
             assert state(inside) == before, (OPS[number], after)
 
 
+@pytest.mark.alone("changes the hook's own process")
 def test_an_up_that_failed_on_an_attached_tap_leaves_it_detached(
     calls: Calls, inside: Namespace
 ) -> None:
@@ -632,6 +642,7 @@ def test_an_up_that_failed_on_an_attached_tap_leaves_it_detached(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.alone("changes the hook's own process")
 def test_a_signal_at_each_op_is_taken_back(
     calls: Calls, inside: Namespace, number: signal.Signals
 ) -> None:
@@ -672,6 +683,7 @@ def test_these_signals_do_nothing(
         assert is_attached(state(inside))
 
 
+@pytest.mark.alone("changes the hook's own process")
 def test_a_signal_in_a_down_ends_it_early_and_the_next_one_does_it(
     calls: Calls, inside: Namespace
 ) -> None:
@@ -693,6 +705,7 @@ def end_the_caller() -> None:
         time.sleep(0.001)
 
 
+@pytest.mark.alone("changes the hook's own process")
 def test_the_caller_ends_at_each_op(calls: Calls, inside: Namespace) -> None:
     # NOTE: the tap is not the caller's here, so that what is left of it can be seen.
     with fresh(inside):
@@ -708,6 +721,7 @@ def test_the_caller_ends_at_each_op(calls: Calls, inside: Namespace) -> None:
             assert state(inside) == before, (OPS[op], after)
 
 
+@pytest.mark.alone("changes the hook's own process")
 def test_a_hook_that_is_killed_leaks_nothing_and_the_next_up_does_it(
     calls: Calls, inside: Namespace
 ) -> None:
@@ -725,6 +739,7 @@ def test_a_hook_that_is_killed_leaks_nothing_and_the_next_up_does_it(
         assert set(inside.links()) == {"lo", "br0"}
 
 
+@pytest.mark.alone("changes the hook's own process")
 def test_a_down_that_is_killed_is_done_by_the_next(calls: Calls, inside: Namespace) -> None:
     with fresh(inside):
         for op, after in product(range(len(DOWN_OPS)), (False, True)):
@@ -744,6 +759,7 @@ def hang() -> None:
 
 
 @pytest.mark.parametrize("op", [0, 5, 7])
+@pytest.mark.alone("changes the hook's own process")
 def test_an_op_that_does_not_end_is_broken_off(calls: Calls, inside: Namespace, op: int) -> None:
     calls.hooks.write_policy(POLICY.format(top="timeout: 1"))
     with fresh(inside):
@@ -757,6 +773,7 @@ def test_an_op_that_does_not_end_is_broken_off(calls: Calls, inside: Namespace, 
         assert state(inside) == before
 
 
+@pytest.mark.alone("changes the hook's own process")
 def test_who_is_asking_may_take_no_longer_either(calls: Calls, inside: Namespace) -> None:
     calls.hooks.write_policy(POLICY.format(top="timeout: 1"))
 
@@ -770,6 +787,7 @@ def test_who_is_asking_may_take_no_longer_either(calls: Calls, inside: Namespace
         assert state(inside) == before
 
 
+@pytest.mark.alone("changes the hook's own process")
 def test_an_undo_that_does_not_end_either_is_given_up(calls: Calls, inside: Namespace) -> None:
     calls.hooks.write_policy(POLICY.format(top="timeout: 1"))
 
@@ -827,6 +845,7 @@ raise SystemExit(main())
     [("no1", 77, {"yaml"}, {"pyroute2", "ovs"}), ("x", 77, {"yaml"}, {"pyroute2", "ovs"}),
      ("a/b", 64, set(), {"yaml", "pyroute2", "ovs"}), ("t0", 0, {"yaml", "pyroute2"}, {"ovs"})],
 )
+@pytest.mark.alone("about the hook's own imports")
 def test_what_is_not_needed_is_not_imported(
     calls: Calls, inside: Namespace, tap: str, status: int, there: set[str], absent: set[str]
 ) -> None:

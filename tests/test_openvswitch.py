@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,9 +100,12 @@ def _ended(ended: Ended, status: int) -> Ended:
 
 
 @pytest.fixture
-def site(inside: Namespace, ovs_netdev: OpenVSwitch, tmp_path: Path) -> Iterator[Site]:
+def site(
+    inside: Namespace, ovs_netdev: OpenVSwitch, tmp_path: Path, served: Callable[..., Hooks]
+) -> Iterator[Site]:
     ovs_netdev.add_bridge("br-int", hwaddr=HWADDR, mtu=1500)
     calls = Calls(Hooks(tmp_path))
+    served(calls.hooks, calls.syslog.path)
     made = Site(inside, ovs_netdev, calls)
     made.policy()
     yield made
@@ -313,6 +316,7 @@ def test_port_comes_in_one_update_with_all_its_columns(site: Site) -> None:
     site.down("web0")
 
 
+@pytest.mark.alone("about the hook's own connection")
 def test_only_what_is_needed_is_monitored(site: Site) -> None:
     site.netns.tap("web0")
     with Proxy(site.ovs.db) as proxy:
@@ -454,6 +458,7 @@ def killed_holder(site: Site, tap: str) -> None:
     assert site.ovs.find("Port", tap) is not None
 
 
+@pytest.mark.alone("the agent collects it at once")
 def test_new_tap_is_never_in_the_old_vlan(site: Site) -> None:
     """Facts A.3 to A.5: neither the stale row's VLAN, nor a port that no frame passes."""
     wire = site.peer("wire")
@@ -471,6 +476,7 @@ def test_new_tap_is_never_in_the_old_vlan(site: Site) -> None:
     site.ovs.del_port("wire")
 
 
+@pytest.mark.alone("the agent collects it at once")
 def test_new_port_waits_until_the_old_one_is_let_go(site: Site) -> None:
     """Facts A.5: if ovs-vswitchd sees both changes at once, no frame passes the new port."""
     wire = site.peer("wire")
@@ -499,6 +505,7 @@ def test_new_port_waits_until_the_old_one_is_let_go(site: Site) -> None:
     site.ovs.del_port("wire")
 
 
+@pytest.mark.alone("the agent collects it at once")
 def test_stale_row_of_another_bridge_goes(site: Site) -> None:
     site.ovs.add_bridge("br-old", hwaddr="52:54:00:ff:00:03")
     old_wire = site.netns.tap("oldwire", up=True)
@@ -519,6 +526,7 @@ def test_stale_row_of_another_bridge_goes(site: Site) -> None:
     site.ovs.vsctl("del-br", "br-old")
 
 
+@pytest.mark.alone("the agent collects it at once")
 def test_stale_row_is_gone_before_the_tap_joins_a_linux_bridge(site: Site) -> None:
     """The old port's frames would reach the new tap, though that shows no sign of it."""
     wire = site.peer("wire")
@@ -557,6 +565,7 @@ def test_row_of_somebody_else_is_left_and_its_owner_named(site: Site) -> None:
     site.netns.ip("link", "del", "br0")
 
 
+@pytest.mark.alone("the agent collects it at once")
 def test_row_of_another_namespace_is_left(site: Site) -> None:
     site.netns.tap("web0")
     site.up("web0")
@@ -574,7 +583,13 @@ def test_row_of_another_namespace_is_left(site: Site) -> None:
     site.ovs.del_port("web0")
 
 
-@pytest.mark.parametrize(("mute", "status"), [(False, 69), (True, 75)])
+@pytest.mark.parametrize(
+    ("mute", "status"),
+    [
+        (False, 69),
+        pytest.param(True, 75, marks=pytest.mark.alone("the agent knows what is in a mute one")),
+    ],
+)
 def test_linux_bridge_needs_the_database_that_is_there(
     site: Site, mute: bool, status: int
 ) -> None:
@@ -662,6 +677,7 @@ def test_late_down_leaves_the_newer_row(site: Site) -> None:
     site.netns.ip("link", "del", "web0")
 
 
+@pytest.mark.alone("changes the hook's own process")
 def test_down_leaves_a_row_that_came_meanwhile(site: Site) -> None:
     site.netns.tap("web0")
     site.up("web0")
@@ -684,6 +700,7 @@ def test_down_leaves_a_row_that_came_meanwhile(site: Site) -> None:
 # What a crash has left
 
 
+@pytest.mark.alone("the agent collects it at once")
 def test_gc_judges_each_row(site: Site) -> None:
     names = ("live", "stale", "newer", "other", "boot", "away")
     for name in names:
@@ -714,6 +731,7 @@ def test_gc_judges_each_row(site: Site) -> None:
     site.netns.ip("link", "del", "live")
 
 
+@pytest.mark.alone("the agent collects it at once")
 def test_gc_leaves_what_comes_up_meanwhile(site: Site) -> None:
     """A stale row is judged, then a new tap's up replaces it before it is removed."""
     site.vlan("vlan: 10")

@@ -49,8 +49,14 @@ RESPITE = 0.1
 PROGRAMS = {"up": "pyqemu-ifup", "down": "pyqemu-ifdown", "tap": "pyqemu-bridge-helper"}
 """The programs in whose name a client is told of a failure."""
 
-_GONE = (errno.EPIPE, errno.ECONNRESET, errno.EAGAIN, errno.ENOTCONN)
-"""How a packet fails that a client does not take: it has gone, or does not read."""
+LINE_MAX = 2000
+"""Bytes of one line that a client is told."""
+
+_GONE = (
+    errno.EPIPE, errno.ECONNRESET, errno.EAGAIN, errno.ENOTCONN, errno.ENOBUFS, errno.ENOMEM,
+    errno.EMSGSIZE,
+)
+"""How a packet fails that a client does not get: it has gone, does not read, or has no room."""
 _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -80,7 +86,7 @@ class Connection:
 
     def say(self, line: str) -> None:
         """Send one line for standard error."""
-        self.send(b"-" + printable(line).encode("ascii"))
+        self.send(b"-" + printable(line).encode("ascii")[:LINE_MAX])
 
 
 @dataclass(eq=False)
@@ -200,7 +206,7 @@ class Server:
             elif descriptor == wakeup:
                 os.read(wakeup, 4096)
             elif descriptor == self.keeper.fileno():
-                if self.keeper.drain():
+                if self.keeper.drain() and self._reload_due is None:
                     self._reload_due = time.monotonic() + SETTLE
             elif descriptor == self.events.fileno():
                 self.tidier.take(self.events.read())
@@ -216,6 +222,8 @@ class Server:
         if self._reload_due is not None and now >= self._reload_due:
             self._reload_due = None
             self.keeper.load()
+            # NOTE: who was left lost, for it was denied, may be allowed by now.
+            self.tidier.everything()
             self._chores_due = 0.0
         if now >= self._chores_due:
             self._chores()
@@ -228,9 +236,19 @@ class Server:
             self.pool.refresh()
             changed = True
         if not self.stopping:
+            self._tidy()
+        self._work(changed)
+
+    def _tidy(self) -> None:
+        """Take on what is to be done unasked; where that cannot be told, look again later."""
+        try:
             for tap, work in self.tidier.work():
                 self.jobs[Job(tap, work)] = None
-        self._work(changed)
+        except Failure as failure:
+            line = f"cannot look at what has changed: {failure}"
+            self.report.fault(line)
+            log(syslog.LOG_ERR, line)
+            self.tidier.later()
 
     def _watch_databases(self, beat: float | None) -> float | None:
         """Watch what the databases wait for; return when something is due, None for nothing."""
@@ -316,6 +334,17 @@ class Server:
 
     def _hear(self, connection: Connection) -> bool:
         """Take a client's request, or that it stops it; tell whether there is work now."""
+        try:
+            return self._take(connection)
+        except Exception as error:  # NOTE: no client's packet or descriptor ends the agent.
+            text = explain_bug(error)
+            self.report.fault(text)
+            connection.say(f"pyqemu-ifd: {text}")
+            if connection.socket.fileno() in self.connections:
+                self._end(connection, b"=%d" % Status.BUG)
+            return False
+
+    def _take(self, connection: Connection) -> bool:
         if connection.request is not None:
             # Whatever comes after the request, its end among it, stops it.
             connection.stopped = connection.stopped or "the client has hung up"
@@ -362,9 +391,13 @@ class Server:
             raise wire.Elsewhere("the agent ends")
         if place is not None and place.netns != self.here.netns:
             raise wire.Elsewhere("another network namespace")
-        context = Context(self.pool, self.keeper, self.turns, self.here, connection)
-        work = serve(request, place, context)
-        self.jobs[Job(request.fields[0], work, connection)] = None
+
+        def name(tap: str) -> None:
+            job.tap = tap
+
+        context = Context(self.pool, self.keeper, self.turns, self.here, connection, name)
+        job = Job(request.fields[0], serve(request, place, context), connection)
+        self.jobs[job] = None
         return True
 
     def _work(self, changed: bool) -> None:

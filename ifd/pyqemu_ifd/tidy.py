@@ -10,12 +10,16 @@ from __future__ import annotations
 import syslog
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pyqemu_ifconf.failure import Failure
-from pyqemu_ifconf.policy import Attach, Caller, Policy, Port, choose, policy_asks, port_on
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.names import is_valid_name
+from pyqemu_ifconf.policy import Caller, Policy, Port, policy_asks
+from pyqemu_ifd.access import identity
 from pyqemu_ifd.keeper import PolicyKeeper
 from pyqemu_ifd.pool import AgentHost, Pool
+from pyqemu_ifd.tap_request import may_still
 from pyqemu_ifd.turns import Turns
 from pyqemu_ifdown.detach import PATIENCE
 from pyqemu_ifdown.gc import judge
@@ -24,6 +28,7 @@ from pyqemu_ifup.caller import find_caller
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.links import LinkEvent
 from pyqemu_ifup.look import Link
+from pyqemu_ifup.main import wanted_port
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import SetAlias, SetUp
 from pyqemu_ifup.stamp import Here, Stamp, is_alive
@@ -53,8 +58,8 @@ class Tidier:
         self._again = AGAIN_FIRST
         self._gone: set[str] = set()
         """Taps that have gone."""
-        self._lost: dict[str, float] = {}
-        """Ports that have gone, and when to look whether their tap should have one."""
+        self._changed: dict[str, float] = {}
+        """Ports that have come or gone, and when to look whether that is as it should be."""
         self._bridges: dict[int, str] = {}
         self._connected: set[str] = set()
         """The databases that were connected when last looked at."""
@@ -62,7 +67,7 @@ class Tidier:
     @property
     def due(self) -> float | None:
         """When there will be something to do, in seconds of time.monotonic()."""
-        times = [*self._lost.values()]
+        times = [*self._changed.values()]
         if self._sweep_due is not None:
             times.append(self._sweep_due)
         return min(times, default=None)
@@ -71,6 +76,11 @@ class Tidier:
         """Look at every tap of ours, in so many seconds at the latest."""
         due = time.monotonic() + delay
         self._sweep_due = due if self._sweep_due is None else min(due, self._sweep_due)
+
+    def later(self) -> None:
+        """Look at every tap of ours again, for something has failed: later each time."""
+        self.everything(self._again)
+        self._again = min(2 * self._again, AGAIN_LAST)
 
     def take(self, events: list[LinkEvent] | None) -> None:
         """Take in what has happened to links; None: some of it was lost."""
@@ -87,7 +97,7 @@ class Tidier:
                 self.everything()
 
     def work(self) -> Iterator[tuple[str, Work[None]]]:
-        """Return the taps that something is to be done about now, and the work."""
+        """Return the taps that something is to be done about now, and the work. Raises Failure."""
         now = time.monotonic()
         connected = self._databases()
         if connected.keys() - self._connected:
@@ -95,22 +105,29 @@ class Tidier:
             self.everything()
         self._connected = set(connected)
         for database in connected.values():
-            bridges_new, ports_gone = database.take_news()
+            bridges_new, ports_changed = database.take_news()
             if bridges_new:
                 self.everything()
-            self._lost.update(dict.fromkeys(ports_gone, now + DELAY))
-        for name in self._gone:
-            if any(port.ours for each in connected.values() for port in each.ports(name)):
-                yield name, self._clean(name)
-        self._gone.clear()
-        for name in [name for name, due in self._lost.items() if now >= due]:
-            del self._lost[name]
-            link = self.pool.kernel.look_up(name)
-            if link is not None and self._has_lost(link):
-                yield name, self._bring_back(name)
+            # NOTE: the port of no link may have any name, and is not ours.
+            self._changed.update(dict.fromkeys(filter(is_valid_name, ports_changed), now + DELAY))
+        gone, self._gone = self._gone, set()
+        for name in gone:
+            yield from self._look_at(name)
+        for name in [name for name, due in self._changed.items() if now >= due]:
+            del self._changed[name]
+            yield from self._look_at(name)
         if self._sweep_due is not None and now >= self._sweep_due:
             self._sweep_due = None
             yield from self._sweep()
+
+    def _look_at(self, name: str) -> Iterator[tuple[str, Work[None]]]:
+        ports = [port for each in self._databases().values() for port in each.ports(name)]
+        link = self.pool.kernel.look_up(name)
+        leftovers = judge(ports, [link] if link is not None else [], self.here)
+        if any(leftover.remove is not None for leftover in leftovers):
+            yield name, self._clean(name)
+        elif link is not None and self._has_lost(link):
+            yield name, self._bring_back(name)
 
     def _databases(self) -> dict[str, Database]:
         return {
@@ -163,8 +180,7 @@ class Tidier:
                 with AgentHost(self.pool, tap, watch, lambda command: None) as host:
                     yield from work(host)
             except Failure:
-                self.everything(self._again)
-                self._again = min(2 * self._again, AGAIN_LAST)
+                self.later()
                 raise
         self._again = AGAIN_FIRST
 
@@ -194,11 +210,22 @@ class Tidier:
             link = host.kernel.look_up(host.tap)
         if link is None or link.stamp != stamp or stamp is None or not self._has_lost(link):
             return
-        caller = find_caller(host.tap, stamp.pid, want_user=policy_asks(policy, "user"))
-        port = self._port(policy, caller, stamp)
+        wants_user = policy_asks(policy, "user")
+        caller = find_caller(host.tap, stamp.pid, want_user=wants_user and stamp.uid is None)
+        if wants_user and stamp.uid is not None:
+            caller = replace(caller, user=identity(stamp.uid)[0])
+        try:
+            port = self._port(policy, caller, stamp)
+        except Failure as failure:
+            if failure.status is not Status.DENIED:
+                raise
+            log(syslog.LOG_WARNING, f"{host.tap}: not brought back to {stamp.bridge}: {failure}")
+            return
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         try:
-            yield from attaching(host, port, caller, stamp.pid, ovsdbs, stamp.uid)
+            yield from attaching(
+                host, port, caller, stamp.pid, ovsdbs, stamp.uid, by_name=stamp.by_name
+            )
         except Failure:
             self._leave_lost(link)
             raise
@@ -213,8 +240,17 @@ class Tidier:
 
     @staticmethod
     def _port(policy: Policy, caller: Caller, stamp: Stamp) -> Port:
-        """Return what the tap shall have: by its rule, else on the network that it was put on."""
-        decision = choose(policy, caller)
-        if isinstance(decision, Attach) and decision.port.network == stamp.network:
-            return decision.port
-        return port_on(policy, stamp.network, caller.tap)
+        """Return what the tap shall have by now, on the network that it was put on.
+
+        Raises Failure (77) where the rules, or the network's users, have it there no more.
+        """
+        port = wanted_port(policy, caller, stamp.network if stamp.by_name else "")
+        if port.network != stamp.network:
+            raise Failure(
+                Status.DENIED, f"denied network {stamp.network}",
+                f"the rule at {port.place} has it on network {port.network} by now",
+                "start its QEMU again",
+            )
+        if stamp.uid is not None:
+            may_still(policy, port, stamp.uid)
+        return port

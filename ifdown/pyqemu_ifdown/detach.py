@@ -44,10 +44,11 @@ def detaching(host: Host, tap: str, parent: int) -> Work[None]:
         yield from _run(host, SetDown(tap, link.index))
     yield from host.open_databases(_databases(link))
     plan = plan_down(host.look(tap, None), find_here())
+    allowed = True
     for step in plan:
         host.watch.check()
-        yield from _run(host, step)
-    if plan and stamp is not None:
+        allowed = (yield from _run(host, step)) and allowed
+    if plan and allowed and stamp is not None:
         log(syslog.LOG_INFO, f"{tap}: detached from {stamp.bridge}, network {stamp.network}")
 
 
@@ -75,7 +76,8 @@ def plan_down(seen: Seen, here: Here) -> tuple[Step, ...]:
     return (*steps, SetAlias(tap.name, tap.index, ""))
 
 
-def _run(host: Host, step: Step) -> Work[None]:
+def _run(host: Host, step: Step) -> Work[bool]:
+    """Execute one step; tell whether privilege allows it."""
     try:
         if not (yield from host.run(step, host.watch, PATIENCE)):
             log(
@@ -86,7 +88,8 @@ def _run(host: Host, step: Step) -> Work[None]:
         if failure.status is Status.DENIED:
             # What else there is to do may be allowed.
             leave_to_gc(step.tap, failure)
-            return
+            return False
         # NOTE: QEMU closes the tap as soon as we are done, or has died meanwhile.
         if failure.status is not Status.REFUSED or host.kernel.look_up(step.tap) is not None:
             raise
+    return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import posix
 import select
 import signal
 import socket
@@ -23,12 +24,14 @@ from pathlib import Path
 from typing import NoReturn
 
 import pyqemu_ifconf.load
+import pyqemu_ifd.thin
 import pyqemu_ifdown.detach
 import pyqemu_ifdown.main
 import pyqemu_ifup.attach
 import pyqemu_ifup.main
 from lab.hooks import Hooks
 from pyqemu_ifup.linux_bridge import Netlink
+from pyqemu_ifup.manners import printable
 from pyqemu_ifup.plan import LinkOp
 
 # What a hook imports when it gets there; see above.
@@ -101,10 +104,17 @@ class Syslog:
             text = line[len("Mmm dd hh:mm:ss ") :].rstrip("\n\0")
             self.heard.append((int(priority[1:]), text))
 
-    def of(self, pid: int) -> list[tuple[int, str]]:
-        """Return the priority and `TAG[PID]: TEXT` of each line of the process `pid`."""
+    def of(self, *starts: str, since: int = 0) -> list[tuple[int, str]]:
+        """Return the priority and `TAG[PID]: TEXT` of each line whose `[PID]: TEXT` starts so.
+
+        Of those heard so far the first `since` do not count.
+        """
         self.hear()
-        return [(priority, text) for priority, text in self.heard if f"[{pid}]: " in text[:40]]
+        return [
+            (priority, text)
+            for priority, text in self.heard[since:]
+            if text[text.find("[") :].startswith(starts)
+        ]
 
     def show(self) -> None:
         """Give the calling process a /dev with this syslog, in a mount namespace of its own."""
@@ -124,9 +134,17 @@ class Call:
     """A running hook. `pid` is its own, `caller` that of the process which called it."""
 
     def __init__(
-        self, calls: Calls, folder: Path, stdin: int, pid: int, caller: tuple[int, int] | None
+        self,
+        calls: Calls,
+        tap: str,
+        folder: Path,
+        stdin: int,
+        pid: int,
+        caller: tuple[int, int] | None,
     ) -> None:
         self.calls = calls
+        self.tap = tap
+        self.heard = len(calls.syslog.heard)
         self.folder = folder
         self.stdin = stdin
         self.pid = pid
@@ -151,7 +169,9 @@ class Call:
             raise TimeoutError(f"the hook does not end; it said: {self.stderr()}")
         taken = os.lseek(self.stdin, 0, os.SEEK_CUR)
         os.close(self.stdin)
-        log = self.calls.syslog.of(self.pid)
+        # NOTE: what the agent does for it, the agent tells syslog.
+        agent = f"[{self.calls.hooks.agent_pid}]: {self.tap}: "
+        log = self.calls.syslog.of(f"[{self.pid}]: ", agent, since=self.heard)
         code = os.waitstatus_to_exitcode(status)
         if code == BROKEN:
             raise RuntimeError(self.stderr())
@@ -251,8 +271,10 @@ class Calls:
         def hook() -> NoReturn:
             self._run(folder, stdin, words, change, execute)
 
+        tap = printable(arguments[0]) if arguments else ""
+        self.syslog.hear()
         if caller is None:
-            return Call(self, folder, stdin, _fork(hook), None)
+            return Call(self, tap, folder, stdin, _fork(hook), None)
         read_end, write_end = os.pipe()
 
         def called() -> NoReturn:
@@ -273,7 +295,7 @@ class Calls:
         parent = _fork(between)
         os.close(write_end)
         pid = int(os.read(read_end, 20))
-        return Call(self, folder, stdin, pid, (parent, read_end))
+        return Call(self, tap, folder, stdin, pid, (parent, read_end))
 
     def _run(
         self, folder: Path, stdin: int, words: list[str], change: Change | None, execute: bool
@@ -285,6 +307,9 @@ class Calls:
         self.syslog.show()
         os.environ.clear()
         os.environ.update(environ)
+        # NOTE: what a client of the agent reads is what the process was started with.
+        posix.environ.clear()
+        posix.environ.update({os.fsencode(name): os.fsencode(environ[name]) for name in environ})
         signal.pthread_sigmask(signal.SIG_SETMASK, QEMU_BLOCKS)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         if change is not None:
@@ -292,8 +317,11 @@ class Calls:
         if execute:
             os.execv(words[0], words)
         sys.argv[:] = words
-        main = pyqemu_ifdown.main if "ifdown" in os.path.basename(words[0]) else pyqemu_ifup.main
-        os._exit(main.main())
+        down = "ifdown" in os.path.basename(words[0])
+        status = pyqemu_ifd.thin.ask("pyqemu-ifdown" if down else "pyqemu-ifup")
+        if status is None:
+            status = pyqemu_ifdown.main.main() if down else pyqemu_ifup.main.main()
+        os._exit(status)
 
 
 def _fork(run: Callable[[], NoReturn]) -> int:

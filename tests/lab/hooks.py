@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -48,15 +49,16 @@ class Hooks:
 
     `policy` is where `write_policy` writes; pyqemu-ifctl gets it by PYQEMU_IFUP_POLICY, and so do
     the hooks without an agent. `agent` is the socket of the agent that they ask, "" for none; it
-    is to have the same policy. `netns` is the network namespace that they run in, None the
-    present one. `python`, `roots` and `libraries` are what they run on, wherever that has been
-    copied to.
+    is to have the same policy, and is told of a change where `agent_pid` is its process. `netns`
+    is the network namespace that they run in, None the present one. `python`, `roots` and
+    `libraries` are what they run on, wherever that has been copied to.
     """
 
     folder: Path
     netns: str | None = None
     env: dict[str, str] = field(default_factory=dict)
     agent: str = ""
+    agent_pid: int = 0
     python: str = sys.executable
     roots: tuple[str, ...] = SOURCE_ROOTS
     libraries: tuple[str, ...] = LIBRARIES
@@ -102,6 +104,9 @@ class Hooks:
         """Put a policy in force, its mode trusted whatever the umask."""
         self.policy.write_text(text)
         self.policy.chmod(0o644)
+        if self.agent_pid:
+            # NOTE: it reads the policy before it looks at any request that comes from now on.
+            os.kill(self.agent_pid, signal.SIGHUP)
 
     def environ(self) -> dict[str, str]:
         """Return the environment in which the hooks, or a QEMU that calls them, run."""
