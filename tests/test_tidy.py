@@ -324,6 +324,85 @@ def test_policy_of_now(agent: Agent, site: Site) -> None:
     assert agent.down("lan0").status == 0
 
 
+def test_guest_that_is_denied_by_now_stays_lost(agent: Agent, site: Site) -> None:
+    """Or that is on another network; one whose network was asked for by name is brought back."""
+    for name in ("lan0", "ten0"):
+        site.tap(name)
+    assert agent.up("lan0").status == agent.up("ten0", "lan").status == 0
+    assert site.netns.link("ten0")["ifalias"].endswith(" by=name")
+    assert "by=name" not in site.netns.link("lan0")["ifalias"]
+    for timeout, rule in enumerate(({"deny": "closed"}, {"network": "tenants"}), 11):
+        site.write_policy(rules=[{"tap": "*", **rule}], timeout=timeout)
+        wait(lambda until=timeout: agent.up("none").seconds == until,
+             "the policy is not in force")
+        remake_bridge(site)
+        wait(lambda: site.netns.link("ten0").get("master") == "br0", "ten0 is not back")
+        # The taps are looked at in their order: lan0 has been refused already.
+        link = site.netns.link("lan0")
+        assert "master" not in link and "UP" in link["flags"] and site.row("lan0") is None
+    site.write_policy()
+    wait_for_guests(site, "lan0")
+    assert agent.down("lan0").status == agent.down("ten0").status == 0
+
+
+def test_user_who_may_not_by_now_stays_lost(agent: Agent, site: Site) -> None:
+    lan0, lan1 = site.tap("lan0"), site.tap("lan1")
+    for guest in (lan0, lan1):
+        assert agent.up(guest.name).status == 0
+    alias = site.netns.link("lan0")["ifalias"]
+    site.netns.ip("link", "set", "dev", "lan0", "alias", f"{alias} uid=4242")
+    remake_bridge(site)
+    wait_for_guests(site, "lan1")
+    assert "master" not in site.netns.link("lan0")
+    site.write_policy(networks={"lan": {"bridge": "br0", "users": ["4242"]}},
+                      rules=[{"tap": "lan*", "network": "lan"}])
+    wait_for_guests(site, "lan0")
+    assert site.netns.link("lan0")["ifalias"].endswith(" uid=4242")
+    assert agent.down("lan0").status == agent.down("lan1").status == 0
+
+
+def test_port_whose_name_no_link_can_have(agent: Agent, site: Site) -> None:
+    assert site.ovs is not None
+    name = "patch-to-the-other-1"
+    assert len(name) == 20
+    site.ovs.vsctl("--no-wait", "add-port", "br-int", name, "--", "set", "Interface", name,
+                   "type=patch", "options:peer=nobody")
+    site.ovs.vsctl("--no-wait", "del-port", name)
+    guest = site.tap("ten0")
+    assert agent.up("ten0").status == 0
+    site.ovs.vsctl("del-port", "ten0")
+    wait_for_guests(site, "ten0")
+    assert agent.report()["last_error"] is None
+    assert agent.down("ten0", descriptor=guest.fd).status == 0
+
+
+BLIND = """
+import pyqemu_ifd.tidy as tidy
+from pyqemu_ifconf.failure import Failure, Status
+
+seeing = tidy.judge
+
+def judge(*words):
+    if os.path.exists(f"{folder}/blind"):
+        raise Failure(Status.REFUSED, "cannot see")
+    return seeing(*words)
+
+tidy.judge = judge
+"""
+
+
+def test_what_cannot_be_looked_at_is_looked_at_later(site: Site) -> None:
+    with site.start(before=HELD + BLIND) as agent:
+        wait(lambda: connected(agent), "the agent is not connected")
+        guest = site.tap("ten0")
+        assert agent.up("ten0").status == 0
+        (agent.folder / "blind").touch()
+        guest.close()
+        wait(lambda: "cannot see" in (agent.report()["last_error"] or ""), "it did not look")
+        (agent.folder / "blind").unlink()
+        wait(lambda: site.row("ten0") is None, "the row is still there")
+
+
 def test_agent_without_open_vswitch_finds_it_later(site: Site) -> None:
     ovs = site.ovs
     assert ovs is not None

@@ -42,6 +42,8 @@ class Context:
     turns: Turns
     here: Here
     client: Connection
+    name: Callable[[str], None]
+    """Is told the tap's name, where the request has none."""
 
     def watch(self, seconds: float) -> Watch:
         """Return the watch of the request, which the client stops, and tell it how long that is."""
@@ -81,6 +83,7 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
 
     with context.turns.take(tap) as turn:
         yield from context.turns.come(tap, turn, watch)
+        policy = context.keeper.get()
         wants_user = policy_asks(policy, "user")
         caller = find_caller(tap, parent, want_user=wants_user and peer.uid == ROOT)
         if wants_user and peer.uid != ROOT:
@@ -92,7 +95,9 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
         tell = context.teller("pyqemu-ifup", tap, debug)
         with AgentHost(context.pool, tap, watch, tell) as host:
             uid = peer.uid if peer.uid != ROOT else None
-            yield from attaching(host, port, caller, parent, ovsdbs, uid, admit)
+            yield from attaching(
+                host, port, caller, parent, ovsdbs, uid, admit, by_name=bool(network)
+            )
     log(syslog.LOG_INFO, success_line(port, caller))
 
 
@@ -104,6 +109,11 @@ def _down(tap: str, debug: str, place: Place | None, context: Context) -> Work[N
     watch = context.watch(DOWN_TIMEOUT)
     with context.turns.take(tap) as turn:
         yield from context.turns.come(tap, turn, watch)
+        if place is not None and place.index is not None:
+            link = context.pool.kernel.look_up(tap)
+            if link is not None and link.index != place.index:
+                log(syslog.LOG_INFO, f"{tap}: left alone: it is another tap by now")
+                return
         tell = context.teller("pyqemu-ifdown", tap, debug)
         with AgentHost(context.pool, tap, watch, tell) as host:
             try:
@@ -117,6 +127,7 @@ def _tap(fields: tuple[str, ...], context: Context) -> Work[None]:
     watch = context.watch(policy.timeout)
     peer = context.client.peer
     new = make_tap(context.pool.kernel, policy, peer.uid, peer.pid, fields)
+    context.name(new.name)
     # NOTE: it has its name alone, so that it waits for nobody; others may have to wait for it.
     with (
         context.turns.take(new.name),

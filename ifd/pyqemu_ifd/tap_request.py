@@ -136,7 +136,7 @@ def attach_tap(host: Host, policy: Policy, tap: NewTap) -> Work[None]:
         caller = Caller(tap.name, vm=vm, user=tap.login)
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         uid = tap.uid if tap.uid != ROOT else None
-        yield from attaching(host, port, caller, tap.holder, ovsdbs, uid)
+        yield from attaching(host, port, caller, tap.holder, ovsdbs, uid, by_name=True)
     except BaseException:
         close_all(tap.descriptors)
         raise
@@ -176,11 +176,17 @@ def may_attach(
     """
     if uid == ROOT:
         return
-    network = policy.networks[port.network]
-    login, groups = identity(uid)
     check_owner(link, uid)
-    may_use(network, uid, login, groups, _bridge_conf(policy, uid), port)
+    may_still(policy, port, uid)
+    network, login = policy.networks[port.network], identity(uid)[0]
     check_quota(network, uid, login, _taps(links, network, uid) - {link.name})
+
+
+def may_still(policy: Policy, port: Port, uid: int) -> None:
+    """Check that an unprivileged user may have a tap as `port` says. Raises Failure (77)."""
+    login, groups = identity(uid)
+    network = policy.networks[port.network]
+    may_use(network, uid, login, groups, _bridge_conf(policy, uid), port)
 
 
 def _taps(links: Collection[Link], network: Network, uid: int) -> set[str]:

@@ -41,15 +41,17 @@ def attach(
     ovsdbs: Iterable[str],
     watch: Watch,
     tell: Callable[[str], None],
+    by_name: bool = False,
 ) -> None:
     """Attach the tap as `port` says, for the process `parent`, and prove that it is so.
 
     `ovsdbs` are the databases of the policy: the tap's name is looked up in each that this host
-    has. Raises Failure; then the tap is down, attached nowhere, and as it was before, but for
+    has. `by_name`: it is for the network's name that the tap gets there, whatever the rules say.
+    Raises Failure; then the tap is down, attached nowhere, and as it was before, but for
     somebody else's tap or name, which is not touched.
     """
     with Host(port.tap, watch, tell) as host:
-        host.finish(attaching(host, port, caller, parent, ovsdbs))
+        host.finish(attaching(host, port, caller, parent, ovsdbs, by_name=by_name))
 
 
 def attaching(
@@ -60,6 +62,7 @@ def attaching(
     ovsdbs: Iterable[str],
     uid: int | None = None,
     admit: Callable[[Link], None] = lambda link: None,
+    by_name: bool = False,
 ) -> Work[None]:
     """Do as `attach`, on a host that is there already, for the user `uid`; None is root.
 
@@ -87,7 +90,7 @@ def attaching(
     try:
         _require_database(host, port, before)
         kind = find_kind(port, before)
-        stamp = make_stamp(port, kind, caller, parent, uid)
+        stamp = make_stamp(port, kind, caller, parent, uid, by_name)
         for op in plan_up(port, kind, before, stamp, here):
             host.watch.check()
             if isinstance(op, Prove):

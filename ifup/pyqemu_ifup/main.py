@@ -47,13 +47,14 @@ def up(tap: str, inherited: list[str], watch: Watch) -> None:
     policy = load_host_policy(os.environ)
     watch.allow(policy.timeout)
     caller = find_caller(tap, parent, want_user=policy_asks(policy, "user"))
-    port = wanted_port(policy, caller, program_name(sys.argv).partition("@")[2])
+    network = program_name(sys.argv).partition("@")[2]
+    port = wanted_port(policy, caller, network)
     watch.check()
 
     from pyqemu_ifup.attach import attach, success_line
 
     ovsdbs = [each.ovsdb for each in policy.networks.values()]
-    attach(port, caller, parent, ovsdbs, watch, narrator(PROGRAM, tap))
+    attach(port, caller, parent, ovsdbs, watch, narrator(PROGRAM, tap), bool(network))
     log(syslog.LOG_INFO, success_line(port, caller))
 
 

@@ -36,7 +36,8 @@ class Stamp:
 
     `pid` and `start` (field 22 of /proc/PID/stat, clock ticks) name the QEMU; `ovsdb` is the
     database's address where `kind` is openvswitch. `uid` is the user's whom the agent served, None
-    for root and where the hook did the work itself.
+    for root and where the hook did the work itself. `by_name`: the network was asked for by its
+    name, whatever the rules say.
     """
 
     network: str
@@ -47,6 +48,7 @@ class Stamp:
     start: int
     ovsdb: str | None = None
     uid: int | None = None
+    by_name: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,16 @@ def find_here() -> Here:
 
 
 def make_stamp(
-    port: Port, kind: Kind, caller: Caller, pid: int, uid: int | None = None
+    port: Port,
+    kind: Kind,
+    caller: Caller,
+    pid: int,
+    uid: int | None = None,
+    by_name: bool = False,
 ) -> Stamp:
     """Return the stamp of `port` for the process `pid`, attached to a bridge of this kind.
 
-    `uid` is the user's whom the agent serves, None for root.
+    `uid` is the user's whom the agent serves, None for root; `by_name` is as in Stamp.
     """
     return Stamp(
         network=port.network,
@@ -81,6 +88,7 @@ def make_stamp(
         start=process_start(pid) or 0,
         ovsdb=port.ovsdb if kind == "openvswitch" else None,
         uid=uid,
+        by_name=by_name,
     )
 
 
@@ -106,6 +114,8 @@ def format_alias(stamp: Stamp) -> str:
         parts.append(f"ovsdb={_encode(stamp.ovsdb)}")
     if stamp.uid is not None:
         parts.append(f"uid={stamp.uid}")
+    if stamp.by_name:
+        parts.append("by=name")
     alias = " ".join(parts)
     if len(alias) <= ALIAS_MAX:
         return alias
@@ -139,6 +149,7 @@ def parse_alias(alias: str) -> Stamp | None:
             start=int(given["start"]),
             ovsdb=unquote(given["ovsdb"]) if "ovsdb" in given else None,
             uid=int(given["uid"]) if "uid" in given else None,
+            by_name=given.get("by") == "name",
         )
     except (KeyError, ValueError):
         return None
