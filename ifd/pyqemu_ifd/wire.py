@@ -87,6 +87,8 @@ class Place:
 
     netns: str
     tap: str | None
+    index: int | None = None
+    """The tap's ifindex, None where it is not in this process's namespace."""
 
 
 def place_of(descriptor: int) -> Place:
@@ -94,7 +96,10 @@ def place_of(descriptor: int) -> Place:
 
     Raises Failure (64) for any other descriptor, Elsewhere where a tap's namespace cannot be told.
     """
-    tap = read_tap_name(descriptor)
+    try:
+        tap = read_tap_name(descriptor)
+    except OSError as error:
+        raise _bad(f"its descriptor cannot be told: {error.strerror}") from error
     if tap is None:
         return Place(_netns(descriptor), None)
     try:
@@ -103,19 +108,28 @@ def place_of(descriptor: int) -> Place:
         # An older kernel, a tap of a user namespace that is not ours, too many open files.
         raise Elsewhere(f"no network namespace to be told of: {error.strerror}") from error
     try:
-        return Place(_netns(namespace), tap)
+        return Place(_netns(namespace), tap, _index(tap))
     finally:
         os.close(namespace)
+
+
+def _index(tap: str) -> int | None:
+    try:
+        return socket.if_nametoindex(tap)
+    except OSError:
+        return None
 
 
 def _netns(descriptor: int) -> str:
     """Return the network namespace behind a descriptor of it. Raises Failure (64)."""
     try:
-        kind = fcntl.ioctl(descriptor, NS_GET_NSTYPE)
+        found = os.fstat(descriptor)
+        # NOTE: of nothing but a namespace's file it is known what the ioctl does.
+        is_namespace = found.st_dev == os.stat("/proc/self/ns/net").st_dev
+        kind = fcntl.ioctl(descriptor, NS_GET_NSTYPE) if is_namespace else None
     except OSError:
         kind = None
     if kind != CLONE_NEWNET:
         raise _bad("its descriptor is neither a tap's nor a network namespace's")
-    found = os.fstat(descriptor)
     return f"{found.st_dev}:{found.st_ino}"
 
