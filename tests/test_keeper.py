@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import select
 import time
@@ -179,6 +181,28 @@ def test_policy_that_others_can_write(keeper: PolicyKeeper, etc: Path, what: str
         etc.chmod(0o755)
     while keeper.failure is not None:
         settle(keeper)
+
+
+def test_no_watch_left_keeps_the_last_good_policy(
+    keeper: PolicyKeeper, etc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Libc:
+        """A kernel without a free inotify watch: the limit is the whole host's."""
+
+        def inotify_add_watch(self, *_words: object) -> int:
+            """Fail."""
+            ctypes.set_errno(errno.ENOSPC)
+            return -1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper, "_libc", Libc())
+        write(etc / "policy.yaml", policy("dmz"))
+        keeper.load()
+    assert networks(keeper) == ["lan"]
+    assert keeper.failure is not None and keeper.failure.status is Status.REFUSED
+    assert "max_user_watches" in str(keeper.failure)
+    keeper.load()
+    assert networks(keeper) == ["dmz"] and keeper.failure is None
 
 
 def test_no_way_to_watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

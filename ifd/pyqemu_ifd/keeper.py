@@ -43,6 +43,7 @@ class PolicyKeeper:
         self._inotify: int = self._libc.inotify_init1(IN_NONBLOCK | IN_CLOEXEC)
         if self._inotify < 0:
             raise _no_watch("inotify_init1(2)")
+        self._watch_all()
         self.load()
 
     def fileno(self) -> int:
@@ -62,11 +63,10 @@ class PolicyKeeper:
 
     def load(self) -> None:
         """Read the policy again, and say in syslog what came of it."""
-        # NOTE: watched first, so that a change while it is read is not missed.
-        for folder, every in self._folders():
-            self._watch(folder, every)
         before = self.failure
         try:
+            # NOTE: watched first, so that a change while it is read is not missed.
+            self._watch_all()
             if self.file is not None:
                 policy = load_policy([self.file])
             else:
@@ -123,6 +123,10 @@ class PolicyKeeper:
         if name:
             found.insert(0, (parent, name))
         return found
+
+    def _watch_all(self) -> None:
+        for folder, only in self._folders():
+            self._watch(folder, only)
 
     def _watch(self, folder: str, only: str | None) -> None:
         # A folder that is watched already keeps its number.
