@@ -160,7 +160,7 @@ def test_a_user_gets_a_tap_that_is_attached_and_goes_with_its_descriptors(lan: N
             assert "UP" in link["flags"]
             assert link["linkinfo"]["info_data"]["user"] == "nobody"
             assert f"network=lan kind=linux bridge=br0 vm= pid={os.getpid()} " in link["ifalias"]
-            assert link["ifalias"].endswith(f" uid={UID}")
+            assert link["ifalias"].endswith(f" uid={UID} by=name")
             assert flags_of(taps[1]) & 0x4000
         finally:
             close_all(taps)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -324,6 +325,10 @@ def test_policy_of_now(agent: Agent, site: Site) -> None:
     assert agent.down("lan0").status == 0
 
 
+def is_in_force(agent: Agent, timeout: int) -> bool:
+    return agent.up("none").seconds == timeout
+
+
 def test_guest_that_is_denied_by_now_stays_lost(agent: Agent, site: Site) -> None:
     """Or that is on another network; one whose network was asked for by name is brought back."""
     for name in ("lan0", "ten0"):
@@ -333,8 +338,7 @@ def test_guest_that_is_denied_by_now_stays_lost(agent: Agent, site: Site) -> Non
     assert "by=name" not in site.netns.link("lan0")["ifalias"]
     for timeout, rule in enumerate(({"deny": "closed"}, {"network": "tenants"}), 11):
         site.write_policy(rules=[{"tap": "*", **rule}], timeout=timeout)
-        wait(lambda until=timeout: agent.up("none").seconds == until,
-             "the policy is not in force")
+        wait(partial(is_in_force, agent, timeout), "the policy is not in force")
         remake_bridge(site)
         wait(lambda: site.netns.link("ten0").get("master") == "br0", "ten0 is not back")
         # The taps are looked at in their order: lan0 has been refused already.

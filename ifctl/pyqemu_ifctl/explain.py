@@ -142,7 +142,8 @@ def explain_port(caller: Caller, decision: Attach, view: View) -> Explanation:
     notes = [*_refusals(port, view), *notes]
     forms = []
     for each in (kind,) if kind is not None else KIND_WORDS:
-        form, fault = _form(port, each, caller, view, live=found)
+        by_name = decision.rule is None
+        form, fault = _form(port, each, caller, view, live=found, by_name=by_name)
         forms.append(form)
         notes += [fault] if fault else []
     if kind is None:
@@ -190,7 +191,7 @@ def _would_fail(failure: Failure) -> str:
 
 
 def _form(
-    port: Port, kind: Kind, caller: Caller, view: View, *, live: bool
+    port: Port, kind: Kind, caller: Caller, view: View, *, live: bool, by_name: bool
 ) -> tuple[Form, str | None]:
     """Return the commands for a bridge of this kind, and why an up would fail on the live one.
 
@@ -205,7 +206,7 @@ def _form(
     try:
         # NOTE: no process, which a fresh tap's commands leave open, is 0 in a stamp.
         pid = tap.stamp.pid if tap.stamp is not None else 0
-        stamp = make_stamp(port, kind, caller, pid)
+        stamp = make_stamp(port, kind, caller, pid, by_name=by_name)
         if live:
             try:
                 plan = plan_up(port, kind, seen, stamp, view.here)

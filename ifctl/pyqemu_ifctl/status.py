@@ -161,22 +161,23 @@ def look(host: Host, policy: Policy | Failure) -> tuple[System, dict[str, Failur
 def wanted(policy: Policy | Failure, tap: str, stamp: Stamp) -> Port | Deny | None:
     """Return what the policy says now of the tap, for the QEMU that its stamp names.
 
-    A hook that is called pyqemu-ifup@NETWORK says the network itself. None without a policy, and
-    where a rule asks what only the process knew that has ended.
+    A hook that is called pyqemu-ifup@NETWORK, and who asks the agent for a tap, says the network
+    itself. None without a policy, and where a rule asks what only the process knew that has ended.
     """
     if isinstance(policy, Failure):
         return None
     alive = is_alive(stamp)
     caller = Caller(tap)
-    if alive:
+    network = stamp.network if stamp.by_name else ""
+    if alive and not network:
         caller = find_caller(tap, stamp.pid, want_user=policy_asks(policy, "user"))
         hook = find_hook(tap, stamp.pid) or ""
         network = hook.rpartition("/")[2].partition("@")[2]
-        if network:
-            try:
-                return port_on(policy, network, tap)
-            except Failure as failure:
-                return Deny(str(failure), None)
+    if network:
+        try:
+            return port_on(policy, network, tap)
+        except Failure as failure:
+            return Deny(str(failure), None)
     caller = replace(caller, vm=caller.vm or stamp.vm or None)
     decision = decide(policy, caller)
     asked = {key for passed in decision.passed_over for key in passed.rule.match}
