@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
+from ovs.db.data import Atom
 from ovs.db.error import Error
 from ovs.db.idl import ROW_CREATE, ROW_DELETE, Idl, SchemaHelper, Transaction
+from ovs.db.types import UuidType
 from ovs.poller import Poller
 
 from pyqemu_ifconf.failure import Failure, Status
@@ -163,8 +165,7 @@ class Database:
         return bool(self._idl.state == Idl.IDL_S_MONITORING and self._idl._session.is_connected())
 
     def take_news(self) -> tuple[bool, set[str]]:
-        """Return whether a bridge has come, and the ports that came or went, since the last time.
-        """
+        """Return whether a bridge has come since the last time, and the ports that came or went."""
         news = self._idl.bridges_new, self._idl.ports_changed
         self._idl.bridges_new, self._idl.ports_changed = False, set()
         return news
@@ -202,21 +203,23 @@ class Database:
             ports, interfaces = self._rows("Port"), self._rows("Interface")
         else:
             ports, interfaces = self._named("Port", name), self._named("Interface", name)
-        holder = {
-            port.uuid: bridge.name
-            for bridge in (self._rows("Bridge") if ports else ())
-            for port in bridge.ports
-        }
         found = []
         of_ports = set()
         for port in ports:
+            bridge = next((bridge.name for bridge in self._holders(port)), None)
             for interface in port.interfaces:
                 of_ports.add(interface.uuid)
-                found.append(self._port(port, interface, holder.get(port.uuid)))
+                found.append(self._port(port, interface, bridge))
         for interface in interfaces:
             if interface.uuid not in of_ports:
                 found.append(self._port(None, interface, None))
         return found
+
+    def _holders(self, port: Any) -> list[Any]:
+        """Return the Bridge rows that hold a Port row; there may be none."""
+        # NOTE: `bridge.ports` makes a list of rows of all of them, each time that it is read.
+        uuid = Atom(UuidType, port.uuid)
+        return [row for row in self._rows("Bridge") if uuid in row._data["ports"].values]
 
     def _port(self, port: Any, interface: Any, bridge: str | None) -> OvsPort:
         return OvsPort(
@@ -339,9 +342,8 @@ class Database:
                 interfaces = list(port.interfaces)
                 if not any(seen.items() <= each.external_ids.items() for each in interfaces):
                     continue
-                for bridge in self._rows("Bridge"):
-                    if any(held.uuid == port.uuid for held in bridge.ports):
-                        bridge.delvalue("ports", port)
+                for bridge in self._holders(port):
+                    bridge.delvalue("ports", port)
                 for interface in interfaces:
                     # NOTE: verify() alone is lost: the library sends it only for a row that the
                     # transaction does something with.
