@@ -1,7 +1,8 @@
-"""Reads links over rtnetlink(7): one, all, and what happens to them.
+"""Reads links over rtnetlink(7): one, all, and what happens to them; and sends their changes.
 
-NOTE: pyroute2 makes the changes; it does not do the reading, because an up looks ten times, and a
-look through the library takes ten times as long. Messages: linux/if_link.h, linux/rtnetlink.h.
+NOTE: pyroute2 makes the messages that change them; it does not do the reading, because an up looks
+ten times, and a look through the library takes ten times as long. Messages: linux/if_link.h,
+linux/rtnetlink.h.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pyqemu_ifup.look import Link
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLM_F_REQUEST, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x10, 0x300
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
 RTMGRP_LINK = 1
 NLMSGHDR, IFINFOMSG, RTATTR = struct.Struct("IHHII"), struct.Struct("BxHiII"), struct.Struct("HH")
 U8, U16, U32, S32 = struct.Struct("B"), struct.Struct("H"), struct.Struct("I"), struct.Struct("i")
@@ -41,7 +42,7 @@ ATTEMPTS = 20
 
 
 class LinkReader:
-    """A socket that asks the kernel for links of this network namespace."""
+    """A socket that asks the kernel for links of this network namespace, and to change them."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(
@@ -82,6 +83,11 @@ class LinkReader:
                 return links
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
+    def change(self, body: bytes) -> None:
+        """Have a link changed as the body of an RTM_NEWLINK message says. Raises OSError."""
+        self._send(RTM_NEWLINK, NLM_F_ACK, body)
+        next(self._answers())
+
     def _one(self, index: int, attribute: bytes) -> Link | None:
         self._ask(0, index, attribute)
         try:
@@ -93,14 +99,14 @@ class LinkReader:
         return _link(data, body, end)
 
     def _ask(self, flags: int, index: int, attribute: bytes) -> None:
-        self._sequence += 1
         body = IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0) + attribute
-        self._socket.send(
-            NLMSGHDR.pack(
-                NLMSGHDR.size + len(body), RTM_GETLINK, NLM_F_REQUEST | flags, self._sequence, 0
-            )
-            + body
-        )
+        self._send(RTM_GETLINK, flags, body)
+
+    def _send(self, kind: int, flags: int, body: bytes) -> None:
+        self._sequence += 1
+        length = NLMSGHDR.size + len(body)
+        header = NLMSGHDR.pack(length, kind, NLM_F_REQUEST | flags, self._sequence, 0)
+        self._socket.send(header + body)
 
     def _answers(self) -> Iterator[tuple[int, int, bytes, int, int]]:
         """Yield the messages of the answer: type, flags, the data, where it begins and ends."""
@@ -109,8 +115,8 @@ class LinkReader:
             for kind, flags, sequence, body, end in _messages(data):
                 if sequence != self._sequence:
                     continue
-                if kind == NLMSG_ERROR:
-                    code = -S32.unpack_from(data, body)[0]
+                code = -S32.unpack_from(data, body)[0] if kind == NLMSG_ERROR else 0
+                if code:
                     raise OSError(code, os.strerror(code))
                 yield kind, flags, data, body, end
 
