@@ -24,8 +24,11 @@ MARK = "PYQEMU_BENCH_TEST"
 WIDTH = 100
 
 BARE_ROWS = {"python", "python-site", "pyroute2"}
-LINUX_ROWS = {"ip-script", "ip-script-long", "linux"}
-OVS_ROWS = {"linux-ovs", "ovs-script", "ovs"}
+LINUX_ROWS = {"ip-script", "ip-script-long", "linux", "linux-agent", "helper"}
+OVS_ROWS = {"linux-ovs", "linux-ovs-agent", "ovs-script", "ovs", "ovs-agent"}
+OTHERS = {"stock": "/etc/qemu-ifup", "qemu-helper": "/usr/lib/qemu/qemu-bridge-helper"}
+"""The rows of other people's programs, which may not be there."""
+NO_DOWN = BARE_ROWS | {"helper", "qemu-helper"}
 
 
 @dataclass(frozen=True)
@@ -106,17 +109,19 @@ def test_each_row_is_measured_and_nothing_is_left(bench: Bench, tmp_path: Path) 
     told = json.loads(file.read_text())
     rows = {row["row"]: row for row in told["rows"]}
     wanted = BARE_ROWS | LINUX_ROWS | (set() if needs.missing("ovs") else OVS_ROWS)
-    assert rows.keys() - {"stock"} == wanted
+    assert rows.keys() - OTHERS.keys() == wanted
     assert [row["row"] for row in told["left_out"]] == [
         *(() if "stock" in rows else ("/etc/qemu-ifup",)),
+        *(() if "qemu-helper" in rows else ("QEMU's qemu-bridge-helper",)),
         *(() if "ovs" in rows else ("each with Open vSwitch",)),
     ]
-    assert ("stock" in rows) == os.access("/etc/qemu-ifup", os.X_OK)
+    for key, program in OTHERS.items():
+        assert (key in rows) == os.access(program, os.X_OK)
     assert told["version"] == 1 and told["rounds"] == 2
     assert {"kernel", "processors", "python", "pyroute2", "ovs", "PyYAML"} == told["machine"].keys()
     for key, row in rows.items():
         if key != "stock":
-            check_row(row, 2, down=key not in BARE_ROWS)
+            check_row(row, 2, down=key not in NO_DOWN)
 
     lines = done.stdout.splitlines()
     for row in rows.values():
@@ -191,9 +196,8 @@ def test_what_it_measures_is_an_installation_of_its_own(bench: Bench, tmp_path: 
         pytest.skip("no package index to install from")
     assert done.returncode == 0, done.stderr
     commands = [row["up"]["command"][0] for row in json.loads(file.read_text())["rows"]]
-    assert all(
-        command.startswith((str(bench.folder), "/etc/qemu-ifup")) for command in commands
-    )
+    ours = (str(bench.folder), *OTHERS.values())
+    assert all(command.startswith(ours) for command in commands), commands
     assert etc.exists() == before and bench.left() == []
 
 

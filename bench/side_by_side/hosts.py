@@ -297,10 +297,7 @@ def run_in_session(words: Sequence[str], env: Mapping[str, str]) -> str:
     When this process is stopped meanwhile, the whole of it gets TERM and is waited for. Raises
     BenchError where it fails.
     """
-    with subprocess.Popen(
-        words, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    ) as process:
+    with _start_session(words, env) as process:
         try:
             printed, _ = process.communicate()
         except BaseException:
@@ -309,6 +306,25 @@ def run_in_session(words: Sequence[str], env: Mapping[str, str]) -> str:
     if process.returncode != 0:
         raise BenchError(f"`{' '.join(words)}` ended {process.returncode}:\n{printed}")
     return printed
+
+
+def _start_session(words: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Start a command; a signal that comes meanwhile counts when the command is known."""
+    came: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    }
+    process = subprocess.Popen(
+        words, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if came:
+        _end_session(process)
+        signal.raise_signal(came[0])
+    return process
 
 
 def _end_session(process: subprocess.Popen[str]) -> None:
