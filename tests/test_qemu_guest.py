@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,18 +54,18 @@ def from_guest(frame: bytes) -> bool:
 
 
 @pytest.fixture
-def linux(netns: Namespace, tmp_path: Path) -> Site:
+def linux(netns: Namespace, tmp_path: Path, served: Callable[..., Hooks]) -> Site:
     """A Linux bridge that has the host's address."""
-    site = Site("linux", netns, Hooks(tmp_path / "hooks", netns.name))
+    site = Site("linux", netns, served(Hooks(tmp_path / "hooks", netns.name)))
     netns.ip("address", "add", f"{HOST}/24", "dev", "br0")
     return site
 
 
 @pytest.fixture
-def openvswitch(ovs: OpenVSwitch, tmp_path: Path) -> Site:
+def openvswitch(ovs: OpenVSwitch, tmp_path: Path, served: Callable[..., Hooks]) -> Site:
     """An Open vSwitch bridge with the host's address on a port in the VLAN of HOME."""
     netns = ovs.namespace
-    site = Site("openvswitch", netns, Hooks(tmp_path / "hooks", netns.name), ovs)
+    site = Site("openvswitch", netns, served(Hooks(tmp_path / "hooks", netns.name)), ovs)
     words = ("--", "set", "Interface", "gw100", "type=internal", f'mac="{HWADDR.format(7)}"')
     ovs.vsctl("add-port", "br-int", "gw100", "tag=100", *words)
     netns.ip("link", "set", "dev", "gw100", "up")

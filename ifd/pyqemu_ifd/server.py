@@ -130,6 +130,8 @@ class Server:
         self._listen_due: float | None = None
         self._databases_due: float | None = None
         self._reload_due: float | None = None
+        self._reload_asked = False
+        """Whether a signal asks for it: no matter what is about to be set meanwhile."""
         self._chores_due = 0.0
 
     def run(self, notify: Callable[[str], None], watchdog: float | None) -> None:
@@ -188,7 +190,7 @@ class Server:
             self.stopping = True
 
         def reload(_number: int, _frame: object) -> None:
-            self._reload_due = 0.0
+            self._reload_asked = True
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
@@ -219,8 +221,8 @@ class Server:
         if self._listen_due is not None and now >= self._listen_due:
             self._listen_due = None
             self._poll.register(self.listener, select.EPOLLIN)
-        if self._reload_due is not None and now >= self._reload_due:
-            self._reload_due = None
+        if self._reload_asked or (self._reload_due is not None and now >= self._reload_due):
+            self._reload_asked, self._reload_due = False, None
             self.keeper.load()
             # NOTE: who was left lost, for it was denied, may be allowed by now.
             self.tidier.everything()

@@ -52,7 +52,10 @@ def public_folder() -> Iterator[Path]:
 
 
 def publish(hooks: Hooks, folder: Path) -> Hooks:
-    """Return hooks in `folder`, a public one, that every user can run: a copy of all they need."""
+    """Return hooks in `folder`, a public one, that every user can run: a copy of all they need.
+
+    The policy that is in force is copied too.
+    """
     roots = []
     for root in SOURCE_ROOTS:
         roots.append(str(folder / Path(root).name))
@@ -61,7 +64,10 @@ def publish(hooks: Hooks, folder: Path) -> Hooks:
         spec = importlib.util.find_spec(package)
         assert spec is not None and spec.submodule_search_locations
         shutil.copytree(spec.submodule_search_locations[0], folder / "libraries" / package)
-    return replace(
+    public = replace(
         hooks, folder=folder / "hooks", python=python(), roots=tuple(roots),
         libraries=(str(folder / "libraries"),),
     )
+    if hooks.policy.exists():
+        public.write_policy(hooks.policy.read_text())
+    return public

@@ -7,6 +7,7 @@ second to start in here. The programs themselves are run where their words or th
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,8 @@ def fabric(netns: Namespace, ovs_system: OpenVSwitch) -> Fabric:
 
 
 @pytest.fixture
-def hooks(tmp_path: Path, netns: Namespace) -> Hooks:
-    return Hooks(tmp_path / "hooks", netns=netns.name)
+def hooks(tmp_path: Path, netns: Namespace, served: Callable[..., Hooks]) -> Hooks:
+    return served(Hooks(tmp_path / "hooks", netns=netns.name))
 
 
 def write_policy(hooks: Hooks, ovs: OpenVSwitch, settings: str, bridge: str = "br-int") -> None:

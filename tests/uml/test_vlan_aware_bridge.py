@@ -7,6 +7,7 @@ second to start in here. The programs themselves are run where their words or th
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,8 @@ def lan(netns: Namespace) -> Lan:
 
 
 @pytest.fixture
-def hooks(tmp_path: Path, netns: Namespace) -> Hooks:
-    return Hooks(tmp_path / "hooks", netns=netns.name)
+def hooks(tmp_path: Path, netns: Namespace, served: Callable[..., Hooks]) -> Hooks:
+    return served(Hooks(tmp_path / "hooks", netns=netns.name))
 
 
 def write_policy(hooks: Hooks, settings: str) -> None:
