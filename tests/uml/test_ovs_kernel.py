@@ -476,6 +476,7 @@ def test_name_of_two_bridges_wants_a_kind(fabric: Fabric) -> None:
     ovs.vswitchd.cont()
 
 
+@pytest.mark.alone("the agent collects at once what this waits to see")
 def test_killed_qemu_comes_back_in_its_new_place(fabric: Fabric, hooks: Hooks) -> None:
     """SIGKILL, then the same tap under another policy: a VLAN, then a Linux bridge."""
     netns, ovs = fabric.netns, fabric.ovs
@@ -508,6 +509,7 @@ def test_killed_qemu_comes_back_in_its_new_place(fabric: Fabric, hooks: Hooks) -
     netns.ip("link", "del", "br0")
 
 
+@pytest.mark.alone("the agent collects at once what this waits to see")
 def test_ifctl_shows_explains_and_cleans_up(fabric: Fabric, hooks: Hooks) -> None:
     """On both switches: status, explain, and gc of what a crash left, that and nothing else."""
     netns, ovs = fabric.netns, fabric.ovs
