@@ -14,8 +14,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -283,6 +284,43 @@ def test_restart_after_a_crash_is_in_the_new_network(
     assert site.is_clean("web0")
 
 
+@contextmanager
+def port_updates(ovs: OpenVSwitch) -> Iterator[IO[str]]:
+    """Yield a line of JSON for each update of the Port rows from now on."""
+    columns = "name,tag,vlan_mode,trunks"
+    argv = ["ovsdb-client", "--format=json", "monitor", ovs.db, "Open_vSwitch", "Port", columns]
+    with ovs.namespace.popen(argv) as monitor:
+        assert monitor.stdout is not None
+        try:
+            assert "br-int" in monitor.stdout.readline(), "what was there comes first"
+            yield monitor.stdout
+        finally:
+            monitor.kill()
+
+
+def test_stale_row_is_let_go_before_the_new_one_comes(
+    openvswitch: Site, ovs: OpenVSwitch, neighbours: dict[str, Tap]
+) -> None:
+    site = openvswitch
+    site.all_on(HOME)
+    with Station(site.netns) as station, port_updates(ovs) as updates:
+        argv = [*site.qemu_arguments("web0"), *station.arguments("n0")]
+        with start(site, *argv) as qemu:
+            assert qemu.greeting
+            assert qemu.signal(signal.SIGKILL) == -signal.SIGKILL
+        assert json.loads(updates.readline())["data"][0][1:3] == ["insert", "web0"]
+        site.all_on(OTHER)
+        ovs.vswitchd.stop()
+        with start(site, *argv) as qemu:
+            assert json.loads(updates.readline())["data"][0][1:3] == ["delete", "web0"]
+            assert not select.select([updates], [], [], 0.5)[0], "ovs-vswitchd is waited for"
+            ovs.vswitchd.cont()
+            assert qemu.greeting
+            talks_only_in(OTHER, station, neighbours)
+            assert qemu.quit() == 0
+    assert site.is_clean("web0")
+
+
 # Failures.
 
 
@@ -403,19 +441,12 @@ def test_tap_that_is_up_is_taken_down_first(linux: Site) -> None:
 def test_port_comes_with_its_vlan(openvswitch: Site, ovs: OpenVSwitch) -> None:
     site = openvswitch
     site.all_on(HOME)
-    columns = "name,tag,vlan_mode,trunks"
-    argv = ["ovsdb-client", "--format=json", "monitor", ovs.db, "Open_vSwitch", "Port", columns]
-    with site.netns.popen(argv) as monitor:
-        assert monitor.stdout is not None
-        try:
-            assert "br-int" in monitor.stdout.readline(), "what was there comes first"
-            with start(site, *site.qemu_arguments("web0")) as qemu:
-                assert qemu.greeting
-                assert site.network_of("web0") == HOME
-                assert qemu.quit() == 0
-            inserted, deleted = (json.loads(monitor.stdout.readline()) for _ in range(2))
-        finally:
-            monitor.kill()
+    with port_updates(ovs) as updates:
+        with start(site, *site.qemu_arguments("web0")) as qemu:
+            assert qemu.greeting
+            assert site.network_of("web0") == HOME
+            assert qemu.quit() == 0
+        inserted, deleted = (json.loads(updates.readline()) for _ in range(2))
     (row,) = inserted["data"]
     assert row[1:] == ["insert", "web0", 100, "access", ["set", []]]
     assert deleted["data"][0][1:3] == ["delete", "web0"]
