@@ -9,6 +9,7 @@ from __future__ import annotations
 import _socket
 import errno
 import os
+import select  # noqa: F401  say() needs it, also where no file can be opened any more
 import sys
 
 from pyqemu_ifd.thin import log, say
