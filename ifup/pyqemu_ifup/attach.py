@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import syslog
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from pyqemu_ifup.plan import (
     plan_undo,
     plan_up,
     refuse_foreign_ports,
+    refuse_shared,
     refuse_strangers,
 )
 from pyqemu_ifup.stamp import find_here, make_stamp
@@ -84,7 +86,9 @@ def attaching(
             yield from _undo(host, port, before)
         raise
     before = host.look(port.tap, port.bridge)
-    admit(refuse_strangers(port.tap, before, parent))
+    link = refuse_strangers(port.tap, before, parent)
+    admit(link)
+    refuse_shared(link, uid if uid is not None else os.getuid())
     here = find_here()
     refuse_foreign_ports(before, here)
     try:

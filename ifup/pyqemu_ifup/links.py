@@ -30,7 +30,7 @@ IFLA_LINKINFO, IFLA_IFALIAS, IFLA_CARRIER = 18, 20, 33
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BR_VLAN_FILTERING, IFLA_BR_VLAN_DEFAULT_PVID = 7, 39
 IFLA_BRPORT_ISOLATED = 33
-IFLA_TUN_OWNER, IFLA_TUN_TYPE = 1, 3
+IFLA_TUN_OWNER, IFLA_TUN_GROUP, IFLA_TUN_TYPE, IFLA_TUN_MULTI_QUEUE = 1, 2, 3, 7
 IFF_TAP = 2
 """What IFLA_TUN_TYPE says of a tap (linux/if_tun.h)."""
 
@@ -251,4 +251,6 @@ def _link(data: bytes, body: int, end: int) -> Link:
         default_pvid=_number(U16, bridge, IFLA_BR_VLAN_DEFAULT_PVID),
         isolated=None if isolated is None else bool(isolated),
         owner=_number(U32, tun, IFLA_TUN_OWNER),
+        group=_number(U32, tun, IFLA_TUN_GROUP),
+        multi_queue=bool(_number(U8, tun, IFLA_TUN_MULTI_QUEUE)),
     )
