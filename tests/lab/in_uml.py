@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as xml
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -46,7 +49,8 @@ class Boot:
         self.lacking: str | None = None
         """Why there is no User Mode Linux, None where there is one."""
         self._found: dict[str, xml.Element | str] | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: int | None = None
+        """A descriptor of its process (pidfd_open(2))."""
         setup = subprocess.run([UML / "uml-setup"], capture_output=True, text=True)
         if setup.returncode != 0:
             self.lacking = f"no User Mode Linux: {setup.stderr.strip()}"
@@ -55,17 +59,14 @@ class Boot:
         variables += [f"{name}={os.environ[name]}" for name in ("CI",) if name in os.environ]
         junit = ["-o", "junit_family=xunit1", "--junitxml=/run/out/junit.xml"]
         limits = ["-m", str(MEMORY), "-t", str(SECONDS), "-o", str(self.folder)]
-        with open(self.folder / "printed", "wb") as printed:
-            self._process = subprocess.Popen(
-                [
-                    UML / "uml-run", *limits, "--",
-                    "env", *variables, *PYTEST, *junit, "--color=no", "-q", *tests,
-                ],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=subprocess.STDOUT,
-            )
+        command: list[str | Path] = [UML / "uml-run", *limits, "--", "env", *variables, *PYTEST, *junit]
+        # NOTE: no child of ours, which a test during which it ends would find as a zombie.
+        aside = ["sh", "-c", 'out=$1; shift; "$@" >"$out" 2>&1 & echo $!', "sh"]
+        started = subprocess.run(
+            [*aside, self.folder / "printed", *command, "--color=no", "-q", *tests],
+            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True,
+        )
+        self._process = os.pidfd_open(int(started.stdout))
 
     def results(self) -> dict[str, xml.Element | str]:
         """Wait for its end; return the JUnit element of each test, by id.
@@ -73,8 +74,7 @@ class Boot:
         The key "" holds what the Linux printed.
         """
         if self._found is None:
-            if self._process is not None:
-                self._process.wait()
+            self._wait()
             printed = (self.folder / "printed").read_text(errors="replace")
             self._found = {"": printed[-10000:]}
             junit = self.folder / "junit.xml"
@@ -86,9 +86,16 @@ class Boot:
     def close(self) -> None:
         """End it, where it still runs."""
         if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._process, signal.SIGTERM)
+            self._wait()
+            os.close(self._process)
         shutil.rmtree(self.folder)
+
+    def _wait(self) -> None:
+        """Wait for its end."""
+        if self._process is not None:
+            select.select([self._process], [], [])
 
 
 BOOT = pytest.StashKey[Boot]()
