@@ -165,7 +165,7 @@ endef
 	touch $@
 
 test: ## install what is missing and run all the tests (root, or some skip)
-	@$(call MAKE_READY,install-packages uml/uml-setup guest/guest-setup)
+	@$(call MAKE_READY,install-packages uml/uml-setup guest/guest-setup qemu/qemu-setup)
 	exec .venv/bin/python3 -m pytest $(PYTEST_ARGS)
 
 lint: .venv/ready ## ruff and mypy
