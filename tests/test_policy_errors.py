@@ -286,6 +286,243 @@ SAMPLE_ERRORS = [
     ),
     ("beyond-unknown-network", "4:26: there is no network lan; the policy defines no network"),
     ("beyond-vid-in-two-ranges", "4:44: VID 35 is twice in trunk: in 30-39 and in 35"),
+    (
+        "bad-nic-addr-function",
+        "3:42: addr must be a PCI slot such as 0x8, or slot and function such as "
+        "0x8.1, not 0x1.8; in hexadecimal, at most 1f.7",
+    ),
+    (
+        "bad-nic-addr",
+        "3:42: addr must be a PCI slot such as 0x8, or slot and function such as "
+        "0x8.1, not 0x20; in hexadecimal, at most 1f.7",
+    ),
+    (
+        "bad-nic-both",
+        "3:36: the NIC has both network and user; keep one of them",
+    ),
+    (
+        "bad-nic-bus",
+        '3:41: bus must be a bus of QEMU\'s, not "pci 0"; such as pcie.0 or the id of a '
+        "port",
+    ),
+    (
+        "bad-nic-forward-key",
+        "3:65: forward has no key via; the keys are from and to",
+    ),
+    (
+        "bad-nic-forward-mapping",
+        '3:38: forward must be a list such as [{from: 127.0.0.1:2222/tcp, to: ":22"}], '
+        "not a mapping",
+    ),
+    (
+        "bad-nic-forward-no-protocol",
+        '3:46: from must be [ADDRESS:]PORT/tcp or /udp, the address IPv4, not "22"; '
+        "write 22/tcp",
+    ),
+    (
+        "bad-nic-forward-no-to",
+        "3:39: forward has an entry without to; a list such as [{from: "
+        '127.0.0.1:2222/tcp, to: ":22"}] is one',
+    ),
+    (
+        "bad-nic-forward-scalar",
+        '3:39: forward must be a list such as [{from: 127.0.0.1:2222/tcp, to: ":22"}], '
+        "not 22",
+    ),
+    (
+        "bad-nic-forward-to",
+        '3:58: to must be "[ADDRESS]:PORT", the address IPv4, not "22"; write ":22"',
+    ),
+    (
+        "bad-nic-id",
+        "3:40: id must be an id of QEMU's, not 0net; a letter, then letters, digits, "
+        "dots, hyphens and underscores",
+    ),
+    (
+        "bad-nic-key",
+        "3:36: a NIC has no key macaddr; did you mean addr?",
+    ),
+    (
+        "bad-nic-list",
+        "3:21: a NIC must be a mapping such as {network: lan} or {user: {}}, not a list",
+    ),
+    (
+        "bad-nic-mac-multicast",
+        "3:41: mac must be the MAC of a device, not 53:54:00:12:34:56; six pairs of "
+        "hexadecimal digits such as 52:54:00:12:34:56, the second digit even",
+    ),
+    (
+        "bad-nic-mac-short",
+        "3:41: mac must be the MAC of a device, not 52:54:00:12:34; six pairs of "
+        "hexadecimal digits such as 52:54:00:12:34:56, the second digit even",
+    ),
+    (
+        "bad-nic-model",
+        '3:43: model must be the model of a NIC, not "a,b"',
+    ),
+    (
+        "bad-nic-neither",
+        "3:21: the NIC has neither network nor user; give one of them",
+    ),
+    (
+        "bad-nic-queues-0",
+        "3:44: queues must be a whole number from 1 to 64, not 0",
+    ),
+    (
+        "bad-nic-queues-65",
+        "3:44: queues must be a whole number from 1 to 64, not 65",
+    ),
+    (
+        "bad-nic-scalar",
+        "3:21: a NIC must be a mapping such as {network: lan} or {user: {}}, not lan",
+    ),
+    (
+        "bad-nic-tap-glob",
+        '3:41: tap must be the name of a tap, not "web*"; at most 15 bytes, none of / '
+        ": * ? [ ] %, not . or ..",
+    ),
+    (
+        "bad-nic-tap-long",
+        "3:41: tap must be the name of a tap, not abcdefghijklmnop; at most 15 bytes, "
+        "none of / : * ? [ ] %, not . or ..",
+    ),
+    (
+        "bad-nic-tap-number",
+        "3:41: tap must be the name of a tap, not web%d; at most 15 bytes, none of / : "
+        "* ? [ ] %, not . or ..",
+    ),
+    (
+        "bad-nic-user-hostname",
+        "3:39: hostname must be a host name, not -web; letters, digits, dots and "
+        "hyphens, at most 63",
+    ),
+    (
+        "bad-nic-user-ipv4-short",
+        "3:35: ipv4 must be an IPv4 subnet such as 10.0.2.0/24, not 10.0.2.0/30; its "
+        "host part zero, its length at most 29",
+    ),
+    (
+        "bad-nic-user-ipv4",
+        "3:35: ipv4 must be an IPv4 subnet such as 10.0.2.0/24, not 10.0.2.2; its host "
+        "part zero, its length at most 29",
+    ),
+    (
+        "bad-nic-user-ipv6",
+        "3:35: ipv6 must be an IPv6 subnet such as fd00:2::/64, not 10.0.2.0/24/1; its "
+        "host part zero, its length at most 126",
+    ),
+    (
+        "bad-nic-user-key",
+        "3:29: user: has no key net; the keys are ipv4, ipv6, restrict, hostname and "
+        "forward",
+    ),
+    (
+        "bad-nic-user-list",
+        "3:28: user must be a mapping such as {} or {ipv4: 10.0.2.0/24}, not a list",
+    ),
+    (
+        "bad-nic-user-queues",
+        "3:32: a NIC in user mode has one pair of queues",
+    ),
+    (
+        "bad-nic-user-restrict",
+        "3:39: restrict must be true or false, not yes; write true",
+    ),
+    (
+        "bad-nic-user-tap",
+        "3:32: a NIC in user mode has no tap; remove tap",
+    ),
+    (
+        "bad-nic-user-true",
+        "3:28: user must be a mapping such as {} or {ipv4: 10.0.2.0/24}, not true",
+    ),
+    (
+        "bad-nic-user-vlan",
+        "3:32: a NIC in user mode has no tap; remove vlan",
+    ),
+    (
+        "bad-nic-vectors",
+        "3:45: vectors must be a whole number from 0 to 2048 or auto, not many",
+    ),
+    (
+        "bad-nic-vlan",
+        "3:42: vlan must be a VID from 1 to 4094 or a mapping with trunk, not 0",
+    ),
+    (
+        "bad-vms-key",
+        "2:24: guest web1 has no key memory; the keys are nics",
+    ),
+    (
+        "bad-vms-list",
+        "2:6: vms must be a mapping of names to guests, not a list",
+    ),
+    (
+        "bad-vms-name",
+        '2:7: a guest cannot be named "web 1"; a name is 1 to 63 ASCII letters, '
+        "digits, dots, hyphens and underscores, a letter or digit first",
+    ),
+    (
+        "bad-vms-nics-mapping",
+        "2:20: nics must be a list of NICs, not a mapping",
+    ),
+    (
+        "bad-vms-no-nics",
+        "2:7: guest web1 has no nics; write nics: [{network: NAME}]",
+    ),
+    (
+        "bad-vms-scalar",
+        "2:13: guest web1 must be a mapping with nics, not lan",
+    ),
+    (
+        "beyond-forward-address",
+        "5:42: from must be [ADDRESS:]PORT/tcp or /udp, the address IPv4, not "
+        "127.0.0.256:22/tcp",
+    ),
+    (
+        "beyond-forward-port",
+        "5:42: from must be [ADDRESS:]PORT/tcp or /udp, the address IPv4, not 65536/tcp",
+    ),
+    (
+        "beyond-forward-twice",
+        "5:62: forward has this from twice: 22/tcp",
+    ),
+    (
+        "beyond-nic-external-ids",
+        "5:31: external_ids are for Open vSwitch, but network sw "
+        "(beyond-nic-external-ids:3) has kind: linux; remove one",
+    ),
+    (
+        "beyond-nic-id-twice",
+        "5:43: the guest has another NIC with the id net1, at beyond-nic-id-twice:5; "
+        "give each its own",
+    ),
+    (
+        "beyond-nic-mac-twice",
+        "5:73: another NIC has the mac 52:54:00:00:00:0a too, at beyond-nic-mac-twice:5",
+    ),
+    (
+        "beyond-nic-mac-zero",
+        "5:37: mac must be the MAC of a device, not 00:00:00:00:00:00; six pairs of "
+        "hexadecimal digits such as 52:54:00:12:34:56, the second digit even",
+    ),
+    (
+        "beyond-nic-network",
+        "5:27: there is no network lam; did you mean lan?",
+    ),
+    (
+        "beyond-nic-tap-made-twice",
+        "6:14: another NIC has the tap b-0 too, at beyond-nic-tap-made-twice:5; give "
+        "it a tap:",
+    ),
+    (
+        "beyond-nic-tap-twice",
+        "6:36: another NIC has the tap web0 too, at beyond-nic-tap-twice:5",
+    ),
+    (
+        "beyond-user-ipv4-host-part",
+        "5:31: ipv4 must be an IPv4 subnet such as 10.0.2.0/24, not 10.0.2.2/24; its "
+        "host part zero, its length at most 29",
+    ),
 ]
 
 # What the samples do not show: several errors, or texts that are odd as files.
@@ -393,7 +630,7 @@ TEXT_ERRORS = [
         "mtu, vlan, isolated, external_ids and txqueuelen"
     ]),
     ("port setting at the top", HEAD + "mtu: 1500\n", [
-        "2:1: the policy has no key mtu; mtu belongs to a network or a rule"
+        "2:1: the policy has no key mtu; mtu belongs to a network, a rule or a NIC"
     ]),
     ("match key on a network", HEAD + "networks: {l: {bridge: b, netdev: x}}", [
         "2:27: network l has no key netdev; netdev belongs to a rule"

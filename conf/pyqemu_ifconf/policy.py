@@ -28,6 +28,7 @@ DEFAULT_TIMEOUT = 10
 DEFAULT_MAX_TAPS = 16
 """Taps that one user may have on a network where the policy says nothing."""
 DEFAULT_TAP_NAME = "tap%d"
+DEFAULT_MODEL = "virtio-net-pci"
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,67 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Forward:
+    """A port of the host's that leads to one of the guest's; an empty address is any, or the only.
+
+    `protocol` is `tcp` or `udp`.
+    """
+
+    protocol: str
+    address: str
+    port: int
+    to_address: str
+    to_port: int
+
+
+@dataclass(frozen=True)
+class UserMode:
+    """QEMU's user-mode network; `ipv4` and `ipv6` as ADDRESS/LENGTH, None for QEMU's own choice."""
+
+    ipv4: str | None = None
+    ipv6: str | None = None
+    restrict: bool = False
+    hostname: str | None = None
+    forward: tuple[Forward, ...] = ()
+
+
+@dataclass(frozen=True)
+class Nic:
+    """A NIC of a guest's, on a `network` by its `tap`, or on a user-mode network of its own.
+
+    `mac` None: made of the host, the guest and the NIC. `vectors` None: as many as the queues
+    want.
+    """
+
+    place: Place
+    id: str
+    network: str | None = None
+    tap: str = ""
+    user: UserMode | None = None
+    model: str = DEFAULT_MODEL
+    mac: str | None = None
+    queues: int = 1
+    vectors: int | None = None
+    bus: str | None = None
+    addr: str | None = None
+    settings: Settings = field(default_factory=Settings)
+
+
+@dataclass(frozen=True)
+class Vm:
+    """A guest and its NICs, in order."""
+
+    name: str
+    place: Place
+    nics: tuple[Nic, ...]
+
+
+@dataclass(frozen=True)
 class Policy:
     """All of a host's policy; `files` in the order read, `rules` from the top.
 
-    `bridge_conf`: QEMU's bridge.conf says too who may use which bridge.
+    `bridge_conf`: QEMU's bridge.conf says too who may use which bridge. The NICs of `vms` that
+    have a tap are the first of the rules.
     """
 
     files: tuple[str, ...]
@@ -142,6 +200,7 @@ class Policy:
     rules: tuple[Rule, ...]
     timeout: int = DEFAULT_TIMEOUT
     bridge_conf: bool = False
+    vms: Mapping[str, Vm] = field(default_factory=dict)
 
     @cached_property
     def index(self) -> RuleIndex:
@@ -224,6 +283,27 @@ def port_on(policy: Policy, network_name: str, tap: str) -> Port:
             f"the networks are {known}" if known else "the policy defines no network at all",
         )
     return _port(network, merge(Settings(), network.settings), tap, network.place)
+
+
+def find_nic(policy: Policy, network: str, tap: str) -> Nic | None:
+    """Return the NIC of a guest of the policy's that has this tap on this network."""
+    for vm in policy.vms.values():
+        for nic in vm.nics:
+            if nic.tap == tap and nic.network == network:
+                return nic
+    return None
+
+
+def nic_rule(nic: Nic) -> Rule:
+    """Return the rule that a NIC on a network is for its tap."""
+    return Rule(nic.place, {"tap": (nic.tap,)}, nic.network, settings=nic.settings)
+
+
+def nic_port(policy: Policy, nic: Nic) -> Port:
+    """Return the Port of a NIC on a network."""
+    assert nic.network is not None  # of a NIC in user mode there is none
+    network = policy.networks[nic.network]
+    return _port(network, merge(network.settings, nic.settings), nic.tap, nic.place)
 
 
 def policy_asks(policy: Policy, key: MatchKey) -> bool:

@@ -21,7 +21,10 @@ def policy_schema() -> Schema:
         "$schema": DIALECT,
         "title": "The policy of pyqemu-ifup",
         **_object("top"),
-        "$defs": {"network": _network(), "rule": _rule()},
+        "$defs": {
+            "network": _network(), "rule": _rule(), "vm": _object("vm"), "nic": _nic(),
+            "user": _object("user"),
+        },
     }
 
 
@@ -65,6 +68,24 @@ def _rule() -> Schema:
         "oneOf": [
             {"required": ["network"], "properties": {"deny": False}},
             {"required": ["deny"], "properties": {name: False for name in not_with_deny}},
+        ],
+    }
+
+
+def _nic() -> Schema:
+    """Return the schema of a NIC: on a network with a tap and settings, or on one in user mode."""
+    fields = fields_of("nic")
+    of_taps = ("tap", *(name for name, field in fields.items() if field.where == "port"))
+    return {
+        **_object("nic"),
+        "oneOf": [
+            {"required": ["network"], "properties": {"user": False}},
+            {
+                "required": ["user"],
+                "properties": {
+                    **{name: False for name in ("network", *of_taps)}, "queues": {"const": 1},
+                },
+            },
         ],
     }
 
