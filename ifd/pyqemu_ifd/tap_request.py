@@ -7,7 +7,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import Caller, Network, Policy, Port, port_on
+from pyqemu_ifconf.policy import (
+    Caller,
+    Network,
+    Nic,
+    Policy,
+    Port,
+    find_nic,
+    nic_port,
+    port_on,
+)
 from pyqemu_ifd.access import (
     ROOT,
     check_owner,
@@ -71,7 +80,10 @@ def _bad(why: str) -> Failure:
 
 @dataclass(frozen=True)
 class NewTap:
-    """A tap that has just been made: whose it is, and which process is to hold it."""
+    """A tap that has just been made: whose it is, and which process is to hold it.
+
+    `nic` is that of a guest of the policy's for which it was asked by name, None for any other.
+    """
 
     name: str
     descriptors: list[int]
@@ -79,6 +91,7 @@ class NewTap:
     uid: int
     login: str
     holder: int
+    nic: Nic | None = None
 
 
 def serve_tap(
@@ -104,8 +117,12 @@ def make_tap(
     """
     wish = parse_wish(fields)
     login, groups = identity(uid)
-    network = find_network(policy, wish.network, uid, login, groups, _bridge_conf(policy, uid))
+    conf = _bridge_conf(policy, uid)
+    network = find_network(policy, wish.network, uid, login, groups, conf)
     pattern = pick_name(policy, network, wish.name, uid)
+    nic = find_nic(policy, network.name, wish.name) if wish.name else None
+    if nic is not None:
+        may_use(network, uid, login, groups, conf, nic_port(policy, nic))
     holder = find_helped(peer_pid) if wish.for_parent else peer_pid
     if holder is None:
         raise Failure(Status.TRY_AGAIN, "stopped", "the calling process has ended")
@@ -121,7 +138,7 @@ def make_tap(
         close_all(descriptors)
         raise
     _under_way[name] = (network.name, uid)
-    return NewTap(name, descriptors, network.name, uid, login, holder)
+    return NewTap(name, descriptors, network.name, uid, login, holder, nic)
 
 
 def attach_tap(host: Host, policy: Policy, tap: NewTap) -> Work[None]:
@@ -130,13 +147,17 @@ def attach_tap(host: Host, policy: Policy, tap: NewTap) -> Work[None]:
     Raises Failure as `attach`; then its descriptors are closed, and nothing is left of it.
     """
     try:
-        port = port_on(policy, tap.network, tap.name)
+        if tap.nic is not None:
+            port = nic_port(policy, tap.nic)
+        else:
+            port = port_on(policy, tap.network, tap.name)
         # NOTE: the netdev is not known: QEMU's helper has no name for it.
         vm = find_caller(tap.name, tap.holder, want_user=False).vm
         caller = Caller(tap.name, vm=vm, user=tap.login)
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         uid = tap.uid if tap.uid != ROOT else None
-        yield from attaching(host, port, caller, tap.holder, ovsdbs, uid, by_name=True)
+        by_name = tap.nic is None
+        yield from attaching(host, port, caller, tap.holder, ovsdbs, uid, by_name=by_name)
     except BaseException:
         close_all(tap.descriptors)
         raise
