@@ -116,7 +116,6 @@ def test_a_forward_of_user_mode_carries_a_connection(hooks: Hooks, netns: Namesp
         lack(reason)
     forward = [{"from": "127.0.0.1:2222/tcp", "to": ":22"}]
     write_vm(hooks, {"user": {"ipv4": "10.7.0.0/24", "forward": forward}})
-    netns.ip("link", "set", "lo", "up")
     with boot.Console() as console:
         guest = boot.guest_arguments(console, ip="dhcp", serve=22, hold=True)
         with Qemu(*guest, *arguments(hooks), netns=netns.name, machine="pc") as qemu:
@@ -124,7 +123,6 @@ def test_a_forward_of_user_mode_carries_a_connection(hooks: Hooks, netns: Namesp
             assert console.wait("ready")
             assert answer(netns, 2222) == b"GUEST serves 22\n"
             assert qemu.quit() == 0
-    netns.ip("link", "set", "lo", "down")
 
 
 @pytest.mark.alone("no hook is called")

@@ -59,11 +59,11 @@ class Boot:
         variables += [f"{name}={os.environ[name]}" for name in ("CI",) if name in os.environ]
         junit = ["-o", "junit_family=xunit1", "--junitxml=/run/out/junit.xml"]
         limits = ["-m", str(MEMORY), "-t", str(SECONDS), "-o", str(self.folder)]
-        command: list[str | Path] = [UML / "uml-run", *limits, "--", "env", *variables, *PYTEST, *junit]
+        command: list[str | Path] = [UML / "uml-run", *limits, "--", "env", *variables, *PYTEST]
         # NOTE: no child of ours, which a test during which it ends would find as a zombie.
         aside = ["sh", "-c", 'out=$1; shift; "$@" >"$out" 2>&1 & echo $!', "sh"]
         started = subprocess.run(
-            [*aside, self.folder / "printed", *command, "--color=no", "-q", *tests],
+            [*aside, self.folder / "printed", *command, *junit, "--color=no", "-q", *tests],
             cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True,
         )
         self._process = os.pidfd_open(int(started.stdout))
