@@ -210,17 +210,19 @@ deb: ## build a Debian package into OUT (build), for this machine's own python3
 	$(MAKE) --no-print-directory install PREFIX=/usr DESTDIR="$$root" PYTHON="$$PYTHON" \
 		ZSHDIR=/usr/share/zsh/vendor-completions >"$$root/log" || { cat "$$root/log"; exit 1; }
 	rm -r "$$root/log" "$$root/etc" "$$root/usr/lib/pyqemu-ifup/installed"
+	maintainer="$${DEBFULLNAME:-The authors of pyqemu-ifup} <$${DEBEMAIL:-root@localhost}>"
 	doc=$$root/usr/share/doc/pyqemu-ifup
-	mv "$$doc/LICENSE" "$$doc/copyright"
-	mv "$$doc/CHANGELOG.md" "$$doc/changelog"
+	rm "$$doc/LICENSE"
+	cp conf/debian/copyright "$$doc/copyright"
+	printf '%s\n' "pyqemu-ifup ($$version) unstable; urgency=medium" '' '  * See CHANGELOG.md.' '' \
+		" -- $$maintainer  $$(date -uRd "@$$SOURCE_DATE_EPOCH")" >"$$doc/changelog"
 	gzip -9n "$$doc/changelog" "$$root"/usr/share/man/man?/*
 	arch=all
 	if find "$$root" -name '*.so' | grep -q .; then arch=$$(dpkg --print-architecture); fi
 	size=$$(du -sk --apparent-size "$$root" | cut -f 1)
 	mkdir "$$root/DEBIAN"
 	(cd "$$root" && find usr -type f -print0 | sort -z | xargs -0 md5sum >DEBIAN/md5sums)
-	maintainer="$${DEBFULLNAME:-The authors of pyqemu-ifup} <$${DEBEMAIL:-root@localhost}>"
-	sed "s/@version@/$$version/; s/@arch@/$$arch/; s/@size@/$$size/; s/@maintainer@/$$maintainer/
+	sed "s/@version@/$$version/; s/@arch@/$$arch/; s/@size@/$$size/; s|@maintainer@|$$maintainer|
 		s/@depends@/python3 (>= $$here~), python3 (<< $$next~)/" \
 		conf/debian/control.in >"$$root/DEBIAN/control"
 	for script in postinst prerm postrm; do
