@@ -14,7 +14,7 @@ PROGRAMS := pyqemu-ifctl pyqemu-ifd pyqemu-bridge-helper
 ROOMS := $(wildcard conf ifup ifdown ifctl ifd)
 PAGES := $(sort $(wildcard $(addsuffix /*.5,$(ROOMS)) $(addsuffix /*.8,$(ROOMS))))
 SCHEMAS := $(wildcard conf/*.schema.json)
-UNITS := $(wildcard conf/systemd/*)
+UNITS := $(sort $(wildcard conf/systemd/*))
 DOCS := $(wildcard README.md CHANGELOG.md LICENSE docs/troubleshooting.md)
 
 # NOTE: recipes read these from the environment, quoted, so that no path is ever shell text; and

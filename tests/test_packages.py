@@ -23,7 +23,7 @@ from test_install import ROOT, need_success, run
 
 PYTHON = Path("/usr/bin/python3")
 """The distribution's own, which the package depends on."""
-EPOCH = "1700000000"
+EPOCH, EPOCH_DAY = "1700000000", "2023-11-14"
 POLICY = """\
 version: 1
 networks: {lan: {bridge: br0, isolated: true}}
@@ -128,6 +128,36 @@ def stock(system: Clean) -> dict[str, str]:
     return {name: system.path(f"/{name}").read_text() for name in STOCK}
 
 
+WANTED = (
+    "usr/bin/pyqemu-ifup",
+    "usr/lib/systemd/system/pyqemu-ifup-gc.timer",
+    "usr/sbin/pyqemu-takeover",
+    "usr/share/bash-completion/completions/pyqemu-ifctl",
+    "usr/share/doc/pyqemu-ifup/changelog.gz",
+    "usr/share/doc/pyqemu-ifup/copyright",
+    "usr/share/doc/pyqemu-ifup/troubleshooting.md",
+    "usr/share/man/man8/pyqemu-takeover.8.gz",
+    "usr/share/zsh/vendor-completions/_pyqemu-ifctl",
+)
+
+
+def test_what_is_in_the_package(files: Files) -> None:
+    """All of it root's, writable by nobody else, and of the time that was asked for."""
+    package = files.folder / files.package
+    listed = need_success(run("dpkg-deb", "--contents", package, env={"TZ": "UTC"})).splitlines()
+    for line in listed:
+        mode, owner, _size, day, _time, _name = line.split(maxsplit=5)
+        assert owner == "root/root" and day <= EPOCH_DAY, line
+        assert mode[0] == "l" or (mode[5], mode[8]) == ("-", "-"), line
+    names = {line.split(maxsplit=5)[5] for line in listed}
+    assert names >= {f"./{name}" for name in WANTED}
+    assert not [name for name in names if name.startswith("./etc")]
+    fields = need_success(run("dpkg-deb", "--field", package)).splitlines()
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert f"Version: {setup['metadata']['version']}" in fields
+
+
 def test_the_debian_package(system: Clean, files: Files) -> None:
     """Installed, used, taken over and given back, removed and purged."""
     scripts = stock(system)
@@ -142,6 +172,9 @@ def test_the_debian_package(system: Clean, files: Files) -> None:
     assert {word.split()[0] for word in needs.split(", ")} == {"python3"}
 
     assert system.run("pyqemu-ifctl", "check").stdout.startswith("ok")
+    unit = system.path("/usr/lib/systemd/system/pyqemu-ifup-gc.service").read_text()
+    assert "\nExecStart=/usr/bin/pyqemu-ifctl gc\n" in unit
+    assert system.run("pyqemu-ifctl", "gc").stdout == "nothing to remove\n"
     assert system.run("pyqemu-ifctl", "version").stdout != "pyqemu-ifctl of a checkout\n"
     system.write("/etc/pyqemu-ifup/policy.yaml", POLICY)
     ours = ",script=/usr/bin/pyqemu-ifup,downscript=/usr/bin/pyqemu-ifdown"
@@ -157,6 +190,7 @@ def test_the_debian_package(system: Clean, files: Files) -> None:
     serves(system)
     system.run("dpkg", "--remove", "pyqemu-ifup")
     assert stock(system) == scripts
+    assert system.run("dpkg-divert", "--list", "*qemu*").stdout == ""
     kept = {"etc/pyqemu-ifup", "etc/pyqemu-ifup/policy.yaml"}
     assert system.changes().keys() == kept
     assert system.path("/etc/pyqemu-ifup/policy.yaml").read_text() == POLICY
@@ -167,6 +201,7 @@ def test_the_debian_package(system: Clean, files: Files) -> None:
         assert "no bridge for guest interface found" in qemu.stderr
     system.run("dpkg", "--purge", "pyqemu-ifup")
     assert system.changes() == {}
+    assert "not installed" in system.run("dpkg", "--status", "pyqemu-ifup", status=1).stderr
 
 
 def test_an_upgrade_leaves_what_the_administrator_has_decided(
@@ -174,9 +209,12 @@ def test_an_upgrade_leaves_what_the_administrator_has_decided(
 ) -> None:
     """The policy, a disabled unit, the takeover; and QEMU's own upgrade leaves the takeover."""
     install = ("dpkg", "--install", f"/mnt/{files.package}")
+    system.path("/etc/pyqemu-ifup").mkdir()
+    system.write("/etc/pyqemu-ifup/policy.yaml", POLICY)
     system.run(*install)
+    assert system.path("/etc/pyqemu-ifup/policy.yaml").read_text() == POLICY
+    # One who has the policy elsewhere gets no sample again.
     system.path("/etc/pyqemu-ifup/policy.yaml").unlink()
-    system.write("/etc/pyqemu-ifup/mine.yaml", POLICY)
     # What systemctl disable does.
     system.path("/etc/systemd/system/timers.target.wants/pyqemu-ifup-gc.timer").unlink()
     system.run("pyqemu-takeover")

@@ -51,6 +51,7 @@ class Verb:
 
 def describe(parser: argparse.ArgumentParser) -> tuple[Verb, ...]:
     """Return the verbs of `parser` in their order."""
+    # NOTE: by the private names of argparse, which has no public ones for what a parser holds.
     found = []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
