@@ -242,12 +242,16 @@ def test_an_upgrade_leaves_what_the_administrator_has_decided(
 
 
 def test_make_install(system: Clean, files: Files) -> None:
-    """Installed with what Debian has for it, used, taken over, and uninstalled."""
+    """Installed with what Debian has for it, used, taken over, and uninstalled.
+
+    And made once more, elsewhere, it is byte for byte what the package holds.
+    """
     system.run("sh", "-euc", "dpkg --install /opt/packages/*.deb")
     before, scripts = system.changes(), stock(system)
 
-    def make(target: str) -> None:
-        system.run("make", "-C", "/mnt/checkout", target, env=offline(Path("/mnt")))
+    def make(target: str, *settings: str) -> None:
+        words = ("make", "-C", "/mnt/checkout", target, *settings)
+        system.run(*words, env=offline(Path("/mnt")))
 
     make("install")
     system.write("/etc/pyqemu-ifup/policy.yaml", POLICY)
@@ -262,6 +266,14 @@ def test_make_install(system: Clean, files: Files) -> None:
     assert stock(system) == scripts
     kept = {"etc/pyqemu-ifup", "etc/pyqemu-ifup/policy.yaml"}
     assert difference(before, system.changes()) == kept
+
+    zsh = "ZSHDIR=/usr/share/zsh/vendor-completions"
+    make("install", "PREFIX=/usr", "DESTDIR=/tmp/again", zsh)
+    system.run("dpkg-deb", "--extract", f"/mnt/{files.package}", "/tmp/packed")
+    # NOTE: the package compresses doc and man, and needs no list of its files; pyvenv.cfg names
+    # the patch level of Python.
+    but = (f"--exclude={name}" for name in ("doc", "man", "installed", "pyvenv.cfg"))
+    system.run("diff", "--recursive", "--no-dereference", *but, "/tmp/again/usr", "/tmp/packed/usr")
 
 
 def stock_is(system: Clean, target: str) -> bool:
@@ -333,6 +345,17 @@ def test_what_the_takeover_refuses(bare: Clean) -> None:
         done = bare.run("sh", "/opt/takeover", *words, status=status)
         assert difference(before, bare.changes()) == set()
         return done.stderr
+
+    # A diversion of somebody else's, which dpkg-divert does not let go.
+    bare.run("dpkg-divert", "--package", "other", "--divert", "/etc/other", "--add",
+             "/etc/qemu-ifup")
+    lines = refused(status=71).splitlines()
+    assert lines[0].startswith("dpkg-divert: error: ")
+    assert lines[-1] == (
+        "pyqemu-takeover: /etc/qemu-ifup is not ours now; pyqemu-takeover --undo undoes what was "
+        "done"
+    )
+    bare.run("dpkg-divert", "--package", "other", "--remove", "/etc/qemu-ifup")
 
     bare.write("/etc/qemu-ifdown.distrib", "mine\n")
     assert refused() == (
