@@ -34,7 +34,7 @@ def find_qemu(program: str) -> str:
     path = shutil.which(program)
     if path is None:
         raise Failure(
-            Status.UNAVAILABLE, f"there is no {shown(program)}", os.strerror(2),
+            Status.UNAVAILABLE, f"there is no QEMU called {shown(program)}", os.strerror(2),
             "name a QEMU that is there, such as qemu-system-x86_64",
         )
     return path
