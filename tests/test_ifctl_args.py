@@ -132,7 +132,7 @@ def test_a_forward_of_user_mode_carries_a_connection(hooks: Hooks, netns: Namesp
         (["args", "web2"], 69, "the policy has no guest web2: its guests are web1; add it to vms:"),
         (["args"], 64, "the following arguments are required: VM; see pyqemu-ifctl args --help"),
         (["args", "web1", "--qemu", "/nowhere"], 69,
-         "there is no QEMU called /nowhere: No such file or directory; name a QEMU that is there, such as "),
+         "there is no QEMU called /nowhere: No such file or directory; name a QEMU that is there"),
         (["args", "web1", "--qemu", "/bin/false"], 71,
          "/bin/false does not take these NICs: it ended with 1; correct vms: in the policy, or "),
         (["args", "web1", "--machine", "isapc"], 71, "/usr/bin/qemu-system-x86_64 does not take "),

@@ -101,7 +101,7 @@ def find_hooks(program: str) -> Hooks:
     for path in (hooks.ifup, hooks.ifdown):
         if not os.access(path, os.X_OK):
             raise Failure(
-                Status.UNAVAILABLE, f"the hook {path} is not there", "the hooks are installed beside this",
-                "install them: make install",
+                Status.UNAVAILABLE, f"the hook {path} is not there",
+                "the hooks are installed beside this", "install them: make install",
             )
     return hooks
