@@ -142,6 +142,9 @@ def build_parser() -> Parser:
     )
     args.add_argument("--machine", metavar="TYPE", help="its -machine, where it is not the default")
     args.add_argument("--no-check", action="store_true", help="ask no QEMU whether it takes them")
+    about = verb("info", "Show the NICs of running guests, as QEMU and as this host have them.")
+    about.add_argument("vm", metavar="VM", nargs="?", help="of this one only")
+    about.add_argument("--qmp", metavar="PATH", help="its QMP socket")
     models = verb("models", "List the NIC models that a QEMU has.")
     models.add_argument(
         "qemu", metavar="QEMU", nargs="?", default=DEFAULT_QEMU, help=f"({DEFAULT_QEMU})"
@@ -192,7 +195,8 @@ def run(args: argparse.Namespace) -> Answer:
         from pyqemu_ifctl.agent import agent
 
         return agent(os.environ, as_json=args.json)
-    tap: str | None = args.tap if args.tap is None else check_tap_name(args.tap)
+    given: str | None = getattr(args, "tap", None)
+    tap = check_tap_name(given) if given is not None else None
     tell = narrator(PROGRAM, tap or "all taps")
     with watching(TIMEOUT, hook=False) as watch:
         if args.verb == "explain":
@@ -203,6 +207,10 @@ def run(args: argparse.Namespace) -> Answer:
             answer = explain(
                 caller, args.network, os.environ, watch, tell, as_json=args.json
             )
+        elif args.verb == "info":
+            from pyqemu_ifctl.info import info
+
+            answer = info(args.vm, args.qmp, os.environ, watch, tell, as_json=args.json)
         elif args.verb == "status":
             from pyqemu_ifctl.status import status
 

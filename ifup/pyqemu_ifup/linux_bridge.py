@@ -20,7 +20,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_valid_name
 from pyqemu_ifup.links import IFF_UP, NLMSGHDR, LinkReader
-from pyqemu_ifup.look import Link, Vid, ranges
+from pyqemu_ifup.look import Counters, Link, Vid, ranges
 from pyqemu_ifup.plan import (
     JoinBridge,
     LeaveBridge,
@@ -121,6 +121,11 @@ class Netlink:
         """Return every link of this network namespace."""
         with _explained("cannot list the links"):
             return self._reader.all()
+
+    def counters(self, index: int) -> Counters | None:
+        """Return what has passed the link with this ifindex, None where there is none."""
+        with _explained(f"cannot look at link {index}"):
+            return self._reader.counters(index)
 
     def vids(self, index: int) -> tuple[Vid, ...]:
         """Return the VIDs of the bridge port with this ifindex, ascending."""

@@ -56,6 +56,18 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Counters:
+    """What has passed a link since it came, from the host's point of view."""
+
+    rx_packets: int
+    tx_packets: int
+    rx_bytes: int
+    tx_bytes: int
+    rx_dropped: int
+    tx_dropped: int
+
+
+@dataclass(frozen=True)
 class OvsPort:
     """A Port and its Interface row, of one OVSDB.
 
