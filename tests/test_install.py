@@ -25,13 +25,18 @@ TRAP = 'import os; open({marker!r}, "a").write(__file__ + "\\n")\n'
 """A module that tells that it was run."""
 
 
+OF_MAKE = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")
+"""What a make that runs the tests tells every make that they run."""
+OWN_ENV = {name: value for name, value in os.environ.items() if name not in OF_MAKE}
+
+
 def run(
     *argv: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT, umask: int = -1
 ) -> subprocess.CompletedProcess[str]:
     """Run `argv` to its end with `env` on top of this process's environment."""
     return subprocess.run(
         [str(word) for word in argv],
-        env={**os.environ, **(env or {})},
+        env={**OWN_ENV, **(env or {})},
         cwd=cwd,
         umask=umask,
         stdin=subprocess.DEVNULL,

@@ -20,6 +20,8 @@ class Closer:
         self._lock = threading.Lock()
         self._waiting: dict[int, deque[int]] = {}
         """What is still to be closed for each user who has a thread."""
+        self._left: list[tuple[int, deque[int]]] = []
+        """What found no thread: there is a limit to them."""
 
     def close(self, uid: int, descriptors: Iterable[int]) -> None:
         """Close the descriptors that came from the user `uid`: root's at once, another's soon."""
@@ -27,13 +29,23 @@ class Closer:
             for descriptor in descriptors:
                 os.close(descriptor)
             return
+        left, self._left = self._left, []
+        for user, waiting in [*left, (uid, deque(descriptors))]:
+            self._add(user, waiting)
+
+    def _add(self, uid: int, descriptors: deque[int]) -> None:
         with self._lock:
             waiting = self._waiting.get(uid)
             if waiting is not None:
                 waiting.extend(descriptors)
                 return
-            waiting = self._waiting[uid] = deque(descriptors)
-        threading.Thread(target=self._run, args=(uid, waiting), daemon=True).start()
+            self._waiting[uid] = descriptors
+        try:
+            threading.Thread(target=self._run, args=(uid, descriptors), daemon=True).start()
+        except RuntimeError:
+            with self._lock:
+                del self._waiting[uid]
+            self._left.append((uid, descriptors))
 
     def _run(self, uid: int, waiting: deque[int]) -> None:
         while True:
