@@ -523,6 +523,156 @@ SAMPLE_ERRORS = [
         "5:31: ipv4 must be an IPv4 subnet such as 10.0.2.0/24, not 10.0.2.2/24; its "
         "host part zero, its length at most 29",
     ),
+    (
+        "bad-nat-dhcp-key",
+        "2:66: dhcp has no key ranges; did you mean range?",
+    ),
+    (
+        "bad-nat-dhcp-word",
+        "2:65: dhcp must be true, false, or a mapping with range and hosts, not yes",
+    ),
+    (
+        "bad-nat-dns-domain",
+        "2:73: domain must be a domain name, not -lab",
+    ),
+    (
+        "bad-nat-dns-key",
+        "2:65: dns has no key domains; did you mean domain?",
+    ),
+    (
+        "bad-nat-dns-word",
+        "2:64: dns must be true, false, or a mapping with domain, not lab.test",
+    ),
+    (
+        "bad-nat-empty",
+        "2:34: nat has neither ipv4 nor ipv6; write ipv4: 192.168.76.1/24",
+    ),
+    (
+        "bad-nat-external-ids",
+        "2:34: a network with nat: is a Linux bridge of its own; remove external_ids",
+    ),
+    (
+        "bad-nat-forward",
+        '2:68: forward must be a list such as [{from: 127.0.0.1:2222/tcp, to: ":22"}], '
+        "not a mapping",
+    ),
+    (
+        "bad-nat-hosts-address",
+        "2:95: the address of 52:54:00:00:00:01 must be an IPv4 address, not web1",
+    ),
+    (
+        "bad-nat-hosts-list",
+        "2:73: hosts must be a mapping of MACs to addresses, not a list",
+    ),
+    (
+        "bad-nat-hosts-mac",
+        "2:74: hosts has web1, which is not the MAC of a device",
+    ),
+    (
+        "bad-nat-ipv4-31",
+        "2:46: ipv4 must be this host's address and length, such as 192.168.76.1/24, "
+        "not 10.0.0.1/31; of a host, its length 8 to 30",
+    ),
+    (
+        "bad-nat-ipv4-no-length",
+        "2:46: ipv4 must be this host's address and length, such as 192.168.76.1/24, "
+        "not 10.0.0.1; of a host, its length 8 to 30",
+    ),
+    (
+        "bad-nat-ipv6-48",
+        "2:46: ipv6 must be this host's address and 64, such as fd00:76::1/64, not "
+        "fd00::1/48; of a host, its length 64",
+    ),
+    (
+        "bad-nat-ipv6-no-dhcp",
+        "2:64: dhcp is for IPv4, and nat has no ipv4; remove dhcp",
+    ),
+    (
+        "bad-nat-key",
+        "2:59: nat: has no key dhcpd; did you mean dhcp?",
+    ),
+    (
+        "bad-nat-kind",
+        "2:34: a network with nat: is a Linux bridge of its own; remove kind",
+    ),
+    (
+        "bad-nat-list",
+        "2:39: nat must be a mapping such as {ipv4: 192.168.76.1/24}, not a list",
+    ),
+    (
+        "bad-nat-outbound",
+        "2:69: outbound must be true or false, not maybe",
+    ),
+    (
+        "bad-nat-ovsdb",
+        "2:34: a network with nat: is a Linux bridge of its own; remove ovsdb",
+    ),
+    (
+        "bad-nat-range",
+        "2:73: range must be a range such as 192.168.76.100-199, not 10.0.0.2",
+    ),
+    (
+        "bad-nat-scalar",
+        "2:39: nat must be a mapping such as {ipv4: 192.168.76.1/24}, not true",
+    ),
+    (
+        "bad-nat-vlan",
+        "2:34: a network with nat: is a Linux bridge of its own; remove vlan",
+    ),
+    (
+        "beyond-nat-bridge-shared",
+        "4:25: the bridge labbr0 of a network with nat: is its own, and network lan "
+        "(beyond-nat-bridge-shared:5) has it too",
+    ),
+    (
+        "beyond-nat-forward-nowhere",
+        '4:59: a forward to "":22: it names no guest',
+    ),
+    (
+        "beyond-nat-forward-outside",
+        "4:59: a forward to 10.0.1.2:22: it is not in 10.0.0.0/24",
+    ),
+    (
+        "beyond-nat-host-outside",
+        "4:56: hosts gives 52:54:00:00:00:01 the address 10.0.0.1: it is this host's "
+        "own",
+    ),
+    (
+        "beyond-nat-hosts-twice",
+        "4:56: hosts gives 10.0.0.2 to two MACs",
+    ),
+    (
+        "beyond-nat-ipv4-number",
+        "4:37: ipv4 must be this host's address and length, such as 192.168.76.1/24, "
+        "not 10.0.0.256/24; of a host, its length 8 to 30",
+    ),
+    (
+        "beyond-nat-ipv6-network",
+        "4:37: ipv6 must be this host's address and 64, such as fd00:76::1/64, not "
+        '"fd00::/64"; of a host, its length 64',
+    ),
+    (
+        "beyond-nat-network-address",
+        "4:37: ipv4 must be this host's address and length, such as 192.168.76.1/24, "
+        "not 10.0.0.0/24; of a host, its length 8 to 30",
+    ),
+    (
+        "beyond-nat-range-backwards",
+        "4:56: the range 10.0.0.9-10.0.0.2 runs backwards",
+    ),
+    (
+        "beyond-nat-range-outside",
+        "4:56: range has 10.0.1.2: it is not in 10.0.0.0/24",
+    ),
+    (
+        "beyond-nat-rule-vlan",
+        "5:32: network lab (beyond-nat-rule-vlan:4) has nat:, and so no vlan; remove it",
+    ),
+    (
+        "beyond-nat-subnets",
+        "5:26: its subnet 10.0.0.128/25 overlaps 10.0.0.0/24 of network lab "
+        "(beyond-nat-subnets:4)",
+    ),
 ]
 
 # What the samples do not show: several errors, or texts that are odd as files.
@@ -786,7 +936,8 @@ def test_size_is_of_all_files() -> None:
         (
             'version: 1\nnetworks: {"l": {bridge: br0, 日本: 1}}\n',
             "p:2:31: network l has no key 日本; the keys are bridge, kind, ovsdb, users, "
-            "deny_users, max_taps, tap_name, mtu, vlan, isolated, external_ids and txqueuelen\n"
+            "deny_users, max_taps, tap_name, nat, mtu, vlan, isolated, external_ids and "
+            "txqueuelen\n"
             '  networks: {"l": {bridge: br0, 日本: 1}}\n'
             "                                ^",
         ),

@@ -19,13 +19,14 @@ from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.public import python
 from lab.systemd import SYSTEMD, UNITS, Systemd
+from pyqemu_ifup.nat_network import dnsmasqs
 
 SERVICE = "pyqemu-ifd.service"
 SOCKET = "pyqemu-ifd.socket"
 GC = "pyqemu-ifup-gc.service"
 TIMER = "pyqemu-ifup-gc.timer"
 OLDEST = 252
-EXPOSURE = 2.5
+EXPOSURE = 3.1
 """The most that `systemd-analyze security` may find: from 0, nothing exposed, to 10."""
 HIDDEN = ("/home/", "/root/", "/run/user/")
 """Where ProtectHome= lets no program be run."""
@@ -121,6 +122,36 @@ def test_a_hook_starts_the_agent_which_attaches_to_a_linux_bridge(
         assert {verb: (each["count"], each["failed"]) for verb, each in requests.items()} == {
             "up": (1, 0), "down": (1, 0)
         }
+
+
+NAT = """\
+version: 1
+networks: {lab: {bridge: labbr0, nat: {ipv4: 192.168.76.1/24, ipv6: "fd00:76::1/64"}}}
+rules: [{tap: "*", network: lab}]
+"""
+
+
+def test_the_agent_makes_a_network_whose_dnsmasq_outlives_it(
+    place: Path, netns: Namespace
+) -> None:
+    require("dnsmasq", "nft")
+    with Systemd(netns, place, NAT) as systemd:
+        systemd.ctl("start", SOCKET)
+        netns.tap("t0")
+        done = systemd.hook("pyqemu-ifup", "t0", qemu=("-name", "web1"))
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        with netns.enter():
+            (server,) = [pid for pid, _ in dnsmasqs()]
+        assert netns.link("t0")["master"] == "labbr0"
+        systemd.ctl("restart", SERVICE)
+        with netns.enter():
+            assert [pid for pid, _ in dnsmasqs()] == [server]
+        done = systemd.hook("pyqemu-ifdown", "t0")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "labbr0" not in netns.links()
+        with netns.enter():
+            assert not list(dnsmasqs())
+        assert report(systemd)["requests"]["down"]["failed"] == 0
 
 
 OTHER = 12345

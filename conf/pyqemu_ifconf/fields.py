@@ -15,6 +15,15 @@ from pyqemu_ifconf.names import (
     is_tap_pattern,
     is_valid_name,
 )
+from pyqemu_ifconf.nat import (
+    HOST6_PATTERN,
+    HOST_PATTERN,
+    DhcpField,
+    Dns,
+    NatField,
+    is_host6_address,
+    is_host_address,
+)
 from pyqemu_ifconf.nodes import Errors, Scalar, quote
 from pyqemu_ifconf.values import (
     LINE_PATTERN,
@@ -49,7 +58,7 @@ from pyqemu_ifconf.vms import (
     is_subnet,
 )
 
-Where = Literal["top", "network", "rule", "vm", "nic", "user", "port"]
+Where = Literal["top", "network", "rule", "nat", "vm", "nic", "user", "port"]
 """A field's place; a port setting may stand on a network, on a rule and on a NIC."""
 
 
@@ -132,6 +141,31 @@ FIELDS: tuple[Field, ...] = (
         ),
         "What the taps are called that unprivileged users get; tap%d.",
     ),
+    Field("nat", "network", NatField(), "A network that is made for its first tap, and its NAT."),
+    Field(
+        "ipv4",
+        "nat",
+        Text(
+            "this host's address and length, such as 192.168.76.1/24",
+            is_host_address,
+            HOST_PATTERN,
+            "of a host, its length 8 to 30",
+        ),
+        "This host's IPv4 address on the network, and with it the subnet.",
+    ),
+    Field(
+        "ipv6",
+        "nat",
+        Text(
+            "this host's address and 64, such as fd00:76::1/64", is_host6_address, HOST6_PATTERN,
+            "of a host, its length 64",
+        ),
+        "This host's IPv6 address on the network, and with it the subnet.",
+    ),
+    Field("dhcp", "nat", DhcpField(), "What IPv4 addresses the guests get; true."),
+    Field("dns", "nat", Dns(), "Whether names are resolved, and the guests' domain; true."),
+    Field("forward", "nat", Forwards(), "Ports of this host's that lead to guests'."),
+    Field("outbound", "nat", Flag(), "Whether guests reach what is beyond this host; true."),
     Field("tap", "rule", Globs(ascii_only=True), "Matches the tap's name."),
     Field("vm", "rule", Globs(ascii_only=False), "Matches the guest's name, QEMU's -name."),
     Field("netdev", "rule", Globs(ascii_only=True), "Matches the netdev's id, QEMU's id=."),
@@ -285,7 +319,7 @@ FIELDS: tuple[Field, ...] = (
 
 OBJECTS: dict[str, str] = {
     "top": "the policy", "network": "a network", "rule": "a rule", "vm": "a guest of vms:",
-    "nic": "a NIC", "user": "user:",
+    "nic": "a NIC", "user": "user:", "nat": "nat:",
 }
 
 

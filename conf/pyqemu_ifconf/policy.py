@@ -28,6 +28,8 @@ DEFAULT_TIMEOUT = 10
 DEFAULT_MAX_TAPS = 16
 """Taps that one user may have on a network where the policy says nothing."""
 DEFAULT_TAP_NAME = "tap%d"
+DEFAULT_MTU = 1500
+"""Bytes, of a bridge that we make."""
 DEFAULT_MODEL = "virtio-net-pci"
 
 
@@ -69,11 +71,51 @@ class Vlan:
 
 
 @dataclass(frozen=True)
+class Forward:
+    """A port of the host's that leads to one of a guest's; an empty address is any, or the only.
+
+    `protocol` is `tcp` or `udp`.
+    """
+
+    protocol: str
+    address: str
+    port: int
+    to_address: str
+    to_port: int
+
+
+@dataclass(frozen=True)
+class Dhcp:
+    """What addresses guests get: a range, None for all of the subnet; and those of known MACs."""
+
+    range: tuple[str, str] | None = None
+    hosts: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Nat:
+    """A network that we make: `ipv4` and `ipv6` are the host's own, as ADDRESS/LENGTH.
+
+    `dhcp` None: none. `dns` is the domain, empty for none, None where no names are resolved.
+    `mtu` is the bridge's, in bytes.
+    """
+
+    ipv4: str | None = None
+    ipv6: str | None = None
+    dhcp: Dhcp | None = None
+    dns: str | None = None
+    forward: tuple[Forward, ...] = ()
+    outbound: bool = True
+    mtu: int = DEFAULT_MTU
+
+
+@dataclass(frozen=True)
 class Port:
     """The complete wanted state of one tap.
 
     `kind` None: looked up. `mtu` None: the bridge's own. `vlan` None: the bridge's untagged
-    network. `txqueuelen` None: left alone.
+    network. `txqueuelen` None: left alone. `nat` is the network's, which is made where it is not
+    there.
     """
 
     tap: str
@@ -87,6 +129,7 @@ class Port:
     isolated: bool = False
     external_ids: tuple[tuple[str, str], ...] = ()
     txqueuelen: int | None = None
+    nat: Nat | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +161,7 @@ class Network:
     deny_users: tuple[str, ...] = ()
     max_taps: int = DEFAULT_MAX_TAPS
     tap_name: str = DEFAULT_TAP_NAME
+    nat: Nat | None = None
 
 
 @dataclass(frozen=True)
@@ -129,20 +173,6 @@ class Rule:
     network: str | None = None
     deny: str | None = None
     settings: Settings = field(default_factory=Settings)
-
-
-@dataclass(frozen=True)
-class Forward:
-    """A port of the host's that leads to one of the guest's; an empty address is any, or the only.
-
-    `protocol` is `tcp` or `udp`.
-    """
-
-    protocol: str
-    address: str
-    port: int
-    to_address: str
-    to_port: int
 
 
 @dataclass(frozen=True)
@@ -368,5 +398,7 @@ def _port(network: Network, settings: Settings, tap: str, place: Place) -> Port:
     given: dict[str, Any] = dict(settings.given)
     if given.get("mtu") == "bridge":
         given["mtu"] = None
-    port = Port(tap, network.name, network.bridge, place, network.kind, network.ovsdb)
+    port = Port(
+        tap, network.name, network.bridge, place, network.kind, network.ovsdb, nat=network.nat
+    )
     return replace(port, **given)

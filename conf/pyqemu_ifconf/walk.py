@@ -9,15 +9,19 @@ from typing import Any
 from pyqemu_ifconf.failure import PolicyError
 from pyqemu_ifconf.fields import Where, fields_of, unknown_field
 from pyqemu_ifconf.names import is_network_name, tap_name_of
+from pyqemu_ifconf.nat import check_nat, overlaps
 from pyqemu_ifconf.nodes import Errors, List, Map, Node, Scalar, entries, quote, show
 from pyqemu_ifconf.policy import (
     DEFAULT_MAX_TAPS,
     DEFAULT_MODEL,
+    DEFAULT_MTU,
     DEFAULT_OVSDB,
     DEFAULT_TAP_NAME,
     DEFAULT_TIMEOUT,
     MATCH_KEYS,
+    Dhcp,
     MatchKey,
+    Nat,
     Network,
     Nic,
     Place,
@@ -62,6 +66,8 @@ class _Draft:
     once: dict[str, Any] = field(default_factory=dict)
     """The values of what the policy may say once, in one of its files."""
     once_places: dict[str, Place] = field(default_factory=dict)
+    nats: dict[str, tuple[Scalar, Errors]] = field(default_factory=dict)
+    """The key of each network's nat:, and the errors of its file."""
     vms: dict[str, Vm] = field(default_factory=dict)
     nics: list[tuple[Nic, _Given, Errors]] = field(default_factory=list)
 
@@ -80,6 +86,7 @@ def read_policy(documents: Sequence[Document]) -> tuple[Policy, tuple[PolicyErro
     for nic, given, errors in draft.nics:
         _check_network(nic.network, nic.settings, given, errors, draft)
     _check_nics(draft.nics)
+    _check_nats(draft)
     # NOTE: the NICs come first: what is said of one tap by its name is about nothing else.
     of_nics = [nic_rule(nic) for nic, _, _ in draft.nics if nic.network is not None]
     policy = Policy(
@@ -192,8 +199,18 @@ def _read_network(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> Non
         given.values.get("deny_users", ()),
         given.values.get("max_taps", DEFAULT_MAX_TAPS),
         given.values.get("tap_name", DEFAULT_TAP_NAME),
+        _read_nat(given, errors),
     )
     draft.networks[name] = network
+    if "nat" in given.keys:
+        draft.nats[name] = (given.keys["nat"], errors)
+        for key_name in ("kind", "ovsdb", "vlan", "external_ids"):
+            if given.values.get(key_name) is not None:
+                errors.add(
+                    given.keys[key_name],
+                    f"a network with nat: is a Linux bridge of its own; remove {key_name}",
+                )
+        return
     if network.kind == "linux":
         if "ovsdb" in given.keys:
             errors.add(
@@ -206,6 +223,35 @@ def _read_network(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> Non
                 f"external_ids are for Open vSwitch, but network {name} has kind: linux; "
                 "remove one",
             )
+
+
+def _read_nat(given: _Given, errors: Errors) -> Nat | None:
+    """Return what the `nat:` of a network says, None without one."""
+    node = given.values.get("nat")
+    if not isinstance(node, Map):
+        return None
+    inner = _read_fields(node, "nat", "nat:", errors)
+    check_nat(inner.values, inner.nodes, given.keys["nat"], errors)
+    values = dict(inner.values)
+    values.setdefault("dhcp", Dhcp() if "ipv4" in inner.nodes else None)
+    values.setdefault("dns", "")
+    mtu = given.values.get("mtu")
+    return Nat(**values, mtu=mtu if isinstance(mtu, int) else DEFAULT_MTU)
+
+
+def _check_nats(draft: _Draft) -> None:
+    """Check that each network with nat: has its bridge and its subnets to itself."""
+    for name, (key, errors) in draft.nats.items():
+        bridge = draft.networks[name].bridge
+        for other in draft.networks.values():
+            if other.name != name and other.bridge == bridge and bridge:
+                errors.add(
+                    key, f"the bridge {bridge} of a network with nat: is its own, and network "
+                    f"{other.name} ({other.place}) has it too"
+                )
+    for network, other, why in overlaps(draft.networks.values()) if draft.nats else ():
+        key, errors = draft.nats[network.name]
+        errors.add(key, f"{why} of network {other.name} ({other.place})")
 
 
 def _read_rule(node: Node, errors: Errors, draft: _Draft) -> None:
@@ -359,6 +405,14 @@ def _check_network(
         errors.add(given.nodes["network"], f"there is no network {quote(name)}; {hint}")
         return
     network = draft.networks.get(name)
+    if network is not None and name in draft.nats:
+        for setting in ("vlan", "external_ids"):
+            if settings.given.get(setting) is not None:
+                errors.add(
+                    given.keys[setting],
+                    f"network {name} ({network.place}) has nat:, and so no {setting}; remove it",
+                )
+        return
     external_ids = settings.given.get("external_ids")
     if network is not None and network.kind == "linux" and external_ids is not None:
         errors.add(
