@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from lab.calls import Calls, at_op
 from lab.hooks import Hooks
 from lab.needs import lack, require
 from lab.netns import Namespace
+from lab.public import NOBODY, as_user
 from lab.qemu import Qemu
 from lab.snapshot import Snapshot, leftovers
 from pyqemu_ifconf.load import Source, parse_policy
@@ -231,6 +233,50 @@ def test_what_a_crash_left_is_removed_by_gc(
         assert hooks.ctl("gc").stdout == "nothing to remove\n"
     # NOTE: an agent sees the tap go.
     wait_gone(netns)
+
+
+@pytest.mark.alone("no hook is called in vain")
+def test_what_is_not_ours_is_left_alone(hooks: Hooks, netns: Namespace) -> None:
+    """A table under a name like ours, and another user's program that says it is our dnsmasq."""
+    netns.run(["nft", "add", "table", "inet", "pyqemu-ifup-other"])
+    tap = netns.tap("web0")
+    assert hooks.up("web0").returncode == 0
+    (server,) = servers(netns)
+    words = Path(f"/proc/{server}/cmdline").read_text().split("\0")[1:-1]
+    liar = netns.popen([*as_user(NOBODY), "bash", "-c",
+                        'exec -a dnsmasq sh -c "read line" "$@"', "sh", *words],
+                       stdin=subprocess.PIPE)  # fmt: skip
+    try:
+        end = time.monotonic() + 10
+        while b"dnsmasq" not in Path(f"/proc/{liar.pid}/cmdline").read_bytes():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert servers(netns) == [server]
+        assert hooks.down("web0").returncode == 0
+        assert liar.poll() is None
+    finally:
+        liar.kill()
+        liar.communicate()
+    assert "labbr0" not in netns.links() and not servers(netns)
+    assert hooks.ctl("gc").stdout == "nothing to remove\n"
+    assert tables(netns) == ["table inet pyqemu-ifup-other"]
+    netns.run(["nft", "delete", "table", "inet", "pyqemu-ifup-other"])
+    tap.close()
+
+
+def test_no_tap_lowers_the_bridge_s_mtu(hooks: Hooks, netns: Namespace) -> None:
+    tap = netns.tap("web0")
+    networks = {"lab": {"bridge": "labbr0", "mtu": 1490, "nat": {"ipv4": "10.77.0.1/24"}}}
+    rules = [{"tap": "*", "network": "lab", "mtu": 1400}]
+    hooks.write_policy(json.dumps({"version": 1, "networks": networks, "rules": rules}))
+    done = hooks.up("web0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (netns.link("labbr0")["mtu"], netns.link("web0")["mtu"]) == (1490, 1400)
+    (server,) = servers(netns)
+    assert "--dhcp-option=option:mtu,1490" in Path(f"/proc/{server}/cmdline").read_text()
+    assert hooks.down("web0").returncode == 0
+    assert is_gone(netns)
+    tap.close()
 
 
 @pytest.mark.alone("stops the hook itself")

@@ -398,7 +398,7 @@ def _port(network: Network, settings: Settings, tap: str, place: Place) -> Port:
     given: dict[str, Any] = dict(settings.given)
     if given.get("mtu") == "bridge":
         given["mtu"] = None
-    port = Port(
-        tap, network.name, network.bridge, place, network.kind, network.ovsdb, nat=network.nat
-    )
+    # NOTE: a bridge that we make is a Linux bridge.
+    kind = "linux" if network.nat is not None else network.kind
+    port = Port(tap, network.name, network.bridge, place, kind, network.ovsdb, nat=network.nat)
     return replace(port, **given)

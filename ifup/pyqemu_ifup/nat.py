@@ -234,7 +234,8 @@ def making_commands(network: str, bridge: str, nat: Nat) -> list[str]:
     """Return the commands that make the network, as an administrator would type them."""
     folder = f"{RUN}/{network}"
     lines = [
-        f"ip link add {bridge} address {bridge_mac(network)} mtu {nat.mtu} type bridge",
+        f"ip link add {bridge} address {bridge_mac(network)} mtu {nat.mtu + 1} type bridge",
+        f"ip link set dev {bridge} mtu {nat.mtu}",
         f"ip link set dev {bridge} alias '{bridge_alias(network)}'",
         "nft -f - <<'END'", *ruleset(network, bridge, nat).splitlines(), "END",
     ]

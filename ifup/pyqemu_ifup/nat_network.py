@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import pwd
 import shutil
 import signal
 import stat
@@ -42,7 +43,7 @@ from pyqemu_ifup.nat import (
     wants_forwarding,
     wants_loopback,
 )
-from pyqemu_ifup.plan import SetAlias, SetUp
+from pyqemu_ifup.plan import SetAlias, SetMtu, SetUp
 from pyqemu_ifup.stamp import ALIAS_MARK
 from pyqemu_ifup.work import RETRY, Work
 
@@ -178,14 +179,18 @@ def read_table(network: str, watch: Watch) -> Work[Table | None]:
 def dnsmasqs(folder: str | None = None) -> Iterator[tuple[int, list[str]]]:
     """Yield the process and the arguments of each dnsmasq of ours, of one network's `folder`.
 
-    Without `folder` those of all networks of this network namespace.
+    Without `folder` those of all networks of this network namespace. What another user has
+    started under that name is none.
     """
     start = f"--pid-file={RUN}/" if folder is None else f"--pid-file={folder}/dnsmasq.pid"
     here = os.stat("/proc/self/ns/net").st_ino
+    users = {os.geteuid(), pwd.getpwnam(_user()).pw_uid}
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         try:
+            if os.stat(f"/proc/{name}").st_uid not in users:
+                continue
             with open(f"/proc/{name}/cmdline", "rb") as file:
                 words = [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
             if not words or os.path.basename(words[0]) != "dnsmasq":
@@ -332,8 +337,9 @@ def _bridge(host: Host, held: Held, nat: Nat) -> Work[Link]:
     link = host.kernel.look_up(held.bridge)
     if link is None:
         mac = bridge_mac(held.network)
-        host.tell(f"ip link add {held.bridge} address {mac} mtu {nat.mtu} type bridge")
-        host.kernel.add_bridge(held.bridge, mac, nat.mtu)
+        # NOTE: an MTU that is set to what it is pins nothing, and a port could lower it.
+        host.tell(f"ip link add {held.bridge} address {mac} mtu {nat.mtu + 1} type bridge")
+        host.kernel.add_bridge(held.bridge, mac, nat.mtu + 1)
         link = host.kernel.look_up(held.bridge)
         if link is None or not is_ours(link, held.network):
             raise Failure(
@@ -343,6 +349,8 @@ def _bridge(host: Host, held: Held, nat: Nat) -> Work[Link]:
     if not link.alias:
         alias = bridge_alias(held.network)
         yield from host.run(SetAlias(held.bridge, link.index, alias), host.watch)
+    if link.mtu != nat.mtu:
+        yield from host.run(SetMtu(held.bridge, link.index, nat.mtu), host.watch)
     settings = {"disable_ipv6": "1"}
     if nat.ipv6 is not None:
         # NOTE: an address that is still being checked for a twin can be listened at by nobody.
@@ -435,7 +443,7 @@ def _serving(host: Host, held: Held, nat: Nat) -> Work[None]:
     running = list(dnsmasqs(held.folder))
     if [words for _, words in running] == ([wanted] if wanted else []):
         return
-    yield from _ending([pid for pid, _ in running], host.watch)
+    yield from _ending(held.folder, [pid for pid, _ in running], host.watch)
     if not wanted:
         return
     program = shutil.which("dnsmasq", path=SAFE_PATH) or "dnsmasq"
@@ -451,8 +459,6 @@ def _serving(host: Host, held: Held, nat: Nat) -> Work[None]:
 
 def _user() -> str:
     """Return whom dnsmasq runs as: its own user, where there is one."""
-    import pwd
-
     for name in USERS:
         try:
             return pwd.getpwnam(name).pw_name
@@ -530,7 +536,7 @@ def leaving_held(host: Host, held: Held) -> Work[bool]:
 
 
 def _taking_away(host: Host, held: Held) -> Work[None]:
-    yield from _ending([pid for pid, _ in dnsmasqs(held.folder)], host.watch)
+    yield from _ending(held.folder, [pid for pid, _ in dnsmasqs(held.folder)], host.watch)
     link = host.kernel.look_up(held.bridge)
     if link is not None and is_ours(link, held.network):
         host.tell(f"ip link del dev {held.bridge}")
@@ -556,12 +562,18 @@ def _taking_away(host: Host, held: Held) -> Work[None]:
     log(syslog.LOG_INFO, f"network {held.network}: taken away")
 
 
-def _ending(pids: Sequence[int], watch: Watch) -> Work[None]:
-    """End processes, and wait until they have. Raises Failure (77) where that is not allowed."""
+def _ending(folder: str, pids: Sequence[int], watch: Watch) -> Work[None]:
+    """End the dnsmasqs of a network, and wait until they have.
+
+    Raises Failure (77) where that is not allowed.
+    """
     try:
         for pid in pids:
             with_grace = os.pidfd_open(pid)
             try:
+                # NOTE: only what the open descriptor is of cannot be another process by now.
+                if pid not in dict(dnsmasqs(folder)):
+                    continue
                 signal.pidfd_send_signal(with_grace, signal.SIGTERM)
                 limit = watch.within(TERM_TIME)
                 while not _has_ended(pid) and limit.remaining():
@@ -613,8 +625,12 @@ def networks_left(host: Host) -> Work[list[tuple[str, str]]]:
         tables = json.loads(done.out)["nftables"] if done.status == 0 else []
         for each in tables:
             name = str(each.get("table", {}).get("name", ""))
-            if name.startswith(TABLE) and is_network_name(name[len(TABLE):]):
-                found.setdefault(name[len(TABLE):], "")
+            network = name[len(TABLE):] if name.startswith(TABLE) else ""
+            if not is_network_name(network) or network in found:
+                continue
+            table = yield from read_table(network, host.watch)
+            if table is not None and table.comment.startswith(f"{ALIAS_MARK} "):
+                found[network] = ""
     for _, words in dnsmasqs():
         for word in words:
             if word.startswith(f"--pid-file={RUN}/"):
