@@ -124,6 +124,9 @@ def build_parser() -> Parser:
     )
     status = verb("status", "Show every tap of this host and what is ours of it.")
     status.add_argument("tap", metavar="TAP", nargs="?", help="show all there is to this one")
+    apply = verb("apply", "Put the policy in force on the taps of running guests.")
+    apply.add_argument("taps", metavar="TAP", nargs="*", help="only these")
+    apply.add_argument("--dry-run", action="store_true", help="tell what would be changed")
     gc = verb("gc", "Remove what is ours and whose tap is gone.")
     gc.add_argument("tap", metavar="TAP", nargs="?", help="only what is left of this one")
     gc.add_argument("--dry-run", action="store_true", help="tell what would be removed")
@@ -162,6 +165,13 @@ def run(args: argparse.Namespace) -> Answer:
         from pyqemu_ifctl.agent import agent
 
         return agent(os.environ, as_json=args.json)
+    if args.verb == "apply":
+        from pyqemu_ifctl.apply import apply
+
+        taps = [check_tap_name(tap) for tap in args.taps]
+        with watching(TIMEOUT, hook=False) as watch:
+            answer = apply(taps, os.environ, watch, dry_run=args.dry_run, as_json=args.json)
+        return Answer(answer.out, answer.status, tuple(map(_line, answer.remarks)))
     tap: str | None = args.tap if args.tap is None else check_tap_name(args.tap)
     tell = narrator(PROGRAM, tap or "all taps")
     with watching(TIMEOUT, hook=False) as watch:

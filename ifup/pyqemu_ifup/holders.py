@@ -25,17 +25,6 @@ def holders() -> dict[str, tuple[int, ...]]:
     return {tap: tuple(pids) for tap, pids in found.items()}
 
 
-def children() -> dict[int, tuple[int, ...]]:
-    """Return the children of every process that has some: pid -> pids."""
-    found: dict[int, list[int]] = {}
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
-        # NOTE: field 4 of proc(5)'s stat; the second, the name, may hold spaces and parentheses.
-        fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-        if len(fields) > 1:
-            found.setdefault(int(fields[1]), []).append(pid)
-    return {parent: tuple(sorted(pids)) for parent, pids in found.items()}
-
-
 def _taps_of(pid: int, namespace: int) -> set[str]:
     try:
         numbers = os.listdir(f"/proc/{pid}/fd")
