@@ -124,11 +124,14 @@ def changing(host: Host, change: Change) -> Work[None]:
             else:
                 yield from host.run(op, host.watch)
         host.watch.finish()
-    except BaseException as error:
+    except Failure:
         # NOTE: an agent that brings a lost guest back does just what we do; who of both is the
         # later sees the link go down and up under its hands.
-        if isinstance(error, Failure) and _is_done(host, change):
+        if _is_done(host, change):
             return
+        yield from _restore(host, change)
+        raise
+    except BaseException:
         yield from _restore(host, change)
         raise
 
