@@ -4,24 +4,29 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# Where zsh looks; $PREFIX/share/zsh/site-functions where it is empty.
+ZSHDIR ?=
+# Where `make deb` puts the package.
+OUT ?= build
 
 HOOKS := pyqemu-ifup pyqemu-ifdown
 PROGRAMS := pyqemu-ifctl pyqemu-ifd pyqemu-bridge-helper
 ROOMS := $(wildcard conf ifup ifdown ifctl ifd)
 PAGES := $(sort $(wildcard $(addsuffix /*.5,$(ROOMS)) $(addsuffix /*.8,$(ROOMS))))
 SCHEMAS := $(wildcard conf/*.schema.json)
-UNITS := $(wildcard conf/systemd/*)
+UNITS := $(sort $(wildcard conf/systemd/*))
+DOCS := $(wildcard README.md CHANGELOG.md LICENSE docs/troubleshooting.md)
 
 # NOTE: recipes read these from the environment, quoted, so that no path is ever shell text; and
 # no PYTHON* variable of the caller's reaches a Python that root runs.
-export PREFIX DESTDIR PYTHON
+export PREFIX DESTDIR PYTHON ZSHDIR OUT
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONINSPECT PYTHONUSERBASE PYTHONPLATLIBDIR \
 	PYTHONPYCACHEPREFIX PYTHONDONTWRITEBYTECODE PYTHONOPTIMIZE PYTHONSAFEPATH PYTHONWARNINGS
 
 .ONESHELL:
 .SHELLFLAGS := -euc
 .DELETE_ON_ERROR:
-.PHONY: help install uninstall test lint demo bench clean
+.PHONY: help install uninstall deb test lint demo bench clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -59,11 +64,20 @@ install: ## install into PREFIX (/usr/local), under DESTDIR
 	root=$$DESTDIR$$home
 	stage=$$root.new
 	tree=$$(mktemp -d)
+	# Makes a folder, and notes each that was not there before, for uninstall to take away.
+	folder() {
+		at=$$1
+		while [ -n "$$at" ] && [ ! -e "$$DESTDIR$$at" ]; do
+			echo "$$at/" >>"$$tree/folders"
+			at=$${at%/*}
+		done
+		mkdir -p "$$DESTDIR$$1"
+	}
 	trap 'rm -rf "$$tree" "$$stage"' EXIT
 	trap 'exit 130' INT
 	trap 'exit 143' HUP TERM
 	rm -rf "$$stage"
-	mkdir -p "$${root%/*}"
+	folder "$${home%/*}"
 	echo "make install: the programs' own Python packages, in $$home"
 	"$$PYTHON" -I -m venv "$$stage"
 	# NOTE: from a copy, since pip leaves build/ in a tree, and takes what lies in build/ along.
@@ -74,15 +88,21 @@ install: ## install into PREFIX (/usr/local), under DESTDIR
 	# NOTE: what names the place of the build, and nothing at run time reads.
 	find "$$stage/bin" ! -type d ! -name 'python*' -delete
 	find "$$stage/lib" -name direct_url.json -delete
+	find "$$stage/lib" -name RECORD -exec \
+		sed -i -e '/^[./]*\/bin\//d' -e '/\/direct_url\.json,/d' {} +
 	sed -i '/^command *=/d' "$$stage/pyvenv.cfg"
-	"$$stage/bin/python3" -I -m compileall -qq -f --invalidation-mode timestamp \
+	# NOTE: the compiled code holds the time of its source.
+	if [ -n "$${SOURCE_DATE_EPOCH:-}" ]; then
+		find "$$stage/lib" -name '*.py' -exec touch -d "@$$SOURCE_DATE_EPOCH" {} +
+	fi
+	"$$stage/bin/python3" -I -m compileall -qq -f -j 0 --invalidation-mode timestamp \
 		-s "$$stage" -p "$$home" "$$stage/lib" ||
 		fail "$$stage/lib: does not compile"
 	if grep -rqF "$$stage" "$$stage"; then fail "$$stage: names itself; $$root left as it was"; fi
 	: >"$$stage/installed"
 	echo "make install: the programs, in $$PREFIX/bin"
 	put() {
-		mkdir -p "$$DESTDIR$${3%/*}"
+		folder "$${3%/*}"
 		install -m "$$1" "$$2" "$$DESTDIR$$3.new"
 		mv -f "$$DESTDIR$$3.new" "$$DESTDIR$$3"
 		echo "$$3" >>"$$root/installed"
@@ -107,6 +127,15 @@ install: ## install into PREFIX (/usr/local), under DESTDIR
 	for page in $(PAGES); do
 		put 0644 "$$page" "$$PREFIX/share/man/man$${page##*.}/$${page##*/}"
 	done
+	for shell in bash zsh; do
+		"$$root/bin/python3" -I -m pyqemu_ifctl.completion $$shell >"$$tree/$$shell"
+	done
+	put 0644 "$$tree/bash" "$$PREFIX/share/bash-completion/completions/pyqemu-ifctl"
+	put 0644 "$$tree/zsh" "$${ZSHDIR:-$$PREFIX/share/zsh/site-functions}/_pyqemu-ifctl"
+	# NOTE: one word for a shell, then what sed takes for its own.
+	bin=$$(printf %s "$$PREFIX/bin" | sed "s/'/'\\\\''/g" | sed 's/[&|\\]/\\&/g')
+	sed "s|@bin@|'$$bin'|" conf/takeover.in >"$$tree/takeover"
+	put 0755 "$$tree/takeover" "$$PREFIX/sbin/pyqemu-takeover"
 	# NOTE: systemd takes a % for a specifier, sed & and | for its own.
 	bin=$$(printf %s "$$PREFIX/bin" | sed 's/%/%%/g; s/[&|\\]/\\&/g')
 	for unit in $(UNITS); do
@@ -116,10 +145,17 @@ install: ## install into PREFIX (/usr/local), under DESTDIR
 	for file in $(SCHEMAS) conf/policy.yaml; do
 		put 0644 "$$file" "$$PREFIX/share/pyqemu-ifup/$${file##*/}"
 	done
-	# What an earlier version put there and this one does not.
+	for file in $(DOCS); do
+		put 0644 "$$file" "$$PREFIX/share/doc/pyqemu-ifup/$${file##*/}"
+	done
+	[ ! -e "$$tree/folders" ] || cat "$$tree/folders" >>"$$root/installed"
+	# What an earlier version put there and this one does not; the folders that it made stay noted.
 	if [ -e "$$root.old/installed" ]; then
 		grep -vxF -f "$$root/installed" "$$root.old/installed" | while read -r file; do
-			rm -f "$$DESTDIR$$file"
+			case $$file in
+			*/) echo "$$file" >>"$$root/installed" ;;
+			*) rm -f "$$DESTDIR$$file" ;;
+			esac
 		done
 	fi
 	rm -rf "$$root.old"
@@ -135,16 +171,68 @@ install: ## install into PREFIX (/usr/local), under DESTDIR
 uninstall: ## take away all that install put there, but the policy
 	@$(CHECK_PREFIX)
 	root=$$DESTDIR$$home
+	if [ -z "$$DESTDIR" ] && [ -x "$$PREFIX/sbin/pyqemu-takeover" ]; then
+		"$$PREFIX/sbin/pyqemu-takeover" --undo
+	fi
+	folders=
 	if [ -e "$$root/installed" ]; then
-		while read -r file; do rm -f "$$DESTDIR$$file"; done <"$$root/installed"
+		folders=$$(grep '/$$' "$$root/installed" | LC_ALL=C sort -r || true)
+		grep -v '/$$' "$$root/installed" | while read -r file; do rm -f "$$DESTDIR$$file"; done
 	fi
 	rm -rf "$$root" "$$root.new" "$$root.old"
-	if [ -d "$$DESTDIR$$PREFIX/share/pyqemu-ifup" ]; then
-		rmdir --ignore-fail-on-non-empty "$$DESTDIR$$PREFIX/share/pyqemu-ifup"
-	fi
+	printf %s "$$folders" | while read -r folder || [ -n "$$folder" ]; do
+		[ ! -d "$$DESTDIR$$folder" ] || rmdir --ignore-fail-on-non-empty "$$DESTDIR$$folder"
+	done
 	if [ -e "$$DESTDIR/etc/pyqemu-ifup" ]; then
 		echo "make uninstall: left: $$DESTDIR/etc/pyqemu-ifup"
 	fi
+
+deb: ## build a Debian package into OUT (build), for this machine's own python3
+	@export LC_ALL=C
+	umask 022
+	fail() { echo "make $@: $$1" >&2; exit 1; }
+	command -v dpkg-deb >/dev/null || fail "no dpkg-deb; this needs Debian, Ubuntu or their kin"
+	PYTHON=/usr/bin/python3
+	[ -x "$$PYTHON" ] || fail "no $$PYTHON; apt-get install python3"
+	# NOTE: the packages lie in a folder of this minor version's, and so does compiled code.
+	here=$$("$$PYTHON" -I -c 'import sys; print(f"3.{sys.version_info.minor}")')
+	next=3.$$(($${here#3.} + 1))
+	version=$$(sed -n 's/^version = //p' setup.cfg)
+	if [ -z "$${SOURCE_DATE_EPOCH:-}" ]; then
+		SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || date -r setup.cfg +%s)
+	fi
+	export SOURCE_DATE_EPOCH
+	root=$$(mktemp -d)
+	trap 'rm -rf "$$root"' EXIT
+	trap 'exit 130' INT
+	trap 'exit 143' HUP TERM
+	chmod 0755 "$$root"
+	$(MAKE) --no-print-directory install PREFIX=/usr DESTDIR="$$root" PYTHON="$$PYTHON" \
+		ZSHDIR=/usr/share/zsh/vendor-completions >"$$root/log" || { cat "$$root/log"; exit 1; }
+	rm -r "$$root/log" "$$root/etc" "$$root/usr/lib/pyqemu-ifup/installed"
+	maintainer="$${DEBFULLNAME:-The authors of pyqemu-ifup} <$${DEBEMAIL:-root@localhost}>"
+	doc=$$root/usr/share/doc/pyqemu-ifup
+	rm "$$doc/LICENSE"
+	cp conf/debian/copyright "$$doc/copyright"
+	printf '%s\n' "pyqemu-ifup ($$version) unstable; urgency=medium" '' '  * See CHANGELOG.md.' '' \
+		" -- $$maintainer  $$(date -uRd "@$$SOURCE_DATE_EPOCH")" >"$$doc/changelog"
+	gzip -9n "$$doc/changelog" "$$root"/usr/share/man/man?/*
+	arch=all
+	if find "$$root" -name '*.so' | grep -q .; then arch=$$(dpkg --print-architecture); fi
+	size=$$(du -sk --apparent-size "$$root" | cut -f 1)
+	mkdir "$$root/DEBIAN"
+	(cd "$$root" && find usr -type f -print0 | sort -z | xargs -0 md5sum >DEBIAN/md5sums)
+	sed "s/@version@/$$version/; s/@arch@/$$arch/; s/@size@/$$size/; s|@maintainer@|$$maintainer|
+		s/@depends@/python3 (>= $$here~), python3 (<< $$next~)/" \
+		conf/debian/control.in >"$$root/DEBIAN/control"
+	for script in postinst prerm postrm; do
+		sed "s/@units@/$(notdir $(UNITS))/" "conf/debian/$$script" >"$$root/DEBIAN/$$script"
+		chmod 0755 "$$root/DEBIAN/$$script"
+	done
+	mkdir -p "$$OUT"
+	package=$$OUT/pyqemu-ifup_$${version}_$$arch.deb
+	dpkg-deb --root-owner-group -Zxz --threads-max=1 --build "$$root" "$$package" >/dev/null
+	echo "make deb: $$package"
 
 # Makes ready what the words name below tests/lab. They keep their downloads in the folder of
 # PYQEMU_LAB, or below ~/.cache.
@@ -165,7 +253,8 @@ endef
 	touch $@
 
 test: ## install what is missing and run all the tests (root, or some skip)
-	@$(call MAKE_READY,install-packages uml/uml-setup guest/guest-setup)
+	@$(call MAKE_READY,install-packages uml/uml-setup guest/guest-setup \
+		qemu/qemu-setup chroot/chroot-setup)
 	exec .venv/bin/python3 -m pytest $(PYTEST_ARGS)
 
 lint: .venv/ready ## ruff and mypy

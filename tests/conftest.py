@@ -13,15 +13,14 @@ import pytest
 
 from lab.agent import Agent
 from lab.hooks import Hooks
+from lab.in_uml import BOOT, IN_UML, Boot
 from lab.needs import require
 from lab.netns import RUN_NETNS, Namespace, prefix
 from lab.ovs import OpenVSwitch
 from lab.snapshot import MARK, Snapshot, leftovers
 
 TESTS = Path(__file__).parent
-IN_UML = "PYQEMU_IFUP_IN_UML"
-"""Set inside the User Mode Linux, where the tests of tests/uml run, and there only."""
-
+IN_UML_FILE = TESTS / "test_in_uml.py"
 READY = pytest.StashKey[tuple[Namespace, OpenVSwitch | None, Snapshot]]()
 HOST = pytest.StashKey[frozenset[str]]()
 
@@ -117,6 +116,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if without:
         config.hook.pytest_deselected(items=without)
         items[:] = [item for item in items if item not in without]
+    # NOTE: last, since their results are only waited for: the Linux runs beside the others.
+    items.sort(key=lambda item: item.path == IN_UML_FILE)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Boot the User Mode Linux for those of its tests that are to run."""
+    wanted = [
+        str(item.callspec.params["inner"])
+        for item in session.items
+        if isinstance(item, pytest.Function) and item.path == IN_UML_FILE
+    ]
+    if wanted and not session.config.option.collectonly:
+        session.stash[BOOT] = Boot(wanted)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End the User Mode Linux."""
+    boot = session.stash.get(BOOT, None)
+    if boot is not None:
+        boot.close()
 
 
 def _find(item: pytest.Item) -> tuple[Namespace | None, OpenVSwitch | None]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -782,7 +784,7 @@ NO_REQUESTS = [
     (b"pyqemu-ifup/1\0agent", 1, "agent takes 0 descriptors, not 1"),
     (b"pyqemu-ifup/1\0up\0lan0\0\0", 0, "up takes 1 descriptors, not 0"),
     (b"pyqemu-ifup/1\0up\0lan0\0\0", 2, "up takes 1 descriptors, not 2"),
-    (b"pyqemu-ifup/1\0up\0lan0\0\0", 20, "up takes 1 descriptors, not 3"),
+    (b"pyqemu-ifup/1\0up\0lan0\0\0", 20, "up takes 1 descriptors, not 20"),
     (b"pyqemu-ifup/1\0up\0" + b"x" * 4096 + b"\0\0", 1, "it has more than 4096 bytes"),
     (b"pyqemu-ifup/1\0up\0" + b"x" * 100000 + b"\0\0", 1, "it has more than 4096 bytes"),
 ]
@@ -834,7 +836,7 @@ def test_descriptor_of_a_terminal_that_has_hung_up(agent: Agent) -> None:
 
 
 def test_bug_in_what_takes_a_request(site: Site) -> None:
-    bug = "import pyqemu_ifd.wire as wire; wire.place_of = lambda descriptor: {}[descriptor]"
+    bug = "import pyqemu_ifd.wire as wire; wire.place_of = lambda descriptor, peer: {}[descriptor]"
     with site.start(before=HELD + bug) as agent:
         answer = agent.up("lan0")
         assert answer.status == 70 and "internal error: KeyError" in told(answer)
@@ -1035,6 +1037,73 @@ def test_connections_of_one_user(agent: Agent) -> None:
             client.ask("agent")
             assert client.answer().status == 0
     assert agent.report()["connections"] == 1
+
+
+@contextmanager
+def stranger() -> Iterator[None]:
+    """Be another user than root, who is the agent."""
+    os.seteuid(STRANGER)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@contextmanager
+def lingering() -> Iterator[int]:
+    """Yield a descriptor whose last close(2) waits, as long as the block lasts; closes it."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        sender = socket.create_connection(listener.getsockname())
+        receiver, _ = listener.accept()
+        with receiver:
+            sender.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                while True:
+                    sender.send(bytes(65536))
+            sender.setblocking(True)
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
+            yield sender.detach()
+
+
+@pytest.mark.parametrize(
+    ("way", "status"),
+    [("request", 64), ("no request", 64), ("three", 64), ("after its request", 77),
+     ("too many connections", None)],
+)
+def test_descriptor_whose_close_waits_keeps_nobody_else_waiting(
+    agent: Agent, site: Site, way: str, status: int | None
+) -> None:
+    """It is told from others, and closed, without a wait of the agent's own thread."""
+    request = b"\0".join([wire.VERSION, b"up", b"lan0", b"", b""])
+    before = count_descriptors(agent)
+    with ExitStack() as stack:
+        with stranger():
+            clients = [stack.enter_context(agent.connect()) for _ in range(64)]
+        os.kill(agent.pid, signal.SIGSTOP)
+        with stranger():
+            client = clients[0]
+            if way == "too many connections":
+                client = stack.enter_context(agent.connect())
+        with site.netns.enter():
+            descriptor = stack.enter_context(lingering())
+            if way == "after its request":
+                client.ask("up", "lan0", "", "")
+        count = 3 if way == "three" else 1
+        client.send(b"x" if way == "no request" else request, [descriptor] * count)
+        # NOTE: now the agent's is the last one, whose close waits.
+        os.close(descriptor)
+        client.socket.settimeout(1)
+        began = time.monotonic()
+        os.kill(agent.pid, signal.SIGCONT)
+        assert agent.report()["version"] == 1
+        assert client.answer().status == status
+        for _ in range(3):
+            agent.report()
+        assert time.monotonic() - began < 5
+    wait_for_descriptors(agent, before)
 
 
 def test_no_descriptor_is_lost(both: Site) -> None:

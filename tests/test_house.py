@@ -28,6 +28,7 @@ OWNER = {
     "yaml": "conf/pyqemu_ifconf/load.py",
     "pyroute2": "ifup/pyqemu_ifup/linux_bridge.py",
     "ovs": "ifup/pyqemu_ifup/openvswitch.py",
+    "qemu": "ifctl/pyqemu_ifctl/qmp.py",
 }
 """Library -> the one module that may import it, at any depth."""
 

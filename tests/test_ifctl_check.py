@@ -50,7 +50,7 @@ def test_a_good_policy_as_json(hooks: Hooks) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == {
         "version": 1, "ok": True, "files": [str(hooks.policy)], "networks": 2, "rules": 1,
-        "errors": [],
+        "vms": 0, "errors": [],
     }
 
 
@@ -87,7 +87,7 @@ def test_each_error_as_json(hooks: Hooks) -> None:
     done = hooks.ctl("check", "--json", path)
     assert (done.returncode, done.stderr) == (65, "")
     assert json.loads(done.stdout) == {
-        "version": 1, "ok": False, "files": [path], "networks": None, "rules": None,
+        "version": 1, "ok": False, "files": [path], "networks": None, "rules": None, "vms": None,
         "errors": [
             {"file": path, "line": line, "column": column, "message": message}
             for line, column, message, _ in errors_of_bad(path)
@@ -103,7 +103,7 @@ def test_a_missing_file(hooks: Hooks) -> None:
     done = hooks.ctl("check", "--json", path)
     assert (done.returncode, done.stderr) == (66, "")
     assert json.loads(done.stdout) == {
-        "version": 1, "ok": False, "files": [path], "networks": None, "rules": None,
+        "version": 1, "ok": False, "files": [path], "networks": None, "rules": None, "vms": None,
         "errors": [
             {"file": None, "line": None, "column": None, "message": f"{path}: it does not exist"}
         ],

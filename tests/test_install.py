@@ -25,13 +25,18 @@ TRAP = 'import os; open({marker!r}, "a").write(__file__ + "\\n")\n'
 """A module that tells that it was run."""
 
 
+OF_MAKE = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")
+"""What a make that runs the tests tells every make that they run."""
+OWN_ENV = {name: value for name, value in os.environ.items() if name not in OF_MAKE}
+
+
 def run(
     *argv: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT, umask: int = -1
 ) -> subprocess.CompletedProcess[str]:
     """Run `argv` to its end with `env` on top of this process's environment."""
     return subprocess.run(
         [str(word) for word in argv],
-        env={**os.environ, **(env or {})},
+        env={**OWN_ENV, **(env or {})},
         cwd=cwd,
         umask=umask,
         stdin=subprocess.DEVNULL,
@@ -186,6 +191,21 @@ def test_pages_and_samples_are_installed(installed: Installed) -> None:
     assert policy.read_text() == (ROOT / "conf/policy.yaml").read_text()
 
 
+def test_completion_is_where_the_shells_look(installed: Installed) -> None:
+    share = installed.prefix / "share"
+    verbs = "check explain status gc"
+    assert verbs in (share / "bash-completion/completions/pyqemu-ifctl").read_text()
+    zsh = (share / "zsh/site-functions/_pyqemu-ifctl").read_text()
+    assert zsh.startswith("#compdef pyqemu-ifctl\n")
+
+
+def test_the_takeover_is_for_what_is_installed(installed: Installed) -> None:
+    program = installed.prefix / "sbin/pyqemu-takeover"
+    assert f"\nbin='{installed.prefix}/bin'\n" in program.read_text()
+    done = run(program, *WRONG)
+    assert (done.returncode, done.stderr) == (64, "usage: pyqemu-takeover [--undo]\n")
+
+
 def test_the_units_start_what_is_installed(installed: Installed) -> None:
     units = installed.prefix / "lib/systemd/system"
     for source in ROOT.glob("conf/systemd/*"):
@@ -278,6 +298,8 @@ def test_an_upgrade_keeps_the_policy_and_uninstall_leaves_nothing_else(
     policy.write_text("version: 1\n# mine\n")
     bystander = packed / "bin" / "bystander"
     bystander.write_text("not ours\n")
+    not_made = packed / "share" / "man" / "man1"
+    not_made.mkdir()
     gone_since = packed / "share/man/man8/pyqemu-old.8"
     gone_since.parent.mkdir(parents=True, exist_ok=True)
     gone_since.write_text("a page of an earlier version\n")
@@ -295,10 +317,11 @@ def test_an_upgrade_keeps_the_policy_and_uninstall_leaves_nothing_else(
     for _ in range(2):
         need_success(again.make("uninstall", 0o022))
         assert files_below(packed) == {"bin/bystander"}
+        # Of the folders, those that were there or that others use.
+        left = {str(path.relative_to(packed)) for path in packed.rglob("*") if path.is_dir()}
+        assert left == {"bin", "share", "share/man", "share/man/man1"}
         assert files_below(destdir / "etc") == {"pyqemu-ifup/policy.yaml"}
     assert policy.read_text() == "version: 1\n# mine\n"
-    assert not (packed / "lib/pyqemu-ifup").exists()
-    assert not (packed / "share/pyqemu-ifup").exists()
 
 
 def test_a_failing_install_leaves_the_old_one_as_it_was(

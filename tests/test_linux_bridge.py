@@ -301,6 +301,9 @@ REFUSALS: list[tuple[str, str, str, int, str]] = [
     ("held", "mtu: bridge", "bridge: br0", 77,
      "somebody else's tap: br1 holds it; if it shall go, take it out: "
      "ip link set dev held nomaster"),
+    ("shared", "mtu: bridge", "bridge: br0", 77,
+     f"shared with others: user {NOBODY} may open a queue of this multi-queue tap too; make it "
+     "anew without an owner: ip tuntap del dev shared mode tap multi_queue"),
 ]
 
 
@@ -316,7 +319,9 @@ def test_each_refusal(calls: Calls, inside: Namespace) -> None:
     for name, rule, network, status, text in REFUSALS:
         write_policy(calls.hooks, rule, network)
         # NOTE: a call inherits each tap that is open here, and knows by it whose tap it is.
-        if name in ("foreign", "held"):
+        if name == "shared":
+            inside.ip("tuntap", "add", name, "mode", "tap", "user", str(NOBODY), "multi_queue")
+        elif name in ("foreign", "held"):
             inside.ip("tuntap", "add", "dev", name, "mode", "tap")
             if name == "foreign":
                 inside.ip("link", "set", name, "up", "alias", "uplink of db")
@@ -331,7 +336,7 @@ def test_each_refusal(calls: Calls, inside: Namespace) -> None:
         # Nothing has changed of anything: not even what somebody else's has, its link's state.
         assert diff(before, Snapshot.take(inside)) == [], text
         inside.close_kept()
-        if name in ("foreign", "held"):
+        if name in ("foreign", "held", "shared"):
             inside.ip("link", "del", name)
     for name in ("tun0", "veth0", "br1"):
         inside.ip("link", "del", name)

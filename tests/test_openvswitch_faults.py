@@ -574,7 +574,6 @@ def spoiled_up(site: Site, nth: Nth) -> Ended:
     return ended
 
 
-@pytest.mark.alone("spoils the one connection of a hook; the agent's lives longer")
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -596,7 +595,6 @@ def test_connection_that_breaks_is_made_anew(site: Site, spoil: Spoil) -> None:
     assert number > 5
 
 
-@pytest.mark.alone("spoils the one connection of a hook; the agent's lives longer")
 @pytest.mark.parametrize(
     "spoil",
     [answering(result=[]), answering(result={}), answering(result=None, error="no such thing")],

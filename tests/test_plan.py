@@ -48,6 +48,7 @@ from pyqemu_ifup.plan import (
     plan_undo,
     plan_up,
     refuse_foreign_ports,
+    refuse_shared,
     refuse_strangers,
     vlan_columns,
     vlan_of_columns,
@@ -404,6 +405,11 @@ def strangers(port: Port, found: Seen) -> object:
     return refuse_strangers(port.tap, found, parent=1)
 
 
+def shared(port: Port, found: Seen) -> None:
+    assert found.tap is not None
+    refuse_shared(found.tap, 1000)
+
+
 def foreign_ports(port: Port, found: Seen) -> None:
     refuse_foreign_ports(found, HERE)
 
@@ -465,6 +471,12 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
     (strangers, PORT, replace(ATTACHED, master=replace(BRIDGE, name="virbr0")), Status.DENIED,
      "somebody else's tap: virbr0 holds it; if it shall go, take it out: "
      "ip link set dev web0 nomaster"),
+    (shared, PORT, seen(FRESH, multi_queue=True, owner=1001), Status.DENIED,
+     "shared with others: user 1001 may open a queue of this multi-queue tap too; make it anew "
+     "without an owner: ip tuntap del dev web0 mode tap multi_queue"),
+    (shared, PORT, seen(FRESH, multi_queue=True, owner=1000, group=5), Status.DENIED,
+     "shared with others: group 5 may open a queue of this multi-queue tap too; make it anew "
+     "without an owner: ip tuntap del dev web0 mode tap multi_queue"),
     (foreign_ports, PORT, replace(FRESH, ports=(replace(ROW, external_ids=()),)), Status.DENIED,
      "Open vSwitch has a port of this name that is not ours: on bridge br0 of "
      "unix:/run/openvswitch/db.sock; if it shall go: "
@@ -759,3 +771,13 @@ def test_here_is_this_boot_and_namespace() -> None:
     here = find_here()
     assert len(here.boot_id) == 36
     assert here.netns.endswith(f":{os.stat('/proc/self/ns/net').st_ino}")
+
+
+@pytest.mark.parametrize(
+    ("multi_queue", "owner", "group"),
+    [(False, 1001, 5), (True, None, None), (True, 0, None), (True, 1000, None)],
+)
+def test_a_tap_that_nobody_else_can_open_meanwhile_is_not_shared(
+    multi_queue: bool, owner: int | None, group: int | None
+) -> None:
+    refuse_shared(replace(TAP, multi_queue=multi_queue, owner=owner, group=group), 1000)

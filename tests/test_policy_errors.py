@@ -286,6 +286,393 @@ SAMPLE_ERRORS = [
     ),
     ("beyond-unknown-network", "4:26: there is no network lan; the policy defines no network"),
     ("beyond-vid-in-two-ranges", "4:44: VID 35 is twice in trunk: in 30-39 and in 35"),
+    (
+        "bad-nic-addr-function",
+        "3:42: addr must be a PCI slot such as 0x8, or slot and function such as "
+        "0x8.1, not 0x1.8; in hexadecimal, at most 1f.7",
+    ),
+    (
+        "bad-nic-addr",
+        "3:42: addr must be a PCI slot such as 0x8, or slot and function such as "
+        "0x8.1, not 0x20; in hexadecimal, at most 1f.7",
+    ),
+    (
+        "bad-nic-both",
+        "3:36: the NIC has both network and user; keep one of them",
+    ),
+    (
+        "bad-nic-bus",
+        '3:41: bus must be a bus of QEMU\'s, not "pci 0"; such as pcie.0 or the id of a '
+        "port",
+    ),
+    (
+        "bad-nic-forward-key",
+        "3:65: forward has no key via; the keys are from and to",
+    ),
+    (
+        "bad-nic-forward-mapping",
+        '3:38: forward must be a list such as [{from: 127.0.0.1:2222/tcp, to: ":22"}], '
+        "not a mapping",
+    ),
+    (
+        "bad-nic-forward-no-protocol",
+        '3:46: from must be [ADDRESS:]PORT/tcp or /udp, the address IPv4, not "22"; '
+        "write 22/tcp",
+    ),
+    (
+        "bad-nic-forward-no-to",
+        "3:39: forward has an entry without to; a list such as [{from: "
+        '127.0.0.1:2222/tcp, to: ":22"}] is one',
+    ),
+    (
+        "bad-nic-forward-scalar",
+        '3:39: forward must be a list such as [{from: 127.0.0.1:2222/tcp, to: ":22"}], '
+        "not 22",
+    ),
+    (
+        "bad-nic-forward-to",
+        '3:58: to must be "[ADDRESS]:PORT", the address IPv4, not "22"; write ":22"',
+    ),
+    (
+        "bad-nic-id",
+        "3:40: id must be an id of QEMU's, not 0net; a letter, then letters, digits, "
+        "dots, hyphens and underscores",
+    ),
+    (
+        "bad-nic-key",
+        "3:36: a NIC has no key macaddr; did you mean addr?",
+    ),
+    (
+        "bad-nic-list",
+        "3:21: a NIC must be a mapping such as {network: lan} or {user: {}}, not a list",
+    ),
+    (
+        "bad-nic-mac-multicast",
+        "3:41: mac must be the MAC of a device, not 53:54:00:12:34:56; six pairs of "
+        "hexadecimal digits such as 52:54:00:12:34:56, the second digit even",
+    ),
+    (
+        "bad-nic-mac-short",
+        "3:41: mac must be the MAC of a device, not 52:54:00:12:34; six pairs of "
+        "hexadecimal digits such as 52:54:00:12:34:56, the second digit even",
+    ),
+    (
+        "bad-nic-model",
+        '3:43: model must be the model of a NIC, not "a,b"',
+    ),
+    (
+        "bad-nic-neither",
+        "3:21: the NIC has neither network nor user; give one of them",
+    ),
+    (
+        "bad-nic-queues-0",
+        "3:44: queues must be a whole number from 1 to 64, not 0",
+    ),
+    (
+        "bad-nic-queues-65",
+        "3:44: queues must be a whole number from 1 to 64, not 65",
+    ),
+    (
+        "bad-nic-scalar",
+        "3:21: a NIC must be a mapping such as {network: lan} or {user: {}}, not lan",
+    ),
+    (
+        "bad-nic-tap-glob",
+        '3:41: tap must be the name of a tap, not "web*"; at most 15 bytes, none of / '
+        ": * ? [ ] %, not . or ..",
+    ),
+    (
+        "bad-nic-tap-long",
+        "3:41: tap must be the name of a tap, not abcdefghijklmnop; at most 15 bytes, "
+        "none of / : * ? [ ] %, not . or ..",
+    ),
+    (
+        "bad-nic-tap-number",
+        "3:41: tap must be the name of a tap, not web%d; at most 15 bytes, none of / : "
+        "* ? [ ] %, not . or ..",
+    ),
+    (
+        "bad-nic-user-hostname",
+        "3:39: hostname must be a host name, not -web; letters, digits, dots and "
+        "hyphens, at most 63",
+    ),
+    (
+        "bad-nic-user-ipv4-short",
+        "3:35: ipv4 must be an IPv4 subnet such as 10.0.2.0/24, not 10.0.2.0/30; its "
+        "host part zero, its length at most 29",
+    ),
+    (
+        "bad-nic-user-ipv4",
+        "3:35: ipv4 must be an IPv4 subnet such as 10.0.2.0/24, not 10.0.2.2; its host "
+        "part zero, its length at most 29",
+    ),
+    (
+        "bad-nic-user-ipv6",
+        "3:35: ipv6 must be an IPv6 subnet such as fd00:2::/64, not 10.0.2.0/24/1; its "
+        "host part zero, its length at most 126",
+    ),
+    (
+        "bad-nic-user-key",
+        "3:29: user: has no key net; the keys are ipv4, ipv6, restrict, hostname and "
+        "forward",
+    ),
+    (
+        "bad-nic-user-list",
+        "3:28: user must be a mapping such as {} or {ipv4: 10.0.2.0/24}, not a list",
+    ),
+    (
+        "bad-nic-user-queues",
+        "3:32: a NIC in user mode has one pair of queues",
+    ),
+    (
+        "bad-nic-user-restrict",
+        "3:39: restrict must be true or false, not yes; write true",
+    ),
+    (
+        "bad-nic-user-tap",
+        "3:32: a NIC in user mode has no tap; remove tap",
+    ),
+    (
+        "bad-nic-user-true",
+        "3:28: user must be a mapping such as {} or {ipv4: 10.0.2.0/24}, not true",
+    ),
+    (
+        "bad-nic-user-vlan",
+        "3:32: a NIC in user mode has no tap; remove vlan",
+    ),
+    (
+        "bad-nic-vectors",
+        "3:45: vectors must be a whole number from 0 to 2048 or auto, not many",
+    ),
+    (
+        "bad-nic-vlan",
+        "3:42: vlan must be a VID from 1 to 4094 or a mapping with trunk, not 0",
+    ),
+    (
+        "bad-vms-key",
+        "2:24: guest web1 has no key memory; the keys are nics",
+    ),
+    (
+        "bad-vms-list",
+        "2:6: vms must be a mapping of names to guests, not a list",
+    ),
+    (
+        "bad-vms-name",
+        '2:7: a guest cannot be named "web 1"; a name is 1 to 63 ASCII letters, '
+        "digits, dots, hyphens and underscores, a letter or digit first",
+    ),
+    (
+        "bad-vms-nics-mapping",
+        "2:20: nics must be a list of NICs, not a mapping",
+    ),
+    (
+        "bad-vms-no-nics",
+        "2:7: guest web1 has no nics; write nics: [{network: NAME}]",
+    ),
+    (
+        "bad-vms-scalar",
+        "2:13: guest web1 must be a mapping with nics, not lan",
+    ),
+    (
+        "beyond-forward-address",
+        "5:42: from must be [ADDRESS:]PORT/tcp or /udp, the address IPv4, not "
+        "127.0.0.256:22/tcp",
+    ),
+    (
+        "beyond-forward-port",
+        "5:42: from must be [ADDRESS:]PORT/tcp or /udp, the address IPv4, not 65536/tcp",
+    ),
+    (
+        "beyond-forward-twice",
+        "5:62: forward has this from twice: 22/tcp",
+    ),
+    (
+        "beyond-nic-external-ids",
+        "5:31: external_ids are for Open vSwitch, but network sw "
+        "(beyond-nic-external-ids:3) has kind: linux; remove one",
+    ),
+    (
+        "beyond-nic-id-twice",
+        "5:43: the guest has another NIC with the id net1, at beyond-nic-id-twice:5; "
+        "give each its own",
+    ),
+    (
+        "beyond-nic-mac-twice",
+        "5:73: another NIC has the mac 52:54:00:00:00:0a too, at beyond-nic-mac-twice:5",
+    ),
+    (
+        "beyond-nic-mac-zero",
+        "5:37: mac must be the MAC of a device, not 00:00:00:00:00:00; six pairs of "
+        "hexadecimal digits such as 52:54:00:12:34:56, the second digit even",
+    ),
+    (
+        "beyond-nic-network",
+        "5:27: there is no network lam; did you mean lan?",
+    ),
+    (
+        "beyond-nic-tap-made-twice",
+        "6:14: another NIC has the tap b-0 too, at beyond-nic-tap-made-twice:5; give "
+        "it a tap:",
+    ),
+    (
+        "beyond-nic-tap-twice",
+        "6:36: another NIC has the tap web0 too, at beyond-nic-tap-twice:5",
+    ),
+    (
+        "beyond-user-ipv4-host-part",
+        "5:31: ipv4 must be an IPv4 subnet such as 10.0.2.0/24, not 10.0.2.2/24; its "
+        "host part zero, its length at most 29",
+    ),
+    (
+        "bad-nat-dhcp-key",
+        "2:66: dhcp has no key ranges; did you mean range?",
+    ),
+    (
+        "bad-nat-dhcp-word",
+        "2:65: dhcp must be true, false, or a mapping with range and hosts, not yes",
+    ),
+    (
+        "bad-nat-dns-domain",
+        "2:73: domain must be a domain name, not -lab",
+    ),
+    (
+        "bad-nat-dns-key",
+        "2:65: dns has no key domains; did you mean domain?",
+    ),
+    (
+        "bad-nat-dns-word",
+        "2:64: dns must be true, false, or a mapping with domain, not lab.test",
+    ),
+    (
+        "bad-nat-empty",
+        "2:34: nat has neither ipv4 nor ipv6; write ipv4: 192.168.76.1/24",
+    ),
+    (
+        "bad-nat-external-ids",
+        "2:34: a network with nat: is a Linux bridge of its own; remove external_ids",
+    ),
+    (
+        "bad-nat-forward",
+        '2:68: forward must be a list such as [{from: 127.0.0.1:2222/tcp, to: ":22"}], '
+        "not a mapping",
+    ),
+    (
+        "bad-nat-hosts-address",
+        "2:95: the address of 52:54:00:00:00:01 must be an IPv4 address, not web1",
+    ),
+    (
+        "bad-nat-hosts-list",
+        "2:73: hosts must be a mapping of MACs to addresses, not a list",
+    ),
+    (
+        "bad-nat-hosts-mac",
+        "2:74: hosts has web1, which is not the MAC of a device",
+    ),
+    (
+        "bad-nat-ipv4-31",
+        "2:46: ipv4 must be this host's address and length, such as 192.168.76.1/24, "
+        "not 10.0.0.1/31; of a host, its length 8 to 30",
+    ),
+    (
+        "bad-nat-ipv4-no-length",
+        "2:46: ipv4 must be this host's address and length, such as 192.168.76.1/24, "
+        "not 10.0.0.1; of a host, its length 8 to 30",
+    ),
+    (
+        "bad-nat-ipv6-48",
+        "2:46: ipv6 must be this host's address and 64, such as fd00:76::1/64, not "
+        "fd00::1/48; of a host, its length 64",
+    ),
+    (
+        "bad-nat-ipv6-no-dhcp",
+        "2:64: dhcp is for IPv4, and nat has no ipv4; remove dhcp",
+    ),
+    (
+        "bad-nat-key",
+        "2:59: nat: has no key dhcpd; did you mean dhcp?",
+    ),
+    (
+        "bad-nat-kind",
+        "2:34: a network with nat: is a Linux bridge of its own; remove kind",
+    ),
+    (
+        "bad-nat-list",
+        "2:39: nat must be a mapping such as {ipv4: 192.168.76.1/24}, not a list",
+    ),
+    (
+        "bad-nat-outbound",
+        "2:69: outbound must be true or false, not maybe",
+    ),
+    (
+        "bad-nat-ovsdb",
+        "2:34: a network with nat: is a Linux bridge of its own; remove ovsdb",
+    ),
+    (
+        "bad-nat-range",
+        "2:73: range must be a range such as 192.168.76.100-199, not 10.0.0.2",
+    ),
+    (
+        "bad-nat-scalar",
+        "2:39: nat must be a mapping such as {ipv4: 192.168.76.1/24}, not true",
+    ),
+    (
+        "bad-nat-vlan",
+        "2:34: a network with nat: is a Linux bridge of its own; remove vlan",
+    ),
+    (
+        "beyond-nat-bridge-shared",
+        "4:25: the bridge labbr0 of a network with nat: is its own, and network lan "
+        "(beyond-nat-bridge-shared:5) has it too",
+    ),
+    (
+        "beyond-nat-forward-nowhere",
+        '4:59: a forward to "":22: it names no guest',
+    ),
+    (
+        "beyond-nat-forward-outside",
+        "4:59: a forward to 10.0.1.2:22: it is not in 10.0.0.0/24",
+    ),
+    (
+        "beyond-nat-host-outside",
+        "4:56: hosts gives 52:54:00:00:00:01 the address 10.0.0.1: it is this host's "
+        "own",
+    ),
+    (
+        "beyond-nat-hosts-twice",
+        "4:56: hosts gives 10.0.0.2 to two MACs",
+    ),
+    (
+        "beyond-nat-ipv4-number",
+        "4:37: ipv4 must be this host's address and length, such as 192.168.76.1/24, "
+        "not 10.0.0.256/24; of a host, its length 8 to 30",
+    ),
+    (
+        "beyond-nat-ipv6-network",
+        "4:37: ipv6 must be this host's address and 64, such as fd00:76::1/64, not "
+        '"fd00::/64"; of a host, its length 64',
+    ),
+    (
+        "beyond-nat-network-address",
+        "4:37: ipv4 must be this host's address and length, such as 192.168.76.1/24, "
+        "not 10.0.0.0/24; of a host, its length 8 to 30",
+    ),
+    (
+        "beyond-nat-range-backwards",
+        "4:56: the range 10.0.0.9-10.0.0.2 runs backwards",
+    ),
+    (
+        "beyond-nat-range-outside",
+        "4:56: range has 10.0.1.2: it is not in 10.0.0.0/24",
+    ),
+    (
+        "beyond-nat-rule-vlan",
+        "5:32: network lab (beyond-nat-rule-vlan:4) has nat:, and so no vlan; remove it",
+    ),
+    (
+        "beyond-nat-subnets",
+        "5:26: its subnet 10.0.0.128/25 overlaps 10.0.0.0/24 of network lab "
+        "(beyond-nat-subnets:4)",
+    ),
 ]
 
 # What the samples do not show: several errors, or texts that are odd as files.
@@ -393,7 +780,7 @@ TEXT_ERRORS = [
         "mtu, vlan, isolated, external_ids and txqueuelen"
     ]),
     ("port setting at the top", HEAD + "mtu: 1500\n", [
-        "2:1: the policy has no key mtu; mtu belongs to a network or a rule"
+        "2:1: the policy has no key mtu; mtu belongs to a network, a rule or a NIC"
     ]),
     ("match key on a network", HEAD + "networks: {l: {bridge: b, netdev: x}}", [
         "2:27: network l has no key netdev; netdev belongs to a rule"
@@ -549,7 +936,8 @@ def test_size_is_of_all_files() -> None:
         (
             'version: 1\nnetworks: {"l": {bridge: br0, 日本: 1}}\n',
             "p:2:31: network l has no key 日本; the keys are bridge, kind, ovsdb, users, "
-            "deny_users, max_taps, tap_name, mtu, vlan, isolated, external_ids and txqueuelen\n"
+            "deny_users, max_taps, tap_name, nat, mtu, vlan, isolated, external_ids and "
+            "txqueuelen\n"
             '  networks: {"l": {bridge: br0, 日本: 1}}\n'
             "                                ^",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,10 @@ WORDS = [
     "\\U110000",
     "1", "0", "010", "4095", "30-20", "@", "`", "*", "web*", "[a-z", "true", "~", "=", "9" * 30,
 ]  # fmt: skip
+
+
+SECONDS = 20
+"""Of processor time that a policy may take: what takes longer grows with the square of its size."""
 
 
 @pytest.fixture(params=LOADERS, autouse=True, scope="module")
@@ -96,4 +101,6 @@ def test_changed_samples(data: st.DataObject) -> None:
          "word", "quotes"],
 )  # fmt: skip
 def test_bomb(text: str) -> None:
+    began = time.process_time()
     check(text.encode())
+    assert time.process_time() - began < SECONDS

@@ -392,11 +392,12 @@ def test_run_does_not_know_a_status_of_a_later_agent(hooks: Hooks, script: Scrip
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ([], "run needs a --nic; write --nic NETWORK"),
-        (["--", "true"], "run needs a --nic; write --nic NETWORK"),
+        ([], "run needs a guest of the policy's, or a --nic; write run VM"),
+        (["--", "true"], "run needs a guest of the policy's, or a --nic; write run VM"),
         (["--nic", "lan"], "run needs a command; write -- and QEMU's command line"),
         (["--nic", "lan", "--"], "run needs a command; "),
-        (["--nic", "lan", "true"], "unrecognized arguments: true"),
+        (["--nic", "lan", "true"], "run needs a command; write -- and QEMU's command line"),
+        (["--nic", "lan", "vm", "true"], "unrecognized arguments: true"),
         (["--nic", "", "--", "true"], "--nic : it does not begin with the name of a network; "),
         (["--nic", "tap=x", "--", "true"], "--nic tap=x: it does not begin with the name"),
         (["--nic", "lan,", "--", "true"], "--nic lan,: an empty word is none of tap=, id= and"),
@@ -409,7 +410,7 @@ def test_run_does_not_know_a_status_of_a_later_agent(hooks: Hooks, script: Scrip
         (["--nic", "lan,queues=0", "--", "true"], "--nic lan,queues=0: queues= is a number from"),
         (["--nic", "lan,queues=65", "--", "true"], "--nic lan,queues=65: queues= is a number"),
         (["--nic", "lan,queues=1\n", "--", "true"], "--nic lan,queues=1\\n: queues= is a number"),
-        (["--nic", "lan", "--nic", "lan,id=net0", "--", "true"], "two --nic have the id net0; "),
+        (["--nic", "lan", "--nic", "lan,id=net0", "--", "true"], "two NICs have the id net0; "),
     ],
 )
 def test_usage_of_run(hooks: Hooks, words: list[str], text: str) -> None:

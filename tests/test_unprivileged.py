@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import stat
 import subprocess
 import sys
@@ -192,6 +194,36 @@ def test_run_gives_a_sandboxed_qemu_its_queues(place: Place) -> None:
         # NOTE: QEMU turns all but the first off, until a guest wants them.
         assert info["numqueues"] + info["numdisabled"] == 2
         assert f"vm=web1 pid={qemu.pid} " in link["ifalias"]
+        assert qemu.quit() == 0
+    assert place.taps() == set()
+
+
+def test_run_gives_a_guest_of_the_policy_s_its_nics(place: Place) -> None:
+    """Each with its own settings, and nobody else's by asking without the name of its tap."""
+    nics = [{"network": "lan", "tap": "web1-0", "queues": 2, "txqueuelen": 77, "addr": "0x9"},
+            {"user": {"hostname": "web1"}, "model": "e1000"}]  # fmt: skip
+    networks = {**PLAIN, "lan": {**PLAIN["lan"], "max_taps": 2, "tap_name": "web1-%d"}}
+    policy = {"version": 1, "networks": networks, "rules": RULES, "vms": {"web1": {"nics": nics}}}
+    place.hooks.write_policy(json.dumps(policy))
+    place.agent.policy.write_text(json.dumps(policy))
+    os.kill(place.agent.pid, signal.SIGHUP)
+    run = [str(place.hooks.folder / "pyqemu-ifctl"), "run"]
+    env = {"PYQEMU_IFUP_POLICY": str(place.hooks.policy)}
+    prefix = [*AS_NOBODY, "env", *(f"{name}={it}" for name, it in env.items()), *run, "web1", "--"]
+    with place.qemu("-name", "web1", prefix=prefix, machine="q35") as qemu:
+        assert qemu.greeting
+        link = place.netns.link("web1-0")
+        assert (link["master"], link["txqlen"], "UP" in link["flags"]) == ("br0", 77, True)
+        assert link["ifalias"].endswith(f" uid={NOBODY}")
+        told = qemu.hmp("info network")
+        assert "nic-net0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:" in told
+        assert told.count(" \\ net0: ") == 2, told
+        assert "nic-net1: index=0,type=nic,model=e1000,macaddr=52:54:00:" in told
+        assert re.search(r"addr = 0*9\.0\b", qemu.hmp("info qtree"))
+        assert qemu.quit() == 0
+    with place.qemu("-netdev", f"tap,id=n,br=lan,helper={place.helper}") as qemu:
+        assert qemu.greeting
+        assert place.netns.link("web1-0")["txqlen"] == 1000
         assert qemu.quit() == 0
     assert place.taps() == set()
 

@@ -8,7 +8,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pyqemu_ifconf.names import NAME_MAX, NUMBER_ROOM, is_tap_pattern, is_valid_name
+from pyqemu_ifconf.names import (
+    NAME_MAX,
+    NUMBER_ROOM,
+    is_plain_tap_name,
+    is_tap_pattern,
+    is_valid_name,
+)
+from pyqemu_ifconf.nat import (
+    HOST6_PATTERN,
+    HOST_PATTERN,
+    DhcpField,
+    Dns,
+    NatField,
+    is_host6_address,
+    is_host_address,
+)
 from pyqemu_ifconf.nodes import Errors, Scalar, quote
 from pyqemu_ifconf.values import (
     LINE_PATTERN,
@@ -27,9 +42,24 @@ from pyqemu_ifconf.values import (
     is_ovsdb_address,
     unknown_key,
 )
+from pyqemu_ifconf.vms import (
+    ADDR_PATTERN,
+    HOSTNAME_PATTERN,
+    ID_PATTERN,
+    MAC_PATTERN,
+    MODEL_PATTERN,
+    Forwards,
+    Nics,
+    UserModes,
+    Vms,
+    fits,
+    is_ipv6_subnet,
+    is_mac,
+    is_subnet,
+)
 
-Where = Literal["top", "network", "rule", "port"]
-"""A field's place; a port setting may stand on a network and on a rule."""
+Where = Literal["top", "network", "rule", "nat", "vm", "nic", "user", "port"]
+"""A field's place; a port setting may stand on a network, on a rule and on a NIC."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +84,7 @@ FIELDS: tuple[Field, ...] = (
         "Whether QEMU's /etc/qemu/bridge.conf says too who may use which bridge; false.",
     ),
     Field("rules", "top", Rules(), "Who goes where: from the top, the first that matches decides."),
+    Field("vms", "top", Vms(), "The guests whose NICs pyqemu-ifctl args tells QEMU of, by name."),
     Field(
         "bridge",
         "network",
@@ -110,6 +141,31 @@ FIELDS: tuple[Field, ...] = (
         ),
         "What the taps are called that unprivileged users get; tap%d.",
     ),
+    Field("nat", "network", NatField(), "A network that is made for its first tap, and its NAT."),
+    Field(
+        "ipv4",
+        "nat",
+        Text(
+            "this host's address and length, such as 192.168.76.1/24",
+            is_host_address,
+            HOST_PATTERN,
+            "of a host, its length 8 to 30",
+        ),
+        "This host's IPv4 address on the network, and with it the subnet.",
+    ),
+    Field(
+        "ipv6",
+        "nat",
+        Text(
+            "this host's address and 64, such as fd00:76::1/64", is_host6_address, HOST6_PATTERN,
+            "of a host, its length 64",
+        ),
+        "This host's IPv6 address on the network, and with it the subnet.",
+    ),
+    Field("dhcp", "nat", DhcpField(), "What IPv4 addresses the guests get; true."),
+    Field("dns", "nat", Dns(), "Whether names are resolved, and the guests' domain; true."),
+    Field("forward", "nat", Forwards(), "Ports of this host's that lead to guests'."),
+    Field("outbound", "nat", Flag(), "Whether guests reach what is beyond this host; true."),
     Field("tap", "rule", Globs(ascii_only=True), "Matches the tap's name."),
     Field("vm", "rule", Globs(ascii_only=False), "Matches the guest's name, QEMU's -name."),
     Field("netdev", "rule", Globs(ascii_only=True), "Matches the netdev's id, QEMU's id=."),
@@ -149,20 +205,133 @@ FIELDS: tuple[Field, ...] = (
         "Keys for the external_ids of the Interface row; Open vSwitch only.",
     ),
     Field("txqueuelen", "port", Number(0, 1_000_000), "The tap's queue length, in packets."),
+    Field("nics", "vm", Nics(), "The guest's NICs, in the order in which it gets them.", True),
+    Field(
+        "network",
+        "nic",
+        Text("the name of a network", bool, r"^[\s\S]"),
+        "The network that the NIC's tap is plugged in.",
+    ),
+    Field("user", "nic", UserModes(), "QEMU's user-mode network, in place of one of the policy's."),
+    Field(
+        "tap",
+        "nic",
+        Text(
+            "the name of a tap",
+            is_plain_tap_name,
+            rf"^(?!\.{{1,2}}$)[!-$&-)+-.0-9;->@-Z\\^-~]{{1,{NAME_MAX}}}$",
+            f"at most {NAME_MAX} bytes, none of / : * ? [ ] %, not . or ..",
+            NAME_MAX,
+        ),
+        "What the tap is called; the guest's name, a hyphen and the NIC's number from 0.",
+    ),
+    Field(
+        "id",
+        "nic",
+        Text(
+            "an id of QEMU's",
+            lambda text: fits(ID_PATTERN, text),
+            ID_PATTERN,
+            "a letter, then letters, digits, dots, hyphens and underscores",
+        ),
+        "QEMU's id= of the netdev; net0, net1 ...",
+    ),
+    Field(
+        "model",
+        "nic",
+        Text("the model of a NIC", lambda text: fits(MODEL_PATTERN, text), MODEL_PATTERN),
+        "QEMU's device; virtio-net-pci. pyqemu-ifctl models lists them.",
+    ),
+    Field(
+        "mac",
+        "nic",
+        Text(
+            "the MAC of a device", is_mac, MAC_PATTERN,
+            "six pairs of hexadecimal digits such as 52:54:00:12:34:56, the second digit even",
+        ),
+        "The MAC; 52:54:00 and a hash of host, guest and NIC.",
+    ),
+    Field("queues", "nic", Number(1, 64), "Pairs of queues, of virtio models; 1."),
+    Field(
+        "vectors",
+        "nic",
+        Number(0, 2048, ("auto",)),
+        "MSI-X vectors, of virtio models; auto, the default, is two for each queue, and two.",
+    ),
+    Field(
+        "bus",
+        "nic",
+        Text(
+            "a bus of QEMU's",
+            lambda text: fits(ID_PATTERN, text),
+            ID_PATTERN,
+            "such as pcie.0 or the id of a port",
+        ),
+        "The bus that the device is on; QEMU's own choice.",
+    ),
+    Field(
+        "addr",
+        "nic",
+        Text(
+            "a PCI slot such as 0x8, or slot and function such as 0x8.1",
+            lambda text: fits(ADDR_PATTERN, text),
+            ADDR_PATTERN,
+            "in hexadecimal, at most 1f.7",
+            2,
+        ),
+        "The device's PCI address on its bus, in hexadecimal; QEMU's own choice.",
+    ),
+    Field(
+        "ipv4",
+        "user",
+        Text(
+            "an IPv4 subnet such as 10.0.2.0/24",
+            is_subnet,
+            r"^[0-9]{1,3}(\.[0-9]{1,3}){3}/([0-9]|[12][0-9])$",
+            "its host part zero, its length at most 29",
+        ),
+        "The guest's IPv4 subnet; 10.0.2.0/24.",
+    ),
+    Field(
+        "ipv6",
+        "user",
+        Text(
+            "an IPv6 subnet such as fd00:2::/64",
+            is_ipv6_subnet,
+            r"^[0-9A-Fa-f:.]+/([0-9]|[1-9][0-9]|1[01][0-9]|12[0-6])$",
+            "its host part zero, its length at most 126",
+        ),
+        "The guest's IPv6 subnet; fec0::/64.",
+    ),
+    Field("restrict", "user", Flag(), "Keeps the guest from all but the forwards; false."),
+    Field(
+        "hostname",
+        "user",
+        Text(
+            "a host name", lambda text: fits(HOSTNAME_PATTERN, text), HOSTNAME_PATTERN,
+            "letters, digits, dots and hyphens, at most 63",
+            63,
+        ),
+        "The name that the guest gets by DHCP.",
+    ),
+    Field("forward", "user", Forwards(), "Ports of the host's that lead to the guest's."),
 )
 
-OBJECTS: dict[str, str] = {"top": "the policy", "network": "a network", "rule": "a rule"}
+OBJECTS: dict[str, str] = {
+    "top": "the policy", "network": "a network", "rule": "a rule", "vm": "a guest of vms:",
+    "nic": "a NIC", "user": "user:", "nat": "nat:",
+}
 
 
 def fields_of(where: Where) -> dict[str, Field]:
     """Return the fields that may stand at `where`, by name, the port settings with them."""
-    also = () if where == "top" else ("port",)
+    also = ("port",) if where in ("network", "rule", "nic") else ()
     return {field.name: field for field in FIELDS if field.where in (where, *also)}
 
 
 def unknown_field(key: Scalar, where: Where, owner: str, errors: Errors) -> None:
     """Report that `owner`, which stands at `where`, has no such field."""
     homes = [field.where for field in FIELDS if field.name == key.text]
-    home = OBJECTS.get(homes[0], "a network or a rule") if homes else ""
+    home = OBJECTS.get(homes[0], "a network, a rule or a NIC") if homes else ""
     hint = f"{quote(key.text)} belongs to {home}" if home else ""
     unknown_key(key, owner, tuple(fields_of(where)), errors, hint)

@@ -36,7 +36,8 @@ _FORBIDDEN = re.compile(
     "|\r(?!\n)"
 )
 _COMMENT = re.compile(r"(?:^|\s)#")
-_GLOB_IN_BRACKETS = re.compile(r"(?:[:,\[-]\s*)(?P<glob>\[[^\]\s]*\][^\s,\]}])")
+# NOTE: no [ inside, since a line of nothing else would be searched anew from each of them.
+_GLOB_IN_BRACKETS = re.compile(r"(?:[:,\[-]\s*)(?P<glob>\[[^\[\]\s]*\][^\s,\]}])")
 
 
 @dataclass(frozen=True)

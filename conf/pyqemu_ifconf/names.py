@@ -54,6 +54,25 @@ def is_made_of(name: str, pattern: str) -> bool:
     )
 
 
+def is_plain_tap_name(name: str) -> bool:
+    """Tell whether `name` can be a tap's and neither a glob, nor a pattern for the kernel."""
+    return is_valid_name(name) and not any(character in "*?[]%" for character in name)
+
+
+def tap_name_of(vm: str, number: int) -> str:
+    """Return the name of the tap of a guest's NIC that is given none; NICs count from 0.
+
+    A guest's name that is too long is cut, and a hash of it keeps the names apart.
+    """
+    name = f"{vm}-{number}"
+    if is_valid_name(name):
+        return name
+    from hashlib import sha256  # only a long name needs it
+
+    end = f"{sha256(vm.encode()).hexdigest()[:6]}-{number}"
+    return vm[: NAME_MAX - len(end)] + end
+
+
 def check_tap_name(name: str) -> str:
     """Return `name` where a tap can be called so; else raise Failure (64)."""
     if is_valid_name(name):

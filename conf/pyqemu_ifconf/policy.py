@@ -28,6 +28,9 @@ DEFAULT_TIMEOUT = 10
 DEFAULT_MAX_TAPS = 16
 """Taps that one user may have on a network where the policy says nothing."""
 DEFAULT_TAP_NAME = "tap%d"
+DEFAULT_MTU = 1500
+"""Bytes, of a bridge that we make."""
+DEFAULT_MODEL = "virtio-net-pci"
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,51 @@ class Vlan:
 
 
 @dataclass(frozen=True)
+class Forward:
+    """A port of the host's that leads to one of a guest's; an empty address is any, or the only.
+
+    `protocol` is `tcp` or `udp`.
+    """
+
+    protocol: str
+    address: str
+    port: int
+    to_address: str
+    to_port: int
+
+
+@dataclass(frozen=True)
+class Dhcp:
+    """What addresses guests get: a range, None for all of the subnet; and those of known MACs."""
+
+    range: tuple[str, str] | None = None
+    hosts: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Nat:
+    """A network that we make: `ipv4` and `ipv6` are the host's own, as ADDRESS/LENGTH.
+
+    `dhcp` None: none. `dns` is the domain, empty for none, None where no names are resolved.
+    `mtu` is the bridge's, in bytes.
+    """
+
+    ipv4: str | None = None
+    ipv6: str | None = None
+    dhcp: Dhcp | None = None
+    dns: str | None = None
+    forward: tuple[Forward, ...] = ()
+    outbound: bool = True
+    mtu: int = DEFAULT_MTU
+
+
+@dataclass(frozen=True)
 class Port:
     """The complete wanted state of one tap.
 
     `kind` None: looked up. `mtu` None: the bridge's own. `vlan` None: the bridge's untagged
-    network. `txqueuelen` None: left alone.
+    network. `txqueuelen` None: left alone. `nat` is the network's, which is made where it is not
+    there.
     """
 
     tap: str
@@ -86,6 +129,7 @@ class Port:
     isolated: bool = False
     external_ids: tuple[tuple[str, str], ...] = ()
     txqueuelen: int | None = None
+    nat: Nat | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +161,7 @@ class Network:
     deny_users: tuple[str, ...] = ()
     max_taps: int = DEFAULT_MAX_TAPS
     tap_name: str = DEFAULT_TAP_NAME
+    nat: Nat | None = None
 
 
 @dataclass(frozen=True)
@@ -131,10 +176,53 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class UserMode:
+    """QEMU's user-mode network; `ipv4` and `ipv6` as ADDRESS/LENGTH, None for QEMU's own choice."""
+
+    ipv4: str | None = None
+    ipv6: str | None = None
+    restrict: bool = False
+    hostname: str | None = None
+    forward: tuple[Forward, ...] = ()
+
+
+@dataclass(frozen=True)
+class Nic:
+    """A NIC of a guest's, on a `network` by its `tap`, or on a user-mode network of its own.
+
+    `mac` None: made of the host, the guest and the NIC. `vectors` None: as many as the queues
+    want.
+    """
+
+    place: Place
+    id: str
+    network: str | None = None
+    tap: str = ""
+    user: UserMode | None = None
+    model: str = DEFAULT_MODEL
+    mac: str | None = None
+    queues: int = 1
+    vectors: int | None = None
+    bus: str | None = None
+    addr: str | None = None
+    settings: Settings = field(default_factory=Settings)
+
+
+@dataclass(frozen=True)
+class Vm:
+    """A guest and its NICs, in order."""
+
+    name: str
+    place: Place
+    nics: tuple[Nic, ...]
+
+
+@dataclass(frozen=True)
 class Policy:
     """All of a host's policy; `files` in the order read, `rules` from the top.
 
-    `bridge_conf`: QEMU's bridge.conf says too who may use which bridge.
+    `bridge_conf`: QEMU's bridge.conf says too who may use which bridge. The NICs of `vms` that
+    have a tap are the first of the rules.
     """
 
     files: tuple[str, ...]
@@ -142,6 +230,7 @@ class Policy:
     rules: tuple[Rule, ...]
     timeout: int = DEFAULT_TIMEOUT
     bridge_conf: bool = False
+    vms: Mapping[str, Vm] = field(default_factory=dict)
 
     @cached_property
     def index(self) -> RuleIndex:
@@ -226,6 +315,27 @@ def port_on(policy: Policy, network_name: str, tap: str) -> Port:
     return _port(network, merge(Settings(), network.settings), tap, network.place)
 
 
+def find_nic(policy: Policy, network: str, tap: str) -> Nic | None:
+    """Return the NIC of a guest of the policy's that has this tap on this network."""
+    for vm in policy.vms.values():
+        for nic in vm.nics:
+            if nic.tap == tap and nic.network == network:
+                return nic
+    return None
+
+
+def nic_rule(nic: Nic) -> Rule:
+    """Return the rule that a NIC on a network is for its tap."""
+    return Rule(nic.place, {"tap": (nic.tap,)}, nic.network, settings=nic.settings)
+
+
+def nic_port(policy: Policy, nic: Nic) -> Port:
+    """Return the Port of a NIC on a network."""
+    assert nic.network is not None  # of a NIC in user mode there is none
+    network = policy.networks[nic.network]
+    return _port(network, merge(network.settings, nic.settings), nic.tap, nic.place)
+
+
 def policy_asks(policy: Policy, key: MatchKey) -> bool:
     """Tell whether any rule looks at `key`, so that what nobody asks for is not looked up."""
     return key in policy.index.keys
@@ -288,5 +398,7 @@ def _port(network: Network, settings: Settings, tap: str, place: Place) -> Port:
     given: dict[str, Any] = dict(settings.given)
     if given.get("mtu") == "bridge":
         given["mtu"] = None
-    port = Port(tap, network.name, network.bridge, place, network.kind, network.ovsdb)
+    port = Port(
+        tap, network.name, network.bridge, place, network.kind, network.ovsdb, nat=network.nat
+    )
     return replace(port, **given)

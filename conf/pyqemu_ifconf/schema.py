@@ -21,7 +21,10 @@ def policy_schema() -> Schema:
         "$schema": DIALECT,
         "title": "The policy of pyqemu-ifup",
         **_object("top"),
-        "$defs": {"network": _network(), "rule": _rule()},
+        "$defs": {
+            "network": _network(), "rule": _rule(), "vm": _object("vm"), "nic": _nic(),
+            "user": _object("user"), "nat": _nat(),
+        },
     }
 
 
@@ -49,10 +52,19 @@ def _property(field: Field) -> Schema:
 
 
 def _network() -> Schema:
-    """Return the schema of a network; what is for Open vSwitch only excludes kind: linux."""
+    """Return the schema of a network; what is for Open vSwitch only excludes a Linux bridge."""
     linux: Schema = {"properties": {"kind": {"const": "linux"}}, "required": ["kind"]}
     plain: Schema = {"properties": {"ovsdb": False, "external_ids": {"const": "none"}}}
-    return {**_object("network"), "if": linux, "then": plain}
+    made: Schema = {
+        "properties": {
+            **{name: False for name in ("kind", "ovsdb")},
+            **{name: {"const": "none"} for name in ("external_ids", "vlan")},
+        }
+    }
+    return {
+        **_object("network"), "if": linux, "then": plain,
+        "allOf": [{"if": {"required": ["nat"]}, "then": made}],
+    }
 
 
 def _rule() -> Schema:
@@ -65,6 +77,39 @@ def _rule() -> Schema:
         "oneOf": [
             {"required": ["network"], "properties": {"deny": False}},
             {"required": ["deny"], "properties": {name: False for name in not_with_deny}},
+        ],
+    }
+
+
+def _nat() -> Schema:
+    """Return the schema of nat: one of two addresses; what is for IPv4 needs that."""
+    needs_ipv4: Schema = {
+        "properties": {
+            "dhcp": {"const": False}, "forward": {"type": "array", "maxItems": 0},
+        },
+    }
+    return {
+        **_object("nat"),
+        "anyOf": [{"required": ["ipv4"]}, {"required": ["ipv6"]}],
+        "if": {"not": {"required": ["ipv4"]}},
+        "then": needs_ipv4,
+    }
+
+
+def _nic() -> Schema:
+    """Return the schema of a NIC: on a network with a tap and settings, or on one in user mode."""
+    fields = fields_of("nic")
+    of_taps = ("tap", *(name for name, field in fields.items() if field.where == "port"))
+    return {
+        **_object("nic"),
+        "oneOf": [
+            {"required": ["network"], "properties": {"user": False}},
+            {
+                "required": ["user"],
+                "properties": {
+                    **{name: False for name in ("network", *of_taps)}, "queues": {"const": 1},
+                },
+            },
         ],
     }
 

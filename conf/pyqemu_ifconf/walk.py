@@ -8,22 +8,32 @@ from typing import Any
 
 from pyqemu_ifconf.failure import PolicyError
 from pyqemu_ifconf.fields import Where, fields_of, unknown_field
-from pyqemu_ifconf.names import is_network_name
+from pyqemu_ifconf.names import is_network_name, tap_name_of
+from pyqemu_ifconf.nat import check_nat, overlaps
 from pyqemu_ifconf.nodes import Errors, List, Map, Node, Scalar, entries, quote, show
 from pyqemu_ifconf.policy import (
     DEFAULT_MAX_TAPS,
+    DEFAULT_MODEL,
+    DEFAULT_MTU,
     DEFAULT_OVSDB,
     DEFAULT_TAP_NAME,
     DEFAULT_TIMEOUT,
     MATCH_KEYS,
+    Dhcp,
     MatchKey,
+    Nat,
     Network,
+    Nic,
     Place,
     Policy,
     Rule,
     Settings,
+    UserMode,
+    Vm,
+    nic_rule,
 )
 from pyqemu_ifconf.values import BAD, listed, must_be, nearest
+from pyqemu_ifconf.vms import is_virtio
 
 ONCE = ("timeout", "bridge_conf")
 """What may stand in one file of a policy, and holds for all of it."""
@@ -56,6 +66,10 @@ class _Draft:
     once: dict[str, Any] = field(default_factory=dict)
     """The values of what the policy may say once, in one of its files."""
     once_places: dict[str, Place] = field(default_factory=dict)
+    nats: dict[str, tuple[Scalar, Errors]] = field(default_factory=dict)
+    """The key of each network's nat:, and the errors of its file."""
+    vms: dict[str, Vm] = field(default_factory=dict)
+    nics: list[tuple[Nic, _Given, Errors]] = field(default_factory=list)
 
 
 def read_policy(documents: Sequence[Document]) -> tuple[Policy, tuple[PolicyError, ...]]:
@@ -68,13 +82,20 @@ def read_policy(documents: Sequence[Document]) -> tuple[Policy, tuple[PolicyErro
         if document.root is not None:
             _read_document(document.root, document.errors, draft)
     for rule, given, errors in draft.rules:
-        _check_network(rule, given, errors, draft)
+        _check_network(rule.network, rule.settings, given, errors, draft)
+    for nic, given, errors in draft.nics:
+        _check_network(nic.network, nic.settings, given, errors, draft)
+    _check_nics(draft.nics)
+    _check_nats(draft)
+    # NOTE: the NICs come first: what is said of one tap by its name is about nothing else.
+    of_nics = [nic_rule(nic) for nic, _, _ in draft.nics if nic.network is not None]
     policy = Policy(
         tuple(document.errors.file for document in documents),
         draft.networks,
-        tuple(rule for rule, _, _ in draft.rules),
+        (*of_nics, *(rule for rule, _, _ in draft.rules)),
         draft.once.get("timeout", DEFAULT_TIMEOUT),
         draft.once.get("bridge_conf", False),
+        draft.vms,
     )
     found: list[PolicyError] = []
     for document in documents:
@@ -108,6 +129,10 @@ def _read_document(root: Node, errors: Errors, draft: _Draft) -> None:
     if isinstance(rules, List):
         for item in rules.items:
             _read_rule(item, errors, draft)
+    vms = given.values.get("vms")
+    if isinstance(vms, Map):
+        for key, value in entries(vms, errors, "guest"):
+            _read_vm(key, value, errors, draft)
 
 
 def _is_later(node: Node) -> bool:
@@ -174,8 +199,18 @@ def _read_network(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> Non
         given.values.get("deny_users", ()),
         given.values.get("max_taps", DEFAULT_MAX_TAPS),
         given.values.get("tap_name", DEFAULT_TAP_NAME),
+        _read_nat(given, errors),
     )
     draft.networks[name] = network
+    if "nat" in given.keys:
+        draft.nats[name] = (given.keys["nat"], errors)
+        for key_name in ("kind", "ovsdb", "vlan", "external_ids"):
+            if given.values.get(key_name) is not None:
+                errors.add(
+                    given.keys[key_name],
+                    f"a network with nat: is a Linux bridge of its own; remove {key_name}",
+                )
+        return
     if network.kind == "linux":
         if "ovsdb" in given.keys:
             errors.add(
@@ -188,6 +223,35 @@ def _read_network(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> Non
                 f"external_ids are for Open vSwitch, but network {name} has kind: linux; "
                 "remove one",
             )
+
+
+def _read_nat(given: _Given, errors: Errors) -> Nat | None:
+    """Return what the `nat:` of a network says, None without one."""
+    node = given.values.get("nat")
+    if not isinstance(node, Map):
+        return None
+    inner = _read_fields(node, "nat", "nat:", errors)
+    check_nat(inner.values, inner.nodes, given.keys["nat"], errors)
+    values = dict(inner.values)
+    values.setdefault("dhcp", Dhcp() if "ipv4" in inner.nodes else None)
+    values.setdefault("dns", "")
+    mtu = given.values.get("mtu")
+    return Nat(**values, mtu=mtu if isinstance(mtu, int) else DEFAULT_MTU)
+
+
+def _check_nats(draft: _Draft) -> None:
+    """Check that each network with nat: has its bridge and its subnets to itself."""
+    for name, (key, errors) in draft.nats.items():
+        bridge = draft.networks[name].bridge
+        for other in draft.networks.values():
+            if other.name != name and other.bridge == bridge and bridge:
+                errors.add(
+                    key, f"the bridge {bridge} of a network with nat: is its own, and network "
+                    f"{other.name} ({other.place}) has it too"
+                )
+    for network, other, why in overlaps(draft.networks.values()) if draft.nats else ():
+        key, errors = draft.nats[network.name]
+        errors.add(key, f"{why} of network {other.name} ({other.place})")
 
 
 def _read_rule(node: Node, errors: Errors, draft: _Draft) -> None:
@@ -219,22 +283,137 @@ def _read_rule(node: Node, errors: Errors, draft: _Draft) -> None:
     draft.rules.append((rule, given, errors))
 
 
-def _check_network(rule: Rule, given: _Given, errors: Errors, draft: _Draft) -> None:
-    """Check what a rule says of its network, once the networks of all files are known."""
-    if rule.network is None:
+def _read_vm(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> None:
+    name = key.text
+    place = _place(key, errors)
+    if not is_network_name(name):
+        errors.add(
+            key,
+            f"a guest cannot be named {quote(name)}; a name is 1 to 63 ASCII letters, digits, "
+            "dots, hyphens and underscores, a letter or digit first",
+        )
+    if name in draft.vms:
+        errors.add(key, f"guest {quote(name)} is given twice; first at {draft.vms[name].place}")
         return
-    if rule.network not in draft.named:
-        near = nearest(rule.network, tuple(draft.named), errors)
+    nics: list[Nic] = []
+    draft.vms[name] = Vm(name, place, ())
+    if not isinstance(node, Map):
+        must_be(f"guest {quote(name)}", "a mapping with nics", node, errors)
+        return
+    given = _read_fields(node, "vm", f"guest {quote(name)}", errors)
+    if "nics" not in given.keys:
+        errors.add(key, f"guest {quote(name)} has no nics; write nics: [{{network: NAME}}]")
+    listed_nics = given.values.get("nics")
+    for number, item in enumerate(listed_nics.items if isinstance(listed_nics, List) else ()):
+        _read_nic(name, number, item, errors, draft, nics)
+    draft.vms[name] = Vm(name, place, tuple(nics))
+
+
+def _read_nic(
+    vm: str, number: int, node: Node, errors: Errors, draft: _Draft, nics: list[Nic]
+) -> None:
+    if not isinstance(node, Map):
+        must_be("a NIC", "a mapping such as {network: lan} or {user: {}}", node, errors)
+        return
+    given = _read_fields(node, "nic", "a NIC", errors)
+    if "network" in given.keys and "user" in given.keys:
+        later = max(given.keys["network"], given.keys["user"], key=lambda k: (k.line, k.column))
+        errors.add(later, "the NIC has both network and user; keep one of them")
+    if "network" not in given.keys and "user" not in given.keys:
+        errors.add(node, "the NIC has neither network nor user; give one of them")
+    user = None
+    if "user" in given.keys and "network" not in given.keys:
+        port = [name for name, row in fields_of("nic").items() if row.where == "port"]
+        for name in ("tap", *port):
+            if name in given.keys:
+                errors.add(
+                    given.keys[name], f"a NIC in user mode has no tap; remove {name}"
+                )
+        if given.values.get("queues", 1) != 1:
+            errors.add(given.keys["queues"], "a NIC in user mode has one pair of queues")
+        inner = given.values.get("user")
+        if isinstance(inner, Map):
+            user = UserMode(**_read_fields(inner, "user", "user:", errors).values)
+    vectors = given.values.get("vectors")
+    model = given.values.get("model", DEFAULT_MODEL)
+    if not is_virtio(model):
+        for name, value in (("queues", given.values.get("queues", 1) != 1),
+                            ("vectors", isinstance(vectors, int))):
+            if value:
+                errors.add(
+                    given.keys[name], f"a NIC of model {model} has no {name} to choose; remove "
+                    f"{name}, or take model: {DEFAULT_MODEL}"
+                )
+    mac = given.values.get("mac")
+    network = given.values.get("network")
+    nic = Nic(
+        _place(node, errors),
+        given.values.get("id", f"net{number}"),
+        network,
+        given.values.get("tap", tap_name_of(vm, number)) if network is not None else "",
+        user,
+        model,
+        mac.lower() if mac is not None else None,
+        given.values.get("queues", 1),
+        vectors if isinstance(vectors, int) else None,
+        given.values.get("bus"),
+        given.values.get("addr"),
+        _settings(given),
+    )
+    same = next((each for each in nics if each.id == nic.id), None)
+    if same is not None:
+        errors.add(
+            given.keys.get("id", node),
+            f"the guest has another NIC with the id {nic.id}, at {same.place}; give each its own",
+        )
+    nics.append(nic)
+    draft.nics.append((nic, given, errors))
+
+
+def _check_nics(nics: Sequence[tuple[Nic, _Given, Errors]]) -> None:
+    """Check that no two NICs of the host have the same tap, or the same MAC."""
+    taps: dict[str, Nic] = {}
+    macs: dict[str, Nic] = {}
+    for nic, given, errors in nics:
+        for name, value, seen in (("tap", nic.tap, taps), ("mac", nic.mac, macs)):
+            if not value:
+                continue
+            first = seen.setdefault(value, nic)
+            if first is not nic:
+                where = given.nodes.get(name)
+                message = f"another NIC has the {name} {value} too, at {first.place}"
+                if where is not None:
+                    errors.add(where, message)
+                else:
+                    errors.add_at(nic.place.line, nic.place.column, f"{message}; give it a {name}:")
+
+
+def _check_network(
+    name: str | None, settings: Settings, given: _Given, errors: Errors, draft: _Draft
+) -> None:
+    """Check what a rule or a NIC says of its network, once the networks of all files are known."""
+    if name is None:
+        return
+    if name not in draft.named:
+        near = nearest(name, tuple(draft.named), errors)
         if near is not None:
             hint = f"did you mean {near}?"
         elif draft.named:
             hint = f"the networks are {listed(tuple(draft.named), 'and')}"
         else:
             hint = "the policy defines no network"
-        errors.add(given.nodes["network"], f"there is no network {quote(rule.network)}; {hint}")
+        errors.add(given.nodes["network"], f"there is no network {quote(name)}; {hint}")
         return
-    network = draft.networks.get(rule.network)
-    external_ids = rule.settings.given.get("external_ids")
+    network = draft.networks.get(name)
+    if network is not None and name in draft.nats:
+        for setting in ("vlan", "external_ids"):
+            if settings.given.get(setting) is not None:
+                errors.add(
+                    given.keys[setting],
+                    f"network {name} ({network.place}) has nat:, and so no {setting}; remove it",
+                )
+        return
+    external_ids = settings.given.get("external_ids")
     if network is not None and network.kind == "linux" and external_ids is not None:
         errors.add(
             given.keys["external_ids"],

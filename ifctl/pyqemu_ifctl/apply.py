@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import syslog
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,15 +14,19 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Caller, Policy, Port
 from pyqemu_ifctl.answer import Answer, count, shown, to_json, wrap
 from pyqemu_ifctl.databases import addresses, open_each
+from pyqemu_ifctl.guests import is_here, is_qemu
 from pyqemu_ifctl.status import natural, stamp_of
+from pyqemu_ifdown.detach import leaving_networks
 from pyqemu_ifup.attach import success_line
-from pyqemu_ifup.caller import find_hook, find_hook_at_work, is_qemu
+from pyqemu_ifup.caller import command_line, find_hook, find_hook_at_work
 from pyqemu_ifup.change import Holder, changing, find_change
 from pyqemu_ifup.guest import find_wanted
-from pyqemu_ifup.holders import holders
+from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import GRACE, Watch, log, narrator
+from pyqemu_ifup.nat import making_commands
+from pyqemu_ifup.nat_network import leaving_held, making
 from pyqemu_ifup.plan import Difference, Prove, commands
 from pyqemu_ifup.stamp import Here, Stamp, find_here, is_alive
 from pyqemu_ifup.work import RETRY
@@ -137,14 +142,22 @@ def apply_policy(
 
 def find_guests(host: Host, links: Iterable[Link], taps: Sequence[str]) -> list[Guest]:
     """Return the taps of ours and those that a QEMU holds, or just `taps`, there or not."""
-    held = holders()
+    held = find_holders()
     here = find_here()
     by_name = {link.name: link for link in links}
     names = list(dict.fromkeys(taps)) or sorted(
         (name for name, link in by_name.items() if link.tap), key=natural
     )
-    found = [_guest(host, name, by_name.get(name), held.get(name, ()), here) for name in names]
+    found = [
+        _guest(host, name, by_name.get(name), list(filter(is_here, held.of(name))), here)
+        for name in names
+    ]
     return [guest for guest in found if taps or _is_running(guest)]
+
+
+def _is_qemu(pid: int) -> bool:
+    words = command_line(pid)
+    return bool(words) and is_qemu(words)
 
 
 def _is_running(guest: Guest) -> bool:
@@ -160,7 +173,7 @@ def _guest(
         # A tap that has lost its mark, but not its port.
         rows = [row for row in host.ports(tap) if row.ours and row.is_of(link.index, here)]
         stamp = stamp_of(rows[0]) if rows else None
-    pid = next(filter(is_qemu, pids), next(iter(pids), None))
+    pid = next(filter(_is_qemu, pids), next(iter(pids), None))
     if stamp is not None and is_alive(stamp) and (stamp.pid in pids or not pids):
         pid = stamp.pid
     hook = find_hook(tap, pid) if pid is not None else None
@@ -185,7 +198,7 @@ def _apply_one(
 ) -> Outcome | None:
     """Do what is to be done about one tap; None where it is no affair of ours."""
     stamp = guest.stamp
-    caller, port = Caller(guest.tap), None
+    caller, port, outcome = Caller(guest.tap), None, None
     try:
         link = _settled(host, guest)
         if not named and stamp is None and (link.master is not None or link.alias):
@@ -206,31 +219,74 @@ def _apply_one(
                 raise
             return Outcome(guest, "denied", vm=_vm(guest, caller), failure=_denied(guest, failure))
         if stamp is None and not (named or guest.ours):
-            if not is_qemu(pid):
+            if not _is_qemu(pid):
                 return None
             return Outcome(guest, "left", port, caller.vm, failure=_left(guest, port))
         caller = replace(caller, vm=_vm(guest, caller))
-        change = find_change(host, port, caller, guest.holder, failed)
-        steps = tuple(
-            line for op in change.plan if not isinstance(op, Prove) for line in commands(op)
-        )
-        outcome = Outcome(
-            guest, "unchanged", port, caller.vm, change.differences, change.moves, steps
-        )
-        if not change.plan:
-            return outcome
-        if dry_run:
-            return replace(outcome, result="would change")
-        try:
+        with _network(host, port, stamp, dry_run=dry_run) as assumed:
+            change = find_change(host, port, caller, guest.holder, failed, assumed)
+            steps = [
+                line for op in change.plan if not isinstance(op, Prove) for line in commands(op)
+            ]
+            if port.nat is not None and assumed is not None:
+                steps = [*making_commands(port.network, port.bridge, port.nat), *steps]
+            outcome = Outcome(
+                guest, "unchanged", port, caller.vm, change.differences, change.moves, tuple(steps)
+            )
+            if not change.plan:
+                return outcome
+            if dry_run:
+                return replace(outcome, result="would change")
             host.finish(changing(host, change))
-        except Failure as failure:
-            log(syslog.LOG_ERR, f"{guest.tap}: not changed: {failure}")
-            return replace(outcome, result="failed", failure=failure)
     except Failure as failure:
-        return Outcome(guest, "failed", port, _vm(guest, caller), failure=failure)
+        if outcome is None:
+            return Outcome(guest, "failed", port, _vm(guest, caller), failure=failure)
+        log(syslog.LOG_ERR, f"{guest.tap}: not changed: {failure}")
+        return replace(outcome, result="failed", failure=failure)
     told = "; ".join(f"{each.setting} was {each.found}" for each in change.differences)
     log(syslog.LOG_INFO, f"{success_line(port, caller)}: {told}")
     return replace(outcome, result="changed")
+
+
+@contextmanager
+def _network(
+    host: Host, port: Port, stamp: Stamp | None, *, dry_run: bool
+) -> Iterator[Link | None]:
+    """Have a network with `nat:` there while a tap comes to it, and gone that one has left last.
+
+    Yields what stands for its bridge where a dry run makes none. Raises Failure.
+    """
+    bridge = host.kernel.look_up(port.bridge) if port.nat is not None else None
+    if dry_run and port.nat is not None and bridge is None:
+        yield Link(
+            index=0, name=port.bridge, kind="bridge", tap=False, up=True, mtu=port.nat.mtu, mac="",
+            txqueuelen=0, master=None, alias="", carrier=False, vlan_filtering=False,
+        )
+        return
+    if dry_run or port.nat is None:
+        yield None
+    else:
+        # NOTE: held until the tap is on the bridge, so that nobody takes it away before. It gets
+        # what the policy says of it now, too.
+        held = host.finish(making(host, port))
+        try:
+            yield None
+        except BaseException:
+            host.watch = host.watch.for_undo()
+            _told(port.tap, lambda: host.finish(leaving_held(host, held)))
+            raise
+        finally:
+            held.close()
+    if not dry_run and stamp is not None and stamp.bridge != port.bridge:
+        _told(port.tap, lambda: host.finish(leaving_networks(host, stamp)))
+
+
+def _told(tap: str, leave: Callable[[], object]) -> None:
+    """Take away a network that nobody is on; what cannot be done is told in syslog."""
+    try:
+        leave()
+    except Failure as failure:
+        log(syslog.LOG_ERR, f"{tap}: its network is left: {failure}; pyqemu-ifctl gc removes it")
 
 
 def _vm(guest: Guest, caller: Caller) -> str | None:

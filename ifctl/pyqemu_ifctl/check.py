@@ -28,9 +28,16 @@ def check(files: Sequence[str], environ: Mapping[str, str], *, as_json: bool) ->
         return Answer(_unread_json(failure, files), failure.status)
     if as_json:
         return Answer(_valid_json(policy))
-    return Answer(
-        f"ok: {count(len(policy.networks), 'network')}, {count(len(policy.rules), 'rule')}\n"
-    )
+    words = [count(len(policy.networks), "network"), count(_written(policy), "rule")]
+    if policy.vms:
+        words.append(count(len(policy.vms), "guest"))
+    return Answer(f"ok: {', '.join(words)}\n")
+
+
+def _written(policy: Policy) -> int:
+    """Return how many rules are under rules:, those that NICs are not counted."""
+    of_nics = sum(nic.network is not None for vm in policy.vms.values() for nic in vm.nics)
+    return len(policy.rules) - of_nics
 
 
 def _valid_json(policy: Policy) -> str:
@@ -38,7 +45,8 @@ def _valid_json(policy: Policy) -> str:
         "ok": True,
         "files": list(policy.files),
         "networks": len(policy.networks),
-        "rules": len(policy.rules),
+        "rules": _written(policy),
+        "vms": len(policy.vms),
         "errors": [],
     })
 
@@ -49,7 +57,7 @@ def _invalid_json(invalid: PolicyInvalid) -> str:
         for e in invalid.errors
     ]
     return to_json({
-        "ok": False, "files": list(invalid.files), "networks": None, "rules": None,
+        "ok": False, "files": list(invalid.files), "networks": None, "rules": None, "vms": None,
         "errors": errors,
     })
 
@@ -57,6 +65,6 @@ def _invalid_json(invalid: PolicyInvalid) -> str:
 def _unread_json(failure: Failure, files: Sequence[str]) -> str:
     error = {"file": None, "line": None, "column": None, "message": str(failure)}
     return to_json({
-        "ok": False, "files": list(files) or None, "networks": None, "rules": None,
+        "ok": False, "files": list(files) or None, "networks": None, "rules": None, "vms": None,
         "errors": [error],
     })

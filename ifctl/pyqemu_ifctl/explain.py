@@ -16,17 +16,20 @@ from pyqemu_ifconf.policy import (
     Decision,
     Deny,
     Kind,
+    Nat,
     Policy,
     Port,
     Vlan,
     decide,
     port_on,
 )
+from pyqemu_ifconf.vms import show_from
 from pyqemu_ifctl.answer import Answer, json_vlan, shown, to_json
 from pyqemu_ifctl.databases import addresses, open_each
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, Seen, show_vlan
 from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.nat import making_commands
 from pyqemu_ifup.plan import (
     AddPort,
     Op,
@@ -160,6 +163,9 @@ def explain_port(caller: Caller, decision: Attach, view: View) -> Explanation:
 def _find_kind(port: Port, view: View) -> tuple[Kind | None, bool, list[str]]:
     """Return the bridge's kind, whether that was seen, and what speaks against it."""
     seen = view.seen
+    if port.nat is not None:
+        # NOTE: it is made where it is not there.
+        return "linux", seen.bridge is not None, []
     try:
         return find_kind(port, seen), True, []
     except Failure as failure:
@@ -234,6 +240,8 @@ def _lines(plan: tuple[Op, ...], port: Port, seen: Seen, *, fresh: bool) -> tupl
     """Return the plan's commands; what only the kernel knows is left to a command's own output."""
     lines: list[str] = []
     tap = quote(port.tap)
+    if port.nat is not None and seen.bridge is None:
+        lines += making_commands(port.network, port.bridge, port.nat)
     for op in plan:
         if isinstance(op, Prove):
             continue
@@ -275,6 +283,8 @@ def _wanted(port: Port, kind: Kind | None, seen: Seen, ipv6: bool) -> tuple[Want
         elif isinstance(value, Vlan) or field.name == "vlan":
             words = show_vlan(port.vlan) if port.vlan else "none: the bridge's untagged network"
             found.append(Wanted("vlan", json_vlan(port.vlan), words))
+        elif field.name == "nat":
+            found += [_wanted_nat(port.nat)] if port.nat is not None else []
         elif isinstance(value, tuple):
             pairs = dict(value)
             words = ", ".join(f"{key}={pairs[key]}" for key in sorted(pairs)) or "none"
@@ -289,6 +299,24 @@ def _wanted(port: Port, kind: Kind | None, seen: Seen, ipv6: bool) -> tuple[Want
     found.append(Wanted("disable_ipv6", no_ipv6, "true" if ipv6 else "this kernel has no IPv6"))
     found.append(Wanted("link", "up", "up"))
     return tuple(found)
+
+
+def _wanted_nat(nat: Nat) -> Wanted:
+    """Return the network that is made for its first tap."""
+    forwards = [
+        f"{show_from(each)} to {each.to_address}:{each.to_port}" for each in nat.forward
+    ]
+    value: dict[str, object] = {
+        "ipv4": nat.ipv4, "ipv6": nat.ipv6, "dhcp": nat.dhcp is not None,
+        "dns": nat.dns is not None, "domain": nat.dns or None, "forward": forwards,
+        "outbound": nat.outbound,
+    }
+    words = [address for address in (nat.ipv4, nat.ipv6) if address is not None]
+    words += ["DHCP"] if nat.dhcp is not None else []
+    words += [f"DNS {nat.dns}".rstrip()] if nat.dns is not None else []
+    words += [f"forward {each}" for each in forwards]
+    words += [] if nat.outbound else ["this host and guests only"]
+    return Wanted("nat", value, f"made where it is not there: {', '.join(words)}")
 
 
 def _wanted_mtu(port: Port, seen: Seen) -> Wanted:

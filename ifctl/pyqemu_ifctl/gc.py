@@ -10,6 +10,7 @@ from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
 from pyqemu_ifdown.gc import Leftover, collect
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.work import Work
 
 
 def gc(
@@ -26,6 +27,7 @@ def gc(
     A database that fails does not keep the others from being looked at.
     """
     found: list[Leftover] = []
+    networks: list[tuple[str, str]] = []
     failures: list[Failure] = []
     policy = read_policy(environ)
     with Host(tap, watch, tell) as host:
@@ -35,16 +37,30 @@ def gc(
                 found.append(leftover)
                 if not let_go:
                     failures.append(_mute(leftover))
+            if tap is None:
+                networks = host.finish(_networks(host, dry_run=dry_run))
         except Failure as failure:
             failures.append(failure)
     remarks = [str(failure) for failure in failures]
     if isinstance(policy, Failure):
         remarks.insert(0, f"only the default database is looked at: {policy}")
     if as_json:
-        out = as_object(found)
+        out = as_object(found, networks)
     else:
-        out = as_text(found, dry_run=dry_run, all_seen=not failures)
+        out = as_text(found, networks, dry_run=dry_run, all_seen=not failures)
     return Answer(out, worst(failures), tuple(remarks))
+
+
+def _networks(host: Host, *, dry_run: bool) -> Work[list[tuple[str, str]]]:
+    """Take away the networks that were made for taps and have none; return what was there."""
+    from pyqemu_ifup.nat_network import leaving, networks_left
+
+    found = yield from networks_left(host)
+    gone = []
+    for network, bridge in found:
+        if dry_run or (yield from leaving(host, network, bridge)):
+            gone.append((network, bridge))
+    return gone
 
 
 def _mute(leftover: Leftover) -> Failure:
@@ -56,7 +72,7 @@ def _mute(leftover: Leftover) -> Failure:
     )
 
 
-def as_object(found: list[Leftover]) -> str:
+def as_object(found: list[Leftover], networks: list[tuple[str, str]]) -> str:
     """Return what was found as JSON."""
     def entry(leftover: Leftover) -> dict[str, object]:
         port = leftover.port
@@ -65,10 +81,13 @@ def as_object(found: list[Leftover]) -> str:
     return to_json({
         "removed": [entry(leftover) for leftover in found if leftover.remove is not None],
         "kept": [entry(leftover) for leftover in found if leftover.remove is None],
+        "networks": [{"network": name, "bridge": bridge or None} for name, bridge in networks],
     })
 
 
-def as_text(found: list[Leftover], *, dry_run: bool, all_seen: bool) -> str:
+def as_text(
+    found: list[Leftover], networks: list[tuple[str, str]], *, dry_run: bool, all_seen: bool
+) -> str:
     """Return what was found, a line for each, what was removed first.
 
     That there is nothing to remove is said only where `all_seen`.
@@ -81,6 +100,10 @@ def as_text(found: list[Leftover], *, dry_run: bool, all_seen: bool) -> str:
             did, where = ("would remove" if dry_run else "removed"), "from"
         bridge = f" {where} {shown(leftover.port.bridge)}" if leftover.port.bridge else ""
         lines.append(f"{did} {shown(leftover.port.name)}{bridge}: {leftover.because}")
-    if all_seen and all(leftover.remove is None for leftover in found):
+    for network, bridge in networks:
+        did = "would take away" if dry_run else "took away"
+        where = f" and its bridge {shown(bridge)}" if bridge else ""
+        lines.append(f"{did} network {network}{where}: no tap is on it")
+    if all_seen and not networks and all(leftover.remove is None for leftover in found):
         lines.append("nothing to remove")
     return "".join(f"{line}\n" for line in lines)

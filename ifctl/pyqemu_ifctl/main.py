@@ -15,6 +15,7 @@ from pyqemu_ifctl.answer import Answer, shown
 from pyqemu_ifup.manners import explain_bug, narrator, open_log, watching
 
 PROGRAM = "pyqemu-ifctl"
+DEFAULT_QEMU = "qemu-system-x86_64"
 TIMEOUT = 10.0
 """Seconds that a verb may take which looks at the switches."""
 
@@ -133,8 +134,29 @@ def build_parser() -> Parser:
     verb("agent", "Show how the agent is: its requests, its policy, its last error.")
     decode = verb("decode", "Say in words the status that QEMU prints when a script has failed.")
     decode.add_argument("status", metavar="STATUS", help="such as 16640")
+    args = verb("args", "Print the arguments that give QEMU the NICs of a guest of the policy's.")
+    args.add_argument("vm", metavar="VM")
+    args.add_argument(
+        "--legacy", action="store_true", help="-net nic and -net tap, for a guest with one NIC"
+    )
+    args.add_argument(
+        "--qemu", metavar="PROGRAM", default=DEFAULT_QEMU,
+        help=f"the QEMU that must take them ({DEFAULT_QEMU})",
+    )
+    args.add_argument("--machine", metavar="TYPE", help="its -machine, where it is not the default")
+    args.add_argument("--no-check", action="store_true", help="ask no QEMU whether it takes them")
+    about = verb("info", "Show the NICs of running guests, as QEMU and as this host have them.")
+    about.add_argument("vm", metavar="VM", nargs="?", help="of this one only")
+    about.add_argument("--qmp", metavar="PATH", help="its QMP socket")
+    models = verb("models", "List the NIC models that a QEMU has.")
+    models.add_argument(
+        "qemu", metavar="QEMU", nargs="?", default=DEFAULT_QEMU, help=f"({DEFAULT_QEMU})"
+    )
     start = verb("run", "Open taps through the agent and start a QEMU that has them.", data=False)
-    start.usage = f"{PROGRAM} run --nic NETWORK[,tap=NAME][,id=ID][,queues=N] ... -- QEMU ..."
+    start.usage = (
+        f"{PROGRAM} run [VM] [--nic NETWORK[,tap=NAME][,id=ID][,queues=N] ...] -- QEMU ..."
+    )
+    start.add_argument("vm", metavar="VM", nargs="?", help="a guest of the policy's, for its NICs")
     start.add_argument(
         "--nic", metavar="NETWORK[,...]", action="append", default=[],
         help="a tap on this network, for -device ...,netdev=ID; net0, net1 ... without id=",
@@ -159,8 +181,19 @@ def run(args: argparse.Namespace) -> Answer:
     if args.verb == "run":
         from pyqemu_ifctl.run import run as run_qemu
 
-        answer = run_qemu(args.nic, args.command)
+        answer = run_qemu(args.vm, args.nic, args.command, os.environ)
         return Answer("", answer.status, tuple(map(_line, answer.remarks)))
+    if args.verb == "args":
+        from pyqemu_ifctl.args import args as write_args
+
+        return write_args(
+            args.vm, os.environ, qemu=args.qemu, machine=args.machine, check=not args.no_check,
+            as_legacy=args.legacy, as_json=args.json,
+        )
+    if args.verb == "models":
+        from pyqemu_ifctl.models import models
+
+        return models(args.qemu, as_json=args.json)
     if args.verb == "agent":
         from pyqemu_ifctl.agent import agent
 
@@ -172,7 +205,8 @@ def run(args: argparse.Namespace) -> Answer:
         with watching(TIMEOUT, hook=False) as watch:
             answer = apply(taps, os.environ, watch, dry_run=args.dry_run, as_json=args.json)
         return Answer(answer.out, answer.status, tuple(map(_line, answer.remarks)))
-    tap: str | None = args.tap if args.tap is None else check_tap_name(args.tap)
+    given: str | None = getattr(args, "tap", None)
+    tap = check_tap_name(given) if given is not None else None
     tell = narrator(PROGRAM, tap or "all taps")
     with watching(TIMEOUT, hook=False) as watch:
         if args.verb == "explain":
@@ -183,6 +217,10 @@ def run(args: argparse.Namespace) -> Answer:
             answer = explain(
                 caller, args.network, os.environ, watch, tell, as_json=args.json
             )
+        elif args.verb == "info":
+            from pyqemu_ifctl.info import info
+
+            answer = info(args.vm, args.qmp, os.environ, watch, tell, as_json=args.json)
         elif args.verb == "status":
             from pyqemu_ifctl.status import status
 

@@ -7,12 +7,13 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifctl.answer import Answer, shown
+from pyqemu_ifctl.nics import device, find_vm, macs_of, tap_by_descriptors, user_mode
 from pyqemu_ifup.tap_client import QUEUES_MAX, NoTap, ask_for_tap, find_socket
 
 VHOST = "/dev/vhost-net"
@@ -23,36 +24,53 @@ _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Nic:
-    """One --nic: a tap on `network`, which QEMU is to know as the netdev `id`."""
+    """A tap on `network`, which QEMU is to know as the netdev `id`, or a `backend` without one.
+
+    `device` are the words that give the guest a device on it; none where the caller writes them.
+    """
 
     network: str
     id: str
     tap: str = ""
     queues: int = 1
+    backend: str = ""
+    device: tuple[str, ...] = ()
 
 
-def run(texts: Sequence[str], command: Sequence[str]) -> Answer:
-    """Open the taps that `texts` ask for and become `command`; return only where that fails.
+def run(
+    vm: str | None, texts: Sequence[str], command: Sequence[str], environ: Mapping[str, str]
+) -> Answer:
+    """Open the taps of the guest `vm` and those that `texts` ask for, and become `command`.
 
-    Raises Failure: 64 for usage, 69 where there is no such program.
+    Returns only where that fails. Raises Failure: 64 for usage, 69 where there is no such program
+    or guest, and as the policy does.
     """
-    nics = parse_nics(texts)
+    if vm is None and not texts:
+        raise Failure(
+            Status.USAGE, "run needs a guest of the policy's, or a --nic", "",
+            "write run VM, or run --nic NETWORK",
+        )
     if not command:
         raise Failure(Status.USAGE, "run needs a command", "", "write -- and QEMU's command line")
     program = shutil.which(command[0])
     if program is None:
         raise _cannot_run(command[0], os.strerror(errno.ENOENT))
+    nics = [*(_of_vm(vm, environ) if vm is not None else ()), *parse_nics(texts)]
+    _refuse_twice([nic.id for nic in nics])
     words, inherited, at = list(command), list[int](), ""
     try:
-        path = find_socket()
+        path = find_socket() if any(not nic.backend for nic in nics) else ""
         for nic in nics:
             at = f"{nic.network}: "
-            _, taps = ask_for_tap(
-                path, nic.network, nic.tap, nic.queues, vnet_hdr=True, for_parent=False
-            )
-            vhosts = open_vhosts(nic.queues)
-            words += ["-netdev", netdev(nic, taps, vhosts)]
-            inherited += [*taps, *vhosts]
+            backend = nic.backend
+            if not backend:
+                _, taps = ask_for_tap(
+                    path, nic.network, nic.tap, nic.queues, vnet_hdr=True, for_parent=False
+                )
+                vhosts = open_vhosts(nic.queues)
+                inherited += [*taps, *vhosts]
+                backend = tap_by_descriptors(nic.id, taps, vhosts)
+            words += ["-netdev", backend, *nic.device]
     except NoTap as failure:
         status = next((each for each in Status if each == failure.status), Status.REFUSED)
         return Answer("", status, tuple(_remarks(failure, at)))
@@ -92,16 +110,38 @@ def parse_nics(texts: Sequence[str]) -> list[Nic]:
 
     Raises Failure (64).
     """
-    nics = [parse_nic(text, f"net{number}") for number, text in enumerate(texts)]
-    if not nics:
-        raise Failure(Status.USAGE, "run needs a --nic", "", "write --nic NETWORK")
-    ids = [nic.id for nic in nics]
+    return [parse_nic(text, f"net{number}") for number, text in enumerate(texts)]
+
+
+def _refuse_twice(ids: Sequence[str]) -> None:
     twice = [id for number, id in enumerate(ids) if id in ids[:number]]
     if twice:
         raise Failure(
-            Status.USAGE, f"two --nic have the id {twice[0]}", "", "give each its own, with id="
+            Status.USAGE, f"two NICs have the id {twice[0]}", "",
+            "give each --nic its own, with id=",
         )
-    return nics
+
+
+def _of_vm(name: str, environ: Mapping[str, str]) -> list[Nic]:
+    """Return the NICs of a guest of the policy's. Raises Failure."""
+    from pyqemu_ifconf.load import load_host_policy
+    from pyqemu_ifctl.args import host_id
+
+    policy = load_host_policy(environ)
+    vm = find_vm(policy, name)
+    macs = macs_of(policy, host_id())
+    found = []
+    for nic in vm.nics:
+        words = ("-device", device(policy, nic, macs[vm.name, nic.id]))
+        if nic.user is not None:
+            found.append(
+                Nic("", nic.id, backend=user_mode(nic.id, nic.user), device=words)
+            )
+        else:
+            found.append(
+                Nic(nic.network or "", nic.id, nic.tap, nic.queues, device=words)
+            )
+    return found
 
 
 def parse_nic(text: str, default_id: str) -> Nic:
@@ -153,12 +193,3 @@ def open_vhosts(count: int) -> list[int]:
             raise
         return []
     return found
-
-
-def netdev(nic: Nic, taps: Sequence[int], vhosts: Sequence[int]) -> str:
-    """Return the value of QEMU's -netdev for descriptors that are open already."""
-    many = "s" if len(taps) > 1 else ""
-    words = [f"tap,id={nic.id}", f"fd{many}={':'.join(map(str, taps))}"]
-    if vhosts:
-        words += ["vhost=on", f"vhostfd{many}={':'.join(map(str, vhosts))}"]
-    return ",".join(words)

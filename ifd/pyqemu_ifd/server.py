@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB
 from pyqemu_ifd import wire
+from pyqemu_ifd.closer import Closer
 from pyqemu_ifd.keeper import SETTLE, PolicyKeeper
 from pyqemu_ifd.pool import Interest, Pool
 from pyqemu_ifd.report import Report
@@ -115,6 +116,7 @@ class Server:
         self.events = LinkEvents()
         self.report = Report()
         self.turns = Turns()
+        self.closer = Closer()
         self.here = find_here()
         self.tidier = Tidier(self.pool, keeper, self.turns, self.here)
         self.connections: dict[int, Connection] = {}
@@ -309,7 +311,7 @@ class Server:
             peer = wire.peer_of(accepted)
             full = peer.uid != 0 and self._of_user[peer.uid] >= CONNECTIONS_OF_USER
             if full or len(self.connections) >= CONNECTIONS_MAX:
-                accepted.close()
+                self.closer.close(peer.uid, [accepted.detach()])
                 self.report.refused += 1
                 continue
             accepted.setblocking(False)
@@ -326,7 +328,7 @@ class Server:
         if not self._of_user[connection.peer.uid]:
             del self._of_user[connection.peer.uid]
         self._ignore(connection)
-        connection.socket.close()
+        self.closer.close(connection.peer.uid, [connection.socket.detach()])
 
     def _ignore(self, connection: Connection) -> None:
         # NOTE: epoll(7) always tells of a hang-up, also to those who asked for nothing.
@@ -354,17 +356,18 @@ class Server:
             return False
         descriptors: list[int] = []
         try:
+            # NOTE: room for all that may come: the kernel closes the rest itself, in our time.
             data, descriptors, flags, _ = socket.recv_fds(
-                connection.socket, REQUEST_MAX + 1, 2, socket.MSG_CMSG_CLOEXEC
+                connection.socket, REQUEST_MAX + 1, wire.DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC
             )
             if not data:
                 self._drop(connection)
                 return False
-            # NOTE: where descriptors were cut off there were more than two.
-            count = len(descriptors) if not flags & socket.MSG_CTRUNC else 3
+            # NOTE: where some were cut off, we had no number left for them.
+            count = len(descriptors) + bool(flags & socket.MSG_CTRUNC)
             connection.request = wire.parse_request(data, count)
             del self._silent[connection]
-            place = wire.place_of(descriptors[0]) if descriptors else None
+            place = wire.place_of(descriptors[0], connection.peer) if descriptors else None
             return self._begin(connection, connection.request, place)
         except BlockingIOError:
             return False
@@ -376,8 +379,7 @@ class Server:
             connection.say(f"pyqemu-ifd: {failure}")
             self._end(connection, b"=%d" % failure.status)
         finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            self.closer.close(connection.peer.uid, descriptors)
         return False
 
     def _begin(

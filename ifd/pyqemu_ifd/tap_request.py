@@ -7,7 +7,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import Caller, Network, Policy, Port, port_on
+from pyqemu_ifconf.policy import (
+    Caller,
+    Network,
+    Nic,
+    Policy,
+    Port,
+    find_nic,
+    nic_port,
+    port_on,
+)
 from pyqemu_ifd.access import (
     check_owner,
     check_quota,
@@ -17,7 +26,7 @@ from pyqemu_ifd.access import (
     taps_of,
 )
 from pyqemu_ifd.taps import QUEUES_MAX, close_all, open_taps
-from pyqemu_ifup.access import ROOT, heeded_bridge_conf, identity, may_still
+from pyqemu_ifup.access import ROOT, heeded_bridge_conf, identity, may_still, may_use
 from pyqemu_ifup.attach import attaching, success_line
 from pyqemu_ifup.caller import find_caller, find_helped, real_uid
 from pyqemu_ifup.host import Host
@@ -68,7 +77,10 @@ def _bad(why: str) -> Failure:
 
 @dataclass(frozen=True)
 class NewTap:
-    """A tap that has just been made: whose it is, and which process is to hold it."""
+    """A tap that has just been made: whose it is, and which process is to hold it.
+
+    `nic` is that of a guest of the policy's for which it was asked by name, None for any other.
+    """
 
     name: str
     descriptors: list[int]
@@ -76,6 +88,7 @@ class NewTap:
     uid: int
     login: str
     holder: int
+    nic: Nic | None = None
 
 
 def serve_tap(
@@ -101,9 +114,12 @@ def make_tap(
     """
     wish = parse_wish(fields)
     login, groups = identity(uid)
-    heeded = heeded_bridge_conf(policy, uid)
-    network = find_network(policy, wish.network, uid, login, groups, heeded)
+    conf = heeded_bridge_conf(policy, uid)
+    network = find_network(policy, wish.network, uid, login, groups, conf)
     pattern = pick_name(policy, network, wish.name, uid)
+    nic = find_nic(policy, network.name, wish.name) if wish.name else None
+    if nic is not None:
+        may_use(network, uid, login, groups, conf, nic_port(policy, nic))
     holder = find_helped(peer_pid) if wish.for_parent else peer_pid
     if holder is None:
         raise Failure(Status.TRY_AGAIN, "stopped", "the calling process has ended")
@@ -119,7 +135,7 @@ def make_tap(
         close_all(descriptors)
         raise
     _under_way[name] = (network.name, uid)
-    return NewTap(name, descriptors, network.name, uid, login, holder)
+    return NewTap(name, descriptors, network.name, uid, login, holder, nic)
 
 
 def attach_tap(host: Host, policy: Policy, tap: NewTap) -> Work[None]:
@@ -128,13 +144,17 @@ def attach_tap(host: Host, policy: Policy, tap: NewTap) -> Work[None]:
     Raises Failure as `attach`; then its descriptors are closed, and nothing is left of it.
     """
     try:
-        port = port_on(policy, tap.network, tap.name)
+        if tap.nic is not None:
+            port = nic_port(policy, tap.nic)
+        else:
+            port = port_on(policy, tap.network, tap.name)
         # NOTE: the netdev is not known: QEMU's helper has no name for it.
         vm = find_caller(tap.name, tap.holder, want_user=False).vm
         caller = Caller(tap.name, vm=vm, user=tap.login)
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         uid = tap.uid if tap.uid != ROOT else None
-        yield from attaching(host, port, caller, tap.holder, ovsdbs, uid, by_name=True)
+        by_name = tap.nic is None
+        yield from attaching(host, port, caller, tap.holder, ovsdbs, uid, by_name=by_name)
     except BaseException:
         close_all(tap.descriptors)
         raise

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.names import is_valid_name
+from pyqemu_ifconf.names import is_network_name, is_valid_name
 from pyqemu_ifconf.policy import Caller, Policy, Port
 from pyqemu_ifd.keeper import PolicyKeeper
 from pyqemu_ifd.pool import AgentHost, Pool
@@ -27,7 +27,7 @@ from pyqemu_ifup.links import LinkEvent
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import SetAlias, SetUp
-from pyqemu_ifup.stamp import Here, Stamp, is_alive
+from pyqemu_ifup.stamp import BRIDGE_MARK, Here, Stamp, is_alive
 from pyqemu_ifup.work import Work
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class Tidier:
         """Taps that have gone."""
         self._changed: dict[str, float] = {}
         """Ports that have come or gone, and when to look whether that is as it should be."""
+        self._networks = False
+        """Whether to look for networks that were made for taps, and have none."""
         self._bridges: dict[int, str] = {}
         self._connected: set[str] = set()
         """The databases that were connected when last looked at."""
@@ -86,8 +88,11 @@ class Tidier:
         for event in events:
             if event.kind == "tun" and event.gone:
                 self._gone.add(event.name)
+                self._networks = True
             elif event.kind == "bridge" and event.gone:
                 self._bridges.pop(event.index, None)
+                if self._makes_networks():
+                    self.everything()
             elif event.kind == "bridge" and self._bridges.get(event.index) != event.name:
                 self._bridges[event.index] = event.name
                 self.everything()
@@ -106,6 +111,9 @@ class Tidier:
                 self.everything()
             # NOTE: the port of no link may have any name, and is not ours.
             self._changed.update(dict.fromkeys(filter(is_valid_name, ports_changed), now + DELAY))
+        if self._networks and self._makes_networks():
+            yield from self._look_for_networks(self.pool.kernel.links())
+        self._networks = False
         gone, self._gone = self._gone, set()
         for name in gone:
             yield from self._look_at(name)
@@ -115,6 +123,31 @@ class Tidier:
         if self._sweep_due is not None and now >= self._sweep_due:
             self._sweep_due = None
             yield from self._sweep()
+
+    def _makes_networks(self) -> bool:
+        """Tell whether the policy has networks that are made for taps."""
+        policy = self.keeper.policy
+        return policy is not None and any(each.nat for each in policy.networks.values())
+
+    def _look_for_networks(self, links: list[Link]) -> Iterator[tuple[str, Work[None]]]:
+        """Return the bridges that were made for taps and have none, and what takes them away."""
+        masters = {link.master for link in links}
+        for link in links:
+            if link.alias.startswith(BRIDGE_MARK) and link.index not in masters:
+                yield link.name, self._do(link.name, self._leaving)
+
+    @staticmethod
+    def _leaving(host: Host) -> Work[None]:
+        assert host.tap is not None
+        link = host.kernel.look_up(host.tap)
+        if link is None or not link.alias.startswith(BRIDGE_MARK):
+            return
+        from pyqemu_ifup.nat import network_of
+        from pyqemu_ifup.nat_network import leaving
+
+        network = network_of(link.alias)
+        if network is not None and is_network_name(network):
+            yield from leaving(host, network, link.name)
 
     def _look_at(self, name: str) -> Iterator[tuple[str, Work[None]]]:
         ports = [port for each in self._databases().values() for port in each.ports(name)]
@@ -139,6 +172,7 @@ class Tidier:
         for leftover in judge(ports, links, self.here):
             if leftover.remove is not None:
                 yield leftover.port.name, self._clean(leftover.port.name)
+        yield from self._look_for_networks(links)
         for link in links:
             if self._has_lost(link):
                 yield link.name, self._bring_back(link.name)
@@ -151,7 +185,11 @@ class Tidier:
             return False
         if stamp.kind == "linux":
             bridge = self.pool.kernel.look_up(stamp.bridge)
-            return link.master is None and bridge is not None and bridge.kind == "bridge"
+            if bridge is None:
+                policy = self.keeper.policy
+                network = policy.networks.get(stamp.network) if policy is not None else None
+                return link.master is None and network is not None and network.nat is not None
+            return link.master is None and bridge.kind == "bridge"
         database = self._databases().get(stamp.ovsdb or "")
         return (
             database is not None

@@ -19,6 +19,9 @@ TUNGETDEVNETNS = 0x54E3
 NS_GET_NSTYPE = 0xB703
 """_IO(0xb7, 3) of linux/nsfs.h."""
 CLONE_NEWNET = 0x40000000
+DESCRIPTORS_MAX = 253
+"""The most that come with one packet: SCM_MAX_FD of net/scm.h."""
+WRONG_DESCRIPTOR = "its descriptor is neither a tap's nor a network namespace's"
 _CREDENTIALS = struct.Struct("iII")
 
 Verb = Literal["up", "down", "tap", "agent"]
@@ -91,11 +94,13 @@ class Place:
     """The tap's ifindex, None where it is not in this process's namespace."""
 
 
-def place_of(descriptor: int) -> Place:
-    """Return what the descriptor of a tap, or of a network namespace, proves.
+def place_of(descriptor: int, peer: Peer) -> Place:
+    """Return what the descriptor of a tap, or of a network namespace, that `peer` sent proves.
 
     Raises Failure (64) for any other descriptor, Elsewhere where a tap's namespace cannot be told.
     """
+    if peer.uid != 0 and not is_prompt(descriptor):
+        raise _bad(WRONG_DESCRIPTOR)
     try:
         tap = read_tap_name(descriptor)
     except OSError as error:
@@ -111,6 +116,19 @@ def place_of(descriptor: int) -> Place:
         return Place(_netns(namespace), tap, _index(tap))
     finally:
         os.close(namespace)
+
+
+def is_prompt(descriptor: int) -> bool:
+    """Tell whether a descriptor is a tun device's or a namespace's, without asking its file.
+
+    Whatever another one is asked, fstat(2) too, may wait for whoever has made it (fuse(4)). The
+    kernel writes `iff:` for a tun device alone (tun_chr_show_fdinfo of drivers/net/tun.c), and a
+    name without a slash for what is in no file system that could be mounted.
+    """
+    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii", errors="replace") as file:
+        if any(line.startswith("iff:") for line in file):
+            return True
+    return os.readlink(f"/proc/self/fd/{descriptor}").startswith("net:[")
 
 
 def _index(tap: str) -> int | None:
@@ -130,6 +148,6 @@ def _netns(descriptor: int) -> str:
     except OSError:
         kind = None
     if kind != CLONE_NEWNET:
-        raise _bad("its descriptor is neither a tap's nor a network namespace's")
+        raise _bad(WRONG_DESCRIPTOR)
     return f"{found.st_dev}:{found.st_ino}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import syslog
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from pyqemu_ifup.plan import (
     plan_undo,
     plan_up,
     refuse_foreign_ports,
+    refuse_shared,
     refuse_strangers,
 )
 from pyqemu_ifup.stamp import find_here, make_stamp
@@ -84,9 +86,51 @@ def attaching(
             yield from _undo(host, port, before)
         raise
     before = host.look(port.tap, port.bridge)
-    admit(refuse_strangers(port.tap, before, parent))
+    link = refuse_strangers(port.tap, before, parent)
+    admit(link)
+    refuse_shared(link, uid if uid is not None else os.getuid())
+    refuse_foreign_ports(before, find_here())
+    if port.nat is None:
+        yield from _joining(host, port, caller, parent, before, uid, by_name)
+        return
+    from pyqemu_ifup.nat_network import leaving_held, making
+
+    # NOTE: held until the tap is on the bridge, so that nobody takes it away before.
+    held = yield from making(host, port)
+    try:
+        before = host.look(port.tap, port.bridge)
+        try:
+            yield from _joining(host, port, caller, parent, before, uid, by_name)
+        except BaseException:
+            yield from _taking_away(host, port, leaving_held(host, held))
+            raise
+    finally:
+        held.close()
+
+
+def _taking_away(host: Host, port: Port, work: Work[bool]) -> Work[None]:
+    """Take away a network that nobody is on; what cannot be done is told in syslog."""
+    host.watch = host.watch.for_undo()
+    try:
+        yield from work
+    except Failure as failure:
+        log(
+            syslog.LOG_ERR,
+            f"{port.tap}: network {port.network} is left: {failure}; pyqemu-ifctl gc removes it",
+        )
+
+
+def _joining(
+    host: Host,
+    port: Port,
+    caller: Caller,
+    parent: int,
+    before: Seen,
+    uid: int | None,
+    by_name: bool,
+) -> Work[None]:
+    """Attach a tap that is nobody else's, as it was seen `before`; what fails is taken back."""
     here = find_here()
-    refuse_foreign_ports(before, here)
     try:
         require_database(host, port, before)
         kind = find_kind(port, before)

@@ -58,13 +58,13 @@ def find_caller(tap: str, pid: int, *, want_user: bool) -> Caller:
     number where there is none. A process that has ended or is hidden is unknown; raises OSError
     for every other fault of /proc.
     """
-    caller = read_command_line(_command_line(pid), tap)
+    caller = read_command_line(command_line(pid), tap)
     return replace(caller, user=_find_user(pid)) if want_user else caller
 
 
 def find_hook(tap: str, pid: int) -> str | None:
     """Return the path of the script= that process `pid` calls for `tap`, None where unknown."""
-    _, options, all_seen = _read_options(_command_line(pid))
+    _, options, all_seen = _read_options(command_line(pid))
     backend = _find_backend(options, tap, all_seen)
     return backend.keys.get("script", DEFAULT_HOOK) if backend is not None else None
 
@@ -77,15 +77,9 @@ def find_hook_at_work(tap: str, pid: int) -> int | None:
     others = (int(name) for name in os.listdir("/proc") if name.isdigit())
     for other in others:
         if other != os.getpid() and find_parent(other) == pid:
-            if _command_line(other)[-1:] == [tap]:
+            if command_line(other)[-1:] == [tap]:
                 return other
     return None
-
-
-def is_qemu(pid: int) -> bool:
-    """Tell whether the process is called as QEMU is: qemu-system-*, qemu-kvm, kvm."""
-    program = next(iter(_command_line(pid)), "").rpartition("/")[2]
-    return program.startswith("qemu-") or program == "kvm"
 
 
 def process_start(pid: int) -> int | None:
@@ -106,7 +100,7 @@ def find_helped(pid: int) -> int | None:
     """
     parent = find_parent(pid)
     if parent is not None:
-        words = _command_line(parent)
+        words = command_line(parent)
         if len(words) == 3 and words[:2] == ["sh", "-c"] and "--fd=" in words[2]:
             return find_parent(parent)
     return parent
@@ -139,10 +133,10 @@ def _read_options(argv: Sequence[str]) -> tuple[str | None, list[_Option], bool]
     options: list[_Option] = []
     by_id: dict[tuple[str, str], _Option] = {}
     all_seen = True
-    for name, argument in _walk(argv):
+    for name, argument in walk_options(argv):
         if name == "name":
             # NOTE: QEMU merges several -name into one: the last guest= of all wins.
-            vm = dict(_split(argument, "guest")).get("guest", vm)
+            vm = dict(split_option(argument, "guest")).get("guest", vm)
         elif name == "set":
             _set(by_id, argument)
         elif name == "readconfig":
@@ -161,8 +155,8 @@ def _read_options(argv: Sequence[str]) -> tuple[str | None, list[_Option], bool]
     return vm or None, options, all_seen
 
 
-def _walk(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield each option that has an argument with it, as QEMU's lookup_opt finds them."""
+def walk_options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each option of QEMU's that has an argument with it, as its lookup_opt finds them."""
     words = iter(argv[1:])
     for word in words:
         # A word without a dash is a disk image. Of two dashes, QEMU drops one.
@@ -175,13 +169,13 @@ def _walk(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _parse(name: str, argument: str) -> _Option:
     """Return the option -`name` with its argument in the form key=value,..."""
-    pairs = _split(argument, _IMPLIED[name])
+    pairs = split_option(argument, _IMPLIED[name])
     # NOTE: QEMU looks for id= before all else and takes the first; of the other keys, the last.
     id = next((value for key, value in pairs if key == "id"), None)
     return _Option(name, id, dict(pairs))
 
 
-def _split(text: str, implied: str) -> list[tuple[str, str]]:
+def split_option(text: str, implied: str) -> list[tuple[str, str]]:
     """Return the keys and values of `text` as opts_do_parse reads them.
 
     A first word without `=` is the value of `implied`; a later one is a flag, `on`, or with the
@@ -371,7 +365,7 @@ def _find_user(pid: int) -> str | None:
         return str(uid)
 
 
-def _command_line(pid: int) -> list[str]:
+def command_line(pid: int) -> list[str]:
     """Return the words of process `pid`; none where it has ended, is hidden, or has too many."""
     line = _read_proc(pid, "cmdline", SIZE_MAX + 1)
     if len(line) > SIZE_MAX:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import syslog
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Caller, Kind, Port
 from pyqemu_ifup.attach import PATIENCE, learn, prove, require_database
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.look import Seen
+from pyqemu_ifup.look import Link, Seen
 from pyqemu_ifup.manners import log
 from pyqemu_ifup.plan import (
     Difference,
@@ -26,6 +27,7 @@ from pyqemu_ifup.plan import (
     plan_back,
     plan_change,
     refuse_foreign_ports,
+    refuse_shared,
     refuse_strangers,
 )
 from pyqemu_ifup.stamp import Stamp, find_here, format_alias, make_stamp
@@ -65,15 +67,23 @@ class Change:
 
 
 def find_change(
-    host: Host, port: Port, caller: Caller, holder: Holder, unasked: Mapping[str, Failure]
+    host: Host,
+    port: Port,
+    caller: Caller,
+    holder: Holder,
+    unasked: Mapping[str, Failure],
+    assumed: Link | None = None,
 ) -> Change:
     """Look at the tap and return what must change for it to be as `port` says.
 
-    `unasked` are the databases that have failed, which may hold a port of the tap's name. Raises
+    `unasked` are the databases that have failed, which may hold a port of the tap's name;
+    `assumed` is taken for a bridge that is not there and would be made. Raises
     Failure: 69 where the bridge is not there, 71 where the switch cannot do what is wanted, 77
     where somebody else has a claim to the tap or its name, and that of a database.
     """
     before = host.look(port.tap, port.bridge)
+    if before.bridge is None and assumed is not None:
+        before = replace(before, bridge=assumed)
     tap = refuse_strangers(port.tap, before, holder.pid)
     here = find_here()
     linux = before.bridge is not None and before.bridge.kind == "bridge"
@@ -83,6 +93,7 @@ def find_change(
     for address in needed:
         if address in unasked:
             raise unasked[address]
+    refuse_shared(tap, holder.uid if holder.uid is not None else os.getuid())
     refuse_foreign_ports(before, here)
     require_database(host, port, before)
     kind = find_kind(port, before)

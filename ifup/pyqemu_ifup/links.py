@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pyqemu_ifup.look import Link
+from pyqemu_ifup.look import Counters, Link
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -22,15 +22,17 @@ NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
 RTMGRP_LINK = 1
 NLMSGHDR, IFINFOMSG, RTATTR = struct.Struct("IHHII"), struct.Struct("BxHiII"), struct.Struct("HH")
 U8, U16, U32, S32 = struct.Struct("B"), struct.Struct("H"), struct.Struct("I"), struct.Struct("i")
+STATS64 = struct.Struct("8Q")
+"""The first of rtnl_link_stats64 (linux/if_link.h): packets, bytes, errors, dropped, rx then tx."""
 NLA_TYPE_MASK = 0x3FFF
 IFF_UP = 0x1
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_TXQLEN = 1, 3, 4, 10, 13
-IFLA_LINKINFO, IFLA_IFALIAS, IFLA_CARRIER = 18, 20, 33
+IFLA_LINKINFO, IFLA_IFALIAS, IFLA_STATS64, IFLA_CARRIER = 18, 20, 23, 33
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BR_VLAN_FILTERING, IFLA_BR_VLAN_DEFAULT_PVID = 7, 39
 IFLA_BRPORT_ISOLATED = 33
-IFLA_TUN_OWNER, IFLA_TUN_TYPE = 1, 3
+IFLA_TUN_OWNER, IFLA_TUN_GROUP, IFLA_TUN_TYPE, IFLA_TUN_MULTI_QUEUE = 1, 2, 3, 7
 IFF_TAP = 2
 """What IFLA_TUN_TYPE says of a tap (linux/if_tun.h)."""
 
@@ -66,6 +68,19 @@ class LinkReader:
     def by_index(self, index: int) -> Link | None:
         """Return the link with this ifindex, None without one. Raises OSError."""
         return self._one(index, b"")
+
+    def counters(self, index: int) -> Counters | None:
+        """Return what has passed the link with this ifindex, None without one. Raises OSError."""
+        self._ask(0, index, b"")
+        try:
+            _, _, data, body, end = next(self._answers())
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return None
+        found = _attributes(data, body + IFINFOMSG.size, end)
+        numbers = STATS64.unpack_from(found[IFLA_STATS64])
+        return Counters(*numbers[:4], *numbers[6:8])
 
     def all(self) -> list[Link]:
         """Return every link. Raises OSError, EBUSY where they never stand still."""
@@ -251,4 +266,6 @@ def _link(data: bytes, body: int, end: int) -> Link:
         default_pvid=_number(U16, bridge, IFLA_BR_VLAN_DEFAULT_PVID),
         isolated=None if isolated is None else bool(isolated),
         owner=_number(U32, tun, IFLA_TUN_OWNER),
+        group=_number(U32, tun, IFLA_TUN_GROUP),
+        multi_queue=bool(_number(U8, tun, IFLA_TUN_MULTI_QUEUE)),
     )

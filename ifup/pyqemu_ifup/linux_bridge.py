@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -20,7 +20,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_valid_name
 from pyqemu_ifup.links import IFF_UP, NLMSGHDR, LinkReader
-from pyqemu_ifup.look import Link, Vid, ranges
+from pyqemu_ifup.look import Counters, Link, Vid, ranges
 from pyqemu_ifup.plan import (
     JoinBridge,
     LeaveBridge,
@@ -39,6 +39,8 @@ from pyqemu_ifup.plan import (
 VLAN_PVID, VLAN_UNTAGGED = 0x2, 0x4
 VLAN_RANGE_BEGIN, VLAN_RANGE_END = 0x8, 0x10
 """BRIDGE_VLAN_INFO_* of linux/if_bridge.h."""
+IPS_DST_NAT = 1 << 5
+"""Of linux/netfilter/nf_conntrack_common.h: what was sent on to another address."""
 TRANSIENT = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS)
 ATTEMPTS = 5
 
@@ -122,6 +124,11 @@ class Netlink:
         with _explained("cannot list the links"):
             return self._reader.all()
 
+    def counters(self, index: int) -> Counters | None:
+        """Return what has passed the link with this ifindex, None where there is none."""
+        with _explained(f"cannot look at link {index}"):
+            return self._reader.counters(index)
+
     def vids(self, index: int) -> tuple[Vid, ...]:
         """Return the VIDs of the bridge port with this ifindex, ascending."""
         found: list[Vid] = []
@@ -138,6 +145,85 @@ class Netlink:
                         for vid in range(info["vid"], last + 1)
                     ]
         return tuple(sorted(found))
+
+    def add_bridge(self, name: str, mac: str, mtu: int) -> None:
+        """Make a Linux bridge, down, with a MAC and an MTU that no port changes.
+
+        Raises Failure, 77 or 71.
+        """
+        with _explained(f"cannot make the bridge {name}"):
+            self._route.link("add", ifname=name, kind="bridge", address=mac, mtu=mtu)
+
+    def delete_link(self, index: int) -> None:
+        """Delete the link with this ifindex; gone already is success. Raises Failure."""
+        with _explained(f"cannot delete link {index}"):
+            try:
+                self._route.link("del", index=index)
+            except NetlinkError as error:
+                if error.code != errno.ENODEV:
+                    raise
+
+    def addresses(self) -> list[tuple[int, str]]:
+        """Return the addresses of all links: the ifindex, and ADDRESS/LENGTH."""
+        with _explained("cannot list the addresses"):
+            return [
+                (message["index"], f"{message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}")
+                for message in self._route.get_addr()
+            ]
+
+    def add_address(self, index: int, address: str) -> None:
+        """Give a link an ADDRESS/LENGTH; there already is success. Raises Failure."""
+        host, _, length = address.partition("/")
+        with _explained(f"cannot set the address {address}"):
+            try:
+                self._route.addr("add", index=index, address=host, prefixlen=int(length))
+            except NetlinkError as error:
+                if error.code != errno.EEXIST:
+                    raise
+
+    def destinations(self) -> list[tuple[int, str]]:
+        """Return where this host's addresses and routes lead: the ifindex, and ADDRESS/LENGTH."""
+        found = self.addresses()
+        with _explained("cannot list the routes"):
+            for message in self._route.get_routes():
+                to, out = message.get_attr("RTA_DST"), message.get_attr("RTA_OIF")
+                if to is not None and out is not None:
+                    found.append((out, f"{to}/{message['dst_len']}"))
+        return found
+
+    def forget_flows(self, ports: Iterable[tuple[str, int]]) -> None:
+        """Have the kernel forget the UDP flows to these ports that it has led elsewhere.
+
+        `ports` are protocol and port; those of tcp end by themselves. A kernel without connection
+        tracking has none. Raises Failure.
+        """
+        wanted = {port for protocol, port in ports if protocol == "udp"}
+        if not wanted:
+            return
+        # NOTE: rare, and a library of its own size.
+        from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
+
+        with _explained("cannot forget the flows of a forward"), NFCTSocket() as tracked:
+            for entry in list(tracked.dump()):
+                original = entry.get_attr("CTA_TUPLE_ORIG")
+                ends = original.get_attr("CTA_TUPLE_IP")
+                proto = original.get_attr("CTA_TUPLE_PROTO")
+                if (
+                    proto.get_attr("CTA_PROTO_NUM") == socket.IPPROTO_UDP
+                    and proto.get_attr("CTA_PROTO_DST_PORT") in wanted
+                    and (entry.get_attr("CTA_STATUS") or 0) & IPS_DST_NAT
+                    and ends.get_attr("CTA_IP_V4_SRC") is not None
+                ):
+                    flow = NFCTAttrTuple(
+                        saddr=ends.get_attr("CTA_IP_V4_SRC"), daddr=ends.get_attr("CTA_IP_V4_DST"),
+                        proto=socket.IPPROTO_UDP, sport=proto.get_attr("CTA_PROTO_SRC_PORT"),
+                        dport=proto.get_attr("CTA_PROTO_DST_PORT"),
+                    )
+                    try:
+                        tracked.entry("del", tuple_orig=flow)
+                    except NetlinkError as error:
+                        if error.code != errno.ENOENT:
+                            raise
 
     def run(self, op: LinkOp) -> None:
         """Execute one op. Raises Failure, 77 where the kernel forbids it, else 71."""

@@ -26,8 +26,9 @@ class Link:
     `kind` is IFLA_INFO_KIND ("tun", "bridge", "openvswitch" ...), None for a real network card;
     `tap` tells a tap from a tun. `carrier` is a tap's while a process holds it. `vlan_filtering`
     and `default_pvid` (0: none) are a bridge's, None elsewhere and where the kernel has no VLAN
-    filtering; `isolated` is a bridge port's. `owner` is the uid that may open a tap (TUNSETOWNER),
-    None where only root may.
+    filtering; `isolated` is a bridge port's. `owner` and `group` are the uid (TUNSETOWNER) and gid
+    (TUNSETGROUP) that may open a tap, None where only root may; a `multi_queue` one may be opened
+    while somebody has it.
     """
 
     index: int
@@ -45,11 +46,25 @@ class Link:
     default_pvid: int | None = None
     isolated: bool | None = None
     owner: int | None = None
+    group: int | None = None
+    multi_queue: bool = False
 
     @property
     def stamp(self) -> Stamp | None:
         """Our mark on it, None where there is none."""
         return stamps.parse_alias(self.alias)
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What has passed a link since it came, from the host's point of view."""
+
+    rx_packets: int
+    tx_packets: int
+    rx_bytes: int
+    tx_bytes: int
+    rx_dropped: int
+    tx_dropped: int
 
 
 @dataclass(frozen=True)

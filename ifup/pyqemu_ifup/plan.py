@@ -336,6 +336,23 @@ def refuse_strangers(tap: str, seen: Seen, parent: int) -> Link:
     return link
 
 
+def refuse_shared(link: Link, uid: int) -> None:
+    """Check that nobody but root and the user `uid` may open the tap while that one has it.
+
+    Each queue of a tap gets frames of its guest (tun_flow_update and tun_select_queue of
+    drivers/net/tun.c), and may send in its name. Raises Failure (77).
+    """
+    if not link.multi_queue or (link.owner in (None, 0, uid) and link.group is None):
+        return
+    who = f"group {link.group}" if link.owner in (None, 0, uid) else f"user {link.owner}"
+    raise Failure(
+        Status.DENIED,
+        "shared with others",
+        f"{who} may open a queue of this multi-queue tap too",
+        f"make it anew without an owner: ip tuntap del dev {link.name} mode tap multi_queue",
+    )
+
+
 def is_ours_to_touch(tap: str, seen: Seen, parent: int) -> bool:
     """Tell whether the tap is there and nobody else has a claim to it."""
     try:

@@ -15,6 +15,8 @@ from pyqemu_ifup.caller import process_start
 
 VERSION = "1"
 ALIAS_MARK = f"pyqemu-ifup/{VERSION}"
+BRIDGE_MARK = f"{ALIAS_MARK} bridge network="
+"""Our mark in the ifalias of a bridge that we have made, the network's name behind it."""
 ALIAS_MAX = 255
 """Bytes of an ifalias (IFALIASZ - 1, linux/if.h)."""
 

@@ -96,6 +96,10 @@ def guest_arguments(
     vlan: int | None = None,
     count: int | None = None,
     size: int | None = None,
+    name: str | None = None,
+    look: str | None = None,
+    fetch: str | None = None,
+    serve: int | None = None,
     hold: bool = False,
 ) -> list[str]:
     """Return QEMU's arguments that boot the guest; what each word means is told in guest/init.
@@ -103,6 +107,7 @@ def guest_arguments(
     The machine is `pc` or `q35`, the card, a virtio-net-pci, is the caller's to add.
     """
     words = {"ip": ip, "ping": ping, "vlan": vlan, "count": count, "size": size}
+    words.update(name=name, look=look, fetch=fetch, serve=serve)
     given = [f"guest.{name}={value}" for name, value in words.items() if value is not None]
     given += ["guest.hold=1"] if hold else []
     line = ["console=ttyS0", "quiet", "panic=-1", "mitigations=off", "net.ifnames=0", *given]

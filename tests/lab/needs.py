@@ -59,6 +59,11 @@ def nft() -> str | None:
     return _program("nft")
 
 
+def dnsmasq() -> str | None:
+    """Return why dnsmasq cannot be run; None where it can."""
+    return _program("dnsmasq")
+
+
 def ovs() -> str | None:
     """Return why an Open vSwitch of our own cannot be run; None where it can."""
     names = ("ovsdb-tool", "ovsdb-server", "ovs-vswitchd", "ovs-vsctl")
@@ -92,6 +97,7 @@ PARTS = {
     "qemu": qemu,
     "ip": ip,
     "nft": nft,
+    "dnsmasq": dnsmasq,
     "ovs": ovs,
     "ovs-kernel": ovs_kernel,
 }

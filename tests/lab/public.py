@@ -18,7 +18,7 @@ from lab.hooks import SOURCE_ROOTS, Hooks
 from lab.needs import lack
 
 NOBODY = 65534
-PACKAGES = ("yaml", "pyroute2", "ovs", "sortedcontainers")
+PACKAGES = ("yaml", "pyroute2", "ovs", "sortedcontainers", "qemu")
 
 
 def as_user(uid: int) -> list[str]:

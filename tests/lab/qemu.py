@@ -36,7 +36,8 @@ class Qemu:
     `args` follow the machine's own options; a name with bytes that are no text is given as
     os.fsdecode makes it. `qmp` is where QMP goes: "stdio", "socket" (a socket pair, which works
     with -daemonize too), or None. `netns` is the name of the network namespace to run in,
-    `prefix` a command that executes the one that follows it, `setpriv` say. Machine "none" starts
+    `prefix` a command that executes the one that follows it, `setpriv` say, `program` another QEMU
+    than the machine's. Machine "none" starts
     fastest, but takes no -device.
     """
 
@@ -49,8 +50,9 @@ class Qemu:
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
+        program: str = QEMU,
     ) -> None:
-        self.argv = [*prefix, QEMU, "-M", machine, "-accel", "tcg", "-nodefaults"]
+        self.argv = [*prefix, program, "-M", machine, "-accel", "tcg", "-nodefaults"]
         self.argv += ["-display", "none"]
         self.qmp = qmp
         self.events: list[dict[str, Any]] = []

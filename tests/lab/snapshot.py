@@ -93,6 +93,7 @@ class Snapshot:
         entries.update(_fdb(namespace))
         entries.update(_nft(namespace))
         entries.update(_processes(namespace, ovs))
+        entries.update(_folders(namespace))
         if ovs is not None:
             entries.update(_ovsdb(ovs))
         return Snapshot(entries)
@@ -248,6 +249,12 @@ def _processes(namespace: Namespace, ovs: OpenVSwitch | None) -> dict[str, Any]:
         elif inside or marked or parent == os.getpid():
             found[f"process {pid}"] = name
     return found
+
+
+def _folders(namespace: Namespace) -> dict[str, Any]:
+    """Find the files of networks that were made in the namespace."""
+    run = Path("/run/pyqemu-ifup")
+    return {f"folder {path}": "" for path in run.glob(f"*@{namespace.inode}")}
 
 
 def _ovsdb(ovs: OpenVSwitch) -> dict[str, Any]:

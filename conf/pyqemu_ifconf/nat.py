@@ -1,0 +1,256 @@
+"""How the parts of a network's `nat:` are read, and what of it must fit together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyqemu_ifconf.nodes import Errors, List, Map, Node, Scalar, entries, quote
+from pyqemu_ifconf.policy import Dhcp, Forward, Nat, Network
+from pyqemu_ifconf.values import BAD, Bad, Schema, must_be, unknown_key
+from pyqemu_ifconf.vms import MAC_PATTERN, is_mac
+
+_ADDRESS = r"[0-9]{1,3}(\.[0-9]{1,3}){3}"
+_RANGE = re.compile(rf"({_ADDRESS})-({_ADDRESS}|[0-9]{{1,3}})")
+HOST_PATTERN = rf"^{_ADDRESS}/([89]|1[0-9]|2[0-9]|30)$"
+HOST6_PATTERN = r"^[0-9A-Fa-f:]+/64$"
+DOMAIN_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?$"
+
+
+def is_host_address(text: str) -> bool:
+    """Tell whether `text` is ADDRESS/LENGTH of a host in an IPv4 subnet with room for guests."""
+    from ipaddress import IPv4Interface  # only a network with nat: needs it
+
+    if re.fullmatch(HOST_PATTERN[1:-1], text) is None:
+        return False
+    try:
+        found = IPv4Interface(text)
+    except ValueError:
+        return False
+    network = found.network
+    return found.ip not in (network.network_address, network.broadcast_address) and not (
+        found.is_loopback or found.is_multicast or found.is_unspecified
+    )
+
+
+def is_host6_address(text: str) -> bool:
+    """Tell whether `text` is ADDRESS/64 of a host: what a guest makes an address of is a /64."""
+    from ipaddress import IPv6Interface  # only a network with nat: needs it
+
+    if re.fullmatch(HOST6_PATTERN[1:-1], text) is None:
+        return False
+    try:
+        found = IPv6Interface(text)
+    except ValueError:
+        return False
+    return found.ip != found.network.network_address and not (
+        found.is_loopback or found.is_multicast or found.is_link_local
+    )
+
+
+@dataclass(frozen=True)
+class NatField:
+    """The mapping of a network's `nat:`; the walk reads what is in it."""
+
+    words: str = "a mapping such as {ipv4: 192.168.76.1/24}"
+
+    def read(self, name: str, node: Node, errors: Errors) -> object:
+        """Return the mapping as it is."""
+        return node if isinstance(node, Map) else must_be(name, self.words, node, errors)
+
+    def schema(self) -> Schema:
+        """Return the mapping."""
+        return {"$ref": "#/$defs/nat"}
+
+
+@dataclass(frozen=True)
+class DhcpField:
+    """`true`, `false`, or a range of addresses and the addresses of known MACs."""
+
+    words: str = "true, false, or a mapping with range and hosts"
+
+    def read(self, name: str, node: Node, errors: Errors) -> object:
+        """Return a Dhcp, its range empty where all the subnet may be given; None for `false`."""
+        if isinstance(node, Scalar) and node.plain and node.text in ("true", "false"):
+            return Dhcp() if node.text == "true" else None
+        if not isinstance(node, Map):
+            return must_be(name, self.words, node, errors)
+        span: tuple[str, str] | None = None
+        hosts: list[tuple[str, str]] = []
+        good = True
+        for key, value in entries(node, errors, "key"):
+            if key.text == "range":
+                found = self._range(value, errors)
+                good, span = good and found is not None, found
+            elif key.text == "hosts":
+                good = self._hosts(value, hosts, errors) and good
+            else:
+                unknown_key(key, name, ("range", "hosts"), errors)
+                good = False
+        return Dhcp(span, tuple(hosts)) if good else BAD
+
+    @staticmethod
+    def _range(node: Node, errors: Errors) -> tuple[str, str] | None:
+        match = _RANGE.fullmatch(node.text) if isinstance(node, Scalar) else None
+        if match is None:
+            must_be("range", "a range such as 192.168.76.100-199", node, errors)
+            return None
+        first, last = match[1], match[3]
+        if "." not in last:
+            last = f"{first.rpartition('.')[0]}.{last}"
+        return first, last
+
+    @staticmethod
+    def _hosts(node: Node, hosts: list[tuple[str, str]], errors: Errors) -> bool:
+        if not isinstance(node, Map):
+            must_be("hosts", "a mapping of MACs to addresses", node, errors)
+            return False
+        good = True
+        for key, value in entries(node, errors, "MAC"):
+            if not is_mac(key.text):
+                errors.add(key, f"hosts has {quote(key.text)}, which is not the MAC of a device")
+                good = False
+            elif not isinstance(value, Scalar) or re.fullmatch(_ADDRESS, value.text) is None:
+                must_be(f"the address of {key.text}", "an IPv4 address", value, errors)
+                good = False
+            else:
+                hosts.append((key.text.lower(), value.text))
+        return good
+
+    def schema(self) -> Schema:
+        """Return the boolean, or the mapping."""
+        mapping: Schema = {
+            "type": "object",
+            "properties": {
+                "range": {"type": "string", "pattern": f"^{_RANGE.pattern}$"},
+                "hosts": {
+                    "type": "object",
+                    "propertyNames": {"pattern": MAC_PATTERN},
+                    "additionalProperties": {"type": "string", "pattern": f"^{_ADDRESS}$"},
+                },
+            },
+            "additionalProperties": False,
+        }
+        return {"anyOf": [{"type": "boolean"}, mapping]}
+
+
+@dataclass(frozen=True)
+class Dns:
+    """`true`, `false`, or `{domain: NAME}`."""
+
+    words: str = "true, false, or a mapping with domain"
+
+    def read(self, name: str, node: Node, errors: Errors) -> object:
+        """Return the domain, empty for none; None for `false`."""
+        if isinstance(node, Scalar) and node.plain and node.text in ("true", "false"):
+            return "" if node.text == "true" else None
+        if not isinstance(node, Map):
+            return must_be(name, self.words, node, errors)
+        domain: str | Bad = ""
+        for key, value in entries(node, errors, "key"):
+            if key.text != "domain":
+                unknown_key(key, name, ("domain",), errors)
+                domain = BAD
+            elif isinstance(value, Scalar) and re.fullmatch(DOMAIN_PATTERN[1:-1], value.text):
+                domain = value.text
+            else:
+                domain = must_be("domain", "a domain name", value, errors)
+        return domain
+
+    def schema(self) -> Schema:
+        """Return the boolean, or the mapping."""
+        mapping: Schema = {
+            "type": "object",
+            "properties": {"domain": {"type": "string", "pattern": DOMAIN_PATTERN}},
+            "additionalProperties": False,
+        }
+        return {"anyOf": [{"type": "boolean"}, mapping]}
+
+
+def check_nat(
+    values: Mapping[str, Any], nodes: Mapping[str, Node], place: Scalar, errors: Errors
+) -> None:
+    """Report what of one `nat:` does not fit together; `place` is its key."""
+    if "ipv4" not in nodes and "ipv6" not in nodes:
+        errors.add(place, "nat has neither ipv4 nor ipv6; write ipv4: 192.168.76.1/24")
+        return
+    if "ipv4" not in nodes:
+        for name in ("dhcp", "forward"):
+            if name in nodes and values.get(name):
+                errors.add(nodes[name], f"{name} is for IPv4, and nat has no ipv4; remove {name}")
+        return
+    if "ipv4" not in values:
+        return
+    dhcp = values.get("dhcp")
+    if isinstance(dhcp, Dhcp):
+        _check_dhcp(dhcp, values["ipv4"], nodes["dhcp"], errors)
+    node = nodes.get("forward")
+    if isinstance(node, List):
+        forwards: tuple[Forward, ...] = values.get("forward", ())
+        for forward in forwards:
+            fault = _outside(forward.to_address, values["ipv4"])
+            if not forward.to_address:
+                fault = "it names no guest"
+            if fault:
+                errors.add(
+                    node, f"a forward to {quote(forward.to_address)}:{forward.to_port}: {fault}"
+                )
+
+
+def _outside(address: str, host: str) -> str:
+    """Return why `address` is no guest's in the subnet of `host`, empty where it can be."""
+    from ipaddress import IPv4Address, IPv4Interface
+
+    subnet = IPv4Interface(host)
+    try:
+        found = IPv4Address(address)
+    except ValueError:
+        return "it is no IPv4 address"
+    if found not in subnet.network:
+        return f"it is not in {subnet.network}"
+    if found in (subnet.network.network_address, subnet.network.broadcast_address):
+        return f"it is no host's in {subnet.network}"
+    return "it is this host's own" if found == subnet.ip else ""
+
+
+def _check_dhcp(dhcp: Dhcp, host: str, node: Node, errors: Errors) -> None:
+    from ipaddress import IPv4Address
+
+    for end in dhcp.range or ():
+        fault = _outside(end, host)
+        if fault:
+            errors.add(node, f"range has {end}: {fault}")
+            return
+    if dhcp.range is not None and IPv4Address(dhcp.range[0]) > IPv4Address(dhcp.range[1]):
+        errors.add(node, f"the range {dhcp.range[0]}-{dhcp.range[1]} runs backwards")
+    seen: set[str] = set()
+    for mac, address in dhcp.hosts:
+        fault = _outside(address, host)
+        if fault:
+            errors.add(node, f"hosts gives {mac} the address {address}: {fault}")
+        elif address in seen:
+            errors.add(node, f"hosts gives {address} to two MACs")
+        seen.add(address)
+
+
+def overlaps(networks: Iterable[Network]) -> list[tuple[Network, Network, str]]:
+    """Return the pairs of networks whose subnets overlap, or whose bridge is the same."""
+    from ipaddress import ip_interface
+
+    with_nat = [network for network in networks if network.nat is not None]
+    found = []
+    for at, network in enumerate(with_nat):
+        for other in with_nat[:at]:
+            for one in _subnets(network.nat):
+                for two in _subnets(other.nat):
+                    a, b = ip_interface(one).network, ip_interface(two).network
+                    if a.version == b.version and a.overlaps(b):
+                        found.append((network, other, f"its subnet {a} overlaps {b}"))
+    return found
+
+
+def _subnets(nat: Nat | None) -> list[str]:
+    assert nat is not None
+    return [each for each in (nat.ipv4, nat.ipv6) if each]

@@ -1,0 +1,333 @@
+"""pyqemu-ifctl info: what a running guest and this host say of its NICs, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.policy import Nic, Policy
+from pyqemu_ifctl.answer import Answer, count, json_vlan, shown, to_json, wrap
+from pyqemu_ifctl.args import host_id
+from pyqemu_ifctl.databases import read_policy, worst
+from pyqemu_ifctl.guests import Guest, find_guests
+from pyqemu_ifctl.nics import macs_of
+from pyqemu_ifctl.qmp import Address, Backend, GuestNic, ask_nics, show
+from pyqemu_ifctl.status import Row, System, look, rows, wanted
+from pyqemu_ifup.holders import Holders, find_holders
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.look import Counters, show_vlan
+from pyqemu_ifup.manners import Watch
+
+PATIENCE = 3.0
+"""Seconds that one QEMU may take to answer."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One tap as this host has it; `counters` None where the tap is not in this namespace."""
+
+    row: Row
+    counters: Counters | None
+
+
+@dataclass(frozen=True)
+class Card:
+    """One NIC: as QEMU has it (None: QEMU could not be asked), and its tap on this host.
+
+    `faults` is what does not fit together.
+    """
+
+    nic: GuestNic | None
+    tap: str | None
+    side: Side | None
+    faults: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class View:
+    """One guest: its QEMU, its NICs, and why QEMU's half is missing, where it is."""
+
+    guest: Guest
+    monitor: Address | None
+    cards: tuple[Card, ...]
+    missing: str = ""
+
+
+def info(
+    vm: str | None,
+    qmp: str | None,
+    environ: Mapping[str, str],
+    watch: Watch,
+    tell: Callable[[str], None],
+    *,
+    as_json: bool,
+) -> Answer:
+    """Show the NICs of every running guest, or of the guest `vm`; `qmp` names its QMP socket.
+
+    A QEMU that does not answer does not keep the rest from being shown. Raises Failure (69) where
+    no such guest runs.
+    """
+    policy = read_policy(environ)
+    holders = find_holders()
+    guests = [g for g in find_guests(holders) if vm is None or _is_called(g, vm, policy)]
+    if vm is not None and not guests:
+        raise Failure(
+            Status.UNAVAILABLE, f"no QEMU that runs here is called {shown(vm)}",
+            "none has that -name, nor the taps that the policy gives that guest",
+            "pyqemu-ifctl info lists them all",
+        )
+    if qmp is not None and len(guests) != 1:
+        raise Failure(
+            Status.USAGE, f"--qmp is of one guest, and {count(len(guests), 'QEMU')} would be shown",
+            "", "name the guest: info VM --qmp PATH",
+        )
+    with Host(None, watch, tell) as host:
+        system, failed = look(host, policy)
+        found = {
+            row.tap: Side(row, host.kernel.counters(row.ifindex) if row.ifindex else None)
+            for row in rows(system, lambda name, stamp: wanted(policy, name, stamp))
+        }
+    views = [view_of(guest, qmp, found, policy, watch) for guest in guests]
+    views = _with_twins(views)
+    remarks = [str(failure) for failure in failed.values()]
+    if isinstance(policy, Failure):
+        remarks.insert(0, f"what is wanted is not known: {policy}")
+    remarks += _hidden(holders, views, system)
+    out = as_object(views) if as_json else as_text(views)
+    return Answer(out, worst(failed.values()), tuple(remarks))
+
+
+def _is_called(guest: Guest, vm: str, policy: Policy | Failure) -> bool:
+    """Tell whether a QEMU is the guest `vm`: by its -name, else by a tap of the policy's."""
+    if guest.vm is not None:
+        return guest.vm == vm
+    known = policy.vms.get(vm) if isinstance(policy, Policy) else None
+    taps = {nic.tap for nic in known.nics if nic.tap} if known is not None else set()
+    return not taps.isdisjoint(guest.taps.values())
+
+
+def _hidden(holders: Holders, views: list[View], system: System) -> list[str]:
+    """Return what could not be seen: the taps here that nobody who can be looked into holds."""
+    if not holders.hidden:
+        return []
+    held = {held.tap for held in holders.held}
+    taps = [link.name for link in system.links if link.tap and link.carrier]
+    unseen = [tap for tap in taps if tap not in held]
+    if not unseen:
+        return []
+    return [
+        f"who holds {', '.join(map(shown, unseen))} cannot be seen: "
+        f"{count(len(holders.hidden), 'process')} may not be looked into; run as root"
+    ]
+
+
+def view_of(
+    guest: Guest, qmp: str | None, sides: Mapping[str, Side], policy: Policy | Failure, watch: Watch
+) -> View:
+    """Return all that is known of one guest."""
+    monitors: list[Address] = [qmp] if qmp is not None else list(guest.monitors)
+    missing = "" if monitors else "it has no QMP socket: give it -qmp unix:PATH,server=on,wait=off"
+    nics: list[GuestNic] | None = None
+    used: Address | None = None
+    for address in monitors:
+        try:
+            nics, used = ask_nics(address, min(PATIENCE, watch.remaining())), address
+            break
+        except Failure as failure:
+            missing = str(failure)
+    cards = []
+    left = dict.fromkeys(guest.taps.values())
+    for nic in nics or ():
+        for backend in nic.backends or (None,):
+            tap = _tap_of(backend, guest)
+            left.pop(tap or "", None)
+            side = sides.get(tap) if tap is not None else None
+            cards.append(Card(nic, tap, side, faults_of(nic, backend, tap, side, policy)))
+    for tap in left:
+        side = sides.get(tap)
+        because = ("no NIC of the guest is on it",) if nics is not None else ()
+        cards.append(Card(None, tap, side, (*because, *_of_host(tap, side))))
+    return View(guest, used, tuple(cards), "" if nics is not None else missing)
+
+
+def _tap_of(backend: Backend | None, guest: Guest) -> str | None:
+    if backend is None or backend.type != "tap":
+        return None
+    if backend.ifname is not None:
+        return backend.ifname
+    return guest.taps.get(backend.descriptor) if backend.descriptor is not None else None
+
+
+def faults_of(
+    nic: GuestNic, backend: Backend | None, tap: str | None, side: Side | None,
+    policy: Policy | Failure,
+) -> tuple[str, ...]:
+    """Return what does not fit together of a NIC, its backend and its tap."""
+    found: list[str] = []
+    if backend is None:
+        found.append("it has no netdev: nothing is at its other end")
+    elif backend.queues > 1 and not nic.mq:
+        found.append(f"its netdev has {backend.queues} queues, and it uses one; add mq=on")
+    if backend is not None and backend.type == "tap":
+        if tap is None:
+            found.append("which tap it is on cannot be told")
+        else:
+            found += _of_host(tap, side)
+    if side is not None and nic.host_mtu is not None and nic.host_mtu != side.row.mtu:
+        found.append(f"it tells the guest of an MTU of {nic.host_mtu}, its tap has {side.row.mtu}")
+    wish = _wish(tap, policy)
+    if wish is not None and isinstance(policy, Policy):
+        vm, want = wish
+        mac = want.mac
+        if mac is None:
+            try:
+                mac = macs_of(policy, host_id())[vm, want.id]
+            except Failure:
+                mac = None
+        if mac is not None and mac != nic.mac.lower():
+            found.append(f"its MAC is {nic.mac}, the policy has {mac} ({want.place})")
+        if want.model not in (nic.model, "virtio-net") and want.model != nic.model:
+            found.append(f"it is a {nic.model}, the policy has {want.model} ({want.place})")
+    return tuple(found)
+
+
+def _wish(tap: str | None, policy: Policy | Failure) -> tuple[str, Nic] | None:
+    """Return the NIC that the policy gives this tap, and its guest's name."""
+    if tap is None or isinstance(policy, Failure):
+        return None
+    return next(
+        ((vm.name, nic) for vm in policy.vms.values() for nic in vm.nics if nic.tap == tap), None
+    )
+
+
+def _of_host(tap: str, side: Side | None) -> list[str]:
+    """Return what is wrong with the tap on this host."""
+    if side is None:
+        return [f"{tap} is not in this network namespace"]
+    row = side.row
+    found = [str(each) for each in row.differences or ()]
+    if row.state == "loose":
+        found.append(f"{tap} is on no bridge")
+    if row.because:
+        found.append(row.because)
+    return found
+
+
+def _with_twins(views: list[View]) -> list[View]:
+    """Return the views, where two NICs have the same MAC with a word about that."""
+    holders: dict[str, list[str]] = {}
+    for view in views:
+        for nic in {card.nic for card in view.cards if card.nic is not None}:
+            holders.setdefault(nic.mac.lower(), []).append(f"{nic.name} of {_name(view.guest)}")
+    found = []
+    for view in views:
+        cards = []
+        for card in view.cards:
+            own = f"{card.nic.name} of {_name(view.guest)}" if card.nic is not None else ""
+            same = holders.get(card.nic.mac.lower(), []) if card.nic is not None else []
+            others = [each for each in same if each != own]
+            more = (f"{' and '.join(others)} has the same MAC",) if others else ()
+            cards.append(Card(card.nic, card.tap, card.side, (*card.faults, *more)))
+        found.append(View(view.guest, view.monitor, tuple(cards), view.missing))
+    return found
+
+
+def _name(guest: Guest) -> str:
+    return guest.vm if guest.vm is not None else f"process {guest.pid}"
+
+
+def as_text(views: list[View]) -> str:
+    """Return the guests for a person, in lines of at most 80 columns."""
+    if not views:
+        return "no QEMU runs here\n"
+    lines: list[str] = []
+    for view in views:
+        lines += [""] if lines else []
+        where = f", QMP {show(view.monitor)}" if view.monitor is not None else ""
+        lines.append(f"{_name(view.guest)}, pid {view.guest.pid}{where}")
+        lines += [f"  not known of its NICs: {view.missing}"] if view.missing else []
+        if not view.cards and not view.missing:
+            lines.append("  no NIC")
+        for card in view.cards:
+            lines += _card_lines(card)
+    return "".join(f"{each}\n" for line in lines for each in wrap(shown(line), "      "))
+
+
+def _card_lines(card: Card) -> list[str]:
+    nic = card.nic
+    lines = []
+    if nic is not None:
+        place = f" at {nic.bus} {nic.addr}" if nic.addr is not None else ""
+        lines.append(f"  {nic.name}: {nic.model} {nic.mac}{place}")
+        lines += [f"    {_backend_words(each)}" for each in nic.backends]
+    elif card.tap is not None:
+        lines.append(f"  tap {card.tap}")
+    if card.side is not None:
+        row = card.side.row
+        words = [f"on {row.bridge}" if row.bridge is not None else "on no bridge"]
+        words += [f"vlan {show_vlan(row.vlan)}"] if row.vlan is not None else []
+        words += [f"mtu {row.mtu}"]
+        words += [f"network {row.network}"] if row.network is not None else []
+        lines.append(f"    {row.tap} {', '.join(words)}")
+    if card.side is not None and card.side.counters is not None:
+        # NOTE: what the tap receives is what the guest has sent.
+        it = card.side.counters
+        lines.append(
+            f"    the guest received {_amount(it.tx_packets, it.tx_bytes, it.tx_dropped)}, "
+            f"sent {_amount(it.rx_packets, it.rx_bytes, it.rx_dropped)}"
+        )
+    return lines + [f"    ! {fault}" for fault in card.faults]
+
+
+def _backend_words(backend: Backend) -> str:
+    queues = f", {count(backend.queues, 'queue')}" if backend.queues > 1 else ""
+    words = f" ({backend.words})" if backend.type != "tap" and backend.words else ""
+    return f"netdev {backend.id}, {backend.type}{words}{queues}"
+
+
+def _amount(packets: int, size: int, dropped: int) -> str:
+    lost = f" ({dropped} dropped)" if dropped else ""
+    return f"{count(packets, 'packet')}, {size} bytes{lost}"
+
+
+def as_object(views: list[View]) -> str:
+    """Return the guests as JSON."""
+    return to_json({"guests": [
+        {
+            "vm": view.guest.vm,
+            "pid": view.guest.pid,
+            "qmp": show(view.monitor) if view.monitor is not None else None,
+            "missing": view.missing or None,
+            "nics": [_entry(card) for card in view.cards],
+        }
+        for view in views
+    ]})
+
+
+def _entry(card: Card) -> dict[str, object]:
+    nic, side = card.nic, card.side
+    host: dict[str, object] | None = None
+    if side is not None:
+        row, it = side.row, side.counters
+        host = {
+            "tap": row.tap, "ifindex": row.ifindex, "kind": row.kind, "bridge": row.bridge,
+            "network": row.network, "vlan": json_vlan(row.vlan), "mtu": row.mtu,
+            "state": row.state,
+            "received": _counted(it.tx_packets, it.tx_bytes, it.tx_dropped) if it else None,
+            "sent": _counted(it.rx_packets, it.rx_bytes, it.rx_dropped) if it else None,
+        }
+    return {
+        "nic": nic.name if nic else None, "model": nic.model if nic else None,
+        "mac": nic.mac if nic else None, "bus": nic.bus if nic else None,
+        "addr": nic.addr if nic else None, "host_mtu": nic.host_mtu if nic else None,
+        "backends": [
+            {"id": each.id, "type": each.type, "queues": each.queues}
+            for each in (nic.backends if nic else ())
+        ],
+        "tap": card.tap, "host": host, "faults": list(card.faults),
+    }
+
+
+def _counted(packets: int, size: int, dropped: int) -> dict[str, int]:
+    return {"packets": packets, "bytes": size, "dropped": dropped}

@@ -1,0 +1,180 @@
+"""From a guest's NICs, as the policy has them, to QEMU's own arguments: pure.
+
+QEMU's options: qemu-options.hx of QEMU, -netdev, -device and -net; a comma in a value is doubled
+(qemu(1)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.policy import Forward, Nic, Policy, UserMode, Vm, nic_port
+from pyqemu_ifconf.vms import is_virtio
+
+MTU_OF_ETHERNET = 1500
+MAC_PREFIX = "52:54:00"
+"""That of QEMU's own MACs."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """The paths of the two programs, for QEMU's script= and downscript=."""
+
+    ifup: str
+    ifdown: str
+
+
+def find_vm(policy: Policy, name: str) -> Vm:
+    """Return the guest of this name. Raises Failure (69) where the policy has none."""
+    vm = policy.vms.get(name)
+    if vm is None:
+        known = ", ".join(policy.vms)
+        raise Failure(
+            Status.UNAVAILABLE, f"the policy has no guest {ascii(name)[1:-1]}",
+            f"its guests are {known}" if known else f"{', '.join(policy.files)} has no vms:",
+            "add it to vms:, or correct the name",
+        )
+    return vm
+
+
+def macs_of(policy: Policy, host: str) -> dict[tuple[str, str], str]:
+    """Return the MAC of each NIC of the policy, by the guest's name and the NIC's id.
+
+    One that is not given is made of `host`, a name that no other host has, the guest's name and
+    the NIC's id. Raises Failure (65) where two would be alike.
+    """
+    found: dict[tuple[str, str], str] = {}
+    holders: dict[str, tuple[str, Nic]] = {}
+    for vm in policy.vms.values():
+        for nic in vm.nics:
+            mac = nic.mac or made_mac(host, vm.name, nic.id)
+            other = holders.setdefault(mac, (vm.name, nic))
+            if other[1] is not nic:
+                raise Failure(
+                    Status.POLICY_INVALID, f"two NICs would have the MAC {mac}",
+                    f"{nic.id} of {vm.name} ({nic.place}) and {other[1].id} of {other[0]} "
+                    f"({other[1].place})", "give one of them another by mac:",
+                )
+            found[vm.name, nic.id] = mac
+    return found
+
+
+def made_mac(host: str, vm: str, nic_id: str) -> str:
+    """Return the MAC of a NIC that is given none: the same each time, and another elsewhere."""
+    digest = sha256("\0".join((host, vm, nic_id)).encode()).hexdigest()
+    return ":".join((MAC_PREFIX, digest[0:2], digest[2:4], digest[4:6]))
+
+
+def modern(policy: Policy, nic: Nic, mac: str, backend: str) -> list[str]:
+    """Return -netdev with the `backend`, and -device for it."""
+    return ["-netdev", backend, "-device", device(policy, nic, mac)]
+
+
+def device(policy: Policy, nic: Nic, mac: str) -> str:
+    """Return the value of -device for the NIC on its netdev."""
+    words = [nic.model, f"netdev={nic.id}", f"id=nic-{nic.id}", f"mac={mac}"]
+    if nic.queues > 1:
+        words.append("mq=on")
+    vectors = nic.vectors
+    if vectors is None and nic.queues > 1:
+        # NOTE: one for each queue of a pair, and one each for configuration and control.
+        vectors = 2 * nic.queues + 2
+    if vectors is not None:
+        words.append(f"vectors={vectors}")
+    mtu = guest_mtu(policy, nic)
+    if mtu is not None:
+        words.append(f"host_mtu={mtu}")
+    words += [f"{key}={value}" for key, value in (("bus", nic.bus), ("addr", nic.addr)) if value]
+    return ",".join(words)
+
+
+def guest_mtu(policy: Policy, nic: Nic) -> int | None:
+    """Return the MTU that the device tells the guest of, None where it is Ethernet's own.
+
+    Only virtio can tell (VIRTIO_NET_F_MTU of the VIRTIO specification, 5.1.3).
+    """
+    if nic.network is None or not is_virtio(nic.model):
+        return None
+    mtu = nic_port(policy, nic).mtu
+    return mtu if mtu != MTU_OF_ETHERNET else None
+
+
+def tap_by_hooks(nic: Nic, hooks: Hooks) -> str:
+    """Return the netdev of a tap that QEMU opens, and that the hooks attach."""
+    words = [
+        "tap", f"id={nic.id}", f"ifname={_doubled(nic.tap)}", f"script={_doubled(hooks.ifup)}",
+        f"downscript={_doubled(hooks.ifdown)}",
+    ]
+    return ",".join(words + ([f"queues={nic.queues}"] if nic.queues > 1 else []))
+
+
+def tap_by_descriptors(nic_id: str, taps: Sequence[int], vhosts: Sequence[int]) -> str:
+    """Return the netdev of a tap whose queues are open already, and so is vhost-net, or not."""
+    many = "s" if len(taps) > 1 else ""
+    words = ["tap", f"id={nic_id}", f"fd{many}={':'.join(map(str, taps))}"]
+    if vhosts:
+        words += ["vhost=on", f"vhostfd{many}={':'.join(map(str, vhosts))}"]
+    return ",".join(words)
+
+
+def user_mode(nic_id: str, user: UserMode, *, forwards: bool = True) -> str:
+    """Return the netdev of QEMU's user-mode network; without `forwards` it opens no port."""
+    words = ["user", f"id={nic_id}", *_user_words(user)]
+    return ",".join([*words, *(map(_hostfwd, user.forward) if forwards else ())])
+
+
+def _user_words(user: UserMode) -> list[str]:
+    pairs = (("net", user.ipv4), ("ipv6-net", user.ipv6), ("hostname", user.hostname))
+    words = [f"{key}={value}" for key, value in pairs if value is not None]
+    return words + (["restrict=on"] if user.restrict else [])
+
+
+def _hostfwd(forward: Forward) -> str:
+    return (
+        f"hostfwd={forward.protocol}:{forward.address}:{forward.port}"
+        f"-{forward.to_address}:{forward.to_port}"
+    )
+
+
+def legacy(policy: Policy, vm: Vm, macs: dict[tuple[str, str], str], hooks: Hooks) -> list[str]:
+    """Return -net nic and its backend.
+
+    Raises Failure (71) for what this form cannot say: QEMU plugs every -net of a guest into one
+    hub, which would join the networks of its NICs.
+    """
+    if len(vm.nics) > 1:
+        raise _not_legacy(vm.nics[1], "a second NIC: -net joins the networks of all of them")
+    found: list[str] = []
+    for nic in vm.nics:
+        if nic.queues > 1:
+            raise _not_legacy(nic, "queues")
+        if guest_mtu(policy, nic) is not None:
+            raise _not_legacy(nic, f"host_mtu, and the network's MTU is {guest_mtu(policy, nic)}")
+        if nic.bus or (nic.addr and "." in nic.addr):
+            raise _not_legacy(nic, "a bus, or a function of a slot")
+        words = ["nic", f"model={nic.model}", f"macaddr={macs[vm.name, nic.id]}"]
+        words += [f"addr={nic.addr}"] if nic.addr else []
+        words += [f"vectors={nic.vectors}"] if nic.vectors is not None else []
+        if nic.user is not None:
+            backend = ["user", *_user_words(nic.user), *map(_hostfwd, nic.user.forward)]
+        else:
+            backend = [
+                "tap", f"ifname={_doubled(nic.tap)}", f"script={_doubled(hooks.ifup)}",
+                f"downscript={_doubled(hooks.ifdown)}",
+            ]
+        found += ["-net", ",".join(words), "-net", ",".join(backend)]
+    return found
+
+
+def _not_legacy(nic: Nic, what: str) -> Failure:
+    return Failure(
+        Status.REFUSED, f"--legacy has no words for {what}", f"{nic.id} at {nic.place}",
+        "leave --legacy out",
+    )
+
+
+def _doubled(value: str) -> str:
+    return value.replace(",", ",,")

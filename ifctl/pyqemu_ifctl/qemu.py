@@ -1,0 +1,97 @@
+"""Asks a QEMU binary what it can do, by starting it without a guest."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifctl.answer import shown
+
+SECONDS = 20.0
+"""That a QEMU may take to say what it can do."""
+QUIT = b'{"execute": "qmp_capabilities"}\n{"execute": "quit"}\n'
+_SPEAKER = re.compile(r"^\S*qemu\S*: ")
+_MODEL = re.compile(r'(name|bus|alias|desc) ("(?:[^"]*)"|[^,\s]+)')
+
+
+@dataclass(frozen=True)
+class Model:
+    """A NIC model of a QEMU's: what -device takes, its bus, and the rest for people."""
+
+    name: str
+    bus: str | None
+    alias: str | None
+    description: str | None
+
+
+def find_qemu(program: str) -> str:
+    """Return the path of a QEMU. Raises Failure (69) where there is none of this name."""
+    path = shutil.which(program)
+    if path is None:
+        raise Failure(
+            Status.UNAVAILABLE, f"there is no QEMU called {shown(program)}", os.strerror(2),
+            "name a QEMU that is there, such as qemu-system-x86_64",
+        )
+    return path
+
+
+def check_arguments(path: str, machine: str | None, arguments: Sequence[str]) -> None:
+    """Have QEMU read arguments that open nothing of the host's, and quit before a guest runs.
+
+    Raises Failure: 71 in QEMU's own words where it takes them not, 75 where it does not end.
+    """
+    words = [path, *(["-machine", machine] if machine else [])]
+    words += ["-nodefaults", "-no-user-config", "-display", "none", "-S", "-qmp", "stdio"]
+    done = _run([*words, *arguments], QUIT)
+    if done.returncode == 0:
+        return
+    said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    because = "; ".join(_SPEAKER.sub("", line) for line in said if ": warning: " not in line)
+    raise Failure(
+        Status.REFUSED, f"{shown(path)} does not take these NICs",
+        shown(because) or f"it ended with {done.returncode}",
+        "correct vms: in the policy, or name its machine by --machine",
+    )
+
+
+def models_of(path: str) -> list[Model]:
+    """Return the NIC models of the QEMU, by name.
+
+    Raises Failure: 71 where it tells of none, 75 where it does not end.
+    """
+    done = _run([path, "-device", "help"], b"")
+    _, heading, rest = done.stdout.decode("utf-8", "replace").partition("Network devices:\n")
+    lines = rest.partition("\n\n")[0].splitlines()
+    if done.returncode != 0 or not heading:
+        raise Failure(
+            Status.REFUSED, f"{shown(path)} tells of no network devices",
+            f"-device help ended with {done.returncode}", "name another QEMU",
+        )
+    found = []
+    for line in lines:
+        given = {key: value.strip('"') for key, value in _MODEL.findall(line)}
+        if "name" in given:
+            found.append(
+                Model(given["name"], given.get("bus"), given.get("alias"), given.get("desc"))
+            )
+    return sorted(found, key=lambda model: model.name)
+
+
+def _run(words: list[str], given: bytes) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(words, input=given, capture_output=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise Failure(
+            Status.TRY_AGAIN, f"{shown(words[0])} does not end", f"waited {SECONDS:g} s",
+            "try it by hand: " + shown(" ".join(words)),
+        ) from error
+    except OSError as error:
+        raise Failure(
+            Status.UNAVAILABLE, f"cannot run {shown(words[0])}", error.strerror or str(error),
+            "name a QEMU that is there, such as qemu-system-x86_64",
+        ) from error

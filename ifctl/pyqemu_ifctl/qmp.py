@@ -1,0 +1,210 @@
+"""What a running QEMU says of its NICs, over its machine protocol (QMP).
+
+The only module that imports qemu.qmp. It asks and changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qemu.qmp import QMPClient, QMPError
+
+from pyqemu_ifconf.failure import Failure, Status
+
+PLACES = ("/machine/peripheral", "/machine/peripheral-anon", "/machine/unattached")
+"""Where QEMU keeps its devices: those with an id, those without, and those of the board."""
+_CLIENT = re.compile(r"(?: \\ )?(?:(?P<port>[^:]+): )??(?P<name>[^:]+): index=(?P<index>\d+),"
+                     r"type=(?P<type>[a-z-]+),(?P<rest>.*)")
+
+Address = str | tuple[str, int]
+"""The path of a unix socket, or host and port."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The other end of a NIC: its netdev's id, its type (`tap`, `user` ...), and QEMU's words.
+
+    `queues` counts pairs; `ifname` and `descriptor` are a tap's, as far as it tells them.
+    """
+
+    id: str
+    type: str
+    words: str
+    queues: int = 1
+    ifname: str | None = None
+    descriptor: int | None = None
+
+
+@dataclass(frozen=True)
+class GuestNic:
+    """A NIC as QEMU has it. `addr` is slot and function on `bus`; None where there is none.
+
+    `mq` and `host_mtu` are virtio's, None elsewhere.
+    """
+
+    name: str
+    model: str
+    mac: str
+    bus: str | None
+    addr: str | None
+    backends: tuple[Backend, ...]
+    mq: bool | None = None
+    host_mtu: int | None = None
+
+
+def ask_nics(address: Address, seconds: float) -> list[GuestNic]:
+    """Return the NICs of the QEMU whose QMP socket is at `address`.
+
+    Raises Failure: 69 where nobody answers there, 75 where it is mute for so long, as it is while
+    somebody else is connected, 77.
+    """
+    # NOTE: the library logs what it raises as well.
+    logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
+    try:
+        return asyncio.run(asyncio.wait_for(_ask(address), seconds))
+    except (TimeoutError, asyncio.TimeoutError) as error:
+        raise Failure(
+            Status.TRY_AGAIN, f"its QMP socket {show(address)} does not answer",
+            f"waited {seconds:g} s: somebody else may be connected, and QEMU serves one at a time",
+            "give it a second -qmp for this",
+        ) from error
+    except (QMPError, OSError, EOFError) as error:
+        cause = error.__cause__ if error.__cause__ is not None else error
+        denied = isinstance(cause, PermissionError)
+        why = getattr(cause, "strerror", None) or str(cause)
+        raise Failure(
+            Status.DENIED if denied else Status.UNAVAILABLE,
+            f"its QMP socket {show(address)} cannot be asked", why,
+            "run as root, or as the user of that QEMU" if denied else "see its -qmp",
+        ) from error
+
+
+def show(address: Address) -> str:
+    """Return an address as a person reads it."""
+    return address if isinstance(address, str) else f"{address[0]}:{address[1]}"
+
+
+async def _ask(address: Address) -> list[GuestNic]:
+    client = QMPClient("pyqemu-ifctl")
+    await client.connect(address)
+    try:
+        told = await client.execute(
+            "human-monitor-command", {"command-line": "info network"}
+        )
+        network = read_network(str(told))
+        found = []
+        for place in PLACES:
+            children: Any = await client.execute("qom-list", {"path": place})
+            for child in children:
+                if child["type"].startswith("child<"):
+                    path = f"{place}/{child['name']}"
+                    values = await _device(client, path)
+                    if values is not None:
+                        found.append(nic_of(path, values, network))
+        return sorted(found, key=lambda nic: (nic.bus or "", nic.addr or "", nic.name))
+    finally:
+        await client.disconnect()
+
+
+async def _device(client: QMPClient, path: str) -> dict[str, Any] | None:
+    """Return what is of interest of a device, None where it is no NIC."""
+    listed: Any = await client.execute("qom-list", {"path": path})
+    names = {each["name"] for each in listed}
+    if not {"netdev", "mac"} <= names:
+        return None
+    wanted = ("type", "netdev", "mac", "addr", "parent_bus", "mq", "host_mtu")
+    values: dict[str, Any] = {}
+    for name in wanted:
+        if name in names:
+            values[name] = await client.execute("qom-get", {"path": path, "property": name})
+    return values
+
+
+@dataclass(frozen=True)
+class Client:
+    """A line of `info network`: a NIC or a backend, and the hub port that it is on, if any."""
+
+    name: str
+    index: int
+    type: str
+    rest: str
+    hub: int | None
+    port: str | None
+    peer: str | None
+    """The NIC of the line before, of a line that is indented."""
+
+
+def read_network(text: str) -> list[Client]:
+    """Return the clients that the monitor's `info network` lists (net/net.c and net/hub.c)."""
+    found: list[Client] = []
+    hub: int | None = None
+    above: str | None = None
+    for line in text.splitlines():
+        heading = re.fullmatch(r"hub (\d+)", line)
+        if heading is not None:
+            hub = int(heading[1])
+            continue
+        match = _CLIENT.fullmatch(line)
+        if match is None:
+            continue
+        indented = line.startswith(" ")
+        if not indented:
+            hub = None
+            above = match["name"]
+        on_hub = hub is not None and indented
+        found.append(Client(
+            match["name"], int(match["index"]), match["type"], match["rest"],
+            hub if on_hub else None, match["port"] if on_hub else None,
+            above if indented and not on_hub else None,
+        ))
+    return found
+
+
+def nic_of(path: str, values: Mapping[str, Any], network: list[Client]) -> GuestNic:
+    """Return the NIC at a path of QEMU's object tree, with its backends from `info network`."""
+    netdev = str(values["netdev"])
+    own = path.removeprefix("/machine/peripheral/") if "/peripheral/" in path else ""
+    port = next((c for c in network if c.port == netdev), None)
+    if port is not None:
+        name = own or port.name
+        ends = [c for c in network if c.hub == port.hub and c.type != "nic"]
+    else:
+        ends = [c for c in network if c.name == netdev and c.type != "nic"]
+        name = own or next((c.peer for c in ends if c.peer), netdev)
+    bus = str(values.get("parent_bus") or "").rpartition("/")[2] or None
+    devfn = values.get("addr")
+    is_pci = isinstance(devfn, int) and devfn >= 0
+    return GuestNic(
+        name=name or path.rpartition("/")[2],
+        model=str(values["type"]),
+        mac=str(values["mac"]),
+        bus=bus,
+        addr=f"{devfn >> 3:02x}.{devfn & 7}" if is_pci and devfn is not None else None,
+        backends=tuple(_backends(ends)),
+        mq=values.get("mq"),
+        host_mtu=values.get("host_mtu") or None,
+    )
+
+
+def _backends(ends: list[Client]) -> list[Backend]:
+    found: dict[str, Backend] = {}
+    for end in ends:
+        before = found.get(end.name)
+        if before is not None:
+            found[end.name] = Backend(
+                before.id, before.type, before.words, before.queues + 1, before.ifname,
+                before.descriptor,
+            )
+            continue
+        ifname = re.search(r"(?:^|,)ifname=(.*?),script=", end.rest)
+        descriptor = re.search(r"(?:^|,)fd=(\d+)", end.rest)
+        found[end.name] = Backend(
+            end.name, end.type, end.rest, 1, ifname[1] if ifname else None,
+            int(descriptor[1]) if descriptor else None,
+        )
+    return list(found.values())

@@ -1,0 +1,656 @@
+"""Makes a network with `nat:` for its first tap, and takes it away after its last.
+
+A lock file serialises all who do so; what is there, and whose it is, the live system says: the
+bridge's ifalias, the mark in the nft table, dnsmasq's own command line.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import syslog
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.names import is_network_name
+from pyqemu_ifconf.policy import Nat, Port
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.look import Link
+from pyqemu_ifup.manners import SAFE_PATH, Watch, log
+from pyqemu_ifup.nat import (
+    RUN,
+    TABLE,
+    bridge_alias,
+    bridge_mac,
+    count_rules,
+    dnsmasq_arguments,
+    folder_name,
+    network_of,
+    ruleset,
+    subnet,
+    table_comment,
+    table_name,
+    wants_dnsmasq,
+    wants_forwarding,
+    wants_loopback,
+)
+from pyqemu_ifup.plan import SetAlias, SetUp
+from pyqemu_ifup.stamp import ALIAS_MARK
+from pyqemu_ifup.work import RETRY, Work
+
+SHORT = 0.005
+"""Seconds between looks at a program that is about to end."""
+TERM_TIME = 1.0
+"""Seconds that dnsmasq has to end by itself."""
+USERS = ("dnsmasq", "nobody")
+_GONE = (errno.ENOENT, errno.ESRCH)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The nft table of a network: the comment in it, and how many rules it has."""
+
+    comment: str
+    rules: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a program that has ended said."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Held:
+    """A network whose lock is held: nobody makes it or takes it away meanwhile; `close` it."""
+
+    def __init__(self, network: str, bridge: str, folder: str, lock: int) -> None:
+        self.network = network
+        self.bridge = bridge
+        self.folder = folder
+        self._lock = lock
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        os.close(self._lock)
+
+
+def holding(network: str, bridge: str, watch: Watch) -> Work[Held]:
+    """Wait for the network's lock. Raises Failure, 75 with `watch`, 71 where there is no /run."""
+    folder = _folder(network)
+    try:
+        lock = yield from _locking(folder, watch)
+    except OSError as error:
+        denied = isinstance(error, PermissionError)
+        raise Failure(
+            Status.DENIED if denied else Status.REFUSED, f"cannot use {folder}",
+            error.strerror or str(error), "run as root" if denied else "see whether /run is there",
+        ) from error
+    return Held(network, bridge, folder, lock)
+
+
+def _folder(network: str) -> str:
+    # NOTE: what each namespace does not have for itself is there in the first one alone, and who
+    # may not look into process 1 can tell, too (sysctl_core_net_init of net/core).
+    own = os.path.exists("/proc/sys/net/core/netdev_max_backlog")
+    return folder_name(network, str(os.stat("/proc/self/ns/net").st_ino), own)
+
+
+def _locking(folder: str, watch: Watch) -> Work[int]:
+    path = f"{folder}/lock"
+    while True:
+        for each in (RUN, folder):
+            try:
+                os.mkdir(each)
+                os.chmod(each, 0o755)
+            except FileExistsError:
+                if stat.S_ISLNK(os.lstat(each).st_mode):
+                    raise
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            lock = os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            continue  # NOTE: who takes the network away removes its folder.
+        try:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    watch.check("another up or down of this network is under way")
+                    yield min(RETRY, watch.remaining())
+            if _is_same(path, lock):
+                return lock
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+
+
+def _is_same(path: str, descriptor: int) -> bool:
+    """Tell whether the path still is the file that is open."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+# Looking
+
+
+def ports_of(host: Host, bridge: Link) -> list[str]:
+    """Return the names of the bridge's ports."""
+    return [link.name for link in host.kernel.links() if link.master == bridge.index]
+
+
+def is_ours(link: Link, network: str) -> bool:
+    """Tell whether the link is the network's bridge as we have made it, or have begun to."""
+    if link.kind != "bridge":
+        return False
+    # NOTE: whoever was killed after the first step has not marked it yet.
+    return link.alias == bridge_alias(network) or (
+        not link.alias and not link.up and link.mac == bridge_mac(network)
+    )
+
+
+def read_table(network: str, watch: Watch) -> Work[Table | None]:
+    """Return the network's nft table, None where there is none. Raises Failure."""
+    done = yield from _running(["nft", "-j", "list", "table", "inet", table_name(network)], watch)
+    if done.status != 0:
+        if "No such file or directory" in done.err:
+            return None
+        raise _nft_failure(done)
+    rules = [each["rule"] for each in json.loads(done.out)["nftables"] if "rule" in each]
+    comments = [str(rule["comment"]) for rule in rules if "comment" in rule]
+    return Table(comments[0] if comments else "", len(rules))
+
+
+def dnsmasqs(folder: str | None = None) -> Iterator[tuple[int, list[str]]]:
+    """Yield the process and the arguments of each dnsmasq of ours, of one network's `folder`.
+
+    Without `folder` those of all networks of this network namespace.
+    """
+    start = f"--pid-file={RUN}/" if folder is None else f"--pid-file={folder}/dnsmasq.pid"
+    here = os.stat("/proc/self/ns/net").st_ino
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                words = [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
+            if not words or os.path.basename(words[0]) != "dnsmasq":
+                continue
+            if not any(word.startswith(start) for word in words):
+                continue
+            if folder is None and os.stat(f"/proc/{name}/ns/net").st_ino != here:
+                continue
+        except OSError as error:
+            if error.errno not in (*_GONE, errno.EACCES, errno.EPERM):
+                raise
+            continue
+        yield int(name), words[1:]
+
+
+# Making
+
+
+def making(host: Host, port: Port) -> Work[Held]:
+    """See to it that the network of `port` is there, and return it held, for a tap to join.
+
+    Raises Failure; then nothing of it is left that was not there before.
+    """
+    assert port.nat is not None
+    held = yield from holding(port.network, port.bridge, host.watch)
+    try:
+        yield from _making(host, held, port.nat)
+    except BaseException:
+        held.close()
+        raise
+    return held
+
+
+def _making(host: Host, held: Held, nat: Nat) -> Work[None]:
+    link = host.kernel.look_up(held.bridge)
+    if link is not None and not is_ours(link, held.network):
+        raise Failure(
+            Status.DENIED, f"{held.bridge} is somebody else's",
+            f"network {held.network} has nat:, and makes a bridge of its own",
+            f"give network {held.network} another bridge:",
+        )
+    _require_programs(nat)
+    if link is None:
+        _refuse_used_subnets(host, held, nat)
+    _check_forwarding(nat)
+    try:
+        yield from _bring_about(host, held, nat)
+        found = yield from differences(host, held, nat)
+        if found:
+            raise Failure(
+                Status.REFUSED, f"network {held.network}: what was read back differs",
+                "; ".join(found), "see who else manages this bridge",
+            )
+    except BaseException:
+        if link is None or not ports_of(host, link):
+            host.watch = host.watch.for_undo()
+            yield from _taking_away(host, held)
+        raise
+    if link is None:
+        log(syslog.LOG_INFO, f"network {held.network}: made, on bridge {held.bridge}")
+        yield from _telling_of_firewalls(held, nat, host.watch)
+
+
+def _require_programs(nat: Nat) -> None:
+    wanted = [("nft", "nftables"), *([("dnsmasq", "dnsmasq-base")] if wants_dnsmasq(nat) else [])]
+    for program, package in wanted:
+        if shutil.which(program, path=SAFE_PATH) is None:
+            raise Failure(
+                Status.UNAVAILABLE, f"there is no {program} in {SAFE_PATH}",
+                "a network with nat: needs it", f"apt-get install {package}",
+            )
+
+
+def _refuse_used_subnets(host: Host, held: Held, nat: Nat) -> None:
+    """Raise Failure (71) where another link has an address or a route in the network's subnets."""
+    from ipaddress import ip_interface, ip_network
+
+    names = {link.index: link.name for link in host.kernel.links()}
+    for address in filter(None, (nat.ipv4, nat.ipv6)):
+        own = ip_network(subnet(address))
+        for index, text in host.kernel.destinations():
+            other = ip_interface(text).network
+            if other.version == own.version and other.prefixlen > 0 and other.overlaps(own):
+                raise Failure(
+                    Status.REFUSED, f"subnet {own} of network {held.network} is in use",
+                    f"{names.get(index, f'link {index}')} has {text}",
+                    f"give network {held.network} another subnet",
+                )
+
+
+def _check_forwarding(nat: Nat) -> None:
+    """Raise Failure (71) where IPv6 forwarding would cost this host its own address and route."""
+    if nat.ipv6 is None or not nat.outbound or _read_sysctl("ipv6/conf/all/forwarding") == "1":
+        return
+    for name in _by_advertisement():
+        if _read_sysctl(f"ipv6/conf/{name}/accept_ra") in ("0", "1"):
+            raise Failure(
+                Status.REFUSED, "IPv6 forwarding is off, and cannot be turned on as it is",
+                f"{name} lives by router advertisements, which it would heed no more",
+                f"let it heed them all the same: sysctl -w net.ipv6.conf.{name}.accept_ra=2",
+            )
+
+
+def _by_advertisement() -> list[str]:
+    """Return the links that have a default route by a router's advertisement.
+
+    /proc/net/ipv6_route: RTF_ADDRCONF is 0x40000, RTF_DEFAULT 0x10000 (linux/ipv6_route.h).
+    """
+    found = []
+    try:
+        with open("/proc/net/ipv6_route", encoding="ascii") as file:
+            for line in file:
+                words = line.split()
+                if words[1] == "00" and int(words[8], 16) & 0x50000:
+                    found.append(words[9])
+    except FileNotFoundError:
+        return []
+    return [name for name in dict.fromkeys(found) if name != "lo"]
+
+
+def _bring_about(host: Host, held: Held, nat: Nat) -> Work[None]:
+    """Make what is not there, isolation before connectivity."""
+    link = yield from _bridge(host, held, nat)
+    yield from _filtering(host, held, nat)
+    present = {text for index, text in host.kernel.addresses() if index == link.index}
+    for address in filter(None, (nat.ipv4, nat.ipv6)):
+        if _compact(address) not in present:
+            host.tell(f"ip address add {address} dev {held.bridge}")
+            host.kernel.add_address(link.index, address)
+    if not link.up:
+        yield from host.run(SetUp(held.bridge, link.index), host.watch)
+    _forwarding(held, nat)
+    yield from _serving(host, held, nat)
+
+
+def _compact(address: str) -> str:
+    from ipaddress import ip_interface
+
+    return str(ip_interface(address))
+
+
+def _bridge(host: Host, held: Held, nat: Nat) -> Work[Link]:
+    """Return the network's bridge, made where it is not there; it is down then."""
+    link = host.kernel.look_up(held.bridge)
+    if link is None:
+        mac = bridge_mac(held.network)
+        host.tell(f"ip link add {held.bridge} address {mac} mtu {nat.mtu} type bridge")
+        host.kernel.add_bridge(held.bridge, mac, nat.mtu)
+        link = host.kernel.look_up(held.bridge)
+        if link is None or not is_ours(link, held.network):
+            raise Failure(
+                Status.REFUSED, f"the bridge {held.bridge} has gone again",
+                "somebody has deleted it, or taken its name, meanwhile", "try again",
+            )
+    if not link.alias:
+        alias = bridge_alias(held.network)
+        yield from host.run(SetAlias(held.bridge, link.index, alias), host.watch)
+    settings = {"disable_ipv6": "1"}
+    if nat.ipv6 is not None:
+        # NOTE: an address that is still being checked for a twin can be listened at by nobody.
+        settings = {"accept_dad": "0", "accept_ra": "0", "autoconf": "0", "disable_ipv6": "0"}
+    for name, value in settings.items():
+        _write_sysctl(f"ipv6/conf/{held.bridge}/{name}", value)
+    if wants_loopback(nat):
+        _write_sysctl(f"ipv4/conf/{held.bridge}/route_localnet", "1")
+    return link
+
+
+def _filtering(host: Host, held: Held, nat: Nat) -> Work[None]:
+    """Load the network's table where it is not as it shall be."""
+    table = yield from read_table(held.network, host.watch)
+    if table is not None and not table.comment.startswith(f"{ALIAS_MARK} "):
+        raise Failure(
+            Status.DENIED, f"the nft table inet {table_name(held.network)} is somebody else's",
+            "it does not carry our mark", "if it shall go: "
+            f"nft delete table inet {table_name(held.network)}",
+        )
+    if table == _wanted_table(held, nat):
+        return
+    host.tell("nft -f -")
+    text = ruleset(held.network, held.bridge, nat)
+    done = yield from _running(["nft", "-f", "-"], host.watch, text)
+    if done.status != 0:
+        raise _nft_failure(done)
+    if table is not None:
+        # NOTE: a flow goes on to where its first packet went, whatever the rules say since.
+        host.kernel.forget_flows([(each.protocol, each.port) for each in nat.forward])
+
+
+def _wanted_table(held: Held, nat: Nat) -> Table:
+    return Table(table_comment(held.network, held.bridge, nat), count_rules(held.bridge, nat))
+
+
+def _nft_failure(done: Run) -> Failure:
+    said = done.err.strip().splitlines()
+    denied = "Operation not permitted" in done.err
+    return Failure(
+        Status.DENIED if denied else Status.REFUSED, "nft does not do it",
+        said[0] if said else f"it ended with {done.status}",
+        "run as root" if denied else "see whether this kernel has nf_tables and NAT",
+    )
+
+
+def _forwarding(held: Held, nat: Nat) -> None:
+    """Turn forwarding on where it is off, and say so; it is left on."""
+    if not wants_forwarding(nat):
+        return
+    names = ["ipv4/ip_forward"] if nat.ipv4 is not None else []
+    if nat.ipv6 is not None and nat.outbound:
+        names.append("ipv6/conf/all/forwarding")
+    for name in names:
+        if _read_sysctl(name) == "0":
+            _write_sysctl(name, "1")
+            key = f"net.{name.replace('/', '.')}"
+            log(syslog.LOG_NOTICE, f"network {held.network}: {key} turned on; it is left on")
+
+
+def _read_sysctl(name: str) -> str | None:
+    try:
+        with open(f"/proc/sys/net/{name}", encoding="ascii") as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return None
+
+
+def _write_sysctl(name: str, value: str) -> None:
+    """Write a value that is not there yet; a switch that the kernel does not have is passed over.
+
+    Raises Failure, 77 or 71.
+    """
+    if _read_sysctl(name) in (value, None):
+        return
+    try:
+        with open(f"/proc/sys/net/{name}", "wb", buffering=0) as file:
+            file.write(value.encode())
+    except OSError as error:
+        denied = isinstance(error, PermissionError)
+        raise Failure(
+            Status.DENIED if denied or error.errno == errno.EROFS else Status.REFUSED,
+            f"cannot write /proc/sys/net/{name}", error.strerror or str(error), "run as root",
+        ) from error
+
+
+def _serving(host: Host, held: Held, nat: Nat) -> Work[None]:
+    """Have a dnsmasq run that has the arguments which it shall have, and no other."""
+    wanted = dnsmasq_arguments(held.bridge, nat, held.folder, _user()) if wants_dnsmasq(nat) else []
+    running = list(dnsmasqs(held.folder))
+    if [words for _, words in running] == ([wanted] if wanted else []):
+        return
+    yield from _ending([pid for pid, _ in running], host.watch)
+    if not wanted:
+        return
+    program = shutil.which("dnsmasq", path=SAFE_PATH) or "dnsmasq"
+    host.tell(" ".join(["dnsmasq", *wanted]))
+    done = yield from _running([program, *wanted], host.watch)
+    if done.status != 0:
+        said = done.err.strip().splitlines()
+        raise Failure(
+            Status.REFUSED, "dnsmasq does not start",
+            said[-1] if said else f"it ended with {done.status}", "see syslog",
+        )
+
+
+def _user() -> str:
+    """Return whom dnsmasq runs as: its own user, where there is one."""
+    import pwd
+
+    for name in USERS:
+        try:
+            return pwd.getpwnam(name).pw_name
+        except KeyError:
+            continue
+    return "root"
+
+
+def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
+    """Look again, and return in words what of the network is not as it shall be."""
+    link = host.kernel.look_up(held.bridge)
+    if link is None:
+        return [f"there is no bridge {held.bridge}"]
+    found = []
+    if link.alias != bridge_alias(held.network):
+        found.append("the bridge does not carry our mark")
+    if not link.up:
+        found.append("the bridge is down")
+    present = {text for index, text in host.kernel.addresses() if index == link.index}
+    for address in filter(None, (nat.ipv4, nat.ipv6)):
+        if _compact(address) not in present:
+            found.append(f"the bridge does not have {address}")
+    table = yield from read_table(held.network, host.watch)
+    if table != _wanted_table(held, nat):
+        found.append(f"the nft table inet {table_name(held.network)} is not ours as it was loaded")
+    if wants_dnsmasq(nat) and not list(dnsmasqs(held.folder)):
+        found.append("dnsmasq has ended again")
+    return found
+
+
+def _telling_of_firewalls(held: Held, nat: Nat, watch: Watch) -> Work[None]:
+    """Say in syslog who drops what this host is to pass on for the network."""
+    if not wants_forwarding(nat):
+        return
+    done = yield from _running(["nft", "-j", "list", "chains"], watch)
+    if done.status != 0:
+        return
+    for each in json.loads(done.out)["nftables"]:
+        chain = each.get("chain", {})
+        if chain.get("hook") == "forward" and chain.get("policy") == "drop":
+            family, table, name = chain["family"], chain["table"], chain["name"]
+            if (family, name) in (("ip", "FORWARD"), ("ip6", "FORWARD")):
+                tool = "iptables" if family == "ip" else "ip6tables"
+                mend = f"{tool} -I FORWARD -i {held.bridge} -j ACCEPT; " \
+                       f"{tool} -I FORWARD -o {held.bridge} -j ACCEPT"
+            else:
+                rule = f"nft insert rule {family} {table} {name}"
+                mend = f"{rule} iifname {held.bridge} accept; {rule} oifname {held.bridge} accept"
+            log(
+                syslog.LOG_WARNING,
+                f"network {held.network}: the chain {family} {table} {name} drops what it does not "
+                f"know, and so what is forwarded for its guests; {mend}",
+            )
+
+
+# Taking away
+
+
+def leaving(host: Host, network: str, bridge: str) -> Work[bool]:
+    """Take the network away where no tap is on it; tell whether that was so. Raises Failure."""
+    held = yield from holding(network, bridge, host.watch)
+    try:
+        return (yield from leaving_held(host, held))
+    finally:
+        held.close()
+
+
+def leaving_held(host: Host, held: Held) -> Work[bool]:
+    """Do as `leaving`, with the lock held."""
+    link = host.kernel.look_up(held.bridge)
+    if link is not None and is_ours(link, held.network) and ports_of(host, link):
+        return False
+    yield from _taking_away(host, held)
+    return True
+
+
+def _taking_away(host: Host, held: Held) -> Work[None]:
+    yield from _ending([pid for pid, _ in dnsmasqs(held.folder)], host.watch)
+    link = host.kernel.look_up(held.bridge)
+    if link is not None and is_ours(link, held.network):
+        host.tell(f"ip link del dev {held.bridge}")
+        host.kernel.delete_link(link.index)
+    if shutil.which("nft", path=SAFE_PATH) is not None:
+        table = yield from read_table(held.network, host.watch)
+        if table is not None and table.comment.startswith(f"{ALIAS_MARK} "):
+            name = f"inet {table_name(held.network)}"
+            host.tell(f"nft delete table {name}")
+            done = yield from _running(["nft", "delete", "table", *name.split()], host.watch)
+            if done.status != 0 and "No such file or directory" not in done.err:
+                raise _nft_failure(done)
+    for name in ("leases", "dnsmasq.pid", "lock"):
+        try:
+            os.unlink(f"{held.folder}/{name}")
+        except FileNotFoundError:
+            continue
+    try:
+        os.rmdir(held.folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+            raise
+    log(syslog.LOG_INFO, f"network {held.network}: taken away")
+
+
+def _ending(pids: Sequence[int], watch: Watch) -> Work[None]:
+    """End processes, and wait until they have. Raises Failure (77) where that is not allowed."""
+    try:
+        for pid in pids:
+            with_grace = os.pidfd_open(pid)
+            try:
+                signal.pidfd_send_signal(with_grace, signal.SIGTERM)
+                limit = watch.within(TERM_TIME)
+                while not _has_ended(pid) and limit.remaining():
+                    yield SHORT
+                if not _has_ended(pid):
+                    signal.pidfd_send_signal(with_grace, signal.SIGKILL)
+                while not _has_ended(pid):
+                    watch.check("dnsmasq does not end")
+                    yield SHORT
+            except ProcessLookupError:
+                continue
+            finally:
+                os.close(with_grace)
+    except ProcessLookupError:
+        return
+    except PermissionError as error:
+        raise Failure(
+            Status.DENIED, "cannot end dnsmasq", error.strerror or str(error), "run as root"
+        ) from error
+
+
+def _has_ended(pid: int) -> bool:
+    """Tell whether a process has ended; one that nobody waits for has, too."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def networks_left(host: Host) -> Work[list[tuple[str, str]]]:
+    """Return the networks of ours on which no tap is, or of which a part is left, with the bridge.
+
+    The bridge's name is empty where only other parts are left.
+    """
+    links = host.kernel.links()
+    masters = {link.master for link in links}
+    in_use: set[str] = set()
+    found: dict[str, str] = {}
+    for link in links:
+        network = network_of(link.alias) if link.kind == "bridge" else None
+        if network is not None and is_network_name(network):
+            if link.index in masters:
+                in_use.add(network)
+            else:
+                found[network] = link.name
+    if shutil.which("nft", path=SAFE_PATH) is not None:
+        done = yield from _running(["nft", "-j", "list", "tables", "inet"], host.watch)
+        tables = json.loads(done.out)["nftables"] if done.status == 0 else []
+        for each in tables:
+            name = str(each.get("table", {}).get("name", ""))
+            if name.startswith(TABLE) and is_network_name(name[len(TABLE):]):
+                found.setdefault(name[len(TABLE):], "")
+    for _, words in dnsmasqs():
+        for word in words:
+            if word.startswith(f"--pid-file={RUN}/"):
+                folder = word.removeprefix(f"--pid-file={RUN}/").partition("/")[0]
+                network = folder.partition("@")[0]
+                if is_network_name(network):
+                    found.setdefault(network, "")
+    return [(name, bridge) for name, bridge in sorted(found.items()) if name not in in_use]
+
+
+def _running(words: Sequence[str], watch: Watch, text: str = "") -> Work[Run]:
+    """Run a program to its end, with `text` on its standard input; it inherits nothing else.
+
+    Raises Failure, 75 with `watch`; then it is killed.
+    """
+    # NOTE: files, not pipes: what stays in the background keeps no end of a pipe open.
+    with (
+        tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err,
+    ):
+        given.write(text.encode())
+        given.seek(0)
+        process = subprocess.Popen(
+            list(words), stdin=given, stdout=out, stderr=err, cwd="/",
+            env={"PATH": SAFE_PATH, "LC_ALL": "C"}, start_new_session=True,
+        )
+        try:
+            while process.poll() is None:
+                watch.check(f"{words[0]} does not end")
+                yield SHORT
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        found = []
+        for file in (out, err):
+            file.seek(0)
+            found.append(file.read().decode("utf-8", "replace"))
+        return Run(process.returncode, *found)

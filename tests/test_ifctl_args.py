@@ -1,0 +1,186 @@
+"""pyqemu-ifctl args, models and run VM, as a person starts them, and the real QEMUs that result."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import boot
+from lab.hooks import Hooks
+from lab.needs import lack, require
+from lab.netns import Namespace
+from lab.qemu import Qemu
+from lab.versions import VERSIONS, qemu_of
+
+NETWORKS = {"lan": {"bridge": "br0"}, "big": {"bridge": "br0", "mtu": 1400}}
+MODELS = ("virtio-net-pci", "e1000", "e1000e", "rtl8139")
+
+
+@pytest.fixture
+def hooks(netns: Namespace, tmp_path: Path, served: Callable[..., Hooks]) -> Iterator[Hooks]:
+    """Hooks in a namespace with the bridge br0."""
+    netns.add_bridge("br0", mac="02:00:00:00:00:01")
+    netns.ip("link", "set", "br0", "mtu", "1499")
+    netns.ip("link", "set", "br0", "mtu", "1500")
+    yield served(Hooks(tmp_path / "hooks", netns.name))
+    netns.ip("link", "del", "br0")
+
+
+def write_vm(hooks: Hooks, *nics: dict[str, Any]) -> None:
+    """Put a policy in force whose one guest web1 has these NICs."""
+    policy = {"version": 1, "networks": NETWORKS, "vms": {"web1": {"nics": nics}}}
+    hooks.write_policy(json.dumps(policy))
+
+
+def arguments(hooks: Hooks, *words: str) -> list[str]:
+    """Return what args prints, read as a shell reads it."""
+    done = hooks.ctl("args", "web1", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1
+    return shlex.split(done.stdout)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_real_qemu_has_the_nics_and_the_hooks_attach_them(
+    hooks: Hooks, netns: Namespace, version: str
+) -> None:
+    program = qemu_of(version)
+    nics = [{"network": "lan", "model": model} for model in MODELS]
+    write_vm(hooks, *nics, {"network": "big", "tap": "a,b", "queues": 4, "addr": "0x9"},
+             {"user": {"hostname": "web1"}, "model": "e1000"})  # fmt: skip
+    words = arguments(hooks, "--qemu", program, "--machine", "q35")
+    assert json.loads(hooks.ctl("args", "web1", "--qemu", program, "--json").stdout) == {
+        "version": 1, "vm": "web1", "arguments": words,
+    }
+    with Qemu(
+        *words, "-S", netns=netns.name, machine="q35", env=hooks.environ(), program=program
+    ) as qemu:
+        assert qemu.greeting
+        links = netns.links()
+        for tap in ("web1-0", "web1-1", "web1-2", "web1-3", "a,b"):
+            assert links[tap]["master"] == "br0" and "UP" in links[tap]["flags"], tap
+        assert links["a,b"]["mtu"] == 1400
+        assert links["a,b"]["linkinfo"]["info_data"]["multi_queue"]
+        told = qemu.hmp("info network")
+        for number, model in enumerate((*MODELS, "virtio-net-pci", "e1000")):
+            assert f"nic-net{number}: index=0,type=nic,model={model},macaddr=52:54:00:" in told
+        assert told.count(" \\ net4: ") == 4, told
+        assert qemu.quit() == 0
+    assert set(netns.links()) == {"lo", "br0"}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("model", MODELS)
+def test_the_old_form_does_the_same(
+    hooks: Hooks, netns: Namespace, version: str, model: str
+) -> None:
+    program = qemu_of(version)
+    write_vm(hooks, {"network": "lan", "model": model, "mac": "52:54:00:00:00:07"})
+    words = arguments(hooks, "--legacy", "--qemu", program)
+    assert [word for word in words if word.startswith("-")] == ["-net", "-net"]
+    with Qemu(
+        *words, "-S", netns=netns.name, machine="pc", env=hooks.environ(), program=program
+    ) as qemu:
+        assert qemu.greeting
+        assert netns.link("web1-0")["master"] == "br0"
+        assert f"model={model},macaddr=52:54:00:00:00:07" in qemu.hmp("info network")
+        assert qemu.quit() == 0
+    assert set(netns.links()) == {"lo", "br0"}
+
+
+def answer(netns: Namespace, port: int) -> bytes:
+    """Return what answers at the port, tried until something does."""
+    end = time.monotonic() + boot.PATIENCE
+    while True:
+        with netns.enter(), socket.create_connection(("127.0.0.1", port), 30) as connection:
+            connection.settimeout(30)
+            said = connection.recv(100)
+        if said or time.monotonic() > end:
+            return said
+        time.sleep(0.1)
+
+
+@pytest.mark.alone("no hook is called")
+@pytest.mark.timeout(200)
+def test_a_forward_of_user_mode_carries_a_connection(hooks: Hooks, netns: Namespace) -> None:
+    require("qemu")
+    reason = boot.setup()
+    if reason is not None:
+        lack(reason)
+    forward = [{"from": "127.0.0.1:2222/tcp", "to": ":22"}]
+    write_vm(hooks, {"user": {"ipv4": "10.7.0.0/24", "forward": forward}})
+    with boot.Console() as console:
+        guest = boot.guest_arguments(console, ip="dhcp", serve=22, hold=True)
+        with Qemu(*guest, *arguments(hooks), netns=netns.name, machine="pc") as qemu:
+            assert console.wait("lease").startswith("lease 10.7.0.15 ")
+            assert console.wait("ready")
+            assert answer(netns, 2222) == b"GUEST serves 22\n"
+            assert qemu.quit() == 0
+
+
+@pytest.mark.alone("no hook is called")
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        (["args", "web2"], 69, "the policy has no guest web2: its guests are web1; add it to vms:"),
+        (["args"], 64, "the following arguments are required: VM; see pyqemu-ifctl args --help"),
+        (["args", "web1", "--qemu", "/nowhere"], 69,
+         "there is no QEMU called /nowhere: No such file or directory; name a QEMU that is there"),
+        (["args", "web1", "--qemu", "/bin/false"], 71,
+         "/bin/false does not take these NICs: it ended with 1; correct vms: in the policy, or "),
+        (["args", "web1", "--machine", "isapc"], 71, "/usr/bin/qemu-system-x86_64 does not take "),
+        (["models", "/bin/true"], 71,
+         "/bin/true tells of no network devices: -device help ended with 0; name another QEMU"),
+        (["models", "/nowhere"], 69, "there is no QEMU called /nowhere: "),
+    ],
+)  # fmt: skip
+def test_failures(hooks: Hooks, words: list[str], status: int, text: str) -> None:
+    require("qemu")
+    write_vm(hooks, {"network": "lan"})
+    done = hooks.ctl(*words)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith(f"pyqemu-ifctl: {text}")
+
+
+@pytest.mark.alone("no hook is called")
+def test_no_qemu_is_asked_where_none_shall_be(hooks: Hooks) -> None:
+    write_vm(hooks, {"network": "lan", "model": "of-another-host", "mac": "52:54:00:00:00:07"})
+    words = arguments(hooks, "--no-check", "--qemu", "/nowhere")
+    assert words == [
+        "-netdev",
+        f"tap,id=net0,ifname=web1-0,script={hooks.ifup},downscript={hooks.ifdown}",
+        "-device", "of-another-host,netdev=net0,id=nic-net0,mac=52:54:00:00:00:07",
+    ]
+
+
+@pytest.mark.alone("no hook is called")
+def test_models(hooks: Hooks) -> None:
+    require("qemu")
+    done = hooks.ctl("models")
+    lines = done.stdout.splitlines()
+    assert (done.returncode, lines[0].split()) == (0, ["MODEL", "BUS", "ALIAS", "DESCRIPTION"])
+    assert any(line.split()[:3] == ["e1000", "PCI", "e1000-82540em"] for line in lines)
+    assert max(map(len, lines)) <= 80
+    told = json.loads(hooks.ctl("models", "--json").stdout)
+    assert (told["version"], told["qemu"]) == (1, "/usr/bin/qemu-system-x86_64")
+    assert {
+        "model": "rtl8139", "bus": "PCI", "alias": None, "description": None,
+    } in told["models"]
+
+
+@pytest.mark.alone("no hook is called")
+def test_check_and_explain_know_the_guests(hooks: Hooks) -> None:
+    write_vm(hooks, {"network": "big", "tap": "web7"})
+    assert hooks.ctl("check").stdout == "ok: 2 networks, 0 rules, 1 guest\n"
+    assert hooks.ctl_json("check")["vms"] == 1
+    told = hooks.ctl_json("explain", "web7")
+    assert (told["decision"], told["rule"], told["port"]["mtu"]) == (
+        "attach", f"{hooks.policy}:1", 1400
+    )

@@ -1,0 +1,549 @@
+"""Networks with nat:, on real bridges, nftables and dnsmasq: made, shared, taken away, and used."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import boot
+from lab.calls import Calls, at_op
+from lab.hooks import Hooks
+from lab.needs import lack, require
+from lab.netns import Namespace
+from lab.qemu import Qemu
+from lab.snapshot import Snapshot, leftovers
+from pyqemu_ifconf.load import Source, parse_policy
+from pyqemu_ifup import nat_network
+from pyqemu_ifup.nat import bridge_mac, dnsmasq_arguments, ruleset
+
+LAB: dict[str, Any] = {
+    "ipv4": "192.168.76.1/24",
+    "ipv6": "fd00:76::1/64",
+    "dhcp": {"range": "192.168.76.100-199", "hosts": {
+        "52:54:00:aa:00:01": "192.168.76.10", "52:54:00:aa:00:02": "192.168.76.11"}},
+    "dns": {"domain": "lab.test"},
+    "forward": [{"from": "0.0.0.0:2222/tcp", "to": "192.168.76.10:22"}],
+}  # fmt: skip
+TABLE = "pyqemu-ifup-lab"
+OUTSIDE = "203.0.113.2"
+PUBLIC = "203.0.113.1"
+
+
+@pytest.fixture
+def hooks(netns: Namespace, tmp_path: Path, served: Callable[..., Hooks]) -> Hooks:
+    require("dnsmasq")
+    found = Hooks(tmp_path / "hooks", netns.name)
+    write_policy(found)
+    return served(found)
+
+
+def write_policy(hooks: Hooks, more: dict[str, Any] | None = None, **networks: Any) -> None:
+    nat = {**LAB, **(more or {})}
+    given = {"lab": {"bridge": "labbr0", "nat": {k: v for k, v in nat.items() if v is not None}}}
+    rules = [{"tap": "*", "network": "lab"}]
+    hooks.write_policy(json.dumps(
+        {"version": 1, "networks": {**given, **networks}, "rules": rules}))  # fmt: skip
+
+
+def tables(netns: Namespace) -> list[str]:
+    return netns.run(["nft", "list", "tables"]).stdout.splitlines()
+
+
+def servers(netns: Namespace) -> list[int]:
+    """Return the dnsmasqs that run in the namespace."""
+    found = []
+    with netns.enter():
+        for pid, _ in nat_network.dnsmasqs():
+            found.append(pid)
+    return found
+
+
+def is_whole(netns: Namespace) -> bool:
+    """Tell whether the network is there: bridge, filter and dnsmasq."""
+    link = netns.links().get("labbr0")
+    return (
+        link is not None and "UP" in link["flags"] and f"table inet {TABLE}" in tables(netns)
+        and len(servers(netns)) == 1
+    )
+
+
+def is_gone(netns: Namespace) -> bool:
+    return (
+        "labbr0" not in netns.links() and not tables(netns) and not servers(netns)
+        and not list(Path("/run/pyqemu-ifup").glob(f"*@{netns.inode}"))
+    )
+
+
+def wait_gone(netns: Namespace) -> None:
+    end = time.monotonic() + 20
+    while not is_gone(netns):
+        assert time.monotonic() < end, (netns.links().keys(), tables(netns), servers(netns))
+        time.sleep(0.05)
+
+
+def test_it_is_made_for_the_first_tap_and_goes_with_the_last(
+    hooks: Hooks, netns: Namespace
+) -> None:
+    one, two = netns.tap("web0"), netns.tap("web1")
+    done = hooks.up("web0")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert is_whole(netns)
+    link = netns.link("labbr0")
+    assert (link["address"], link["ifalias"]) == (
+        bridge_mac("lab"), "pyqemu-ifup/1 bridge network=lab"
+    )
+    assert netns.link("web0")["master"] == "labbr0"
+    told = netns.run(["ip", "-j", "address", "show", "dev", "labbr0"]).stdout
+    own = {f"{each['local']}/{each['prefixlen']}" for each in json.loads(told)[0]["addr_info"]}
+    assert {"192.168.76.1/24", "fd00:76::1/64"} <= own
+    (server,) = servers(netns)
+    status = Path(f"/proc/{server}/status").read_text()
+    assert "\nUid:\t0\t" not in status, "it is a user of its own"
+    fds = [os.readlink(path) for path in Path(f"/proc/{server}/fd").iterdir()]
+    assert not [path for path in fds if "tun" in path], "it holds no tap"
+    assert hooks.up("web1").returncode == 0
+    assert servers(netns) == [server], "the second tap makes nothing anew"
+    assert [row["state"] for row in hooks.ctl_json("status")["taps"]] == ["ok", "ok"]
+    assert hooks.ctl("gc").stdout == "nothing to remove\n"
+    assert hooks.down("web0").returncode == 0
+    assert is_whole(netns)
+    assert hooks.down("web1").returncode == 0
+    assert is_gone(netns)
+    one.close()
+    two.close()
+
+
+def test_a_change_of_the_policy_is_put_in_force_with_the_next_up(
+    hooks: Hooks, netns: Namespace
+) -> None:
+    one, two = netns.tap("web0"), netns.tap("web1")
+    assert hooks.up("web0").returncode == 0
+    (server,) = servers(netns)
+    write_policy(hooks, {"forward": None, "dns": False, "outbound": False})
+    assert hooks.up("web1").returncode == 0
+    rules = netns.run(["nft", "list", "ruleset"]).stdout
+    assert "dnat" not in rules and 'iifname "labbr0" drop' in rules
+    (another,) = servers(netns)
+    assert another != server
+    assert "--port=0" in Path(f"/proc/{another}/cmdline").read_text().split("\0")
+    for tap in ("web0", "web1"):
+        assert hooks.down(tap).returncode == 0
+    assert is_gone(netns)
+    one.close()
+    two.close()
+
+
+def test_what_it_refuses_is_refused_before_anything_is_made(
+    hooks: Hooks, netns: Namespace
+) -> None:
+    tap = netns.tap("web0")
+    before = Snapshot.take(netns)
+    netns.ip("link", "add", "eth0", "type", "veth", "peer", "name", "peer0")
+    netns.ip("link", "set", "eth0", "up")
+    netns.ip("address", "add", "192.168.76.9/28", "dev", "eth0")
+    done = hooks.up("web0")
+    assert done.returncode == 71
+    assert done.stderr == (
+        "pyqemu-ifup: web0: subnet 192.168.76.0/24 of network lab is in use: eth0 has "
+        "192.168.76.9/28; give network lab another subnet\n"
+    )
+    netns.ip("address", "flush", "dev", "eth0")
+    netns.ip("link", "add", "labbr0", "type", "bridge")
+    done = hooks.up("web0")
+    assert (done.returncode, "labbr0 is somebody else's: network lab has nat:" in done.stderr) == (
+        77, True
+    )
+    netns.ip("link", "del", "labbr0")
+    netns.run(["nft", "add", "table", "inet", TABLE])
+    done = hooks.up("web0")
+    assert (done.returncode, f"table inet {TABLE} is somebody else's" in done.stderr) == (77, True)
+    netns.run(["nft", "delete", "table", "inet", TABLE])
+    netns.ip("link", "del", "eth0")
+    assert leftovers(before, netns) == []
+    tap.close()
+
+
+@pytest.mark.alone("a switch of the namespace's own, turned on by whoever comes first")
+def test_ipv6_by_advertisements_is_not_given_up(hooks: Hooks, netns: Namespace) -> None:
+    tap = netns.tap("web0")
+    netns.ip("link", "add", "eth0", "type", "veth", "peer", "name", "peer0")
+    netns.ip("link", "set", "eth0", "up")
+    netns.ip("link", "set", "peer0", "up")
+    netns.ip("-6", "route", "add", "default", "via", "fe80::1", "dev", "eth0", "proto", "ra")
+    flags = netns.run(["cat", "/proc/net/ipv6_route"]).stdout
+    done = hooks.up("web0")
+    learned = any(line.split()[1] == "00" and int(line.split()[8], 16) & 0x50000 == 0x50000
+                  for line in flags.splitlines())  # fmt: skip
+    if learned or done.returncode:
+        assert done.returncode == 71
+        assert "sysctl -w net.ipv6.conf.eth0.accept_ra=2" in done.stderr
+        sysctl = "/proc/sys/net/ipv6/conf/eth0/accept_ra"
+        netns.run(["sh", "-c", f"echo 2 >{sysctl}"])
+        assert hooks.up("web0").returncode == 0
+    assert hooks.down("web0").returncode == 0
+    netns.ip("link", "del", "eth0")
+    assert is_gone(netns)
+    tap.close()
+
+
+def test_first_taps_at_once_make_one_network_and_the_last_downs_take_it_away_once(
+    hooks: Hooks, netns: Namespace
+) -> None:
+    for _ in range(3):
+        taps = [netns.tap(f"web{number}") for number in range(6)]
+        with ThreadPoolExecutor(6) as pool:
+            ups = list(pool.map(hooks.up, [tap.name for tap in taps]))
+            assert [done.returncode for done in ups] == [0] * 6, ups
+            assert is_whole(netns)
+            downs = list(pool.map(hooks.down, [tap.name for tap in taps]))
+            assert [done.returncode for done in downs] == [0] * 6, downs
+        assert is_gone(netns)
+        netns.close_kept()
+
+
+def test_what_a_crash_left_is_removed_by_gc(
+    hooks: Hooks, netns: Namespace, way: str
+) -> None:
+    tap = netns.tap("web0")
+    assert hooks.up("web0").returncode == 0
+    tap.close()
+    if way == "alone":
+        assert is_whole(netns)
+        dry = hooks.ctl("gc", "--dry-run")
+        assert "would take away network lab and its bridge labbr0: no tap is on it\n" in dry.stdout
+        assert is_whole(netns)
+        done = hooks.ctl("gc")
+        assert (done.returncode, done.stdout) == (
+            0, "took away network lab and its bridge labbr0: no tap is on it\n"
+        )
+        assert hooks.ctl("gc").stdout == "nothing to remove\n"
+    # NOTE: an agent sees the tap go.
+    wait_gone(netns)
+
+
+@pytest.mark.alone("stops the hook itself")
+@pytest.mark.parametrize("step", ["_filtering", "_forwarding", "_serving", "differences"])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_crash_at_each_step_leaves_what_gc_or_the_next_up_mends(
+    inside: Namespace, tmp_path: Path, step: str, after: bool
+) -> None:
+    require("dnsmasq")
+    calls = Calls(Hooks(tmp_path / "hooks"))
+    write_policy(calls.hooks)
+
+    def change() -> None:
+        real = getattr(nat_network, step)
+
+        def mortal(*words: Any) -> Any:
+            if not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = real(*words)
+            if result is not None:
+                result = yield from result
+            os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        if step == "_forwarding":
+            setattr(nat_network, step, lambda *words: os.kill(os.getpid(), signal.SIGKILL))
+        else:
+            setattr(nat_network, step, mortal)
+
+    inside.tap("web0")
+    assert calls.start("pyqemu-ifup", "web0", change=change).wait().status == -signal.SIGKILL
+    assert "labbr0" in inside.links()
+    assert calls.up("web0").status == 0
+    assert is_whole(inside)
+    assert calls.down("web0").status == 0
+    assert is_gone(inside)
+    assert calls.start("pyqemu-ifup", "web0", change=change).wait().status == -signal.SIGKILL
+    assert calls.hooks.ctl("gc").returncode == 0
+    assert is_gone(inside)
+    calls.close()
+
+
+@pytest.mark.alone("stops the hook itself")
+def test_a_tap_that_cannot_join_leaves_no_network(inside: Namespace, tmp_path: Path) -> None:
+    require("dnsmasq")
+    calls = Calls(Hooks(tmp_path / "hooks"))
+    write_policy(calls.hooks)
+    inside.tap("web0")
+    before = Snapshot.take(inside)
+    ended = calls.up("web0", at_op(7, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert ended.status == 75
+    assert is_gone(inside)
+    assert leftovers(before, inside) == []
+    calls.close()
+
+
+def test_explain_knows_the_network_and_its_commands_make_it(
+    hooks: Hooks, netns: Namespace
+) -> None:
+    told = hooks.ctl_json("explain", "web0")
+    assert told["port"]["kind"] == "linux"
+    assert told["port"]["nat"]["forward"] == ["0.0.0.0:2222/tcp to 192.168.76.10:22"]
+    text = hooks.ctl("explain", "web0").stdout
+    assert "  nat           made where it is not there: 192.168.76.1/24, fd00:76::1/64, " in text
+    script = "\n".join(told["commands"])
+    script = script[: script.index("mkdir -p ")]
+    netns.run(["sh", "-euc", script])
+    assert f"table inet {TABLE}" in tables(netns)
+    netns.ip("link", "del", "labbr0")
+    netns.run(["nft", "delete", "table", "inet", TABLE])
+
+
+def test_a_firewall_that_drops_is_told_of(
+    inside: Namespace, tmp_path: Path
+) -> None:
+    require("dnsmasq")
+    calls = Calls(Hooks(tmp_path / "hooks"))
+    write_policy(calls.hooks)
+    inside.run(["nft", "add table ip filter; add chain ip filter FORWARD "
+                "{ type filter hook forward priority filter; policy drop; }"])  # fmt: skip
+    inside.tap("web0")
+    ended = calls.up("web0")
+    assert ended.status == 0
+    assert any(
+        "network lab: the chain ip filter FORWARD drops what it does not know" in line
+        and "iptables -I FORWARD -i labbr0 -j ACCEPT" in line for line in ended.log
+    ), ended.log
+    assert calls.down("web0").status == 0
+    inside.run(["nft", "delete", "table", "ip", "filter"])
+    calls.close()
+
+
+# Pure
+
+
+def nat_of(text: str) -> Any:
+    policy = f"version: 1\nnetworks: {{lab: {{bridge: labbr0, nat: {text}}}}}\n"
+    return parse_policy([Source("p", policy.encode())]).networks["lab"].nat
+
+
+ARGUMENTS = [
+    ("{ipv4: 10.0.0.1/24}",
+     ["--dhcp-range=10.0.0.2,10.0.0.254,255.255.255.0,1h"]),
+    ("{ipv4: 10.0.0.254/24, dns: false}",
+     ["--dhcp-range=10.0.0.1,10.0.0.253,255.255.255.0,1h", "--dhcp-option=option:dns-server",
+      "--port=0"]),
+    ("{ipv4: 10.0.0.9/24, dhcp: {range: 10.0.0.20-29}, outbound: false}",
+     ["--dhcp-range=10.0.0.20,10.0.0.29,255.255.255.0,1h", "--dhcp-option=option:router"]),
+    ("{ipv4: 10.0.0.1/24, dhcp: false, dns: {domain: lab.test}}",
+     ["--domain=lab.test", "--local=/lab.test/", "--expand-hosts"]),
+    ("{ipv6: 'fd00::1/64', dns: false, outbound: false}",
+     ["--dhcp-range=fd00::,ra-only,64", "--ra-param=labbr0,high,60,0", "--enable-ra",
+      "--dhcp-option=option6:dns-server", "--port=0"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "words"), ARGUMENTS, ids=[row[0] for row in ARGUMENTS])
+def test_arguments_of_dnsmasq(text: str, words: list[str]) -> None:
+    found = dnsmasq_arguments("labbr0", nat_of(text), "/run/x", "dnsmasq")
+    assert found[:9] == [
+        "--conf-file=/dev/null", "--interface=labbr0", "--except-interface=lo",
+        "--bind-interfaces", "--user=dnsmasq", "--pid-file=/run/x/dnsmasq.pid",
+        "--dhcp-leasefile=/run/x/leases", "--no-ping", "--dhcp-authoritative",
+    ]
+    assert found[9:] == words
+
+
+RULES = [
+    ("{ipv4: 10.0.0.1/24, outbound: false}", ["masquerade"], ['oifname "labbr0" drop']),
+    ("{ipv4: 10.0.0.1/24}", ["dnat ip", "route"], [
+        "ip saddr 10.0.0.0/24 ip daddr != { 10.0.0.0/24, 224.0.0.0/4, 255.255.255.255 } masquerade",
+        'iifname "labbr0" ip saddr != { 10.0.0.0/24, 0.0.0.0 } drop',
+        'iifname "labbr0" ip daddr 127.0.0.0/8 drop',
+    ]),
+    ("{ipv4: 10.0.0.1/24, forward: [{from: 192.0.2.1:53/udp, to: 10.0.0.2:5353}]}", [], [
+        "meta nfproto ipv4 ip daddr 192.0.2.1 udp dport 53 dnat ip to 10.0.0.2:5353",
+    ]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "absent", "present"), RULES, ids=[row[0] for row in RULES])
+def test_rules(text: str, absent: list[str], present: list[str]) -> None:
+    found = ruleset("lab", "labbr0", nat_of(text))
+    assert found.startswith(f"table inet {TABLE}\ndelete table inet {TABLE}\n")
+    for rule in present:
+        assert rule in found
+    for word in absent:
+        assert word not in found
+
+
+# Real guests
+
+
+@pytest.fixture
+def outside(netns: Namespace) -> Iterator[Namespace]:
+    """A namespace beside the host's, which does not know of the guests' subnets."""
+    with Namespace() as other:
+        netns.ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", other.name)
+        netns.ip("address", "add", f"{PUBLIC}/24", "dev", "eth0")
+        netns.ip("address", "add", "2001:db8::1/64", "dev", "eth0", "nodad")
+        netns.ip("link", "set", "eth0", "up")
+        netns.ip("route", "add", "default", "via", OUTSIDE)
+        other.ip("address", "add", f"{OUTSIDE}/24", "dev", "eth0")
+        other.ip("address", "add", "2001:db8::2/64", "dev", "eth0", "nodad")
+        other.ip("link", "set", "eth0", "up")
+        yield other
+        netns.ip("link", "del", "eth0")
+
+
+def reach(netns: Namespace, address: str, port: int) -> bytes:
+    """Return what answers there, tried until something does."""
+    end = time.monotonic() + boot.PATIENCE
+    while True:
+        try:
+            with netns.enter(), socket.create_connection((address, port), 5) as connection:
+                connection.settimeout(10)
+                said = connection.recv(100)
+        except OSError:
+            said = b""
+        if said or time.monotonic() > end:
+            return said
+        time.sleep(0.2)
+
+
+@pytest.mark.timeout(300)
+def test_real_guests_on_it(hooks: Hooks, netns: Namespace, outside: Namespace, way: str) -> None:
+    """An address, a name, the outside by IPv4; a forward from outside, the host and a guest."""
+    require("qemu")
+    reason = boot.setup()
+    if reason is not None:
+        lack(reason)
+    scripts = f"script={hooks.ifup},downscript={hooks.ifdown}"
+
+    def start(number: int, console: boot.Console, **more: Any) -> Qemu:
+        card = f"virtio-net-pci,netdev=n0,mac=52:54:00:aa:00:0{number}"
+        guest = boot.guest_arguments(console, ip="dhcp", hold=True, **more)
+        netdev = f"tap,id=n0,ifname=web{number},{scripts}"
+        return Qemu(*guest, "-netdev", netdev, "-device", card, netns=netns.name, machine="pc",
+                    env=hooks.environ())  # fmt: skip
+
+    with ExitStack() as stack:
+        first = stack.enter_context(boot.Console())
+        second = stack.enter_context(boot.Console())
+        one = stack.enter_context(start(1, first, name="web1", ping=OUTSIDE, serve=22))
+        assert first.wait("lease") == "lease 192.168.76.10 mtu 1500"
+        assert first.wait("ping") == f"ping {OUTSIDE} answered"
+        assert first.wait("ready")
+        for place, address in ((outside, PUBLIC), (netns, PUBLIC), (netns, "127.0.0.1")):
+            assert reach(place, address, 2222) == b"GUEST serves 22\n", (place.name, address)
+        two = stack.enter_context(
+            start(2, second, look="web1.lab.test", ping="2001:db8::2", fetch=f"{PUBLIC}:2222")
+        )
+        assert second.wait("lease") == "lease 192.168.76.11 mtu 1500"
+        assert second.wait("look") == "look web1.lab.test 192.168.76.10"
+        assert second.wait("ping") == "ping 2001:db8::2 answered"
+        assert second.wait("fetch") == f"fetch {PUBLIC}:2222 GUEST serves 22"
+        assert one.quit() == 0
+        assert is_whole(netns)
+        assert two.quit() == 0
+    assert is_gone(netns)
+
+
+def test_a_flow_follows_a_change_of_its_forward(
+    hooks: Hooks, netns: Namespace, outside: Namespace
+) -> None:
+    """A sender that goes on sending to the same port, as a name server is asked, is led anew."""
+    one, two = netns.tap("web0"), netns.tap("web1")
+
+    def forward_to(last: int) -> None:
+        forward = [{"from": "5353/udp", "to": f"192.168.76.{last}:53"}]
+        write_policy(hooks, {"forward": forward, "dhcp": False, "dns": False, "ipv6": None})
+
+    forward_to(10)
+    assert hooks.up("web0").returncode == 0
+    macs = {10: "52:54:00:aa:00:01", 11: "52:54:00:aa:00:02"}
+    for last, mac in macs.items():
+        netns.ip("neigh", "replace", f"192.168.76.{last}", "lladdr", mac, "dev", "labbr0")
+
+    def is_for(last: int) -> Callable[[bytes], bool]:
+        own = bytes.fromhex(macs[last].replace(":", ""))
+        return lambda data: data[:6] == own and data.endswith(b"asked")
+
+    with outside.enter():
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with sender:
+        sender.bind((OUTSIDE, 4444))
+        sender.sendto(b"asked", (PUBLIC, 5353))
+        assert one.recv(5, is_for(10))
+        forward_to(11)
+        assert hooks.up("web1").returncode == 0
+        netns.ip("neigh", "replace", "192.168.76.11", "lladdr", macs[11], "dev", "labbr0")
+        sender.sendto(b"asked", (PUBLIC, 5353))
+        assert one.recv(5, is_for(11)) or two.recv(1, is_for(11))
+    for tap in ("web0", "web1"):
+        assert hooks.down(tap).returncode == 0
+    assert is_gone(netns)
+    one.close()
+    two.close()
+
+
+@pytest.mark.timeout(300)
+def test_guests_that_come_and_go_at_random(hooks: Hooks, netns: Namespace, way: str) -> None:
+    """20 of them, 10 times over, some killed: the network is under each that runs.
+
+    Without an agent, which takes ten times as long, 3 times.
+    """
+    require("qemu")
+    luck = random.Random(76)
+    stop = threading.Event()
+    torn: list[str] = []
+    attached: set[str] = set()
+    lock = threading.Lock()
+
+    def watch() -> None:
+        while not stop.is_set():
+            with lock:
+                names = set(attached)
+            links = netns.links()
+            for name in names:
+                if links.get(name, {}).get("master") != "labbr0":
+                    with lock:
+                        if name in attached:
+                            torn.append(name)
+            time.sleep(0.01)
+
+    def live(number: int) -> None:
+        own = random.Random(number)
+        for _ in range(10 if way == "agent" else 3):
+            name = f"web{number}"
+            scripts = f"script={hooks.ifup},downscript={hooks.ifdown}"
+            with Qemu("-netdev", f"tap,id=n0,ifname={name},{scripts}", netns=netns.name,
+                      env=hooks.environ()) as qemu:  # fmt: skip
+                assert qemu.greeting
+                with lock:
+                    attached.add(name)
+                time.sleep(own.random() / 20)
+                with lock:
+                    attached.discard(name)
+                if own.random() < 0.3:
+                    qemu.signal(signal.SIGKILL)
+                else:
+                    assert qemu.quit() == 0
+            time.sleep(own.random() / 20)
+
+    write_policy(hooks, {"forward": None})
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with ThreadPoolExecutor(20) as pool:
+            list(pool.map(live, luck.sample(range(20), 20)))
+    finally:
+        stop.set()
+        watcher.join()
+    assert torn == []
+    assert hooks.ctl("gc").returncode == 0
+    wait_gone(netns)
