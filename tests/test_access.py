@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyqemu_ifconf.bridge_conf import FILES_MAX, NOTHING, SIZE_MAX, BridgeConf, read_bridge_conf
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Attach, Caller, Network, Policy, choose, port_on
@@ -17,13 +18,11 @@ from pyqemu_ifd.access import (
     check_owner,
     check_quota,
     find_network,
-    identity,
-    may_use,
     pick_name,
     refuse_bridge_name,
     taps_of,
 )
-from pyqemu_ifd.bridge_conf import FILES_MAX, NOTHING, SIZE_MAX, BridgeConf, read_bridge_conf
+from pyqemu_ifup.access import identity, may_use
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.stamp import Stamp, format_alias
 

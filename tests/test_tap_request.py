@@ -15,11 +15,10 @@ import pytest
 
 from lab.netns import Namespace
 from lab.taps import TUNSETOWNER, Tap
+from pyqemu_ifconf.bridge_conf import BridgeConf
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Policy, port_on
-from pyqemu_ifd import tap_request
-from pyqemu_ifd.bridge_conf import BridgeConf
 from pyqemu_ifd.tap_request import (
     attach_tap,
     check_parent,
@@ -29,6 +28,7 @@ from pyqemu_ifd.tap_request import (
     serve_tap,
 )
 from pyqemu_ifd.taps import QUEUES_MAX, close_all, open_taps
+from pyqemu_ifup import access
 from pyqemu_ifup.caller import find_helped
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.manners import Watch
@@ -268,7 +268,7 @@ def test_bridge_conf_is_read_where_the_policy_says_so(
     lan: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allow = BridgeConf(frozenset({"br0"}), frozenset())
-    monkeypatch.setattr(tap_request, "read_bridge_conf", lambda: allow)
+    monkeypatch.setattr(access, "read_bridge_conf", lambda: allow)
     closed = policy_of("lan: {bridge: br0}")
     opened = Policy(closed.files, closed.networks, (), bridge_conf=True)
     with host_of() as host:

@@ -37,7 +37,7 @@ def find_guests(holders: Holders | None = None) -> list[Guest]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             words = command_line(int(name))
-            if words and (is_qemu(words) or int(name) in taps) and _is_here(int(name)):
+            if words and (is_qemu(words) or int(name) in taps) and is_here(int(name)):
                 guest = guest_of(int(name), words, taps.get(int(name), {}))
                 # NOTE: who holds a tap and is no QEMU, such as a script, has no QMP either.
                 if is_qemu(words) or guest.monitors or guest.vm:
@@ -107,7 +107,7 @@ def _where(pid: int, address: Address) -> Address:
     return base + address
 
 
-def _is_here(pid: int) -> bool:
+def is_here(pid: int) -> bool:
     """Tell whether a process is in this network namespace, or that cannot be told."""
     try:
         return os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino

@@ -125,6 +125,9 @@ def build_parser() -> Parser:
     )
     status = verb("status", "Show every tap of this host and what is ours of it.")
     status.add_argument("tap", metavar="TAP", nargs="?", help="show all there is to this one")
+    apply = verb("apply", "Put the policy in force on the taps of running guests.")
+    apply.add_argument("taps", metavar="TAP", nargs="*", help="only these")
+    apply.add_argument("--dry-run", action="store_true", help="tell what would be changed")
     gc = verb("gc", "Remove what is ours and whose tap is gone.")
     gc.add_argument("tap", metavar="TAP", nargs="?", help="only what is left of this one")
     gc.add_argument("--dry-run", action="store_true", help="tell what would be removed")
@@ -195,6 +198,13 @@ def run(args: argparse.Namespace) -> Answer:
         from pyqemu_ifctl.agent import agent
 
         return agent(os.environ, as_json=args.json)
+    if args.verb == "apply":
+        from pyqemu_ifctl.apply import apply
+
+        taps = [check_tap_name(tap) for tap in args.taps]
+        with watching(TIMEOUT, hook=False) as watch:
+            answer = apply(taps, os.environ, watch, dry_run=args.dry_run, as_json=args.json)
+        return Answer(answer.out, answer.status, tuple(map(_line, answer.remarks)))
     given: str | None = getattr(args, "tap", None)
     tap = check_tap_name(given) if given is not None else None
     tell = narrator(PROGRAM, tap or "all taps")

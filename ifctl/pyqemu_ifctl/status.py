@@ -199,10 +199,10 @@ def rows(system: System, want: Want) -> list[Row]:
         elif leftover.remove is not None:
             because = f"{leftover.because}; pyqemu-ifctl gc removes it"
             found.append(_port_row(port, "stale", because))
-    return sorted(found, key=lambda row: (_natural(row.tap), row.state or ""))
+    return sorted(found, key=lambda row: (natural(row.tap), row.state or ""))
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """Return a key by which web2 comes before web10."""
     parts = re.split("([0-9]+)", name)
     return [(int(part), part) if at % 2 else (0, part) for at, part in enumerate(parts)]
@@ -229,7 +229,7 @@ def _tap_row(link: Link, system: System, want: Want) -> Row:
     marked = next((p for p in ports if p.ours and p.is_of(link.index, system.here)), None)
     lost = stamp is None and marked is not None
     if lost and marked is not None:
-        stamp = _stamp_of(marked)
+        stamp = stamp_of(marked)
     if stamp is None:
         return _others_row(row, link, master, ports, system)
     port = marked if stamp.kind == "openvswitch" else None
@@ -258,7 +258,7 @@ def _tap_row(link: Link, system: System, want: Want) -> Row:
     return replace(row, state="differs" if found else "ok", differences=found)
 
 
-def _stamp_of(port: OvsPort) -> Stamp:
+def stamp_of(port: OvsPort) -> Stamp:
     """Return the stamp of a tap whose alias is lost, from its port."""
     ids = port.ids
     pid = ids.get(KEY_VM_PID, "")
@@ -321,7 +321,7 @@ def _with_port(row: Row, port: OvsPort) -> Row:
 
 
 def _port_row(port: OvsPort, state: State, because: str) -> Row:
-    stamp = _stamp_of(port)
+    stamp = stamp_of(port)
     row = Row(
         port.name, state, network=stamp.network or None, vm=stamp.vm or None,
         pid=stamp.pid or None, because=because,

@@ -1,97 +1,19 @@
-"""Who may plug what in: the users of a network, and QEMU's bridge.conf as a further source.
+"""Who may plug what in: which network a user means, which tap, by what name, and how many.
 
-Pure, but for `identity`, which asks the host's user database.
+Pure.
 """
 
 from __future__ import annotations
 
-import grp
-import os
-import pwd
 from collections.abc import Collection
 
+from pyqemu_ifconf.bridge_conf import NOTHING, BridgeConf
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.globs import matches
 from pyqemu_ifconf.names import is_made_of, is_valid_name
-from pyqemu_ifconf.policy import Network, Policy, Port, Vlan
-from pyqemu_ifd.bridge_conf import NOTHING, BridgeConf
+from pyqemu_ifconf.policy import Network, Policy
+from pyqemu_ifup.access import ROOT, may_use
 from pyqemu_ifup.look import Link
-
-ROOT = 0
-
-
-def identity(uid: int) -> tuple[str, tuple[str, ...]]:
-    """Return the login name of `uid` and the names of its groups, numbers where there are none.
-
-    A user without a name is in no group.
-    """
-    try:
-        entry = pwd.getpwuid(uid)
-    except KeyError:
-        return str(uid), ()
-    return entry.pw_name, tuple(map(_group, os.getgrouplist(entry.pw_name, entry.pw_gid)))
-
-
-def _group(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
-
-
-def may_use(
-    network: Network,
-    uid: int,
-    login: str,
-    groups: Collection[str],
-    bridge_conf: BridgeConf = NOTHING,
-    port: Port | None = None,
-) -> None:
-    """Check that the user may plug a QEMU in on `network`; root always may.
-
-    `port` is the tap's there where a rule may have changed it, None where it is as the network
-    says. Raises Failure (77) that says who may not, where, and why.
-    """
-    if uid == ROOT:
-        return
-    what = f"user {login} may not use network {network.name}"
-    place = f"({network.place})"
-    denied = _first(network.deny_users, login, groups)
-    if denied is not None:
-        raise Failure(
-            Status.DENIED, what, f"{denied} is among its deny_users {place}",
-            "ask who keeps the policy",
-        )
-    if bridge_conf.denies(network.bridge):
-        raise Failure(
-            Status.DENIED, what, f"bridge.conf denies its bridge {network.bridge}",
-            "ask who keeps it",
-        )
-    if _first(network.users, login, groups) is not None:
-        return
-    because = f"neither the user nor one of the user's groups is among its users {place}"
-    if bridge_conf.allows(network.bridge):
-        if not _is_trunk(network, port):
-            return
-        because += f", and that bridge.conf allows {network.bridge} admits to no trunk"
-        if port is not None and port.place != network.place:
-            because += f" ({port.place})"
-    raise Failure(
-        Status.DENIED, what, because, f"whoever keeps the policy can add {login} to users:"
-    )
-
-
-def _first(names: Collection[str], login: str, groups: Collection[str]) -> str | None:
-    """Return the first of `names` that is the user or, with @, one of the groups."""
-    known = {f"@{group}" for group in groups}
-    return next(
-        (name for name in names if (name in known if name.startswith("@") else name == login)), None
-    )
-
-
-def _is_trunk(network: Network, port: Port | None) -> bool:
-    vlan = port.vlan if port is not None else network.settings.given.get("vlan")
-    return isinstance(vlan, Vlan) and bool(vlan.trunk)
 
 
 def find_network(

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import check_tap_name
 from pyqemu_ifconf.policy import policy_asks
-from pyqemu_ifd.access import ROOT, identity
 from pyqemu_ifd.keeper import PolicyKeeper
 from pyqemu_ifd.pool import AgentHost, Pool
 from pyqemu_ifd.tap_request import attach_tap, check_parent, make_tap, may_attach
@@ -21,6 +20,7 @@ from pyqemu_ifd.wire import Peer, Place, Request
 from pyqemu_ifdown.detach import detaching, leave_to_gc
 from pyqemu_ifdown.main import TIMEOUT as DOWN_TIMEOUT
 from pyqemu_ifdown.main import present_name
+from pyqemu_ifup.access import ROOT, identity
 from pyqemu_ifup.attach import attaching, success_line
 from pyqemu_ifup.caller import find_caller, find_parent
 from pyqemu_ifup.look import Link

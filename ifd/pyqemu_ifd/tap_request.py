@@ -18,18 +18,15 @@ from pyqemu_ifconf.policy import (
     port_on,
 )
 from pyqemu_ifd.access import (
-    ROOT,
     check_owner,
     check_quota,
     find_network,
-    identity,
-    may_use,
     pick_name,
     refuse_bridge_name,
     taps_of,
 )
-from pyqemu_ifd.bridge_conf import NOTHING, BridgeConf, read_bridge_conf
 from pyqemu_ifd.taps import QUEUES_MAX, close_all, open_taps
+from pyqemu_ifup.access import ROOT, heeded_bridge_conf, identity, may_still, may_use
 from pyqemu_ifup.attach import attaching, success_line
 from pyqemu_ifup.caller import find_caller, find_helped, real_uid
 from pyqemu_ifup.host import Host
@@ -117,7 +114,7 @@ def make_tap(
     """
     wish = parse_wish(fields)
     login, groups = identity(uid)
-    conf = _bridge_conf(policy, uid)
+    conf = heeded_bridge_conf(policy, uid)
     network = find_network(policy, wish.network, uid, login, groups, conf)
     pattern = pick_name(policy, network, wish.name, uid)
     nic = find_nic(policy, network.name, wish.name) if wish.name else None
@@ -203,18 +200,7 @@ def may_attach(
     check_quota(network, uid, login, _taps(links, network, uid) - {link.name})
 
 
-def may_still(policy: Policy, port: Port, uid: int) -> None:
-    """Check that an unprivileged user may have a tap as `port` says. Raises Failure (77)."""
-    login, groups = identity(uid)
-    network = policy.networks[port.network]
-    may_use(network, uid, login, groups, _bridge_conf(policy, uid), port)
-
-
 def _taps(links: Collection[Link], network: Network, uid: int) -> set[str]:
     """Return the user's taps on the network, those that are made just now among them."""
     now = {name for name, whose in _under_way.items() if whose == (network.name, uid)}
     return taps_of(links, network.name, uid) | now
-
-
-def _bridge_conf(policy: Policy, uid: int) -> BridgeConf:
-    return read_bridge_conf() if policy.bridge_conf and uid != ROOT else NOTHING

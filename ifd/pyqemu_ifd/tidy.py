@@ -10,25 +10,21 @@ from __future__ import annotations
 import syslog
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name, is_valid_name
-from pyqemu_ifconf.policy import Caller, Policy, Port, policy_asks
-from pyqemu_ifd.access import identity
+from pyqemu_ifconf.policy import Caller, Policy, Port
 from pyqemu_ifd.keeper import PolicyKeeper
 from pyqemu_ifd.pool import AgentHost, Pool
-from pyqemu_ifd.tap_request import may_still
 from pyqemu_ifd.turns import Turns
 from pyqemu_ifdown.detach import PATIENCE
 from pyqemu_ifdown.gc import judge
 from pyqemu_ifup.attach import attaching, success_line
-from pyqemu_ifup.caller import find_caller
+from pyqemu_ifup.guest import find_wanted
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.links import LinkEvent
 from pyqemu_ifup.look import Link
-from pyqemu_ifup.main import wanted_port
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import SetAlias, SetUp
 from pyqemu_ifup.stamp import BRIDGE_MARK, Here, Stamp, is_alive
@@ -248,12 +244,8 @@ class Tidier:
             link = host.kernel.look_up(host.tap)
         if link is None or link.stamp != stamp or stamp is None or not self._has_lost(link):
             return
-        wants_user = policy_asks(policy, "user")
-        caller = find_caller(host.tap, stamp.pid, want_user=wants_user and stamp.uid is None)
-        if wants_user and stamp.uid is not None:
-            caller = replace(caller, user=identity(stamp.uid)[0])
         try:
-            port = self._port(policy, caller, stamp)
+            caller, port = self._wanted(policy, host.tap, stamp)
         except Failure as failure:
             if failure.status is not Status.DENIED:
                 raise
@@ -277,18 +269,17 @@ class Tidier:
             self.pool.kernel.run(SetUp(link.name, link.index))
 
     @staticmethod
-    def _port(policy: Policy, caller: Caller, stamp: Stamp) -> Port:
+    def _wanted(policy: Policy, tap: str, stamp: Stamp) -> tuple[Caller, Port]:
         """Return what the tap shall have by now, on the network that it was put on.
 
         Raises Failure (77) where the rules, or the network's users, have it there no more.
         """
-        port = wanted_port(policy, caller, stamp.network if stamp.by_name else "")
+        network = stamp.network if stamp.by_name else ""
+        caller, port = find_wanted(policy, tap, stamp.pid, stamp.uid, network)
         if port.network != stamp.network:
             raise Failure(
                 Status.DENIED, f"denied network {stamp.network}",
                 f"the rule at {port.place} has it on network {port.network} by now",
-                "start its QEMU again",
+                f"move it: pyqemu-ifctl apply {tap}",
             )
-        if stamp.uid is not None:
-            may_still(policy, port, stamp.uid)
-        return port
+        return caller, port

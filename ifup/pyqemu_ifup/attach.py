@@ -132,13 +132,13 @@ def _joining(
     """Attach a tap that is nobody else's, as it was seen `before`; what fails is taken back."""
     here = find_here()
     try:
-        _require_database(host, port, before)
+        require_database(host, port, before)
         kind = find_kind(port, before)
         stamp = make_stamp(port, kind, caller, parent, uid, by_name)
         for op in plan_up(port, kind, before, stamp, here):
             host.watch.check()
             if isinstance(op, Prove):
-                yield from _prove(host, port, kind, before, up=op.up)
+                yield from prove(host, port, kind, before, up=op.up)
             else:
                 yield from host.run(op, host.watch)
         host.watch.finish()
@@ -147,7 +147,7 @@ def _joining(
         raise
 
 
-def _require_database(host: Host, port: Port, before: Seen) -> None:
+def require_database(host: Host, port: Port, before: Seen) -> None:
     """Raise Failure (69) where the bridge can only be Open vSwitch's, and that is not running."""
     linux = before.bridge is not None and before.bridge.kind == "bridge"
     wanted = port.kind == "openvswitch" or (
@@ -162,7 +162,7 @@ def _require_database(host: Host, port: Port, before: Seen) -> None:
         )
 
 
-def _prove(host: Host, port: Port, kind: Kind, before: Seen, *, up: bool) -> Work[None]:
+def prove(host: Host, port: Port, kind: Kind, before: Seen, *, up: bool) -> Work[None]:
     """Look again. Raises Failure (71) where what is differs from what was wanted."""
     if kind == "openvswitch":
         yield from host.databases[port.ovsdb].sync(host.watch)
@@ -218,7 +218,7 @@ def _undo(host: Host, port: Port, before: Seen) -> Work[None]:
             # NOTE: first of all, for a mute server may take all the time there is.
             yield from _take_back(host, SetDown(now.tap.name, now.tap.index), watch)
         for database in host.databases.values():
-            yield from _learn(database, port.tap, watch)
+            yield from learn(database, port.tap, watch)
         plan = plan_undo(before, host.look(port.tap, port.bridge), find_here())
     except Failure as failure:
         log(syslog.LOG_ERR, f"{port.tap}: cannot look at what is left: {failure}")
@@ -227,7 +227,7 @@ def _undo(host: Host, port: Port, before: Seen) -> Work[None]:
         yield from _take_back(host, step, watch)
 
 
-def _learn(database: Database, tap: str, watch: Watch) -> Work[None]:
+def learn(database: Database, tap: str, watch: Watch) -> Work[None]:
     """Learn what became of a commit that was given up: the server may have made it since."""
     if not database.unsure:
         return

@@ -31,6 +31,9 @@ FLAGS = frozenset(
 _IMPLIED = {"name": "guest", "netdev": "type", "nic": "type", "net": "type", "device": "driver"}
 """The options that are read, and the key that their first word stands for."""
 
+DEFAULT_HOOK = "/etc/qemu-ifup"
+"""What QEMU calls without script=, where its sysconfdir is /etc."""
+
 SIZE_MAX = 1 << 20
 """Bytes of a command line that is read; a longer one, which no QEMU has, is unknown."""
 
@@ -63,7 +66,20 @@ def find_hook(tap: str, pid: int) -> str | None:
     """Return the path of the script= that process `pid` calls for `tap`, None where unknown."""
     _, options, all_seen = _read_options(command_line(pid))
     backend = _find_backend(options, tap, all_seen)
-    return backend.keys.get("script") if backend is not None else None
+    return backend.keys.get("script", DEFAULT_HOOK) if backend is not None else None
+
+
+def find_hook_at_work(tap: str, pid: int) -> int | None:
+    """Return the process in which the QEMU `pid` runs a script for `tap` just now; None: in none.
+
+    It is a child whose last argument is the tap's name, but this process; QEMU waits for it.
+    """
+    others = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    for other in others:
+        if other != os.getpid() and find_parent(other) == pid:
+            if command_line(other)[-1:] == [tap]:
+                return other
+    return None
 
 
 def process_start(pid: int) -> int | None:

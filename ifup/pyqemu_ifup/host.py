@@ -17,7 +17,7 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup.linux_bridge import Netlink, read_ipv6_disabled
 from pyqemu_ifup.look import Link, OvsPort, Seen
 from pyqemu_ifup.manners import Watch
-from pyqemu_ifup.plan import AddPort, DelPort, Step, commands
+from pyqemu_ifup.plan import AddPort, DelPort, SetPort, Step, commands
 from pyqemu_ifup.work import T, Work, finish
 
 if TYPE_CHECKING:
@@ -133,6 +133,8 @@ class Host:
             self.tell(command)
         if isinstance(step, AddPort):
             yield from self.databases[step.ovsdb].add_port(step, watch)
+        elif isinstance(step, SetPort):
+            yield from self.databases[step.ovsdb].set_port(step, watch)
         elif isinstance(step, DelPort):
             return (yield from self.databases[step.ovsdb].del_port(step, watch, patience))
         else:

@@ -1,4 +1,4 @@
-"""Open vSwitch over its database protocol (RFC 7047): looks, and executes AddPort and DelPort.
+"""Open vSwitch over its database protocol (RFC 7047): looks, and executes what changes a port.
 
 The only module that imports ovs. A Database is one connection; every wait on it ends with the
 Watch that it is given. Rows and columns: ovs-vswitchd.conf.db(5).
@@ -11,6 +11,7 @@ import json
 import os
 import select
 import socket
+import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
@@ -24,7 +25,7 @@ from ovs.poller import Poller
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup.look import OvsPort
 from pyqemu_ifup.manners import Watch
-from pyqemu_ifup.plan import AddPort, DelPort, vlan_columns
+from pyqemu_ifup.plan import AddPort, DelPort, SetPort, vlan_columns
 from pyqemu_ifup.stamp import KEY_VERSION, OUR_KEYS
 from pyqemu_ifup.work import RETRY, SLICE, Work
 
@@ -75,6 +76,8 @@ SCHEMA: dict[str, object] = {
 """Of the vswitchd schema what we need, so that nothing else is monitored."""
 
 
+REVALIDATION = 0.02
+"""Seconds after a change in which old flows may still forward; measured: 2 ms at the most."""
 _MISREAD = (Error, AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 """What the library raises on a message that is valid JSON-RPC and not what it has asked for."""
 _CONNECTING = (errno.EAGAIN, errno.EINPROGRESS, errno.EALREADY)
@@ -306,6 +309,50 @@ class Database:
             )
         return row.ofport is not None and row.ifindex == op.index
 
+    def set_port(self, op: SetPort, watch: Watch) -> Work[None]:
+        """Change the port that `op` saw and wait until ovs-vswitchd has taken that in.
+
+        Raises Failure: 69 where the server cannot write, 71 where the port has gone, 75 where it
+        or ovs-vswitchd is mute.
+        """
+
+        def compose(transaction: Any) -> None:
+            port, interface = self._seen(op.tap, op.seen)
+            # NOTE: as for a deletion: the library sends it only with a change of the row.
+            interface.verify("external_ids")
+            ids = {**interface.external_ids, **dict(op.external_ids)}
+            interface.external_ids = {key: ids[key] for key in ids if key not in op.without}
+            port.vlan_mode = [] if op.vlan_mode is None else [op.vlan_mode]
+            port.tag = [] if op.tag is None else [op.tag]
+            port.trunks = list(op.trunks)
+            port.protected = op.protected
+            port.verify("other_config")
+            config = {**port.other_config, "transient": "true"}
+            if not op.transient:
+                del config["transient"]
+            port.other_config = config
+            self._root().increment("next_cfg")
+            transaction.add_comment(f"pyqemu-ifup: set port {op.tap}")
+
+        done = yield from self._commit(compose, watch)
+        if done is not None:
+            yield from self._applied(done.get_increment_new_value(), watch)
+        # NOTE: ovs-vswitchd has taken it in, but its revalidator threads renew the flows that it
+        # has in its datapath later, and tell nobody when they have (udpif_revalidate).
+        end = time.monotonic() + REVALIDATION
+        while (left := end - time.monotonic()) > 0:
+            watch.check()
+            yield left
+
+    def _seen(self, tap: str, external_ids: Iterable[tuple[str, str]]) -> tuple[Any, Any]:
+        """Return the Port and the Interface row that were seen. Raises Failure (71)."""
+        seen = _our_ids(external_ids)
+        for port in self._named("Port", tap):
+            for interface in port.interfaces:
+                if seen.items() <= interface.external_ids.items():
+                    return port, interface
+        raise self._gone()
+
     def link_up(self, tap: str, watch: Watch) -> Work[None]:
         """Wait until ovs-vswitchd sees the tap's link up. Raises Failure, 71 without the port."""
         yield from self._until(
@@ -318,7 +365,10 @@ class Database:
         """Return the port that we have added. Raises Failure (71) where it has gone."""
         for port in self.ports(tap):
             return port
-        raise Failure(
+        raise self._gone()
+
+    def _gone(self) -> Failure:
+        return Failure(
             Status.REFUSED, f"the port in {self.address} has gone again",
             "somebody has deleted it, or its bridge, meanwhile", "try again",
         )
@@ -332,10 +382,7 @@ class Database:
         whether it did. Raises Failure: 69 where the server cannot write, 75 where it is mute.
         """
 
-        # NOTE: by our own keys, since others (ovn-controller) may add theirs at any time.
-        seen = {key: value for key, value in op.external_ids if key in OUR_KEYS}
-        if KEY_VERSION not in seen:
-            raise ValueError(f"{op} is not of a port of ours")
+        seen = _our_ids(op.external_ids)
 
         def compose(transaction: Any) -> None:
             for port in self._named("Port", op.tap):
@@ -450,6 +497,15 @@ def wait(databases: Iterable[Database], watch: Watch, seconds: float) -> None:
     poller.block()
     for database in databases:
         database.refresh()
+
+
+def _our_ids(external_ids: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return by which of its external_ids a port of ours is known again."""
+    # NOTE: others (ovn-controller) may add theirs at any time.
+    seen = {key: value for key, value in external_ids if key in OUR_KEYS}
+    if KEY_VERSION not in seen:
+        raise ValueError("not a port of ours")
+    return seen
 
 
 def _one(values: Any) -> Any:

@@ -21,7 +21,7 @@ from pyqemu_ifup.look import (
     vlan_of_vids,
     wanted_vids,
 )
-from pyqemu_ifup.stamp import Here, Stamp, format_alias, is_anothers, row_ids
+from pyqemu_ifup.stamp import OUR_KEYS, Here, Stamp, format_alias, is_anothers, row_ids
 
 IPV6_MTU_MIN = 1280
 """Bytes; IPV6_MIN_MTU of linux/ipv6.h (RFC 8200, 5)."""
@@ -153,6 +153,27 @@ class DelPort:
 
 
 @dataclass(frozen=True)
+class SetPort:
+    """Change the Open vSwitch port that was seen, every column that we own in one transaction.
+
+    `seen` are its Interface row's external_ids, our mark among them: another port that took its
+    name meanwhile is left alone. `external_ids` are set beside the row's others, `without` are
+    keys that go.
+    """
+
+    ovsdb: str
+    tap: str
+    seen: tuple[tuple[str, str], ...]
+    vlan_mode: str | None
+    tag: int | None
+    trunks: tuple[int, ...]
+    protected: bool
+    transient: bool
+    external_ids: tuple[tuple[str, str], ...]
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Prove:
     """Look again and compare with what was wanted; `up`: the link's state too."""
 
@@ -164,7 +185,7 @@ LinkOp = (
     SetAlias | SetDown | SetUp | SetMac | SetMtu | SetTxQueueLen | SetIpv6
     | JoinBridge | LeaveBridge | SetVlans | SetIsolated
 )
-OvsOp = AddPort | DelPort
+OvsOp = AddPort | DelPort | SetPort
 Step = LinkOp | OvsOp
 """An op that changes something."""
 Op = Step | Prove
@@ -442,36 +463,123 @@ def plan_up(port: Port, kind: Kind, seen: Seen, stamp: Stamp, here: Here) -> Pla
     plan.append(SetMtu(name, index, mtu))
     if port.txqueuelen is not None:
         plan.append(SetTxQueueLen(name, index, port.txqueuelen))
-    # NOTE: a link has IPv6, and so a switch, while its MTU is 1280 at least.
-    hidden = seen.ipv6_disabled is None and tap.mtu < IPV6_MTU_MIN
-    if mtu >= IPV6_MTU_MIN and (seen.ipv6_disabled is False or hidden):
+    if _has_ipv6(tap, seen, mtu):
         plan.append(SetIpv6(name, index, True))
     if kind == "linux":
         bridge = seen.bridge
         assert bridge is not None  # find_kind saw it
-        if port.external_ids:
-            raise Failure(
-                Status.REFUSED,
-                f"{port.bridge} is a Linux bridge",
-                "it has no place for external_ids",
-                f"take external_ids: from network {port.network}, or from its rule",
-            )
-        vids = target_vids(port, bridge)
+        vids = _linux_vids(port, bridge)
         plan.append(JoinBridge(name, index, bridge.name, bridge.index))
         if vids is not None:
             plan.append(SetVlans(name, index, vids))
         if port.isolated:
             plan.append(SetIsolated(name, index, True))
     else:
-        ids = {**dict(port.external_ids), **row_ids(stamp, index, here)}
         plan.append(
             AddPort(
                 port.ovsdb, port.bridge, name, index, port.vlan, port.isolated,
-                tuple(sorted(ids.items())),
+                _wanted_ids(port, stamp, index, here),
             )
         )
     plan += [Prove(name, up=False), SetUp(name, index), Prove(name, up=True)]
     return tuple(plan)
+
+
+def _has_ipv6(tap: Link, seen: Seen, mtu: int) -> bool:
+    """Tell whether the host's end has IPv6, or will have it with this MTU, in bytes."""
+    # NOTE: a link has IPv6, and so a switch, while its MTU is 1280 at least.
+    hidden = seen.ipv6_disabled is None and tap.mtu < IPV6_MTU_MIN
+    return mtu >= IPV6_MTU_MIN and (seen.ipv6_disabled is False or hidden)
+
+
+def _linux_vids(port: Port, bridge: Link) -> tuple[Vid, ...] | None:
+    """Return the VIDs on a Linux bridge as target_vids; raise Failure (71) for external_ids too."""
+    if port.external_ids:
+        raise Failure(
+            Status.REFUSED,
+            f"{port.bridge} is a Linux bridge",
+            "it has no place for external_ids",
+            f"take external_ids: from network {port.network}, or from its rule",
+        )
+    return target_vids(port, bridge)
+
+
+def _wanted_ids(port: Port, stamp: Stamp, index: int, here: Here) -> tuple[tuple[str, str], ...]:
+    ids = {**dict(port.external_ids), **row_ids(stamp, index, here)}
+    return tuple(sorted(ids.items()))
+
+
+def is_in_place(port: Port, kind: Kind, seen: Seen, here: Here) -> bool:
+    """Tell whether the tap is on the wanted bridge already, and its port there is whole.
+
+    What is not has to be attached anew: the settings of a port that is can be changed where it is.
+    """
+    tap, master = seen.tap, seen.master
+    rows = [row for row in seen.ports if row.ours and not row.is_elsewhere(here)]
+    if tap is None:
+        return False
+    if kind == "linux":
+        return (
+            master is not None and seen.bridge is not None and master.index == seen.bridge.index
+            and is_our_master(seen, master) and not rows
+        )
+    return (
+        (master is None or master.kind == "openvswitch")
+        and [(row.ovsdb, row.bridge, row.ifindex, row.error) for row in rows]
+        == [(port.ovsdb, port.bridge, tap.index, None)]
+        and rows[0].is_of(tap.index, here)
+        and rows[0].ofport is not None and rows[0].ofport > 0
+    )
+
+
+def plan_change(port: Port, kind: Kind, seen: Seen, stamp: Stamp, here: Here) -> Plan:
+    """Return the steps that make a running guest's tap what `port` wants; none where it is so.
+
+    A tap that is elsewhere is attached anew, as by plan_up. On its own bridge it changes where it
+    is: its link goes down for another VLAN, so that no frame is in a wrong one, and for nothing
+    else. Raises Failure (71) where the switch cannot do what is wanted.
+    """
+    if not is_in_place(port, kind, seen, here):
+        return plan_up(port, kind, seen, stamp, here)
+    tap = seen.tap
+    assert tap is not None  # it is in place
+    name, index = tap.name, tap.index
+    mtu = target_mtu(port, seen)
+    plan: list[Op] = []
+    if tap.alias != format_alias(stamp):
+        plan.append(SetAlias(name, index, format_alias(stamp)))
+    if host_mac(tap.mac) != tap.mac:
+        plan.append(SetMac(name, index, host_mac(tap.mac)))
+    if tap.mtu != mtu:
+        plan.append(SetMtu(name, index, mtu))
+    if port.txqueuelen not in (None, tap.txqueuelen):
+        assert port.txqueuelen is not None
+        plan.append(SetTxQueueLen(name, index, port.txqueuelen))
+    if _has_ipv6(tap, seen, mtu):
+        plan.append(SetIpv6(name, index, True))
+    if kind == "linux":
+        assert seen.bridge is not None  # it is in place
+        vids = _linux_vids(port, seen.bridge)
+        moves = vids is not None and vids != tuple(sorted(seen.vids))
+        if moves and vids is not None:
+            plan.append(SetVlans(name, index, vids))
+        if port.isolated != bool(tap.isolated):
+            plan.append(SetIsolated(name, index, port.isolated))
+    else:
+        row = next(row for row in seen.ports if row.ours and not row.is_elsewhere(here))
+        columns = vlan_columns(port.vlan)
+        moves = columns != (row.vlan_mode, row.tag, row.trunks)
+        ids = _wanted_ids(port, stamp, index, here)
+        known = set(ids) <= set(row.external_ids)
+        if moves or port.isolated != row.protected or not row.transient or not known:
+            plan.append(
+                SetPort(port.ovsdb, name, row.external_ids, *columns, port.isolated, True, ids)
+            )
+    if moves and tap.up:
+        plan.insert(0, SetDown(name, index))
+    if moves or not tap.up:
+        plan += [Prove(name, up=False), SetUp(name, index)]
+    return (*plan, Prove(name, up=True)) if plan else ()
 
 
 def del_port(port: OvsPort) -> DelPort:
@@ -510,19 +618,119 @@ def plan_undo(before: Seen, now: Seen, here: Here) -> tuple[Step, ...]:
         return tuple(
             del_port(port) for port in now.ports if port.ours and port.is_of(old.index, here)
         )
-    name, index = tap.name, tap.index
-    plan: list[Step] = list(plan_leave(now, here))
-    if tap.mac != old.mac:
-        plan.append(SetMac(name, index, old.mac))
-    if tap.mtu != old.mtu:
-        plan.append(SetMtu(name, index, old.mtu))
-    if tap.txqueuelen != old.txqueuelen:
-        plan.append(SetTxQueueLen(name, index, old.txqueuelen))
-    if before.ipv6_disabled is not None and now.ipv6_disabled != before.ipv6_disabled:
-        plan.append(SetIpv6(name, index, before.ipv6_disabled))
+    plan = [*plan_leave(now, here), *_settings_back(before, now)]
     if tap.alias:
-        plan.append(SetAlias(name, index, ""))
+        plan.append(SetAlias(tap.name, tap.index, ""))
     return tuple(plan)
+
+
+def _settings_back(before: Seen, now: Seen) -> list[Step]:
+    """Return the steps that give the link itself the settings that it had."""
+    tap, old = now.tap, before.tap
+    assert tap is not None and old is not None
+    plan: list[Step] = []
+    if tap.mac != old.mac:
+        plan.append(SetMac(tap.name, tap.index, old.mac))
+    if tap.mtu != old.mtu:
+        plan.append(SetMtu(tap.name, tap.index, old.mtu))
+    if tap.txqueuelen != old.txqueuelen:
+        plan.append(SetTxQueueLen(tap.name, tap.index, old.txqueuelen))
+    if before.ipv6_disabled is not None and now.ipv6_disabled != before.ipv6_disabled:
+        plan.append(SetIpv6(tap.name, tap.index, before.ipv6_disabled))
+    return plan
+
+
+def plan_back(port: Port, before: Seen, now: Seen, here: Here) -> tuple[Step, ...]:
+    """Return the steps from `now` back to a tap that is attached as it was `before`.
+
+    `port` is what a change wanted that has failed half-way.
+    """
+    tap, old = now.tap, before.tap
+    assert old is not None
+    if tap is None or tap.index != old.index:
+        return plan_undo(before, now, here)
+    name, index = tap.name, tap.index
+    rows, rows_now = (
+        [row for row in seen.ports if row.ours and row.is_of(index, here)] for seen in (before, now)
+    )
+    moved = (
+        tap.master != old.master and _is_bridge(before.master, now.master)
+        or [(row.ovsdb, row.bridge) for row in rows]
+        != [(row.ovsdb, row.bridge) for row in rows_now]
+    )
+    plan: list[Step] = []
+    if moved:
+        plan += plan_leave(now, here)
+    elif tap.up and (
+        before.vids != now.vids or list(map(_columns, rows)) != list(map(_columns, rows_now))
+    ):
+        plan.append(SetDown(name, index))
+    # NOTE: a tap that had no mark keeps ours until it is where it was.
+    if old.alias and tap.alias != old.alias:
+        plan.append(SetAlias(name, index, old.alias))
+    plan += _settings_back(before, now)
+    if moved and before.master is not None and before.master.kind == "bridge":
+        plan.append(JoinBridge(name, index, before.master.name, before.master.index))
+        if before.master.vlan_filtering:
+            plan.append(SetVlans(name, index, before.vids))
+        if old.isolated:
+            plan.append(SetIsolated(name, index, True))
+    elif not moved:
+        if before.vids != now.vids:
+            plan.append(SetVlans(name, index, before.vids))
+        if old.isolated is not None and tap.isolated != old.isolated:
+            plan.append(SetIsolated(name, index, old.isolated))
+    plan += _rows_back(port, index, rows, [] if moved else rows_now)
+    if not old.alias and tap.alias:
+        plan.append(SetAlias(name, index, ""))
+    is_up = tap.up and SetDown(name, index) not in plan
+    if old.up and not is_up:
+        plan.append(SetUp(name, index))
+    elif is_up and not old.up:
+        plan.append(SetDown(name, index))
+    return tuple(plan)
+
+
+def _is_bridge(*links: Link | None) -> bool:
+    """Tell whether one of the links is a Linux bridge: other masters are not ours to set."""
+    return any(link is not None and link.kind == "bridge" for link in links)
+
+
+def _columns(row: OvsPort) -> tuple[str | None, int | None, tuple[int, ...]]:
+    return row.vlan_mode, row.tag, row.trunks
+
+
+def _rows_back(
+    port: Port, index: int, rows: list[OvsPort], rows_now: list[OvsPort]
+) -> list[Step]:
+    """Return the steps that give a tap the rows that it had."""
+    plan: list[Step] = []
+    for row in rows:
+        now = next((each for each in rows_now if each.ovsdb == row.ovsdb), None)
+        if now is None:
+            # NOTE: it is down, and gets the very columns before it comes up.
+            vlan = vlan_of_columns(row)
+            assert row.bridge is not None
+            plan.append(
+                AddPort(row.ovsdb, row.bridge, row.name, index, vlan, row.protected,
+                        row.external_ids)
+            )
+            exact = vlan_columns(vlan) == _columns(row) and row.transient
+            seen, extra = row.external_ids, set[str]()
+        else:
+            ours = {*OUR_KEYS, *dict(port.external_ids)}
+            seen, extra = now.external_ids, (now.ids.keys() - row.ids.keys()) & ours
+            exact = (
+                _columns(now) == _columns(row) and now.protected == row.protected
+                and now.transient == row.transient and not extra
+                and set(row.external_ids) <= set(now.external_ids)
+            )
+        if not exact:
+            plan.append(
+                SetPort(row.ovsdb, row.name, seen, *_columns(row), row.protected, row.transient,
+                        row.external_ids, tuple(sorted(extra)))
+            )
+    return plan
 
 
 def differences(port: Port, kind: Kind, seen: Seen, *, up: bool) -> tuple[Difference, ...]:
@@ -669,6 +877,8 @@ def commands(op: Op) -> tuple[str, ...]:
         return (_add_port_command(op),)
     if isinstance(op, DelPort):
         return (f"ovs-vsctl --db={_quote(op.ovsdb)} --if-exists del-port {_quote(op.tap)}",)
+    if isinstance(op, SetPort):
+        return (_set_port_command(op),)
     return (f"ip -d link show dev {_quote(op.tap)}",)
 
 
@@ -696,6 +906,25 @@ def _add_port_command(op: AddPort) -> str:
         + " ".join(columns)
         + f" -- set interface {_quote(op.tap)} {ids}"
     )
+
+
+def _set_port_command(op: SetPort) -> str:
+    words = [
+        f"vlan_mode={op.vlan_mode or '[]'}",
+        f"tag={'[]' if op.tag is None else op.tag}",
+        "trunks=" + (",".join(map(str, op.trunks)) or "[]"),
+        f"protected={'true' if op.protected else 'false'}",
+    ]
+    words += ["other_config:transient=true"] if op.transient else []
+    ids = [_quote(f"external_ids:{key}={_ovs_value(v)}") for key, v in op.external_ids]
+    command = f"ovs-vsctl --db={_quote(op.ovsdb)} set port {_quote(op.tap)} {' '.join(words)}"
+    if ids:
+        command += f" -- set interface {_quote(op.tap)} {' '.join(ids)}"
+    if not op.transient:
+        command += f" -- remove port {_quote(op.tap)} other_config transient"
+    for key in op.without:
+        command += f" -- remove interface {_quote(op.tap)} external_ids {_quote(key)}"
+    return command
 
 
 def _ovs_value(value: str) -> str:

@@ -21,7 +21,8 @@ import pytest
 from lab.netns import Namespace
 from lab.taps import FRAME_MAX, Tap, frame, mac, tags
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Place, Port, Vlan
+from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Place, Policy, Port, Vlan
+from pyqemu_ifctl.apply import Outcome, apply_policy
 from pyqemu_ifdown.detach import detach
 from pyqemu_ifup.attach import attach
 from pyqemu_ifup.host import Host
@@ -85,6 +86,14 @@ def unplug(netns: Namespace, tap: str) -> None:
     """Detach the tap in `netns` for this process, its QEMU. Raises Failure."""
     with netns.enter():
         detach(tap, os.getpid(), Watch(ALLOWED), lambda _: None)
+
+
+def reapply(netns: Namespace, policy: Policy, *taps: str, dry_run: bool = False) -> list[Outcome]:
+    """Put a policy in force on the taps in `netns`, as pyqemu-ifctl apply does."""
+    with netns.enter(), Host(None, Watch(ALLOWED), lambda _: None) as host:
+        outcomes, remarks = apply_policy(host, policy, taps, dry_run=dry_run)
+    assert remarks == []
+    return outcomes
 
 
 def meddle(

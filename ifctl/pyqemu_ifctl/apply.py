@@ -1,0 +1,405 @@
+"""pyqemu-ifctl apply: put the policy of now in force on the taps of the guests that run."""
+
+from __future__ import annotations
+
+import os
+import syslog
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.policy import Caller, Policy, Port
+from pyqemu_ifctl.answer import Answer, count, shown, to_json, wrap
+from pyqemu_ifctl.databases import addresses, open_each
+from pyqemu_ifctl.guests import is_here, is_qemu
+from pyqemu_ifctl.status import natural, stamp_of
+from pyqemu_ifdown.detach import leaving_networks
+from pyqemu_ifup.attach import success_line
+from pyqemu_ifup.caller import command_line, find_hook, find_hook_at_work
+from pyqemu_ifup.change import Holder, changing, find_change
+from pyqemu_ifup.guest import find_wanted
+from pyqemu_ifup.holders import find_holders
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.look import Link
+from pyqemu_ifup.manners import GRACE, Watch, log, narrator
+from pyqemu_ifup.nat import making_commands
+from pyqemu_ifup.nat_network import leaving_held, making
+from pyqemu_ifup.plan import Difference, Prove, commands
+from pyqemu_ifup.stamp import Here, Stamp, find_here, is_alive
+from pyqemu_ifup.work import RETRY
+
+HOOK = "pyqemu-ifup"
+SETTLE = 2.0
+"""Seconds that whoever has a tap in hand just now, its hook or the agent, is waited for."""
+Result = Literal["changed", "would change", "unchanged", "left", "denied", "failed"]
+SEVERITY = (
+    Status.DENIED, Status.TRY_AGAIN, Status.UNAVAILABLE, Status.REFUSED, Status.POLICY_INVALID,
+    Status.NO_POLICY, Status.UNSAFE,
+)
+"""The statuses that a tap can fail with, from the least grave to the worst."""
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A tap that a running guest has, or that was asked for by its name.
+
+    `stamp` is our mark, None where there is none; `pid` the QEMU (or else the process) that holds
+    the tap, None where none does; `network` the one that was asked for by its name, empty where
+    the rules decide. `ours` tells whether we have attached it, or its QEMU calls us for it.
+    """
+
+    tap: str
+    stamp: Stamp | None
+    pid: int | None
+    network: str
+    ours: bool
+
+    @property
+    def holder(self) -> Holder:
+        """Whom the tap's mark shall name: whom it names already, as long as that one lives."""
+        stamp = self.stamp
+        if stamp is None:
+            return Holder(self.pid or 0, by_name=bool(self.network))
+        pid = stamp.pid if is_alive(stamp) or self.pid is None else self.pid
+        return Holder(pid, stamp.uid, stamp.by_name or bool(self.network))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one tap; `failure` says why it did not get what the policy wants."""
+
+    guest: Guest
+    result: Result
+    port: Port | None = None
+    vm: str | None = None
+    differences: tuple[Difference, ...] = ()
+    moves: bool = False
+    commands: tuple[str, ...] = ()
+    failure: Failure | None = None
+
+
+def apply(
+    taps: Sequence[str],
+    environ: Mapping[str, str],
+    watch: Watch,
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> Answer:
+    """Put this host's policy in force on the taps of running guests, on `taps` alone where given.
+
+    One tap's failure does not keep the others from it. Raises Failure where the policy, or the
+    links, cannot be had.
+    """
+    from pyqemu_ifconf.load import load_host_policy
+
+    policy = load_host_policy(environ)
+    with Host(None, watch, narrator("pyqemu-ifctl", "all taps")) as host:
+        outcomes, remarks = apply_policy(host, policy, taps, dry_run=dry_run)
+    failures = [each for each in outcomes if each.failure is not None and each.result != "left"]
+    remarks += [f"{each.guest.tap}: {each.failure}" for each in outcomes if each.failure]
+    status = max(
+        (each.failure.status for each in failures if each.failure is not None),
+        key=lambda status: SEVERITY.index(status) if status in SEVERITY else len(SEVERITY),
+        default=Status.DONE,
+    )
+    if watch.interrupted() is not None:
+        remarks.append(f"stopped: {watch.interrupted()}; what was done stays done")
+        status = Status.TRY_AGAIN if status is Status.DONE else status
+    out = as_object(outcomes) if as_json else as_text(outcomes)
+    return Answer(out, status, tuple(remarks))
+
+
+def apply_policy(
+    host: Host, policy: Policy, taps: Sequence[str] = (), *, dry_run: bool = False
+) -> tuple[list[Outcome], list[str]]:
+    """Put `policy` in force on the taps of running guests, on `taps` alone where given.
+
+    Returns what became of each, and what there is to say beside. A database that fails keeps back
+    only the taps that it may hold. Raises Failure where the links cannot be had.
+    """
+    watch = host.watch
+    links = host.kernel.links()
+    named = [link.stamp.ovsdb for link in links if link.stamp and link.stamp.ovsdb]
+    failed = open_each(host, dict.fromkeys([*addresses(policy), *named]))
+    outcomes = []
+    for guest in find_guests(host, links, taps):
+        if watch.interrupted() is not None:
+            break
+        watch.allow(time.monotonic() - watch.start + policy.timeout + SETTLE + 2 * GRACE)
+        host.watch = watch.within(policy.timeout + SETTLE)
+        host.tell = narrator("pyqemu-ifctl", guest.tap)
+        outcome = _apply_one(host, policy, guest, failed, named=bool(taps), dry_run=dry_run)
+        if outcome is not None:
+            outcomes.append(outcome)
+    host.watch = watch
+    used = {each.guest.tap for each in outcomes if each.failure in failed.values()}
+    return outcomes, [] if used else [str(failure) for failure in failed.values()]
+
+
+def find_guests(host: Host, links: Iterable[Link], taps: Sequence[str]) -> list[Guest]:
+    """Return the taps of ours and those that a QEMU holds, or just `taps`, there or not."""
+    held = find_holders()
+    here = find_here()
+    by_name = {link.name: link for link in links}
+    names = list(dict.fromkeys(taps)) or sorted(
+        (name for name, link in by_name.items() if link.tap), key=natural
+    )
+    found = [
+        _guest(host, name, by_name.get(name), list(filter(is_here, held.of(name))), here)
+        for name in names
+    ]
+    return [guest for guest in found if taps or _is_running(guest)]
+
+
+def _is_qemu(pid: int) -> bool:
+    words = command_line(pid)
+    return bool(words) and is_qemu(words)
+
+
+def _is_running(guest: Guest) -> bool:
+    """Tell whether somebody has the tap: a process that lives, by its mark or its descriptor."""
+    return guest.pid is not None or (guest.stamp is not None and is_alive(guest.stamp))
+
+
+def _guest(
+    host: Host, tap: str, link: Link | None, pids: Sequence[int], here: Here
+) -> Guest:
+    stamp = link.stamp if link is not None else None
+    if stamp is None and link is not None and not link.alias:
+        # A tap that has lost its mark, but not its port.
+        rows = [row for row in host.ports(tap) if row.ours and row.is_of(link.index, here)]
+        stamp = stamp_of(rows[0]) if rows else None
+    pid = next(filter(_is_qemu, pids), next(iter(pids), None))
+    if stamp is not None and is_alive(stamp) and (stamp.pid in pids or not pids):
+        pid = stamp.pid
+    hook = find_hook(tap, pid) if pid is not None else None
+    name, _, network = os.path.basename(hook or "").partition("@")
+    if stamp is not None:
+        network = stamp.network if stamp.by_name else network if name == HOOK else ""
+        return Guest(tap, stamp, pid, network, ours=True)
+    if name != HOOK:
+        network = ""
+    ours = hook is not None and HOOK in (name, os.path.basename(os.path.realpath(hook)))
+    return Guest(tap, None, pid, network, ours)
+
+
+def _apply_one(
+    host: Host,
+    policy: Policy,
+    guest: Guest,
+    failed: Mapping[str, Failure],
+    *,
+    named: bool,
+    dry_run: bool,
+) -> Outcome | None:
+    """Do what is to be done about one tap; None where it is no affair of ours."""
+    stamp = guest.stamp
+    caller, port, outcome = Caller(guest.tap), None, None
+    try:
+        link = _settled(host, guest)
+        if not named and stamp is None and (link.master is not None or link.alias):
+            return None
+        if guest.pid is None and not (stamp is not None and is_alive(stamp)):
+            raise Failure(
+                Status.REFUSED, "no process holds it", "nobody tells which guest it is for",
+                "start its QEMU, which calls pyqemu-ifup itself",
+            )
+        uid = stamp.uid if stamp is not None else None
+        pid = guest.pid if guest.pid is not None else guest.holder.pid
+        try:
+            caller, port = find_wanted(policy, guest.tap, pid, uid, guest.network)
+        except Failure as failure:
+            if stamp is None and not named:
+                return None
+            if failure.status is not Status.DENIED:
+                raise
+            return Outcome(guest, "denied", vm=_vm(guest, caller), failure=_denied(guest, failure))
+        if stamp is None and not (named or guest.ours):
+            if not _is_qemu(pid):
+                return None
+            return Outcome(guest, "left", port, caller.vm, failure=_left(guest, port))
+        caller = replace(caller, vm=_vm(guest, caller))
+        with _network(host, port, stamp, dry_run=dry_run) as assumed:
+            change = find_change(host, port, caller, guest.holder, failed, assumed)
+            steps = [
+                line for op in change.plan if not isinstance(op, Prove) for line in commands(op)
+            ]
+            if port.nat is not None and assumed is not None:
+                steps = [*making_commands(port.network, port.bridge, port.nat), *steps]
+            outcome = Outcome(
+                guest, "unchanged", port, caller.vm, change.differences, change.moves, tuple(steps)
+            )
+            if not change.plan:
+                return outcome
+            if dry_run:
+                return replace(outcome, result="would change")
+            host.finish(changing(host, change))
+    except Failure as failure:
+        if outcome is None:
+            return Outcome(guest, "failed", port, _vm(guest, caller), failure=failure)
+        log(syslog.LOG_ERR, f"{guest.tap}: not changed: {failure}")
+        return replace(outcome, result="failed", failure=failure)
+    told = "; ".join(f"{each.setting} was {each.found}" for each in change.differences)
+    log(syslog.LOG_INFO, f"{success_line(port, caller)}: {told}")
+    return replace(outcome, result="changed")
+
+
+@contextmanager
+def _network(
+    host: Host, port: Port, stamp: Stamp | None, *, dry_run: bool
+) -> Iterator[Link | None]:
+    """Have a network with `nat:` there while a tap comes to it, and gone that one has left last.
+
+    Yields what stands for its bridge where a dry run makes none. Raises Failure.
+    """
+    bridge = host.kernel.look_up(port.bridge) if port.nat is not None else None
+    if dry_run and port.nat is not None and bridge is None:
+        yield Link(
+            index=0, name=port.bridge, kind="bridge", tap=False, up=True, mtu=port.nat.mtu, mac="",
+            txqueuelen=0, master=None, alias="", carrier=False, vlan_filtering=False,
+        )
+        return
+    if dry_run or port.nat is None:
+        yield None
+    else:
+        # NOTE: held until the tap is on the bridge, so that nobody takes it away before. It gets
+        # what the policy says of it now, too.
+        held = host.finish(making(host, port))
+        try:
+            yield None
+        except BaseException:
+            host.watch = host.watch.for_undo()
+            _told(port.tap, lambda: host.finish(leaving_held(host, held)))
+            raise
+        finally:
+            held.close()
+    if not dry_run and stamp is not None and stamp.bridge != port.bridge:
+        _told(port.tap, lambda: host.finish(leaving_networks(host, stamp)))
+
+
+def _told(tap: str, leave: Callable[[], object]) -> None:
+    """Take away a network that nobody is on; what cannot be done is told in syslog."""
+    try:
+        leave()
+    except Failure as failure:
+        log(syslog.LOG_ERR, f"{tap}: its network is left: {failure}; pyqemu-ifctl gc removes it")
+
+
+def _vm(guest: Guest, caller: Caller) -> str | None:
+    return caller.vm or (guest.stamp.vm if guest.stamp is not None else "") or None
+
+
+def _settled(host: Host, guest: Guest) -> Link:
+    """Return the tap's link once nobody has it in hand: no script of its QEMU's, no agent.
+
+    Either takes the link down first and brings it up last. Raises Failure: 69 without the tap, 75.
+    """
+    end = time.monotonic() + SETTLE
+    while True:
+        link = host.kernel.look_up(guest.tap)
+        if link is None:
+            raise Failure(
+                Status.UNAVAILABLE, "there is no such tap in this network namespace", "",
+                "pyqemu-ifctl status lists them all",
+            )
+        script = find_hook_at_work(guest.tap, guest.pid) if guest.pid is not None else None
+        in_hand = script is not None or (link.stamp is not None and not link.up)
+        if not in_hand:
+            return link
+        if time.monotonic() > end:
+            if script is None:
+                return link
+            raise Failure(
+                Status.TRY_AGAIN, "in other hands",
+                f"its QEMU {guest.pid} runs a script for it just now, process {script}",
+                "try again when that has ended",
+            )
+        host.watch.check()
+        time.sleep(RETRY)
+
+
+def _denied(guest: Guest, failure: Failure) -> Failure:
+    """Return what is to be said of a tap that runs and that the policy denies by now."""
+    place = guest.stamp.bridge if guest.stamp is not None else "no bridge"
+    return Failure(
+        Status.DENIED,
+        f"{failure.what} by now, and left as it is, on {place}" if failure.what == "denied"
+        else f"{failure.what}; it is left as it is, on {place}",
+        failure.why,
+        f"cut it off: ip link set dev {guest.tap} down; or end its QEMU, or mend the policy",
+    )
+
+
+def _left(guest: Guest, port: Port) -> Failure:
+    return Failure(
+        Status.DENIED, "left alone",
+        f"its QEMU {guest.pid} did not call pyqemu-ifup for it, though the rule at {port.place} "
+        f"is about it",
+        f"attach it: pyqemu-ifctl apply {guest.tap}",
+    )
+
+
+def as_object(outcomes: Iterable[Outcome]) -> str:
+    """Return the outcomes as JSON."""
+    return to_json({"taps": [
+        {
+            "tap": each.guest.tap,
+            "vm": each.vm,
+            "pid": each.guest.pid,
+            "network": each.port.network if each.port is not None else None,
+            "rule": str(each.port.place) if each.port is not None else None,
+            "result": each.result,
+            "differences": [
+                {"setting": one.setting, "wanted": one.wanted, "is": one.found}
+                for one in each.differences
+            ],
+            "link_down": each.moves,
+            "commands": list(each.commands),
+            "because": str(each.failure) if each.failure is not None else None,
+        }
+        for each in outcomes
+    ]})
+
+
+def as_text(outcomes: Sequence[Outcome]) -> str:
+    """Return for a person what differs on each tap, and how many of them there are."""
+    lines = []
+    for each in outcomes:
+        if each.differences:
+            lines += _diff(each)
+    for result, words in (
+        ("changed", "changed"), ("would change", "would be changed"),
+        ("failed", "not changed"), ("denied", "denied"), ("left", "left alone"),
+        ("unchanged", "as the policy says"),
+    ):
+        number = sum(each.result == result for each in outcomes)
+        if number:
+            lines.append(f"{count(number, 'tap')} {words}")
+    return "".join(f"{line}\n" for line in lines or ["no taps of running guests"])
+
+
+def _diff(outcome: Outcome) -> list[str]:
+    """Return what differs on one tap, as diff(1) would say it, and what that takes."""
+    guest, port = outcome.guest, outcome.port
+    assert port is not None  # something differs from it
+    who = [f"vm {outcome.vm}"] if outcome.vm else []
+    who += [f"pid {guest.pid}"] if guest.pid is not None else []
+    lines = [f"{guest.tap} ({', '.join(who)}): {port.place}" if who else guest.tap]
+    width = max(len(each.setting) for each in outcome.differences)
+    for each in outcome.differences:
+        lines.append(f"  - {each.setting:<{width}}  {each.found}")
+        lines.append(f"  + {each.setting:<{width}}  {each.wanted}")
+    steps: list[str] = []
+    if outcome.result == "would change":
+        lines += ["  its link would go down and up"] if outcome.moves else []
+        # NOTE: a command is not wrapped, so that it can be copied.
+        steps = [shown(f"  $ {command}") for command in outcome.commands]
+    elif outcome.result == "failed":
+        lines.append("  not done: it is what it was")
+    elif outcome.moves:
+        lines.append("  its link has gone down and up")
+    return [*(line for each in lines for line in wrap(shown(each), "      ")), *steps, ""]

@@ -1,0 +1,216 @@
+"""Changes a running guest's tap to what is wanted now; where that fails, it is what it was."""
+
+from __future__ import annotations
+
+import os
+import syslog
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from pyqemu_ifconf.failure import Failure
+from pyqemu_ifconf.policy import Caller, Kind, Port
+from pyqemu_ifup.attach import PATIENCE, learn, prove, require_database
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.look import Link, Seen
+from pyqemu_ifup.manners import log
+from pyqemu_ifup.plan import (
+    Difference,
+    Plan,
+    Prove,
+    SetDown,
+    SetUp,
+    Step,
+    check_bridge_mtu,
+    differences,
+    find_kind,
+    is_in_place,
+    plan_back,
+    plan_change,
+    refuse_foreign_ports,
+    refuse_shared,
+    refuse_strangers,
+)
+from pyqemu_ifup.stamp import Stamp, find_here, format_alias, make_stamp
+from pyqemu_ifup.work import Work
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The QEMU that a tap serves: its process, and how it came to its network.
+
+    `uid` and `by_name` are as in Stamp.
+    """
+
+    pid: int
+    uid: int | None = None
+    by_name: bool = False
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to be done about one tap: what differs, and the steps; none where it is so already.
+
+    `mark` is the ifalias that the tap shall have.
+    """
+
+    port: Port
+    kind: Kind
+    before: Seen
+    mark: str
+    differences: tuple[Difference, ...]
+    plan: Plan
+
+    @property
+    def moves(self) -> bool:
+        """Whether the tap is for another network than it is on: its link comes up anew."""
+        return any(isinstance(op, SetUp) for op in self.plan)
+
+
+def find_change(
+    host: Host,
+    port: Port,
+    caller: Caller,
+    holder: Holder,
+    unasked: Mapping[str, Failure],
+    assumed: Link | None = None,
+) -> Change:
+    """Look at the tap and return what must change for it to be as `port` says.
+
+    `unasked` are the databases that have failed, which may hold a port of the tap's name;
+    `assumed` is taken for a bridge that is not there and would be made. Raises
+    Failure: 69 where the bridge is not there, 71 where the switch cannot do what is wanted, 77
+    where somebody else has a claim to the tap or its name, and that of a database.
+    """
+    before = host.look(port.tap, port.bridge)
+    if before.bridge is None and assumed is not None:
+        before = replace(before, bridge=assumed)
+    tap = refuse_strangers(port.tap, before, holder.pid)
+    here = find_here()
+    linux = before.bridge is not None and before.bridge.kind == "bridge"
+    needed = [tap.stamp.ovsdb] if tap.stamp is not None and tap.stamp.ovsdb is not None else []
+    if port.kind == "openvswitch" or (port.kind is None and not linux):
+        needed.append(port.ovsdb)
+    for address in needed:
+        if address in unasked:
+            raise unasked[address]
+    refuse_shared(tap, holder.uid if holder.uid is not None else os.getuid())
+    refuse_foreign_ports(before, here)
+    require_database(host, port, before)
+    kind = find_kind(port, before)
+    if unasked and not is_in_place(port, kind, before, here):
+        raise next(iter(unasked.values()))
+    stamp = make_stamp(port, kind, caller, holder.pid, holder.uid, holder.by_name)
+    mark = format_alias(stamp)
+    plan = plan_change(port, kind, before, stamp, here)
+    found = differences(port, kind, before, up=True)
+    if tap.stamp is not None and tap.stamp.network != port.network:
+        found = (Difference("network", port.network, tap.stamp.network), *found)
+    if tap.alias != mark and not found:
+        found = (Difference("our mark", _told(stamp), _told(tap.stamp)),)
+    if found and not plan:
+        # What no step of ours can mend, as a link that ovs-vswitchd has yet to see up.
+        plan = (Prove(port.tap, up=True),)
+    return Change(port, kind, before, mark, found, plan)
+
+
+def _told(stamp: Stamp | None) -> str:
+    """Return in words what a mark says beside the network."""
+    if stamp is None:
+        return "none"
+    vm = f", vm {stamp.vm}" if stamp.vm else ""
+    return f"{stamp.kind} bridge {stamp.bridge}, process {stamp.pid}{vm}"
+
+
+def changing(host: Host, change: Change) -> Work[None]:
+    """Take the steps of `change`, and prove that the tap is as wanted.
+
+    Raises Failure; then the tap is attached as it was before, as far as that can be.
+    """
+    port = change.port
+    try:
+        for op in change.plan:
+            host.watch.check()
+            if isinstance(op, Prove):
+                yield from prove(host, port, change.kind, change.before, up=op.up)
+            else:
+                yield from host.run(op, host.watch)
+        host.watch.finish()
+    except Failure:
+        # NOTE: an agent that brings a lost guest back does just what we do; who of both is the
+        # later sees the link go down and up under its hands.
+        if _is_done(host, change):
+            return
+        yield from _restore(host, change)
+        raise
+    except BaseException:
+        yield from _restore(host, change)
+        raise
+
+
+def _is_done(host: Host, change: Change) -> bool:
+    """Tell whether the tap is all that is wanted, whoever has made it so."""
+    try:
+        now = host.look(change.port.tap, change.port.bridge)
+        check_bridge_mtu(change.port, change.kind, change.before, now)
+        found = differences(change.port, change.kind, now, up=True)
+    except Failure:
+        return False
+    return (
+        now.tap is not None and change.before.tap is not None
+        and now.tap.index == change.before.tap.index and now.tap.alias == change.mark
+        and not found and is_in_place(change.port, change.kind, now, find_here())
+    )
+
+
+def _restore(host: Host, change: Change) -> Work[None]:
+    """Put the tap back to what it was, as far as it can be; what cannot is told in syslog."""
+    tap = change.port.tap
+    host.watch = watch = host.watch.for_undo()
+    for database in host.databases.values():
+        # NOTE: what was known before is enough to go back by; whoever waits checks again.
+        database.fault = None
+    try:
+        now = host.look(tap, change.port.bridge)
+        if change.moves and now.tap is not None and now.tap.up:
+            # NOTE: first of all, for a mute server may take all the time there is.
+            yield from _take_back(host, SetDown(tap, now.tap.index))
+        for database in host.databases.values():
+            yield from learn(database, tap, watch)
+        now = host.look(tap, change.port.bridge)
+        plan = plan_back(change.port, change.before, now, find_here())
+    except Failure as failure:
+        log(syslog.LOG_ERR, f"{tap}: cannot look at what is left: {failure}")
+        return
+    for step in plan:
+        if isinstance(step, SetUp) and not _is_safe(host, change):
+            log(syslog.LOG_ERR, f"{tap}: its link stays down: it is not where it was")
+            return
+        yield from _take_back(host, step)
+
+
+def _is_safe(host: Host, change: Change) -> bool:
+    """Tell whether the tap has no more than it had, so that its link may come up again."""
+    before = change.before
+    try:
+        now = host.look(change.port.tap, change.port.bridge)
+    except Failure:
+        return False
+    return (
+        now.tap is not None and before.tap is not None
+        and (now.master is None or (before.master is not None
+                                    and now.master.index == before.master.index))
+        and set(now.vids) <= set(before.vids)
+        and (now.tap.isolated or not before.tap.isolated or now.master is None)
+        and {(row.ovsdb, row.bridge, row.vlan_mode, row.tag, row.trunks) for row in now.ports}
+        <= {(row.ovsdb, row.bridge, row.vlan_mode, row.tag, row.trunks) for row in before.ports}
+    )
+
+
+def _take_back(host: Host, step: Step) -> Work[None]:
+    try:
+        yield from host.run(step, host.watch, PATIENCE)
+    except Failure as failure:
+        log(
+            syslog.LOG_ERR,
+            f"{step.tap}: not taken back: {failure}; pyqemu-ifctl apply {step.tap} tries again",
+        )
