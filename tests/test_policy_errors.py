@@ -450,7 +450,7 @@ SAMPLE_ERRORS = [
     ),
     (
         "bad-vms-key",
-        "2:24: guest web1 has no key memory; the keys are nics",
+        "2:24: guest web1 has no key memory; the keys are nics and users",
     ),
     (
         "bad-vms-list",
@@ -733,6 +733,10 @@ SAMPLE_ERRORS = [
     (
         "beyond-user-without-both",
         "4:42: user: has neither IPv4 nor IPv6; leave one of them out",
+    ),
+    (
+        "bad-vms-users",
+        "2:31: users must be a list of login names and @groups, not alice; write [alice]",
     ),
     ("beyond-user-without-ipv4", "4:42: without IPv4 there is no forward; remove it"),
 ]

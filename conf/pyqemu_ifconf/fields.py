@@ -212,6 +212,12 @@ FIELDS: tuple[Field, ...] = (
     Field("txqueuelen", "port", Number(0, 1_000_000), "The tap's queue length, in packets."),
     Field("nics", "vm", Nics(), "The guest's NICs, in the order in which it gets them.", True),
     Field(
+        "users",
+        "vm",
+        Users(),
+        "Who of its networks' users may have its taps: login names and @groups; all of them.",
+    ),
+    Field(
         "network",
         "nic",
         Text("the name of a network", bool, r"^[\s\S]"),

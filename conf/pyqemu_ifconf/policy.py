@@ -219,11 +219,15 @@ class Nic:
 
 @dataclass(frozen=True)
 class Vm:
-    """A guest and its NICs, in order."""
+    """A guest and its NICs, in order.
+
+    `users`: who of the users of its networks may have its taps, None for all of them.
+    """
 
     name: str
     place: Place
     nics: tuple[Nic, ...]
+    users: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -328,12 +332,12 @@ def port_on(policy: Policy, network_name: str, tap: str) -> Port:
     return _port(network, merge(Settings(), network.settings), tap, network.place)
 
 
-def find_nic(policy: Policy, network: str, tap: str) -> Nic | None:
-    """Return the NIC of a guest of the policy's that has this tap on this network."""
+def find_nic(policy: Policy, network: str, tap: str) -> tuple[Vm, Nic] | None:
+    """Return the guest of the policy's that has this tap on this network, and its NIC."""
     for vm in policy.vms.values():
         for nic in vm.nics:
             if nic.tap == tap and nic.network == network:
-                return nic
+                return vm, nic
     return None
 
 

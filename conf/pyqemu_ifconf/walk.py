@@ -306,7 +306,7 @@ def _read_vm(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> None:
     listed_nics = given.values.get("nics")
     for number, item in enumerate(listed_nics.items if isinstance(listed_nics, List) else ()):
         _read_nic(name, number, item, errors, draft, nics)
-    draft.vms[name] = Vm(name, place, tuple(nics))
+    draft.vms[name] = Vm(name, place, tuple(nics), given.values.get("users"))
 
 
 def _read_nic(

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.globs import matches
 from pyqemu_ifconf.names import is_made_of, is_valid_name
-from pyqemu_ifconf.policy import Network, Policy, Port, Vlan
+from pyqemu_ifconf.policy import Network, Policy, Port, Vlan, Vm
 from pyqemu_ifd.bridge_conf import NOTHING, BridgeConf
 from pyqemu_ifup.look import Link
 
@@ -78,6 +78,20 @@ def may_use(
             because += f" ({port.place})"
     raise Failure(
         Status.DENIED, what, because, f"whoever keeps the policy can add {login} to users:"
+    )
+
+
+def may_have(vm: Vm, uid: int, login: str, groups: Collection[str]) -> None:
+    """Check that the user, who may use its networks, may have the taps of the guest `vm`.
+
+    Their settings may be others than those of the network, another VLAN say. Raises Failure (77).
+    """
+    if uid == ROOT or vm.users is None or _first(vm.users, login, groups) is not None:
+        return
+    raise Failure(
+        Status.DENIED, f"user {login} may not have the taps of guest {vm.name}",
+        "neither the user nor one of the user's groups is among the guest's users "
+        f"({vm.place})", f"whoever keeps the policy can add {login} to its users:",
     )
 
 

@@ -13,6 +13,7 @@ from pyqemu_ifconf.policy import (
     Nic,
     Policy,
     Port,
+    Vm,
     find_nic,
     nic_port,
     port_on,
@@ -23,6 +24,7 @@ from pyqemu_ifd.access import (
     check_quota,
     find_network,
     identity,
+    may_have,
     may_use,
     pick_name,
     refuse_bridge_name,
@@ -91,7 +93,7 @@ class NewTap:
     uid: int
     login: str
     holder: int
-    nic: Nic | None = None
+    nic: tuple[Vm, Nic] | None = None
 
 
 def serve_tap(
@@ -120,9 +122,10 @@ def make_tap(
     conf = _bridge_conf(policy, uid)
     network = find_network(policy, wish.network, uid, login, groups, conf)
     pattern = pick_name(policy, network, wish.name, uid)
-    nic = find_nic(policy, network.name, wish.name) if wish.name else None
-    if nic is not None:
-        may_use(network, uid, login, groups, conf, nic_port(policy, nic))
+    found = find_nic(policy, network.name, wish.name) if wish.name else None
+    if found is not None:
+        may_use(network, uid, login, groups, conf, nic_port(policy, found[1]))
+        may_have(found[0], uid, login, groups)
     holder = find_helped(peer_pid) if wish.for_parent else peer_pid
     if holder is None:
         raise Failure(Status.TRY_AGAIN, "stopped", "the calling process has ended")
@@ -138,7 +141,7 @@ def make_tap(
         close_all(descriptors)
         raise
     _under_way[name] = (network.name, uid)
-    return NewTap(name, descriptors, network.name, uid, login, holder, nic)
+    return NewTap(name, descriptors, network.name, uid, login, holder, found)
 
 
 def attach_tap(host: Host, policy: Policy, tap: NewTap) -> Work[None]:
@@ -147,12 +150,13 @@ def attach_tap(host: Host, policy: Policy, tap: NewTap) -> Work[None]:
     Raises Failure as `attach`; then its descriptors are closed, and nothing is left of it.
     """
     try:
-        if tap.nic is not None:
-            port = nic_port(policy, tap.nic)
-        else:
-            port = port_on(policy, tap.network, tap.name)
         # NOTE: the netdev is not known: QEMU's helper has no name for it.
         vm = find_caller(tap.name, tap.holder, want_user=False).vm
+        if tap.nic is not None:
+            guest, nic = tap.nic
+            port, vm = nic_port(policy, nic), vm or guest.name
+        else:
+            port = port_on(policy, tap.network, tap.name)
         caller = Caller(tap.name, vm=vm, user=tap.login)
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         uid = tap.uid if tap.uid != ROOT else None
@@ -208,6 +212,9 @@ def may_still(policy: Policy, port: Port, uid: int) -> None:
     login, groups = identity(uid)
     network = policy.networks[port.network]
     may_use(network, uid, login, groups, _bridge_conf(policy, uid), port)
+    found = find_nic(policy, port.network, port.tap)
+    if found is not None and found[1].place == port.place:
+        may_have(found[0], uid, login, groups)
 
 
 def _taps(links: Collection[Link], network: Network, uid: int) -> set[str]:
