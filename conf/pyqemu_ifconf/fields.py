@@ -333,7 +333,7 @@ FIELDS: tuple[Field, ...] = (
             is_ipv4_address,
             r"^[0-9]{1,3}(\.[0-9]{1,3}){3}$",
         ),
-        "Where the guest finds the host's own name servers; number 3 of its subnet.",
+        "Where the guest finds the host's own name servers; QEMU's own choice.",
     ),
     Field("search", "user", Domains(), "The domains in which the guest looks names up."),
     Field("forward", "user", Forwards(), "Ports of the host's that lead to the guest's."),
