@@ -118,6 +118,33 @@ def test_the_old_form_keeps_the_networks_of_several_nics_apart(
     assert set(netns.links()) == {"lo", "br0"}
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_network_with_nat_with_each_model(
+    hooks: Hooks, netns: Namespace, version: str
+) -> None:
+    require("dnsmasq")
+    program = qemu_of(version)
+    nics: list[dict[str, Any]] = [{"network": "lab", "model": model} for model in MODELS]
+    nics.append({"network": "lab", "queues": 4})
+    networks = {"lab": {"bridge": "labbr0", "nat": {"ipv4": "192.168.76.1/24"}}}
+    policy = {"version": 1, "networks": networks, "vms": {"web1": {"nics": nics}}}
+    hooks.write_policy(json.dumps(policy))
+    words = arguments(hooks, "--qemu", program)
+    with Qemu(
+        *words, "-S", netns=netns.name, machine="pc", env=hooks.environ(), program=program
+    ) as qemu:
+        assert qemu.greeting
+        links = netns.links()
+        assert {links[f"web1-{number}"]["master"] for number in range(len(nics))} == {"labbr0"}
+        told = qemu.hmp("info network")
+        assert all(f"type=nic,model={nic['model']}," in told for nic in nics if "model" in nic)
+        assert qemu.quit() == 0
+    end = time.monotonic() + boot.PATIENCE
+    while set(netns.links()) != {"lo", "br0"}:
+        assert time.monotonic() < end, netns.links()
+        time.sleep(0.05)
+
+
 @pytest.mark.alone("no hook is called")
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("form", [(), ("--legacy",)], ids=["modern", "legacy"])
