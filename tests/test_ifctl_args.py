@@ -95,6 +95,96 @@ def test_the_old_form_does_the_same(
     assert set(netns.links()) == {"lo", "br0"}
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_old_form_keeps_the_networks_of_several_nics_apart(
+    hooks: Hooks, netns: Namespace, version: str
+) -> None:
+    program = qemu_of(version)
+    write_vm(hooks, {"network": "lan"}, {"user": {}, "model": "e1000"})
+    words = arguments(hooks, "--legacy", "--qemu", program)
+    with Qemu(
+        *words, "-S", netns=netns.name, machine="pc", env=hooks.environ(), program=program
+    ) as qemu:
+        assert qemu.greeting
+        assert netns.link("web1-0")["master"] == "br0"
+        told = qemu.hmp("info network")
+        assert "hub" not in told
+        types = [line.partition("type=")[2].split(",script")[0] for line in told.splitlines()]
+        assert [each.partition(",macaddr")[0] for each in types if each] == [
+            "nic,model=virtio-net-pci", "tap,ifname=web1-0",
+            "nic,model=e1000", "user,net=10.0.2.0,restrict=off",
+        ]
+        assert qemu.quit() == 0
+    assert set(netns.links()) == {"lo", "br0"}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_network_with_nat_with_each_model(
+    hooks: Hooks, netns: Namespace, version: str
+) -> None:
+    require("dnsmasq")
+    program = qemu_of(version)
+    nics: list[dict[str, Any]] = [{"network": "lab", "model": model} for model in MODELS]
+    nics.append({"network": "lab", "queues": 4})
+    networks = {"lab": {"bridge": "labbr0", "nat": {"ipv4": "192.168.76.1/24"}}}
+    policy = {"version": 1, "networks": networks, "vms": {"web1": {"nics": nics}}}
+    hooks.write_policy(json.dumps(policy))
+    words = arguments(hooks, "--qemu", program)
+    with Qemu(
+        *words, "-S", netns=netns.name, machine="pc", env=hooks.environ(), program=program
+    ) as qemu:
+        assert qemu.greeting
+        links = netns.links()
+        assert {links[f"web1-{number}"]["master"] for number in range(len(nics))} == {"labbr0"}
+        told = qemu.hmp("info network")
+        assert all(f"type=nic,model={nic['model']}," in told for nic in nics if "model" in nic)
+        assert qemu.quit() == 0
+    end = time.monotonic() + boot.PATIENCE
+    while set(netns.links()) != {"lo", "br0"}:
+        assert time.monotonic() < end, netns.links()
+        time.sleep(0.05)
+
+
+@pytest.mark.alone("no hook is called")
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("form", [(), ("--legacy",)], ids=["modern", "legacy"])
+def test_user_mode_with_each_model(
+    hooks: Hooks, netns: Namespace, version: str, form: tuple[str, ...]
+) -> None:
+    program = qemu_of(version)
+    forward = [{"from": "127.0.0.1:2222/tcp", "to": ":22"}, {"from": "53/udp", "to": "10.7.0.9:53"}]
+    user = {"ipv4": "10.7.0.0/27", "ipv6": "false", "forward": forward, "dns": "10.7.0.5",
+            "search": ["lab.test", "b"], "hostname": "web1"}  # fmt: skip
+    for model in MODELS:
+        write_vm(hooks, {"user": user, "model": model})
+        hooks.write_policy(hooks.policy.read_text().replace('"false"', "false"))
+        words = arguments(hooks, *form, "--qemu", program)
+        with Qemu(*words, "-S", netns=netns.name, machine="pc", program=program) as qemu:
+            assert qemu.greeting
+            told = qemu.hmp("info network")
+            assert f"model={model}," in told and "net=10.7.0.0,restrict=off" in told
+            ports = qemu.hmp("info usernet")
+            assert "2222" in ports and "10.7.0.9" in ports
+            assert qemu.quit() == 0
+
+
+@pytest.mark.alone("no hook is called")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_guest_without_a_nic_has_none(hooks: Hooks, netns: Namespace, version: str) -> None:
+    """Not even the one in user mode that QEMU gives a guest of which it is told nothing."""
+    program = qemu_of(version)
+    write_vm(hooks)
+    done = hooks.run("pyqemu-ifctl", "run", "web1", "--", "/bin/echo",
+                     PYQEMU_IFUP_POLICY=str(hooks.policy))  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "-nic none\n", "")
+    script = 'printf "info network\\nquit\\n" | "$@"'
+    plain = [program, "-M", "pc", "-S", "-display", "none", "-monitor", "stdio", "-serial", "none"]
+    for words, has in ((arguments(hooks, "--qemu", program), False), ([], True)):
+        ran = netns.run(["sh", "-c", script, "sh", *plain, *words], check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert ("type=nic" in ran.stdout) is has, ran.stdout
+
+
 def answer(netns: Namespace, port: int) -> bytes:
     """Return what answers at the port, tried until something does."""
     end = time.monotonic() + boot.PATIENCE
@@ -134,7 +224,7 @@ def test_a_forward_of_user_mode_carries_a_connection(hooks: Hooks, netns: Namesp
         (["args", "web1", "--qemu", "/nowhere"], 69,
          "there is no QEMU called /nowhere: No such file or directory; name a QEMU that is there"),
         (["args", "web1", "--qemu", "/bin/false"], 71,
-         "/bin/false does not take these NICs: it ended with 1; correct vms: in the policy, or "),
+         "/bin/false does not take these NICs: it ended with 1; correct vms: in the policy, "),
         (["args", "web1", "--machine", "isapc"], 71, "/usr/bin/qemu-system-x86_64 does not take "),
         (["models", "/bin/true"], 71,
          "/bin/true tells of no network devices: -device help ended with 0; name another QEMU"),

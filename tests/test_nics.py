@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lab.netns import Namespace
 from lab.versions import VERSIONS, qemu_of
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.names import is_plain_tap_name, tap_name_of
 from pyqemu_ifconf.policy import Attach, Caller, Policy, Vlan, choose, decide
-from pyqemu_ifctl.args import dry
+from pyqemu_ifctl import args
+from pyqemu_ifctl.args import find_hooks, find_macs
 from pyqemu_ifctl.nics import (
     Hooks,
+    by_hooks,
     find_vm,
     legacy,
+    legacy_on_netdevs,
     macs_of,
     made_mac,
     modern,
+    on_hubs,
     tap_by_descriptors,
-    tap_by_hooks,
-    user_mode,
 )
 from pyqemu_ifctl.qemu import check_arguments, find_qemu, models_of
 
@@ -64,29 +68,43 @@ MODERN = [
      "[{from: 127.0.0.1:2222/tcp, to: ':22'}, {from: 53/udp, to: 10.1.0.15:5353}]}}",
      "user,id=net0,net=10.1.0.0/16,ipv6-net=fd00:2::/64,hostname=web,restrict=on,"
      "hostfwd=tcp:127.0.0.1:2222-:22,hostfwd=udp::53-10.1.0.15:5353", CARD),
+    ("{user: {ipv6: false, dns: 10.0.2.9, search: [a.test, b]}}",
+     "user,id=net0,ipv6=off,dns=10.0.2.9,dnssearch=a.test,dnssearch=b", CARD),
+    ("{user: {ipv4: false}, model: e1000}", "user,id=net0,ipv4=off",
+     CARD.replace("virtio-net-pci", "e1000")),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("nic", "netdev", "device"), MODERN, ids=[row[0] for row in MODERN])
 def test_modern(nic: str, netdev: str, device: str) -> None:
     policy = policy_of(nic)
-    (it,) = policy.vms["web1"].nics
-    backend = user_mode(it.id, it.user) if it.user is not None else tap_by_hooks(it, HOOKS)
-    assert modern(policy, it, MAC, backend) == ["-netdev", netdev, "-device", device]
+    vm = policy.vms["web1"]
+    macs = {("web1", vm.nics[0].id): MAC}
+    assert modern(policy, vm, macs, by_hooks(HOOKS)) == ["-netdev", netdev, "-device", device]
+
+
+def test_a_guest_without_a_nic_gets_none_of_qemu_s_own() -> None:
+    policy = policy_of()
+    for form in (modern, legacy, legacy_on_netdevs):
+        assert form(policy, policy.vms["web1"], {}, by_hooks(HOOKS)) == ["-nic", "none"]
 
 
 LEGACY = [
     ("{network: lan}",
-     ["-net", f"nic,model=virtio-net-pci,macaddr={MAC}", "-net", TAP.replace("id=net0,", "")]),
-    ("{network: lan, model: e1000, addr: 8}",
-     ["-net", f"nic,model=e1000,macaddr={MAC},addr=8", "-net", TAP.replace("id=net0,", "")]),
+     ["-net", f"nic,model=virtio-net-pci,macaddr={MAC}", "-net", TAP]),
+    ("{network: lan, model: e1000}",
+     ["-net", f"nic,model=e1000,macaddr={MAC}", "-net", TAP]),
     ("{user: {hostname: web}, vectors: 4}",
-     ["-net", f"nic,model=virtio-net-pci,macaddr={MAC},vectors=4", "-net", "user,hostname=web"]),
+     ["-net", f"nic,model=virtio-net-pci,macaddr={MAC},vectors=4",
+      "-net", "user,id=net0,hostname=web"]),
+    ("{network: lan}, {user: {}, model: e1000, id: out}",
+     ["-netdev", TAP, "-net", f"nic,netdev=net0,model=virtio-net-pci,macaddr={MAC}",
+      "-netdev", "user,id=out", "-net", f"nic,netdev=out,model=e1000,macaddr={MAC}"]),
     ("{network: lan, queues: 2}", "queues"),
     ("{network: big}", "host_mtu, and the network's MTU is 9000"),
-    ("{network: lan, bus: pci.0}", "a bus, or a function of a slot"),
-    ("{network: lan, addr: 8.1}", "a bus, or a function of a slot"),
-    ("{network: lan}, {network: big}", "a second NIC: -net joins the networks of all of them"),
+    ("{network: lan, bus: pci.0}", "a PCI address that each QEMU heeds"),
+    ("{network: lan, addr: 8}", "a PCI address that each QEMU heeds"),
+    ("{network: lan}, {network: big}", "host_mtu, and the network's MTU is 9000"),
 ]  # fmt: skip
 
 
@@ -96,10 +114,10 @@ def test_legacy(nics: str, expected: list[str] | str) -> None:
     vm = policy.vms["web1"]
     macs = {("web1", nic.id): MAC for nic in vm.nics}
     if isinstance(expected, list):
-        assert legacy(policy, vm, macs, HOOKS) == expected
+        assert legacy(policy, vm, macs, by_hooks(HOOKS)) == expected
         return
     with pytest.raises(Failure) as caught:
-        legacy(policy, vm, macs, HOOKS)
+        legacy(policy, vm, macs, by_hooks(HOOKS))
     assert caught.value.status is Status.REFUSED
     assert str(caught.value).startswith(f"--legacy has no words for {expected}: net")
 
@@ -132,6 +150,48 @@ def test_two_macs_that_would_be_alike_are_refused() -> None:
     )
 
 
+def test_a_host_without_an_id_makes_no_mac(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And needs none where each NIC of the guest has one, whatever other guests have."""
+    monkeypatch.setattr(args, "MACHINE_IDS", (str(tmp_path / "machine-id"), str(tmp_path / "id")))
+    policy = policy_of(f"{{user: {{}}, mac: '{MAC}'}}", more=", db: {nics: [{user: {}}]}")
+    assert find_macs(policy, policy.vms["web1"]) == {("web1", "net0"): MAC}
+    (tmp_path / "machine-id").write_text("uninitialized\n")
+    with pytest.raises(Failure) as caught:
+        find_macs(policy, policy.vms["db"])
+    assert (caught.value.status, str(caught.value)) == (
+        Status.REFUSED,
+        f"the host has no id to make MACs of: no {tmp_path}/machine-id; make one: "
+        "systemd-machine-id-setup, or: dbus-uuidgen --ensure=/etc/machine-id; or give each NIC of "
+        "the guest its mac:",
+    )
+    (tmp_path / "id").write_text("host\n")
+    found = find_macs(policy, policy.vms["db"])
+    assert found[("db", "net0")] == made_mac("host", "db", "net0")
+
+
+def test_the_hooks_are_beside_the_program_or_what_it_is_a_link_to(tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "pyqemu-ifctl"
+    link = tmp_path / "sbin" / "pyqemu-ifctl"
+    for path in (program, link):
+        path.parent.mkdir()
+    program.touch()
+    link.symlink_to(program)
+    with pytest.raises(Failure) as caught:
+        find_hooks(str(link))
+    assert (caught.value.status, str(caught.value)) == (
+        Status.UNAVAILABLE,
+        f"the hooks are not in {tmp_path}/bin: they are installed beside this; install them: make "
+        "install",
+    )
+    for folder in ("bin", "sbin"):
+        hooks = Hooks(f"{tmp_path}/{folder}/pyqemu-ifup", f"{tmp_path}/{folder}/pyqemu-ifdown")
+        for hook in (hooks.ifup, hooks.ifdown):
+            Path(hook).touch(mode=0o755)
+        assert find_hooks(str(link)) == hooks
+
+
 def test_a_guest_that_is_not_there() -> None:
     with pytest.raises(Failure) as caught:
         find_vm(policy_of(more=", db: {nics: []}"), "web")
@@ -159,6 +219,7 @@ def test_a_nic_is_a_rule_for_its_tap_before_all_others() -> None:
         assert isinstance(decision, Attach)
         assert decision.port.vlan == Vlan(vlan) and decision.port.place.line == line, tap
         assert decide(policy, Caller(tap)).rule == decision.rule
+    assert decide(policy, Caller("web2-0")).passed_over == (), "a NIC says nothing of other taps"
 
 
 # A real QEMU
@@ -172,11 +233,18 @@ ANY = {
 }
 ON_NETWORK = {"network": st.sampled_from(["lan", "big"]), "mtu": st.sampled_from(["none", 1400])}
 USER = st.fixed_dictionaries({}, optional={
-    "ipv4": st.sampled_from(["10.1.0.0/16", "192.168.76.0/24"]),
+    "ipv4": st.sampled_from(["10.1.0.0/16", "192.168.76.0/27", "false"]),
     "ipv6": st.sampled_from(["fd00:2::/64"]),
     "restrict": st.sampled_from(["true", "false"]),
     "hostname": st.sampled_from(["web", "a-b.c"]),
-})  # fmt: skip
+    "search": st.sampled_from(["[lab.test]", "[a, b.c]"]),
+}).flatmap(lambda user: st.just(user) if user.get("ipv4") == "false" else st.builds(
+    lambda more: {**user, **more},
+    st.fixed_dictionaries({}, optional={"forward": st.sampled_from([
+        "[{from: 127.0.0.1:2222/tcp, to: ':22'}]",
+        "[{from: 2222/tcp, to: ':22'}, {from: 53/udp, to: ':53'}, {from: 2222/udp, to: ':1'}]",
+    ])}),
+))  # fmt: skip
 
 
 def nic_texts() -> st.SearchStrategy[str]:
@@ -185,10 +253,13 @@ def nic_texts() -> st.SearchStrategy[str]:
     def text(value: Any) -> str:
         if isinstance(value, dict):
             return "{" + ", ".join(f"{key}: {text(it)}" for key, it in value.items()) + "}"
-        return f'"{value}"' if ":" in str(value) and "/" not in str(value) else str(value)
+        plain = str(value)
+        return f'"{plain}"' if ":" in plain and not plain.startswith("[") and (
+            "/" not in plain) else plain
 
     def on_network(model: str) -> st.SearchStrategy[dict[str, Any]]:
-        more = {**ANY, **(VIRTIO if model.startswith("virtio") else {}), "mtu": ON_NETWORK["mtu"]}
+        more = {**ANY, **(VIRTIO if model.startswith("virtio") else {}), "mtu": ON_NETWORK["mtu"],
+                "tap": st.sampled_from(["'a,b'", "'x=y,,z'", "'#1~'"])}  # fmt: skip
         return st.fixed_dictionaries(
             {"network": ON_NETWORK["network"], "model": st.just(model)}, optional=more
         )
@@ -201,27 +272,39 @@ def nic_texts() -> st.SearchStrategy[str]:
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(nic=nic_texts(), others=st.lists(st.sampled_from(MODELS), max_size=3))
 def test_a_real_qemu_takes_whatever_a_policy_can_say(
-    version: str, nic: str, others: list[str]
+    inside: Namespace, version: str, nic: str, others: list[str]
 ) -> None:
+    """The very words, in a namespace of its own, where their taps and ports are opened."""
     policy = policy_of(nic, *(f"{{network: lan, model: {model}}}" for model in others))
     vm = policy.vms["web1"]
-    arguments = dry(policy, vm, macs_of(policy, "host"))
-    check_arguments(find_qemu(qemu_of(version)), None, arguments)
+    macs = macs_of(policy, "host")
+    path = find_qemu(qemu_of(version))
+    backend = by_hooks(Hooks("/bin/true", "/bin/true"))
+    check_arguments(path, None, modern(policy, vm, macs, backend))
+    try:
+        old = legacy(policy, vm, macs, backend)
+    except Failure as failure:
+        assert failure.status is Status.REFUSED
+    else:
+        check_arguments(path, None, old)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_what_a_real_qemu_does_not_take_is_told_in_its_words(version: str) -> None:
     path = find_qemu(qemu_of(version))
-    for nic, machine, because in (
-        ("{network: lan, model: foo}", None, "'foo' is not a valid device model name"),
-        ("{network: lan, model: usb-net}", None, "No 'usb-bus' bus found for device 'usb-net'"),
-        ("{network: lan, addr: 1f}", "q35", "slot 31 function 0 not available for"),
-        ("{network: lan, bus: pci.9}", None, "Bus 'pci.9' not found"),
-        ("{network: lan}", "nonesuch", "nsupported machine type"),
-    ):
+    for form, nic, machine, because in (
+        (modern, "{network: lan, model: foo}", None, "'foo' is not a valid device model name"),
+        (modern, "{network: lan, model: usb-net}", None,
+         "No 'usb-bus' bus found for device 'usb-net'"),
+        (modern, "{network: lan, addr: 1f}", "q35", "slot 31 function 0 not available for"),
+        (modern, "{network: lan, bus: pci.9}", None, "Bus 'pci.9' not found"),
+        (modern, "{network: lan}", "nonesuch", "nsupported machine type"),
+        (legacy_on_netdevs, "{network: lan, model: usb-net}", None, "usb-net"),
+    ):  # fmt: skip
         policy = policy_of(nic)
+        vm = policy.vms["web1"]
         with pytest.raises(Failure) as caught:
-            check_arguments(path, machine, dry(policy, policy.vms["web1"], {("web1", "net0"): MAC}))
+            check_arguments(path, machine, form(policy, vm, {("web1", "net0"): MAC}, on_hubs(vm)))
         assert caught.value.status is Status.REFUSED
         assert because in str(caught.value), caught.value
 

@@ -394,27 +394,27 @@ SAMPLE_ERRORS = [
     (
         "bad-nic-user-hostname",
         "3:39: hostname must be a host name, not -web; letters, digits, dots and "
-        "hyphens, at most 63",
+        "hyphens, at most 32",
     ),
     (
         "bad-nic-user-ipv4-short",
-        "3:35: ipv4 must be an IPv4 subnet such as 10.0.2.0/24, not 10.0.2.0/30; its "
-        "host part zero, its length at most 29",
+        "3:35: ipv4 must be an IPv4 subnet such as 10.0.2.0/24, or false, not "
+        "10.0.2.0/30; its host part zero, its length at most 27",
     ),
     (
         "bad-nic-user-ipv4",
-        "3:35: ipv4 must be an IPv4 subnet such as 10.0.2.0/24, not 10.0.2.2; its host "
-        "part zero, its length at most 29",
+        "3:35: ipv4 must be an IPv4 subnet such as 10.0.2.0/24, or false, not "
+        "10.0.2.2; its host part zero, its length at most 27",
     ),
     (
         "bad-nic-user-ipv6",
-        "3:35: ipv6 must be an IPv6 subnet such as fd00:2::/64, not 10.0.2.0/24/1; its "
-        "host part zero, its length at most 126",
+        "3:35: ipv6 must be an IPv6 subnet such as fd00:2::/64, or false, not "
+        "10.0.2.0/24/1; its host part zero, its length at most 126",
     ),
     (
         "bad-nic-user-key",
-        "3:29: user: has no key net; the keys are ipv4, ipv6, restrict, hostname and "
-        "forward",
+        "3:29: user: has no key net; the keys are ipv4, ipv6, restrict, hostname, "
+        "dns, search and forward",
     ),
     (
         "bad-nic-user-list",
@@ -450,7 +450,7 @@ SAMPLE_ERRORS = [
     ),
     (
         "bad-vms-key",
-        "2:24: guest web1 has no key memory; the keys are nics",
+        "2:24: guest web1 has no key memory; the keys are nics and users",
     ),
     (
         "bad-vms-list",
@@ -520,8 +520,8 @@ SAMPLE_ERRORS = [
     ),
     (
         "beyond-user-ipv4-host-part",
-        "5:31: ipv4 must be an IPv4 subnet such as 10.0.2.0/24, not 10.0.2.2/24; its "
-        "host part zero, its length at most 29",
+        "5:31: ipv4 must be an IPv4 subnet such as 10.0.2.0/24, or false, not "
+        "10.0.2.2/24; its host part zero, its length at most 27",
     ),
     (
         "bad-nat-dhcp-key",
@@ -673,6 +673,72 @@ SAMPLE_ERRORS = [
         "5:26: its subnet 10.0.0.128/25 overlaps 10.0.0.0/24 of network lab "
         "(beyond-nat-subnets:4)",
     ),
+    (
+        "bad-nic-user-dns-name",
+        "3:34: dns must be an IPv4 address of the guest's subnet, not lab.test",
+    ),
+    (
+        "bad-nic-user-hostname-33",
+        "3:39: hostname must be a host name, not a-name-of-more-than-32-bytes.test; "
+        "letters, digits, dots and hyphens, at most 32",
+    ),
+    (
+        "bad-nic-user-ipv4-28",
+        "3:35: ipv4 must be an IPv4 subnet such as 10.0.2.0/24, or false, not "
+        "10.0.2.0/28; its host part zero, its length at most 27",
+    ),
+    (
+        "bad-nic-user-ipv4-quoted-false",
+        "3:35: ipv4 must be an IPv4 subnet such as 10.0.2.0/24, or false, not "
+        '"false"; its host part zero, its length at most 27',
+    ),
+    (
+        "bad-nic-user-ipv4-true",
+        "3:35: ipv4 must be an IPv4 subnet such as 10.0.2.0/24, or false, not true; its "
+        "host part zero, its length at most 27",
+    ),
+    (
+        "bad-nic-user-search-dash",
+        "3:38: search must be a list of domains such as [lab.test], not -lab",
+    ),
+    (
+        "bad-nic-user-search-list",
+        "3:38: search must be a list of domains such as [lab.test], not a list",
+    ),
+    (
+        "bad-nic-user-search-word",
+        "3:37: search must be a list of domains such as [lab.test], not lab.test; write "
+        "[lab.test]",
+    ),
+    (
+        "beyond-nic-tap-bridge",
+        "5:37: tap br0 is the bridge of network lan (beyond-nic-tap-bridge:3); give "
+        "the NIC another tap:",
+    ),
+    (
+        "beyond-user-dns-broadcast",
+        "4:34: dns leads to 10.0.2.255, which is no host of the guest's subnet "
+        "10.0.2.0/24; take one of it, or leave the address out",
+    ),
+    (
+        "beyond-user-dns-elsewhere",
+        "4:34: dns leads to 10.0.3.3, which is no host of the guest's subnet "
+        "10.0.2.0/24; take one of it, or leave the address out",
+    ),
+    (
+        "beyond-user-forward-elsewhere",
+        "4:57: forward leads to 10.0.2.15, which is no host of the guest's subnet "
+        "10.1.0.0/16; take one of it, or leave the address out",
+    ),
+    (
+        "beyond-user-without-both",
+        "4:42: user: has neither IPv4 nor IPv6; leave one of them out",
+    ),
+    (
+        "bad-vms-users",
+        "2:31: users must be a list of login names and @groups, not alice; write [alice]",
+    ),
+    ("beyond-user-without-ipv4", "4:42: without IPv4 there is no forward; remove it"),
 ]
 
 # What the samples do not show: several errors, or texts that are odd as files.
@@ -784,6 +850,20 @@ TEXT_ERRORS = [
     ]),
     ("match key on a network", HEAD + "networks: {l: {bridge: b, netdev: x}}", [
         "2:27: network l has no key netdev; netdev belongs to a rule"
+    ]),
+    ("a made name is a bridge's", HEAD + "networks: {lan: {bridge: br-0}}\n"
+     "vms: {br: {nics: [{network: lan}]}}\n", [
+        "3:19: tap br-0 is the bridge of network lan (policy.yaml:2); give the NIC another tap:"
+    ]),
+    ("all of IPv4 without it", HEAD + "vms: {w: {nics: [{user: {ipv4: false, dns: 10.0.2.3, "
+     "forward: [{from: 1/tcp, to: ':1'}]}}]}}\n", [
+        "2:39: without IPv4 there is no dns; remove it",
+        "2:54: without IPv4 there is no forward; remove it",
+    ]),
+    ("a wrong subnet has no hosts to speak of", HEAD + "vms: {w: {nics: [{user: {ipv4: 10.0/8, "
+     "dns: 10.0.2.3}}]}}\n", [
+        "2:32: ipv4 must be an IPv4 subnet such as 10.0.2.0/24, or false, not 10.0/8; its host "
+        "part zero, its length at most 27",
     ]),
     ("nearly users", HEAD + "networks: {l: {bridge: b, user: x}}", [
         "2:27: network l has no key user; user belongs to a rule"

@@ -18,7 +18,7 @@ from lab.taps import TUNSETOWNER, Tap
 from pyqemu_ifconf.bridge_conf import BridgeConf
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
-from pyqemu_ifconf.policy import Policy, port_on
+from pyqemu_ifconf.policy import Attach, Caller, Policy, choose, port_on
 from pyqemu_ifd.tap_request import (
     attach_tap,
     check_parent,
@@ -276,6 +276,68 @@ def test_bridge_conf_is_read_where_the_policy_says_so(
         name, taps = serve(host, opened, "br0")
         assert lan.link(name)["master"] == "br0"
         close_all(taps)
+
+
+GUESTS = """version: 1
+networks:
+  lan: {bridge: br0, users: [nobody, 65533]}
+  web: {bridge: br0, users: [nobody]}
+vms:
+  web1: {users: [nobody], nics: [{network: lan, tap: web1, txqueuelen: 77}]}
+  all: {nics: [{network: lan, txqueuelen: 78}]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("network", "tap", "uid", "vm", "length", "by_name"),
+    [
+        ("lan", "web1", UID, "web1", 77, False),
+        ("lan", "web1", 0, "web1", 77, False),
+        ("lan", "all-0", OTHER, "all", 78, False),
+        ("lan", "other", OTHER, "", 1000, True),
+        ("web", "web1", 0, "", 1000, True),
+    ],
+)
+def test_a_tap_of_a_guest_of_the_policy_s(
+    lan: Namespace, network: str, tap: str, uid: int, vm: str, length: int, by_name: bool
+) -> None:
+    """It has that guest's name where QEMU's command line gives none."""
+    policy = parse_policy([Source("p.yaml", GUESTS.encode())])
+    with host_of() as host:
+        name, taps = serve(host, policy, network, tap, uid=uid)
+        try:
+            link = host.kernel.look_up(name)
+            stamp = link.stamp if link is not None else None
+            assert (name, lan.link(tap)["txqlen"]) == (tap, length)
+            assert stamp is not None
+            assert (stamp.vm, stamp.network, stamp.by_name) == (vm, network, by_name)
+        finally:
+            close_all(taps)
+
+
+def test_a_guest_s_taps_are_not_for_every_user_of_its_network(lan: Namespace) -> None:
+    policy = parse_policy([Source("p.yaml", GUESTS.encode())])
+    lan.ip("tuntap", "add", "dev", "web1", "mode", "tap", "user", str(OTHER))
+    with host_of() as host:
+        said = (
+            f"user {OTHER} may not have the taps of guest web1: neither the user nor one of the "
+            "user's groups is among the guest's users (p.yaml:6); whoever keeps the policy can "
+            f"add {OTHER} to its users:"
+        )
+        failure = refused(host, policy, "lan", "web1", uid=OTHER)
+        assert (failure.status, str(failure)) == (Status.DENIED, said)
+        links = host.kernel.links()
+        (link,) = [each for each in links if each.name == "web1"]
+        decision = choose(policy, Caller("web1"))
+        assert isinstance(decision, Attach)
+        with pytest.raises(Failure) as caught:
+            may_attach(policy, decision.port, OTHER, link, links)
+        assert str(caught.value) == said
+        may_attach(policy, port_on(policy, "lan", "web1"), OTHER, link, links)
+    lan.ip("link", "del", "web1")
+    with host_of() as host:
+        failure = refused(host, policy, "web", "web1")
+    assert str(failure).startswith("the name web1 is not for network web: the rule at p.yaml:6")
 
 
 def test_may_attach_a_persistent_tap_of_ones_own(lan: Namespace) -> None:

@@ -44,15 +44,20 @@ from pyqemu_ifconf.values import (
 )
 from pyqemu_ifconf.vms import (
     ADDR_PATTERN,
+    HOSTNAME_MAX,
     HOSTNAME_PATTERN,
     ID_PATTERN,
+    IPV4_LENGTH_MAX,
     MAC_PATTERN,
     MODEL_PATTERN,
+    Domains,
     Forwards,
     Nics,
+    OrFalse,
     UserModes,
     Vms,
     fits,
+    is_ipv4_address,
     is_ipv6_subnet,
     is_mac,
     is_subnet,
@@ -207,6 +212,12 @@ FIELDS: tuple[Field, ...] = (
     Field("txqueuelen", "port", Number(0, 1_000_000), "The tap's queue length, in packets."),
     Field("nics", "vm", Nics(), "The guest's NICs, in the order in which it gets them.", True),
     Field(
+        "users",
+        "vm",
+        Users(),
+        "Who of its networks' users may have its taps: login names and @groups; all of them.",
+    ),
+    Field(
         "network",
         "nic",
         Text("the name of a network", bool, r"^[\s\S]"),
@@ -284,24 +295,24 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "ipv4",
         "user",
-        Text(
+        OrFalse(Text(
             "an IPv4 subnet such as 10.0.2.0/24",
             is_subnet,
-            r"^[0-9]{1,3}(\.[0-9]{1,3}){3}/([0-9]|[12][0-9])$",
-            "its host part zero, its length at most 29",
-        ),
-        "The guest's IPv4 subnet; 10.0.2.0/24.",
+            r"^[0-9]{1,3}(\.[0-9]{1,3}){3}/([0-9]|1[0-9]|2[0-7])$",
+            f"its host part zero, its length at most {IPV4_LENGTH_MAX}",
+        )),
+        "The guest's IPv4 subnet, or false for none; 10.0.2.0/24.",
     ),
     Field(
         "ipv6",
         "user",
-        Text(
+        OrFalse(Text(
             "an IPv6 subnet such as fd00:2::/64",
             is_ipv6_subnet,
             r"^[0-9A-Fa-f:.]+/([0-9]|[1-9][0-9]|1[01][0-9]|12[0-6])$",
             "its host part zero, its length at most 126",
-        ),
-        "The guest's IPv6 subnet; fec0::/64.",
+        )),
+        "The guest's IPv6 subnet, or false for none; fec0::/64.",
     ),
     Field("restrict", "user", Flag(), "Keeps the guest from all but the forwards; false."),
     Field(
@@ -309,11 +320,22 @@ FIELDS: tuple[Field, ...] = (
         "user",
         Text(
             "a host name", lambda text: fits(HOSTNAME_PATTERN, text), HOSTNAME_PATTERN,
-            "letters, digits, dots and hyphens, at most 63",
-            63,
+            f"letters, digits, dots and hyphens, at most {HOSTNAME_MAX}",
+            HOSTNAME_MAX,
         ),
         "The name that the guest gets by DHCP.",
     ),
+    Field(
+        "dns",
+        "user",
+        Text(
+            "an IPv4 address of the guest's subnet",
+            is_ipv4_address,
+            r"^[0-9]{1,3}(\.[0-9]{1,3}){3}$",
+        ),
+        "Where the guest finds the host's own name servers; QEMU's own choice.",
+    ),
+    Field("search", "user", Domains(), "The domains in which the guest looks names up."),
     Field("forward", "user", Forwards(), "Ports of the host's that lead to the guest's."),
 )
 

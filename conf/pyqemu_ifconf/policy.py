@@ -166,23 +166,32 @@ class Network:
 
 @dataclass(frozen=True)
 class Rule:
-    """Who goes where: `match` holds each key's globs; exactly one of `network`, `deny` is set."""
+    """Who goes where: `match` holds each key's globs; exactly one of `network`, `deny` is set.
+
+    `of_nic`: a NIC of `vms` is the rule, for its own tap and no other.
+    """
 
     place: Place
     match: Mapping[MatchKey, tuple[str, ...]]
     network: str | None = None
     deny: str | None = None
     settings: Settings = field(default_factory=Settings)
+    of_nic: bool = False
 
 
 @dataclass(frozen=True)
 class UserMode:
-    """QEMU's user-mode network; `ipv4` and `ipv6` as ADDRESS/LENGTH, None for QEMU's own choice."""
+    """QEMU's user-mode network; None is QEMU's own choice.
 
-    ipv4: str | None = None
-    ipv6: str | None = None
+    `ipv4` and `ipv6` as ADDRESS/LENGTH, False for none.
+    """
+
+    ipv4: str | Literal[False] | None = None
+    ipv6: str | Literal[False] | None = None
     restrict: bool = False
     hostname: str | None = None
+    dns: str | None = None
+    search: tuple[str, ...] = ()
     forward: tuple[Forward, ...] = ()
 
 
@@ -210,11 +219,15 @@ class Nic:
 
 @dataclass(frozen=True)
 class Vm:
-    """A guest and its NICs, in order."""
+    """A guest and its NICs, in order.
+
+    `users`: who of the users of its networks may have its taps, None for all of them.
+    """
 
     name: str
     place: Place
     nics: tuple[Nic, ...]
+    users: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -269,13 +282,17 @@ NO_RULE = "no rule matches"
 
 
 def decide(policy: Policy, caller: Caller) -> Decision:
-    """Return what the first rule that matches `caller` says; without one, the tap is denied."""
+    """Return what the first rule that matches `caller` says; without one, the tap is denied.
+
+    A NIC of `vms` is not passed over: of another tap it says nothing.
+    """
     passed_over: list[PassedOver] = []
     for rule in policy.rules:
         because = why_not(rule, caller)
         if because is None:
             return replace(_outcome(policy, rule, caller), passed_over=tuple(passed_over))
-        passed_over.append(PassedOver(rule, because))
+        if not rule.of_nic:
+            passed_over.append(PassedOver(rule, because))
     return Deny(NO_RULE, None, tuple(passed_over))
 
 
@@ -315,18 +332,18 @@ def port_on(policy: Policy, network_name: str, tap: str) -> Port:
     return _port(network, merge(Settings(), network.settings), tap, network.place)
 
 
-def find_nic(policy: Policy, network: str, tap: str) -> Nic | None:
-    """Return the NIC of a guest of the policy's that has this tap on this network."""
+def find_nic(policy: Policy, network: str, tap: str) -> tuple[Vm, Nic] | None:
+    """Return the guest of the policy's that has this tap on this network, and its NIC."""
     for vm in policy.vms.values():
         for nic in vm.nics:
             if nic.tap == tap and nic.network == network:
-                return nic
+                return vm, nic
     return None
 
 
 def nic_rule(nic: Nic) -> Rule:
     """Return the rule that a NIC on a network is for its tap."""
-    return Rule(nic.place, {"tap": (nic.tap,)}, nic.network, settings=nic.settings)
+    return Rule(nic.place, {"tap": (nic.tap,)}, nic.network, settings=nic.settings, of_nic=True)
 
 
 def nic_port(policy: Policy, nic: Nic) -> Port:

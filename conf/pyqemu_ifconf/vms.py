@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 
 from pyqemu_ifconf.names import NETWORK_NAME
-from pyqemu_ifconf.nodes import Errors, List, Map, Node, Scalar, entries
+from pyqemu_ifconf.nodes import Errors, List, Map, Node, Scalar, entries, show
 from pyqemu_ifconf.policy import Forward
-from pyqemu_ifconf.values import BAD, Bad, Schema, must_be, unknown_key
+from pyqemu_ifconf.values import BAD, Bad, Schema, Text, must_be, unknown_key
 
 _FROM = re.compile(r"(?:([0-9.]+):)?([1-9][0-9]{0,4})/(tcp|udp)")
 _TO = re.compile(r"([0-9.]*):([1-9][0-9]{0,4})")
@@ -21,7 +21,14 @@ MAC_PATTERN = "^[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}$"
 ADDR_PATTERN = "^(0x)?[01]?[0-9A-Fa-f](\\.[0-7])?$"
 """A slot up to 1f and a function, in hexadecimal (set_pci_devfn of hw/core/qdev-properties-system.c
 of QEMU)."""
-HOSTNAME_PATTERN = "^[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?$"
+HOSTNAME_MAX = 32
+"""Bytes of a host name that QEMU's DHCP server gives; libslirp cuts a longer one (slirp.h)."""
+HOSTNAME_PATTERN = f"^[A-Za-z0-9]([A-Za-z0-9.-]{{0,{HOSTNAME_MAX - 2}}}[A-Za-z0-9])?$"
+DOMAIN_PATTERN = "^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$"
+IPV4_LENGTH_MAX = 27
+"""Of a user-mode subnet: its guest is number 15, the broadcast address of a longer one."""
+DEFAULT_USER_IPV4 = "10.0.2.0/24"
+"""QEMU's own (net_slirp_init of net/slirp.c)."""
 
 
 def fits(pattern: str, text: str) -> bool:
@@ -40,11 +47,13 @@ def is_mac(text: str) -> bool:
 
 
 def is_subnet(text: str) -> bool:
-    """Tell whether `text` is ADDRESS/LENGTH of an IPv4 subnet with room for QEMU and a guest."""
+    """Tell whether `text` is ADDRESS/LENGTH of an IPv4 subnet with room for QEMU's own numbers."""
     from ipaddress import IPv4Network  # only a policy that has one needs it
 
     try:
-        return re.fullmatch("[0-9./]+", text) is not None and IPv4Network(text).prefixlen <= 29
+        return re.fullmatch("[0-9.]+/[0-9]+", text) is not None and (
+            IPv4Network(text).prefixlen <= IPV4_LENGTH_MAX
+        )
     except ValueError:
         return False
 
@@ -54,7 +63,7 @@ def is_ipv6_subnet(text: str) -> bool:
     from ipaddress import IPv6Network  # only a policy that has one needs it
 
     try:
-        return re.fullmatch("[0-9A-Fa-f:./]+", text) is not None and (
+        return re.fullmatch("[0-9A-Fa-f:.]+/[0-9]+", text) is not None and (
             IPv6Network(text).prefixlen <= 126
         )
     except ValueError:
@@ -70,6 +79,67 @@ def is_ipv4_address(text: str) -> bool:
     except AddressValueError:
         return False
     return True
+
+
+def is_host_of(address: str, subnet: str) -> bool:
+    """Tell whether the IPv4 `address` is one of the hosts in `subnet`."""
+    from ipaddress import IPv4Address, IPv4Network  # only what names an address needs it
+
+    network = IPv4Network(subnet)
+    ends = (network.network_address, network.broadcast_address)
+    return IPv4Address(address) in network and IPv4Address(address) not in ends
+
+
+@dataclass(frozen=True)
+class OrFalse:
+    """What `text` is, or the plain word `false`: without it."""
+
+    text: Text
+
+    @property
+    def words(self) -> str:
+        """What it must be, for an error."""
+        return f"{self.text.words}, or false"
+
+    def read(self, name: str, node: Node, errors: Errors) -> object:
+        """Return the text, or False."""
+        if isinstance(node, Scalar) and node.plain and node.text == "false":
+            return False
+        if isinstance(node, Scalar) and self.text.is_good(node.text):
+            return node.text
+        return must_be(name, self.words, node, errors, self.text.hint)
+
+    def schema(self) -> Schema:
+        """Return the pattern, or false."""
+        return {"anyOf": [{"type": "string", "pattern": self.text.pattern}, {"const": False}]}
+
+
+@dataclass(frozen=True)
+class Domains:
+    """A list of domains."""
+
+    words: str = "a list of domains such as [lab.test]"
+
+    def read(self, name: str, node: Node, errors: Errors) -> object:
+        """Return the domains as a tuple."""
+        if not isinstance(node, List):
+            hint = f"write [{show(node)}]" if isinstance(node, Scalar) and node.text else ""
+            return must_be(name, self.words, node, errors, hint)
+        found = []
+        for item in node.items:
+            if isinstance(item, Scalar) and fits(DOMAIN_PATTERN, item.text):
+                found.append(item.text)
+            else:
+                must_be(name, self.words, item, errors)
+        return tuple(found)
+
+    def schema(self) -> Schema:
+        """Return a list of such names."""
+        domain: Schema = {"type": "string", "pattern": DOMAIN_PATTERN}
+        number: Schema = {"type": "number", "minimum": 0}
+        return {
+            "type": "array", "items": {"anyOf": [domain, number, {"type": "boolean"}]},
+        }
 
 
 @dataclass(frozen=True)

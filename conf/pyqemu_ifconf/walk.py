@@ -33,7 +33,7 @@ from pyqemu_ifconf.policy import (
     nic_rule,
 )
 from pyqemu_ifconf.values import BAD, listed, must_be, nearest
-from pyqemu_ifconf.vms import is_virtio
+from pyqemu_ifconf.vms import DEFAULT_USER_IPV4, is_host_of, is_virtio
 
 ONCE = ("timeout", "bridge_conf")
 """What may stand in one file of a policy, and holds for all of it."""
@@ -85,7 +85,7 @@ def read_policy(documents: Sequence[Document]) -> tuple[Policy, tuple[PolicyErro
         _check_network(rule.network, rule.settings, given, errors, draft)
     for nic, given, errors in draft.nics:
         _check_network(nic.network, nic.settings, given, errors, draft)
-    _check_nics(draft.nics)
+    _check_nics(draft)
     _check_nats(draft)
     # NOTE: the NICs come first: what is said of one tap by its name is about nothing else.
     of_nics = [nic_rule(nic) for nic, _, _ in draft.nics if nic.network is not None]
@@ -306,7 +306,7 @@ def _read_vm(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> None:
     listed_nics = given.values.get("nics")
     for number, item in enumerate(listed_nics.items if isinstance(listed_nics, List) else ()):
         _read_nic(name, number, item, errors, draft, nics)
-    draft.vms[name] = Vm(name, place, tuple(nics))
+    draft.vms[name] = Vm(name, place, tuple(nics), given.values.get("users"))
 
 
 def _read_nic(
@@ -333,7 +333,7 @@ def _read_nic(
             errors.add(given.keys["queues"], "a NIC in user mode has one pair of queues")
         inner = given.values.get("user")
         if isinstance(inner, Map):
-            user = UserMode(**_read_fields(inner, "user", "user:", errors).values)
+            user = _read_user(inner, errors)
     vectors = given.values.get("vectors")
     model = given.values.get("model", DEFAULT_MODEL)
     if not is_virtio(model):
@@ -370,11 +370,47 @@ def _read_nic(
     draft.nics.append((nic, given, errors))
 
 
-def _check_nics(nics: Sequence[tuple[Nic, _Given, Errors]]) -> None:
-    """Check that no two NICs of the host have the same tap, or the same MAC."""
+def _read_user(node: Map, errors: Errors) -> UserMode:
+    """Read what a user-mode network is, and check that its addresses are on it."""
+    given = _read_fields(node, "user", "user:", errors)
+    user = UserMode(**given.values)
+    if user.ipv4 is False and user.ipv6 is False:
+        errors.add(given.keys["ipv6"], "user: has neither IPv4 nor IPv6; leave one of them out")
+    if "ipv4" in given.keys and "ipv4" not in given.values:
+        return user
+    subnet = DEFAULT_USER_IPV4 if user.ipv4 is None else user.ipv4
+    named = {
+        "forward": [each.to_address for each in user.forward if each.to_address],
+        "dns": [user.dns] if user.dns is not None else [],
+    }
+    for name, addresses in named.items():
+        if subnet is False:
+            if name in given.keys:
+                errors.add(given.keys[name], f"without IPv4 there is no {name}; remove it")
+            continue
+        for address in addresses:
+            if not is_host_of(address, subnet):
+                errors.add(
+                    given.nodes[name],
+                    f"{name} leads to {address}, which is no host of the guest's subnet {subnet}; "
+                    "take one of it, or leave the address out",
+                )
+    return user
+
+
+def _check_nics(draft: _Draft) -> None:
+    """Check that no two NICs of the host have the same tap, or MAC, and none a bridge's name."""
     taps: dict[str, Nic] = {}
     macs: dict[str, Nic] = {}
-    for nic, given, errors in nics:
+    bridges = {network.bridge: network for network in draft.networks.values()}
+    for nic, given, errors in draft.nics:
+        bridge = bridges.get(nic.tap) if nic.tap else None
+        if bridge is not None:
+            errors.add_at(
+                *_at(given.nodes.get("tap"), nic.place),
+                f"tap {nic.tap} is the bridge of network {bridge.name} ({bridge.place}); "
+                "give the NIC another tap:",
+            )
         for name, value, seen in (("tap", nic.tap, taps), ("mac", nic.mac, macs)):
             if not value:
                 continue
@@ -382,10 +418,13 @@ def _check_nics(nics: Sequence[tuple[Nic, _Given, Errors]]) -> None:
             if first is not nic:
                 where = given.nodes.get(name)
                 message = f"another NIC has the {name} {value} too, at {first.place}"
-                if where is not None:
-                    errors.add(where, message)
-                else:
-                    errors.add_at(nic.place.line, nic.place.column, f"{message}; give it a {name}:")
+                hint = "" if where is not None else f"; give it a {name}:"
+                errors.add_at(*_at(where, nic.place), message + hint)
+
+
+def _at(node: Node | None, place: Place) -> tuple[int, int]:
+    """Return the line and the column of `node`, where there is none of `place`."""
+    return (node.line, node.column) if node is not None else (place.line, place.column)
 
 
 def _check_network(

@@ -9,16 +9,18 @@ from collections.abc import Mapping
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import load_host_policy
-from pyqemu_ifconf.policy import Nic, Policy, Vm
+from pyqemu_ifconf.policy import Policy, Vm
 from pyqemu_ifctl.answer import Answer, to_json
 from pyqemu_ifctl.nics import (
     Hooks,
+    Macs,
+    by_hooks,
     find_vm,
     legacy,
+    legacy_on_netdevs,
     macs_of,
     modern,
-    tap_by_hooks,
-    user_mode,
+    on_hubs,
 )
 from pyqemu_ifctl.qemu import check_arguments, find_qemu
 
@@ -42,40 +44,41 @@ def args(
     """
     policy = load_host_policy(environ)
     vm = find_vm(policy, name)
-    macs = macs_of(policy, host_id())
-    hooks = find_hooks(sys.argv[0])
-    if as_legacy:
-        found = legacy(policy, vm, macs, hooks)
-    else:
-        found = []
-        for nic in vm.nics:
-            backend = (
-                user_mode(nic.id, nic.user) if nic.user is not None else tap_by_hooks(nic, hooks)
-            )
-            found += modern(policy, nic, macs[vm.name, nic.id], backend)
+    macs = find_macs(policy, vm)
+    form = legacy if as_legacy else modern
+    found = form(policy, vm, macs, by_hooks(find_hooks(sys.argv[0])))
     if check:
-        check_arguments(find_qemu(qemu), machine, dry(policy, vm, macs))
+        # NOTE: on a hub of its own each, -net nic says the same as beside a -net.
+        form = legacy_on_netdevs if as_legacy else modern
+        check_arguments(find_qemu(qemu), machine, form(policy, vm, macs, on_hubs(vm)))
     if as_json:
         return Answer(to_json({"vm": vm.name, "arguments": found}))
     return Answer(shlex.join(found) + "\n")
 
 
-def dry(policy: Policy, vm: Vm, macs: Mapping[tuple[str, str], str]) -> list[str]:
-    """Return the guest's arguments with what opens a tap or a port of the host's left out."""
-    found: list[str] = []
-    for number, nic in enumerate(vm.nics):
-        found += modern(policy, nic, macs[vm.name, nic.id], _dry_backend(nic, number))
-    return found
+def find_macs(policy: Policy, vm: Vm) -> Macs:
+    """Return the MACs of this host's NICs, those of the guest `vm` among them.
 
-
-def _dry_backend(nic: Nic, number: int) -> str:
-    if nic.user is not None:
-        return user_mode(nic.id, nic.user, forwards=False)
-    return f"hubport,id={nic.id},hubid={number}"
+    Raises Failure: 65 where two are alike, 71 where the host has no id to make one of.
+    """
+    macs = macs_of(policy, find_host_id())
+    return macs if all((vm.name, nic.id) in macs for nic in vm.nics) else macs_of(policy, host_id())
 
 
 def host_id() -> str:
     """Return what no other host is called. Raises Failure (71) where this one has no id."""
+    found = find_host_id()
+    if found is None:
+        raise Failure(
+            Status.REFUSED, "the host has no id to make MACs of", f"no {MACHINE_IDS[0]}",
+            "make one: systemd-machine-id-setup, or: dbus-uuidgen --ensure=/etc/machine-id; or "
+            "give each NIC of the guest its mac:",
+        )
+    return found
+
+
+def find_host_id() -> str | None:
+    """Return what no other host is called, None where this one has no id."""
     for path in MACHINE_IDS:
         try:
             with open(path, encoding="ascii", errors="replace") as file:
@@ -84,11 +87,7 @@ def host_id() -> str:
             continue
         if found and found != "uninitialized":
             return found
-    raise Failure(
-        Status.REFUSED, "the host has no id to make MACs of", f"no {MACHINE_IDS[0]}",
-        "make one: systemd-machine-id-setup, or: dbus-uuidgen --ensure=/etc/machine-id; or give "
-        "each NIC its mac:",
-    )
+    return None
 
 
 def find_hooks(program: str) -> Hooks:
@@ -96,12 +95,13 @@ def find_hooks(program: str) -> Hooks:
 
     Raises Failure (69) where they are not beside it.
     """
-    folder = os.path.dirname(os.path.abspath(program))
-    hooks = Hooks(os.path.join(folder, "pyqemu-ifup"), os.path.join(folder, "pyqemu-ifdown"))
-    for path in (hooks.ifup, hooks.ifdown):
-        if not os.access(path, os.X_OK):
-            raise Failure(
-                Status.UNAVAILABLE, f"the hook {path} is not there",
-                "the hooks are installed beside this", "install them: make install",
-            )
-    return hooks
+    # NOTE: a link to the program may lie anywhere, and its hooks beside it or beside the program.
+    folders = [os.path.dirname(find(program)) for find in (os.path.abspath, os.path.realpath)]
+    found = [Hooks(f"{folder}/pyqemu-ifup", f"{folder}/pyqemu-ifdown") for folder in folders]
+    for hooks in found:
+        if os.access(hooks.ifup, os.X_OK) and os.access(hooks.ifdown, os.X_OK):
+            return hooks
+    raise Failure(
+        Status.UNAVAILABLE, f"the hooks are not in {folders[-1]}", "they are installed beside this",
+        "install them: make install",
+    )

@@ -6,7 +6,7 @@ QEMU's options: qemu-options.hx of QEMU, -netdev, -device and -net; a comma in a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -17,6 +17,8 @@ from pyqemu_ifconf.vms import is_virtio
 MTU_OF_ETHERNET = 1500
 MAC_PREFIX = "52:54:00"
 """That of QEMU's own MACs."""
+NO_NIC = ("-nic", "none")
+"""Of a guest without a NIC: QEMU gives one in user mode to a guest of which it is told none."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +42,26 @@ def find_vm(policy: Policy, name: str) -> Vm:
     return vm
 
 
-def macs_of(policy: Policy, host: str) -> dict[tuple[str, str], str]:
-    """Return the MAC of each NIC of the policy, by the guest's name and the NIC's id.
+Macs = Mapping[tuple[str, str], str]
+"""MACs by the guest's name and the NIC's id."""
+Backend = Callable[[Nic], str]
+"""Returns the value of -netdev for a NIC."""
+
+
+def macs_of(policy: Policy, host: str | None) -> Macs:
+    """Return the MAC of each NIC of the policy.
 
     One that is not given is made of `host`, a name that no other host has, the guest's name and
-    the NIC's id. Raises Failure (65) where two would be alike.
+    the NIC's id; of a host without a name (None) it has none. Raises Failure (65) where two would
+    be alike.
     """
     found: dict[tuple[str, str], str] = {}
     holders: dict[str, tuple[str, Nic]] = {}
     for vm in policy.vms.values():
         for nic in vm.nics:
-            mac = nic.mac or made_mac(host, vm.name, nic.id)
+            if nic.mac is None and host is None:
+                continue
+            mac = nic.mac or made_mac(host or "", vm.name, nic.id)
             other = holders.setdefault(mac, (vm.name, nic))
             if other[1] is not nic:
                 raise Failure(
@@ -68,9 +79,12 @@ def made_mac(host: str, vm: str, nic_id: str) -> str:
     return ":".join((MAC_PREFIX, digest[0:2], digest[2:4], digest[4:6]))
 
 
-def modern(policy: Policy, nic: Nic, mac: str, backend: str) -> list[str]:
-    """Return -netdev with the `backend`, and -device for it."""
-    return ["-netdev", backend, "-device", device(policy, nic, mac)]
+def modern(policy: Policy, vm: Vm, macs: Macs, backend: Backend) -> list[str]:
+    """Return -netdev and -device for each NIC of the guest."""
+    found: list[str] = []
+    for nic in vm.nics:
+        found += ["-netdev", backend(nic), "-device", device(policy, nic, macs[vm.name, nic.id])]
+    return found or list(NO_NIC)
 
 
 def device(policy: Policy, nic: Nic, mac: str) -> str:
@@ -102,6 +116,27 @@ def guest_mtu(policy: Policy, nic: Nic) -> int | None:
     return mtu if mtu != MTU_OF_ETHERNET else None
 
 
+def by_hooks(hooks: Hooks) -> Backend:
+    """Return what gives each NIC its netdev where QEMU opens the taps, and calls the hooks."""
+
+    def backend(nic: Nic) -> str:
+        return user_mode(nic.id, nic.user) if nic.user is not None else tap_by_hooks(nic, hooks)
+
+    return backend
+
+
+def on_hubs(vm: Vm) -> Backend:
+    """Return what gives each NIC a netdev that opens no tap and no port of the host's."""
+    numbers = {nic.id: number for number, nic in enumerate(vm.nics)}
+
+    def backend(nic: Nic) -> str:
+        if nic.user is not None:
+            return user_mode(nic.id, nic.user, forwards=False)
+        return f"hubport,id={nic.id},hubid={numbers[nic.id]}"
+
+    return backend
+
+
 def tap_by_hooks(nic: Nic, hooks: Hooks) -> str:
     """Return the netdev of a tap that QEMU opens, and that the hooks attach."""
     words = [
@@ -127,8 +162,12 @@ def user_mode(nic_id: str, user: UserMode, *, forwards: bool = True) -> str:
 
 
 def _user_words(user: UserMode) -> list[str]:
-    pairs = (("net", user.ipv4), ("ipv6-net", user.ipv6), ("hostname", user.hostname))
-    words = [f"{key}={value}" for key, value in pairs if value is not None]
+    words = [f"{protocol}=off" for protocol in ("ipv4", "ipv6") if getattr(user, protocol) is False]
+    pairs = (
+        ("net", user.ipv4), ("ipv6-net", user.ipv6), ("hostname", user.hostname), ("dns", user.dns),
+        *(("dnssearch", domain) for domain in user.search),
+    )
+    words += [f"{key}={value}" for key, value in pairs if value]
     return words + (["restrict=on"] if user.restrict else [])
 
 
@@ -139,34 +178,42 @@ def _hostfwd(forward: Forward) -> str:
     )
 
 
-def legacy(policy: Policy, vm: Vm, macs: dict[tuple[str, str], str], hooks: Hooks) -> list[str]:
-    """Return -net nic and its backend.
+def legacy(policy: Policy, vm: Vm, macs: Macs, backend: Backend) -> list[str]:
+    """Return -net nic, and -net with its backend; for several NICs, -netdev in place of that.
 
-    Raises Failure (71) for what this form cannot say: QEMU plugs every -net of a guest into one
-    hub, which would join the networks of its NICs.
+    QEMU plugs every -net into one hub, which would join the networks of several NICs. Raises
+    Failure (71) for what this form cannot say.
     """
     if len(vm.nics) > 1:
-        raise _not_legacy(vm.nics[1], "a second NIC: -net joins the networks of all of them")
+        return legacy_on_netdevs(policy, vm, macs, backend)
     found: list[str] = []
     for nic in vm.nics:
-        if nic.queues > 1:
-            raise _not_legacy(nic, "queues")
-        if guest_mtu(policy, nic) is not None:
-            raise _not_legacy(nic, f"host_mtu, and the network's MTU is {guest_mtu(policy, nic)}")
-        if nic.bus or (nic.addr and "." in nic.addr):
-            raise _not_legacy(nic, "a bus, or a function of a slot")
-        words = ["nic", f"model={nic.model}", f"macaddr={macs[vm.name, nic.id]}"]
-        words += [f"addr={nic.addr}"] if nic.addr else []
-        words += [f"vectors={nic.vectors}"] if nic.vectors is not None else []
-        if nic.user is not None:
-            backend = ["user", *_user_words(nic.user), *map(_hostfwd, nic.user.forward)]
-        else:
-            backend = [
-                "tap", f"ifname={_doubled(nic.tap)}", f"script={_doubled(hooks.ifup)}",
-                f"downscript={_doubled(hooks.ifdown)}",
-            ]
-        found += ["-net", ",".join(words), "-net", ",".join(backend)]
-    return found
+        words = _legacy_nic(policy, nic, macs[vm.name, nic.id])
+        found += ["-net", ",".join(["nic", *words]), "-net", backend(nic)]
+    return found or list(NO_NIC)
+
+
+def legacy_on_netdevs(policy: Policy, vm: Vm, macs: Macs, backend: Backend) -> list[str]:
+    """Return -netdev, and -net nic on it, for each NIC of the guest. Raises Failure (71)."""
+    found: list[str] = []
+    for nic in vm.nics:
+        words = _legacy_nic(policy, nic, macs[vm.name, nic.id])
+        found += ["-netdev", backend(nic), "-net", ",".join(["nic", f"netdev={nic.id}", *words])]
+    return found or list(NO_NIC)
+
+
+def _legacy_nic(policy: Policy, nic: Nic, mac: str) -> list[str]:
+    """Return what -net nic says of the NIC itself. Raises Failure (71)."""
+    if nic.queues > 1:
+        raise _not_legacy(nic, "queues")
+    mtu = guest_mtu(policy, nic)
+    if mtu is not None:
+        raise _not_legacy(nic, f"host_mtu, and the network's MTU is {mtu}")
+    if nic.bus or nic.addr:
+        # NOTE: since version 9, QEMU passes the addr= of -net nic over without a word.
+        raise _not_legacy(nic, "a PCI address that each QEMU heeds")
+    words = [f"model={nic.model}", f"macaddr={mac}"]
+    return words + ([f"vectors={nic.vectors}"] if nic.vectors is not None else [])
 
 
 def _not_legacy(nic: Nic, what: str) -> Failure:

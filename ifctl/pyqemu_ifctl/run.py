@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifctl.answer import Answer, shown
-from pyqemu_ifctl.nics import device, find_vm, macs_of, tap_by_descriptors, user_mode
+from pyqemu_ifctl.nics import NO_NIC, device, find_vm, tap_by_descriptors, user_mode
 from pyqemu_ifup.tap_client import QUEUES_MAX, NoTap, ask_for_tap, find_socket
 
 VHOST = "/dev/vhost-net"
@@ -71,6 +71,7 @@ def run(
                 inherited += [*taps, *vhosts]
                 backend = tap_by_descriptors(nic.id, taps, vhosts)
             words += ["-netdev", backend, *nic.device]
+        words += () if nics else NO_NIC
     except NoTap as failure:
         status = next((each for each in Status if each == failure.status), Status.REFUSED)
         return Answer("", status, tuple(_remarks(failure, at)))
@@ -125,11 +126,11 @@ def _refuse_twice(ids: Sequence[str]) -> None:
 def _of_vm(name: str, environ: Mapping[str, str]) -> list[Nic]:
     """Return the NICs of a guest of the policy's. Raises Failure."""
     from pyqemu_ifconf.load import load_host_policy
-    from pyqemu_ifctl.args import host_id
+    from pyqemu_ifctl.args import find_macs
 
     policy = load_host_policy(environ)
     vm = find_vm(policy, name)
-    macs = macs_of(policy, host_id())
+    macs = find_macs(policy, vm)
     found = []
     for nic in vm.nics:
         words = ("-device", device(policy, nic, macs[vm.name, nic.id]))

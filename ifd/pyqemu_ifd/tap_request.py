@@ -13,6 +13,7 @@ from pyqemu_ifconf.policy import (
     Nic,
     Policy,
     Port,
+    Vm,
     find_nic,
     nic_port,
     port_on,
@@ -26,7 +27,14 @@ from pyqemu_ifd.access import (
     taps_of,
 )
 from pyqemu_ifd.taps import QUEUES_MAX, close_all, open_taps
-from pyqemu_ifup.access import ROOT, heeded_bridge_conf, identity, may_still, may_use
+from pyqemu_ifup.access import (
+    ROOT,
+    heeded_bridge_conf,
+    identity,
+    may_have,
+    may_still,
+    may_use,
+)
 from pyqemu_ifup.attach import attaching, success_line
 from pyqemu_ifup.caller import find_caller, find_helped, real_uid
 from pyqemu_ifup.host import Host
@@ -88,7 +96,7 @@ class NewTap:
     uid: int
     login: str
     holder: int
-    nic: Nic | None = None
+    nic: tuple[Vm, Nic] | None = None
 
 
 def serve_tap(
@@ -117,9 +125,10 @@ def make_tap(
     conf = heeded_bridge_conf(policy, uid)
     network = find_network(policy, wish.network, uid, login, groups, conf)
     pattern = pick_name(policy, network, wish.name, uid)
-    nic = find_nic(policy, network.name, wish.name) if wish.name else None
-    if nic is not None:
-        may_use(network, uid, login, groups, conf, nic_port(policy, nic))
+    found = find_nic(policy, network.name, wish.name) if wish.name else None
+    if found is not None:
+        may_use(network, uid, login, groups, conf, nic_port(policy, found[1]))
+        may_have(found[0], uid, login, groups)
     holder = find_helped(peer_pid) if wish.for_parent else peer_pid
     if holder is None:
         raise Failure(Status.TRY_AGAIN, "stopped", "the calling process has ended")
@@ -135,7 +144,7 @@ def make_tap(
         close_all(descriptors)
         raise
     _under_way[name] = (network.name, uid)
-    return NewTap(name, descriptors, network.name, uid, login, holder, nic)
+    return NewTap(name, descriptors, network.name, uid, login, holder, found)
 
 
 def attach_tap(host: Host, policy: Policy, tap: NewTap) -> Work[None]:
@@ -144,12 +153,13 @@ def attach_tap(host: Host, policy: Policy, tap: NewTap) -> Work[None]:
     Raises Failure as `attach`; then its descriptors are closed, and nothing is left of it.
     """
     try:
-        if tap.nic is not None:
-            port = nic_port(policy, tap.nic)
-        else:
-            port = port_on(policy, tap.network, tap.name)
         # NOTE: the netdev is not known: QEMU's helper has no name for it.
         vm = find_caller(tap.name, tap.holder, want_user=False).vm
+        if tap.nic is not None:
+            guest, nic = tap.nic
+            port, vm = nic_port(policy, nic), vm or guest.name
+        else:
+            port = port_on(policy, tap.network, tap.name)
         caller = Caller(tap.name, vm=vm, user=tap.login)
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         uid = tap.uid if tap.uid != ROOT else None

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from pyqemu_ifconf.bridge_conf import NOTHING, BridgeConf, read_bridge_conf
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import Network, Policy, Port, Vlan
+from pyqemu_ifconf.policy import Network, Policy, Port, Vlan, Vm, find_nic
 
 ROOT = 0
 
@@ -75,6 +75,20 @@ def may_use(
     )
 
 
+def may_have(vm: Vm, uid: int, login: str, groups: Collection[str]) -> None:
+    """Check that the user, who may use its networks, may have the taps of the guest `vm`.
+
+    Their settings may be others than those of the network, another VLAN say. Raises Failure (77).
+    """
+    if uid == ROOT or vm.users is None or _first(vm.users, login, groups) is not None:
+        return
+    raise Failure(
+        Status.DENIED, f"user {login} may not have the taps of guest {vm.name}",
+        "neither the user nor one of the user's groups is among the guest's users "
+        f"({vm.place})", f"whoever keeps the policy can add {login} to its users:",
+    )
+
+
 def _first(names: Collection[str], login: str, groups: Collection[str]) -> str | None:
     """Return the first of `names` that is the user or, with @, one of the groups."""
     known = {f"@{group}" for group in groups}
@@ -93,6 +107,9 @@ def may_still(policy: Policy, port: Port, uid: int) -> None:
     login, groups = identity(uid)
     network = policy.networks[port.network]
     may_use(network, uid, login, groups, heeded_bridge_conf(policy, uid), port)
+    found = find_nic(policy, port.network, port.tap)
+    if found is not None and found[1].place == port.place:
+        may_have(found[0], uid, login, groups)
 
 
 def heeded_bridge_conf(policy: Policy, uid: int) -> BridgeConf:
