@@ -137,7 +137,7 @@ def build_parser() -> Parser:
     args = verb("args", "Print the arguments that give QEMU the NICs of a guest of the policy's.")
     args.add_argument("vm", metavar="VM")
     args.add_argument(
-        "--legacy", action="store_true", help="-net nic in place of -device, as old command lines have it"
+        "--legacy", action="store_true", help="-net nic in place of -device"
     )
     args.add_argument(
         "--qemu", metavar="PROGRAM", default=DEFAULT_QEMU,
