@@ -29,7 +29,10 @@ def addresses(policy: Policy | Failure) -> list[str]:
 
 
 def open_each(host: Host, ovsdbs: Iterable[str]) -> dict[str, Failure]:
-    """Open those of `ovsdbs` that are there; return those which failed, each with its failure."""
+    """Open those of `ovsdbs` that are there; return those which failed, each with its failure.
+
+    Raises Failure (75) once the host's watch is interrupted: the others are not looked at.
+    """
     failed: dict[str, Failure] = {}
     watch = host.watch
     for address in ovsdbs:
@@ -37,6 +40,8 @@ def open_each(host: Host, ovsdbs: Iterable[str]) -> dict[str, Failure]:
         try:
             host.finish(host.open_databases([address]))
         except Failure as failure:
+            if watch.interrupted() is not None:
+                raise
             failed[address] = failure
         finally:
             host.watch = watch

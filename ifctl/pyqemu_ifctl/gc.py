@@ -31,8 +31,8 @@ def gc(
     failures: list[Failure] = []
     policy = read_policy(environ)
     with Host(tap, watch, tell) as host:
-        failures += open_each(host, addresses(policy)).values()
         try:
+            failures += open_each(host, addresses(policy)).values()
             for leftover, let_go in collect(host, watch, tap=tap, dry_run=dry_run):
                 found.append(leftover)
                 if not let_go:
