@@ -28,6 +28,9 @@ from lab.qemu import Qemu
 from lab.snapshot import Snapshot, leftovers
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifup import nat_network
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.linux_bridge import Netlink
+from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.nat import bridge_mac, dnsmasq_arguments, ruleset
 
 LAB: dict[str, Any] = {
@@ -161,6 +164,7 @@ def test_what_it_refuses_is_refused_before_anything_is_made(
         "pyqemu-ifup: web0: subnet 192.168.76.0/24 of network lab is in use: eth0 has "
         "192.168.76.9/28; give network lab another subnet\n"
     )
+    assert is_gone(netns)
     netns.ip("address", "flush", "dev", "eth0")
     netns.ip("link", "add", "labbr0", "type", "bridge")
     done = hooks.up("web0")
@@ -168,6 +172,7 @@ def test_what_it_refuses_is_refused_before_anything_is_made(
         77, True
     )
     netns.ip("link", "del", "labbr0")
+    assert is_gone(netns)
     netns.run(["nft", "add", "table", "inet", TABLE])
     done = hooks.up("web0")
     assert (done.returncode, f"table inet {TABLE} is somebody else's" in done.stderr) == (77, True)
@@ -178,24 +183,40 @@ def test_what_it_refuses_is_refused_before_anything_is_made(
 
 
 @pytest.mark.alone("a switch of the namespace's own, turned on by whoever comes first")
-def test_ipv6_by_advertisements_is_not_given_up(hooks: Hooks, netns: Namespace) -> None:
+@pytest.mark.parametrize("lifetime", [1800, 0])
+def test_ipv6_by_advertisements_is_not_given_up(
+    hooks: Hooks, netns: Namespace, lifetime: int
+) -> None:
+    """Neither a default route by a router's own advertisement nor, without one, an address."""
     tap = netns.tap("web0")
-    netns.ip("link", "add", "eth0", "type", "veth", "peer", "name", "peer0")
-    netns.ip("link", "set", "eth0", "up")
-    netns.ip("link", "set", "peer0", "up")
-    netns.ip("-6", "route", "add", "default", "via", "fe80::1", "dev", "eth0", "proto", "ra")
-    flags = netns.run(["cat", "/proc/net/ipv6_route"]).stdout
-    done = hooks.up("web0")
-    learned = any(line.split()[1] == "00" and int(line.split()[8], 16) & 0x50000 == 0x50000
-                  for line in flags.splitlines())  # fmt: skip
-    if learned or done.returncode:
-        assert done.returncode == 71
-        assert "sysctl -w net.ipv6.conf.eth0.accept_ra=2" in done.stderr
-        sysctl = "/proc/sys/net/ipv6/conf/eth0/accept_ra"
-        netns.run(["sh", "-c", f"echo 2 >{sysctl}"])
-        assert hooks.up("web0").returncode == 0
-    assert hooks.down("web0").returncode == 0
-    netns.ip("link", "del", "eth0")
+    with Namespace() as router:
+        netns.ip(*"link add eth0 type veth peer name eth0 netns".split(), router.name)
+        netns.ip("link", "set", "eth0", "up")
+        router.ip("address", "add", "2001:db8:9::1/64", "dev", "eth0", "nodad")
+        router.ip("link", "set", "eth0", "up")
+        words = ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0",
+                 "--interface=eth0", "--bind-interfaces", "--enable-ra", "--leasefile-ro",
+                 "--pid-file=", "--dhcp-range=2001:db8:9::,ra-only,64",
+                 f"--ra-param=eth0,high,4,{lifetime}"]  # fmt: skip
+        sender = router.popen(words)
+        try:
+            end = time.monotonic() + 30
+            show = ["ip", "-6", "address", "show", "dev", "eth0"]
+            while "2001:db8:9:" not in netns.run(show).stdout:
+                assert time.monotonic() < end, "no advertisement has come"
+                time.sleep(0.1)
+            done = hooks.up("web0")
+            assert done.returncode == 71
+            assert "eth0 lives by router advertisements" in done.stderr
+            assert "sysctl -w net.ipv6.conf.eth0.accept_ra=2" in done.stderr
+            assert is_gone(netns), "nothing is left of it, its folder neither"
+            netns.run(["sh", "-c", "echo 2 >/proc/sys/net/ipv6/conf/eth0/accept_ra"])
+            assert hooks.up("web0").returncode == 0
+        finally:
+            sender.terminate()
+            sender.communicate()
+        assert hooks.down("web0").returncode == 0
+        netns.ip("link", "del", "eth0")
     assert is_gone(netns)
     tap.close()
 
@@ -315,6 +336,64 @@ def test_a_crash_at_each_step_leaves_what_gc_or_the_next_up_mends(
     assert is_gone(inside)
     assert calls.start("pyqemu-ifup", "web0", change=change).wait().status == -signal.SIGKILL
     assert calls.hooks.ctl("gc").returncode == 0
+    assert is_gone(inside)
+    calls.close()
+
+
+@pytest.mark.alone("stops the hook itself")
+@pytest.mark.parametrize("call", range(1, 10))
+def test_a_crash_at_each_step_of_the_last_down_leaves_what_gc_removes(
+    inside: Namespace, tmp_path: Path, call: int
+) -> None:
+    """Killed before each of what it does: dnsmasq's end, the bridge, the table, each file."""
+    require("dnsmasq")
+    calls = Calls(Hooks(tmp_path / "hooks"))
+    write_policy(calls.hooks)
+    inside.tap("web0")
+    assert calls.up("web0").status == 0
+
+    def change() -> None:
+        count = 0
+
+        def mortal(real: Any) -> Any:
+            def run(*words: Any, **more: Any) -> Any:
+                nonlocal count
+                count += 1
+                if count == call:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*words, **more)
+
+            return run
+
+        for name in ("_ending", "read_table", "_running", "_forget"):
+            setattr(nat_network, name, mortal(getattr(nat_network, name)))
+        setattr(Netlink, "delete_link", mortal(Netlink.delete_link))  # noqa: B010
+        for name in ("unlink", "rmdir"):
+            setattr(os, name, mortal(getattr(os, name)))
+
+    ended = calls.start("pyqemu-ifdown", "web0", change=change).wait()
+    assert ended.status == -signal.SIGKILL, ended
+    assert not is_gone(inside), "it was killed before its end"
+    assert calls.hooks.ctl("gc").returncode == 0
+    assert is_gone(inside)
+    calls.close()
+
+
+@pytest.mark.alone("stops the hook itself")
+def test_gc_takes_nothing_from_under_a_guest_whatever_else_is_left(
+    inside: Namespace, tmp_path: Path
+) -> None:
+    """It may have seen no bridge yet: what is there once it has the lock decides."""
+    require("dnsmasq")
+    calls = Calls(Hooks(tmp_path / "hooks"))
+    write_policy(calls.hooks)
+    inside.tap("web0")
+    assert calls.up("web0").status == 0
+    with Host(None, Watch(10), lambda command: None) as host:
+        assert host.finish(nat_network.networks_left(host)) == []
+        assert host.finish(nat_network.leaving(host, "lab", "")) is False
+    assert is_whole(inside)
+    assert calls.down("web0").status == 0
     assert is_gone(inside)
     calls.close()
 
@@ -539,10 +618,7 @@ def test_a_flow_follows_a_change_of_its_forward(
 
 @pytest.mark.timeout(300)
 def test_guests_that_come_and_go_at_random(hooks: Hooks, netns: Namespace, way: str) -> None:
-    """20 of them, 10 times over, some killed: the network is under each that runs.
-
-    Without an agent, which takes ten times as long, 3 times.
-    """
+    """20 of them, 10 times over, some killed: the network is under each that runs."""
     require("qemu")
     luck = random.Random(76)
     stop = threading.Event()
@@ -564,7 +640,7 @@ def test_guests_that_come_and_go_at_random(hooks: Hooks, netns: Namespace, way: 
 
     def live(number: int) -> None:
         own = random.Random(number)
-        for _ in range(10 if way == "agent" else 3):
+        for _ in range(10):
             name = f"web{number}"
             scripts = f"script={hooks.ifup},downscript={hooks.ifdown}"
             with Qemu("-netdev", f"tap,id=n0,ifname={name},{scripts}", netns=netns.name,

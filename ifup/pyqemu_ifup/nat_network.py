@@ -51,6 +51,7 @@ SHORT = 0.005
 """Seconds between looks at a program that is about to end."""
 TERM_TIME = 1.0
 """Seconds that dnsmasq has to end by itself."""
+RTF_ADDRCONF = 0x40000
 USERS = ("dnsmasq", "nobody")
 _GONE = (errno.ENOENT, errno.ESRCH)
 
@@ -184,7 +185,7 @@ def dnsmasqs(folder: str | None = None) -> Iterator[tuple[int, list[str]]]:
     """
     start = f"--pid-file={RUN}/" if folder is None else f"--pid-file={folder}/dnsmasq.pid"
     here = os.stat("/proc/self/ns/net").st_ino
-    users = {os.geteuid(), pwd.getpwnam(_user()).pw_uid}
+    users = {os.geteuid(), *(pwd.getpwnam(user).pw_uid for user in _users()[:1])}
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
@@ -219,6 +220,8 @@ def making(host: Host, port: Port) -> Work[Held]:
     try:
         yield from _making(host, held, port.nat)
     except BaseException:
+        if _bridge_of(host, held) is None:
+            _forget(held)
         held.close()
         raise
     return held
@@ -295,16 +298,16 @@ def _check_forwarding(nat: Nat) -> None:
 
 
 def _by_advertisement() -> list[str]:
-    """Return the links that have a default route by a router's advertisement.
+    """Return the links that have a route by a router's advertisement: a default one, or its prefix.
 
-    /proc/net/ipv6_route: RTF_ADDRCONF is 0x40000, RTF_DEFAULT 0x10000 (linux/ipv6_route.h).
+    /proc/net/ipv6_route: RTF_ADDRCONF is 0x40000 (linux/ipv6_route.h).
     """
     found = []
     try:
         with open("/proc/net/ipv6_route", encoding="ascii") as file:
             for line in file:
                 words = line.split()
-                if words[1] == "00" and int(words[8], 16) & 0x50000:
+                if int(words[8], 16) & RTF_ADDRCONF:
                     found.append(words[9])
     except FileNotFoundError:
         return []
@@ -457,14 +460,28 @@ def _serving(host: Host, held: Held, nat: Nat) -> Work[None]:
         )
 
 
+def _users() -> list[str]:
+    """Return whom dnsmasq may run as, its own user first; those that this host has."""
+    known = {entry.pw_name for entry in map(_entry, USERS) if entry is not None}
+    return [name for name in USERS if name in known]
+
+
+def _entry(name: str) -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        return None
+
+
 def _user() -> str:
-    """Return whom dnsmasq runs as: its own user, where there is one."""
-    for name in USERS:
-        try:
-            return pwd.getpwnam(name).pw_name
-        except KeyError:
-            continue
-    return "root"
+    """Return whom dnsmasq runs as. Raises Failure (69) where it could only be root."""
+    users = _users()
+    if not users:
+        raise Failure(
+            Status.UNAVAILABLE, "there is no user for dnsmasq to run as",
+            f"neither {' nor '.join(USERS)} is known", "adduser --system dnsmasq",
+        )
+    return users[0]
 
 
 def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
@@ -528,27 +545,20 @@ def leaving(host: Host, network: str, bridge: str) -> Work[bool]:
 
 def leaving_held(host: Host, held: Held) -> Work[bool]:
     """Do as `leaving`, with the lock held."""
-    link = host.kernel.look_up(held.bridge)
-    if link is not None and is_ours(link, held.network) and ports_of(host, link):
+    link = _bridge_of(host, held)
+    if link is not None and ports_of(host, link):
         return False
     yield from _taking_away(host, held)
     return True
 
 
-def _taking_away(host: Host, held: Held) -> Work[None]:
-    yield from _ending(held.folder, [pid for pid, _ in dnsmasqs(held.folder)], host.watch)
-    link = host.kernel.look_up(held.bridge)
-    if link is not None and is_ours(link, held.network):
-        host.tell(f"ip link del dev {held.bridge}")
-        host.kernel.delete_link(link.index)
-    if shutil.which("nft", path=SAFE_PATH) is not None:
-        table = yield from read_table(held.network, host.watch)
-        if table is not None and table.comment.startswith(f"{ALIAS_MARK} "):
-            name = f"inet {table_name(held.network)}"
-            host.tell(f"nft delete table {name}")
-            done = yield from _running(["nft", "delete", "table", *name.split()], host.watch)
-            if done.status != 0 and "No such file or directory" not in done.err:
-                raise _nft_failure(done)
+def _bridge_of(host: Host, held: Held) -> Link | None:
+    """Return the network's bridge as we have made it, whatever it is called; None without one."""
+    return next((link for link in host.kernel.links() if is_ours(link, held.network)), None)
+
+
+def _forget(held: Held) -> None:
+    """Remove the network's files."""
     for name in ("leases", "dnsmasq.pid", "lock"):
         try:
             os.unlink(f"{held.folder}/{name}")
@@ -559,6 +569,23 @@ def _taking_away(host: Host, held: Held) -> Work[None]:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
             raise
+
+
+def _taking_away(host: Host, held: Held) -> Work[None]:
+    yield from _ending(held.folder, [pid for pid, _ in dnsmasqs(held.folder)], host.watch)
+    link = _bridge_of(host, held)
+    if link is not None:
+        host.tell(f"ip link del dev {link.name}")
+        host.kernel.delete_link(link.index)
+    if shutil.which("nft", path=SAFE_PATH) is not None:
+        table = yield from read_table(held.network, host.watch)
+        if table is not None and table.comment.startswith(f"{ALIAS_MARK} "):
+            name = f"inet {table_name(held.network)}"
+            host.tell(f"nft delete table {name}")
+            done = yield from _running(["nft", "delete", "table", *name.split()], host.watch)
+            if done.status != 0 and "No such file or directory" not in done.err:
+                raise _nft_failure(done)
+    _forget(held)
     log(syslog.LOG_INFO, f"network {held.network}: taken away")
 
 
@@ -638,7 +665,22 @@ def networks_left(host: Host) -> Work[list[tuple[str, str]]]:
                 network = folder.partition("@")[0]
                 if is_network_name(network):
                     found.setdefault(network, "")
+    for network in _folders():
+        found.setdefault(network, "")
     return [(name, bridge) for name, bridge in sorted(found.items()) if name not in in_use]
+
+
+def _folders() -> list[str]:
+    """Return the networks of which this network namespace has a folder."""
+    try:
+        names = os.listdir(RUN)
+    except FileNotFoundError:
+        return []
+    networks = {name.partition("@")[0] for name in names if os.path.isdir(f"{RUN}/{name}")}
+    return sorted(
+        network for network in networks
+        if is_network_name(network) and os.path.isdir(_folder(network))
+    )
 
 
 def _running(words: Sequence[str], watch: Watch, text: str = "") -> Work[Run]:
