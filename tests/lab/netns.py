@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from lab.taps import Raw, Tap
 
 CLONE_NEWNET = 0x40000000
 RUN_NETNS = Path("/run/netns")
+RUN = Path("/run/pyqemu-ifup")
 _numbers = itertools.count(1)
 
 
@@ -74,6 +76,7 @@ class Namespace:
         subprocess.run(["ip", "netns", "add", self.name], check=True)
         try:
             self.inode = self.path.stat().st_ino
+            self._remove_folders()
             self.ip("link", "set", "lo", "up")
         except BaseException:
             self._remove()
@@ -101,7 +104,16 @@ class Namespace:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
+        self._remove_folders()
         subprocess.run(["ip", "netns", "del", self.name], check=True)
+
+    def _remove_folders(self) -> None:
+        """Remove the folders of networks of this namespace, or of one that had its number before.
+
+        Nothing of a program is in them; a test that failed leaves them.
+        """
+        for folder in RUN.glob(f"*@{self.inode}"):
+            shutil.rmtree(folder)
 
     @contextmanager
     def enter(self) -> Iterator[Namespace]:
