@@ -300,57 +300,8 @@ def test_no_tap_lowers_the_bridge_s_mtu(hooks: Hooks, netns: Namespace) -> None:
     tap.close()
 
 
-@pytest.mark.alone("stops the hook itself")
-@pytest.mark.parametrize("step", ["_filtering", "_forwarding", "_serving", "differences"])
-@pytest.mark.parametrize("after", [False, True])
-def test_a_crash_at_each_step_leaves_what_gc_or_the_next_up_mends(
-    inside: Namespace, tmp_path: Path, step: str, after: bool
-) -> None:
-    require("dnsmasq")
-    calls = Calls(Hooks(tmp_path / "hooks"))
-    write_policy(calls.hooks)
-
-    def change() -> None:
-        real = getattr(nat_network, step)
-
-        def mortal(*words: Any) -> Any:
-            if not after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = real(*words)
-            if result is not None:
-                result = yield from result
-            os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        if step == "_forwarding":
-            setattr(nat_network, step, lambda *words: os.kill(os.getpid(), signal.SIGKILL))
-        else:
-            setattr(nat_network, step, mortal)
-
-    inside.tap("web0")
-    assert calls.start("pyqemu-ifup", "web0", change=change).wait().status == -signal.SIGKILL
-    assert "labbr0" in inside.links()
-    assert calls.up("web0").status == 0
-    assert is_whole(inside)
-    assert calls.down("web0").status == 0
-    assert is_gone(inside)
-    assert calls.start("pyqemu-ifup", "web0", change=change).wait().status == -signal.SIGKILL
-    assert calls.hooks.ctl("gc").returncode == 0
-    assert is_gone(inside)
-    calls.close()
-
-
-@pytest.mark.alone("stops the hook itself")
-@pytest.mark.parametrize("call", range(1, 10))
-def test_a_crash_at_each_step_of_the_last_down_leaves_what_gc_removes(
-    inside: Namespace, tmp_path: Path, call: int
-) -> None:
-    """Killed before each of what it does: dnsmasq's end, the bridge, the table, each file."""
-    require("dnsmasq")
-    calls = Calls(Hooks(tmp_path / "hooks"))
-    write_policy(calls.hooks)
-    inside.tap("web0")
-    assert calls.up("web0").status == 0
+def mortal_at(call: int, *doors: tuple[Any, str]) -> Callable[[], None]:
+    """Return what has the process be killed before the `call`-th use of these."""
 
     def change() -> None:
         count = 0
@@ -365,12 +316,63 @@ def test_a_crash_at_each_step_of_the_last_down_leaves_what_gc_removes(
 
             return run
 
-        for name in ("_ending", "read_table", "_running", "_forget"):
-            setattr(nat_network, name, mortal(getattr(nat_network, name)))
-        setattr(Netlink, "delete_link", mortal(Netlink.delete_link))  # noqa: B010
-        for name in ("unlink", "rmdir"):
-            setattr(os, name, mortal(getattr(os, name)))
+        for place, name in doors:
+            setattr(place, name, mortal(getattr(place, name)))
 
+    return change
+
+
+MAKES: list[tuple[Any, str]] = [
+    (os, "mkdir"), (nat_network, "_running"), (nat_network, "_write_sysctl"),
+    *((Netlink, name) for name in ("add_bridge", "add_address", "run")),
+]  # fmt: skip
+"""Through these goes all that makes a network, and the tap's joining it."""
+
+
+@pytest.mark.alone("stops the hook itself")
+@pytest.mark.parametrize("call", range(1, 23))
+def test_a_crash_at_each_step_leaves_what_gc_or_the_next_up_mends(
+    inside: Namespace, tmp_path: Path, call: int
+) -> None:
+    require("dnsmasq")
+    calls = Calls(Hooks(tmp_path / "hooks"))
+    write_policy(calls.hooks)
+    change = mortal_at(call, *MAKES)
+    inside.tap("web0")
+    assert calls.start("pyqemu-ifup", "web0", change=change).wait().status == -signal.SIGKILL
+    assert calls.up("web0").status == 0
+    assert is_whole(inside)
+    assert calls.down("web0").status == 0
+    assert is_gone(inside)
+    assert calls.start("pyqemu-ifup", "web0", change=change).wait().status == -signal.SIGKILL
+    if inside.link("web0").get("master") is None:
+        assert calls.hooks.ctl("gc").returncode == 0
+    else:
+        assert calls.down("web0").status == 0
+    assert is_gone(inside)
+    calls.close()
+
+
+ENDS: list[tuple[Any, str]] = [
+    *((nat_network, name) for name in ("_ending", "read_table", "_running", "_forget")),
+    (Netlink, "delete_link"), (os, "unlink"), (os, "rmdir"),
+]  # fmt: skip
+"""Through these goes all that takes a network away."""
+
+
+@pytest.mark.alone("stops the hook itself")
+@pytest.mark.parametrize("call", range(1, 10))
+def test_a_crash_at_each_step_of_the_last_down_leaves_what_gc_removes(
+    inside: Namespace, tmp_path: Path, call: int
+) -> None:
+    """Killed before each of what it does: dnsmasq's end, the bridge, the table, each file."""
+    require("dnsmasq")
+    calls = Calls(Hooks(tmp_path / "hooks"))
+    write_policy(calls.hooks)
+    inside.tap("web0")
+    assert calls.up("web0").status == 0
+
+    change = mortal_at(call, *ENDS)
     ended = calls.start("pyqemu-ifdown", "web0", change=change).wait()
     assert ended.status == -signal.SIGKILL, ended
     assert not is_gone(inside), "it was killed before its end"
@@ -458,14 +460,15 @@ def nat_of(text: str) -> Any:
 
 ARGUMENTS = [
     ("{ipv4: 10.0.0.1/24}",
-     ["--dhcp-range=10.0.0.2,10.0.0.254,255.255.255.0,1h"]),
+     ["--dhcp-range=10.0.0.2,10.0.0.254,255.255.255.0,1h", "--no-hosts"]),
     ("{ipv4: 10.0.0.254/24, dns: false}",
      ["--dhcp-range=10.0.0.1,10.0.0.253,255.255.255.0,1h", "--dhcp-option=option:dns-server",
       "--port=0"]),
     ("{ipv4: 10.0.0.9/24, dhcp: {range: 10.0.0.20-29}, outbound: false}",
-     ["--dhcp-range=10.0.0.20,10.0.0.29,255.255.255.0,1h", "--dhcp-option=option:router"]),
+     ["--dhcp-range=10.0.0.20,10.0.0.29,255.255.255.0,1h", "--dhcp-option=option:router",
+      "--no-hosts", "--no-resolv"]),
     ("{ipv4: 10.0.0.1/24, dhcp: false, dns: {domain: lab.test}}",
-     ["--domain=lab.test", "--local=/lab.test/", "--expand-hosts"]),
+     ["--domain=lab.test", "--local=/lab.test/", "--no-hosts"]),
     ("{ipv6: 'fd00::1/64', dns: false, outbound: false}",
      ["--dhcp-range=fd00::,ra-only,64", "--ra-param=labbr0,high,60,0", "--enable-ra",
       "--dhcp-option=option6:dns-server", "--port=0"]),
@@ -578,37 +581,86 @@ def test_real_guests_on_it(hooks: Hooks, netns: Namespace, outside: Namespace, w
     assert is_gone(netns)
 
 
+@pytest.mark.alone("the agent has a mount namespace of its own")
+@pytest.mark.timeout(120)
+def test_a_guest_resolves_what_the_host_s_name_server_knows(
+    hooks: Hooks, netns: Namespace, outside: Namespace, tmp_path: Path
+) -> None:
+    """The hook runs where /etc/resolv.conf names a server outside."""
+    require("qemu")
+    reason = boot.setup()
+    if reason is not None:
+        lack(reason)
+    resolv = tmp_path / "resolv.conf"
+    resolv.write_text(f"nameserver {OUTSIDE}\n")
+    script = tmp_path / "script"
+    script.write_text(
+        "#!/bin/sh\nexec unshare --mount sh -c "
+        f"'mount --bind {resolv} /etc/resolv.conf && exec \"$@\"' sh {hooks.ifup} \"$@\"\n"
+    )
+    script.chmod(0o755)
+    server = outside.popen([
+        "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts",
+        "--pid-file=", f"--listen-address={OUTSIDE}", "--bind-interfaces",
+        "--address=/far.example/198.51.100.7",
+    ])  # fmt: skip
+    try:
+        with ExitStack() as stack:
+            console = stack.enter_context(boot.Console())
+            guest = boot.guest_arguments(console, ip="dhcp", look="far.example")
+            netdev = f"tap,id=n0,ifname=web1,script={script},downscript={hooks.ifdown}"
+            qemu = stack.enter_context(Qemu(
+                *guest, "-netdev", netdev, "-device", "virtio-net-pci,netdev=n0",
+                netns=netns.name, machine="pc", env=hooks.environ(),
+            ))  # fmt: skip
+            assert console.wait("look") == "look far.example 198.51.100.7"
+            qemu.quit()
+    finally:
+        server.terminate()
+        server.communicate()
+    assert is_gone(netns)
+
+
 def test_a_flow_follows_a_change_of_its_forward(
     hooks: Hooks, netns: Namespace, outside: Namespace
 ) -> None:
     """A sender that goes on sending to the same port, as a name server is asked, is led anew."""
     one, two = netns.tap("web0"), netns.tap("web1")
 
-    def forward_to(last: int) -> None:
-        forward = [{"from": "5353/udp", "to": f"192.168.76.{last}:53"}]
+    def forward_to(last: int | None) -> None:
+        forward = [] if last is None else [{"from": "5353/udp", "to": f"192.168.76.{last}:53"}]
         write_policy(hooks, {"forward": forward, "dhcp": False, "dns": False, "ipv6": None})
 
-    forward_to(10)
-    assert hooks.up("web0").returncode == 0
     macs = {10: "52:54:00:aa:00:01", 11: "52:54:00:aa:00:02"}
-    for last, mac in macs.items():
-        netns.ip("neigh", "replace", f"192.168.76.{last}", "lladdr", mac, "dev", "labbr0")
 
-    def is_for(last: int) -> Callable[[bytes], bool]:
+    def up(tap: str) -> None:
+        assert hooks.up(tap).returncode == 0
+        for last, mac in macs.items():
+            netns.ip("neigh", "replace", f"192.168.76.{last}", "lladdr", mac, "dev", "labbr0")
+
+    def arrives(ask: bytes, last: int) -> bool:
         own = bytes.fromhex(macs[last].replace(":", ""))
-        return lambda data: data[:6] == own and data.endswith(b"asked")
+
+        def is_it(frame: bytes) -> bool:
+            return frame[:6] == own and frame.endswith(ask)
+
+        sender.sendto(ask, (PUBLIC, 5353))
+        return bool(one.recv(1, is_it) or two.recv(1, is_it))
 
     with outside.enter():
         sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with sender:
         sender.bind((OUTSIDE, 4444))
-        sender.sendto(b"asked", (PUBLIC, 5353))
-        assert one.recv(5, is_for(10))
+        sender.sendto(b"asked 1", (PUBLIC, 5353))
+        forward_to(10)
+        up("web0")
+        assert arrives(b"asked 2", 10), "what was the host's own before"
         forward_to(11)
-        assert hooks.up("web1").returncode == 0
-        netns.ip("neigh", "replace", "192.168.76.11", "lladdr", macs[11], "dev", "labbr0")
-        sender.sendto(b"asked", (PUBLIC, 5353))
-        assert one.recv(5, is_for(11)) or two.recv(1, is_for(11))
+        up("web1")
+        assert arrives(b"asked 3", 11)
+        forward_to(None)
+        up("web1")
+        assert not arrives(b"asked 4", 11)
     for tap in ("web0", "web1"):
         assert hooks.down(tap).returncode == 0
     assert is_gone(netns)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -20,7 +20,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_valid_name
 from pyqemu_ifup.links import IFF_UP, NLMSGHDR, LinkReader
-from pyqemu_ifup.look import Counters, Link, Vid, ranges
+from pyqemu_ifup.look import Counters, Flow, Link, Vid, ranges
 from pyqemu_ifup.plan import (
     JoinBridge,
     LeaveBridge,
@@ -39,8 +39,6 @@ from pyqemu_ifup.plan import (
 VLAN_PVID, VLAN_UNTAGGED = 0x2, 0x4
 VLAN_RANGE_BEGIN, VLAN_RANGE_END = 0x8, 0x10
 """BRIDGE_VLAN_INFO_* of linux/if_bridge.h."""
-IPS_DST_NAT = 1 << 5
-"""Of linux/netfilter/nf_conntrack_common.h: what was sent on to another address."""
 TRANSIENT = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS)
 ATTEMPTS = 5
 
@@ -166,9 +164,12 @@ class Netlink:
     def addresses(self) -> list[tuple[int, str]]:
         """Return the addresses of all links: the ifindex, and ADDRESS/LENGTH."""
         with _explained("cannot list the addresses"):
+            # NOTE: with a peer, IFA_ADDRESS is the peer's (linux/if_addr.h).
             return [
-                (message["index"], f"{message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}")
+                (message["index"], f"{local or message.get_attr('IFA_ADDRESS')}/"
+                                   f"{message['prefixlen']}")
                 for message in self._route.get_addr()
+                for local in (message.get_attr("IFA_LOCAL"),)
             ]
 
     def add_address(self, index: int, address: str) -> None:
@@ -191,36 +192,36 @@ class Netlink:
                     found.append((out, f"{to}/{message['dst_len']}"))
         return found
 
-    def forget_flows(self, ports: Iterable[tuple[str, int]]) -> None:
-        """Have the kernel forget the UDP flows to these ports that it has led elsewhere.
+    def forget_flows(self, which: Callable[[Flow], bool]) -> None:
+        """Have the kernel forget those UDP flows over IPv4: their next packet is a first one.
 
-        `ports` are protocol and port; those of tcp end by themselves. A kernel without connection
-        tracking has none. Raises Failure.
+        Those of TCP end by themselves. A kernel without connection tracking has none. Raises
+        Failure.
         """
-        wanted = {port for protocol, port in ports if protocol == "udp"}
-        if not wanted:
-            return
         # NOTE: rare, and a library of its own size.
         from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
         with _explained("cannot forget the flows of a forward"), NFCTSocket() as tracked:
             for entry in list(tracked.dump()):
-                original = entry.get_attr("CTA_TUPLE_ORIG")
-                ends = original.get_attr("CTA_TUPLE_IP")
-                proto = original.get_attr("CTA_TUPLE_PROTO")
+                sent, answered = entry.get_attr("CTA_TUPLE_ORIG"), entry.get_attr("CTA_TUPLE_REPLY")
+                ends, proto = sent.get_attr("CTA_TUPLE_IP"), sent.get_attr("CTA_TUPLE_PROTO")
                 if (
-                    proto.get_attr("CTA_PROTO_NUM") == socket.IPPROTO_UDP
-                    and proto.get_attr("CTA_PROTO_DST_PORT") in wanted
-                    and (entry.get_attr("CTA_STATUS") or 0) & IPS_DST_NAT
-                    and ends.get_attr("CTA_IP_V4_SRC") is not None
+                    proto.get_attr("CTA_PROTO_NUM") != socket.IPPROTO_UDP
+                    or ends.get_attr("CTA_IP_V4_SRC") is None
                 ):
-                    flow = NFCTAttrTuple(
-                        saddr=ends.get_attr("CTA_IP_V4_SRC"), daddr=ends.get_attr("CTA_IP_V4_DST"),
+                    continue
+                flow = Flow(
+                    ends.get_attr("CTA_IP_V4_DST"), proto.get_attr("CTA_PROTO_DST_PORT"),
+                    answered.get_attr("CTA_TUPLE_IP").get_attr("CTA_IP_V4_SRC"),
+                )
+                if which(flow):
+                    named = NFCTAttrTuple(
+                        saddr=ends.get_attr("CTA_IP_V4_SRC"), daddr=flow.destination,
                         proto=socket.IPPROTO_UDP, sport=proto.get_attr("CTA_PROTO_SRC_PORT"),
-                        dport=proto.get_attr("CTA_PROTO_DST_PORT"),
+                        dport=flow.port,
                     )
                     try:
-                        tracked.entry("del", tuple_orig=flow)
+                        tracked.entry("del", tuple_orig=named)
                     except NetlinkError as error:
                         if error.code != errno.ENOENT:
                             raise

@@ -20,6 +20,18 @@ class Vid:
 
 
 @dataclass(frozen=True)
+class Flow:
+    """Packets that the kernel tracks over IPv4: whereto they are sent, and who answers.
+
+    Another than `destination` answers where a rule leads them there.
+    """
+
+    destination: str
+    port: int
+    answers: str
+
+
+@dataclass(frozen=True)
 class Link:
     """A network interface, as rtnetlink(7) gives it.
 

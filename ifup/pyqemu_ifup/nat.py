@@ -5,9 +5,11 @@ nft(8): one table for each network, loaded in one transaction. dnsmasq(8) serves
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from hashlib import sha256
 
 from pyqemu_ifconf.policy import DEFAULT_MTU, Forward, Nat
+from pyqemu_ifup.look import Flow
 from pyqemu_ifup.stamp import ALIAS_MARK, BRIDGE_MARK
 
 RUN = "/run/pyqemu-ifup"
@@ -162,6 +164,25 @@ def _to_guest(forward: Forward) -> str:
     )
 
 
+def is_led_by(nat: Nat, flow: Flow, own: Collection[str]) -> bool:
+    """Tell whether a UDP flow was led by a forward of this network, or would be if it began now.
+
+    `own` are this host's IPv4 addresses. A flow goes on to where its first packet went, whatever
+    the rules say since (nf_nat of the kernel).
+    """
+    from ipaddress import ip_address, ip_network
+
+    if nat.ipv4 is None:
+        return False
+    if flow.answers != flow.destination:
+        return ip_address(flow.answers) in ip_network(subnet(nat.ipv4))
+    return flow.destination in own and any(
+        forward.protocol == "udp" and forward.port == flow.port
+        and forward.address in ("", "0.0.0.0", flow.destination)
+        for forward in nat.forward
+    )
+
+
 def wants_loopback(nat: Nat) -> bool:
     """Tell whether a forward is from 127.0.0.1 as well, so that its packets must leave the host."""
     return any(
@@ -214,7 +235,13 @@ def dnsmasq_arguments(bridge: str, nat: Nat, folder: str, user: str) -> list[str
     if nat.dns is None:
         words.append("--port=0")
     elif nat.dns:
-        words += [f"--domain={nat.dns}", f"--local=/{nat.dns}/", "--expand-hosts"]
+        words += [f"--domain={nat.dns}", f"--local=/{nat.dns}/"]
+    if nat.dns is not None:
+        # NOTE: what this host calls its neighbours is not for guests to read.
+        words.append("--no-hosts")
+        if not nat.outbound:
+            # NOTE: a name that is asked for outside carries out whatever is in it.
+            words.append("--no-resolv")
     return words
 
 

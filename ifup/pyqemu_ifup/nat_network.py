@@ -34,6 +34,7 @@ from pyqemu_ifup.nat import (
     count_rules,
     dnsmasq_arguments,
     folder_name,
+    is_led_by,
     network_of,
     ruleset,
     subnet,
@@ -381,9 +382,9 @@ def _filtering(host: Host, held: Held, nat: Nat) -> Work[None]:
     done = yield from _running(["nft", "-f", "-"], host.watch, text)
     if done.status != 0:
         raise _nft_failure(done)
-    if table is not None:
-        # NOTE: a flow goes on to where its first packet went, whatever the rules say since.
-        host.kernel.forget_flows([(each.protocol, each.port) for each in nat.forward])
+    if table is not None or any(each.protocol == "udp" for each in nat.forward):
+        own = {text.partition("/")[0] for _, text in host.kernel.addresses()}
+        host.kernel.forget_flows(lambda flow: is_led_by(nat, flow, own))
 
 
 def _wanted_table(held: Held, nat: Nat) -> Table:
