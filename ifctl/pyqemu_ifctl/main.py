@@ -18,6 +18,8 @@ PROGRAM = "pyqemu-ifctl"
 DEFAULT_QEMU = "qemu-system-x86_64"
 TIMEOUT = 10.0
 """Seconds that a verb may take which looks at the switches."""
+FOREVER = 1e8
+"""Seconds of a verb that goes on until it is stopped."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -125,6 +127,13 @@ def build_parser() -> Parser:
     )
     status = verb("status", "Show every tap of this host and what is ours of it.")
     status.add_argument("tap", metavar="TAP", nargs="?", help="show all there is to this one")
+    status.add_argument(
+        "--watch", action="store_true", help="go on, and show it again whenever it changes"
+    )
+    status.add_argument(
+        "--graph", choices=("dot", "svg"), metavar="dot|svg",
+        help="draw guests, taps, VLANs, bridges and uplinks",
+    )
     apply = verb("apply", "Put the policy in force on the taps of running guests.")
     apply.add_argument("taps", metavar="TAP", nargs="*", help="only these")
     apply.add_argument("--dry-run", action="store_true", help="tell what would be changed")
@@ -208,6 +217,20 @@ def run(args: argparse.Namespace) -> Answer:
     given: str | None = getattr(args, "tap", None)
     tap = check_tap_name(given) if given is not None else None
     tell = narrator(PROGRAM, tap or "all taps")
+    if args.verb == "status" and args.graph and (args.json or args.watch):
+        raise Failure(
+            Status.USAGE, "--graph goes with neither --json nor --watch", "", "give one of them"
+        )
+    if args.verb == "status" and args.watch:
+        from pyqemu_ifctl.watch import watch_status
+
+        with watching(FOREVER, hook=False) as watch:
+            watch_status(
+                tap, os.environ, watch, tell, lambda text: _write(sys.stdout, text),
+                lambda line: _write(sys.stderr, f"{_line(line)}\n"), as_json=args.json,
+                redraw=sys.stdout is not None and sys.stdout.isatty(),
+            )
+        return Answer("")
     with watching(TIMEOUT, hook=False) as watch:
         if args.verb == "explain":
             from pyqemu_ifconf.policy import Caller
@@ -224,7 +247,9 @@ def run(args: argparse.Namespace) -> Answer:
         elif args.verb == "status":
             from pyqemu_ifctl.status import status
 
-            answer = status(tap, os.environ, watch, tell, as_json=args.json)
+            answer = status(
+                tap, os.environ, watch, tell, as_json=args.json, graph=args.graph
+            )
         else:
             from pyqemu_ifctl.gc import gc
 

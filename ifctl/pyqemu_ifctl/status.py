@@ -49,7 +49,7 @@ DATAPATH_TAP = "ovs-netdev"
 class System:
     """This host at one moment: its links, and the ports of the databases that answered.
 
-    `vids` are those of the taps on a Linux bridge that filters VLANs, `ipv6_disabled` each tap's
+    `vids` are those of the ports of a Linux bridge that filters VLANs, `ipv6_disabled` each tap's
     switch, `ovs_bridges` the databases that have a bridge of the name. `unasked` are the
     databases that are there and did not answer.
     """
@@ -90,6 +90,16 @@ Want = Callable[[str, Stamp], Port | Deny | None]
 """What the policy says now of a tap with this stamp; None where that cannot be told."""
 
 
+@dataclass(frozen=True)
+class View:
+    """What is to be shown of this host at one moment; `failures` are those of its databases."""
+
+    rows: list[Row]
+    system: System
+    remarks: tuple[str, ...]
+    failures: tuple[Failure, ...]
+
+
 def status(
     tap: str | None,
     environ: Mapping[str, str],
@@ -97,32 +107,50 @@ def status(
     tell: Callable[[str], None],
     *,
     as_json: bool,
+    graph: str | None = None,
 ) -> Answer:
     """Show every tap, or all there is to `tap`; raises Failure (69) where that is no tap.
 
-    Neither a policy that cannot be had nor a database that fails keeps the rest from being shown.
+    `graph` is `dot` or `svg` for a picture. Neither a policy that cannot be had nor a database
+    that fails keeps the rest from being shown.
     """
+    with Host(tap if graph is None else None, watch, tell) as host:
+        view = find_view(host, tap, environ)
+    if tap is not None and not view.rows and not view.failures:
+        raise Failure(
+            Status.UNAVAILABLE,
+            f"no tap of this network namespace, and nothing of ours, is called {tap}", "",
+            "pyqemu-ifctl status lists them all",
+        )
+    if graph is not None:
+        from pyqemu_ifctl.graph import as_dot, as_svg
+
+        out = as_dot(view.rows, view.system)
+        out = as_svg(out, watch.remaining()) if graph == "svg" else out
+    else:
+        out = as_shown(view.rows, tap, as_json=as_json)
+    return Answer(out, worst(view.failures), view.remarks)
+
+
+def find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
+    """Look at this host, and at the policy, and return what is to be shown, of `tap` if given."""
     policy = read_policy(environ)
-    with Host(tap, watch, tell) as host:
-        system, failed = look(host, policy)
+    system, failed = look(host, policy)
     found = rows(system, lambda name, stamp: wanted(policy, name, stamp))
-    if tap is not None:
-        found = [row for row in found if row.tap == tap]
-        if not found and not failed:
-            raise Failure(
-                Status.UNAVAILABLE,
-                f"no tap of this network namespace, and nothing of ours, is called {tap}", "",
-                "pyqemu-ifctl status lists them all",
-            )
     remarks = [str(failure) for failure in failed.values()]
     if isinstance(policy, Failure):
         remarks.insert(0, f"what is wanted is not known: {policy}")
-    remarks += remark(environ, watch.remaining())
+    remarks += remark(environ, host.watch.remaining())
+    if tap is not None:
+        found = [row for row in found if row.tap == tap]
+    return View(found, system, tuple(remarks), tuple(failed.values()))
+
+
+def as_shown(found: list[Row], tap: str | None, *, as_json: bool) -> str:
+    """Return the rows as they are printed: all of them, or those of `tap` at length."""
     if as_json:
-        out = as_object(found)
-    else:
-        out = as_table(found) if tap is None else "\n".join(map(as_list, found))
-    return Answer(out, worst(failed.values()), tuple(remarks))
+        return as_object(found)
+    return as_table(found) if tap is None else "\n".join(map(as_list, found))
 
 
 def look(host: Host, policy: Policy | Failure) -> tuple[System, dict[str, Failure]]:
@@ -132,6 +160,13 @@ def look(host: Host, policy: Policy | Failure) -> tuple[System, dict[str, Failur
     failed = open_each(host, dict.fromkeys([*addresses(policy), *named]))
     # NOTE: ports before links: a tap is there before its port is.
     ports = host.ports()
+    for address, database in host.databases.items():
+        if not database.is_connected:
+            failed[address] = Failure(
+                Status.UNAVAILABLE, f"Open vSwitch is not there: nothing answers at {address}",
+                "it has ended meanwhile", "start Open vSwitch by its own service",
+            )
+    ports = tuple(port for port in ports if port.ovsdb not in failed)
     links = tuple(host.kernel.links())
     by_index = {link.index: link for link in links}
     taps = [link for link in links if link.tap]
@@ -142,7 +177,7 @@ def look(host: Host, policy: Policy | Failure) -> tuple[System, dict[str, Failur
         ports=ports,
         vids={
             link.index: host.kernel.vids(link.index)
-            for link in taps
+            for link in links
             if link.master is not None and filters(by_index.get(link.master))
         },
         ipv6_disabled={link.name: read_ipv6_disabled(link.name) for link in taps},

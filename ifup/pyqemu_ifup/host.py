@@ -6,6 +6,7 @@ Neither library is imported before it is needed, ovs only where this host has a 
 from __future__ import annotations
 
 import os
+import select
 import stat
 import time
 from collections.abc import Callable, Iterable
@@ -67,6 +68,19 @@ class Host:
             wait(self.databases.values(), self.watch, seconds)
         else:
             time.sleep(min(seconds, self.watch.remaining()))
+
+    def wait_for(self, descriptor: int, seconds: float) -> None:
+        """Block until `descriptor` can be read, a database has something new, or time is up."""
+        if self.databases:
+            from pyqemu_ifup.openvswitch import wait
+
+            wait(self.databases.values(), self.watch, seconds, descriptor)
+            return
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        if self.watch.wakeup is not None:
+            poll.register(self.watch.wakeup, select.POLLIN)
+        poll.poll(min(seconds, self.watch.remaining()) * 1000)
 
     def open_databases(self, addresses: Iterable[str]) -> Work[None]:
         """Connect to those of the databases that this host has.

@@ -169,6 +169,19 @@ class LinkEvents:
         """End the subscription."""
         self._socket.close()
 
+    def drain(self) -> bool:
+        """Tell whether anything has happened since, to a bridge port's settings too."""
+        happened = False
+        while True:
+            try:
+                self._socket.recv(EVENT_BUFFER)
+            except BlockingIOError:
+                return happened
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+            happened = True
+
     def read(self) -> list[LinkEvent] | None:
         """Return what has happened since; None where some of it was lost (ENOBUFS)."""
         events: list[LinkEvent] = []

@@ -167,6 +167,11 @@ class Database:
         # NOTE: has_ever_connected() is true of a reply that could not be parsed, too.
         return bool(self._idl.state == Idl.IDL_S_MONITORING and self._idl._session.is_connected())
 
+    @property
+    def moment(self) -> tuple[bool, int]:
+        """What is another value whenever a row, or the connection, has changed."""
+        return self.is_connected, self._idl.change_seqno
+
     def take_news(self) -> tuple[bool, set[str]]:
         """Return whether a bridge has come since the last time, and the ports that came or went."""
         news = self._idl.bridges_new, self._idl.ports_changed
@@ -483,16 +488,21 @@ class Database:
             yield min(SLICE, watch.remaining())
 
 
-def wait(databases: Iterable[Database], watch: Watch, seconds: float) -> None:
+def wait(
+    databases: Iterable[Database], watch: Watch, seconds: float, also: int | None = None
+) -> None:
     """Block until a database has something new or `seconds` have passed, and take it in.
 
-    Ends with `watch`, when that is over or interrupted.
+    Ends with `watch`, when that is over or interrupted, and where the descriptor `also` can be
+    read.
     """
     poller = Poller()
     for database in databases:
         database.wait(poller)
     if watch.wakeup is not None:
         poller.fd_wait(watch.wakeup, select.POLLIN)
+    if also is not None:
+        poller.fd_wait(also, select.POLLIN)
     poller.timer_wait(int(min(seconds, watch.remaining()) * 1000) + 1)
     poller.block()
     for database in databases:

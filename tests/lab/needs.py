@@ -64,6 +64,11 @@ def dnsmasq() -> str | None:
     return _program("dnsmasq")
 
 
+def graphviz() -> str | None:
+    """Return why graphviz cannot be run; None where it can."""
+    return _program("dot")
+
+
 def ovs() -> str | None:
     """Return why an Open vSwitch of our own cannot be run; None where it can."""
     names = ("ovsdb-tool", "ovsdb-server", "ovs-vswitchd", "ovs-vsctl")
@@ -98,6 +103,7 @@ PARTS = {
     "ip": ip,
     "nft": nft,
     "dnsmasq": dnsmasq,
+    "graphviz": graphviz,
     "ovs": ovs,
     "ovs-kernel": ovs_kernel,
 }

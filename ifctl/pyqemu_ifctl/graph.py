@@ -1,0 +1,221 @@
+"""pyqemu-ifctl status --graph: guests, taps, VLANs, bridges and uplinks as a picture.
+
+In the language of graphviz (dot(1)), whose own program makes an SVG of it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.policy import Vlan
+from pyqemu_ifctl.answer import shown, width
+from pyqemu_ifctl.status import Row, State, System
+from pyqemu_ifup.look import Link, OvsPort, show_vlan, vlan_of_vids
+from pyqemu_ifup.plan import vlan_of_columns
+
+NAME_MAX = 40
+"""Columns of a guest's name that are drawn."""
+COLOURS: dict[State | None, str] = {
+    "ok": "#2e7d32", "differs": "#e65100", "foreign": "#616161", "loose": "#616161",
+    "stale": "#c62828", "elsewhere": "#616161", None: "#c62828",
+}
+"""The line of a tap in each state."""
+HEAD = """\
+graph taps {
+  graph [rankdir=LR, ranksep=1.1, nodesep=0.08, fontname="sans-serif", fontsize=12];
+  node [shape=box, style=filled, fillcolor=white, fontname="sans-serif", fontsize=10,
+        height=0.25, margin="0.08,0.03"];
+  edge [color="#757575", tailport=e, headport=w];
+  left [style=invis]; middle [style=invis]; left -- middle [style=invis];
+"""
+UNTAGGED = 0
+"""Stands for no VLAN among VIDs."""
+
+
+@dataclass(frozen=True)
+class Uplink:
+    """A port of a bridge that is no tap; `vids` are those that it carries, None for all."""
+
+    name: str
+    vids: frozenset[int] | None
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """A bridge and what is on it."""
+
+    name: str
+    kind: str
+    uplinks: tuple[Uplink, ...]
+
+
+def as_dot(rows: Iterable[Row], system: System) -> str:
+    """Return the picture in graphviz's language: what a guest named itself is text and no more."""
+    rows = list(rows)
+    lines = [HEAD]
+    guests: dict[tuple[int | None, str | None], str] = {}
+    vlans: dict[tuple[str, str, Vlan | None], str] = {}
+    for number, row in enumerate(rows):
+        who = (row.pid, row.vm)
+        if row.pid is not None and who not in guests:
+            guests[who] = f"guest{len(guests)}"
+            name = _cut(row.vm) if row.vm else "no name"
+            lines.append(
+                f"  {guests[who]} [label={_quoted(name, f'pid {row.pid}')}, "
+                'fillcolor="#e3f2fd", style="filled,rounded"];'
+            )
+        colour, dashed = COLOURS[row.state], "" if row.bridge else ',dashed'
+        state = [] if row.state == "ok" else [row.state or "not known"]
+        lines.append(
+            f"  tap{number} [label={_quoted(row.tap, *state)}, color={_quoted(colour)}, "
+            f'style="filled{dashed}"];'
+        )
+        if who in guests:
+            lines.append(f"  {guests[who]} -- tap{number};")
+        else:
+            # What is unseen keeps it in its column.
+            lines.append(f"  left -- tap{number} [style=invis];")
+        if row.bridge:
+            place = (row.kind or "", row.bridge, row.vlan)
+            vlans.setdefault(place, f"vlan{len(vlans)}")
+            isolated = ' [style=dashed, tooltip="isolated"]' if row.isolated else ""
+            lines.append(f"  tap{number} -- {vlans[place]}{isolated};")
+    places = {(kind, name) for kind, name, _ in vlans}
+    for number, bridge in enumerate(find_bridges(places, system)):
+        own = {vlan: node for (kind, name, vlan), node in vlans.items()
+               if (kind, name) == (bridge.kind, bridge.name)}
+        lines += _bridge_lines(number, bridge, own)
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def _bridge_lines(number: int, bridge: Bridge, vlans: dict[Vlan | None, str]) -> list[str]:
+    words = {"linux": "Linux bridge", "openvswitch": "Open vSwitch"}.get(bridge.kind, "")
+    title = _quoted(f"{bridge.name} ({words})" if words else bridge.name)
+    lines = [f"  subgraph cluster{number} {{",
+             f'    label={title}; style="rounded,filled"; fillcolor="#f5f5f5"; color="#9e9e9e";']
+    for vlan, node in sorted(vlans.items(), key=lambda each: sorted(_vids(each[0]))):
+        text = f"VLAN {show_vlan(vlan)}" if vlan is not None else "no VLAN"
+        lines.append(f'    {node} [label={_quoted(_cut(text))}, fillcolor="#fff8e1"];')
+    if not vlans:
+        lines.append(f'    bridge{number} [label="no taps", style=dashed];')
+    lines.append("  }")
+    if not vlans:
+        lines.append(f"  middle -- bridge{number} [style=invis];")
+    for at, uplink in enumerate(bridge.uplinks):
+        node = f"uplink{number}_{at}"
+        lines.append(
+            f"  {node} [label={_quoted(uplink.name)}, shape=cds, "
+            'fillcolor="#e8f5e9"];'
+        )
+        ends = [end for vlan, end in vlans.items()
+                if uplink.vids is None or _vids(vlan) & uplink.vids]
+        lines += [f"  {end} -- {node};" for end in (ends if vlans else [f"bridge{number}"])]
+    return lines
+
+
+def find_bridges(places: Iterable[tuple[str, str]], system: System) -> list[Bridge]:
+    """Return the bridges that taps are on and those that the policy names, with their uplinks."""
+    wanted = set(places)
+    for name, addresses in system.ovs_bridges.items():
+        if addresses:
+            wanted.add(("openvswitch", name))
+        if any(link.name == name and link.kind == "bridge" for link in system.links):
+            wanted.add(("linux", name))
+    taps = {link.name for link in system.links if link.tap}
+    return [
+        Bridge(name, kind, tuple(
+            _linux_uplinks(name, system) if kind == "linux" else _ovs_uplinks(name, taps, system)
+        ))
+        for kind, name in sorted(wanted)
+    ]
+
+
+def _linux_uplinks(bridge: str, system: System) -> list[Uplink]:
+    found: list[Uplink] = []
+    master = next((link for link in system.links if link.name == bridge), None)
+    for link in system.links:
+        if master is not None and link.master == master.index and not link.tap:
+            found.append(Uplink(link.name, _link_vids(link, master, system)))
+    return sorted(found, key=lambda uplink: uplink.name)
+
+
+def _link_vids(link: Link, master: Link, system: System) -> frozenset[int] | None:
+    if not master.vlan_filtering:
+        return None
+    vlan = vlan_of_vids(system.vids.get(link.index, ()))
+    return _vids(vlan) if vlan is not None else frozenset()
+
+
+def _ovs_uplinks(bridge: str, taps: set[str], system: System) -> list[Uplink]:
+    ports = [
+        port for port in system.ports
+        if port.bridge == bridge and port.name != bridge and port.name not in taps
+        and not port.ours
+    ]
+    return sorted(
+        {Uplink(port.name, _row_vids(port)) for port in ports}, key=lambda uplink: uplink.name
+    )
+
+
+def _row_vids(port: OvsPort) -> frozenset[int] | None:
+    vlan = vlan_of_columns(port)
+    if not port.trunks and vlan is not None and vlan.trunk:
+        return None
+    return _vids(vlan)
+
+
+def _vids(vlan: Vlan | None) -> frozenset[int]:
+    """Return the VIDs of a port, UNTAGGED where it has no VLAN."""
+    if vlan is None:
+        return frozenset({UNTAGGED})
+    native = {vlan.native} if vlan.native is not None else set()
+    return frozenset({*native, *vlan.trunk})
+
+
+def _cut(text: str) -> str:
+    text = shown(text)
+    if width(text) <= NAME_MAX:
+        return text
+    while width(text) >= NAME_MAX:
+        text = text[:-1]
+    return f"{text}~"
+
+
+def _quoted(*lines: str) -> str:
+    """Return the lines as one string of graphviz's, in which it finds no escape and no entity."""
+    plain = (shown(line).replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;")
+             for line in lines)
+    return '"' + "\\n".join(plain) + '"'
+
+
+def as_svg(dot: str, seconds: float) -> str:
+    """Return the picture as SVG, drawn by graphviz.
+
+    Raises Failure: 69 where that is not installed, 71 where it fails, 75 after so long.
+    """
+    program = shutil.which("dot")
+    if program is None:
+        raise Failure(
+            Status.UNAVAILABLE, "cannot draw", "graphviz is not installed: there is no program dot",
+            "install the package graphviz, or take --graph dot",
+        )
+    try:
+        done = subprocess.run(
+            [program, "-Tsvg"], input=dot, capture_output=True, text=True, timeout=seconds,
+            check=False, encoding="utf-8",
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Failure(
+            Status.TRY_AGAIN, f"graphviz has not drawn it in {seconds:.0f} s", "",
+            "take --graph dot, and draw it elsewhere",
+        ) from error
+    if done.returncode != 0:
+        raise Failure(
+            Status.REFUSED, "graphviz cannot draw it", done.stderr.strip().partition("\n")[0],
+            "take --graph dot, and see what is wrong with it",
+        )
+    return done.stdout
