@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import json
 import os
 import select
@@ -149,6 +150,9 @@ class Server:
             self._poll.register(descriptor, select.EPOLLIN)
         self._chores()
         self.tidier.everything()
+        # NOTE: all that is imported stays; each pass over it would be in a hook's way.
+        gc.collect()
+        gc.freeze()
         notify("READY=1")
         beat: float | None = 0.0 if watchdog is not None else None
         while not self.stopping:

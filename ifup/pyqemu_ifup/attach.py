@@ -13,6 +13,7 @@ from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, Seen, show_vlan
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import (
+    AddPort,
     Prove,
     SetDown,
     Step,
@@ -135,12 +136,14 @@ def _joining(
         require_database(host, port, before)
         kind = find_kind(port, before)
         stamp = make_stamp(port, kind, caller, parent, uid, by_name)
+        told = False
         for op in plan_up(port, kind, before, stamp, here):
             host.watch.check()
             if isinstance(op, Prove):
-                yield from prove(host, port, kind, before, up=op.up)
+                yield from prove(host, port, kind, before, up=op.up, told=told)
             else:
                 yield from host.run(op, host.watch)
+            told = isinstance(op, AddPort)
         host.watch.finish()
     except BaseException:
         yield from _undo(host, port, before)
@@ -162,15 +165,23 @@ def require_database(host: Host, port: Port, before: Seen) -> None:
         )
 
 
-def prove(host: Host, port: Port, kind: Kind, before: Seen, *, up: bool) -> Work[None]:
-    """Look again. Raises Failure (71) where what is differs from what was wanted."""
+def prove(
+    host: Host, port: Port, kind: Kind, before: Seen, *, up: bool, told: bool = False
+) -> Work[None]:
+    """Look again. Raises Failure (71) where what is differs from what was wanted.
+
+    `told`: the server of Open vSwitch has just told all that it knew, and need not be asked.
+    """
     if kind == "openvswitch":
-        yield from host.databases[port.ovsdb].sync(host.watch)
+        database = host.databases[port.ovsdb]
+        tap = host.kernel.look_up(port.tap)
+        # NOTE: a persistent tap that nobody has opened yet has no carrier, so no link to wait for.
+        if up and tap is not None and tap.carrier:
+            # NOTE: it tells in order: whoever has had to wait for it knows all that came before.
+            told = yield from database.link_up(port.tap, host.watch)
+        if not told:
+            yield from database.sync(host.watch)
     now = host.look(port.tap, port.bridge)
-    # NOTE: a persistent tap that nobody has opened yet has no carrier, so no link to wait for.
-    if up and kind == "openvswitch" and now.tap is not None and now.tap.carrier:
-        yield from host.databases[port.ovsdb].link_up(port.tap, host.watch)
-        now = host.look(port.tap, port.bridge)
     if now.tap is None or before.tap is None or now.tap.index != before.tap.index:
         raise Failure(
             Status.REFUSED, "the tap has gone meanwhile", "its QEMU has ended or closed it",

@@ -304,15 +304,16 @@ class Database:
         return True
 
     def _is_usable(self, op: AddPort) -> bool:
-        row = self._own(op.tap)
-        if row.error is not None or row.ofport == -1:
+        interface = self._own(op.tap)
+        error, ofport = _one(interface.error), _one(interface.ofport)
+        if error is not None or ofport == -1:
             raise Failure(
                 Status.REFUSED,
                 f"{op.bridge} cannot use the tap",
-                row.error or "ovs-vswitchd gave it no OpenFlow port",
+                error or "ovs-vswitchd gave it no OpenFlow port",
                 "see the log of ovs-vswitchd",
             )
-        return row.ofport is not None and row.ifindex == op.index
+        return ofport is not None and _one(interface.ifindex) == op.index
 
     def set_port(self, op: SetPort, watch: Watch) -> Work[None]:
         """Change the port that `op` saw and wait until ovs-vswitchd has taken that in.
@@ -358,18 +359,29 @@ class Database:
                     return port, interface
         raise self._gone()
 
-    def link_up(self, tap: str, watch: Watch) -> Work[None]:
-        """Wait until ovs-vswitchd sees the tap's link up. Raises Failure, 71 without the port."""
+    def link_up(self, tap: str, watch: Watch) -> Work[bool]:
+        """Wait until ovs-vswitchd sees the tap's link up; tell whether it did not at first.
+
+        Raises Failure, 71 without the port.
+        """
+        self.check()
+        if _one(self._own(tap).link_state) == "up":
+            return False
         yield from self._until(
-            lambda: self._own(tap).link_state == "up",
+            lambda: _one(self._own(tap).link_state) == "up",
             watch,
             f"ovs-vswitchd does not see the tap's link up ({self.address})",
         )
+        return True
 
-    def _own(self, tap: str) -> OvsPort:
-        """Return the port that we have added. Raises Failure (71) where it has gone."""
-        for port in self.ports(tap):
-            return port
+    def _own(self, tap: str) -> Any:
+        """Return the Interface row of the port that we have added.
+
+        Raises Failure (71) where it has gone.
+        """
+        for port in self._named("Port", tap):
+            for interface in port.interfaces:
+                return interface
         raise self._gone()
 
     def _gone(self) -> Failure:
