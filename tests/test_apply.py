@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,6 +188,7 @@ def test_what_differs_is_told_and_put_in_force(site: Site, tmp_path: Path) -> No
     assert told == {
         "tap": "web0", "vm": None, "pid": os.getpid(), "network": "tenants",
         "rule": f"{hooks.policy}:8", "result": "changed", "link_down": True, "because": None,
+        "guest_told": None,
         "differences": [
             {"setting": "vlan", "wanted": "20", "is": "10"},
             {"setting": "mtu", "wanted": "1400", "is": "1500"},
@@ -551,6 +555,51 @@ def test_running_qemu(site: Site, tmp_path: Path) -> None:
         assert settings(site, "web1")["master"] == "br1"
         assert qemu.quit() == 0
     assert site.ovs.find("Port", "web0") is None
+
+
+def link_is_up(qemu: Qemu, register: int) -> bool:
+    """Tell whether the guest's e1000 has its link: bit 1 of its register STATUS."""
+    return bool(int(qemu.hmp(f"xp /1wx {register}").split(":")[1], 16) & 2)
+
+
+def test_guest_is_told_of_another_network(site: Site, tmp_path: Path) -> None:
+    """Its own card sees the link go down and up; not where the network stays what it was."""
+    require("qemu")
+    hooks = Hooks(tmp_path / "hooks", netns=site.netns.name)
+    scripts = f"script={hooks.ifup},downscript={hooks.ifdown}"
+    policy_file(site, hooks, "tap: '*', network: tenants, vlan: 10")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        args = ["-netdev", f"tap,id=n0,ifname=web0,{scripts}", "-device", "e1000,netdev=n0"]
+        args += ["-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
+        with Qemu(*args, netns=site.netns.name, machine="pc", env=hooks.environ()) as qemu:
+            assert qemu.greeting
+            memory = re.compile(r"BAR0: 32 bit memory at (0x[0-9a-f]+) ")
+            wait(lambda: memory.search(qemu.hmp("info pci").partition("8086:100e")[2]),
+                 "the firmware does not find the card")
+            found = memory.search(qemu.hmp("info pci").partition("8086:100e")[2])
+            assert found is not None
+            register = int(found[1], 16) + 8
+            wait(lambda: link_is_up(qemu, register), "the card has no link")
+            for settings, told in (("vlan: 20", True), ("vlan: 20, mtu: 1400", None)):
+                policy_file(site, hooks, f"tap: '*', network: tenants, {settings}")
+                with ThreadPoolExecutor() as pool:
+                    answer = pool.submit(hooks.ctl_json, "apply")
+                    seen = {link_is_up(qemu, register)}
+                    while not answer.done():
+                        seen.add(link_is_up(qemu, register))
+                (each,) = answer.result()["taps"]
+                assert (each["result"], each["guest_told"]) == ("changed", told)
+                assert seen == ({True, False} if told else {True})
+                wait(lambda: link_is_up(qemu, register), "the link does not come up again")
+            # Somebody else is connected: it is said.
+            with socket.socket(socket.AF_UNIX) as other:
+                other.connect(f"{folder}/qmp")
+                assert other.recv(4096)
+                policy_file(site, hooks, "tap: '*', network: tenants, vlan: 30")
+                done = hooks.ctl("apply")
+            assert done.returncode == 0
+            assert "the guest was not told: its QMP socket" in " ".join(done.stdout.split())
+            assert qemu.quit() == 0
 
 
 def test_scripts_at_work_are_waited_for(site: Site, tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Caller, Policy, Port
 from pyqemu_ifctl.answer import Answer, count, shown, to_json, wrap
 from pyqemu_ifctl.databases import addresses, open_each
-from pyqemu_ifctl.guests import is_here, is_qemu
+from pyqemu_ifctl.guests import guest_of, is_here, is_qemu
 from pyqemu_ifctl.status import natural, stamp_of
 from pyqemu_ifdown.detach import leaving_networks
 from pyqemu_ifup.attach import success_line
 from pyqemu_ifup.caller import command_line, find_hook, find_hook_at_work
-from pyqemu_ifup.change import Holder, changing, find_change
+from pyqemu_ifup.change import Change, Holder, changing, find_change
 from pyqemu_ifup.guest import find_wanted
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host
@@ -32,8 +32,10 @@ from pyqemu_ifup.stamp import Here, Stamp, find_here, is_alive
 from pyqemu_ifup.work import RETRY
 
 HOOK = "pyqemu-ifup"
-SETTLE = 2.0
-"""Seconds that whoever has a tap in hand just now, its hook or the agent, is waited for."""
+TELL = 2.0
+"""Seconds that a QEMU may take to tell its guest."""
+SETTLE, SETTLE_DOWN = 2.0, 0.5
+"""Seconds that a script of the tap's QEMU is waited for, and a link that is down to come up."""
 Result = Literal["changed", "would change", "unchanged", "left", "denied", "failed"]
 SEVERITY = (
     Status.DENIED, Status.TRY_AGAIN, Status.UNAVAILABLE, Status.REFUSED, Status.POLICY_INVALID,
@@ -69,7 +71,11 @@ class Guest:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one tap; `failure` says why it did not get what the policy wants."""
+    """What became of one tap; `failure` says why it did not get what the policy wants.
+
+    `untold` says why the guest was not told that it is on another network; None where there is
+    nothing to tell, empty where it was told.
+    """
 
     guest: Guest
     result: Result
@@ -79,6 +85,7 @@ class Outcome:
     moves: bool = False
     commands: tuple[str, ...] = ()
     failure: Failure | None = None
+    untold: str | None = None
 
 
 def apply(
@@ -129,7 +136,7 @@ def apply_policy(
     for guest in find_guests(host, links, taps):
         if watch.interrupted() is not None:
             break
-        watch.allow(time.monotonic() - watch.start + policy.timeout + SETTLE + 2 * GRACE)
+        watch.allow(time.monotonic() - watch.start + policy.timeout + SETTLE + 2 * GRACE + 2 * TELL)
         host.watch = watch.within(policy.timeout + SETTLE)
         host.tell = narrator("pyqemu-ifctl", guest.tap)
         outcome = _apply_one(host, policy, guest, failed, named=bool(taps), dry_run=dry_run)
@@ -245,7 +252,35 @@ def _apply_one(
         return replace(outcome, result="failed", failure=failure)
     told = "; ".join(f"{each.setting} was {each.found}" for each in change.differences)
     log(syslog.LOG_INFO, f"{success_line(port, caller)}: {told}")
-    return replace(outcome, result="changed")
+    return replace(outcome, result="changed", untold=_tell_guest(guest, change))
+
+
+def _tell_guest(guest: Guest, change: Change) -> str | None:
+    """Have the guest see its link go down and up, where it is on another network than before.
+
+    Returns what Outcome.untold says.
+    """
+    before = change.before
+    lost = before.master is None and not before.ports
+    if not change.moves or lost or guest.pid is None:
+        return None
+    words = command_line(guest.pid)
+    if not words or not is_qemu(words):
+        return None
+    # NOTE: these cost a fifth of a second, and most runs tell no guest anything.
+    from pyqemu_ifctl.info import tap_of
+    from pyqemu_ifctl.qmp import renew_link
+
+    qemu = guest_of(guest.pid, words, find_holders().of_process(guest.pid))
+    why = "its QEMU has no QMP socket"
+    for address in qemu.monitors:
+        try:
+            if renew_link(address, lambda backend: tap_of(backend, qemu) == guest.tap, TELL):
+                return ""
+            why = "no netdev of its QEMU has this tap"
+        except Failure as failure:
+            why = str(failure)
+    return why
 
 
 @contextmanager
@@ -296,9 +331,10 @@ def _vm(guest: Guest, caller: Caller) -> str | None:
 def _settled(host: Host, guest: Guest) -> Link:
     """Return the tap's link once nobody has it in hand: no script of its QEMU's, no agent.
 
-    Either takes the link down first and brings it up last. Raises Failure: 69 without the tap, 75.
+    Either takes the link down first and brings it up last, and marks the tap before all else.
+    Raises Failure: 69 without the tap, 75.
     """
-    end = time.monotonic() + SETTLE
+    begun = time.monotonic()
     while True:
         link = host.kernel.look_up(guest.tap)
         if link is None:
@@ -306,13 +342,13 @@ def _settled(host: Host, guest: Guest) -> Link:
                 Status.UNAVAILABLE, "there is no such tap in this network namespace", "",
                 "pyqemu-ifctl status lists them all",
             )
-        script = find_hook_at_work(guest.tap, guest.pid) if guest.pid is not None else None
-        in_hand = script is not None or (link.stamp is not None and not link.up)
-        if not in_hand:
+        if link.up and link.stamp is not None:
             return link
-        if time.monotonic() > end:
-            if script is None:
-                return link
+        script = find_hook_at_work(guest.tap, guest.pid) if guest.pid is not None else None
+        waited = time.monotonic() - begun
+        if script is None and (link.stamp is None or waited > SETTLE_DOWN):
+            return link
+        if waited > SETTLE:
             raise Failure(
                 Status.TRY_AGAIN, "in other hands",
                 f"its QEMU {guest.pid} runs a script for it just now, process {script}",
@@ -358,6 +394,7 @@ def as_object(outcomes: Iterable[Outcome]) -> str:
                 for one in each.differences
             ],
             "link_down": each.moves,
+            "guest_told": None if each.untold is None else not each.untold,
             "commands": list(each.commands),
             "because": str(each.failure) if each.failure is not None else None,
         }
@@ -401,5 +438,9 @@ def _diff(outcome: Outcome) -> list[str]:
     elif outcome.result == "failed":
         lines.append("  not done: it is what it was")
     elif outcome.moves:
-        lines.append("  its link has gone down and up")
+        told = ""
+        if outcome.untold is not None:
+            told = f"; the guest was not told: {outcome.untold}" if outcome.untold else (
+                ", the guest's too")
+        lines.append(f"  its link has gone down and up{told}")
     return [*(line for each in lines for line in wrap(shown(each), "      ")), *steps, ""]

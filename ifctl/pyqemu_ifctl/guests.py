@@ -6,10 +6,13 @@ import errno
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pyqemu_ifctl.qmp import Address
 from pyqemu_ifup.caller import command_line, read_command_line, split_option, walk_options
 from pyqemu_ifup.holders import Holders, find_holders
+
+if TYPE_CHECKING:
+    from pyqemu_ifctl.qmp import Address
 
 _UNSEEN = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.EINVAL)
 

@@ -140,7 +140,7 @@ def view_of(
     left = dict.fromkeys(guest.taps.values())
     for nic in nics or ():
         for backend in nic.backends or (None,):
-            tap = _tap_of(backend, guest)
+            tap = tap_of(backend, guest)
             left.pop(tap or "", None)
             side = sides.get(tap) if tap is not None else None
             cards.append(Card(nic, tap, side, faults_of(nic, backend, tap, side, policy)))
@@ -151,7 +151,8 @@ def view_of(
     return View(guest, used, tuple(cards), "" if nics is not None else missing)
 
 
-def _tap_of(backend: Backend | None, guest: Guest) -> str | None:
+def tap_of(backend: Backend | None, guest: Guest) -> str | None:
+    """Return the tap of a backend of the guest's, None where it has none or that is unknown."""
     if backend is None or backend.type != "tap":
         return None
     if backend.ifname is not None:

@@ -1,6 +1,6 @@
-"""What a running QEMU says of its NICs, over its machine protocol (QMP).
+"""What a running QEMU says of its NICs, and tells its guest, over its machine protocol (QMP).
 
-The only module that imports qemu.qmp. It asks and changes nothing.
+The only module that imports qemu.qmp. It changes nothing but a link's state, for a moment.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from qemu.qmp import QMPClient, QMPError
 
@@ -21,6 +21,9 @@ PLACES = ("/machine/peripheral", "/machine/peripheral-anon", "/machine/unattache
 _CLIENT = re.compile(r"(?: \\ )?(?:(?P<port>[^:]+): )??(?P<name>[^:]+): index=(?P<index>\d+),"
                      r"type=(?P<type>[a-z-]+),(?P<rest>.*)")
 
+DOWN = 0.2
+"""Seconds that a guest's link stays down, for the guest to see it."""
+T = TypeVar("T")
 Address = str | tuple[str, int]
 """The path of a unix socket, or host and port."""
 
@@ -63,10 +66,46 @@ def ask_nics(address: Address, seconds: float) -> list[GuestNic]:
     Raises Failure: 69 where nobody answers there, 75 where it is mute for so long, as it is while
     somebody else is connected, 77.
     """
+    return _talk(_ask(address), address, seconds)
+
+
+def renew_link(address: Address, is_it: Callable[[Backend], bool], seconds: float) -> bool:
+    """Take the guest's link of a backend down and up again; tell whether there is such a one.
+
+    A guest asks for its addresses anew then. Raises Failure as ask_nics.
+    """
+    return _talk(_renew(address, is_it, seconds), address, seconds)
+
+
+async def _renew(address: Address, is_it: Callable[[Backend], bool], seconds: float) -> bool:
+    client = QMPClient("pyqemu-ifctl")
+    await client.connect(address)
+    try:
+        told = await client.execute("human-monitor-command", {"command-line": "info network"})
+        ends = [end for end in read_network(str(told)) if end.type != "nic"]
+        names = [backend.id for backend in _backends(ends) if is_it(backend)]
+        for name in names:
+            try:
+                await client.execute("set_link", {"name": name, "up": False})
+                # NOTE: a guest that finds it up again when it looks has not seen it down.
+                await asyncio.sleep(DOWN)
+            finally:
+                up = client.execute("set_link", {"name": name, "up": True})
+                await asyncio.wait_for(up, seconds)
+        return bool(names)
+    finally:
+        await client.disconnect()
+
+
+def _talk(talk: Awaitable[T], address: Address, seconds: float) -> T:
     # NOTE: the library logs what it raises as well.
     logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
+
+    async def bounded() -> T:
+        return await asyncio.wait_for(talk, seconds)
+
     try:
-        return asyncio.run(asyncio.wait_for(_ask(address), seconds))
+        return asyncio.run(bounded())
     except (TimeoutError, asyncio.TimeoutError) as error:
         raise Failure(
             Status.TRY_AGAIN, f"its QMP socket {show(address)} does not answer",

@@ -11,7 +11,7 @@ from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Caller, Kind, Port
 from pyqemu_ifup.attach import PATIENCE, learn, prove, require_database
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.look import Link, Seen
+from pyqemu_ifup.look import Link, OvsPort, Seen
 from pyqemu_ifup.manners import log
 from pyqemu_ifup.plan import (
     Difference,
@@ -201,9 +201,13 @@ def _is_safe(host: Host, change: Change) -> bool:
                                     and now.master.index == before.master.index))
         and set(now.vids) <= set(before.vids)
         and (now.tap.isolated or not before.tap.isolated or now.master is None)
-        and {(row.ovsdb, row.bridge, row.vlan_mode, row.tag, row.trunks) for row in now.ports}
-        <= {(row.ovsdb, row.bridge, row.vlan_mode, row.tag, row.trunks) for row in before.ports}
+        and set(map(_place, now.ports)) <= set(map(_place, before.ports))
     )
+
+
+def _place(row: OvsPort) -> tuple[object, ...]:
+    """Return what of a port decides whom its frames reach."""
+    return row.ovsdb, row.bridge, row.vlan_mode, row.tag, row.trunks, row.protected
 
 
 def _take_back(host: Host, step: Step) -> Work[None]:

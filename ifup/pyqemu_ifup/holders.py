@@ -31,6 +31,10 @@ class Holders:
         """Return the processes that hold this tap, each once, the lowest first."""
         return tuple(sorted({held.pid for held in self.held if held.tap == tap}))
 
+    def of_process(self, pid: int) -> dict[int, str]:
+        """Return the taps of one process, by its descriptors."""
+        return {held.descriptor: held.tap for held in self.held if held.pid == pid}
+
 
 def find_holders() -> Holders:
     """Look at the descriptors of every process; a tap's name is that of its own namespace."""
