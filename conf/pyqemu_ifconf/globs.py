@@ -110,3 +110,73 @@ def _match(tokens: list[_Token | None], text: str) -> bool:
             resume += 1
             at, index = star + 1, resume
     return all(token is None for token in tokens[at:])
+
+
+def least_length(glob: str) -> int:
+    """Return how many characters the shortest text has that `glob` matches."""
+    return sum(token is not None for token in _tokens(glob))
+
+
+COVER_MAX = 20_000
+"""Places that `covers` looks at before it gives up; globs of people's need some hundreds."""
+
+
+def covers(wide: str, narrow: str) -> bool:
+    """Tell whether `wide` matches each text that `narrow` does; False where it is too hard to tell.
+
+    Both are read side by side, a character at a time, each at all the places that it may be at.
+    """
+    first, second = _tokens(wide), _tokens(narrow)
+    letters = _letters(first + second)
+    begin = (_settle(second, {0}), _settle(first, {0}))
+    seen = {begin}
+    waiting = [begin]
+    while waiting:
+        narrows, wides = waiting.pop()
+        if len(second) in narrows and len(first) not in wides:
+            return False
+        for letter in letters:
+            step = _step(second, narrows, letter)
+            after = (step, _step(first, wides, letter))
+            if step and after not in seen:
+                if len(seen) >= COVER_MAX:
+                    return False
+                seen.add(after)
+                waiting.append(after)
+    return True
+
+
+def _letters(tokens: list[_Token | None]) -> list[str]:
+    """Return characters of which one is like any other: what a set ends or begins with, and next.
+
+    NOTE: all that a token tells apart, it tells apart at the end of a range.
+    """
+    edges = {0}
+    for token in tokens:
+        for low, high in token[1] if token is not None else ():
+            edges |= {ord(low), ord(high) + 1}
+    return [chr(edge) for edge in sorted(edges) if edge <= 0x10FFFF]
+
+
+def _settle(tokens: list[_Token | None], places: set[int]) -> frozenset[int]:
+    """Return the places with those behind each `*` at them, which may match nothing."""
+    found = set(places)
+    for place in sorted(places):
+        at = place
+        while at < len(tokens) and tokens[at] is None:
+            at += 1
+            found.add(at)
+    return frozenset(found)
+
+
+def _step(tokens: list[_Token | None], places: frozenset[int], letter: str) -> frozenset[int]:
+    """Return where `letter` leads from the places."""
+    after = set()
+    for place in places:
+        if place < len(tokens):
+            token = tokens[place]
+            if token is None:
+                after.add(place)
+            elif token[0] != any(low <= letter <= high for low, high in token[1]):
+                after.add(place + 1)
+    return _settle(tokens, after)

@@ -22,10 +22,13 @@ JSON_VERSION = 1
 
 @dataclass(frozen=True)
 class Answer:
-    """What a verb prints: `out` for standard output, `remarks` as lines for standard error."""
+    """What a verb prints: `out` for standard output, `remarks` as lines for standard error.
+
+    `status` is a Status, but for `doctor`, which ends 1 where it has found an error.
+    """
 
     out: str
-    status: Status = Status.DONE
+    status: int = Status.DONE
     remarks: tuple[str, ...] = ()
 
 
@@ -58,8 +61,9 @@ def shown(text: str) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """Return `1 rule`, `2 rules`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """Return `1 rule`, `2 rules`, `2 processes`."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
 
 
 def width(text: str) -> int:

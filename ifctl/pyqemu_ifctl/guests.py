@@ -105,7 +105,7 @@ def _where(pid: int, address: Address) -> Address:
         return address
     base = f"/proc/{pid}/root" if address.startswith("/") else f"/proc/{pid}/cwd/"
     # NOTE: the common case reads better, and needs no right to look into the process.
-    if address.startswith("/") and _same_root(pid):
+    if address.startswith("/") and same_root(pid):
         return address
     return base + address
 
@@ -120,7 +120,8 @@ def is_here(pid: int) -> bool:
         return True
 
 
-def _same_root(pid: int) -> bool:
+def same_root(pid: int) -> bool:
+    """Tell whether a process sees the same files as this one, or that cannot be told."""
     try:
         theirs, ours = os.stat(f"/proc/{pid}/root"), os.stat("/proc/self/root")
         same_mounts = os.stat(f"/proc/{pid}/ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino

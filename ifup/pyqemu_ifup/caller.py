@@ -42,7 +42,7 @@ _GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True)
-class _Option:
+class Option:
     """One -netdev, -nic, -net or -device: its id= and all its keys; -set cannot change JSON."""
 
     name: str
@@ -80,6 +80,11 @@ def find_hook_at_work(tap: str, pid: int) -> int | None:
             if command_line(other)[-1:] == [tap]:
                 return other
     return None
+
+
+def find_options(argv: Sequence[str]) -> list[Option]:
+    """Return the -netdev, -nic, -net and -device of a QEMU's command line, in order."""
+    return _read_options(argv)[1]
 
 
 def process_start(pid: int) -> int | None:
@@ -127,11 +132,11 @@ def read_command_line(argv: Sequence[str], tap: str) -> Caller:
     return Caller(tap, vm=vm, netdev=backend.id or None, mac=mac)
 
 
-def _read_options(argv: Sequence[str]) -> tuple[str | None, list[_Option], bool]:
+def _read_options(argv: Sequence[str]) -> tuple[str | None, list[Option], bool]:
     """Return the guest's name, the network options in order, and whether they are all of them."""
     vm: str | None = None
-    options: list[_Option] = []
-    by_id: dict[tuple[str, str], _Option] = {}
+    options: list[Option] = []
+    by_id: dict[tuple[str, str], Option] = {}
     all_seen = True
     for name, argument in walk_options(argv):
         if name == "name":
@@ -167,12 +172,12 @@ def walk_options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
                 yield name, argument
 
 
-def _parse(name: str, argument: str) -> _Option:
+def _parse(name: str, argument: str) -> Option:
     """Return the option -`name` with its argument in the form key=value,..."""
     pairs = split_option(argument, _IMPLIED[name])
     # NOTE: QEMU looks for id= before all else and takes the first; of the other keys, the last.
     id = next((value for key, value in pairs if key == "id"), None)
-    return _Option(name, id, dict(pairs))
+    return Option(name, id, dict(pairs))
 
 
 def split_option(text: str, implied: str) -> list[tuple[str, str]]:
@@ -214,7 +219,7 @@ def _read_value(text: str, at: int) -> tuple[str, int]:
         at = comma + 2
 
 
-def _parse_json(name: str, argument: str) -> _Option | None:
+def _parse_json(name: str, argument: str) -> Option | None:
     """Return the option -`name` with its argument in JSON; None where it cannot be read."""
     import json
 
@@ -223,7 +228,7 @@ def _parse_json(name: str, argument: str) -> _Option | None:
     except (ValueError, RecursionError):
         return None
     keys = {key: value for key, value in values.items() if isinstance(value, str)}
-    return _Option(name, keys.get("id"), keys, json=True)
+    return Option(name, keys.get("id"), keys, json=True)
 
 
 def _double_quoted(text: str) -> str:
@@ -248,7 +253,7 @@ def _double_quoted(text: str) -> str:
     return "".join(result)
 
 
-def _set(by_id: dict[tuple[str, str], _Option], argument: str) -> None:
+def _set(by_id: dict[tuple[str, str], Option], argument: str) -> None:
     """Do -set GROUP.ID.KEY=VALUE to the option of that name and id that stands before it."""
     path, equals, value = argument.partition("=")
     group, _, rest = path.partition(".")
@@ -258,7 +263,7 @@ def _set(by_id: dict[tuple[str, str], _Option], argument: str) -> None:
         option.keys[key] = value
 
 
-def _find_backend(options: list[_Option], tap: str, all_seen: bool) -> _Option | None:
+def _find_backend(options: list[Option], tap: str, all_seen: bool) -> Option | None:
     """Return the option whose tap is called `tap`; None where none or several may be."""
     backends = [option for option in options if _calls_script(option)]
     named = [option for option in backends if _cut(option.keys.get("ifname", "")) == _cut(tap)]
@@ -273,7 +278,7 @@ def _find_backend(options: list[_Option], tap: str, all_seen: bool) -> _Option |
     return numbered[0] if all_seen and len(numbered) == 1 else None
 
 
-def _calls_script(option: _Option) -> bool:
+def _calls_script(option: Option) -> bool:
     """Tell whether the option opens a tap by name and calls a script for it (net_init_tap)."""
     return (
         option.name != "device"
@@ -304,7 +309,7 @@ def _is_numbered(template: bytes, name: bytes) -> bool:
     )
 
 
-def _find_mac(options: list[_Option], backend: _Option, all_seen: bool) -> str | None:
+def _find_mac(options: list[Option], backend: Option, all_seen: bool) -> str | None:
     """Return the MAC, as it is written, of the only device on `backend`."""
     nics = [option for option in options if option.name == "net" and _type(option) == "nic"]
     if backend.name == "net":
@@ -325,7 +330,7 @@ def _find_mac(options: list[_Option], backend: _Option, all_seen: bool) -> str |
     return macs[0] if len(macs) == 1 else None
 
 
-def _type(option: _Option) -> str | None:
+def _type(option: Option) -> str | None:
     """Return the type of a -netdev, -nic or -net; None for a -device."""
     return None if option.name == "device" else option.keys.get("type")
 

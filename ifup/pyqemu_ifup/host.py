@@ -29,7 +29,8 @@ class Host:
     """This network namespace's links and the databases opened so far; use it in a `with`.
 
     `tap` limits the databases' rows to one tap's, None takes all of them. `tell` is told each
-    command before it is run. A `kernel` that is given stays open.
+    command before it is run. A `kernel` that is given stays open. `details`: the databases are
+    opened so that they can tell how their Open vSwitch is.
     """
 
     def __init__(
@@ -38,8 +39,11 @@ class Host:
         watch: Watch,
         tell: Callable[[str], None],
         kernel: Netlink | None = None,
+        *,
+        details: bool = False,
     ) -> None:
         self.tap = tap
+        self.details = details
         self.watch = watch
         self.tell = tell
         self.databases: dict[str, Database] = {}
@@ -97,7 +101,9 @@ class Host:
         from pyqemu_ifup.openvswitch import Database, try_connect
 
         yield from try_connect(address, self.watch)
-        database = self._open.enter_context(Database(address, self.tap))
+        database = self._open.enter_context(
+            Database(address, self.tap, details=self.details)
+        )
         self.databases[address] = database
         try:
             yield from database.connected(self.watch)

@@ -30,7 +30,8 @@ IFF_UP = 0x1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_TXQLEN = 1, 3, 4, 10, 13
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_STATS64, IFLA_CARRIER = 18, 20, 23, 33
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
-IFLA_BR_VLAN_FILTERING, IFLA_BR_VLAN_DEFAULT_PVID = 7, 39
+IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING = 1, 5, 7
+IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_VLAN_DEFAULT_PVID = 36, 39
 IFLA_BRPORT_ISOLATED = 33
 IFLA_TUN_OWNER, IFLA_TUN_GROUP, IFLA_TUN_TYPE, IFLA_TUN_MULTI_QUEUE = 1, 2, 3, 7
 IFF_TAP = 2
@@ -263,6 +264,8 @@ def _link(data: bytes, body: int, end: int) -> Link:
     port = _nested(info, IFLA_INFO_SLAVE_DATA) if on_bridge else {}
     filtering = _number(U8, bridge, IFLA_BR_VLAN_FILTERING)
     isolated = _number(U8, port, IFLA_BRPORT_ISOLATED)
+    stp = _number(U32, bridge, IFLA_BR_STP_STATE)
+    calls_iptables = _number(U8, bridge, IFLA_BR_NF_CALL_IPTABLES)
     return Link(
         index=index,
         name=_text(found, IFLA_IFNAME),
@@ -281,4 +284,7 @@ def _link(data: bytes, body: int, end: int) -> Link:
         owner=_number(U32, tun, IFLA_TUN_OWNER),
         group=_number(U32, tun, IFLA_TUN_GROUP),
         multi_queue=bool(_number(U8, tun, IFLA_TUN_MULTI_QUEUE)),
+        stp=None if stp is None else bool(stp),
+        forward_delay=_number(U32, bridge, IFLA_BR_FORWARD_DELAY),
+        calls_iptables=None if calls_iptables is None else bool(calls_iptables),
     )

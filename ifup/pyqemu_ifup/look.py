@@ -40,7 +40,8 @@ class Link:
     and `default_pvid` (0: none) are a bridge's, None elsewhere and where the kernel has no VLAN
     filtering; `isolated` is a bridge port's. `owner` and `group` are the uid (TUNSETOWNER) and gid
     (TUNSETGROUP) that may open a tap, None where only root may; a `multi_queue` one may be opened
-    while somebody has it.
+    while somebody has it. `stp`, `forward_delay` (hundredths of a second) and `calls_iptables`,
+    whether it by itself has frames go through iptables, are a bridge's.
     """
 
     index: int
@@ -60,6 +61,9 @@ class Link:
     owner: int | None = None
     group: int | None = None
     multi_queue: bool = False
+    stp: bool | None = None
+    forward_delay: int | None = None
+    calls_iptables: bool | None = None
 
     @property
     def stamp(self) -> Stamp | None:
@@ -135,6 +139,30 @@ class OvsPort:
             and ids.get(stamps.KEY_NETNS) == here.netns
             and ids.get(stamps.KEY_IFINDEX) == str(ifindex)
         )
+
+
+@dataclass(frozen=True)
+class OvsBridge:
+    """A Bridge row: whether it runs the spanning tree protocol, and whether its MAC is set."""
+
+    ovsdb: str
+    name: str
+    stp: bool
+    pinned: bool
+
+
+@dataclass(frozen=True)
+class OvsSwitch:
+    """What one database says of its Open vSwitch.
+
+    `version` is the one that ovs-ctl has noted at its start, None where nothing has. `behind`:
+    ovs-vswitchd has not taken in the whole configuration yet.
+    """
+
+    ovsdb: str
+    version: str | None
+    behind: bool
+    bridges: tuple[OvsBridge, ...]
 
 
 def is_local(ovsdb: str) -> bool:

@@ -23,7 +23,7 @@ from ovs.db.types import UuidType
 from ovs.poller import Poller
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifup.look import OvsPort
+from pyqemu_ifup.look import OvsBridge, OvsPort, OvsSwitch
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import AddPort, DelPort, SetPort, vlan_columns
 from pyqemu_ifup.stamp import KEY_VERSION, OUR_KEYS
@@ -74,6 +74,11 @@ SCHEMA: dict[str, object] = {
     },
 }
 """Of the vswitchd schema what we need, so that nothing else is monitored."""
+DETAILS: dict[str, dict[str, object]] = {
+    "Open_vSwitch": {"ovs_version": _column("string", 0)},
+    "Bridge": {"stp_enable": _column("boolean"), "other_config": _STRINGS},
+}
+"""What is needed beside that to tell how an Open vSwitch is, columns by table."""
 
 
 REVALIDATION = 0.02
@@ -102,18 +107,21 @@ class _Idl(Idl):  # type: ignore[misc]  # the library has no types
 class Database:
     """One connection to an ovsdb-server, its rows of one tap (or all, `tap` None) replicated.
 
-    A server that has gone is tried again and again, in the end every `away` seconds. Whoever
-    drives the work that its methods return calls `refresh` when there is something new.
+    With `details`, `switch` tells how that Open vSwitch is. A server that has gone is tried again
+    and again, in the end every `away` seconds. Whoever drives the work that its methods return
+    calls `refresh` when there is something new.
     """
 
-    def __init__(self, address: str, tap: str | None, away: float = RETRY) -> None:
+    def __init__(
+        self, address: str, tap: str | None, away: float = RETRY, *, details: bool = False
+    ) -> None:
         self.address = address
         self._unsure: set[object] = set()
         self.fault: Failure | None = None
         """Why the server cannot be understood; nothing of it can be trusted then."""
         self._mute = f"the database of Open vSwitch at {address} does not answer"
         self._busy = f"ovs-vswitchd does not answer ({address})"
-        helper = SchemaHelper(schema_json=SCHEMA)
+        helper = SchemaHelper(schema_json=_detailed() if details else SCHEMA)
         helper.register_all()
         self._idl: Any = _Idl(address, helper)
         # NOTE: a server that restarts is back within a fraction of a second; Reconnect.set_backoff
@@ -200,6 +208,22 @@ class Database:
     def has_bridge(self, name: str) -> bool:
         """Tell whether there is a bridge of this name."""
         return self._bridge(name) is not None
+
+    def switch(self) -> OvsSwitch:
+        """Return how this Open vSwitch is, of a database opened with `details`.
+
+        Raises Failure, 69 where the database is empty.
+        """
+        root = self._root()
+        return OvsSwitch(
+            ovsdb=self.address,
+            version=_one(root.ovs_version),
+            behind=root.cur_cfg < root.next_cfg,
+            bridges=tuple(
+                OvsBridge(self.address, row.name, row.stp_enable, "hwaddr" in row.other_config)
+                for row in self._rows("Bridge")
+            ),
+        )
 
     def ports(self, name: str | None = None) -> list[OvsPort]:
         """Return the ports replicated here, or those called `name`, with their Interface rows.
@@ -528,6 +552,14 @@ def _our_ids(external_ids: Iterable[tuple[str, str]]) -> dict[str, str]:
     if KEY_VERSION not in seen:
         raise ValueError("not a port of ours")
     return seen
+
+
+def _detailed() -> dict[str, object]:
+    """Return the schema with the columns of DETAILS."""
+    schema: dict[str, Any] = json.loads(json.dumps(SCHEMA))
+    for table, columns in DETAILS.items():
+        schema["tables"][table]["columns"].update(columns)
+    return schema
 
 
 def _one(values: Any) -> Any:
