@@ -157,6 +157,7 @@ def build_parser() -> Parser:
     about = verb("info", "Show the NICs of running guests, as QEMU and as this host have them.")
     about.add_argument("vm", metavar="VM", nargs="?", help="of this one only")
     about.add_argument("--qmp", metavar="PATH", help="its QMP socket")
+    verb("doctor", "Look for what is wrong with this host, and tell what mends it.")
     models = verb("models", "List the NIC models that a QEMU has.")
     models.add_argument(
         "qemu", metavar="QEMU", nargs="?", default=DEFAULT_QEMU, help=f"({DEFAULT_QEMU})"
@@ -240,6 +241,10 @@ def run(args: argparse.Namespace) -> Answer:
             answer = explain(
                 caller, args.network, os.environ, watch, tell, as_json=args.json
             )
+        elif args.verb == "doctor":
+            from pyqemu_ifctl.doctor import doctor
+
+            answer = doctor(os.environ, watch, tell, as_json=args.json)
         elif args.verb == "info":
             from pyqemu_ifctl.info import info
 

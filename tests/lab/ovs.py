@@ -18,6 +18,7 @@ from lab.netns import Namespace
 
 Datapath = Literal["netdev", "system"]
 SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
+DAEMONS = {"server": "ovsdb-server", "vswitchd": "ovs-vswitchd"}
 READY = 10.0
 """Seconds that a daemon may take to answer."""
 COUNTS_PROCESSORS = 10.1
@@ -116,6 +117,7 @@ class OpenVSwitch:
     def _options(self, name: str) -> list[str]:
         return [
             f"--unixctl={self.dir}/{name}.ctl",
+            f"--pidfile={self.dir}/{DAEMONS[name]}.pid",
             f"--log-file={self.dir}/{name}.log",
             "-vconsole:off",
             "--no-chdir",

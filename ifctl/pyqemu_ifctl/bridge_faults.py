@@ -1,0 +1,286 @@
+"""Doctor's checks of the bridges that the policy names, of both kinds, and of their uplinks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from pyqemu_ifconf.failure import Failure
+from pyqemu_ifconf.policy import Network
+from pyqemu_ifctl.fault import (
+    Fault,
+    each_bridge,
+    edit,
+    kinds_of,
+    sh,
+    spans,
+    vids_wanted,
+    vsctl,
+    wanted_kind,
+    wants,
+)
+from pyqemu_ifctl.scene import Scene
+from pyqemu_ifup.look import Link, OvsPort
+
+QUICK = 400
+"""Hundredths of a second: the least forward delay that IEEE 802.1D allows."""
+
+
+def find_missing_bridges(scene: Scene) -> Iterator[Fault]:
+    """A bridge that the policy names and that is not there, but one that its first tap makes."""
+    for network in each_bridge(scene):
+        if network.nat is not None:
+            continue
+        if kinds_of(scene, network) or scene.link(network.bridge) is not None:
+            continue
+        if network.ovsdb in scene.failed and network.kind != "linux":
+            continue
+        if network.kind == "openvswitch" and network.ovsdb in scene.absent:
+            continue
+        linux = network.kind == "linux" or (
+            network.kind is None and network.ovsdb not in scene.switches
+        )
+        command = vsctl(network.ovsdb, "add-br", network.bridge)
+        if linux:
+            mac = "02:" + hashlib.sha256(network.bridge.encode()).digest()[:5].hex(":")
+            command = sh("ip", "link", "add", "name", network.bridge, "address", mac, "up",
+                         "type", "bridge")
+        yield Fault(
+            f"there is no bridge {network.bridge}, which network {network.name} is on "
+            f"({network.place})",
+            "each start of a QEMU with a tap on this network fails (status 69)", command,
+        )
+
+
+WORDS = {"linux": "a Linux bridge", "openvswitch": "an Open vSwitch bridge"}
+
+
+def find_other_kinds(scene: Scene) -> Iterator[Fault]:
+    """A bridge of another kind than the policy says, of both kinds, or no bridge at all."""
+    if isinstance(scene.policy, Failure):
+        return
+    for network in scene.policy.networks.values():
+        kinds, link = kinds_of(scene, network), scene.link(network.bridge)
+        why = f"no tap is attached to network {network.name}: what is meant is not guessed"
+        command = edit(network.place.file, network.place.line)
+        kind = wanted_kind(network)
+        if len(kinds) == 2 and kind is None:
+            yield Fault(
+                f"{network.bridge} is both a Linux bridge and an Open vSwitch bridge, and network "
+                f"{network.name} gives no kind ({network.place})", why, command,
+            )
+        elif kinds and kind is not None and kind not in kinds:
+            yield Fault(
+                f"{network.bridge} is {WORDS[kinds[0]]}, and network {network.name} wants "
+                f"{WORDS[kind]} ({network.place})", why, command,
+            )
+        elif not kinds and link is not None and network.ovsdb not in scene.failed:
+            yield Fault(
+                f"{network.bridge} is no bridge, and network {network.name} is on it "
+                f"({network.place})", why, command,
+            )
+
+
+def find_bridges_down(scene: Scene) -> Iterator[Fault]:
+    """A Linux bridge that is down."""
+    for name, bridge in scene.bridges().items():
+        if not bridge.up:
+            yield Fault(
+                f"the bridge {name} is down", "it passes no frame of any guest",
+                sh("ip", "link", "set", "dev", name, "up"),
+            )
+
+
+def find_uplinks_down(scene: Scene) -> Iterator[Fault]:
+    """An uplink of a Linux bridge that is down."""
+    for name, bridge in scene.bridges().items():
+        for uplink in scene.uplinks(bridge):
+            if not uplink.up:
+                yield Fault(
+                    f"{uplink.name}, an uplink of {name}, is down",
+                    "the guests reach nobody beyond it",
+                    sh("ip", "link", "set", "dev", uplink.name, "up"),
+                )
+
+
+def find_no_filtering(scene: Scene) -> Iterator[Fault]:
+    """VLANs that are wanted on a Linux bridge that filters none."""
+    for name, bridge in scene.bridges().items():
+        vids = vids_wanted(scene, name)
+        if vids and not bridge.vlan_filtering:
+            want = vids[min(vids)]
+            yield Fault(
+                f"{name} does not filter VLANs, and network {want.network.name} wants VLAN "
+                f"{', '.join(spans(list(vids)))} ({want.place})",
+                "each start of a QEMU with a tap there fails (status 71), since nothing would "
+                "separate its frames",
+                sh("ip", "link", "set", "dev", name, "type", "bridge", "vlan_filtering", "1"),
+            )
+
+
+def find_lost_vlans(scene: Scene) -> Iterator[Fault]:
+    """A VLAN that no uplink of its bridge carries."""
+    why = "guests in it reach each other on this host, and nobody beyond it"
+    for name, bridge in scene.bridges().items():
+        uplinks = scene.uplinks(bridge)
+        if not bridge.vlan_filtering or not uplinks:
+            continue
+        carried = {each.vid for uplink in uplinks for each in scene.vids.get(uplink.index, ())}
+        lost = sorted(vids_wanted(scene, name).keys() - carried)
+        if lost:
+            yield Fault(
+                f"no uplink of {name} carries VLAN {', '.join(spans(lost))}", why,
+                " && ".join(
+                    sh("bridge", "vlan", "add", "dev", uplinks[0].name, "vid", span)
+                    for span in spans(lost)
+                ),
+            )
+    for network in _ovs_bridges(scene):
+        ports = _ovs_uplinks(scene, network)
+        wanted = vids_wanted(scene, network.bridge)
+        lost = sorted(vid for vid in wanted if not any(_carries(port, vid) for port in ports))
+        if ports and lost:
+            yield Fault(
+                f"no uplink of {network.bridge} carries VLAN {', '.join(spans(lost))}", why,
+                _carry(ports[0], lost),
+            )
+
+
+def _ovs_bridges(scene: Scene) -> list[Network]:
+    return [each for each in each_bridge(scene) if "openvswitch" in kinds_of(scene, each)]
+
+
+def _ovs_uplinks(scene: Scene, network: Network) -> list[OvsPort]:
+    """Return the ports of an Open vSwitch bridge that lead elsewhere: no tap, no port of its own.
+
+    A patch port or a tunnel has no link in this namespace.
+    """
+    found = []
+    for port in scene.ports:
+        if port.bridge != network.bridge or port.ovsdb != network.ovsdb or port.ours:
+            continue
+        link = scene.link(port.name)
+        inner = link is not None and link.kind in ("tun", "openvswitch")
+        if port.name != network.bridge and not inner and (port.ofport or 0) > 0:
+            found.append(port)
+    return found
+
+
+def _carries(port: OvsPort, vid: int) -> bool:
+    """Tell whether a port carries a VID (ovs-vswitchd.conf.db(5), Port: VLAN Configuration)."""
+    mode = port.vlan_mode or ("trunk" if port.tag is None else "access")
+    if mode in ("access", "dot1q-tunnel"):
+        return port.tag == vid
+    return not port.trunks or vid in port.trunks or (mode != "trunk" and port.tag == vid)
+
+
+def _carry(port: OvsPort, vids: list[int]) -> str:
+    """Return the command that has a port carry more VIDs, tagged, beside what it carries now."""
+    mode = port.vlan_mode or ("trunk" if port.tag is None else "access")
+    trunks = ",".join(map(str, vids))
+    if mode == "access" and port.tag is None:
+        return vsctl(port.ovsdb, "clear", "Port", port.name, "vlan_mode")
+    if mode == "access":
+        return vsctl(port.ovsdb, "set", "Port", port.name, "vlan_mode=native-untagged",
+                     f"trunks={trunks}")
+    return vsctl(port.ovsdb, "add", "Port", port.name, "trunks", *map(str, vids))
+
+
+def find_small_uplinks(scene: Scene) -> Iterator[Fault]:
+    """An uplink whose MTU is less than that of the taps, or of their bridge."""
+    for network in each_bridge(scene):
+        uplinks: list[Link] = []
+        bridge = scene.link(network.bridge)
+        kinds = kinds_of(scene, network)
+        if bridge is not None and "linux" in kinds:
+            uplinks = scene.uplinks(bridge)
+        elif kinds:
+            found = (scene.link(port.name) for port in _ovs_uplinks(scene, network))
+            uplinks = [link for link in found if link is not None]
+        most, who = _largest(scene, network)
+        for uplink in uplinks:
+            if uplink.mtu < most:
+                yield Fault(
+                    f"{uplink.name}, an uplink of {network.bridge}, has an MTU of {uplink.mtu}, "
+                    f"and {who} one of {most}",
+                    "what a guest sends in larger frames than the uplink takes is lost in silence",
+                    sh("ip", "link", "set", "dev", uplink.name, "mtu", str(most)),
+                )
+
+
+def _largest(scene: Scene, network: Network) -> tuple[int, str]:
+    """Return the largest MTU that a tap on the bridge has or is to have, and who has it."""
+    found = [
+        (want.mtu, f"network {want.network.name} ({want.place})")
+        for want in wants(scene.policy)
+        if want.network.bridge == network.bridge and want.mtu is not None
+    ]
+    names = {port.name for port in scene.ports
+             if port.bridge == network.bridge and port.ovsdb == network.ovsdb}
+    bridge = scene.link(network.bridge)
+    found += [
+        (link.mtu, f"the tap {link.name}") for link in scene.links
+        if link.tap and link.stamp is not None
+        and (link.name in names or (bridge is not None and link.master == bridge.index))
+    ]
+    return max(found, default=(0, ""))
+
+
+def find_small_bridges(scene: Scene) -> Iterator[Fault]:
+    """A bridge whose own MTU is less than that of its taps."""
+    for network in each_bridge(scene):
+        bridge, kinds = scene.link(network.bridge), kinds_of(scene, network)
+        most, who = _largest(scene, network)
+        if bridge is None or not kinds or bridge.mtu >= most:
+            continue
+        command = sh("ip", "link", "set", "dev", bridge.name, "mtu", str(most))
+        if "linux" not in kinds:
+            command = vsctl(network.ovsdb, "set", "Interface", bridge.name, f"mtu_request={most}")
+        yield Fault(
+            f"{bridge.name} has an MTU of {bridge.mtu}, and {who} one of {most}",
+            "the host does not get its guests' larger frames, nor sends as large ones", command,
+        )
+
+
+def find_loose_macs(scene: Scene) -> Iterator[Fault]:
+    """A bridge without an uplink whose MAC nobody has set: it takes that of a tap."""
+    why = "its MAC changes with the guests that come and go, and the host is cut off meanwhile"
+    for name, bridge in scene.bridges().items():
+        if scene.pinned.get(name) is False and not scene.uplinks(bridge):
+            yield Fault(
+                f"the MAC of {name} is not set, and it has no uplink", why,
+                sh("ip", "link", "set", "dev", name, "address", bridge.mac),
+            )
+    for network in _ovs_bridges(scene):
+        row = next(each for each in scene.switches[network.ovsdb].bridges
+                   if each.name == network.bridge)
+        link = scene.link(network.bridge)
+        if not row.pinned and link is not None and not _ovs_uplinks(scene, network):
+            yield Fault(
+                f"the MAC of {row.name} is not set, and it has no uplink", why,
+                vsctl(row.ovsdb, "set", "Bridge", row.name, f'other_config:hwaddr="{link.mac}"'),
+            )
+
+
+def find_slow_bridges(scene: Scene) -> Iterator[Fault]:
+    """A bridge that runs the spanning tree protocol, and lets a guest wait for it."""
+    why = "a guest's network is silent that long, twice, after its start: DHCP and PXE give up"
+    for name, bridge in scene.bridges().items():
+        delay = bridge.forward_delay or 0
+        if bridge.stp and delay > QUICK:
+            words = ["stp_state", "0"]
+            if len(scene.uplinks(bridge)) > 1:
+                # NOTE: without it there may be a loop; the least that IEEE 802.1D allows.
+                words = ["hello_time", "100", "max_age", "600", "forward_delay", str(QUICK)]
+            yield Fault(
+                f"{name} runs STP with a forward delay of {delay / 100:g} s", why,
+                sh("ip", "link", "set", "dev", name, "type", "bridge", *words),
+            )
+    for network in _ovs_bridges(scene):
+        for row in scene.switches[network.ovsdb].bridges:
+            if row.name == network.bridge and row.stp:
+                yield Fault(
+                    f"{row.name} runs STP, with a forward delay of 15 s by default", why,
+                    vsctl(row.ovsdb, "set", "Bridge", row.name, "stp_enable=false",
+                          "rstp_enable=true"),
+                )

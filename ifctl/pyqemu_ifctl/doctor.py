@@ -1,0 +1,53 @@
+"""pyqemu-ifctl doctor: what is wrong with this host, why it matters, and what mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+
+from pyqemu_ifctl.answer import Answer, count, shown, to_json, wrap
+from pyqemu_ifctl.findings import Finding, find_all
+from pyqemu_ifctl.scene import look
+from pyqemu_ifup.manners import Watch
+
+FOUND = 1
+"""The exit status where there is an error."""
+
+
+def doctor(
+    environ: Mapping[str, str], watch: Watch, tell: Callable[[str], None], *, as_json: bool
+) -> Answer:
+    """Look at this host and tell what is wrong; nothing is changed.
+
+    The status is 1 where one of the findings is an error. Raises Failure where not even the links
+    can be listed.
+    """
+    scene = look(environ, watch, tell)
+    found = find_all(scene)
+    status = FOUND if any(finding.severity == "error" for finding in found) else 0
+    if as_json:
+        out = to_json({
+            "ok": status == 0, "findings": [asdict(each) for each in found],
+            "unseen": list(scene.unseen),
+        })
+    else:
+        out = as_text(found, all_seen=not scene.unseen)
+    return Answer(out, status, tuple(f"not seen: {each}" for each in scene.unseen))
+
+
+def as_text(found: list[Finding], *, all_seen: bool) -> str:
+    """Return the findings for a person: what, why, and the command on a line of its own.
+
+    NOTE: the command is never broken, so that it can be copied.
+    """
+    lines: list[str] = []
+    for finding in found:
+        lines += wrap(shown(f"{finding.severity}: {finding.what} [{finding.check}]"), "    ")
+        lines += wrap(shown(f"  why: {finding.why}"), "    ")
+        lines += [f"  mend: {shown(finding.command)}", ""]
+    errors = sum(finding.severity == "error" for finding in found)
+    if found:
+        lines.append(f"{count(len(found), 'finding')}, {count(errors, 'error')}")
+    else:
+        lines.append("nothing is wrong" if all_seen else "nothing is wrong of what can be seen")
+    return "".join(f"{line}\n" for line in lines)

@@ -1,0 +1,110 @@
+"""What doctor's checks share: a fault, the commands that mend one, and what the policy wants."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pyqemu_ifconf.failure import Failure
+from pyqemu_ifconf.policy import Network, Place, Policy, Rule, Vlan, merge
+from pyqemu_ifctl.scene import Scene
+from pyqemu_ifup.look import ranges
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a check has found of one thing."""
+
+    what: str
+    why: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What one network, or one rule or NIC on it, wants of its bridge."""
+
+    network: Network
+    place: Place
+    vlan: Vlan | None
+    mtu: int | None
+
+
+def sh(*words: str) -> str:
+    """Return a command for a shell."""
+    return shlex.join(words)
+
+
+def edit(file: str, line: int = 1) -> str:
+    """Return the command by which a person edits a file at a line."""
+    return f"${{EDITOR:-vi}} +{line} {shlex.quote(file)}"
+
+
+def vsctl(ovsdb: str, *words: str) -> str:
+    """Return an ovs-vsctl command for one database."""
+    return sh("ovs-vsctl", f"--db={ovsdb}", *words)
+
+
+def wants(policy: Policy | Failure) -> Iterator[Wanted]:
+    """Yield what each network, and each rule and NIC on one, wants."""
+    if isinstance(policy, Failure):
+        return
+    rules: list[tuple[Network, Place, Rule | None]] = [
+        (each, each.place, None) for each in policy.networks.values()
+    ]
+    rules += [
+        (policy.networks[rule.network], rule.place, rule)
+        for rule in policy.rules
+        if rule.network is not None
+    ]
+    for network, place, rule in rules:
+        settings = network.settings if rule is None else merge(network.settings, rule.settings)
+        vlan, mtu = settings.given.get("vlan"), settings.given.get("mtu")
+        yield Wanted(
+            network, place, vlan if isinstance(vlan, Vlan) else None,
+            mtu if isinstance(mtu, int) else None,
+        )
+
+
+def vids_wanted(scene: Scene, bridge: str) -> dict[int, Wanted]:
+    """Return the VIDs that the policy wants on a bridge, each with the first that wants it."""
+    found: dict[int, Wanted] = {}
+    for want in wants(scene.policy):
+        if want.network.bridge == bridge and want.vlan is not None:
+            native = () if want.vlan.native is None else (want.vlan.native,)
+            for vid in (*native, *want.vlan.trunk):
+                found.setdefault(vid, want)
+    return found
+
+
+def spans(vids: list[int]) -> list[str]:
+    """Return ascending VIDs as `20` and `30-39`."""
+    return [str(a) if a == b else f"{a}-{b}" for a, b in ranges(vids)]
+
+
+def wanted_kind(network: Network) -> str | None:
+    """Return what kind of bridge a network is to be on, None where that is looked up.
+
+    One with `nat` makes a Linux bridge.
+    """
+    return "linux" if network.nat is not None else network.kind
+
+
+def each_bridge(scene: Scene) -> list[Network]:
+    """Return the first network on each bridge."""
+    found: dict[tuple[str, str], Network] = {}
+    if isinstance(scene.policy, Policy):
+        for network in scene.policy.networks.values():
+            found.setdefault((network.bridge, network.ovsdb), network)
+    return list(found.values())
+
+
+def kinds_of(scene: Scene, network: Network) -> list[str]:
+    """Return what kinds of bridge have the name of a network's."""
+    link = scene.link(network.bridge)
+    kinds = ["linux"] if link is not None and link.kind == "bridge" else []
+    switch = scene.switches.get(network.ovsdb)
+    if switch is not None and any(each.name == network.bridge for each in switch.bridges):
+        kinds.append("openvswitch")
+    return kinds

@@ -1,0 +1,76 @@
+"""The table of doctor's checks, and what they find in a Scene. Nothing here looks at the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from pyqemu_ifctl import bridge_faults, host_faults, ovs_faults, policy_faults
+from pyqemu_ifctl.fault import Fault
+from pyqemu_ifctl.scene import Scene
+
+Severity = Literal["error", "warning", "advice"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "advice")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault: `check` is its name in CHECKS, `command` a line for a shell that mends it."""
+
+    check: str
+    severity: Severity
+    what: str
+    why: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of the table."""
+
+    name: str
+    severity: Severity
+    find: Callable[[Scene], Iterator[Fault]]
+
+
+def find_all(scene: Scene) -> list[Finding]:
+    """Return what all the checks find, the gravest first."""
+    found = [
+        Finding(check.name, check.severity, fault.what, fault.why, fault.command)
+        for check in CHECKS
+        for fault in check.find(scene)
+    ]
+    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("policy", "error", policy_faults.find_policy),
+    Check("unreachable-rule", "warning", policy_faults.find_unreachable_rules),
+    Check("long-tap-glob", "warning", policy_faults.find_long_globs),
+    Check("bridge-missing", "error", bridge_faults.find_missing_bridges),
+    Check("bridge-kind", "error", bridge_faults.find_other_kinds),
+    Check("bridge-down", "error", bridge_faults.find_bridges_down),
+    Check("bridge-stp", "warning", bridge_faults.find_slow_bridges),
+    Check("bridge-mac", "warning", bridge_faults.find_loose_macs),
+    Check("bridge-mtu", "warning", bridge_faults.find_small_bridges),
+    Check("bridge-filter", "warning", host_faults.find_bridge_filters),
+    Check("br-netfilter", "error", host_faults.find_netfilter),
+    Check("nat-filter", "warning", host_faults.find_nat_filters),
+    Check("vlan-filtering", "error", bridge_faults.find_no_filtering),
+    Check("uplink-down", "warning", bridge_faults.find_uplinks_down),
+    Check("uplink-vlan", "warning", bridge_faults.find_lost_vlans),
+    Check("uplink-mtu", "warning", bridge_faults.find_small_uplinks),
+    Check("ovs-down", "error", ovs_faults.find_ovs_down),
+    Check("ovs-vswitchd", "error", ovs_faults.find_vswitchd_down),
+    Check("ovs-version", "warning", ovs_faults.find_old_ovs),
+    Check("ovs-error", "error", ovs_faults.find_ovs_errors),
+    Check("ovs-stale", "warning", ovs_faults.find_stale_ports),
+    Check("ovs-trunk", "error", ovs_faults.find_trunks),
+    Check("tun-missing", "error", host_faults.find_no_tun),
+    Check("tun-closed", "advice", host_faults.find_closed_tun),
+    Check("qemu-script", "warning", host_faults.find_stock_scripts),
+    Check("qemu-downscript", "warning", host_faults.find_no_downscripts),
+    Check("qemu-mac", "error", host_faults.find_twins),
+    Check("qemu-sandbox", "advice", host_faults.find_unconfined),
+)

@@ -1,0 +1,216 @@
+"""Doctor's checks of the host: its packet filters, /dev/net/tun, and the QEMUs that run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+
+from pyqemu_ifconf.failure import Failure
+from pyqemu_ifctl.fault import Fault, sh
+from pyqemu_ifctl.restart import as_its_user, nics_of, start_again, with_mac, with_words
+from pyqemu_ifctl.scene import DEFAULT_SCRIPTS, TUN, Chain, Qemu, Scene, script_of
+from pyqemu_ifup.nat import wants_forwarding
+
+
+def find_netfilter(scene: Scene) -> Iterator[Fault]:
+    """Bridged frames that go through a FORWARD chain which drops."""
+    for kind, families in (("iptables", ("ip", "inet")), ("ip6tables", ("ip6", "inet"))):
+        dropping = [each for each in scene.chains
+                    if each.hook == "forward" and each.family in families]
+        if not dropping or not scene.bridges():
+            continue
+        where = dropping[0]
+        chain = f"{where.family} {where.table} {where.name}"
+        why = "guests on one bridge have ARP and no IP: their packets are dropped in silence"
+        if kind in scene.call_iptables:
+            yield Fault(
+                f"br_netfilter sends bridged frames through {kind}, where {chain} drops", why,
+                sh("sysctl", "-w", f"net.bridge.bridge-nf-call-{kind}=0"),
+            )
+        elif kind == "iptables":
+            for name, bridge in scene.bridges().items():
+                if bridge.calls_iptables:
+                    yield Fault(
+                        f"{name} sends its frames through iptables, where {chain} drops", why,
+                        sh("ip", "link", "set", "dev", name, "type", "bridge",
+                           "nf_call_iptables", "0"),
+                    )
+
+
+def find_nat_filters(scene: Scene) -> Iterator[Fault]:
+    """A FORWARD chain that drops what is forwarded for a network with NAT."""
+    networks = [] if isinstance(scene.policy, Failure) else list(scene.policy.networks.values())
+    for network in networks:
+        if network.nat is None or not wants_forwarding(network.nat):
+            continue
+        for chain in scene.chains:
+            ways = [way for way in ("iifname", "oifname")
+                    if (way, network.bridge) not in chain.accepts]
+            if chain.hook != "forward" or chain.family not in ("ip", "ip6", "inet") or not ways:
+                continue
+            if chain.family == "ip6" and network.nat.ipv6 is None:
+                continue
+            yield Fault(
+                f"the chain {chain.family} {chain.table} {chain.name} drops what is forwarded for "
+                f"network {network.name}",
+                "its guests reach each other and this host, and nobody beyond it",
+                " && ".join(_accept(chain, way, network.bridge) for way in ways),
+            )
+
+
+def _accept(chain: Chain, way: str, bridge: str) -> str:
+    """Return the command that has a chain accept what comes from a bridge, or goes to it."""
+    if chain.legacy:
+        tool = "iptables-legacy" if chain.family == "ip" else "ip6tables-legacy"
+        return sh(tool, "-I", chain.name, "-i" if way == "iifname" else "-o", bridge,
+                  "-j", "ACCEPT")
+    return sh("nft", "insert", "rule", chain.family, chain.table, chain.name, way, bridge,
+              "accept")
+
+
+def find_bridge_filters(scene: Scene) -> Iterator[Fault]:
+    """A chain of nftables' family bridge that drops what is forwarded."""
+    for each in scene.chains:
+        if each.family != "bridge" or each.hook not in ("prerouting", "forward", "postrouting"):
+            continue
+        if not scene.bridges():
+            continue
+        name = f"{each.table} {each.name}"
+        if each.rule is None:
+            how = "by its policy"
+            command = sh("nft", f"add chain bridge {name} {{ policy accept; }}")
+        else:
+            how = "by a rule without a condition"
+            command = sh("nft", f"delete rule bridge {name} handle {each.rule}")
+        yield Fault(
+            f"the nftables chain bridge {name} ({each.hook}) drops frames {how}",
+            "what no rule of its accepts, no guest on a Linux bridge sends or gets", command,
+        )
+
+
+def find_no_tun(scene: Scene) -> Iterator[Fault]:
+    """No /dev/net/tun."""
+    if scene.tun_mode is None:
+        command = f"mkdir -p {os.path.dirname(TUN)} && mknod -m 0666 {TUN} c 10 200"
+        yield Fault(
+            "there is no /dev/net/tun", "no QEMU can open a tap",
+            command if scene.tun_known else "modprobe tun",
+        )
+
+
+def find_closed_tun(scene: Scene) -> Iterator[Fault]:
+    """A /dev/net/tun that only some may open."""
+    if scene.tun_mode is not None and scene.tun_mode & 0o006 != 0o006:
+        yield Fault(
+            f"{TUN} may not be opened by everybody (mode {scene.tun_mode:04o})",
+            "a QEMU of another user's cannot open a tap that was made for that user; opening it "
+            "gives nobody any right",
+            sh("chmod", "0666", TUN),
+        )
+
+
+def is_ours(path: str | None, program: str) -> bool:
+    """Tell whether what a script= leads to is this program of ours."""
+    return os.path.basename(path or "").partition("@")[0] == program
+
+
+def find_stock_scripts(scene: Scene) -> Iterator[Fault]:
+    """A QEMU whose tap had no script=, so that QEMU's own script was called."""
+    for qemu in scene.qemus:
+        for option in qemu.options:
+            script = script_of(option, "script")
+            if script is None or "script" in option.keys:
+                continue
+            if not is_ours(qemu.scripts.get(script), "pyqemu-ifup"):
+                yield Fault(
+                    f"{qemu.name} has a tap without script=, and {script} is not ours",
+                    "the distribution's script knows no policy: it guesses a bridge, or none",
+                    "pyqemu-takeover",
+                )
+                break
+
+
+def find_no_downscripts(scene: Scene) -> Iterator[Fault]:
+    """A QEMU whose tap our script attached, and whose downscript= is missing or not ours."""
+    for qemu in scene.qemus:
+        for option in qemu.options:
+            script = script_of(option, "script")
+            ours = qemu.scripts.get(script) if script is not None else None
+            if script is None or ours is None or not is_ours(ours, "pyqemu-ifup"):
+                continue
+            down = script_of(option, "downscript")
+            program = os.path.join(os.path.dirname(ours), "pyqemu-ifdown")
+            if down is None or is_ours(qemu.scripts.get(down), "pyqemu-ifdown"):
+                continue
+            missing = qemu.scripts.get(down) is None
+            command = as_its_user(qemu, sh("ln", "-s", program, down))
+            if down == DEFAULT_SCRIPTS["downscript"]:
+                command = "pyqemu-takeover"
+            elif not missing:
+                words = with_words(qemu, option, {"downscript": program})
+                command = start_again(qemu, words, scene.links)
+            yield Fault(
+                f"the downscript {down} of {qemu.name} is "
+                + ("missing" if missing else "not ours"),
+                "when it ends, nobody takes its tap away: a port of Open vSwitch stays until gc",
+                command,
+            )
+
+
+def find_unconfined(scene: Scene) -> Iterator[Fault]:
+    """A QEMU whose system calls are not filtered."""
+    for qemu in scene.qemus:
+        if qemu.confined is False:
+            words = [*qemu.argv, "-sandbox", "on"]
+            yield Fault(
+                f"{qemu.name} runs without -sandbox" + (", as root" if qemu.uid == 0 else ""),
+                "a guest that breaks out of it may use all of the kernel, and gain privilege; "
+                "it is to be started so the next time",
+                start_again(qemu, words, scene.links),
+            )
+
+
+def find_twins(scene: Scene) -> Iterator[Fault]:
+    """Two running QEMUs with the same MAC on one bridge, or where that cannot be told."""
+    seen: dict[str, list[tuple[Qemu, str | None]]] = {}
+    for qemu in scene.qemus:
+        for nic in nics_of(qemu):
+            if nic.mac is None or nic.type == "user":
+                continue
+            place = _place(scene, qemu, nic.tap)
+            others = [
+                other for other, where in seen.get(nic.mac, [])
+                if other is not qemu and (where is None or place is None or where == place)
+            ]
+            if others:
+                mac = _fresh(scene, qemu, nic.mac)
+                yield Fault(
+                    f"{qemu.name} has the MAC {nic.mac}, and so has {others[0].name}",
+                    "the switch sends the frames of both to whichever has sent last; end it, and "
+                    "start it so",
+                    start_again(qemu, with_mac(qemu, nic, mac), scene.links),
+                )
+            seen.setdefault(nic.mac, []).append((qemu, place))
+
+
+def _place(scene: Scene, qemu: Qemu, tap: str | None) -> str | None:
+    """Return the bridge that a tap is on, None where it is not known."""
+    link = scene.link(tap) if tap is not None else None
+    if link is None:
+        return None
+    port = next((each for each in scene.ports if each.name == tap and each.bridge), None)
+    if port is not None:
+        return f"{port.ovsdb} {port.bridge}"
+    return next((each.name for each in scene.links if each.index == link.master), None)
+
+
+def _fresh(scene: Scene, qemu: Qemu, mac: str) -> str:
+    """Return a MAC for one of two: made of both guests' command lines, and nobody's here."""
+    taken = {nic.mac for each in scene.qemus for nic in nics_of(each)}
+    seed = "\0".join((mac, *qemu.argv)).encode(errors="surrogateescape")
+    while True:
+        seed = hashlib.sha256(seed).digest()
+        found = "52:54:00:" + seed[:3].hex(":")
+        if found not in taken:
+            return found

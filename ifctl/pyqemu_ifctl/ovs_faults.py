@@ -1,0 +1,131 @@
+"""Doctor's checks of Open vSwitch itself: its daemons, and the ports that are wrong in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifctl.answer import shown
+from pyqemu_ifctl.fault import Fault, each_bridge, sh, vsctl, wanted_kind
+from pyqemu_ifctl.scene import Scene
+from pyqemu_ifdown.gc import judge
+from pyqemu_ifup.look import OvsPort, OvsSwitch
+
+OLDEST_OVS = (2, 10)
+"""The first Open vSwitch that deletes ports marked as transient at its start."""
+
+
+def find_ovs_down(scene: Scene) -> Iterator[Fault]:
+    """A database of Open vSwitch that the policy needs, and that is mute or not there."""
+    needed = {} if isinstance(scene.policy, Failure) else {
+        each.ovsdb: each for each in scene.policy.networks.values() if wanted_kind(each) != "linux"
+    }
+    for address, failure in scene.failed.items():
+        if address in needed and failure.status != Status.DENIED:
+            yield Fault(
+                str(failure).partition(";")[0],
+                "no tap is attached to it, and on a host with it none to a Linux bridge either",
+                start_ovs(scene),
+            )
+    for address in sorted(scene.absent):
+        yield Fault(
+            f"Open vSwitch does not run: there is no {address}",
+            f"each start of a QEMU with a tap on network {needed[address].name} fails (status 69)",
+            start_ovs(scene),
+        )
+
+
+def find_vswitchd_down(scene: Scene) -> Iterator[Fault]:
+    """An ovs-vswitchd that does not run, is stopped, or does not do what is configured."""
+    why = "a tap that is to be attached waits until the deadline (status 75)"
+    for address, switch in scene.switches.items():
+        state, pid = scene.daemons.get(address, ("running", 0))
+        if state == "gone":
+            yield Fault(f"ovs-vswitchd does not run ({address})", why, start_ovs(scene))
+        elif state == "stopped":
+            yield Fault(
+                f"ovs-vswitchd is stopped, process {pid} ({address})", why,
+                sh("kill", "-CONT", str(pid)),
+            )
+        elif switch.behind:
+            yield Fault(
+                f"ovs-vswitchd has not taken in what is configured ({address})", why,
+                start_ovs(scene, "restart"),
+            )
+
+
+OVS_CTL = "/usr/share/openvswitch/scripts/ovs-ctl"
+
+
+def start_ovs(scene: Scene, verb: Literal["start", "restart"] = "start") -> str:
+    """Return the command that starts Open vSwitch on this host: its service, or its own script."""
+    if scene.ovs_service is None:
+        return sh(OVS_CTL, "--system-id=random", verb)
+    return sh("systemctl", verb, scene.ovs_service)
+
+
+def find_old_ovs(scene: Scene) -> Iterator[Fault]:
+    """An Open vSwitch that is older than what we need of it."""
+    for address, switch in scene.switches.items():
+        version = _version(switch)
+        if version is not None and version < OLDEST_OVS:
+            yield Fault(
+                f"Open vSwitch is {switch.version} ({address})",
+                "before 2.10 it keeps the ports of guests over a reboot of the host",
+                scene.install_ovs,
+            )
+
+
+def _version(switch: OvsSwitch) -> tuple[int, ...] | None:
+    found = re.match(r"(\d+)\.(\d+)", switch.version or "")
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def find_ovs_errors(scene: Scene) -> Iterator[Fault]:
+    """A port that ovs-vswitchd cannot use."""
+    stale = {port.name for port in _stale(scene)}
+    for port in scene.ports:
+        if port.error is not None and port.name not in stale and _concerns(scene, port):
+            yield Fault(
+                f"Open vSwitch cannot use the port {port.name} of {port.bridge}: "
+                f"{shown(port.error)}",
+                "it passes no frames",
+                vsctl(port.ovsdb, "del-port", *([port.bridge] if port.bridge else []), port.name),
+            )
+
+
+def find_stale_ports(scene: Scene) -> Iterator[Fault]:
+    """A port of ours whose tap is gone."""
+    for port in _stale(scene):
+        yield Fault(
+            f"the port {port.name} of {port.bridge} is left of a guest that is gone",
+            "a tap that gets this name is given the VLAN of the old one",
+            sh("pyqemu-ifctl", "gc", port.name),
+        )
+
+
+def _stale(scene: Scene) -> list[OvsPort]:
+    found = judge(scene.ports, scene.links, scene.here)
+    return [each.port for each in found if each.remove is not None]
+
+
+def _concerns(scene: Scene, port: OvsPort) -> bool:
+    """Tell whether a port is ours, or on a bridge that the policy names."""
+    bridges = {(each.bridge, each.ovsdb) for each in each_bridge(scene)}
+    return port.ours or (port.bridge, port.ovsdb) in bridges
+
+
+def find_trunks(scene: Scene) -> Iterator[Fault]:
+    """A tap whose port carries every VLAN."""
+    for port in scene.ports:
+        link = scene.link(port.name)
+        is_guest_s = link is not None and link.tap and port.name != port.bridge
+        if is_guest_s and _concerns(scene, port) and port.vlan_mode in (None, "trunk"):
+            if port.tag is None and not port.trunks:
+                yield Fault(
+                    f"the tap {port.name} carries every VLAN of {port.bridge}",
+                    "its guest chooses the VLAN that it sends to: this is Open vSwitch's default",
+                    vsctl(port.ovsdb, "set", "Port", port.name, "vlan_mode=access"),
+                )

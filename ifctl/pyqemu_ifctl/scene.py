@@ -1,0 +1,456 @@
+"""One look at all that doctor judges: policy, links, Open vSwitch, packet filters, running QEMUs.
+
+Changes nothing. What may not be looked at is told in `unseen`, and never taken for absent.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.policy import DEFAULT_OVSDB, Policy
+from pyqemu_ifctl.answer import count, shown
+from pyqemu_ifctl.databases import addresses, open_each, read_policy
+from pyqemu_ifctl.guests import Guest, find_guests, same_root
+from pyqemu_ifup.caller import Option, command_line, find_options, real_uid
+from pyqemu_ifup.holders import find_holders
+from pyqemu_ifup.host import Host, filters, is_there
+from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, is_local
+from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.nat import TABLE
+from pyqemu_ifup.stamp import Here, find_here
+
+TUN = "/dev/net/tun"
+DEFAULT_SCRIPTS = {"script": "/etc/qemu-ifup", "downscript": "/etc/qemu-ifdown"}
+"""What QEMU calls for a tap where it is told nothing (configure, --sysconfdir=/etc)."""
+SETTLE = 1.0
+"""Seconds in which a healthy ovs-vswitchd has taken in what is configured."""
+FILTER_SECONDS = 5.0
+ADMIN_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+Daemon = Literal["running", "stopped", "gone"]
+
+
+@dataclass(frozen=True)
+class Qemu:
+    """One running QEMU and its network options.
+
+    `scripts` holds each script= and downscript= that it has: what the path leads to, None where
+    there is no such program. `confined`: system calls are filtered, and no privilege can be
+    gained; None where that cannot be told.
+    """
+
+    guest: Guest
+    argv: tuple[str, ...]
+    options: tuple[Option, ...]
+    cwd: str | None
+    uid: int | None
+    confined: bool | None
+    scripts: Mapping[str, str | None]
+
+    @property
+    def name(self) -> str:
+        """The guest's name, for a message, with its process."""
+        if self.guest.vm is None:
+            return f"QEMU {self.guest.pid}"
+        return f"{shown(self.guest.vm)} (QEMU {self.guest.pid})"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A base chain of the packet filters that drops what no rule of its accepts.
+
+    It does so by its policy, or by a rule without a condition, whose handle `rule` is. `accepts`
+    are the links whose frames it accepts, as ("iifname" or "oifname", name). `legacy`: it is one of
+    iptables' own, which nft(8) does not show.
+    """
+
+    family: str
+    table: str
+    name: str
+    hook: str
+    rule: int | None = None
+    accepts: frozenset[tuple[str, str]] = frozenset()
+    legacy: bool = False
+
+
+@dataclass(frozen=True)
+class Scene:
+    """This host at one moment.
+
+    `vids` are those of every port of a Linux bridge that filters VLANs, `pinned` tells of a Linux
+    bridge whether its MAC was set (None: not known). `switches` are the databases that answered,
+    `failed` those that did not, `absent` those of the policy that are not there at all; `daemons`
+    tells of the ovs-vswitchd of each, as far as it is known. `call_iptables` are the kinds of
+    tables that bridged frames go through ("iptables", "ip6tables"). `chains` are those that drop.
+    `tun_mode` is None where there is no /dev/net/tun, `tun_known` whether the kernel has its
+    driver. `ovs_service` is the unit of Open vSwitch, None without systemd, and `install_ovs` the
+    command that installs its package.
+    """
+
+    policy: Policy | Failure
+    here: Here
+    links: tuple[Link, ...]
+    vids: Mapping[int, tuple[Vid, ...]]
+    pinned: Mapping[str, bool | None]
+    switches: Mapping[str, OvsSwitch]
+    ports: tuple[OvsPort, ...]
+    failed: Mapping[str, Failure]
+    absent: frozenset[str]
+    daemons: Mapping[str, tuple[Daemon, int]]
+    call_iptables: frozenset[str]
+    chains: tuple[Chain, ...]
+    tun_mode: int | None
+    tun_known: bool
+    qemus: tuple[Qemu, ...]
+    ovs_service: str | None
+    install_ovs: str
+    unseen: tuple[str, ...]
+
+    def link(self, name: str) -> Link | None:
+        """Return the link of this name."""
+        return next((link for link in self.links if link.name == name), None)
+
+    def bridges(self) -> dict[str, Link]:
+        """Return the Linux bridges that the policy names."""
+        if isinstance(self.policy, Failure):
+            return {}
+        names = {network.bridge for network in self.policy.networks.values()}
+        return {link.name: link for link in self.links
+                if link.kind == "bridge" and link.name in names}
+
+    def uplinks(self, bridge: Link) -> list[Link]:
+        """Return the ports of a Linux bridge that are no taps: they lead elsewhere."""
+        return [link for link in self.links if link.master == bridge.index and link.kind != "tun"]
+
+
+def look(
+    environ: Mapping[str, str], watch: Watch, tell: Callable[[str], None]
+) -> Scene:
+    """Look at all there is. Raises Failure where not even the links can be listed."""
+    policy = read_policy(environ)
+    unseen: list[str] = []
+    with Host(None, watch, tell, details=True) as host:
+        failed = open_each(host, addresses(policy))
+        switches = _settled(host, failed)
+        # NOTE: ports before links: a tap is there before its port is.
+        ports = host.ports()
+        links = tuple(host.kernel.links())
+        aware = {link.index for link in links if filters(link)}
+        vids = {
+            link.index: host.kernel.vids(link.index) for link in links if link.master in aware
+        }
+    networks = policy.networks.values() if isinstance(policy, Policy) else ()
+    wanted = {each.ovsdb for each in networks if each.kind == "openvswitch"}
+    unseen += [str(each) for each in failed.values() if each.status == Status.DENIED]
+    if isinstance(policy, Failure) and is_closed(policy):
+        unseen.append(str(policy))
+    pinned = {link.name: _is_pinned(link) for link in links if link.kind == "bridge"}
+    named = {network.bridge for network in networks}
+    unseen += [
+        f"whether the MAC of {name} is set: /sys is of another network namespace"
+        for name, known in pinned.items() if known is None and name in named
+    ]
+    call_iptables, chains = _look_at_filters(unseen)
+    holders = find_holders()
+    if holders.hidden and os.geteuid() != 0:
+        processes = count(len(holders.hidden), "process")
+        unseen.append(f"the taps that {processes} of other users may hold; run as root")
+    return Scene(
+        policy=policy, here=find_here(), links=links, vids=vids,
+        pinned=pinned, switches=switches, ports=ports, failed=failed,
+        absent=frozenset(
+            each for each in wanted - switches.keys() - failed.keys() if not is_there(each)
+        ),
+        daemons=_find_daemons(switches.values()), call_iptables=call_iptables, chains=chains,
+        tun_mode=_tun_mode(), tun_known=_knows_tun(),
+        qemus=tuple(_qemu(guest) for guest in find_guests(holders)),
+        ovs_service=_ovs_service(),
+        install_ovs=(
+            "dnf install openvswitch" if shutil.which("dnf", path=ADMIN_PATH)
+            else "apt-get install openvswitch-switch"
+        ),
+        unseen=tuple(unseen),
+    )
+
+
+def _ovs_service() -> str | None:
+    if not os.path.isdir("/run/systemd/system"):
+        return None
+    debian = any(os.path.exists(f"{folder}/systemd/system/openvswitch-switch.service")
+                 for folder in ("/etc", "/usr/lib", "/lib"))
+    return "openvswitch-switch" if debian else "openvswitch"
+
+
+def is_closed(failure: Failure) -> bool:
+    """Tell whether it is only that this user may not read the policy."""
+    return failure.status == Status.NO_POLICY and failure.why.endswith(os.strerror(errno.EACCES))
+
+
+def _settled(host: Host, failed: dict[str, Failure]) -> dict[str, OvsSwitch]:
+    """Return how each Open vSwitch is, once it has taken in what is configured, or does not.
+
+    A database that cannot tell is added to those that have `failed`.
+    """
+    until = time.monotonic() + SETTLE
+    while True:
+        found: dict[str, OvsSwitch] = {}
+        for address, database in host.databases.items():
+            try:
+                found[address] = database.switch()
+            except Failure as failure:
+                failed[address] = failure
+        if time.monotonic() > until or not any(each.behind for each in found.values()):
+            return found
+        host.watch.check()
+        time.sleep(0.05)
+        host.ports()
+
+
+def _is_pinned(bridge: Link) -> bool | None:
+    """Tell whether somebody has set the bridge's MAC (NET_ADDR_SET of linux/netdevice.h).
+
+    NOTE: rtnetlink does not tell, and /sys is of the network namespace that it was mounted in.
+    """
+    folder = f"/sys/class/net/{bridge.name}"
+    try:
+        found = [_read(f"{folder}/{name}") for name in ("ifindex", "address", "addr_assign_type")]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if found[:2] != [str(bridge.index), bridge.mac]:
+        return None
+    return found[2] == "3"
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="ascii", errors="replace") as file:
+        return file.read().strip()
+
+
+def _tun_mode() -> int | None:
+    try:
+        found = os.stat(TUN)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return stat.S_IMODE(found.st_mode) if stat.S_ISCHR(found.st_mode) else None
+
+
+def _knows_tun() -> bool:
+    """Tell whether the kernel's driver is there, with the number that mknod(1) takes."""
+    return "200 tun" in (" ".join(line.split()) for line in _read("/proc/misc").splitlines())
+
+
+def _find_daemons(switches: Any) -> dict[str, tuple[Daemon, int]]:
+    """Return how the ovs-vswitchd of each local database is, and its process (0: none)."""
+    found: dict[str, tuple[Daemon, int]] = {}
+    local = [each for each in switches if is_local(each.ovsdb) and each.ovsdb.startswith("unix:")]
+    if not local:
+        return found
+    running = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            words = command_line(int(name))
+            if words and os.path.basename(words[0]) == "ovs-vswitchd":
+                running.append((int(name), words))
+    for switch in local:
+        pids = [
+            pid for pid, words in running
+            if switch.ovsdb in words
+            or (switch.ovsdb == DEFAULT_OVSDB and not any(w.startswith("unix:") for w in words))
+        ]
+        if pids:
+            halted = all(_is_halted(pid) for pid in pids)
+            found[switch.ovsdb] = ("stopped" if halted else "running", pids[0])
+        elif not _answers(switch):
+            found[switch.ovsdb] = ("gone", 0)
+    return found
+
+
+def _is_halted(pid: int) -> bool:
+    """Tell whether a process is stopped by a signal or a debugger (proc(5), stat)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[:1] in ([b"T"], [b"t"])
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _answers(switch: OvsSwitch) -> bool:
+    """Tell whether an ovs-vswitchd that cannot be seen listens, or may, at one of its bridges.
+
+    It does so in its run-time folder, which is the database's (ovs-ofctl(8)).
+    """
+    folder = os.path.dirname(switch.ovsdb[len("unix:"):])
+    for bridge in switch.bridges:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1)
+            try:
+                probe.connect(f"{folder}/{bridge.name}.mgmt")
+            except (FileNotFoundError, ConnectionRefusedError):
+                continue
+            except PermissionError:
+                return True
+            return True
+    return False
+
+
+def _look_at_filters(unseen: list[str]) -> tuple[frozenset[str], tuple[Chain, ...]]:
+    """Return which tables bridged frames go through, and the chains that drop."""
+    called = set()
+    for kind in ("iptables", "ip6tables"):
+        try:
+            if _read(f"/proc/sys/net/bridge/bridge-nf-call-{kind}") == "1":
+                called.add(kind)
+        except FileNotFoundError:
+            # br_netfilter is not loaded.
+            continue
+    chains: list[Chain] = []
+    nft = shutil.which("nft", path=ADMIN_PATH)
+    if nft is None:
+        unseen.append("the nftables rules: there is no nft(8) on this host")
+    else:
+        done = _output([nft, "-j", "list", "ruleset"])
+        if isinstance(done, str):
+            unseen.append(f"the nftables rules: {done}")
+        else:
+            chains += read_ruleset(json.loads(done))
+    for kind, family in (("iptables", "ip"), ("ip6tables", "ip6")):
+        try:
+            legacy = "filter" in _read(f"/proc/net/{family}_tables_names").split()
+        except FileNotFoundError:
+            continue
+        except PermissionError:
+            unseen.append(f"the rules of {kind}; run as root")
+            continue
+        if not legacy:
+            continue
+        program = shutil.which(f"{kind}-legacy", path=ADMIN_PATH)
+        done = _output([program, "-S", "FORWARD"]) if program is not None else "no program"
+        if isinstance(done, str):
+            unseen.append(f"the rules of {kind} in its legacy form: {done}")
+        else:
+            chains += read_forward(family, done.decode(errors="replace"))
+    return frozenset(called), tuple(chains)
+
+
+def _output(argv: list[str]) -> bytes | str:
+    """Return what a program prints, or why it does not, as text."""
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=FILTER_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"{argv[0]} has not ended in {FILTER_SECONDS:g} s"
+    if done.returncode != 0:
+        lines = done.stderr.decode(errors="replace").split("\n")
+        return lines[0].strip() or f"{argv[0]} has ended {done.returncode}"
+    return done.stdout
+
+
+def read_forward(family: str, printed: str) -> list[Chain]:
+    """Return the chain FORWARD where it drops, of what `iptables-legacy -S FORWARD` prints."""
+    lines = [line.split() for line in printed.splitlines()]
+    if ["-P", "FORWARD", "DROP"] not in lines:
+        return []
+    ways = {"-i": "iifname", "-o": "oifname"}
+    accepts = {
+        (ways[words[2]], words[3]) for words in lines
+        if len(words) == 6 and words[2] in ways and words[4:] == ["-j", "ACCEPT"]
+    }
+    return [Chain(family, "filter", "FORWARD", "forward", None, frozenset(accepts), True)]
+
+
+def read_ruleset(told: Any) -> list[Chain]:
+    """Return the base chains that drop, but our own, of what `nft -j list ruleset` prints."""
+    bases: dict[tuple[str, str, str], str] = {}
+    accepts: dict[tuple[str, str, str], set[tuple[str, str]]] = {}
+    found: list[Chain] = []
+    for each in told.get("nftables", ()):
+        chain, rule = each.get("chain"), each.get("rule")
+        if chain and "hook" in chain and not chain["table"].startswith(TABLE):
+            key = (chain["family"], chain["table"], chain["name"])
+            bases[key] = chain["hook"]
+            if chain.get("policy") == "drop":
+                found.append(Chain(*key, chain["hook"]))
+        elif rule:
+            key = (rule["family"], rule["table"], rule["chain"])
+            does = [part for part in rule.get("expr", ()) if "counter" not in part]
+            if key in bases and does == [{"drop": None}]:
+                found.append(Chain(*key, bases[key], rule["handle"]))
+            elif len(does) == 2 and does[1] == {"accept": None}:
+                accepts.setdefault(key, set()).update(_links_of(does[0]))
+    return [
+        replace(each, accepts=frozenset(accepts.get((each.family, each.table, each.name), ())))
+        for each in found
+    ]
+
+
+def _links_of(part: Any) -> set[tuple[str, str]]:
+    """Return the links that a rule's only condition is about, with the way of their frames."""
+    match = part.get("match", {})
+    left, right = match.get("left"), match.get("right")
+    way = left.get("meta", {}).get("key") if isinstance(left, dict) else None
+    if way not in ("iifname", "oifname") or match.get("op") != "==":
+        return set()
+    names = right.get("set", ()) if isinstance(right, dict) else (right,)
+    return {(way, name) for name in names if isinstance(name, str)}
+
+
+def _qemu(guest: Guest) -> Qemu:
+    words = tuple(command_line(guest.pid))
+    options = tuple(find_options(words))
+    root = "" if same_root(guest.pid) else f"/proc/{guest.pid}/root"
+    scripts: dict[str, str | None] = {}
+    for option in options:
+        for key in DEFAULT_SCRIPTS:
+            path = script_of(option, key)
+            if path:
+                scripts[path] = _leads_to(root + path)
+    try:
+        cwd: str | None = os.readlink(f"/proc/{guest.pid}/cwd")
+    except OSError:
+        # It has ended, or is hidden from us; a command can do without.
+        cwd = None
+    return Qemu(guest, words, options, cwd, real_uid(guest.pid), _is_confined(guest.pid), scripts)
+
+
+def _leads_to(path: str) -> str | None:
+    """Return where a program really lies, None where there is none; hidden ones count as there."""
+    try:
+        if not os.stat(path).st_mode & 0o111:
+            return None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError:
+        return path
+    return os.path.realpath(path)
+
+
+def script_of(option: Option, key: str) -> str | None:
+    """Return the script= or downscript= that QEMU calls for a tap of its own, None for none."""
+    if option.keys.get("type") != "tap" or option.keys.keys() & {"fd", "fds", "helper"}:
+        return None
+    path = option.keys.get(key, DEFAULT_SCRIPTS[key])
+    return None if path in ("", "no") else path
+
+
+def _is_confined(pid: int) -> bool | None:
+    """Tell whether -sandbox is on (Seccomp and NoNewPrivs of /proc/PID/status)."""
+    try:
+        lines = dict(line.split(":", 1) for line in _read(f"/proc/{pid}/status").splitlines())
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    if "Seccomp" not in lines:
+        return None
+    return lines["Seccomp"].strip() == "2" and lines.get("NoNewPrivs", "0").strip() == "1"

@@ -1,0 +1,847 @@
+"""pyqemu-ifctl doctor: each finding made for real, seen, mended by the very command, and gone."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lab.clinic import ALL, LAN, SW, Clinic, Faulty, Row, treat, until
+from lab.hooks import CHECKOUT, Hooks
+from lab.needs import require
+from lab.netns import Namespace
+from lab.ovs import DAEMONS, OpenVSwitch
+from lab.public import NOBODY, as_user, public_folder, publish
+from lab.qemu import end_daemon
+from pyqemu_ifconf.globs import covers, glob_fault, least_length, matches
+from pyqemu_ifctl.findings import CHECKS
+from pyqemu_ifctl.guests import Guest
+from pyqemu_ifctl.restart import nics_of, start_again, with_mac
+from pyqemu_ifctl.scene import Qemu, read_forward
+from pyqemu_ifup.caller import find_options
+from pyqemu_ifup.look import Link
+
+
+@pytest.fixture
+def clinic(netns: Namespace, tmp_path: Path) -> Clinic:
+    """A host with a Linux bridge."""
+    return Clinic(netns, Hooks(tmp_path / "hooks", netns=netns.name), tmp_path)
+
+
+# The policy.
+
+
+def invalid(clinic: Clinic) -> Faulty:
+    yield
+    clinic.policy("networks: {lan: {bridg: br0}}\n" + ALL, LAN + ALL)
+    yield
+
+
+def missing(clinic: Clinic) -> Faulty:
+    yield
+    clinic.hooks.policy.unlink()
+    yield
+
+
+def anybody_s(clinic: Clinic) -> Faulty:
+    yield
+    clinic.hooks.policy.chmod(0o666)
+    yield
+
+
+def another_s(clinic: Clinic) -> Faulty:
+    yield
+    os.chown(clinic.hooks.policy, NOBODY, 0)
+    yield
+
+
+def linked(clinic: Clinic) -> Faulty:
+    yield
+    clinic.hooks.policy.rename(clinic.folder / "real.yaml")
+    clinic.hooks.policy.symlink_to(clinic.folder / "real.yaml")
+    yield
+
+
+def shadowed(clinic: Clinic) -> Faulty:
+    rules = "rules: [{tap: 'web*', network: lan}, {%stap: [web1, 'web-??'], deny: no}]\n"
+    clinic.policy(LAN + rules.replace("[{tap: 'web*'", "[{tap: 'web?', vm: 'x*'") % "vm: x, ")
+    yield
+    clinic.policy(LAN + rules % "vm: x, ", LAN + ALL)
+    yield
+
+
+def long_glob(clinic: Clinic) -> Faulty:
+    yield
+    clinic.policy(LAN + "rules: [{tap: 'a-very-long-[ab]*-name', network: lan}]\n", LAN + ALL)
+    yield
+
+
+# Linux bridges.
+
+
+def gone(clinic: Clinic) -> Faulty:
+    yield
+    clinic.ip("link", "del", "br0")
+    yield
+
+
+def said_to_be_openvswitch(clinic: Clinic) -> Faulty:
+    yield
+    clinic.policy("networks: {lan: {bridge: br0, kind: openvswitch}}\n" + ALL, LAN + ALL)
+    yield
+
+
+def a_card(clinic: Clinic) -> Faulty:
+    clinic.ip("link", "add", "eth0", "type", "veth", "peer", "name", "far")
+    yield
+    clinic.policy("networks: {lan: {bridge: eth0}}\n" + ALL, LAN + ALL)
+    yield
+    clinic.ip("link", "del", "eth0")
+
+
+def set_down(clinic: Clinic) -> Faulty:
+    yield
+    clinic.ip("link", "set", "br0", "down")
+    yield
+
+
+def add_uplink(clinic: Clinic, name: str, far: str) -> None:
+    clinic.ip("link", "add", name, "up", "type", "veth", "peer", "name", far)
+    clinic.ip("link", "set", name, "master", "br0")
+
+
+def slow(clinic: Clinic) -> Faulty:
+    yield
+    clinic.ip("link", "set", "br0", "type", "bridge", "stp_state", "1")
+    yield
+
+
+def slow_with_a_loop(clinic: Clinic) -> Faulty:
+    add_uplink(clinic, "eth0", "far0")
+    add_uplink(clinic, "eth1", "far1")
+    yield
+    clinic.ip("link", "set", "br0", "type", "bridge", "stp_state", "1")
+    yield
+    assert clinic.netns.link("br0")["linkinfo"]["info_data"]["stp_state"] == 1
+    clinic.ip("link", "del", "eth0")
+    clinic.ip("link", "del", "eth1")
+
+
+def loose_mac(clinic: Clinic) -> Faulty:
+    # NOTE: /sys is of the namespace that it was mounted in, which `ip netns exec` sees to.
+    clinic.through = ["ip", "netns", "exec", clinic.netns.name]
+    yield
+    clinic.ip("link", "del", "br0")
+    clinic.netns.add_bridge("br0")
+    yield
+
+
+def small_bridge(clinic: Clinic) -> Faulty:
+    yield
+    clinic.policy("networks: {lan: {bridge: br0, mtu: 8950}}\n" + ALL)
+    yield
+
+
+def small_uplink(clinic: Clinic) -> Faulty:
+    add_uplink(clinic, "eth0", "far")
+    yield
+    clinic.policy(LAN + "rules: [{tap: '*', network: lan, mtu: 8950}]\n")
+    yield
+    assert clinic.netns.link("eth0")["mtu"] == 8950
+    clinic.ip("link", "del", "eth0")
+
+
+def uplink_down(clinic: Clinic) -> Faulty:
+    add_uplink(clinic, "eth0", "far")
+    yield
+    clinic.ip("link", "set", "eth0", "down")
+    yield
+    clinic.ip("link", "del", "eth0")
+
+
+def nft(clinic: Clinic, *words: str) -> None:
+    clinic.netns.run(["nft", *words])
+
+
+def by_policy(clinic: Clinic) -> Faulty:
+    nft(clinic, "add table bridge t")
+    nft(clinic, "add chain bridge t f { type filter hook forward priority 0; }")
+    yield
+    nft(clinic, "add chain bridge t f { policy drop; }")
+    yield
+    nft(clinic, "delete table bridge t")
+
+
+def by_a_rule(clinic: Clinic) -> Faulty:
+    nft(clinic, "add table bridge t")
+    nft(clinic, "add chain bridge t f { type filter hook forward priority 0; }")
+    nft(clinic, "add rule bridge t f ether type arp drop")
+    yield
+    nft(clinic, "add rule bridge t f counter drop")
+    yield
+    assert "arp drop" in clinic.netns.run(["nft", "list", "ruleset"]).stdout
+    nft(clinic, "delete table bridge t")
+
+
+def call_iptables(clinic: Clinic, word: str) -> None:
+    for kind in ("iptables", "ip6tables"):
+        clinic.netns.run(["sysctl", "-qw", f"net.bridge.bridge-nf-call-{kind}={word}"])
+
+
+def docker_like(clinic: Clinic, family: str) -> None:
+    nft(clinic, f"add table {family} filter")
+    nft(clinic, f"add chain {family} filter FORWARD "
+        "{ type filter hook forward priority 0; policy drop; }")
+
+
+def forward_drop(clinic: Clinic) -> Faulty:
+    call_iptables(clinic, "0")
+    docker_like(clinic, "ip")
+    yield
+    call_iptables(clinic, "1")
+    yield
+    nft(clinic, "delete table ip filter")
+
+
+def forward_drop_6(clinic: Clinic) -> Faulty:
+    call_iptables(clinic, "1")
+    yield
+    docker_like(clinic, "ip6")
+    yield
+    nft(clinic, "delete table ip6 filter")
+
+
+def of_one_bridge(clinic: Clinic) -> Faulty:
+    call_iptables(clinic, "0")
+    docker_like(clinic, "ip")
+    yield
+    clinic.ip("link", "set", "br0", "type", "bridge", "nf_call_iptables", "1")
+    yield
+    nft(clinic, "delete table ip filter")
+    call_iptables(clinic, "1")
+
+
+NAT = "networks: {lan: {bridge: lanbr0, nat: {ipv4: 192.168.76.1/24}}}\n"
+
+
+def of_a_nat_network(clinic: Clinic) -> Faulty:
+    clinic.policy(NAT + ALL)
+    docker_like(clinic, "ip6")
+    # NOTE: a bridge that its first tap makes need not be there.
+    assert clinic.find("bridge-missing") == []
+    yield
+    docker_like(clinic, "ip")
+    nft(clinic, "add rule ip filter FORWARD oifname lanbr0 counter accept")
+    yield
+    nft(clinic, "delete table ip filter")
+    nft(clinic, "delete table ip6 filter")
+
+
+# The host's device, in a mount namespace of its own.
+
+
+def own_mounts(clinic: Clinic, script: str) -> subprocess.Popen[str]:
+    """Have doctor look into mounts of its own, where `script` was run; return who holds them."""
+    with clinic.netns.enter():
+        holder = subprocess.Popen(
+            ["unshare", "-m", "sh", "-euc", f"{script}\necho ready; exec sleep infinity"],
+            stdout=subprocess.PIPE, text=True,
+        )
+    assert holder.stdout is not None and holder.stdout.readline() == "ready\n"
+    clinic.through = ["nsenter", "-m", "-t", str(holder.pid)]
+    return holder
+
+
+def let_go(holder: subprocess.Popen[str]) -> None:
+    holder.kill()
+    holder.communicate()
+
+
+PRIVATE_TUN = "mount -t tmpfs none /dev/net; mknod -m 0666 /dev/net/tun c 10 200"
+
+
+def no_tun(clinic: Clinic) -> Faulty:
+    holder = own_mounts(clinic, PRIVATE_TUN)
+    try:
+        yield
+        clinic.mend("rm /dev/net/tun")
+        yield
+    finally:
+        let_go(holder)
+
+
+def closed_tun(clinic: Clinic) -> Faulty:
+    holder = own_mounts(clinic, PRIVATE_TUN)
+    try:
+        yield
+        clinic.mend("chmod 0660 /dev/net/tun")
+        yield
+    finally:
+        let_go(holder)
+
+
+# QEMUs.
+
+
+def tap(clinic: Clinic, name: str, script: str | None, down: str | None) -> list[str]:
+    words = f"tap,id=n0,ifname={name}"
+    words += f",script={script}" if script is not None else ""
+    words += f",downscript={down}" if down is not None else ""
+    return ["-netdev", words]
+
+
+ETC = """
+upper=$(mktemp -d)
+mount -t tmpfs none $upper
+for folder in /etc /var/lib/dpkg; do
+    mkdir -p $upper$folder/up $upper$folder/work
+    mount -t overlay -o lowerdir=$folder,upperdir=$upper$folder/up,workdir=$upper$folder/work \\
+        none $folder
+done
+umount -l $upper; rmdir $upper
+rm -f /etc/qemu-ifup /etc/qemu-ifdown
+printf '#!/bin/sh\\n' >/etc/qemu-ifup
+chmod 755 /etc/qemu-ifup
+"""
+"""An /etc that can be written to, with a stock script of the kind that does nothing."""
+
+
+def takeover(clinic: Clinic) -> None:
+    """Put pyqemu-takeover there as `make install` makes it."""
+    text = (CHECKOUT / "conf" / "takeover.in").read_text()
+    clinic.program("pyqemu-takeover", text.replace("@bin@", str(clinic.hooks.folder)))
+
+
+def stock_script(clinic: Clinic) -> Faulty:
+    holder = own_mounts(clinic, ETC)
+    takeover(clinic)
+    try:
+        clinic.qemu("one", *tap(clinic, "web0", clinic.hooks.ifup, clinic.hooks.ifdown))
+        yield
+        clinic.qemu("two", *tap(clinic, "web1", None, "no"))
+        yield
+    finally:
+        clinic.end("one")
+        clinic.end("two")
+        let_go(holder)
+
+
+def no_downscript(clinic: Clinic) -> Faulty:
+    clinic.qemu("one", *tap(clinic, "web0", clinic.hooks.ifup, "no"))
+    try:
+        yield
+        down = str(clinic.folder / "gone")
+        clinic.qemu("two", *tap(clinic, "web1", clinic.hooks.ifup, down))
+        yield
+        assert os.readlink(down) == clinic.hooks.ifdown
+    finally:
+        clinic.end("one")
+        clinic.end("two")
+
+
+def default_downscript(clinic: Clinic) -> Faulty:
+    holder = own_mounts(clinic, ETC)
+    takeover(clinic)
+    try:
+        yield
+        clinic.qemu("one", *tap(clinic, "web0", clinic.hooks.ifup, None))
+        yield
+    finally:
+        clinic.end("one")
+        let_go(holder)
+
+
+def another_downscript(clinic: Clinic) -> Faulty:
+    try:
+        yield
+        clinic.qemu("one", *tap(clinic, "web0", clinic.hooks.ifup, "/bin/true"))
+        yield
+    finally:
+        clinic.end("one")
+
+
+def twins(clinic: Clinic) -> Faulty:
+    words = ["-device", "virtio-net-pci,netdev=n0,mac=52:54:00:00:00:01"]
+    yield from _twins(clinic, words)
+
+
+def twins_by_default(clinic: Clinic) -> Faulty:
+    yield from _twins(clinic, ["-device", "e1000,netdev=n0"])
+
+
+def _twins(clinic: Clinic, words: list[str]) -> Faulty:
+    user = ["-netdev", "user,id=n0"]
+    first = tap(clinic, "web0", clinic.hooks.ifup, clinic.hooks.ifdown)
+    second = tap(clinic, "web1", clinic.hooks.ifup, clinic.hooks.ifdown)
+    clinic.qemu("one", *first, *words)
+    # NOTE: nobody else sees the MAC of a guest in user mode.
+    clinic.qemu("alone", *user, *words)
+    try:
+        yield
+        clinic.qemu("two", *second, *words)
+        yield
+    finally:
+        for name in ("one", "two", "alone"):
+            clinic.end(name)
+
+
+def unconfined(clinic: Clinic) -> Faulty:
+    words = tap(clinic, "web0", clinic.hooks.ifup, clinic.hooks.ifdown)
+    clinic.qemu("one", *words, "-sandbox", "on")
+    try:
+        yield
+        clinic.end("one")
+        clinic.qemu("one", *words)
+        yield
+    finally:
+        clinic.end("one")
+
+
+ROWS = (
+    Row("policy", invalid, "the policy is invalid: "),
+    Row("policy", missing, "it does not exist"),
+    Row("policy", anybody_s, "everybody can write it (mode 0666)"),
+    Row("policy", another_s, f"user {NOBODY} owns it"),
+    Row("policy", linked, "it is a symbolic link"),
+    Row("unreachable-rule", shadowed, "is never reached: the one at "),
+    Row("long-tap-glob", long_glob, "a-very-long-[ab]*-name at "),
+    Row("bridge-missing", gone, "there is no bridge br0, which network lan is on ("),
+    Row("bridge-kind", said_to_be_openvswitch,
+        "br0 is a Linux bridge, and network lan wants an Open vSwitch bridge ("),
+    Row("bridge-kind", a_card, "eth0 is no bridge, and network lan is on it ("),
+    Row("bridge-down", set_down, "the bridge br0 is down"),
+    Row("bridge-stp", slow, "br0 runs STP with a forward delay of 15 s"),
+    Row("bridge-stp", slow_with_a_loop, "br0 runs STP with a forward delay of 15 s"),
+    Row("bridge-mac", loose_mac, "the MAC of br0 is not set, and it has no uplink"),
+    Row("bridge-mtu", small_bridge, "br0 has an MTU of 1500, and network lan ("),
+    Row("uplink-mtu", small_uplink, "eth0, an uplink of br0, has an MTU of 1500, and network lan"),
+    Row("uplink-down", uplink_down, "eth0, an uplink of br0, is down"),
+    Row("bridge-filter", by_policy, "bridge t f (forward) drops frames by its policy"),
+    Row("bridge-filter", by_a_rule, "bridge t f (forward) drops frames by a rule without"),
+    Row("br-netfilter", forward_drop, "through iptables, where ip filter FORWARD drops"),
+    Row("br-netfilter", forward_drop_6, "through ip6tables, where ip6 filter FORWARD drops"),
+    Row("br-netfilter", of_one_bridge, "br0 sends its frames through iptables"),
+    Row("nat-filter", of_a_nat_network, "ip filter FORWARD drops what is forwarded for network"),
+    Row("tun-missing", no_tun, "there is no /dev/net/tun"),
+    Row("tun-closed", closed_tun, "(mode 0660)"),
+)
+
+QEMU_ROWS = (
+    Row("qemu-script", stock_script, "has a tap without script=, and /etc/qemu-ifup is not ours"),
+    Row("qemu-downscript", no_downscript, "the downscript "),
+    Row("qemu-downscript", default_downscript, "the downscript /etc/qemu-ifdown of one (QEMU "),
+)
+
+NEXT_TIME = (
+    Row("qemu-downscript", another_downscript, "the downscript /bin/true of one (QEMU "),
+    Row("qemu-mac", twins, "has the MAC 52:54:00:00:00:01, and so has one (QEMU "),
+    Row("qemu-mac", twins_by_default, "has the MAC 52:54:00:12:34:56, and so has one (QEMU "),
+    Row("qemu-sandbox", unconfined, "one (QEMU "),
+)
+"""What only another start of a guest mends."""
+
+
+def titles(row: Row) -> str:
+    return row.title
+
+
+@pytest.mark.parametrize("row", ROWS, ids=titles)
+def test_on_a_linux_bridge(row: Row, clinic: Clinic) -> None:
+    treat(row, clinic)
+
+
+@pytest.mark.parametrize("row", QEMU_ROWS, ids=titles)
+def test_of_a_qemu(row: Row, clinic: Clinic) -> None:
+    require("qemu")
+    treat(row, clinic)
+
+
+@pytest.mark.parametrize("row", NEXT_TIME, ids=titles)
+def test_what_another_start_mends(row: Row, clinic: Clinic) -> None:
+    """The guest ends, and is started as doctor says."""
+    require("qemu")
+    with clinic.fault(row) as found:
+        named = re.match(r".*?(\w+) \(QEMU (\d+)\)", found["what"])
+        assert named is not None
+        clinic.end(named[1])
+        clinic.mend(found["command"])
+        assert (clinic.folder / f"{named[1]}.pid").read_text().strip() != named[2]
+
+
+# Open vSwitch.
+
+
+def set_policy(clinic: Clinic, settings: str, edited: str = "") -> None:
+    text = f"networks: {{sw: {{bridge: br-int, ovsdb: '{clinic.switch.db}', %s}}}}\n{SW}"
+    clinic.policy(text % settings, text % edited)
+
+
+def no_such_bridge(clinic: Clinic) -> Faulty:
+    yield
+    clinic.switch.vsctl("del-br", "br-int")
+    yield
+
+
+def of_both_kinds(clinic: Clinic) -> Faulty:
+    clinic.switch.vsctl("add-br", "br0", "--", "set", "Bridge", "br0", "datapath_type=netdev",
+                        check=False)
+    text = f"networks: {{sw: {{bridge: br0, ovsdb: '{clinic.switch.db}'%s}}}}\n{SW}"
+    clinic.policy(text % ", kind: linux")
+    yield
+    clinic.policy(text % "", text % ", kind: linux")
+    yield
+    clinic.switch.vsctl("del-br", "br0")
+
+
+def ovs_loose_mac(clinic: Clinic) -> Faulty:
+    yield
+    clinic.switch.vsctl("clear", "Bridge", "br-int", "other_config")
+    yield
+
+
+def ovs_small_bridge(clinic: Clinic) -> Faulty:
+    yield
+    set_policy(clinic, "mtu: 8950")
+    yield
+    assert clinic.netns.link("br-int")["mtu"] == 8950
+
+
+def ovs_slow(clinic: Clinic) -> Faulty:
+    yield
+    clinic.switch.vsctl("set", "Bridge", "br-int", "stp_enable=true")
+    yield
+
+
+def add_ovs_uplink(clinic: Clinic, *settings: str) -> None:
+    clinic.ip("link", "add", "eth0", "up", "type", "veth", "peer", "name", "far")
+    clinic.switch.add_port("br-int", "eth0", *settings)
+
+
+def of_a_trunk(clinic: Clinic) -> Faulty:
+    set_policy(clinic, "vlan: {native: 10, trunk: [20, 30-32]}")
+    add_ovs_uplink(clinic)
+    yield
+    clinic.switch.vsctl("set", "Port", "eth0", "trunks=10,30")
+    yield
+    assert clinic.switch.row("Port", "eth0")["trunks"] == [10, 20, 30, 31, 32]
+    clinic.switch.del_port("eth0")
+    clinic.ip("link", "del", "eth0")
+
+
+def of_an_access_port(clinic: Clinic) -> Faulty:
+    set_policy(clinic, "vlan: 10")
+    add_ovs_uplink(clinic, "tag=10")
+    yield
+    set_policy(clinic, "vlan: {trunk: [10, 20]}")
+    yield
+    row = clinic.switch.row("Port", "eth0")
+    assert (row["tag"], row["vlan_mode"]) == (10, "native-untagged")
+    clinic.switch.del_port("eth0")
+    clinic.ip("link", "del", "eth0")
+
+
+@contextmanager
+def ovs_ctl(clinic: Clinic) -> Iterator[None]:
+    """Have Open vSwitch's own script work with the daemons of the tests, and these run again."""
+    ovs = clinic.switch
+    # NOTE: it loads a module, which the userspace datapath does without and this kernel may lack.
+    clinic.program("modprobe", "exit 0")
+    for daemon, name in ((ovs.server, "server"), (ovs.vswitchd, "vswitchd")):
+        (ovs.dir / f"{DAEMONS[name]}.{daemon.pid}.ctl").symlink_to(f"{name}.ctl")
+    ours = (ovs.server, ovs.vswitchd)
+    try:
+        yield
+    finally:
+        for daemon, name in zip(ours, DAEMONS.values(), strict=True):
+            file = ovs.dir / f"{name}.pid"
+            pid = int(file.read_text()) if file.exists() else 0
+            if pid and (daemon.process is None or pid != daemon.pid):
+                end_daemon(pid, signal.SIGTERM)
+                _gone(pid)
+                daemon.end()
+        if ovs.server.process is None:
+            ovs.start_server()
+        if ovs.vswitchd.process is None:
+            ovs.start_vswitchd()
+
+
+def _gone(pid: int) -> None:
+    until(lambda: not os.path.exists(f"/proc/{pid}"), f"process {pid} ends")
+
+
+def no_server(clinic: Clinic) -> Faulty:
+    with ovs_ctl(clinic):
+        yield
+        clinic.switch.server.kill()
+        yield
+
+
+def no_vswitchd(clinic: Clinic) -> Faulty:
+    with ovs_ctl(clinic):
+        yield
+        clinic.switch.vswitchd.kill()
+        yield
+
+
+def without_its_lock(clinic: Clinic) -> Faulty:
+    """One that hangs: somebody has taken its lock of the database away."""
+    with ovs_ctl(clinic):
+        yield
+        thief = clinic.netns.popen(["ovsdb-client", "steal", clinic.switch.db, "ovs_vswitchd"])
+        assert thief.stdout is not None and thief.stdout.readline()
+        clinic.switch.vsctl("--no-wait", "set", "Open_vSwitch", ".", "next_cfg=99")
+        # NOTE: they are children of this process, and there until it has waited for them.
+        for daemon in (clinic.switch.server, clinic.switch.vswitchd):
+            assert daemon.process is not None
+            threading.Thread(target=daemon.process.wait).start()
+        try:
+            yield
+        finally:
+            thief.kill()
+            thief.communicate()
+
+
+def stopped_vswitchd(clinic: Clinic) -> Faulty:
+    yield
+    clinic.switch.vswitchd.stop()
+    try:
+        yield
+    finally:
+        clinic.switch.vswitchd.cont()
+
+
+def old_version(clinic: Clinic) -> Faulty:
+    """NOTE: the stand-in for the package's installation notes its version, as ovs-ctl does."""
+    words = f"ovs-vsctl --db={clinic.switch.db} --no-wait set Open_vSwitch . ovs_version="
+    clinic.program("apt-get", f"{words}$(ovs-vswitchd --version | sed -n '1s/.* //p')")
+    clinic.switch.vsctl("--no-wait", "set", "Open_vSwitch", ".", "ovs_version=3.1.0")
+    yield
+    clinic.switch.vsctl("--no-wait", "set", "Open_vSwitch", ".", "ovs_version=2.9.8")
+    yield
+
+
+def unusable(clinic: Clinic) -> Faulty:
+    yield
+    clinic.switch.vsctl("add-port", "br-int", "nosuch0", check=False)
+    yield
+
+
+def stale(clinic: Clinic) -> Faulty:
+    tap = clinic.netns.tap("web0")
+    assert clinic.hooks.up("web0").returncode == 0
+    yield
+    tap.close()
+    yield
+
+
+def every_vlan(clinic: Clinic) -> Faulty:
+    clinic.netns.tap("web0", up=True)
+    clinic.switch.add_port("br-int", "web0", "vlan_mode=access")
+    yield
+    clinic.switch.vsctl("clear", "Port", "web0", "vlan_mode")
+    yield
+    clinic.switch.del_port("web0")
+
+
+def without_its_socket(clinic: Clinic) -> Faulty:
+    text = f"networks: {{sw: {{bridge: br-int, kind: openvswitch, ovsdb: '{clinic.switch.db}'}}}}"
+    clinic.policy(f"{text}\n{SW}")
+    with ovs_ctl(clinic):
+        yield
+        clinic.switch.server.kill()
+        (clinic.switch.dir / "db.sock").unlink()
+        yield
+
+
+OVS_ROWS = (
+    Row("bridge-missing", no_such_bridge, "there is no bridge br-int, which network sw is on ("),
+    Row("bridge-kind", of_both_kinds, "br0 is both a Linux bridge and an Open vSwitch bridge"),
+    Row("bridge-mac", ovs_loose_mac, "the MAC of br-int is not set, and it has no uplink"),
+    Row("bridge-mtu", ovs_small_bridge, "br-int has an MTU of 1500, and network sw ("),
+    Row("bridge-stp", ovs_slow, "br-int runs STP"),
+    Row("uplink-vlan", of_a_trunk, "no uplink of br-int carries VLAN 20, 31-32"),
+    Row("uplink-vlan", of_an_access_port, "no uplink of br-int carries VLAN 20"),
+    Row("ovs-down", no_server, "Open vSwitch is not there: nothing answers at unix:"),
+    Row("ovs-down", without_its_socket, "Open vSwitch does not run: there is no unix:"),
+    Row("ovs-vswitchd", no_vswitchd, "ovs-vswitchd does not run (unix:"),
+    Row("ovs-vswitchd", stopped_vswitchd, "ovs-vswitchd is stopped, process "),
+    Row("ovs-vswitchd", without_its_lock, "ovs-vswitchd has not taken in what is configured"),
+    Row("ovs-version", old_version, "Open vSwitch is 2.9.8 (unix:"),
+    Row("ovs-error", unusable, "Open vSwitch cannot use the port nosuch0 of br-int: could not"),
+    Row("ovs-stale", stale, "the port web0 of br-int is left of a guest that is gone"),
+    Row("ovs-trunk", every_vlan, "the tap web0 carries every VLAN of br-int"),
+)
+
+
+@pytest.mark.parametrize("row", OVS_ROWS, ids=titles)
+def test_with_open_vswitch(row: Row, clinic: Clinic, ovs: OpenVSwitch) -> None:
+    clinic.ovs = ovs
+    treat(row, clinic)
+
+
+IN_UML = ("vlan-filtering", "uplink-vlan")
+"""What tests/uml/test_doctor.py has: this kernel may have no VLAN-aware bridge."""
+
+
+def test_each_check_is_in_a_table() -> None:
+    rows = {row.check for row in (*ROWS, *QEMU_ROWS, *NEXT_TIME, *OVS_ROWS)}
+    assert rows | set(IN_UML) == {check.name for check in CHECKS}
+    for check in CHECKS:
+        assert check.find.__doc__, f"{check.name}: what is it?"
+
+
+# What it prints.
+
+
+def test_what_a_person_reads(clinic: Clinic) -> None:
+    clinic.through = ["ip", "netns", "exec", clinic.netns.name]
+    program = str(clinic.hooks.folder / "pyqemu-ifctl")
+    with clinic.healthy():
+        call_iptables(clinic, "0")
+        clinic.policy("networks: {lan: {bridge: nosuch}}\n" + ALL)
+        done = clinic.run([program, "doctor"])
+        assert (done.returncode, done.stderr) == (1, "")
+        text = " ".join(done.stdout.split())
+        assert "error: there is no bridge nosuch, which network lan is on (" in text
+        lines = done.stdout.splitlines()
+        assert all(len(line) <= 80 or line.startswith("  mend: ") for line in lines)
+        (mend,) = [line for line in lines if line.startswith("  mend: ip link add")]
+        assert mend.endswith(" up type bridge") and "02:" in mend
+        clinic.policy(LAN + "rules: [{tap: '*', network: lan}, {tap: x, network: lan}]\n")
+        done = clinic.run([program, "doctor"])
+        # NOTE: a warning, and advice if this host's device is closed: no error.
+        assert done.returncode == 0
+        assert done.stdout.startswith("warning: the rule at")
+        assert done.stdout.splitlines()[-1].endswith(", 0 errors")
+        call_iptables(clinic, "1")
+
+
+def test_nothing_is_wrong(clinic: Clinic) -> None:
+    holder = own_mounts(clinic, f"{PRIVATE_TUN}; mount -t sysfs sysfs /sys")
+    try:
+        with clinic.healthy():
+            done = clinic.run([str(clinic.hooks.folder / "pyqemu-ifctl"), "doctor"])
+            assert (done.returncode, done.stdout, done.stderr) == (0, "nothing is wrong\n", "")
+            assert clinic.look() == {"version": 1, "ok": True, "findings": [], "unseen": []}
+    finally:
+        let_go(holder)
+
+
+def test_without_privilege_it_says_what_it_could_not_see(clinic: Clinic) -> None:
+    with public_folder() as folder, clinic.healthy():
+        clinic.hooks = publish(clinic.hooks, folder)
+        words = [*as_user(NOBODY), str(clinic.hooks.folder / "pyqemu-ifctl"), "doctor"]
+        done = clinic.run(words)
+        assert done.returncode == 0, done
+        seen = [line.removeprefix("pyqemu-ifctl: ") for line in done.stderr.splitlines()]
+        assert any(line.startswith("not seen: the nftables rules: ") for line in seen)
+        assert any(line.startswith("not seen: the taps that ") for line in seen)
+        assert "nothing is wrong\n" not in done.stdout
+
+
+def test_what_comes_from_another_user_is_not_run_by_root() -> None:
+    guest = Guest(1, "web", {}, ())
+    words = ("/opt/u/qemu", "-name", "web; reboot")
+    qemu = Qemu(guest, words, (), "/opt/u", 1 << 20, False, {})
+    number = str(1 << 20)
+    assert start_again(qemu, [*words, "-sandbox", "on"], ()) == (
+        f"cd /opt/u && setpriv --reuid {number} --regid {number} --clear-groups "
+        "/opt/u/qemu -name 'web; reboot' -sandbox on"
+    )
+    mine = Qemu(guest, words, (), None, os.geteuid(), False, {})
+    assert start_again(mine, words, ()) == "/opt/u/qemu -name 'web; reboot'"
+
+
+def test_a_guest_of_pyqemu_ifctl_run_is_started_by_it_again() -> None:
+    words = ("qemu", "-netdev", "tap,id=n0,fd=5", "-device", "e1000,netdev=n0", "-nic", "user")
+    qemu = Qemu(Guest(1, "web", {5: "web0"}, ()), words, (), None, os.geteuid(), False, {})
+    alias = "pyqemu-ifup/1 network=lan kind=linux bridge=br0 vm=web pid=1 start=1"
+    link = Link(7, "web0", "tun", True, True, 1500, "fe:00:00:00:00:01", 1000, 2, alias, True)
+    assert start_again(qemu, words, [link]) == (
+        "pyqemu-ifctl run --nic lan,tap=web0,id=n0,queues=1 -- qemu -device e1000,netdev=n0 "
+        "-nic user"
+    )
+
+
+MACS: list[tuple[list[str], list[tuple[str, str | None]]]] = [
+    (["-netdev", "tap,id=a", "-device", "e1000,netdev=a,mac=52:54:0:0:0:1"],
+     [("52:54:00:00:00:01", "tap")]),
+    (["-device", "e1000,netdev=a", "-netdev", "user,id=a"], [("52:54:00:12:34:56", "user")]),
+    (["-device", "e1000,netdev=a", "-netdev", "tap,id=a", "-nic", "user"],
+     [("52:54:00:12:34:56", "user"), ("52:54:00:12:34:57", "tap")]),
+    (["-net", "nic,macaddr=52:54:00:00:00:02", "-net", "tap"], [("52:54:00:00:00:02", "tap")]),
+    (["-net", "nic", "-net", "tap", "-net", "user"], [("52:54:00:12:34:56", None)]),
+    (["-device", '{"driver": "e1000", "netdev": "a", "mac": "52:54:00:00:00:03"}',
+      "-netdev", '{"type": "tap", "id": "a"}'], [("52:54:00:00:00:03", "tap")]),
+    (["-device", "virtio-blk,drive=d"], []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "found"), MACS, ids=[" ".join(row[0]) for row in MACS])
+def test_macs_of_a_command_line(words: list[str], found: list[tuple[str, str | None]]) -> None:
+    argv = ("qemu", *words)
+    qemu = Qemu(Guest(1, None, {}, ()), argv, tuple(find_options(argv)), None, 0, True, {})
+    nics = nics_of(qemu)
+    assert [(nic.mac, nic.type) for nic in nics] == found
+    for at, nic in enumerate(nics):
+        changed = tuple(with_mac(qemu, nic, "52:54:00:aa:bb:cc"))
+        again = Qemu(Guest(1, None, {}, ()), changed, (), None, 0, True, {})
+        assert nics_of(again)[at].mac == "52:54:00:aa:bb:cc"
+
+
+def test_iptables_of_the_legacy_kind() -> None:
+    drops = "-P FORWARD DROP\n-A FORWARD -i br0 -j ACCEPT\n-A FORWARD -o br1 -p tcp -j ACCEPT\n"
+    (chain,) = read_forward("ip", drops)
+    assert chain.legacy and chain.accepts == frozenset({("iifname", "br0")})
+    assert read_forward("ip", "-P FORWARD ACCEPT\n") == []
+
+
+# Which glob is within which.
+
+
+GLOBS = st.text("ab*?[]!-", max_size=4).filter(lambda glob: glob_fault(glob) is None)
+TEXTS = ["".join(letters) for size in range(7) for letters in itertools.product("ab-", repeat=size)]
+
+
+@given(GLOBS, GLOBS)
+@example("*", "")
+@example("a*", "ab*")
+@example("[a-c]?", "[!d]b")
+@example("*a*", "*b*")
+@settings(max_examples=150, deadline=None)
+def test_covers(wide: str, narrow: str) -> None:
+    """What it says is true of each text, and where it says no there is one that tells why."""
+    others = [text for text in TEXTS if matches(narrow, text) and not matches(wide, text)]
+    if covers(wide, narrow):
+        assert not others
+    elif not others:
+        # NOTE: the text that tells may have another letter, or be longer than those here.
+        letters = sorted({*wide, *narrow, "z", "\0"})
+        sizes = range(len(narrow) + 2)
+        texts = itertools.chain(*(itertools.product(letters, repeat=size) for size in sizes))
+        assert any(matches(narrow, text) and not matches(wide, text)
+                   for text in map("".join, texts))
+
+
+@given(GLOBS)
+@settings(max_examples=100, deadline=None)
+def test_least_length(glob: str) -> None:
+    least = least_length(glob)
+    assert not any(matches(glob, text) for text in TEXTS if len(text) < least)
+
+
+def test_covers_gives_up_in_time() -> None:
+    start = time.monotonic()
+    assert not covers("*a" + "?" * 40 + "a*", "*[ab]" * 20)
+    assert time.monotonic() - start < 10
