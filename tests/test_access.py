@@ -22,7 +22,7 @@ from pyqemu_ifd.access import (
     refuse_bridge_name,
     taps_of,
 )
-from pyqemu_ifup.access import identity, may_use
+from pyqemu_ifup.access import User, find_user, may_use
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.stamp import Stamp, format_alias
 
@@ -277,13 +277,14 @@ def test_check_quota() -> None:
     )
 
 
-def test_identity() -> None:
+def test_who_a_user_is() -> None:
     entry = pwd.getpwuid(os.getuid())
-    login, groups = identity(os.getuid())
+    user = find_user(os.getuid())
+    login, groups = user.login, user.groups
     assert login == entry.pw_name
     assert len(groups) >= 1
-    uid = next(uid for uid in range(3_000_000_000, 3_000_000_100) if identity(uid)[1] == ())
-    assert identity(uid) == (str(uid), ())
+    uid = next(uid for uid in range(3_000_000_000, 3_000_000_100) if find_user(uid).groups == ())
+    assert find_user(uid) == User(uid, str(uid), ())
 
 
 def reading(files: dict[str, str]) -> BridgeConf:

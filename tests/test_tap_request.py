@@ -29,6 +29,7 @@ from pyqemu_ifd.tap_request import (
 )
 from pyqemu_ifd.taps import QUEUES_MAX, close_all, open_taps
 from pyqemu_ifup import access
+from pyqemu_ifup.access import find_user
 from pyqemu_ifup.caller import find_helped
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.manners import Watch
@@ -55,7 +56,7 @@ def serve(
 ) -> tuple[str, list[int]]:
     network, name, queues, vnet_hdr, parent = (*fields, *("", "", "1", "", "")[len(fields) :])
     words = (network, name, queues, vnet_hdr, parent)
-    return host.finish(serve_tap(host, policy, uid, pid or os.getpid(), words))
+    return host.finish(serve_tap(host, policy, find_user(uid), pid or os.getpid(), words))
 
 
 def refused(host: Host, policy: Policy, *fields: str, uid: int = UID) -> Failure:
@@ -213,15 +214,15 @@ def test_a_tap_that_is_made_just_now_counts(monkeypatch: pytest.MonkeyPatch) -> 
     policy = policy_of("lan: {bridge: br0, users: [nobody], max_taps: 1}")
     fields = ("lan", "", "1", "", "")
     with host_of() as host:
-        first = make_tap(host.kernel, policy, UID, os.getpid(), fields)
+        first = make_tap(host.kernel, policy, find_user(UID), os.getpid(), fields)
         with pytest.raises(Failure, match="max_taps"):
-            make_tap(host.kernel, policy, UID, os.getpid(), fields)
+            make_tap(host.kernel, policy, find_user(UID), os.getpid(), fields)
         host.finish(attach_tap(host, policy, first))
         with pytest.raises(Failure, match="max_taps"):
-            make_tap(host.kernel, policy, UID, os.getpid(), fields)
+            make_tap(host.kernel, policy, find_user(UID), os.getpid(), fields)
         close_all(first.descriptors)
         monkeypatch.setattr(host.watch, "seconds", 0)
-        second = make_tap(host.kernel, policy, UID, os.getpid(), fields)
+        second = make_tap(host.kernel, policy, find_user(UID), os.getpid(), fields)
         with pytest.raises(Failure, match="deadline"):
             host.finish(attach_tap(host, policy, second))
         assert second.descriptors == []
@@ -331,9 +332,9 @@ def test_a_guest_s_taps_are_not_for_every_user_of_its_network(lan: Namespace) ->
         decision = choose(policy, Caller("web1"))
         assert isinstance(decision, Attach)
         with pytest.raises(Failure) as caught:
-            may_attach(policy, decision.port, OTHER, link, links)
+            may_attach(policy, decision.port, find_user(OTHER), link, links)
         assert str(caught.value) == said
-        may_attach(policy, port_on(policy, "lan", "web1"), OTHER, link, links)
+        may_attach(policy, port_on(policy, "lan", "web1"), find_user(OTHER), link, links)
     lan.ip("link", "del", "web1")
     with host_of() as host:
         failure = refused(host, policy, "web", "web1")
@@ -347,21 +348,21 @@ def test_may_attach_a_persistent_tap_of_ones_own(lan: Namespace) -> None:
         links = host.kernel.links()
         own_link, their_link = (next(k for k in links if k.name == n) for n in ("own0", "their0"))
         assert (own_link.owner, their_link.owner) == (UID, None)
-        may_attach(policy, port_on(policy, "lan", "own0"), UID, own_link, links)
-        may_attach(policy, port_on(policy, "db", "their0"), 0, their_link, links)
+        may_attach(policy, port_on(policy, "lan", "own0"), find_user(UID), own_link, links)
+        may_attach(policy, port_on(policy, "db", "their0"), find_user(0), their_link, links)
         for network, uid, link, text in (
             ("lan", UID, their_link, "somebody else's tap: nobody owns it, not user 65534"),
             ("db", UID, own_link, "user nobody may not use network db"),
             ("lan", OTHER, own_link, "somebody else's tap: user 65534 owns it, not user 65533"),
         ):
             with pytest.raises(Failure) as caught:
-                may_attach(policy, port_on(policy, network, link.name), uid, link, links)
+                may_attach(policy, port_on(policy, network, link.name), find_user(uid), link, links)
             assert caught.value.status is Status.DENIED
             assert str(caught.value).startswith(text)
         _, taps = serve(host, policy, "lan")
         with pytest.raises(Failure, match="max_taps is 1"):
             port = port_on(policy, "lan", "own0")
-            may_attach(policy, port, UID, own_link, host.kernel.links())
+            may_attach(policy, port, find_user(UID), own_link, host.kernel.links())
         close_all(taps)
 
 

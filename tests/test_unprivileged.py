@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +165,51 @@ def test_a_user_gets_a_tap_on_a_plain_bridge(place: Place, way: str) -> None:
         assert int(words["CapEff"], 16) == 0
         assert qemu.quit() == 0
     assert place.taps() == set()
+
+
+MUTE_DIRECTORY = f"""
+import pwd, time
+real = pwd.getpwuid
+def getpwuid(uid):
+    if uid == {NOBODY}:
+        time.sleep(60)
+    return real(uid)
+pwd.getpwuid = getpwuid
+"""
+
+
+def test_a_mute_directory_of_users_keeps_nobody_else_waiting(
+    netns: Namespace, tmp_path: Path
+) -> None:
+    """Who cannot be looked up is told so in time; root's tap is attached meanwhile."""
+    netns.add_bridge("br0", mac="02:00:00:00:00:01")
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(json.dumps(
+        {"version": 1, "timeout": 3, "networks": PLAIN, "rules": RULES}))  # fmt: skip
+    with Agent(netns, policy, before=MUTE_DIRECTORY) as agent:
+        hooks = publish(Hooks(agent.folder / "bin", agent=agent.path), agent.folder)
+        run = [str(hooks.folder / "pyqemu-ifctl"), "run", "--nic", "lan,id=n", "--", "false"]
+        words = [*AS_NOBODY, *run]
+        asked = time.monotonic()
+        waiting = netns.popen(words, env={**hooks.environ(), "HOME": "/"})
+        while len(os.listdir(f"/proc/{agent.pid}/task")) == 1:
+            assert time.monotonic() < asked + 20, "nobody has been asked for"
+            time.sleep(0.01)
+        tap = netns.tap("db1")
+        with netns.enter():
+            begun = time.monotonic()
+            done = subprocess.run(
+                [hooks.ifup, "db1"], env=hooks.environ(), capture_output=True, text=True,
+                check=False,
+            )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert waiting.poll() is None and time.monotonic() - begun < 2
+        _, said = waiting.communicate(timeout=30)
+        assert waiting.returncode == 75
+        assert f"the directory of users does not say who user {NOBODY} is" in said
+        assert 2 < time.monotonic() - asked < 10
+        tap.close()
+    netns.ip("link", "del", "br0")
 
 
 def test_a_user_gets_a_tap_on_a_tagged_port(tagged: Place, ovs: OpenVSwitch) -> None:

@@ -17,10 +17,11 @@ from pyqemu_ifctl.databases import addresses, open_each
 from pyqemu_ifctl.guests import guest_of, is_here, is_qemu
 from pyqemu_ifctl.status import natural, stamp_of
 from pyqemu_ifdown.detach import leaving_networks
+from pyqemu_ifup.access import find_user
 from pyqemu_ifup.attach import success_line
 from pyqemu_ifup.caller import command_line, find_hook, find_hook_at_work
 from pyqemu_ifup.change import Change, Holder, changing, find_change
-from pyqemu_ifup.guest import find_wanted
+from pyqemu_ifup.guest import find_asked, find_wanted
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link
@@ -218,7 +219,9 @@ def _apply_one(
         uid = stamp.uid if stamp is not None else None
         pid = guest.pid if guest.pid is not None else guest.holder.pid
         try:
-            caller, port = find_wanted(policy, guest.tap, pid, uid, guest.network)
+            asked = find_asked(policy, pid, uid)
+            user = find_user(asked) if asked is not None else None
+            caller, port = find_wanted(policy, guest.tap, pid, uid, guest.network, user)
         except Failure as failure:
             if stamp is None and not named:
                 return None

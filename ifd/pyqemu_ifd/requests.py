@@ -16,13 +16,15 @@ from pyqemu_ifd.pool import AgentHost, Pool
 from pyqemu_ifd.tap_request import attach_tap, check_parent, make_tap, may_attach
 from pyqemu_ifd.taps import close_all
 from pyqemu_ifd.turns import Turns
+from pyqemu_ifd.users import Users
 from pyqemu_ifd.wire import Peer, Place, Request
 from pyqemu_ifdown.detach import detaching, leave_to_gc
 from pyqemu_ifdown.main import TIMEOUT as DOWN_TIMEOUT
 from pyqemu_ifdown.main import present_name
-from pyqemu_ifup.access import ROOT, identity
+from pyqemu_ifup.access import ROOT
 from pyqemu_ifup.attach import attaching, success_line
 from pyqemu_ifup.caller import find_caller, find_parent
+from pyqemu_ifup.guest import find_asked
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.main import wanted_port
 from pyqemu_ifup.manners import Watch, log, prove_tap
@@ -40,6 +42,7 @@ class Context:
     pool: Pool
     keeper: PolicyKeeper
     turns: Turns
+    users: Users
     here: Here
     client: Connection
     name: Callable[[str], None]
@@ -77,24 +80,27 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
     watch = context.watch(policy.timeout)
     kernel = context.pool.kernel
 
+    uid = peer.uid if peer.uid != ROOT else None
+
     def admit(link: Link) -> None:
-        if peer.uid != ROOT:
-            may_attach(policy, port, peer.uid, link, kernel.links())
+        if uid is not None:
+            assert user is not None
+            may_attach(policy, port, user, link, kernel.links())
 
     with context.turns.take(tap) as turn:
         yield from context.turns.come(tap, turn, watch)
         policy = context.keeper.get()
-        wants_user = policy_asks(policy, "user")
-        caller = find_caller(tap, parent, want_user=wants_user and peer.uid == ROOT)
-        if wants_user and peer.uid != ROOT:
-            # NOTE: the parent was the user's, but may have ended, and its pid be another's now.
-            caller = replace(caller, user=identity(peer.uid)[0])
+        # NOTE: the parent was the user's, but may have ended, and its pid be another's now.
+        asked = find_asked(policy, parent, uid)
+        user = (yield from context.users.find(asked, watch)) if asked is not None else None
+        caller = find_caller(tap, parent, want_user=False)
+        if user is not None and policy_asks(policy, "user"):
+            caller = replace(caller, user=user.login)
         port = wanted_port(policy, caller, network)
         watch.check()
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         tell = context.teller("pyqemu-ifup", tap, debug)
         with AgentHost(context.pool, tap, watch, tell) as host:
-            uid = peer.uid if peer.uid != ROOT else None
             yield from attaching(
                 host, port, caller, parent, ovsdbs, uid, admit, by_name=bool(network)
             )
@@ -126,7 +132,9 @@ def _tap(fields: tuple[str, ...], context: Context) -> Work[None]:
     policy = context.keeper.get()
     watch = context.watch(policy.timeout)
     peer = context.client.peer
-    new = make_tap(context.pool.kernel, policy, peer.uid, peer.pid, fields)
+    user = yield from context.users.find(peer.uid, watch)
+    policy = context.keeper.get()
+    new = make_tap(context.pool.kernel, policy, user, peer.pid, fields)
     context.name(new.name)
     # NOTE: it has its name alone, so that it waits for nobody; others may have to wait for it.
     with (

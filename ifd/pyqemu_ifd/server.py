@@ -32,6 +32,7 @@ from pyqemu_ifd.report import Report
 from pyqemu_ifd.requests import Context, serve
 from pyqemu_ifd.tidy import Tidier
 from pyqemu_ifd.turns import Turns
+from pyqemu_ifd.users import Users
 from pyqemu_ifup.agent import REQUEST_MAX
 from pyqemu_ifup.links import LinkEvents
 from pyqemu_ifup.manners import explain_bug, log, printable
@@ -119,7 +120,8 @@ class Server:
         self.turns = Turns()
         self.closer = Closer()
         self.here = find_here()
-        self.tidier = Tidier(self.pool, keeper, self.turns, self.here)
+        self.users = Users()
+        self.tidier = Tidier(self.pool, keeper, self.turns, self.users, self.here)
         self.connections: dict[int, Connection] = {}
         self.jobs: dict[Job, None] = {}
         """Work under way, in the order in which it came."""
@@ -403,7 +405,9 @@ class Server:
         def name(tap: str) -> None:
             job.tap = tap
 
-        context = Context(self.pool, self.keeper, self.turns, self.here, connection, name)
+        context = Context(
+            self.pool, self.keeper, self.turns, self.users, self.here, connection, name
+        )
         job = Job(request.fields[0], serve(request, place, context), connection)
         self.jobs[job] = None
         return True

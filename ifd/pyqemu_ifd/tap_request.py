@@ -29,8 +29,8 @@ from pyqemu_ifd.access import (
 from pyqemu_ifd.taps import QUEUES_MAX, close_all, open_taps
 from pyqemu_ifup.access import (
     ROOT,
+    User,
     heeded_bridge_conf,
-    identity,
     may_have,
     may_still,
     may_use,
@@ -100,20 +100,20 @@ class NewTap:
 
 
 def serve_tap(
-    host: Host, policy: Policy, uid: int, peer_pid: int, fields: Sequence[str]
+    host: Host, policy: Policy, user: User, peer_pid: int, fields: Sequence[str]
 ) -> Work[tuple[str, list[int]]]:
     """Make a tap for the user, attach it, and return its name and descriptors, one for each queue.
 
     `fields` are those of the request; the caller closes the descriptors. Raises Failure; then
     nothing is left of the tap.
     """
-    tap = make_tap(host.kernel, policy, uid, peer_pid, fields)
+    tap = make_tap(host.kernel, policy, user, peer_pid, fields)
     yield from attach_tap(host, policy, tap)
     return tap.name, tap.descriptors
 
 
 def make_tap(
-    kernel: Netlink, policy: Policy, uid: int, peer_pid: int, fields: Sequence[str]
+    kernel: Netlink, policy: Policy, user: User, peer_pid: int, fields: Sequence[str]
 ) -> NewTap:
     """Make the tap that a request asks for, where the user may have it; `attach_tap` must follow.
 
@@ -121,7 +121,7 @@ def make_tap(
     77 where the user may not.
     """
     wish = parse_wish(fields)
-    login, groups = identity(uid)
+    uid, login, groups = user.uid, user.login, user.groups
     conf = heeded_bridge_conf(policy, uid)
     network = find_network(policy, wish.network, uid, login, groups, conf)
     pattern = pick_name(policy, network, wish.name, uid)
@@ -195,19 +195,20 @@ def check_parent(parent: int, uid: int) -> None:
 
 
 def may_attach(
-    policy: Policy, port: Port, uid: int, link: Link, links: Collection[Link]
+    policy: Policy, port: Port, user: User, link: Link, links: Collection[Link]
 ) -> None:
     """Check that an unprivileged user may have the tap `link` attached as `port` says.
 
     It must be the user's own, the network open to the user, and the user's other taps on it, of
     all `links`, within max_taps. Raises Failure (77).
     """
-    if uid == ROOT:
+    if user.uid == ROOT:
         return
-    check_owner(link, uid)
-    may_still(policy, port, uid)
-    network, login = policy.networks[port.network], identity(uid)[0]
-    check_quota(network, uid, login, _taps(links, network, uid) - {link.name})
+    check_owner(link, user.uid)
+    may_still(policy, port, user)
+    network = policy.networks[port.network]
+    taps = _taps(links, network, user.uid) - {link.name}
+    check_quota(network, user.uid, user.login, taps)
 
 
 def _taps(links: Collection[Link], network: Network, uid: int) -> set[str]:

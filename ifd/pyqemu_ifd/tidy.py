@@ -18,10 +18,12 @@ from pyqemu_ifconf.policy import Caller, Policy, Port
 from pyqemu_ifd.keeper import PolicyKeeper
 from pyqemu_ifd.pool import AgentHost, Pool
 from pyqemu_ifd.turns import Turns
+from pyqemu_ifd.users import Users
 from pyqemu_ifdown.detach import PATIENCE
 from pyqemu_ifdown.gc import judge
+from pyqemu_ifup.access import User
 from pyqemu_ifup.attach import attaching, success_line
-from pyqemu_ifup.guest import find_wanted
+from pyqemu_ifup.guest import find_asked, find_wanted
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.links import LinkEvent
 from pyqemu_ifup.look import Link
@@ -44,8 +46,11 @@ AGAIN_FIRST, AGAIN_LAST = 1.0, 60.0
 class Tidier:
     """Gathers what has happened, and turns it into work for each tap concerned."""
 
-    def __init__(self, pool: Pool, keeper: PolicyKeeper, turns: Turns, here: Here) -> None:
+    def __init__(
+        self, pool: Pool, keeper: PolicyKeeper, turns: Turns, users: Users, here: Here
+    ) -> None:
         self.pool = pool
+        self.users = users
         self.keeper = keeper
         self.turns = turns
         self.here = here
@@ -237,6 +242,9 @@ class Tidier:
         host.watch.allow(policy.timeout)
         link = host.kernel.look_up(host.tap)
         stamp = link.stamp if link is not None else None
+        asked = find_asked(policy, stamp.pid, stamp.uid) if stamp is not None else None
+        user = (yield from self.users.find(asked, host.watch)) if asked is not None else None
+        link = host.kernel.look_up(host.tap)
         if stamp is not None and stamp.kind == "openvswitch":
             # NOTE: a hook that does without us may just have put it there.
             database = yield from self.pool.connected(stamp.ovsdb or "", host.watch)
@@ -245,7 +253,7 @@ class Tidier:
         if link is None or link.stamp != stamp or stamp is None or not self._has_lost(link):
             return
         try:
-            caller, port = self._wanted(policy, host.tap, stamp)
+            caller, port = self._wanted(policy, host.tap, stamp, user)
         except Failure as failure:
             if failure.status is not Status.DENIED:
                 raise
@@ -269,13 +277,15 @@ class Tidier:
             self.pool.kernel.run(SetUp(link.name, link.index))
 
     @staticmethod
-    def _wanted(policy: Policy, tap: str, stamp: Stamp) -> tuple[Caller, Port]:
+    def _wanted(
+        policy: Policy, tap: str, stamp: Stamp, user: User | None
+    ) -> tuple[Caller, Port]:
         """Return what the tap shall have by now, on the network that it was put on.
 
         Raises Failure (77) where the rules, or the network's users, have it there no more.
         """
         network = stamp.network if stamp.by_name else ""
-        caller, port = find_wanted(policy, tap, stamp.pid, stamp.uid, network)
+        caller, port = find_wanted(policy, tap, stamp.pid, stamp.uid, network, user)
         if port.network != stamp.network:
             raise Failure(
                 Status.DENIED, f"denied network {stamp.network}",

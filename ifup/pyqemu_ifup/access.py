@@ -6,6 +6,7 @@ import grp
 import os
 import pwd
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from pyqemu_ifconf.bridge_conf import NOTHING, BridgeConf, read_bridge_conf
 from pyqemu_ifconf.failure import Failure, Status
@@ -14,16 +15,26 @@ from pyqemu_ifconf.policy import Network, Policy, Port, Vlan, Vm, find_nic
 ROOT = 0
 
 
-def identity(uid: int) -> tuple[str, tuple[str, ...]]:
-    """Return the login name of `uid` and the names of its groups, numbers where there are none.
+@dataclass(frozen=True)
+class User:
+    """A user's number, login name, and groups by name; a number stands for a name that is not."""
 
-    A user without a name is in no group.
+    uid: int
+    login: str
+    groups: tuple[str, ...]
+
+
+def find_user(uid: int) -> User:
+    """Return who has this number; a user without a name is in no group.
+
+    It lasts as long as the directory of users does (nsswitch.conf(5)), which may be a server.
     """
     try:
         entry = pwd.getpwuid(uid)
     except KeyError:
-        return str(uid), ()
-    return entry.pw_name, tuple(map(_group, os.getgrouplist(entry.pw_name, entry.pw_gid)))
+        return User(uid, str(uid), ())
+    groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
+    return User(uid, entry.pw_name, tuple(map(_group, groups)))
 
 
 def _group(gid: int) -> str:
@@ -102,14 +113,14 @@ def _is_trunk(network: Network, port: Port | None) -> bool:
     return isinstance(vlan, Vlan) and bool(vlan.trunk)
 
 
-def may_still(policy: Policy, port: Port, uid: int) -> None:
+def may_still(policy: Policy, port: Port, user: User) -> None:
     """Check that an unprivileged user may have a tap as `port` says. Raises Failure (77)."""
-    login, groups = identity(uid)
     network = policy.networks[port.network]
-    may_use(network, uid, login, groups, heeded_bridge_conf(policy, uid), port)
+    conf = heeded_bridge_conf(policy, user.uid)
+    may_use(network, user.uid, user.login, user.groups, conf, port)
     found = find_nic(policy, port.network, port.tap)
     if found is not None and found[1].place == port.place:
-        may_have(found[0], uid, login, groups)
+        may_have(found[0], user.uid, user.login, user.groups)
 
 
 def heeded_bridge_conf(policy: Policy, uid: int) -> BridgeConf:

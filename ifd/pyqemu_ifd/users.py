@@ -1,0 +1,56 @@
+"""Asks who a user is where the answer may be long in coming: the directory may be a server."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifup.access import User, find_user
+from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.work import SLICE, Work
+
+FIRST = 0.0005
+"""Seconds after which an answer is looked for at first: files on this host give it at once."""
+
+
+class Users:
+    """A thread for each user who is asked for, while there are any."""
+
+    def __init__(self) -> None:
+        self._asked: dict[int, Future[User]] = {}
+
+    def find(self, uid: int, watch: Watch) -> Work[User]:
+        """Do as `find_user`. Raises Failure (75), also with `watch`."""
+        answer = self._asked.get(uid)
+        if answer is None or answer.done():
+            answer = self._asked[uid] = Future()
+            try:
+                threading.Thread(target=_answer, args=(uid, answer), daemon=True).start()
+            except RuntimeError as error:
+                del self._asked[uid]
+                raise _failure(uid, error) from error
+        pause = FIRST
+        while not answer.done():
+            watch.check(f"the directory of users does not say who user {uid} is")
+            yield min(pause, watch.remaining())
+            pause = min(2 * pause, SLICE)
+        if self._asked.get(uid) is answer:
+            del self._asked[uid]
+        try:
+            return answer.result()
+        except OSError as error:
+            raise _failure(uid, error) from error
+
+
+def _failure(uid: int, error: Exception) -> Failure:
+    return Failure(Status.TRY_AGAIN, f"cannot ask who user {uid} is", str(error), "try again")
+
+
+def _answer(uid: int, answer: Future[User]) -> None:
+    try:
+        found = find_user(uid)
+    except OSError as error:
+        answer.set_exception(error)
+    else:
+        answer.set_result(found)
