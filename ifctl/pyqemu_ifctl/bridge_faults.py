@@ -43,8 +43,9 @@ def find_missing_bridges(scene: Scene) -> Iterator[Fault]:
         command = vsctl(network.ovsdb, "add-br", network.bridge)
         if linux:
             mac = "02:" + hashlib.sha256(network.bridge.encode()).digest()[:5].hex(":")
+            words = ["vlan_filtering", "1"] if vids_wanted(scene, network.bridge) else []
             command = sh("ip", "link", "add", "name", network.bridge, "address", mac, "up",
-                         "type", "bridge")
+                         "type", "bridge", *words)
         yield Fault(
             f"there is no bridge {network.bridge}, which network {network.name} is on "
             f"({network.place})",

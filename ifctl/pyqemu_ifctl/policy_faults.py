@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
 
@@ -26,6 +27,8 @@ def find_policy(scene: Scene) -> Iterator[Fault]:
         yield Fault(f"the policy is invalid: {first}{more}", why, edit(first.file, first.line))
         return
     command = edit(failure.what)
+    if failure.status == Status.NO_POLICY:
+        command = f"mkdir -p {shlex.quote(os.path.dirname(failure.what) or '.')} && {command}"
     if failure.status == Status.UNSAFE:
         path = shlex.quote(failure.what)
         if failure.remedy.startswith("run chmod"):

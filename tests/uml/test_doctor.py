@@ -25,6 +25,14 @@ def unfiltered(clinic: Clinic) -> Faulty:
     assert info["vlan_filtering"] == 1
 
 
+def lost(clinic: Clinic) -> Faulty:
+    yield
+    clinic.policy(VLANS)
+    clinic.ip("link", "del", "br0")
+    yield
+    assert clinic.find("vlan-filtering") == [], "what it is made for is made at once"
+
+
 def uncarried(clinic: Clinic) -> Faulty:
     clinic.ip("link", "set", "br0", "type", "bridge", "vlan_filtering", "1")
     clinic.ip("link", "add", "eth0", "up", "type", "veth", "peer", "name", "far")
@@ -39,6 +47,7 @@ def uncarried(clinic: Clinic) -> Faulty:
 
 
 ROWS = (
+    Row("bridge-missing", lost, "there is no bridge br0, which network lan is on"),
     Row("vlan-filtering", unfiltered, "br0 does not filter VLANs, and network lan wants VLAN 10,"),
     Row("uplink-vlan", uncarried, "no uplink of br0 carries VLAN 10, 20, 31"),
 )
