@@ -679,7 +679,7 @@ def test_network_with_nat_is_made_for_who_comes_and_goes_with_who_leaves(
     before = site.snapshot()
     nat = "{bridge: natbr0, nat: {ipv4: 192.168.77.1/24, outbound: false}}"
 
-    def apply(network: str, *, dry_run: bool = False) -> Outcome:
+    def apply(network: str, *, dry_run: bool = False, nat: str = nat) -> Outcome:
         policy = site.policy(f"tap: web0, network: {network}", nat=nat)
         (outcome,) = reapply(site.netns, policy, dry_run=dry_run)
         return outcome
@@ -695,6 +695,24 @@ def test_network_with_nat_is_made_for_who_comes_and_goes_with_who_leaves(
     assert apply("nat").result == "changed"
     assert settings(site, "web0")["master"] == "natbr0"
     assert apply("nat").result == "unchanged"
+    other = "{bridge: natbr0, nat: {ipv4: 192.168.77.1/24, outbound: false, dns: {domain: x.test}, "
+    other += "forward: [{from: 2222/tcp, to: '192.168.77.2:22'}]}}"
+    made = site.snapshot()
+    dry = apply("nat", dry_run=True, nat=other)
+    assert (dry.result, dry.moves, dry.commands) == ("would change", False, ())
+    assert [each.setting for each in dry.differences] == ["nat"]
+    assert dry.differences[0].found == (
+        "the nft table inet pyqemu-ifup-nat is not as the policy says; "
+        "its dnsmasq does not run as the policy says"
+    )
+    assert diff(made, site.snapshot()) == []
+    done = apply("nat", nat=other)
+    assert (done.result, done.moves, done.differences) == ("changed", False, dry.differences)
+    assert apply("nat", nat=other).result == "unchanged"
+    site.netns.ip("link", "add", "natbr1", "type", "bridge")
+    another_s = apply("nat", dry_run=True, nat=other.replace("natbr0", "natbr1"))
+    assert another_s.failure is not None and another_s.failure.status is Status.DENIED
+    site.netns.ip("link", "del", "natbr1")
     assert apply("lan").result == "changed"
     assert "natbr0" not in site.netns.links()
     assert diff(before, site.snapshot()) == []

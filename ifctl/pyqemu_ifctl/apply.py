@@ -27,7 +27,7 @@ from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import GRACE, Watch, log, narrator
 from pyqemu_ifup.nat import making_commands
-from pyqemu_ifup.nat_network import leaving_held, making
+from pyqemu_ifup.nat_network import differing, leaving_held, making
 from pyqemu_ifup.plan import Difference, Prove, commands
 from pyqemu_ifup.stamp import Here, Stamp, find_here, is_alive
 from pyqemu_ifup.work import RETRY
@@ -233,7 +233,7 @@ def _apply_one(
                 return None
             return Outcome(guest, "left", port, caller.vm, failure=_left(guest, port))
         caller = replace(caller, vm=_vm(guest, caller))
-        with _network(host, port, stamp, dry_run=dry_run) as assumed:
+        with _network(host, port, stamp, dry_run=dry_run) as (assumed, different):
             change = find_change(host, port, caller, guest.holder, failed, assumed)
             steps = [
                 line for op in change.plan if not isinstance(op, Prove) for line in commands(op)
@@ -241,9 +241,10 @@ def _apply_one(
             if port.nat is not None and assumed is not None:
                 steps = [*making_commands(port.network, port.bridge, port.nat), *steps]
             outcome = Outcome(
-                guest, "unchanged", port, caller.vm, change.differences, change.moves, tuple(steps)
+                guest, "unchanged", port, caller.vm, (*different, *change.differences),
+                change.moves, tuple(steps),
             )
-            if not change.plan:
+            if not change.plan and not different:
                 return outcome
             if dry_run:
                 return replace(outcome, result="would change")
@@ -253,7 +254,7 @@ def _apply_one(
             return Outcome(guest, "failed", port, _vm(guest, caller), failure=failure)
         log(syslog.LOG_ERR, f"{guest.tap}: not changed: {failure}")
         return replace(outcome, result="failed", failure=failure)
-    told = "; ".join(f"{each.setting} was {each.found}" for each in change.differences)
+    told = "; ".join(f"{each.setting} was {each.found}" for each in outcome.differences)
     log(syslog.LOG_INFO, f"{success_line(port, caller)}: {told}")
     return replace(outcome, result="changed", untold=_tell_guest(guest, change))
 
@@ -289,26 +290,29 @@ def _tell_guest(guest: Guest, change: Change) -> str | None:
 @contextmanager
 def _network(
     host: Host, port: Port, stamp: Stamp | None, *, dry_run: bool
-) -> Iterator[Link | None]:
+) -> Iterator[tuple[Link | None, tuple[Difference, ...]]]:
     """Have a network with `nat:` there while a tap comes to it, and gone that one has left last.
 
-    Yields what stands for its bridge where a dry run makes none. Raises Failure.
+    Yields what stands for its bridge where a dry run makes none, and what of the network itself
+    was, or is, not as the policy says. Raises Failure.
     """
     bridge = host.kernel.look_up(port.bridge) if port.nat is not None else None
+    found = host.finish(differing(host, port)) if port.nat is not None else []
+    different = (Difference("nat", "as the policy says", "; ".join(found)),) if found else ()
     if dry_run and port.nat is not None and bridge is None:
         yield Link(
             index=0, name=port.bridge, kind="bridge", tap=False, up=True, mtu=port.nat.mtu, mac="",
             txqueuelen=0, master=None, alias="", carrier=False, vlan_filtering=False,
-        )
+        ), ()
         return
     if dry_run or port.nat is None:
-        yield None
+        yield None, different
     else:
         # NOTE: held until the tap is on the bridge, so that nobody takes it away before. It gets
         # what the policy says of it now, too.
         held = host.finish(making(host, port))
         try:
-            yield None
+            yield None, different
         except BaseException:
             host.watch = host.watch.for_undo()
             _told(port.tap, lambda: host.finish(leaving_held(host, held)))

@@ -228,14 +228,35 @@ def making(host: Host, port: Port) -> Work[Held]:
     return held
 
 
-def _making(host: Host, held: Held, nat: Nat) -> Work[None]:
-    link = host.kernel.look_up(held.bridge)
-    if link is not None and not is_ours(link, held.network):
+def differing(host: Host, port: Port) -> Work[list[str]]:
+    """Return in words what `making` would change of a network that is there; it changes nothing.
+
+    Raises Failure: 75 with the host's watch, 77 where its bridge is somebody else's.
+    """
+    assert port.nat is not None
+    if _own_bridge(host, port.network, port.bridge) is None:
+        return []
+    held = yield from holding(port.network, port.bridge, host.watch)
+    try:
+        return (yield from differences(host, held, port.nat))
+    finally:
+        held.close()
+
+
+def _own_bridge(host: Host, network: str, bridge: str) -> Link | None:
+    """Return the bridge, None where there is none. Raises Failure (77): somebody else's."""
+    link = host.kernel.look_up(bridge)
+    if link is not None and not is_ours(link, network):
         raise Failure(
-            Status.DENIED, f"{held.bridge} is somebody else's",
-            f"network {held.network} has nat:, and makes a bridge of its own",
-            f"give network {held.network} another bridge:",
+            Status.DENIED, f"{bridge} is somebody else's",
+            f"network {network} has nat:, and makes a bridge of its own",
+            f"give network {network} another bridge:",
         )
+    return link
+
+
+def _making(host: Host, held: Held, nat: Nat) -> Work[None]:
+    link = _own_bridge(host, held.network, held.bridge)
     _require_programs(nat)
     if link is None:
         _refuse_used_subnets(host, held, nat)
@@ -443,7 +464,7 @@ def _write_sysctl(name: str, value: str) -> None:
 
 def _serving(host: Host, held: Held, nat: Nat) -> Work[None]:
     """Have a dnsmasq run that has the arguments which it shall have, and no other."""
-    wanted = dnsmasq_arguments(held.bridge, nat, held.folder, _user()) if wants_dnsmasq(nat) else []
+    wanted = _words(held, nat)
     running = list(dnsmasqs(held.folder))
     if [words for _, words in running] == ([wanted] if wanted else []):
         return
@@ -459,6 +480,11 @@ def _serving(host: Host, held: Held, nat: Nat) -> Work[None]:
             Status.REFUSED, "dnsmasq does not start",
             said[-1] if said else f"it ended with {done.status}", "see syslog",
         )
+
+
+def _words(held: Held, nat: Nat) -> list[str]:
+    """Return the arguments that the network's dnsmasq shall have, none where it needs none."""
+    return dnsmasq_arguments(held.bridge, nat, held.folder, _user()) if wants_dnsmasq(nat) else []
 
 
 def _users() -> list[str]:
@@ -501,9 +527,12 @@ def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
             found.append(f"the bridge does not have {address}")
     table = yield from read_table(held.network, host.watch)
     if table != _wanted_table(held, nat):
-        found.append(f"the nft table inet {table_name(held.network)} is not ours as it was loaded")
-    if wants_dnsmasq(nat) and not list(dnsmasqs(held.folder)):
-        found.append("dnsmasq has ended again")
+        found.append(f"the nft table inet {table_name(held.network)} is not as the policy says")
+    running, wanted = [words for _, words in dnsmasqs(held.folder)], _words(held, nat)
+    if running != ([wanted] if wanted else []):
+        found.append(
+            "its dnsmasq does not run as the policy says" if running else "no dnsmasq runs"
+        )
     return found
 
 
