@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -206,7 +207,10 @@ class Namespace:
     ) -> Tap:
         """Open a tap inside, held until `close_kept`; `up` and `master` as `ip link set` does."""
         with self.enter():
+            known = name in {each for _, each in socket.if_nameindex()}
             tap = Tap(name, persist=persist, vnet_hdr=vnet_hdr, multi_queue=multi_queue)
+            if not known:
+                tap.avoid_fe()
         self.kept.callback(tap.close)
         if master is not None:
             self.ip("link", "set", "dev", tap.name, "master", master)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 TUNSETIFF = 0x400454CA
 TUNSETPERSIST = 0x400454CB
 TUNSETOWNER = 0x400454CC
+SIOCGIFHWADDR, SIOCSIFHWADDR = 0x8927, 0x8924
 IFF_TAP = 0x0002
 IFF_MULTI_QUEUE = 0x0100
 IFF_NO_PI = 0x1000
@@ -129,6 +130,15 @@ class Tap:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def avoid_fe(self) -> None:
+        """See to it that the tap's MAC, chosen at random, does not begin as if a hook had set it.
+
+        Of 64 taps one would have it, and one step less in its up.
+        """
+        answer = fcntl.ioctl(self.fd, SIOCGIFHWADDR, bytes(40))
+        if answer[18] == 0xFE:
+            fcntl.ioctl(self.fd, SIOCSIFHWADDR, answer[:18] + b"\x02" + answer[19:])
 
     def set_owner(self, uid: int) -> None:
         """Let the user `uid` attach to this tap."""
