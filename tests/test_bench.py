@@ -25,7 +25,7 @@ WIDTH = 100
 
 BARE_ROWS = {"python", "python-site", "pyroute2"}
 LINUX_ROWS = {"ip-script", "ip-script-long", "linux", "linux-agent", "helper"}
-OVS_ROWS = {"linux-ovs", "linux-ovs-agent", "ovs-script", "ovs", "ovs-agent"}
+OVS_ROWS = {"linux-ovs", "linux-ovs-agent", "ovs-script", "ovs-script-long", "ovs", "ovs-agent"}
 OTHERS = {"stock": "/etc/qemu-ifup", "qemu-helper": "/usr/lib/qemu/qemu-bridge-helper"}
 """The rows of other people's programs, which may not be there."""
 NO_DOWN = BARE_ROWS | {"helper", "qemu-helper"}

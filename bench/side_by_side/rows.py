@@ -17,7 +17,8 @@ QEMU_HELPERS = (
 )
 """Where distributions put QEMU's own helper."""
 
-BARE, SCRIPT, PYROUTE2, OVS_SCRIPT = "python", "ip-script", "pyroute2", "ovs-script"
+BARE, SCRIPT, PYROUTE2 = "python", "ip-script", "pyroute2"
+OVS_SCRIPT, LONG_OVS_SCRIPT = "ovs-script", "ovs-script-long"
 """The keys of the rows that others are compared with; all of them with the first two."""
 
 
@@ -91,6 +92,7 @@ def make_rows(
         hook_row("linux-ovs", "pyqemu-ifup, host with OVS", "ovs", BRIDGE, plan.prefix, alone),
         _asking("linux-ovs-agent", "host with OVS", "ovs", BRIDGE, plan, agents),
         ovs_script_row(folder, "ovs"),
+        _long_ovs_script(folder),
         hook_row("ovs", "pyqemu-ifup, OVS bridge", "ovs", OVS_BRIDGE, plan.prefix, alone_on_ovs),
         _asking("ovs-agent", "OVS bridge", "ovs", OVS_BRIDGE, plan, agents, OVS_TAP),
     ]
@@ -119,6 +121,17 @@ _NOMASTER = """\
 ip link set "$1" down
 ip link set "$1" nomaster
 """
+_DEL_PORT = f"""\
+ip link set "$1" down
+ovs-vsctl del-port {OVS_BRIDGE} "$1"
+"""
+
+
+_MAC_AND_MTU = f"""\
+read -r mac <"/sys/class/net/$1/address"
+ip link set "$1" address "fe:${{mac#*:}}"
+ip link set "$1" mtu {MTU}
+"""
 
 
 def script_row(folder: Path, host: str, key: str = SCRIPT, more: str = "") -> Row:
@@ -131,8 +144,18 @@ def script_row(folder: Path, host: str, key: str = SCRIPT, more: str = "") -> Ro
 def ovs_script_row(folder: Path, host: str, key: str = OVS_SCRIPT, more: str = "") -> Row:
     """Return the row of the `ovs-vsctl` script; `more` joins its label."""
     up = f'ovs-vsctl add-port {OVS_BRIDGE} "$1" tag={VID}\nip link set "$1" up\n'
-    down = f'ip link set "$1" down\novs-vsctl del-port {OVS_BRIDGE} "$1"\n'
-    return _script(key, f"ovs-vsctl script, tag{more}", host, OVS_BRIDGE, folder, up, down)
+    return _script(
+        key, f"ovs-vsctl script, tag{more}", host, OVS_BRIDGE, folder, up, _DEL_PORT
+    )
+
+
+def _long_ovs_script(folder: Path) -> Row:
+    up = f"""\
+{_MAC_AND_MTU}ovs-vsctl add-port {OVS_BRIDGE} "$1" tag={VID} vlan_mode=access protected=true
+ip link set "$1" up
+"""
+    label = "ovs-vsctl script, tag MTU MAC"
+    return _script(LONG_OVS_SCRIPT, label, "ovs", OVS_BRIDGE, folder, up, _DEL_PORT)
 
 
 def _script(
@@ -155,10 +178,7 @@ def _long_script(folder: Path, vlan_filtering: bool) -> Row:
         else ""
     )
     up = f"""\
-read -r mac <"/sys/class/net/$1/address"
-ip link set "$1" address "fe:${{mac#*:}}"
-ip link set "$1" mtu {MTU}
-ip link set "$1" master {BRIDGE}
+{_MAC_AND_MTU}ip link set "$1" master {BRIDGE}
 bridge link set dev "$1" isolated on
 {vlan}ip link set "$1" up
 """
