@@ -255,7 +255,8 @@ endef
 test: ## install what is missing and run all the tests (root, or some skip)
 	@$(call MAKE_READY,install-packages uml/uml-setup guest/guest-setup \
 		qemu/qemu-setup chroot/chroot-setup)
-	exec .venv/bin/python3 -m pytest $(PYTEST_ARGS)
+	[ -z "$(PYTEST_ARGS)" ] || exec .venv/bin/python3 -m pytest $(PYTEST_ARGS)
+	exec .venv/bin/python3 tests/lab/halves.py
 
 lint: .venv/ready ## ruff and mypy
 	@.venv/bin/python3 -m ruff check .
