@@ -255,8 +255,7 @@ endef
 test: ## install what is missing and run all the tests (root, or some skip)
 	@$(call MAKE_READY,install-packages uml/uml-setup guest/guest-setup \
 		qemu/qemu-setup chroot/chroot-setup)
-	[ -z "$(PYTEST_ARGS)" ] || exec .venv/bin/python3 -m pytest $(PYTEST_ARGS)
-	exec .venv/bin/python3 tests/lab/halves.py
+	exec .venv/bin/python3 $(if $(PYTEST_ARGS),-m pytest $(PYTEST_ARGS),tests/lab/halves.py)
 
 lint: .venv/ready ## ruff and mypy
 	@.venv/bin/python3 -m ruff check .

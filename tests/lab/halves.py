@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,7 @@ def main() -> int:
                 status = subprocess.run(rest, cwd=TESTS.parent).returncode
                 status = other.wait() or status
             except BaseException:
-                other.terminate()
+                other.send_signal(signal.SIGINT)
                 raise
         printed.seek(0)
         sys.stdout.flush()
