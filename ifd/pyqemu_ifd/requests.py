@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import syslog
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import check_tap_name
-from pyqemu_ifconf.policy import policy_asks
 from pyqemu_ifd.keeper import PolicyKeeper
 from pyqemu_ifd.pool import AgentHost, Pool
 from pyqemu_ifd.tap_request import attach_tap, check_parent, make_tap, may_attach
@@ -23,10 +22,9 @@ from pyqemu_ifdown.main import TIMEOUT as DOWN_TIMEOUT
 from pyqemu_ifdown.main import present_name
 from pyqemu_ifup.access import ROOT
 from pyqemu_ifup.attach import attaching, success_line
-from pyqemu_ifup.caller import find_caller, find_parent
-from pyqemu_ifup.guest import find_asked
+from pyqemu_ifup.caller import find_parent
+from pyqemu_ifup.guest import find_asked, find_port
 from pyqemu_ifup.look import Link
-from pyqemu_ifup.main import wanted_port
 from pyqemu_ifup.manners import Watch, log, prove_tap
 from pyqemu_ifup.stamp import Here
 from pyqemu_ifup.work import Work
@@ -79,7 +77,6 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
     policy = context.keeper.get()
     watch = context.watch(policy.timeout)
     kernel = context.pool.kernel
-
     uid = peer.uid if peer.uid != ROOT else None
 
     def admit(link: Link) -> None:
@@ -93,10 +90,7 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
         # NOTE: the parent was the user's, but may have ended, and its pid be another's now.
         asked = find_asked(policy, parent, uid)
         user = (yield from context.users.find(asked, watch)) if asked is not None else None
-        caller = find_caller(tap, parent, want_user=False)
-        if user is not None and policy_asks(policy, "user"):
-            caller = replace(caller, user=user.login)
-        port = wanted_port(policy, caller, network)
+        caller, port = find_port(policy, tap, parent, network, user)
         watch.check()
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         tell = context.teller("pyqemu-ifup", tap, debug)

@@ -20,6 +20,16 @@ def find_asked(policy: Policy, pid: int, uid: int | None) -> int | None:
     return real_uid(pid) if policy_asks(policy, "user") else None
 
 
+def find_port(
+    policy: Policy, tap: str, pid: int, network: str, user: User | None
+) -> tuple[Caller, Port]:
+    """Do as `find_wanted`, whatever the network's users may."""
+    caller = find_caller(tap, pid, want_user=False)
+    if user is not None and policy_asks(policy, "user"):
+        caller = replace(caller, user=user.login)
+    return caller, wanted_port(policy, caller, network)
+
+
 def find_wanted(
     policy: Policy, tap: str, pid: int, uid: int | None, network: str, user: User | None
 ) -> tuple[Caller, Port]:
@@ -29,10 +39,7 @@ def find_wanted(
     `network` is the one that was asked for by its name, empty where the rules decide. Raises
     Failure (77) where they, or the network's users, deny it.
     """
-    caller = find_caller(tap, pid, want_user=False)
-    if user is not None and policy_asks(policy, "user"):
-        caller = replace(caller, user=user.login)
-    port = wanted_port(policy, caller, network)
+    caller, port = find_port(policy, tap, pid, network, user)
     if uid is not None:
         assert user is not None
         may_still(policy, port, user)
