@@ -242,15 +242,16 @@ class Tidier:
         host.watch.allow(policy.timeout)
         link = host.kernel.look_up(host.tap)
         stamp = link.stamp if link is not None else None
-        asked = find_asked(policy, stamp.pid, stamp.uid) if stamp is not None else None
+        if stamp is None:
+            return
+        asked = find_asked(policy, stamp.pid, stamp.uid)
         user = (yield from self.users.find(asked, host.watch)) if asked is not None else None
-        link = host.kernel.look_up(host.tap)
-        if stamp is not None and stamp.kind == "openvswitch":
+        if stamp.kind == "openvswitch":
             # NOTE: a hook that does without us may just have put it there.
             database = yield from self.pool.connected(stamp.ovsdb or "", host.watch)
             yield from database.sync(host.watch)
-            link = host.kernel.look_up(host.tap)
-        if link is None or link.stamp != stamp or stamp is None or not self._has_lost(link):
+        link = host.kernel.look_up(host.tap)
+        if link is None or link.stamp != stamp or not self._has_lost(link):
             return
         try:
             caller, port = self._wanted(policy, host.tap, stamp, user)
