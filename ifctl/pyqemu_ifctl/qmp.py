@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -78,11 +79,8 @@ def renew_link(address: Address, is_it: Callable[[Backend], bool], seconds: floa
 
 
 async def _renew(address: Address, is_it: Callable[[Backend], bool], seconds: float) -> bool:
-    client = QMPClient("pyqemu-ifctl")
-    await client.connect(address)
-    try:
-        told = await client.execute("human-monitor-command", {"command-line": "info network"})
-        ends = [end for end in read_network(str(told)) if end.type != "nic"]
+    async with _connected(address) as client:
+        ends = [end for end in await _ask_network(client) if end.type != "nic"]
         names = [backend.id for backend in _backends(ends) if is_it(backend)]
         for name in names:
             try:
@@ -93,8 +91,6 @@ async def _renew(address: Address, is_it: Callable[[Backend], bool], seconds: fl
                 up = client.execute("set_link", {"name": name, "up": True})
                 await asyncio.wait_for(up, seconds)
         return bool(names)
-    finally:
-        await client.disconnect()
 
 
 def _talk(talk: Awaitable[T], address: Address, seconds: float) -> T:
@@ -128,14 +124,24 @@ def show(address: Address) -> str:
     return address if isinstance(address, str) else f"{address[0]}:{address[1]}"
 
 
-async def _ask(address: Address) -> list[GuestNic]:
+@asynccontextmanager
+async def _connected(address: Address) -> AsyncIterator[QMPClient]:
     client = QMPClient("pyqemu-ifctl")
     await client.connect(address)
     try:
-        told = await client.execute(
-            "human-monitor-command", {"command-line": "info network"}
-        )
-        network = read_network(str(told))
+        yield client
+    finally:
+        await client.disconnect()
+
+
+async def _ask_network(client: QMPClient) -> list[Client]:
+    told = await client.execute("human-monitor-command", {"command-line": "info network"})
+    return read_network(str(told))
+
+
+async def _ask(address: Address) -> list[GuestNic]:
+    async with _connected(address) as client:
+        network = await _ask_network(client)
         found = []
         for place in PLACES:
             children: Any = await client.execute("qom-list", {"path": place})
@@ -146,8 +152,6 @@ async def _ask(address: Address) -> list[GuestNic]:
                     if values is not None:
                         found.append(nic_of(path, values, network))
         return sorted(found, key=lambda nic: (nic.bus or "", nic.addr or "", nic.name))
-    finally:
-        await client.disconnect()
 
 
 async def _device(client: QMPClient, path: str) -> dict[str, Any] | None:
