@@ -13,14 +13,13 @@ from pyqemu_ifctl.fault import (
     edit,
     kinds_of,
     sh,
-    spans,
     vids_wanted,
     vsctl,
     wanted_kind,
     wants,
 )
 from pyqemu_ifctl.scene import Scene
-from pyqemu_ifup.look import Link, OvsPort
+from pyqemu_ifup.look import Link, OvsPort, spans
 
 QUICK = 400
 """Hundredths of a second: the least forward delay that IEEE 802.1D allows."""
@@ -112,7 +111,7 @@ def find_no_filtering(scene: Scene) -> Iterator[Fault]:
             want = vids[min(vids)]
             yield Fault(
                 f"{name} does not filter VLANs, and network {want.network.name} wants VLAN "
-                f"{', '.join(spans(list(vids)))} ({want.place})",
+                f"{', '.join(spans(vids))} ({want.place})",
                 "each start of a QEMU with a tap there fails (status 71), since nothing would "
                 "separate its frames",
                 sh("ip", "link", "set", "dev", name, "type", "bridge", "vlan_filtering", "1"),

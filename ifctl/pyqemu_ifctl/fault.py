@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Network, Place, Policy, Rule, Vlan, merge
 from pyqemu_ifctl.scene import Scene
-from pyqemu_ifup.look import ranges
 
 
 @dataclass(frozen=True)
@@ -76,11 +75,6 @@ def vids_wanted(scene: Scene, bridge: str) -> dict[int, Wanted]:
             for vid in (*native, *want.vlan.trunk):
                 found.setdefault(vid, want)
     return found
-
-
-def spans(vids: list[int]) -> list[str]:
-    """Return ascending VIDs as `20` and `30-39`."""
-    return [str(a) if a == b else f"{a}-{b}" for a, b in ranges(vids)]
 
 
 def wanted_kind(network: Network) -> str | None:

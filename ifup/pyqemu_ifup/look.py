@@ -215,11 +215,16 @@ def ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
     return found
 
 
+def spans(numbers: Iterable[int]) -> list[str]:
+    """Return ascending numbers as `20` and `30-39`."""
+    return [str(a) if a == b else f"{a}-{b}" for a, b in ranges(numbers)]
+
+
 def show_vlan(vlan: Vlan | None) -> str:
     """Return a VLAN as a person reads it: `none`, `100`, `trunk 20,30-39`, `native 10 trunk 20`."""
     if vlan is None:
         return "none"
-    trunk = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges(vlan.trunk))
+    trunk = ",".join(spans(vlan.trunk))
     if vlan.native is None:
         return f"trunk {trunk}"
     return f"native {vlan.native} trunk {trunk}" if trunk else str(vlan.native)
