@@ -26,7 +26,7 @@ from pyqemu_ifup.caller import Option, command_line, find_options, real_uid
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host, filters, is_there
 from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, is_local
-from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.manners import SAFE_PATH, Watch
 from pyqemu_ifup.nat import TABLE
 from pyqemu_ifup.stamp import Here, find_here
 
@@ -36,7 +36,6 @@ DEFAULT_SCRIPTS = {"script": "/etc/qemu-ifup", "downscript": "/etc/qemu-ifdown"}
 SETTLE = 1.0
 """Seconds in which a healthy ovs-vswitchd has taken in what is configured."""
 FILTER_SECONDS = 5.0
-ADMIN_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 Daemon = Literal["running", "stopped", "gone"]
 
@@ -177,7 +176,7 @@ def look(
         qemus=tuple(_qemu(guest) for guest in find_guests(holders)),
         ovs_service=_ovs_service(),
         install_ovs=(
-            "dnf install openvswitch" if shutil.which("dnf", path=ADMIN_PATH)
+            "dnf install openvswitch" if shutil.which("dnf", path=SAFE_PATH)
             else "apt-get install openvswitch-switch"
         ),
         unseen=tuple(unseen),
@@ -315,7 +314,7 @@ def _look_at_filters(unseen: list[str]) -> tuple[frozenset[str], tuple[Chain, ..
             # br_netfilter is not loaded.
             continue
     chains: list[Chain] = []
-    nft = shutil.which("nft", path=ADMIN_PATH)
+    nft = shutil.which("nft", path=SAFE_PATH)
     if nft is None:
         unseen.append("the nftables rules: there is no nft(8) on this host")
     else:
@@ -334,7 +333,7 @@ def _look_at_filters(unseen: list[str]) -> tuple[frozenset[str], tuple[Chain, ..
             continue
         if not legacy:
             continue
-        program = shutil.which(f"{kind}-legacy", path=ADMIN_PATH)
+        program = shutil.which(f"{kind}-legacy", path=SAFE_PATH)
         done = _output([program, "-S", "FORWARD"]) if program is not None else "no program"
         if isinstance(done, str):
             unseen.append(f"the rules of {kind} in its legacy form: {done}")
