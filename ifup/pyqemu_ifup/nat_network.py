@@ -186,7 +186,8 @@ def dnsmasqs(folder: str | None = None) -> Iterator[tuple[int, list[str]]]:
     """
     start = f"--pid-file={RUN}/" if folder is None else f"--pid-file={folder}/dnsmasq.pid"
     here = os.stat("/proc/self/ns/net").st_ino
-    users = {os.geteuid(), *(pwd.getpwnam(user).pw_uid for user in _users()[:1])}
+    account = _account()
+    users = {os.geteuid()} if account is None else {os.geteuid(), account.pw_uid}
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
@@ -487,28 +488,25 @@ def _words(held: Held, nat: Nat) -> list[str]:
     return dnsmasq_arguments(held.bridge, nat, held.folder, _user()) if wants_dnsmasq(nat) else []
 
 
-def _users() -> list[str]:
-    """Return whom dnsmasq may run as, its own user first; those that this host has."""
-    known = {entry.pw_name for entry in map(_entry, USERS) if entry is not None}
-    return [name for name in USERS if name in known]
-
-
-def _entry(name: str) -> pwd.struct_passwd | None:
-    try:
-        return pwd.getpwnam(name)
-    except KeyError:
-        return None
+def _account() -> pwd.struct_passwd | None:
+    """Return whom dnsmasq runs as: its own user, where this host has one."""
+    for name in USERS:
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    return None
 
 
 def _user() -> str:
     """Return whom dnsmasq runs as. Raises Failure (69) where it could only be root."""
-    users = _users()
-    if not users:
+    account = _account()
+    if account is None:
         raise Failure(
             Status.UNAVAILABLE, "there is no user for dnsmasq to run as",
             f"neither {' nor '.join(USERS)} is known", "adduser --system dnsmasq",
         )
-    return users[0]
+    return account.pw_name
 
 
 def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
