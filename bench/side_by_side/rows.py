@@ -125,8 +125,6 @@ _DEL_PORT = f"""\
 ip link set "$1" down
 ovs-vsctl del-port {OVS_BRIDGE} "$1"
 """
-
-
 _MAC_AND_MTU = f"""\
 read -r mac <"/sys/class/net/$1/address"
 ip link set "$1" address "fe:${{mac#*:}}"
