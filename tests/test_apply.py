@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,10 @@ from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Policy
 from pyqemu_ifctl.apply import Outcome
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.lock import lock_tap
+from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import JoinBridge, SetDown, SetMtu, SetPort, Step
+from pyqemu_ifup.work import finish
 
 BRIDGE_MAC, OTHER_MAC, HWADDR = "02:00:00:00:00:0b", "02:00:00:00:00:0c", "02:00:00:00:00:0a"
 LATER = 20.0
@@ -660,6 +664,40 @@ def test_agent_and_apply_do_not_fight(own_site: Site, tmp_path: Path) -> None:
         for name in names:
             assert agent.down(name).status == 0
     for tap in taps:
+        tap.close()
+
+
+def test_agent_and_apply_wait_for_who_has_a_tap_in_hand(own_site: Site, tmp_path: Path) -> None:
+    site = own_site
+    taps = {name: site.netns.tap(name) for name in ("lan0", "lan1", "ten0", "ten1")}
+    others = ("lan1", "ten1")
+    file = tmp_path / "policy.yaml"
+    file.write_text(site.text(*RULES))
+    file.chmod(0o644)
+    hasty = site.text(*RULES).replace("timeout: 20", "timeout: 1")
+    policy = parse_policy([Source("policy.yaml", hasty.encode())])
+    with Agent(site.netns, file), ExitStack() as held:
+        assert set(results(site.apply(*RULES, taps=tuple(taps))).values()) == {"changed"}
+        for name in ("lan0", "ten0"):
+            index = site.netns.link(name)["ifindex"]
+            with site.netns.enter():
+                held.enter_context(finish(lock_tap(index, Watch(1.0)), time.sleep))
+        remake(site)
+        wait(lambda: all_there(site, others), "the agent waits for another's tap")
+        (outcome,) = reapply(site.netns, policy, "lan0", dry_run=True)
+        assert outcome.result == "would change"
+        for name in ("lan0", "ten0"):
+            (outcome,) = reapply(site.netns, policy, name)
+            assert str(failure_of(outcome)) == (
+                "not done after 3 s: the agent, or another pyqemu-ifctl apply, is at work on this "
+                "tap; try again, or raise timeout: in the policy"
+            )
+            assert failure_of(outcome).status is Status.TRY_AGAIN
+            found = settings(site, name)
+            assert (found["master"], found.get("tag"), found["up"]) == (None, None, True)
+        held.close()
+        wait(lambda: all_there(site, tuple(taps)), "guests are lost")
+    for tap in taps.values():
         tap.close()
 
 

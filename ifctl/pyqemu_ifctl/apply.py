@@ -6,7 +6,7 @@ import os
 import syslog
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,6 +24,7 @@ from pyqemu_ifup.change import Change, Holder, changing, find_change
 from pyqemu_ifup.guest import find_asked, find_wanted
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.lock import lock_tap
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import GRACE, Watch, log, narrator
 from pyqemu_ifup.nat import making_commands
@@ -233,7 +234,10 @@ def _apply_one(
                 return None
             return Outcome(guest, "left", port, caller.vm, failure=_left(guest, port))
         caller = replace(caller, vm=_vm(guest, caller))
-        with _network(host, port, stamp, dry_run=dry_run) as (assumed, different):
+        with (
+            nullcontext() if dry_run else _alone(host, link),
+            _network(host, port, stamp, dry_run=dry_run) as (assumed, different),
+        ):
             change = find_change(host, port, caller, guest.holder, failed, assumed)
             steps = [
                 line for op in change.plan if not isinstance(op, Prove) for line in commands(op)
@@ -285,6 +289,17 @@ def _tell_guest(guest: Guest, change: Change) -> str | None:
         except Failure as failure:
             why = str(failure)
     return why
+
+
+@contextmanager
+def _alone(host: Host, link: Link) -> Iterator[None]:
+    """Have the tap for ourselves, and know all that the agent has done with it. Raises Failure."""
+    with host.finish(lock_tap(link.index, host.watch)):
+        now = host.kernel.look_up(link.name)
+        ovsdb = now.stamp.ovsdb if now is not None and now.stamp is not None else None
+        if ovsdb in host.databases:
+            host.finish(host.databases[ovsdb].sync(host.watch))
+        yield
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from pyqemu_ifup.attach import attaching, success_line
 from pyqemu_ifup.guest import find_asked, find_wanted
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.links import LinkEvent
+from pyqemu_ifup.lock import lock_tap
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import SetAlias, SetUp
@@ -242,23 +243,30 @@ class Tidier:
         host.watch.allow(policy.timeout)
         link = host.kernel.look_up(host.tap)
         stamp = link.stamp if link is not None else None
-        if stamp is None:
+        if link is None or stamp is None:
             return
         asked = find_asked(policy, stamp.pid, stamp.uid)
         user = (yield from self.users.find(asked, host.watch)) if asked is not None else None
+        database = None
         if stamp.kind == "openvswitch":
-            # NOTE: a hook that does without us may just have put it there.
             database = yield from self.pool.connected(stamp.ovsdb or "", host.watch)
-            yield from database.sync(host.watch)
-        link = host.kernel.look_up(host.tap)
-        if link is None or link.stamp != stamp or not self._has_lost(link):
-            return
+        with (yield from lock_tap(link.index, host.watch)):
+            if database is not None:
+                # NOTE: a hook that does without us, or apply, may just have put it there.
+                yield from database.sync(host.watch)
+            now = host.kernel.look_up(host.tap)
+            if now is not None and now.stamp == stamp and self._has_lost(now):
+                yield from self._attach_again(host, policy, now, stamp, user)
+
+    def _attach_again(
+        self, host: Host, policy: Policy, link: Link, stamp: Stamp, user: User | None
+    ) -> Work[None]:
         try:
-            caller, port = self._wanted(policy, host.tap, stamp, user)
+            caller, port = self._wanted(policy, link.name, stamp, user)
         except Failure as failure:
             if failure.status is not Status.DENIED:
                 raise
-            log(syslog.LOG_WARNING, f"{host.tap}: not brought back to {stamp.bridge}: {failure}")
+            log(syslog.LOG_WARNING, f"{link.name}: not brought back to {stamp.bridge}: {failure}")
             return
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         try:

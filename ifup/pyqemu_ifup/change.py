@@ -20,7 +20,6 @@ from pyqemu_ifup.plan import (
     SetDown,
     SetUp,
     Step,
-    check_bridge_mtu,
     differences,
     find_kind,
     is_in_place,
@@ -135,31 +134,9 @@ def changing(host: Host, change: Change) -> Work[None]:
             else:
                 yield from host.run(op, host.watch)
         host.watch.finish()
-    except Failure:
-        # NOTE: an agent that brings a lost guest back does just what we do; who of both is the
-        # later sees the link go down and up under its hands.
-        if _is_done(host, change):
-            return
-        yield from _restore(host, change)
-        raise
     except BaseException:
         yield from _restore(host, change)
         raise
-
-
-def _is_done(host: Host, change: Change) -> bool:
-    """Tell whether the tap is all that is wanted, whoever has made it so."""
-    try:
-        now = host.look(change.port.tap, change.port.bridge)
-        check_bridge_mtu(change.port, change.kind, change.before, now)
-        found = differences(change.port, change.kind, now, up=True)
-    except Failure:
-        return False
-    return (
-        now.tap is not None and change.before.tap is not None
-        and now.tap.index == change.before.tap.index and now.tap.alias == change.mark
-        and not found and is_in_place(change.port, change.kind, now, find_here())
-    )
 
 
 def _restore(host: Host, change: Change) -> Work[None]:

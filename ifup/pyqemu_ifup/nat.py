@@ -9,11 +9,10 @@ from collections.abc import Collection
 from hashlib import sha256
 
 from pyqemu_ifconf.policy import DEFAULT_MTU, Forward, Nat
+from pyqemu_ifup.lock import RUN
 from pyqemu_ifup.look import Flow
 from pyqemu_ifup.stamp import ALIAS_MARK, BRIDGE_MARK
 
-RUN = "/run/pyqemu-ifup"
-"""Where each network's folder is: leases, pid and lock; nothing is decided from them."""
 TABLE = "pyqemu-ifup-"
 
 MULTICAST4, BROADCAST4, LOOPBACK4 = "224.0.0.0/4", "255.255.255.255", "127.0.0.0/8"
@@ -45,7 +44,7 @@ def table_name(network: str) -> str:
 
 
 def folder_name(network: str, netns: str, own: bool) -> str:
-    """Return the folder of a network's files.
+    """Return the folder of a network's files: leases, pid and lock.
 
     `own`: it is in the host's own network namespace; in another, `netns` is the inode of that.
     """

@@ -13,7 +13,6 @@ import os
 import pwd
 import shutil
 import signal
-import stat
 import subprocess
 import syslog
 import tempfile
@@ -24,10 +23,10 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Nat, Port
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.lock import RUN, Lock, cannot_use, make_folder, open_lock
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import SAFE_PATH, Watch, log
 from pyqemu_ifup.nat import (
-    RUN,
     TABLE,
     bridge_alias,
     bridge_mac,
@@ -74,32 +73,24 @@ class Run:
     err: str
 
 
-class Held:
-    """A network whose lock is held: nobody makes it or takes it away meanwhile; `close` it."""
+class Held(Lock):
+    """A network whose lock is held: nobody makes it or takes it away meanwhile."""
 
-    def __init__(self, network: str, bridge: str, folder: str, lock: int) -> None:
+    def __init__(self, network: str, bridge: str, folder: str, descriptor: int) -> None:
+        super().__init__(descriptor)
         self.network = network
         self.bridge = bridge
         self.folder = folder
-        self._lock = lock
-
-    def close(self) -> None:
-        """Let go of the lock."""
-        os.close(self._lock)
 
 
 def holding(network: str, bridge: str, watch: Watch) -> Work[Held]:
-    """Wait for the network's lock. Raises Failure, 75 with `watch`, 71 where there is no /run."""
+    """Wait for the network's lock. Raises Failure: 75 with `watch`, else as `cannot_use`."""
     folder = _folder(network)
     try:
-        lock = yield from _locking(folder, watch)
+        descriptor = yield from _locking(folder, watch)
     except OSError as error:
-        denied = isinstance(error, PermissionError)
-        raise Failure(
-            Status.DENIED if denied else Status.REFUSED, f"cannot use {folder}",
-            error.strerror or str(error), "run as root" if denied else "see whether /run is there",
-        ) from error
-    return Held(network, bridge, folder, lock)
+        raise cannot_use(folder, error) from error
+    return Held(network, bridge, folder, descriptor)
 
 
 def _folder(network: str) -> str:
@@ -113,15 +104,9 @@ def _locking(folder: str, watch: Watch) -> Work[int]:
     path = f"{folder}/lock"
     while True:
         for each in (RUN, folder):
-            try:
-                os.mkdir(each)
-                os.chmod(each, 0o755)
-            except FileExistsError:
-                if stat.S_ISLNK(os.lstat(each).st_mode):
-                    raise
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            make_folder(each)
         try:
-            lock = os.open(path, flags, 0o600)
+            lock = open_lock(path)
         except FileNotFoundError:
             continue  # NOTE: who takes the network away removes its folder.
         try:

@@ -1,0 +1,87 @@
+"""Locks in /run/pyqemu-ifup: who holds one is alone; they say nothing else, and end with it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import struct
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.work import RETRY, Work
+
+RUN = "/run/pyqemu-ifup"
+"""Where the locks are, and each network's folder; nothing is decided from what is there."""
+TAPS = f"{RUN}/.taps.lock"
+"""No network is called so. One byte of it is the lock on a tap, whether it has that byte or not."""
+
+
+class Lock:
+    """A lock that is held, in a `with`; it ends with that, or with the process."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._descriptor)
+
+
+def lock_tap(index: int, watch: Watch) -> Work[Lock]:
+    """Wait for the lock on the tap with this ifindex, in the network namespace of the caller.
+
+    It is for those who change the tap of a running guest though its QEMU has not called: the
+    agent, and pyqemu-ifctl apply. Raises Failure: 75 with `watch`, else as `cannot_use`.
+    """
+    try:
+        make_folder(RUN)
+        descriptor = open_lock(TAPS)
+    except OSError as error:
+        raise cannot_use(TAPS, error) from error
+    netns = os.stat("/proc/self/ns/net").st_ino
+    # NOTE: struct flock of fcntl(2); the inode of a namespace has 32 bits, an offset 63.
+    at = (netns & 0x7FFFFFFF) << 32 | index
+    wanted = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0)
+    try:
+        while True:
+            try:
+                # NOTE: the descriptor holds it, not the process: two in one agent are two.
+                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
+                return Lock(descriptor)
+            except BlockingIOError:
+                watch.check("the agent, or another pyqemu-ifctl apply, is at work on this tap")
+                yield min(RETRY, watch.remaining())
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def make_folder(path: str) -> None:
+    """Make a folder that all may look into, where it is not there. Raises OSError."""
+    try:
+        os.mkdir(path)
+        os.chmod(path, 0o755)
+    except FileExistsError:
+        if stat.S_ISLNK(os.lstat(path).st_mode):
+            raise
+
+
+def open_lock(path: str) -> int:
+    """Open a file of root's alone, made where it is not there. Raises OSError."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def cannot_use(path: str, error: OSError) -> Failure:
+    """Return the Failure, 77 or 71, of one who could not open a lock."""
+    denied = isinstance(error, PermissionError)
+    return Failure(
+        Status.DENIED if denied else Status.REFUSED, f"cannot use {path}",
+        error.strerror or str(error), "run as root" if denied else "see whether /run is there",
+    )
