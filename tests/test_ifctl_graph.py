@@ -14,6 +14,7 @@ from lab.hooks import Hooks
 from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
+from lab.sites import both_switches
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Vlan
 from pyqemu_ifctl.graph import NAME_MAX, Bridge, Uplink, as_dot, as_svg, find_bridges
@@ -141,17 +142,7 @@ def test_fifty_guests() -> None:
 
 @pytest.fixture
 def hooks(netns: Namespace, ovs: OpenVSwitch, tmp_path: Path) -> Hooks:
-    netns.add_bridge("br0", mac="02:00:00:00:00:0b")
-    ovs.add_bridge("br-int", mtu=1500)
-    hooks = Hooks(tmp_path / "hooks", netns=netns.name)
-    hooks.write_policy(
-        "version: 1\n"
-        "networks:\n"
-        "  lan: {bridge: br0}\n"
-        f"  sw: {{bridge: br-int, ovsdb: '{ovs.db}', vlan: 100}}\n"
-        "rules: [{tap: lan*, network: lan}, {tap: sw*, network: sw}]\n"
-    )
-    return hooks
+    return both_switches(netns, ovs, tmp_path / "hooks")
 
 
 def test_real_host(hooks: Hooks, netns: Namespace, tmp_path: Path) -> None:

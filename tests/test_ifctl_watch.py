@@ -18,6 +18,7 @@ import pytest
 from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
+from lab.sites import both_switches
 
 PATIENCE = 30.0
 """Seconds that a change may take to be shown."""
@@ -27,17 +28,7 @@ IDLE = 1.0
 
 @pytest.fixture
 def hooks(netns: Namespace, ovs: OpenVSwitch, tmp_path: Path) -> Hooks:
-    netns.add_bridge("br0", mac="02:00:00:00:00:0b")
-    ovs.add_bridge("br-int", mtu=1500)
-    made = Hooks(tmp_path / "hooks", netns=netns.name)
-    made.write_policy(
-        "version: 1\n"
-        "networks:\n"
-        "  lan: {bridge: br0}\n"
-        f"  sw: {{bridge: br-int, ovsdb: '{ovs.db}', vlan: 100}}\n"
-        "rules: [{tap: lan*, network: lan}, {tap: sw*, network: sw}]\n"
-    )
-    return made
+    return both_switches(netns, ovs, tmp_path / "hooks")
 
 
 class Watched:

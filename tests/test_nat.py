@@ -329,14 +329,21 @@ MAKES: list[tuple[Any, str]] = [
 """Through these goes all that makes a network, and the tap's joining it."""
 
 
+@pytest.fixture
+def calls(inside: Namespace, tmp_path: Path) -> Iterator[Calls]:
+    """Calls of the hooks in a namespace that has no network yet, with a policy for one."""
+    require("dnsmasq")
+    made = Calls(Hooks(tmp_path / "hooks"))
+    write_policy(made.hooks)
+    yield made
+    made.close()
+
+
 @pytest.mark.alone("stops the hook itself")
 @pytest.mark.parametrize("call", range(1, 23))
 def test_a_crash_at_each_step_leaves_what_gc_or_the_next_up_mends(
-    inside: Namespace, tmp_path: Path, call: int
+    calls: Calls, inside: Namespace, call: int
 ) -> None:
-    require("dnsmasq")
-    calls = Calls(Hooks(tmp_path / "hooks"))
-    write_policy(calls.hooks)
     change = mortal_at(call, *MAKES)
     inside.tap("web0")
     assert calls.start("pyqemu-ifup", "web0", change=change).wait().status == -signal.SIGKILL
@@ -350,7 +357,6 @@ def test_a_crash_at_each_step_leaves_what_gc_or_the_next_up_mends(
     else:
         assert calls.down("web0").status == 0
     assert is_gone(inside)
-    calls.close()
 
 
 ENDS: list[tuple[Any, str]] = [
@@ -363,12 +369,9 @@ ENDS: list[tuple[Any, str]] = [
 @pytest.mark.alone("stops the hook itself")
 @pytest.mark.parametrize("call", range(1, 10))
 def test_a_crash_at_each_step_of_the_last_down_leaves_what_gc_removes(
-    inside: Namespace, tmp_path: Path, call: int
+    calls: Calls, inside: Namespace, call: int
 ) -> None:
     """Killed before each of what it does: dnsmasq's end, the bridge, the table, each file."""
-    require("dnsmasq")
-    calls = Calls(Hooks(tmp_path / "hooks"))
-    write_policy(calls.hooks)
     inside.tap("web0")
     assert calls.up("web0").status == 0
 
@@ -378,17 +381,13 @@ def test_a_crash_at_each_step_of_the_last_down_leaves_what_gc_removes(
     assert not is_gone(inside), "it was killed before its end"
     assert calls.hooks.ctl("gc").returncode == 0
     assert is_gone(inside)
-    calls.close()
 
 
 @pytest.mark.alone("stops the hook itself")
 def test_gc_takes_nothing_from_under_a_guest_whatever_else_is_left(
-    inside: Namespace, tmp_path: Path
+    calls: Calls, inside: Namespace
 ) -> None:
     """It may have seen no bridge yet: what is there once it has the lock decides."""
-    require("dnsmasq")
-    calls = Calls(Hooks(tmp_path / "hooks"))
-    write_policy(calls.hooks)
     inside.tap("web0")
     assert calls.up("web0").status == 0
     with Host(None, Watch(10), lambda command: None) as host:
@@ -397,21 +396,16 @@ def test_gc_takes_nothing_from_under_a_guest_whatever_else_is_left(
     assert is_whole(inside)
     assert calls.down("web0").status == 0
     assert is_gone(inside)
-    calls.close()
 
 
 @pytest.mark.alone("stops the hook itself")
-def test_a_tap_that_cannot_join_leaves_no_network(inside: Namespace, tmp_path: Path) -> None:
-    require("dnsmasq")
-    calls = Calls(Hooks(tmp_path / "hooks"))
-    write_policy(calls.hooks)
+def test_a_tap_that_cannot_join_leaves_no_network(calls: Calls, inside: Namespace) -> None:
     inside.tap("web0")
     before = Snapshot.take(inside)
     ended = calls.up("web0", at_op(7, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     assert ended.status == 75
     assert is_gone(inside)
     assert leftovers(before, inside) == []
-    calls.close()
 
 
 def test_explain_knows_the_network_and_its_commands_make_it(
@@ -430,12 +424,7 @@ def test_explain_knows_the_network_and_its_commands_make_it(
     netns.run(["nft", "delete", "table", "inet", TABLE])
 
 
-def test_a_firewall_that_drops_is_told_of(
-    inside: Namespace, tmp_path: Path
-) -> None:
-    require("dnsmasq")
-    calls = Calls(Hooks(tmp_path / "hooks"))
-    write_policy(calls.hooks)
+def test_a_firewall_that_drops_is_told_of(calls: Calls, inside: Namespace) -> None:
     inside.run(["nft", "add table ip filter; add chain ip filter FORWARD "
                 "{ type filter hook forward priority filter; policy drop; }"])  # fmt: skip
     inside.tap("web0")
@@ -447,7 +436,6 @@ def test_a_firewall_that_drops_is_told_of(
     ), ended.log
     assert calls.down("web0").status == 0
     inside.run(["nft", "delete", "table", "ip", "filter"])
-    calls.close()
 
 
 # Pure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from lab.hooks import Hooks
@@ -83,3 +84,18 @@ class Site:
         """Return QEMU's arguments for a tap netdev with both of our hooks."""
         scripts = f"script={self.hooks.ifup},downscript={self.hooks.ifdown}"
         return ["-netdev", f"tap,id={id},ifname={tap.replace(',', ',,')},{scripts}{more}"]
+
+
+def both_switches(netns: Namespace, ovs: OpenVSwitch, folder: Path) -> Hooks:
+    """Make br0 and Open vSwitch's br-int; return hooks with a rule for `lan*` and one for `sw*`."""
+    netns.add_bridge("br0", mac=HWADDR.format(11))
+    ovs.add_bridge("br-int", mtu=1500)
+    hooks = Hooks(folder, netns=netns.name)
+    hooks.write_policy(
+        "version: 1\n"
+        "networks:\n"
+        "  lan: {bridge: br0}\n"
+        f"  sw: {{bridge: br-int, ovsdb: '{ovs.db}', vlan: 100}}\n"
+        "rules: [{tap: lan*, network: lan}, {tap: sw*, network: sw}]\n"
+    )
+    return hooks
