@@ -602,7 +602,7 @@ def test_a_guest_resolves_what_the_host_s_name_server_knows(
                 netns=netns.name, machine="pc", env=hooks.environ(),
             ))  # fmt: skip
             assert console.wait("look") == "look far.example 198.51.100.7"
-            qemu.quit()
+            assert qemu.wait() == 0
     finally:
         server.terminate()
         server.communicate()
