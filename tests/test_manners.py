@@ -769,7 +769,7 @@ def test_an_op_that_does_not_end_is_broken_off(calls: Calls, inside: Namespace, 
             75, "not done after 1 s: something does not answer; try again, or raise timeout: in "
             "the policy",
         )
-        assert 1 <= ended.seconds < 3
+        assert 1 <= ended.seconds < 6
         assert state(inside) == before
 
 
@@ -798,7 +798,7 @@ def test_an_undo_that_does_not_end_either_is_given_up(calls: Calls, inside: Name
     with fresh(inside):
         ended = calls.up("t0", on_ops(always))
         assert ended.status == 75
-        assert 1 <= ended.seconds < 4
+        assert 1 <= ended.seconds < 8
         assert ended.log[-1].endswith(
             "what was begun could not be taken back; pyqemu-ifctl gc will"
         )
