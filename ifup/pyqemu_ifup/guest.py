@@ -1,4 +1,4 @@
-"""What a running guest's tap shall have by now, asked of its own process and not of a parent."""
+"""What a guest's tap shall have by the policy, as its QEMU's own process tells who it is."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ def find_asked(policy: Policy, pid: int, uid: int | None) -> int | None:
 def find_port(
     policy: Policy, tap: str, pid: int, network: str, user: User | None
 ) -> tuple[Caller, Port]:
-    """Do as `find_wanted`, whatever the network's users may."""
+    """Return who the QEMU `pid` is and what the policy says of its tap, for `user` or root.
+
+    `network` is the one that was asked for by its name, empty where the rules decide; whether its
+    users allow it is not asked. Raises Failure (77) where the rules deny it.
+    """
     caller = find_caller(tap, pid, want_user=False)
     if user is not None and policy_asks(policy, "user"):
         caller = replace(caller, user=user.login)
