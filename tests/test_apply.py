@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import pyqemu_ifctl.apply
 from lab.agent import Agent
 from lab.hooks import Hooks
 from lab.needs import require
@@ -37,10 +38,10 @@ from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Policy
 from pyqemu_ifctl.apply import Outcome
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.lock import lock_tap
+from pyqemu_ifup.lock import Lock, lock_tap
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import JoinBridge, SetDown, SetMtu, SetPort, Step
-from pyqemu_ifup.work import finish
+from pyqemu_ifup.work import Work, finish
 
 BRIDGE_MAC, OTHER_MAC, HWADDR = "02:00:00:00:00:0b", "02:00:00:00:00:0c", "02:00:00:00:00:0a"
 LATER = 20.0
@@ -667,6 +668,14 @@ def test_agent_and_apply_do_not_fight(own_site: Site, tmp_path: Path) -> None:
         tap.close()
 
 
+def lock(site: Site, tap: str) -> Lock:
+    """Take the lock on a tap; raise Failure where somebody has it."""
+    with site.netns.enter():
+        held = finish(lock_tap(site.netns.link(tap)["ifindex"], Watch(0.1)), time.sleep)
+    assert held is not None
+    return held
+
+
 def test_agent_and_apply_wait_for_who_has_a_tap_in_hand(own_site: Site, tmp_path: Path) -> None:
     site = own_site
     taps = {name: site.netns.tap(name) for name in ("lan0", "lan1", "ten0", "ten1")}
@@ -679,9 +688,7 @@ def test_agent_and_apply_wait_for_who_has_a_tap_in_hand(own_site: Site, tmp_path
     with Agent(site.netns, file), ExitStack() as held:
         assert set(results(site.apply(*RULES, taps=tuple(taps))).values()) == {"changed"}
         for name in ("lan0", "ten0"):
-            index = site.netns.link(name)["ifindex"]
-            with site.netns.enter():
-                held.enter_context(finish(lock_tap(index, Watch(1.0)), time.sleep))
+            held.enter_context(lock(site, name))
         remake(site)
         wait(lambda: all_there(site, others), "the agent waits for another's tap")
         (outcome,) = reapply(site.netns, policy, "lan0", dry_run=True)
@@ -689,8 +696,8 @@ def test_agent_and_apply_wait_for_who_has_a_tap_in_hand(own_site: Site, tmp_path
         for name in ("lan0", "ten0"):
             (outcome,) = reapply(site.netns, policy, name)
             assert str(failure_of(outcome)) == (
-                "not done after 3 s: the agent, or another pyqemu-ifctl apply, is at work on this "
-                "tap; try again, or raise timeout: in the policy"
+                "not done after 3 s: the agent, or a pyqemu-ifctl apply, has this tap in hand; "
+                "try again, or raise timeout: in the policy"
             )
             assert failure_of(outcome).status is Status.TRY_AGAIN
             found = settings(site, name)
@@ -699,6 +706,80 @@ def test_agent_and_apply_wait_for_who_has_a_tap_in_hand(own_site: Site, tmp_path
         wait(lambda: all_there(site, tuple(taps)), "guests are lost")
     for tap in taps.values():
         tap.close()
+
+
+def is_locked(site: Site, tap: str) -> bool:
+    try:
+        lock(site, tap).close()
+    except Failure as failure:
+        assert failure.status is Status.TRY_AGAIN
+        return True
+    return False
+
+
+def test_agent_has_the_tap_for_itself_while_it_brings_the_guest_back(
+    own_site: Site, tmp_path: Path
+) -> None:
+    """Its switch is slow; apply gives up in time, and finds nothing to do when it is done."""
+    site = own_site
+    tap = site.netns.tap("ten0")
+    file = tmp_path / "policy.yaml"
+    file.write_text(site.text(*RULES))
+    file.chmod(0o644)
+    hasty = site.text(*RULES).replace("timeout: 20", "timeout: 1")
+    policy = parse_policy([Source("policy.yaml", hasty.encode())])
+    with Agent(site.netns, file):
+        assert results(site.apply(*RULES, taps=("ten0",))) == {"ten0": "changed"}
+        site.ovs.vswitchd.stop()
+        try:
+            site.ovs.vsctl(
+                "--no-wait", "del-br", "br-int", "--", "add-br", "br-int",
+                "--", "set", "bridge", "br-int", "datapath_type=netdev",
+            )
+            wait(lambda: is_locked(site, "ten0"), "the agent does not lock it")
+            (outcome,) = reapply(site.netns, policy, "ten0")
+        finally:
+            site.ovs.vswitchd.cont()
+        assert failure_of(outcome).status is Status.TRY_AGAIN
+        assert "has this tap in hand" in str(outcome.failure)
+        outcomes = site.apply(*RULES)
+        assert results(outcomes) == {"ten0": "unchanged"}, outcomes["ten0"].failure
+        assert not is_locked(site, "ten0")
+    tap.close()
+
+
+def test_apply_has_the_tap_for_itself_while_it_changes_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.netns.tap("ten0")
+    site.plug("ten0", "network: tenants, vlan: 10")
+    seen = []
+    with monkeypatch.context() as patch:
+        meddle(patch, SetPort, lambda: seen.append(is_locked(site, "ten0")))
+        outcomes = site.apply("tap: ten0, network: tenants, vlan: 20")
+    assert (results(outcomes), seen) == ({"ten0": "changed"}, [True])
+    assert not is_locked(site, "ten0")
+    unplug(site.netns, "ten0")
+
+
+def test_what_was_done_until_the_tap_was_ours_is_seen(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another apply does it all, right before this one gets the lock."""
+    site.netns.tap("ten0")
+    site.plug("ten0", "network: tenants, vlan: 10")
+    rule = "tap: ten0, network: tenants, vlan: 20"
+    others: list[str] = []
+
+    def overtaken(index: int, watch: Watch) -> Work[Lock | None]:
+        if not others:
+            others.append("begun")
+            others.append(results(site.apply(rule))["ten0"])
+        return lock_tap(index, watch)
+
+    monkeypatch.setattr(pyqemu_ifctl.apply, "lock_tap", overtaken)
+    assert (results(site.apply(rule)), others) == ({"ten0": "unchanged"}, ["begun", "changed"])
+    unplug(site.netns, "ten0")
 
 
 def all_there(site: Site, names: tuple[str, ...]) -> bool:

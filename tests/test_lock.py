@@ -8,14 +8,17 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+import pyqemu_ifup.lock
 from lab.hooks import SOURCE_ROOTS
 from lab.needs import require
 from lab.netns import Namespace
+from lab.public import NOBODY
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifup.lock import TAPS, Lock, lock_tap
+from pyqemu_ifup.lock import Lock, lock_tap
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.work import finish
 
@@ -32,7 +35,17 @@ with finish(lock_tap(int(sys.argv[1]), Watch(5.0)), time.sleep):
 
 
 def take(index: int, seconds: float = 0.2) -> Lock:
-    return finish(lock_tap(index, Watch(seconds)), time.sleep)
+    lock = finish(lock_tap(index, Watch(seconds)), time.sleep)
+    assert lock is not None
+    return lock
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the locks, not there yet."""
+    monkeypatch.setattr(pyqemu_ifup.lock, "RUN", str(tmp_path / "run"))
+    monkeypatch.setattr(pyqemu_ifup.lock, "TAPS", str(tmp_path / "run" / "taps"))
+    return tmp_path / "run"
 
 
 def test_one_holder_at_a_time(netns: Namespace) -> None:
@@ -43,7 +56,7 @@ def test_one_holder_at_a_time(netns: Namespace) -> None:
                 with pytest.raises(Failure) as caught:
                     take(index)
                 assert caught.value.status is Status.TRY_AGAIN
-                assert "is at work on this tap" in str(caught.value)
+                assert "has this tap in hand" in str(caught.value)
         with take(7), take(8):
             pass
 
@@ -57,14 +70,39 @@ def test_another_network_namespace_is_another_host(netns: Namespace) -> None:
             take(7).close()
 
 
-def test_it_ends_with_its_process_and_is_root_s_alone(netns: Namespace) -> None:
+def test_it_ends_with_its_process(netns: Namespace) -> None:
     with netns.popen(
         [sys.executable, "-I", "-c", HOLDER, "7"], stdout=subprocess.PIPE, text=True
     ) as holder, netns.enter():
         assert holder.stdout is not None and holder.stdout.readline() == "has it\n"
         with pytest.raises(Failure):
             take(7)
-        mode = os.stat(TAPS)
-        assert (stat.S_IMODE(mode.st_mode), mode.st_uid) == (0o600, os.geteuid())
         holder.send_signal(signal.SIGKILL)
         take(7, seconds=5.0).close()
+
+
+def test_nobody_but_root_may_hold_it(folder: Path) -> None:
+    """The umask of who made it is not asked. One who may not write there does without."""
+    require("root")
+    umask = os.umask(0)
+    try:
+        take(7).close()
+    finally:
+        os.umask(umask)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / "taps")] == [
+        0o755, 0o600,
+    ]
+    os.seteuid(NOBODY)
+    try:
+        assert finish(lock_tap(7, Watch(0.2)), time.sleep) is None
+    finally:
+        os.seteuid(0)
+
+
+def test_what_is_no_file_is_refused(folder: Path, tmp_path: Path) -> None:
+    folder.mkdir()
+    (folder / "taps").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Failure) as caught:
+        take(7)
+    assert caught.value.status is Status.REFUSED
+    assert not (tmp_path / "elsewhere").exists()

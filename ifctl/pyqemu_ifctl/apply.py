@@ -196,6 +196,25 @@ def _guest(
     return Guest(tap, None, pid, network, ours)
 
 
+@contextmanager
+def _alone(host: Host, guest: Guest) -> Iterator[Guest]:
+    """Have the tap for ourselves; yields the guest as whoever had it before has left it.
+
+    Raises Failure.
+    """
+    link = host.kernel.look_up(guest.tap)
+    lock = host.finish(lock_tap(link.index, host.watch)) if link is not None else None
+    with lock or nullcontext():
+        link = host.kernel.look_up(guest.tap)
+        found = link.stamp if link is not None else None
+        for stamp in (guest.stamp, found):
+            if stamp is not None and stamp.ovsdb in host.databases:
+                host.finish(host.databases[stamp.ovsdb].sync(host.watch))
+        if found != guest.stamp:
+            (guest,) = find_guests(host, host.kernel.links(), [guest.tap])
+        yield guest
+
+
 def _apply_one(
     host: Host,
     policy: Policy,
@@ -206,6 +225,24 @@ def _apply_one(
     dry_run: bool,
 ) -> Outcome | None:
     """Do what is to be done about one tap; None where it is no affair of ours."""
+    if dry_run:
+        return _apply_to(host, policy, guest, failed, named=named, dry_run=True)
+    try:
+        with _alone(host, guest) as alone:
+            return _apply_to(host, policy, alone, failed, named=named, dry_run=False)
+    except Failure as failure:
+        return Outcome(guest, "failed", failure=failure)
+
+
+def _apply_to(
+    host: Host,
+    policy: Policy,
+    guest: Guest,
+    failed: Mapping[str, Failure],
+    *,
+    named: bool,
+    dry_run: bool,
+) -> Outcome | None:
     stamp = guest.stamp
     caller, port, outcome = Caller(guest.tap), None, None
     try:
@@ -234,10 +271,7 @@ def _apply_one(
                 return None
             return Outcome(guest, "left", port, caller.vm, failure=_left(guest, port))
         caller = replace(caller, vm=_vm(guest, caller))
-        with (
-            nullcontext() if dry_run else _alone(host, link),
-            _network(host, port, stamp, dry_run=dry_run) as (assumed, different),
-        ):
+        with _network(host, port, stamp, dry_run=dry_run) as (assumed, different):
             change = find_change(host, port, caller, guest.holder, failed, assumed)
             steps = [
                 line for op in change.plan if not isinstance(op, Prove) for line in commands(op)
@@ -292,17 +326,6 @@ def _tell_guest(guest: Guest, change: Change) -> str | None:
 
 
 @contextmanager
-def _alone(host: Host, link: Link) -> Iterator[None]:
-    """Have the tap for ourselves, and know all that the agent has done with it. Raises Failure."""
-    with host.finish(lock_tap(link.index, host.watch)):
-        now = host.kernel.look_up(link.name)
-        ovsdb = now.stamp.ovsdb if now is not None and now.stamp is not None else None
-        if ovsdb in host.databases:
-            host.finish(host.databases[ovsdb].sync(host.watch))
-        yield
-
-
-@contextmanager
 def _network(
     host: Host, port: Port, stamp: Stamp | None, *, dry_run: bool
 ) -> Iterator[tuple[Link | None, tuple[Difference, ...]]]:
@@ -351,7 +374,7 @@ def _vm(guest: Guest, caller: Caller) -> str | None:
 
 
 def _settled(host: Host, guest: Guest) -> Link:
-    """Return the tap's link once nobody has it in hand: no script of its QEMU's, no agent.
+    """Return the tap's link once no script of its QEMU's has it in hand, nor an agent for that.
 
     Either takes the link down first and brings it up last, and marks the tap before all else.
     Raises Failure: 69 without the tap, 75.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import syslog
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
@@ -40,6 +41,8 @@ DELAY = 0.3
 """Seconds after a change in which what belongs to it may still follow."""
 LIMIT = 10.0
 """Seconds that one clean-up may take."""
+SHORT = 1.0
+"""Seconds that a pyqemu-ifctl apply which has a tap in hand is waited for, each time."""
 AGAIN_FIRST, AGAIN_LAST = 1.0, 60.0
 """Seconds after which what failed is tried again: twice as long each time, this at the most."""
 
@@ -213,7 +216,7 @@ class Tidier:
 
     def _do(self, tap: str, work: Callable[[Host], Work[None]]) -> Work[None]:
         """Do the work when it is the tap's turn; where it fails, look again later."""
-        watch = Watch(LIMIT)
+        watch = Watch(LIMIT, late="it is tried again")
         with self.turns.take(tap) as turn:
             try:
                 yield from self.turns.come(tap, turn, watch)
@@ -250,12 +253,23 @@ class Tidier:
         database = None
         if stamp.kind == "openvswitch":
             database = yield from self.pool.connected(stamp.ovsdb or "", host.watch)
-        with (yield from lock_tap(link.index, host.watch)):
+        try:
+            # NOTE: not for long, for whoever calls for this tap has to wait for us.
+            lock = yield from lock_tap(link.index, host.watch.within(SHORT))
+        except Failure as failure:
+            if failure.status is not Status.TRY_AGAIN:
+                raise
+            self.everything(SHORT)
+            return
+        with lock or nullcontext():
             if database is not None:
                 # NOTE: a hook that does without us, or apply, may just have put it there.
                 yield from database.sync(host.watch)
             now = host.kernel.look_up(host.tap)
-            if now is not None and now.stamp == stamp and self._has_lost(now):
+            if now is None or (now.index, now.stamp) != (link.index, stamp):
+                return
+            # NOTE: a policy that has changed since has every tap looked at again.
+            if self._has_lost(now) and self.keeper.policy is policy:
                 yield from self._attach_again(host, policy, now, stamp, user)
 
     def _attach_again(

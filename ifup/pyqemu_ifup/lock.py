@@ -1,7 +1,8 @@
-"""Locks in /run/pyqemu-ifup: who holds one is alone; they say nothing else, and end with it."""
+"""Locks in /run/pyqemu-ifup: who has one is alone. It says nothing else, and ends with him."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -17,8 +18,11 @@ TAPS = f"{RUN}/.taps.lock"
 """No network is called so. One byte of it is the lock on a tap, whether it has that byte or not."""
 
 
+_MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 class Lock:
-    """A lock that is held, in a `with`; it ends with that, or with the process."""
+    """A lock that is held until `close`, which a `with` calls, or until the process ends."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -34,39 +38,43 @@ class Lock:
         os.close(self._descriptor)
 
 
-def lock_tap(index: int, watch: Watch) -> Work[Lock]:
+def lock_tap(index: int, watch: Watch) -> Work[Lock | None]:
     """Wait for the lock on the tap with this ifindex, in the network namespace of the caller.
 
     It is for those who change the tap of a running guest though its QEMU has not called: the
-    agent, and pyqemu-ifctl apply. Raises Failure: 75 with `watch`, else as `cannot_use`.
+    agent, and pyqemu-ifctl apply. Returns None to one who is not root and may not write there.
+    Raises Failure: 75 with `watch`, else as `cannot_use`.
     """
     try:
         make_folder(RUN)
         descriptor = open_lock(TAPS)
     except OSError as error:
+        if error.errno in _MAY_NOT:
+            return None
         raise cannot_use(TAPS, error) from error
-    netns = os.stat("/proc/self/ns/net").st_ino
+    netns = os.stat("/proc/thread-self/ns/net").st_ino
     # NOTE: struct flock of fcntl(2); the inode of a namespace has 32 bits, an offset 63.
     at = (netns & 0x7FFFFFFF) << 32 | index
     wanted = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0)
+    lock = Lock(descriptor)
     try:
         while True:
             try:
                 # NOTE: the descriptor holds it, not the process: two in one agent are two.
                 fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
-                return Lock(descriptor)
+                return lock
             except BlockingIOError:
-                watch.check("the agent, or another pyqemu-ifctl apply, is at work on this tap")
+                watch.check("the agent, or a pyqemu-ifctl apply, has this tap in hand")
                 yield min(RETRY, watch.remaining())
     except BaseException:
-        os.close(descriptor)
+        lock.close()
         raise
 
 
 def make_folder(path: str) -> None:
     """Make a folder that all may look into, where it is not there. Raises OSError."""
     try:
-        os.mkdir(path)
+        os.mkdir(path, 0o755)
         os.chmod(path, 0o755)
     except FileExistsError:
         if stat.S_ISLNK(os.lstat(path).st_mode):

@@ -74,7 +74,7 @@ class Run:
 
 
 class Held(Lock):
-    """A network whose lock is held: nobody makes it or takes it away meanwhile."""
+    """A network whose lock is held: nobody makes it or takes it away meanwhile; `close` it."""
 
     def __init__(self, network: str, bridge: str, folder: str, descriptor: int) -> None:
         super().__init__(descriptor)
