@@ -36,7 +36,7 @@ from lab.storm import Storm, native, spelled, trunk, vlan
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Policy
-from pyqemu_ifctl.apply import Outcome
+from pyqemu_ifctl.apply import Guest, Outcome, find_guests
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import Lock, lock_tap
 from pyqemu_ifup.manners import Watch
@@ -780,6 +780,26 @@ def test_what_was_done_until_the_tap_was_ours_is_seen(
     monkeypatch.setattr(pyqemu_ifctl.apply, "lock_tap", overtaken)
     assert (results(site.apply(rule)), others) == ({"ten0": "unchanged"}, ["begun", "changed"])
     unplug(site.netns, "ten0")
+
+
+def test_guest_that_ends_meanwhile_is_no_failure(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is one where its tap was asked for."""
+    rule = "tap: lan*, network: lan"
+
+    def ending(*args: Any) -> list[Guest]:
+        found = find_guests(*args)
+        gone.close()
+        return found
+
+    for taps, wanted in ((), {"lan1": "unchanged"}), (("lan0",), {"lan0": "failed"}):
+        gone, _ = site.netns.tap("lan0"), site.netns.tap("lan1")
+        assert set(results(site.apply(rule, taps=("lan0", "lan1"))).values()) == {"changed"}
+        with monkeypatch.context() as patch:
+            patch.setattr(pyqemu_ifctl.apply, "find_guests", ending)
+            assert results(site.apply(rule, taps=taps)) == wanted
+        site.netns.close_kept()
 
 
 def all_there(site: Site, names: tuple[str, ...]) -> bool:

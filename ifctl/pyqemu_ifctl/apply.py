@@ -243,6 +243,8 @@ def _apply_to(
     named: bool,
     dry_run: bool,
 ) -> Outcome | None:
+    if not named and host.kernel.look_up(guest.tap) is None:
+        return None  # Its guest has ended since.
     stamp = guest.stamp
     caller, port, outcome = Caller(guest.tap), None, None
     try:
