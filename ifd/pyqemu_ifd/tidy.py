@@ -64,7 +64,7 @@ class Tidier:
         self._gone: set[str] = set()
         """Taps that have gone."""
         self._changed: dict[str, float] = {}
-        """Ports that have come or gone, and when to look whether that is as it should be."""
+        """Taps whose port has come or gone, and when to look whether that is as it should be."""
         self._networks = False
         """Whether to look for networks that were made for taps, and have none."""
         self._bridges: dict[int, str] = {}
@@ -174,17 +174,19 @@ class Tidier:
             if database.is_connected
         }
 
-    def _sweep(self) -> Iterator[tuple[str, Work[None]]]:
+    def _sweep(self) -> list[tuple[str, Work[None]]]:
         # NOTE: the ports before the links: a tap is there before its port is.
         ports = [port for each in self._databases().values() for port in each.ports()]
         links = self.pool.kernel.links()
-        for leftover in judge(ports, links, self.here):
-            if leftover.remove is not None:
-                yield leftover.port.name, self._clean(leftover.port.name)
-        yield from self._look_for_networks(links)
-        for link in links:
-            if self._has_lost(link):
-                yield link.name, self._bring_back(link.name)
+        found = [
+            *((leftover.port.name, self._clean(leftover.port.name))
+              for leftover in judge(ports, links, self.here) if leftover.remove is not None),
+            *self._look_for_networks(links),
+            *((link.name, self._bring_back(link.name)) for link in links if self._has_lost(link)),
+        ]  # fmt: skip
+        if not found:
+            self._again = AGAIN_FIRST
+        return found
 
     def _has_lost(self, link: Link) -> bool:
         """Tell whether a running guest's tap is not on its bridge, which is there again."""
@@ -225,7 +227,6 @@ class Tidier:
             except Failure:
                 self.later()
                 raise
-        self._again = AGAIN_FIRST
 
     def _cleaning(self, host: Host) -> Work[None]:
         assert host.tap is not None
@@ -235,6 +236,7 @@ class Tidier:
         for leftover in judge(ports, [link] if link is not None else [], self.here):
             if leftover.remove is not None:
                 yield from host.run(leftover.remove, host.watch, PATIENCE)
+                self._again = AGAIN_FIRST
                 log(
                     syslog.LOG_INFO,
                     f"{host.tap}: port on {leftover.port.bridge} removed: {leftover.because}",
@@ -259,7 +261,7 @@ class Tidier:
         except Failure as failure:
             if failure.status is not Status.TRY_AGAIN:
                 raise
-            self.everything(SHORT)
+            self._changed[host.tap] = time.monotonic() + SHORT
             return
         with lock or nullcontext():
             if database is not None:
@@ -267,6 +269,7 @@ class Tidier:
                 yield from database.sync(host.watch)
             now = host.kernel.look_up(host.tap)
             if now is None or (now.index, now.stamp) != (link.index, stamp):
+                self.everything()
                 return
             # NOTE: a policy that has changed since has every tap looked at again.
             if self._has_lost(now) and self.keeper.policy is policy:
@@ -290,6 +293,7 @@ class Tidier:
         except Failure:
             self._leave_lost(link)
             raise
+        self._again = AGAIN_FIRST
         log(syslog.LOG_NOTICE, f"{success_line(port, caller)}: its bridge had lost it")
 
     def _leave_lost(self, before: Link) -> None:
