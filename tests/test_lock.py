@@ -7,7 +7,9 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,11 +43,13 @@ def take(index: int, seconds: float = 0.2) -> Lock:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the locks, not there yet."""
-    monkeypatch.setattr(pyqemu_ifup.lock, "RUN", str(tmp_path / "run"))
-    monkeypatch.setattr(pyqemu_ifup.lock, "TAPS", str(tmp_path / "run" / "taps"))
-    return tmp_path / "run"
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of the locks, not there yet, in one that all may look into."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as above:
+        os.chmod(above, 0o755)
+        monkeypatch.setattr(pyqemu_ifup.lock, "RUN", f"{above}/run")
+        monkeypatch.setattr(pyqemu_ifup.lock, "TAPS", f"{above}/run/taps")
+        yield Path(above) / "run"
 
 
 def test_one_holder_at_a_time(netns: Namespace) -> None:

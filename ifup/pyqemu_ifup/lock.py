@@ -42,7 +42,7 @@ def lock_tap(index: int, watch: Watch) -> Work[Lock | None]:
     """Wait for the lock on the tap with this ifindex, in the network namespace of the caller.
 
     It is for those who change the tap of a running guest though its QEMU has not called: the
-    agent, and pyqemu-ifctl apply. Returns None to one who is not root and may not write there.
+    agent, and pyqemu-ifctl apply. Returns None where the caller may not write to that folder.
     Raises Failure: 75 with `watch`, else as `cannot_use`.
     """
     try:
