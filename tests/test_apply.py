@@ -724,7 +724,7 @@ def test_agent_has_the_tap_for_itself_while_it_brings_the_guest_back(
     site = own_site
     tap = site.netns.tap("ten0")
     file = tmp_path / "policy.yaml"
-    file.write_text(site.text(*RULES))
+    file.write_text(site.text(*RULES).replace("timeout: 20", "timeout: 60"))
     file.chmod(0o644)
     hasty = site.text(*RULES).replace("timeout: 20", "timeout: 1")
     policy = parse_policy([Source("policy.yaml", hasty.encode())])
@@ -767,19 +767,61 @@ def test_what_was_done_until_the_tap_was_ours_is_seen(
 ) -> None:
     """Another apply does it all, right before this one gets the lock."""
     site.netns.tap("ten0")
-    site.plug("ten0", "network: tenants, vlan: 10")
     rule = "tap: ten0, network: tenants, vlan: 20"
-    others: list[str] = []
 
-    def overtaken(index: int, watch: Watch) -> Work[Lock | None]:
-        if not others:
-            others.append("begun")
-            others.append(results(site.apply(rule))["ten0"])
-        return lock_tap(index, watch)
+    def overtake() -> None:
+        assert results(site.apply(rule, taps=("ten0",))) == {"ten0": "changed"}
 
-    monkeypatch.setattr(pyqemu_ifctl.apply, "lock_tap", overtaken)
-    assert (results(site.apply(rule)), others) == ({"ten0": "unchanged"}, ["begun", "changed"])
+    overtaken(monkeypatch, overtake)
+    assert results(site.apply(rule)) == {"ten0": "unchanged"}
     unplug(site.netns, "ten0")
+
+
+def overtaken(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Have somebody else `act` right before the next apply gets its first lock."""
+    real = lock_tap
+
+    def lock_late(index: int, watch: Watch) -> Work[Lock | None]:
+        monkeypatch.setattr(pyqemu_ifctl.apply, "lock_tap", real)
+        act()
+        return real(index, watch)
+
+    monkeypatch.setattr(pyqemu_ifctl.apply, "lock_tap", lock_late)
+
+
+def test_tap_that_is_made_anew_before_it_is_ours_is_left(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = site.netns.tap("lan0")
+
+    def replace_it() -> None:
+        first.close()
+        site.netns.tap("lan0")
+
+    overtaken(monkeypatch, replace_it)
+    (outcome,) = site.apply("tap: lan*, network: lan", taps=("lan0",)).values()
+    assert failure_of(outcome).status is Status.TRY_AGAIN
+    assert "made anew" in str(outcome.failure)
+    assert settings(site, "lan0")["master"] is None
+
+
+@pytest.mark.parametrize("persist", [False, True])
+def test_guest_that_ends_while_its_lock_is_waited_for_is_no_failure(
+    site: Site, monkeypatch: pytest.MonkeyPatch, persist: bool
+) -> None:
+    """Its downscript has been there; a persistent tap is there still."""
+    tap = site.netns.tap("lan0", persist=persist)
+    site.plug("lan0", "network: lan")
+
+    def end() -> None:
+        unplug(site.netns, "lan0")
+        tap.close()
+
+    overtaken(monkeypatch, end)
+    assert site.apply("tap: lan*, network: lan") == {}
+    if persist:
+        assert settings(site, "lan0")["master"] is None
+        site.netns.ip("link", "del", "lan0")
 
 
 def test_guest_that_ends_meanwhile_is_no_failure(

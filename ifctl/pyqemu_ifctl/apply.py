@@ -202,15 +202,20 @@ def _alone(host: Host, guest: Guest) -> Iterator[Guest]:
 
     Raises Failure.
     """
-    link = host.kernel.look_up(guest.tap)
-    lock = host.finish(lock_tap(link.index, host.watch)) if link is not None else None
+    before = host.kernel.look_up(guest.tap)
+    lock = host.finish(lock_tap(before.index, host.watch)) if before is not None else None
     with lock or nullcontext():
-        link = host.kernel.look_up(guest.tap)
-        found = link.stamp if link is not None else None
-        for stamp in (guest.stamp, found):
-            if stamp is not None and stamp.ovsdb in host.databases:
-                host.finish(host.databases[stamp.ovsdb].sync(host.watch))
-        if found != guest.stamp:
+        now = host.kernel.look_up(guest.tap)
+        if now is not None and (before is None or before.index != now.index):
+            raise Failure(
+                Status.TRY_AGAIN, "in other hands", "the tap has been made anew meanwhile",
+                "try again",
+            )
+        stamp = now.stamp if now is not None else None
+        for ovsdb in {each.ovsdb for each in (guest.stamp, stamp) if each is not None}:
+            if ovsdb in host.databases:
+                host.finish(host.databases[ovsdb].sync(host.watch))
+        if stamp != guest.stamp or (stamp is not None and not is_alive(stamp)):
             (guest,) = find_guests(host, host.kernel.links(), [guest.tap])
         yield guest
 
@@ -231,7 +236,9 @@ def _apply_one(
         with _alone(host, guest) as alone:
             return _apply_to(host, policy, alone, failed, named=named, dry_run=False)
     except Failure as failure:
-        return Outcome(guest, "failed", failure=failure)
+        if not named and guest.stamp is None and not guest.ours:
+            return None
+        return Outcome(guest, "failed", vm=_vm(guest, Caller(guest.tap)), failure=failure)
 
 
 def _apply_to(
@@ -243,8 +250,8 @@ def _apply_to(
     named: bool,
     dry_run: bool,
 ) -> Outcome | None:
-    if not named and host.kernel.look_up(guest.tap) is None:
-        return None  # Its guest has ended since.
+    if not named and not _is_running(guest):
+        return None  # Its QEMU has ended since.
     stamp = guest.stamp
     caller, port, outcome = Caller(guest.tap), None, None
     try:
@@ -291,6 +298,8 @@ def _apply_to(
             host.finish(changing(host, change))
     except Failure as failure:
         if outcome is None:
+            if not named and host.kernel.look_up(guest.tap) is None:
+                return None
             return Outcome(guest, "failed", port, _vm(guest, caller), failure=failure)
         log(syslog.LOG_ERR, f"{guest.tap}: not changed: {failure}")
         return replace(outcome, result="failed", failure=failure)
