@@ -7,6 +7,8 @@ import fcntl
 import os
 import stat
 import struct
+from collections.abc import Callable
+from functools import partial
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup.manners import Watch
@@ -16,7 +18,6 @@ RUN = "/run/pyqemu-ifup"
 """Where the locks are, and each network's folder; nothing is decided from what is there."""
 TAPS = f"{RUN}/.taps.lock"
 """No network is called so. One byte of it is the lock on a tap, whether it has that byte or not."""
-
 
 _MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -58,17 +59,29 @@ def lock_tap(index: int, watch: Watch) -> Work[Lock | None]:
     wanted = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0)
     lock = Lock(descriptor)
     try:
-        while True:
-            try:
-                # NOTE: the descriptor holds it, not the process: two in one agent are two.
-                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
-                return lock
-            except BlockingIOError:
-                watch.check("the agent, or a pyqemu-ifctl apply, has this tap in hand")
-                yield min(RETRY, watch.remaining())
+        # NOTE: the descriptor holds it, not the process: two in one agent are two.
+        yield from wait_for(
+            partial(fcntl.fcntl, descriptor, fcntl.F_OFD_SETLK, wanted),
+            watch, "the agent, or a pyqemu-ifctl apply, has this tap in hand",
+        )
     except BaseException:
         lock.close()
         raise
+    return lock
+
+
+def wait_for(take: Callable[[], object], watch: Watch, doing: str) -> Work[None]:
+    """Take a lock when nobody has it any more; `take` raises BlockingIOError while somebody does.
+
+    Raises Failure, 75 with `watch`, telling what it was `doing`.
+    """
+    while True:
+        try:
+            take()
+            return
+        except BlockingIOError:
+            watch.check(doing)
+            yield min(RETRY, watch.remaining())
 
 
 def make_folder(path: str) -> None:

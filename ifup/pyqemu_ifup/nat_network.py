@@ -18,12 +18,13 @@ import syslog
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Nat, Port
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.lock import RUN, Lock, cannot_use, make_folder, open_lock
+from pyqemu_ifup.lock import RUN, Lock, cannot_use, make_folder, open_lock, wait_for
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import SAFE_PATH, Watch, log
 from pyqemu_ifup.nat import (
@@ -45,7 +46,7 @@ from pyqemu_ifup.nat import (
 )
 from pyqemu_ifup.plan import SetAlias, SetMtu, SetUp
 from pyqemu_ifup.stamp import ALIAS_MARK
-from pyqemu_ifup.work import RETRY, Work
+from pyqemu_ifup.work import Work
 
 SHORT = 0.005
 """Seconds between looks at a program that is about to end."""
@@ -110,13 +111,10 @@ def _locking(folder: str, watch: Watch) -> Work[int]:
         except FileNotFoundError:
             continue  # NOTE: who takes the network away removes its folder.
         try:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    watch.check("another up or down of this network is under way")
-                    yield min(RETRY, watch.remaining())
+            yield from wait_for(
+                partial(fcntl.flock, lock, fcntl.LOCK_EX | fcntl.LOCK_NB),
+                watch, "another up or down of this network is under way",
+            )
             if _is_same(path, lock):
                 return lock
         except BaseException:
