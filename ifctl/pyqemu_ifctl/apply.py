@@ -141,7 +141,14 @@ def apply_policy(
         watch.allow(time.monotonic() - watch.start + policy.timeout + SETTLE + 2 * GRACE + 2 * TELL)
         host.watch = watch.within(policy.timeout + SETTLE)
         host.tell = narrator("pyqemu-ifctl", guest.tap)
-        outcome = _apply_one(host, policy, guest, failed, named=bool(taps), dry_run=dry_run)
+        outcome: Outcome | None
+        try:
+            with _alone(host, guest, dry_run=dry_run) as alone:
+                outcome = _apply_one(host, policy, alone, failed, named=bool(taps), dry_run=dry_run)
+        except Failure as failure:
+            foreign = not taps and guest.stamp is None and not guest.ours
+            vm = _vm(guest, Caller(guest.tap))
+            outcome = None if foreign else Outcome(guest, "failed", vm=vm, failure=failure)
         if outcome is not None:
             outcomes.append(outcome)
     host.watch = watch
@@ -197,11 +204,14 @@ def _guest(
 
 
 @contextmanager
-def _alone(host: Host, guest: Guest) -> Iterator[Guest]:
+def _alone(host: Host, guest: Guest, *, dry_run: bool) -> Iterator[Guest]:
     """Have the tap for ourselves; yields the guest as whoever had it before has left it.
 
-    Raises Failure.
+    A dry run takes it as it is. Raises Failure.
     """
+    if dry_run:
+        yield guest
+        return
     before = host.kernel.look_up(guest.tap)
     lock = host.finish(lock_tap(before.index, host.watch)) if before is not None else None
     with lock or nullcontext():
@@ -230,26 +240,6 @@ def _apply_one(
     dry_run: bool,
 ) -> Outcome | None:
     """Do what is to be done about one tap; None where it is no affair of ours."""
-    if dry_run:
-        return _apply_to(host, policy, guest, failed, named=named, dry_run=True)
-    try:
-        with _alone(host, guest) as alone:
-            return _apply_to(host, policy, alone, failed, named=named, dry_run=False)
-    except Failure as failure:
-        if not named and guest.stamp is None and not guest.ours:
-            return None
-        return Outcome(guest, "failed", vm=_vm(guest, Caller(guest.tap)), failure=failure)
-
-
-def _apply_to(
-    host: Host,
-    policy: Policy,
-    guest: Guest,
-    failed: Mapping[str, Failure],
-    *,
-    named: bool,
-    dry_run: bool,
-) -> Outcome | None:
     if not named and not _is_running(guest):
         return None  # Its QEMU has ended since.
     stamp = guest.stamp
