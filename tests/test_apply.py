@@ -55,15 +55,15 @@ class Site:
     netns: Namespace
     ovs: OpenVSwitch
 
-    def policy(self, *rules: str, **networks: str) -> Policy:
+    def policy(self, *rules: str, timeout: int = 20, **networks: str) -> Policy:
         """Return a policy with the networks lan, other and tenants, and these rules.
 
         `networks` replace or add some, as flow mappings.
         """
-        text = self.text(*rules, **networks)
+        text = self.text(*rules, timeout=timeout, **networks)
         return parse_policy([Source("policy.yaml", text.encode())])
 
-    def text(self, *rules: str, **networks: str) -> str:
+    def text(self, *rules: str, timeout: int = 20, **networks: str) -> str:
         """Return such a policy as text."""
         ovsdb = f"kind: openvswitch, ovsdb: '{self.ovs.db}'"
         given = {
@@ -72,10 +72,17 @@ class Site:
             "tenants": f"{{bridge: br-int, {ovsdb}}}",
             **networks,
         }
-        lines = ["version: 1", "timeout: 20", "networks:"]
+        lines = ["version: 1", f"timeout: {timeout}", "networks:"]
         lines += [f"  {name}: {settings}" for name, settings in given.items()]
         lines += ["rules:", *(f"  - {{{rule}}}" for rule in rules)]
         return "\n".join(lines) + "\n"
+
+    def agent(self, folder: Path, *rules: str, timeout: int = 20) -> Agent:
+        """Return an agent with such a policy in a file."""
+        file = folder / "policy.yaml"
+        file.write_text(self.text(*rules, timeout=timeout))
+        file.chmod(0o644)
+        return Agent(self.netns, file)
 
     def apply(self, *rules: str, taps: tuple[str, ...] = ()) -> dict[str, Outcome]:
         """Put the policy with these rules in force; return what became of each tap."""
@@ -640,10 +647,7 @@ def test_agent_and_apply_do_not_fight(own_site: Site, tmp_path: Path) -> None:
     site = own_site
     taps = [site.netns.tap(name) for name in ("lan0", "lan1", "ten0", "ten1")]
     names = tuple(tap.name for tap in taps)
-    file = tmp_path / "policy.yaml"
-    file.write_text(site.text(*RULES))
-    file.chmod(0o644)
-    with Agent(site.netns, file) as agent:
+    with site.agent(tmp_path, *RULES) as agent:
         assert set(results(site.apply(*RULES, taps=names)).values()) == {"changed"}
         for number in range(6):
             remake(site)
@@ -680,21 +684,17 @@ def test_agent_and_apply_wait_for_who_has_a_tap_in_hand(own_site: Site, tmp_path
     site = own_site
     taps = {name: site.netns.tap(name) for name in ("lan0", "lan1", "ten0", "ten1")}
     others = ("lan1", "ten1")
-    file = tmp_path / "policy.yaml"
-    file.write_text(site.text(*RULES))
-    file.chmod(0o644)
-    hasty = site.text(*RULES).replace("timeout: 20", "timeout: 1")
-    policy = parse_policy([Source("policy.yaml", hasty.encode())])
-    with Agent(site.netns, file), ExitStack() as held:
+    hasty = site.policy(*RULES, timeout=1)
+    with site.agent(tmp_path, *RULES), ExitStack() as held:
         assert set(results(site.apply(*RULES, taps=tuple(taps))).values()) == {"changed"}
         for name in ("lan0", "ten0"):
             held.enter_context(lock(site, name))
         remake(site)
         wait(lambda: all_there(site, others), "the agent waits for another's tap")
-        (outcome,) = reapply(site.netns, policy, "lan0", dry_run=True)
+        (outcome,) = reapply(site.netns, hasty, "lan0", dry_run=True)
         assert outcome.result == "would change"
         for name in ("lan0", "ten0"):
-            (outcome,) = reapply(site.netns, policy, name)
+            (outcome,) = reapply(site.netns, hasty, name)
             assert str(failure_of(outcome)) == (
                 "not done after 3 s: the agent, or a pyqemu-ifctl apply, has this tap in hand; "
                 "try again, or raise timeout: in the policy"
@@ -723,12 +723,8 @@ def test_agent_has_the_tap_for_itself_while_it_brings_the_guest_back(
     """Its switch is slow; apply gives up in time, and finds nothing to do when it is done."""
     site = own_site
     tap = site.netns.tap("ten0")
-    file = tmp_path / "policy.yaml"
-    file.write_text(site.text(*RULES).replace("timeout: 20", "timeout: 60"))
-    file.chmod(0o644)
-    hasty = site.text(*RULES).replace("timeout: 20", "timeout: 1")
-    policy = parse_policy([Source("policy.yaml", hasty.encode())])
-    with Agent(site.netns, file):
+    hasty = site.policy(*RULES, timeout=1)
+    with site.agent(tmp_path, *RULES, timeout=60):
         assert results(site.apply(*RULES, taps=("ten0",))) == {"ten0": "changed"}
         site.ovs.vswitchd.stop()
         try:
@@ -737,7 +733,7 @@ def test_agent_has_the_tap_for_itself_while_it_brings_the_guest_back(
                 "--", "set", "bridge", "br-int", "datapath_type=netdev",
             )
             wait(lambda: is_locked(site, "ten0"), "the agent does not lock it")
-            (outcome,) = reapply(site.netns, policy, "ten0")
+            (outcome,) = reapply(site.netns, hasty, "ten0")
         finally:
             site.ovs.vswitchd.cont()
         assert failure_of(outcome).status is Status.TRY_AGAIN

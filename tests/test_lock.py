@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import stat
-import subprocess
 import sys
 import tempfile
 import time
@@ -75,9 +74,8 @@ def test_another_network_namespace_is_another_host(netns: Namespace) -> None:
 
 
 def test_it_ends_with_its_process(netns: Namespace) -> None:
-    with netns.popen(
-        [sys.executable, "-I", "-c", HOLDER, "7"], stdout=subprocess.PIPE, text=True
-    ) as holder, netns.enter():
+    words = [sys.executable, "-I", "-c", HOLDER, "7"]
+    with netns.popen(words) as holder, netns.enter():
         assert holder.stdout is not None and holder.stdout.readline() == "has it\n"
         with pytest.raises(Failure):
             take(7)
