@@ -27,7 +27,7 @@ from lab.public import NOBODY, as_user
 from lab.qemu import Qemu
 from lab.snapshot import Snapshot, leftovers
 from pyqemu_ifconf.load import Source, parse_policy
-from pyqemu_ifup import nat_network
+from pyqemu_ifup import nat_network, nft
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.manners import Watch
@@ -323,7 +323,8 @@ def mortal_at(call: int, *doors: tuple[Any, str]) -> Callable[[], None]:
 
 
 MAKES: list[tuple[Any, str]] = [
-    (os, "mkdir"), (nat_network, "_running"), (nat_network, "_write_sysctl"),
+    (os, "mkdir"), (nft, "run_program"), (nat_network, "run_program"),
+    (nat_network, "_write_sysctl"),
     *((Netlink, name) for name in ("add_bridge", "add_address", "run")),
 ]  # fmt: skip
 """Through these goes all that makes a network, and the tap's joining it."""
@@ -360,7 +361,8 @@ def test_a_crash_at_each_step_leaves_what_gc_or_the_next_up_mends(
 
 
 ENDS: list[tuple[Any, str]] = [
-    *((nat_network, name) for name in ("_ending", "read_table", "_running", "_forget")),
+    *((nat_network, name) for name in ("_ending", "_forget")),
+    *((nft, name) for name in ("read_table", "run_program")),
     (Netlink, "delete_link"), (os, "unlink"), (os, "rmdir"),
 ]  # fmt: skip
 """Through these goes all that takes a network away."""
@@ -478,11 +480,13 @@ RULES = [
     ("{ipv4: 10.0.0.1/24, outbound: false}", ["masquerade"], ['oifname "labbr0" drop']),
     ("{ipv4: 10.0.0.1/24}", ["dnat ip", "route"], [
         "ip saddr 10.0.0.0/24 ip daddr != { 10.0.0.0/24, 224.0.0.0/4, 255.255.255.255 } masquerade",
-        'iifname "labbr0" ip saddr != { 10.0.0.0/24, 0.0.0.0 } drop',
-        'iifname "labbr0" ip daddr 127.0.0.0/8 drop',
+        'oifname != { "labbr0", "lo" } ip saddr 10.0.0.0/24 drop',
+        'iifname != { "labbr0", "lo" } ip daddr 10.0.0.1 drop',
+        'iifname "labbr0" ip saddr != { 0.0.0.0, 10.0.0.0/24 } drop',
+        'iifname "labbr0" ip daddr { 100.100.100.200, 127.0.0.0/8, 168.63.129.16, 169.254.0.0/16 }',
     ]),
     ("{ipv4: 10.0.0.1/24, forward: [{from: 192.0.2.1:53/udp, to: 10.0.0.2:5353}]}", [], [
-        "meta nfproto ipv4 ip daddr 192.0.2.1 udp dport 53 dnat ip to 10.0.0.2:5353",
+        "\tip daddr 192.0.2.1 udp dport 53 dnat ip to 10.0.0.2:5353",
     ]),
 ]  # fmt: skip
 

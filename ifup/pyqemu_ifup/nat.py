@@ -5,7 +5,8 @@ nft(8): one table for each network, loaded in one transaction. dnsmasq(8) serves
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from hashlib import sha256
 
 from pyqemu_ifconf.policy import DEFAULT_MTU, Forward, Nat
@@ -15,8 +16,15 @@ from pyqemu_ifup.stamp import ALIAS_MARK, BRIDGE_MARK
 
 TABLE = "pyqemu-ifup-"
 
-MULTICAST4, BROADCAST4, LOOPBACK4 = "224.0.0.0/4", "255.255.255.255", "127.0.0.0/8"
+LO = '"lo"'
+LOOPBACK4, MULTICAST4, BROADCAST4 = "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255"
 MULTICAST6, LINK_LOCAL6 = "ff00::/8", "fe80::/10"
+METADATA4 = ("169.254.0.0/16", "100.100.100.200", "168.63.129.16")
+"""Where a cloud tells a host its secrets: RFC 3927's, and those of Alibaba and Azure."""
+METADATA6 = ("fd00:ec2::254", "fd20:ce::254")
+"""The same over IPv6, of AWS and Google."""
+RAW, DSTNAT, FILTER, SRCNAT = -300, -100, 0, 100
+"""nft(8)'s words for priorities, not all of which it takes in each hook."""
 
 
 def bridge_alias(network: str) -> str:
@@ -58,107 +66,168 @@ def subnet(address: str) -> str:
     return str(ip_interface(address).network)
 
 
+@dataclass(frozen=True)
+class Chain:
+    """A chain of an nft table, its rules in nft(8)'s words; no packet comes to one without a hook.
+
+    The elements of a set, `{ ... }`, are sorted.
+    """
+
+    name: str
+    type: str = ""
+    hook: str = ""
+    priority: int = 0
+    rules: tuple[str, ...] = ()
+    policy: str = "accept"
+
+
+@dataclass(frozen=True)
+class Table:
+    """An nft table: the comment in it, its chains, and what else is in it, by name."""
+
+    comment: str
+    chains: tuple[Chain, ...]
+    others: tuple[str, ...] = ()
+
+    @property
+    def ours(self) -> bool:
+        """Whether it carries our mark."""
+        return self.comment.startswith(f"{ALIAS_MARK} ")
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is as it was loaded, by whatever policy: its rules add up to its sum."""
+        return not self.others and self.comment.endswith(f" sum={_sum(self.chains)}")
+
+
+def _sum(chains: Iterable[Chain]) -> str:
+    return sha256(repr(tuple(chains)).encode()).hexdigest()[:16]
+
+
+def wanted_table(network: str, bridge: str, nat: Nat) -> Table:
+    """Return the network's table as it shall be.
+
+    Its comment, our mark, is a rule's, of a chain that no packet comes to: of a table's own not
+    every nft(8) tells.
+    """
+    chains = (Chain("ours", rules=("counter",)), *_chains(bridge, nat))
+    return Table(f"{ALIAS_MARK} network={network} sum={_sum(chains)}", chains)
+
+
 def ruleset(network: str, bridge: str, nat: Nat) -> str:
     """Return the nft commands that make the network's table what it shall be, in one go."""
     name = f"inet {table_name(network)}"
-    body = [line for chain in _chains(bridge, nat) for line in chain]
-    return "\n".join([
-        f"table {name}", f"delete table {name}", f"table {name} {{",
-        *_chain("ours", "", [f'counter comment "{table_comment(network, bridge, nat)}"']),
-        *body, "}", "",
-    ])
+    table = wanted_table(network, bridge, nat)
+    lines = [f"table {name}", f"delete table {name}", f"table {name} {{"]
+    for chain in table.chains:
+        lines.append(f"\tchain {chain.name} {{")
+        if chain.hook:
+            lines.append(
+                f"\t\ttype {chain.type} hook {chain.hook} priority {chain.priority}; "
+                f"policy {chain.policy};"
+            )
+            lines += [f"\t\t{rule}" for rule in chain.rules]
+        else:
+            lines += [f'\t\t{rule} comment "{table.comment}"' for rule in chain.rules]
+        lines.append("\t}")
+    return "\n".join([*lines, "}", ""])
 
 
-def table_comment(network: str, bridge: str, nat: Nat) -> str:
-    """Return the comment in the network's table: our mark, and a sum of what is in it.
-
-    It is a rule's, of a chain that no packet comes to: of a table's own not every nft(8) tells.
-    """
-    body = "\n".join(line for chain in _chains(bridge, nat) for line in chain)
-    return f"{ALIAS_MARK} network={network} sum={sha256(body.encode()).hexdigest()[:16]}"
-
-
-def count_rules(bridge: str, nat: Nat) -> int:
-    """Return how many rules the network's table has, that with the mark among them."""
-    return 1 + sum(len(chain) - 3 for chain in _chains(bridge, nat))
-
-
-def _chains(bridge: str, nat: Nat) -> list[list[str]]:
-    """Return the chains of the table, each as its lines: head, type, rules, end."""
+def _chains(bridge: str, nat: Nat) -> list[Chain]:
+    """Return the chains of the table that packets come to."""
     port = f'"{bridge}"'
     chains = [
-        _chain("guard", "filter hook prerouting priority raw", _guard(port, nat)),
-        _chain("forward", "filter hook forward priority filter", _forward(port, nat)),
-        _chain("leave", "nat hook postrouting priority srcnat", _leave(port, nat)),
+        Chain("guard", "filter", "prerouting", RAW, _guard(port, nat)),
+        Chain("forward", "filter", "forward", FILTER, _forward(port, nat)),
+        Chain("leave", "nat", "postrouting", SRCNAT, _leave(port, nat)),
+        Chain("left", "filter", "postrouting", SRCNAT + 10, _left(port, nat)),
     ]
     if nat.forward:
-        rules = [_to_guest(forward) for forward in nat.forward]
-        chains.append(_chain("arrive", "nat hook prerouting priority dstnat", rules))
-        # NOTE: -100 is dstnat, which is a word for prerouting only.
-        chains.append(_chain("own", "nat hook output priority -100", rules))
+        rules = tuple(map(_to_guest, nat.forward))
+        chains.append(Chain("arrive", "nat", "prerouting", DSTNAT, rules))
+        chains.append(Chain("own", "nat", "output", DSTNAT, rules))
     return chains
 
 
-def _chain(name: str, kind: str, rules: list[str]) -> list[str]:
-    head = [f"\tchain {name} {{"] + ([f"\t\ttype {kind}; policy accept;"] if kind else [])
-    return [*head, *(f"\t\t{rule}" for rule in rules), "\t}"]
+def _set(*elements: str) -> str:
+    """Return a set of nft(8)'s."""
+    return f"{{ {', '.join(sorted(elements))} }}"
 
 
-def _guard(port: str, nat: Nat) -> list[str]:
-    """Return the rules for what guests send: from their own addresses, and not to our loopback."""
-    rules = []
-    own4 = f"{subnet(nat.ipv4)}, " if nat.ipv4 else ""
-    rules.append(f"iifname {port} ip daddr {LOOPBACK4} drop")
-    # NOTE: 0.0.0.0 asks for an address.
-    rules.append(f"iifname {port} ip saddr != {{ {own4}0.0.0.0 }} drop")
-    own6 = f"{subnet(nat.ipv6)}, " if nat.ipv6 else ""
-    rules.append(f"iifname {port} ip6 saddr != {{ {own6}{LINK_LOCAL6}, :: }} drop")
-    return rules
+def _families(nat: Nat) -> Iterator[tuple[str, str]]:
+    """Yield the families that the network has, in nft(8)'s words, with this host's address."""
+    if nat.ipv4:
+        yield "ip", nat.ipv4
+    if nat.ipv6:
+        yield "ip6", nat.ipv6
 
 
-def _forward(port: str, nat: Nat) -> list[str]:
+def _guard(port: str, nat: Nat) -> tuple[str, ...]:
+    """Return the rules for what guests send, and for who else reaches the network's gateway."""
+    own4 = [subnet(nat.ipv4)] if nat.ipv4 else []
+    own6 = [subnet(nat.ipv6)] if nat.ipv6 else []
+    return (
+        *(f"iifname != {_set(port, LO)} {family} daddr {address.partition('/')[0]} drop"
+          for family, address in _families(nat)),
+        f"iifname {port} ip daddr {_set(LOOPBACK4, *METADATA4)} drop",
+        f"iifname {port} ip6 daddr {_set(*METADATA6)} drop",
+        # NOTE: 0.0.0.0 asks for an address.
+        f"iifname {port} ip saddr != {_set('0.0.0.0', *own4)} drop",
+        f"iifname {port} ip6 saddr != {_set('::', LINK_LOCAL6, *own6)} drop",
+    )
+
+
+def _forward(port: str, nat: Nat) -> tuple[str, ...]:
     """Return the rules for what this host passes on from guests, and to them."""
     rules = [f"iifname {port} oifname {port} accept"]
     if not nat.outbound:
-        return [*rules, f"iifname {port} drop", f"oifname {port} drop"]
-    return [
+        return (*rules, f"iifname {port} drop", f"oifname {port} drop")
+    return (
         *rules,
-        f"oifname {port} ct state established,related accept",
+        # NOTE: of these no address is translated (nf_nat of the kernel).
+        f"iifname {port} ct state invalid,untracked drop",
+        f"iifname {port} ip daddr {_set(MULTICAST4, BROADCAST4)} drop",
+        f"iifname {port} ip6 daddr {_set(MULTICAST6, LINK_LOCAL6)} drop",
+        # NOTE: by its direction too: what was begun from outside while the table was not there
+        # goes on being established.
+        f"oifname {port} ct direction reply ct state established,related accept",
         f"oifname {port} ct status dnat accept",
         f"oifname {port} drop",
-    ]
+    )
 
 
-def _leave(port: str, nat: Nat) -> list[str]:
+def _leave(port: str, nat: Nat) -> tuple[str, ...]:
     """Return the rules for whose address goes out in place of a guest's, or of our own."""
     rules = []
-    for address, family, others in (
-        (nat.ipv4, "ip", f"{MULTICAST4}, {BROADCAST4}"),
-        (nat.ipv6, "ip6", f"{MULTICAST6}, {LINK_LOCAL6}"),
-    ):
-        if address is None:
-            continue
+    for family, address in _families(nat):
+        others = (MULTICAST4, BROADCAST4) if family == "ip" else (MULTICAST6, LINK_LOCAL6)
         own = subnet(address)
         if nat.forward and family == "ip":
             # NOTE: the answer of a guest to another must pass here, and so must one to 127.0.0.1.
             for source in (own, LOOPBACK4):
-                rules.append(
-                    f"oifname {port} ip saddr {source} ct status dnat masquerade"
-                )
+                rules.append(f"oifname {port} ip saddr {source} ct status dnat masquerade")
         if nat.outbound:
             rules.append(
                 f"oifname != {port} {family} saddr {own} "
-                f"{family} daddr != {{ {own}, {others} }} masquerade"
+                f"{family} daddr != {_set(own, *others)} masquerade"
             )
-    return rules
+    return tuple(rules)
+
+
+def _left(port: str, nat: Nat) -> tuple[str, ...]:
+    """Return the rules for what has kept an address of the subnet on its way elsewhere."""
+    return tuple(
+        f"oifname != {_set(port, LO)} {family} saddr {subnet(address)} drop"
+        for family, address in _families(nat)
+    )
 
 
 def _to_guest(forward: Forward) -> str:
-    where = "fib daddr type local"
+    where = "meta nfproto ipv4 fib daddr type local"
     if forward.address not in ("", "0.0.0.0"):
         where = f"ip daddr {forward.address}"
     return (
-        f"meta nfproto ipv4 {where} {forward.protocol} dport {forward.port} "
+        f"{where} {forward.protocol} dport {forward.port} "
         f"dnat ip to {forward.to_address}:{forward.to_port}"
     )
 

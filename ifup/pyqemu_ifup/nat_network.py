@@ -8,70 +8,46 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import pwd
 import shutil
 import signal
-import subprocess
 import syslog
-import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Nat, Port
+from pyqemu_ifup import nft
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import RUN, Lock, cannot_use, make_folder, open_lock, wait_for
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import SAFE_PATH, Watch, log
 from pyqemu_ifup.nat import (
-    TABLE,
     bridge_alias,
     bridge_mac,
-    count_rules,
     dnsmasq_arguments,
     folder_name,
     is_led_by,
     network_of,
     ruleset,
     subnet,
-    table_comment,
     table_name,
+    wanted_table,
     wants_dnsmasq,
     wants_forwarding,
     wants_loopback,
 )
 from pyqemu_ifup.plan import SetAlias, SetMtu, SetUp
-from pyqemu_ifup.stamp import ALIAS_MARK
+from pyqemu_ifup.programs import SHORT, run_program
 from pyqemu_ifup.work import Work
 
-SHORT = 0.005
-"""Seconds between looks at a program that is about to end."""
 TERM_TIME = 1.0
 """Seconds that dnsmasq has to end by itself."""
 RTF_ADDRCONF = 0x40000
 USERS = ("dnsmasq", "nobody")
 _GONE = (errno.ENOENT, errno.ESRCH)
-
-
-@dataclass(frozen=True)
-class Table:
-    """The nft table of a network: the comment in it, and how many rules it has."""
-
-    comment: str
-    rules: int
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a program that has ended said."""
-
-    status: int
-    out: str
-    err: str
 
 
 class Held(Lock):
@@ -147,18 +123,6 @@ def is_ours(link: Link, network: str) -> bool:
     return link.alias == bridge_alias(network) or (
         not link.alias and not link.up and link.mac == bridge_mac(network)
     )
-
-
-def read_table(network: str, watch: Watch) -> Work[Table | None]:
-    """Return the network's nft table, None where there is none. Raises Failure."""
-    done = yield from _running(["nft", "-j", "list", "table", "inet", table_name(network)], watch)
-    if done.status != 0:
-        if "No such file or directory" in done.err:
-            return None
-        raise _nft_failure(done)
-    rules = [each["rule"] for each in json.loads(done.out)["nftables"] if "rule" in each]
-    comments = [str(rule["comment"]) for rule in rules if "comment" in rule]
-    return Table(comments[0] if comments else "", len(rules))
 
 
 def dnsmasqs(folder: str | None = None) -> Iterator[tuple[int, list[str]]]:
@@ -373,37 +337,20 @@ def _bridge(host: Host, held: Held, nat: Nat) -> Work[Link]:
 
 def _filtering(host: Host, held: Held, nat: Nat) -> Work[None]:
     """Load the network's table where it is not as it shall be."""
-    table = yield from read_table(held.network, host.watch)
-    if table is not None and not table.comment.startswith(f"{ALIAS_MARK} "):
+    table = yield from nft.read_table(held.network, host.watch)
+    if table is not None and not table.ours:
         raise Failure(
             Status.DENIED, f"the nft table inet {table_name(held.network)} is somebody else's",
             "it does not carry our mark", "if it shall go: "
             f"nft delete table inet {table_name(held.network)}",
         )
-    if table == _wanted_table(held, nat):
+    if table == wanted_table(held.network, held.bridge, nat):
         return
     host.tell("nft -f -")
-    text = ruleset(held.network, held.bridge, nat)
-    done = yield from _running(["nft", "-f", "-"], host.watch, text)
-    if done.status != 0:
-        raise _nft_failure(done)
+    yield from nft.load(ruleset(held.network, held.bridge, nat), host.watch)
     if table is not None or any(each.protocol == "udp" for each in nat.forward):
         own = {text.partition("/")[0] for _, text in host.kernel.addresses()}
         host.kernel.forget_flows(lambda flow: is_led_by(nat, flow, own))
-
-
-def _wanted_table(held: Held, nat: Nat) -> Table:
-    return Table(table_comment(held.network, held.bridge, nat), count_rules(held.bridge, nat))
-
-
-def _nft_failure(done: Run) -> Failure:
-    said = done.err.strip().splitlines()
-    denied = "Operation not permitted" in done.err
-    return Failure(
-        Status.DENIED if denied else Status.REFUSED, "nft does not do it",
-        said[0] if said else f"it ended with {done.status}",
-        "run as root" if denied else "see whether this kernel has nf_tables and NAT",
-    )
 
 
 def _forwarding(held: Held, nat: Nat) -> None:
@@ -457,7 +404,7 @@ def _serving(host: Host, held: Held, nat: Nat) -> Work[None]:
         return
     program = shutil.which("dnsmasq", path=SAFE_PATH) or "dnsmasq"
     host.tell(" ".join(["dnsmasq", *wanted]))
-    done = yield from _running([program, *wanted], host.watch)
+    done = yield from run_program([program, *wanted], host.watch)
     if done.status != 0:
         said = done.err.strip().splitlines()
         raise Failure(
@@ -506,8 +453,8 @@ def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
     for address in filter(None, (nat.ipv4, nat.ipv6)):
         if _compact(address) not in present:
             found.append(f"the bridge does not have {address}")
-    table = yield from read_table(held.network, host.watch)
-    if table != _wanted_table(held, nat):
+    table = yield from nft.read_table(held.network, host.watch)
+    if table != wanted_table(held.network, held.bridge, nat):
         found.append(f"the nft table inet {table_name(held.network)} is not as the policy says")
     running, wanted = [words for _, words in dnsmasqs(held.folder)], _words(held, nat)
     if running != ([wanted] if wanted else []):
@@ -521,25 +468,19 @@ def _telling_of_firewalls(held: Held, nat: Nat, watch: Watch) -> Work[None]:
     """Say in syslog who drops what this host is to pass on for the network."""
     if not wants_forwarding(nat):
         return
-    done = yield from _running(["nft", "-j", "list", "chains"], watch)
-    if done.status != 0:
-        return
-    for each in json.loads(done.out)["nftables"]:
-        chain = each.get("chain", {})
-        if chain.get("hook") == "forward" and chain.get("policy") == "drop":
-            family, table, name = chain["family"], chain["table"], chain["name"]
-            if (family, name) in (("ip", "FORWARD"), ("ip6", "FORWARD")):
-                tool = "iptables" if family == "ip" else "ip6tables"
-                mend = f"{tool} -I FORWARD -i {held.bridge} -j ACCEPT; " \
-                       f"{tool} -I FORWARD -o {held.bridge} -j ACCEPT"
-            else:
-                rule = f"nft insert rule {family} {table} {name}"
-                mend = f"{rule} iifname {held.bridge} accept; {rule} oifname {held.bridge} accept"
-            log(
-                syslog.LOG_WARNING,
-                f"network {held.network}: the chain {family} {table} {name} drops what it does not "
-                f"know, and so what is forwarded for its guests; {mend}",
-            )
+    for family, table, name in (yield from nft.dropping_chains(watch)):
+        if (family, name) in (("ip", "FORWARD"), ("ip6", "FORWARD")):
+            tool = "iptables" if family == "ip" else "ip6tables"
+            mend = f"{tool} -I FORWARD -i {held.bridge} -j ACCEPT; " \
+                   f"{tool} -I FORWARD -o {held.bridge} -j ACCEPT"
+        else:
+            rule = f"nft insert rule {family} {table} {name}"
+            mend = f"{rule} iifname {held.bridge} accept; {rule} oifname {held.bridge} accept"
+        log(
+            syslog.LOG_WARNING,
+            f"network {held.network}: the chain {family} {table} {name} drops what it does not "
+            f"know, and so what is forwarded for its guests; {mend}",
+        )
 
 
 # Taking away
@@ -588,14 +529,11 @@ def _taking_away(host: Host, held: Held) -> Work[None]:
     if link is not None:
         host.tell(f"ip link del dev {link.name}")
         host.kernel.delete_link(link.index)
-    if shutil.which("nft", path=SAFE_PATH) is not None:
-        table = yield from read_table(held.network, host.watch)
-        if table is not None and table.comment.startswith(f"{ALIAS_MARK} "):
-            name = f"inet {table_name(held.network)}"
-            host.tell(f"nft delete table {name}")
-            done = yield from _running(["nft", "delete", "table", *name.split()], host.watch)
-            if done.status != 0 and "No such file or directory" not in done.err:
-                raise _nft_failure(done)
+    if nft.is_there():
+        table = yield from nft.read_table(held.network, host.watch)
+        if table is not None and table.ours:
+            host.tell(f"nft delete table inet {table_name(held.network)}")
+            yield from nft.delete_table(held.network, host.watch)
     _forget(held)
     log(syslog.LOG_INFO, f"network {held.network}: taken away")
 
@@ -658,16 +596,10 @@ def networks_left(host: Host) -> Work[list[tuple[str, str]]]:
                 in_use.add(network)
             else:
                 found[network] = link.name
-    if shutil.which("nft", path=SAFE_PATH) is not None:
-        done = yield from _running(["nft", "-j", "list", "tables", "inet"], host.watch)
-        tables = json.loads(done.out)["nftables"] if done.status == 0 else []
-        for each in tables:
-            name = str(each.get("table", {}).get("name", ""))
-            network = name[len(TABLE):] if name.startswith(TABLE) else ""
-            if not is_network_name(network) or network in found:
-                continue
-            table = yield from read_table(network, host.watch)
-            if table is not None and table.comment.startswith(f"{ALIAS_MARK} "):
+    for network in (yield from nft.table_networks(host.watch)):
+        if network not in found:
+            table = yield from nft.read_table(network, host.watch)
+            if table is not None and table.ours:
                 found[network] = ""
     for _, words in dnsmasqs():
         for word in words:
@@ -692,34 +624,3 @@ def _folders() -> list[str]:
         network for network in networks
         if is_network_name(network) and os.path.isdir(_folder(network))
     )
-
-
-def _running(words: Sequence[str], watch: Watch, text: str = "") -> Work[Run]:
-    """Run a program to its end, with `text` on its standard input; it inherits nothing else.
-
-    Raises Failure, 75 with `watch`; then it is killed.
-    """
-    # NOTE: files, not pipes: what stays in the background keeps no end of a pipe open.
-    with (
-        tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out,
-        tempfile.TemporaryFile() as err,
-    ):
-        given.write(text.encode())
-        given.seek(0)
-        process = subprocess.Popen(
-            list(words), stdin=given, stdout=out, stderr=err, cwd="/",
-            env={"PATH": SAFE_PATH, "LC_ALL": "C"}, start_new_session=True,
-        )
-        try:
-            while process.poll() is None:
-                watch.check(f"{words[0]} does not end")
-                yield SHORT
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        found = []
-        for file in (out, err):
-            file.seek(0)
-            found.append(file.read().decode("utf-8", "replace"))
-        return Run(process.returncode, *found)

@@ -1,0 +1,163 @@
+"""Loads, reads and deletes the tables of networks by nft(8); the only module that runs it.
+
+What it reads is what is in force, rule by rule, in the words that the rules are written in
+(libnftables-json(5)); what those words do not have comes as it was read, and equals nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.names import is_network_name
+from pyqemu_ifup.manners import SAFE_PATH, Watch
+from pyqemu_ifup.nat import TABLE, Chain, Table, table_name
+from pyqemu_ifup.programs import Run, run_program
+from pyqemu_ifup.work import Work
+
+_LINKS = ("iifname", "oifname")
+"""The keys of `meta` whose values are names of links."""
+
+
+def is_there() -> bool:
+    """Tell whether this host has nft(8)."""
+    return shutil.which("nft", path=SAFE_PATH) is not None
+
+
+def read_table(network: str, watch: Watch) -> Work[Table | None]:
+    """Return the network's table as it is in force, None where there is none.
+
+    Raises Failure: 75 with `watch`, 77 without privilege, 71.
+    """
+    words = ["nft", "-j", "list", "table", "inet", table_name(network)]
+    done = yield from run_program(words, watch)
+    if done.status != 0:
+        if _is_gone(done):
+            return None
+        raise _failure(done)
+    return parse_table(json.loads(done.out)["nftables"])
+
+
+def parse_table(items: list[dict[str, Any]]) -> Table:
+    """Return the table that these objects make, as `nft -j list table` gives them."""
+    chains: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    comments: list[str] = []
+    others: list[str] = []
+    for item in items:
+        ((kind, value),) = item.items()
+        if kind == "chain":
+            chains[value["name"]] = (value, [])
+        elif kind == "rule":
+            chains[value["chain"]][1].append(" ".join(map(_statement, value["expr"])))
+            comments += [str(value["comment"])] if "comment" in value else []
+        elif kind == "table" and "flags" in value:
+            # NOTE: one that is dormant has all its rules, and none is in force.
+            others.append("flags")
+        elif kind not in ("metainfo", "table"):
+            others.append(f"{kind} {value.get('name', '')}")
+    return Table(
+        comments[0] if comments else "",
+        tuple(
+            Chain(
+                name, head.get("type", ""), head.get("hook", ""), head.get("prio", 0),
+                tuple(rules), head.get("policy", "accept"),
+            )
+            for name, (head, rules) in chains.items()
+        ),
+        tuple(others),
+    )
+
+
+def _statement(each: dict[str, Any]) -> str:
+    ((kind, value),) = each.items()
+    if kind == "match":
+        negated = "!= " if value["op"] == "!=" else ""
+        left = _left(value["left"])
+        right = _right(value["right"], '"' if left in _LINKS else "")
+        return f"{left} {negated}{right}"
+    if kind == "dnat" and value.keys() == {"family", "addr", "port"}:
+        return f"dnat {value['family']} to {value['addr']}:{value['port']}"
+    if kind == "counter" or value is None:
+        return str(kind)
+    return json.dumps(each, sort_keys=True)
+
+
+def _left(value: Any) -> str:
+    ((kind, words),) = value.items()
+    if kind == "payload" and words.keys() == {"protocol", "field"}:
+        return f"{words['protocol']} {words['field']}"
+    if kind == "meta":
+        return words["key"] if words["key"] in _LINKS else f"meta {words['key']}"
+    if kind == "ct" and words.keys() == {"key"}:
+        return f"ct {words['key']}"
+    if kind == "fib":
+        flags = words["flags"]
+        return f"fib {flags if isinstance(flags, str) else ' . '.join(flags)} {words['result']}"
+    return json.dumps(value, sort_keys=True)
+
+
+def _right(value: Any, quote: str) -> str:
+    if isinstance(value, list):
+        return ",".join(sorted(_right(each, quote) for each in value))
+    if not isinstance(value, dict):
+        return f"{quote}{value}{quote}"
+    ((kind, words),) = value.items()
+    if kind == "prefix":
+        return f"{words['addr']}/{words['len']}"
+    if kind == "range":
+        return "-".join(map(str, words))
+    if kind == "set" and isinstance(words, list):
+        return f"{{ {', '.join(sorted(_right(each, quote) for each in words))} }}"
+    return json.dumps(value, sort_keys=True)
+
+
+def load(text: str, watch: Watch) -> Work[None]:
+    """Load commands of nft(8), all or none of them. Raises Failure as `read_table`."""
+    done = yield from run_program(["nft", "-f", "-"], watch, text)
+    if done.status != 0:
+        raise _failure(done)
+
+
+def delete_table(network: str, watch: Watch) -> Work[None]:
+    """Delete the network's table; gone already is success. Raises Failure as `read_table`."""
+    done = yield from run_program(["nft", "delete", "table", "inet", table_name(network)], watch)
+    if done.status != 0 and not _is_gone(done):
+        raise _failure(done)
+
+
+def table_networks(watch: Watch) -> Work[list[str]]:
+    """Return the networks that have a table of such a name; none where that may not be seen."""
+    if not is_there():
+        return []
+    done = yield from run_program(["nft", "-j", "list", "tables", "inet"], watch)
+    items = json.loads(done.out)["nftables"] if done.status == 0 else []
+    names = [str(each.get("table", {}).get("name", "")) for each in items]
+    networks = [name.removeprefix(TABLE) for name in names if name.startswith(TABLE)]
+    return [network for network in networks if is_network_name(network)]
+
+
+def dropping_chains(watch: Watch) -> Work[list[tuple[str, str, str]]]:
+    """Return family, table and name of the chains whose policy drops what is forwarded."""
+    done = yield from run_program(["nft", "-j", "list", "chains"], watch)
+    items = json.loads(done.out)["nftables"] if done.status == 0 else []
+    chains = [each.get("chain", {}) for each in items]
+    return [
+        (each["family"], each["table"], each["name"]) for each in chains
+        if each.get("hook") == "forward" and each.get("policy") == "drop"
+    ]
+
+
+def _is_gone(done: Run) -> bool:
+    return "No such file or directory" in done.err
+
+
+def _failure(done: Run) -> Failure:
+    said = done.err.strip().splitlines()
+    denied = "Operation not permitted" in done.err
+    return Failure(
+        Status.DENIED if denied else Status.REFUSED, "nft does not do it",
+        said[0] if said else f"it ended with {done.status}",
+        "run as root" if denied else "see whether this kernel has nf_tables and NAT",
+    )

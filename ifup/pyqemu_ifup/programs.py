@@ -1,0 +1,54 @@
+"""Runs other programs to their end, by a deadline, with nothing of ours open in them."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyqemu_ifup.manners import SAFE_PATH, Watch
+from pyqemu_ifup.work import Work
+
+SHORT = 0.005
+"""Seconds between looks at a program that is about to end."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a program that has ended said."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run_program(words: Sequence[str], watch: Watch, text: str = "") -> Work[Run]:
+    """Run a program to its end, with `text` on its standard input; it inherits nothing else.
+
+    Raises Failure, 75 with `watch`; then it is killed.
+    """
+    # NOTE: files, not pipes: what stays in the background keeps no end of a pipe open.
+    with (
+        tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err,
+    ):
+        given.write(text.encode())
+        given.seek(0)
+        process = subprocess.Popen(
+            list(words), stdin=given, stdout=out, stderr=err, cwd="/",
+            env={"PATH": SAFE_PATH, "LC_ALL": "C"}, start_new_session=True,
+        )
+        try:
+            while process.poll() is None:
+                watch.check(f"{words[0]} does not end")
+                yield SHORT
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        found = []
+        for file in (out, err):
+            file.seek(0)
+            found.append(file.read().decode("utf-8", "replace"))
+        return Run(process.returncode, *found)
