@@ -36,6 +36,12 @@ networks:
   trunk: {bridge: br2, vlan: {native: 1, trunk: [2]}}
   br3: {bridge: br4, users: [alice]}
   other: {bridge: br3, users: [alice]}
+  odd: {bridge: br5, users: [alice]}
+  plain: {bridge: br6, deny_users: [bob], isolated: false, vlan: none, mtu: 1400}
+  access: {bridge: br6, vlan: 5}
+  iso: {bridge: br7, isolated: true}
+vms:
+  vm: {users: [alice], nics: [{network: lan, tap: vm.1}, {network: odd, tap: a;b}]}
 rules:
   - {tap: [db*, "adm?"], network: nobody}
   - {tap: no*, deny: never}
@@ -128,17 +134,20 @@ def conf(allowed: str = "", denied: str = "") -> BridgeConf:
 @pytest.mark.parametrize(
     ("network", "login", "bridge_conf", "text"),
     [
-        ("nobody", "eve", conf("br1"), None),
-        ("nobody", "eve", conf("all"), None),
-        ("nobody", "eve", conf("br0"), "neither the user nor"),
-        ("nobody", "eve", conf("br1", "br1"), "bridge.conf denies its bridge br1"),
-        ("nobody", "eve", conf("br1", "all"), "bridge.conf denies its bridge br1"),
+        ("plain", "eve", conf("br6"), None),
+        ("plain", "eve", conf("all"), None),
+        ("plain", "eve", conf("br0"), "neither the user nor"),
+        ("plain", "eve", conf("br6", "br6"), "bridge.conf denies its bridge br6"),
+        ("plain", "eve", conf("br6", "all"), "bridge.conf denies its bridge br6"),
         ("lan", "alice", conf("", "br0"), "bridge.conf denies its bridge br0"),
         ("lan", "alice", conf("", "br1"), None),
-        ("lan", "eve", conf("br0"), None),
-        ("lan", "bob", conf("br0"), "bob is among its deny_users"),
-        ("trunk", "eve", conf("all"), "and that bridge.conf allows br2 admits to no trunk"),
-        ("fw", "eve", conf("br-int"), "admits to no trunk"),
+        ("plain", "bob", conf("br6"), "bob is among its deny_users"),
+        ("lan", "eve", conf("br0"), "and that bridge.conf allows br0 admits to no network with "
+         "users:"),
+        ("nobody", "eve", conf("br1"), "admits to no network with vlan:"),
+        ("trunk", "eve", conf("all"), "admits to no network with vlan:"),
+        ("fw", "eve", conf("br-int"), "admits to no network with users:"),
+        ("iso", "eve", conf("all"), "admits to no network with isolated:"),
     ],
 )
 def test_bridge_conf_is_a_further_source(
@@ -153,39 +162,47 @@ def test_bridge_conf_is_a_further_source(
     may_use(POLICY.networks[network], 0, "root", (), bridge_conf)
 
 
-def test_bridge_conf_admits_to_no_trunk_of_a_rule() -> None:
+def test_bridge_conf_admits_to_no_settings_of_a_rule() -> None:
     policy = parse_policy([Source("p.yaml", b"""\
 version: 1
 networks:
-  lan: {bridge: br0, users: [alice]}
+  lan: {bridge: br0}
   all: {bridge: br0, vlan: {trunk: [20]}}
+  iso: {bridge: br0, isolated: true}
 rules:
   - {tap: fw*, network: lan, vlan: {native: 1, trunk: [2]}}
-  - {tap: one*, network: all, vlan: 20}
+  - {tap: one*, network: lan, vlan: 20}
+  - {tap: iso*, network: lan, isolated: true}
+  - {tap: un*, network: all, vlan: none}
+  - {tap: is*, network: iso, isolated: false}
+  - {tap: mtu*, network: lan, mtu: 1400}
   - {tap: "*", network: lan}
 """)])  # fmt: skip
-    allowed = conf("br0")
 
-    def admit(tap: str, login: str) -> None:
+    def admit(tap: str) -> None:
         decision = choose(policy, Caller(tap))
         assert isinstance(decision, Attach)
         port = decision.port
-        may_use(policy.networks[port.network], 1000, login, (), allowed, port)
+        may_use(policy.networks[port.network], 1000, "eve", (), conf("br0"), port)
 
-    admit("tap0", "eve")
-    admit("one0", "eve")
-    admit("fw0", "alice")
-    assert "that bridge.conf allows br0 admits to no trunk (p.yaml:6)" in denied(
-        lambda: admit("fw0", "eve")
-    )
+    admit("tap0")
+    admit("mtu0")
+    for tap, text in (
+        ("fw0", "admits to no network with vlan: (p.yaml:7)"),
+        ("one0", "admits to no network with vlan: (p.yaml:8)"),
+        ("iso0", "admits to no network with isolated: (p.yaml:9)"),
+        ("un0", "admits to no network with vlan: (p.yaml:10)"),
+        ("is0", "admits to no network with isolated: (p.yaml:11)"),
+    ):
+        assert text in denied(lambda: admit(tap))  # noqa: B023
     trunk = port_on(policy, "all", "one0")
-    assert "admits to no trunk;" in denied(
-        lambda: may_use(policy.networks["all"], 1000, "eve", (), allowed, trunk)
+    assert "admits to no network with vlan:;" in denied(
+        lambda: may_use(policy.networks["all"], 1000, "eve", (), conf("br0"), trunk)
     )
 
 
-def test_bridge_conf_leaves_one_network_of_a_bridge_with_a_trunk() -> None:
-    assert find_network(POLICY, "br-int", 1000, "eve", (), conf("br-int")).name == "web"
+def test_bridge_conf_leaves_the_one_network_that_is_all_of_a_bridge() -> None:
+    assert find_network(POLICY, "br6", 1000, "eve", (), conf("br6")).name == "plain"
 
 
 @pytest.mark.parametrize(
@@ -194,41 +211,66 @@ def test_bridge_conf_leaves_one_network_of_a_bridge_with_a_trunk() -> None:
         ("lan", "", 1000, "tap%d"),
         ("web", "", 1000, "web%d"),
         ("lan", "tap7", 1000, "tap7"),
-        ("lan", "mine", 1000, "mine"),
-        ("lan", "l0", 1000, "l0"),
-        ("nobody", "db1", 1000, "db1"),
+        ("web", "web0", 1000, "web0"),
+        ("lan", "vm.1", 1000, "vm.1"),
+        ("lan", "vm.1", 0, "vm.1"),
         ("lan", "db1", 0, "db1"),
+        ("lan", "a;b", 0, "a;b"),
+        ("lan", "mine", 1000, None),
+        ("lan", "l0", 1000, None),
         ("lan", "db1", 1000, None),
         ("lan", "adm1", 1000, None),
-        ("lan", "nothing", 1000, None),
-        ("web", "l0", 1000, None),
+        ("lan", "web0", 1000, None),
+        ("web", "tap0", 1000, None),
+        ("web", "vm.1", 1000, None),
+        ("nobody", "db1", 1000, None),
+        ("lan", "wg0", 1000, None),
+        ("lan", "docker0", 1000, None),
+        ("lan", "ens9", 1000, None),
     ],
 )
-def test_a_name_that_the_policy_means_for_others_is_refused(
+def test_a_user_s_tap_has_a_name_of_its_network_s(
     network: str, wish: str, uid: int, got: str | None
 ) -> None:
+    user = User(uid, "alice", ())
     if got is not None:
-        assert pick_name(POLICY, POLICY.networks[network], wish, uid) == got
+        name, found = pick_name(POLICY, POLICY.networks[network], wish, user)
+        assert (name, found is not None) == (got, wish == "vm.1")
     else:
-        text = denied(lambda: pick_name(POLICY, POLICY.networks[network], wish, uid))
-        assert text.startswith(f"the name {wish} is not for network {network}: the rule at p.yaml:")
+        text = denied(lambda: pick_name(POLICY, POLICY.networks[network], wish, user))
+        assert text.startswith(f"the name {wish} is not for network {network}: its tap_name is ")
+
+
+def test_a_guest_s_tap_is_for_its_users_alone() -> None:
+    lan = POLICY.networks["lan"]
+    text = denied(lambda: pick_name(POLICY, lan, "vm.1", User(1001, "carol", ("staff",))))
+    assert text.startswith("user carol may not have the taps of guest vm: ")
+
+
+@pytest.mark.parametrize("wish", ["--help", "-x", "$(id)", "a;b", "a&b", ".a", "_a", "a+b", "'"])
+def test_a_user_s_tap_has_a_name_that_no_shell_minds(wish: str) -> None:
+    for network in ("lan", "odd"):
+        net = POLICY.networks[network]
+        text = denied(lambda: pick_name(POLICY, net, wish, User(1000, "alice", ())))  # noqa: B023
+        assert text.startswith(f"{ascii(wish)} is no name for a user's tap: it has letters, ")
+        assert pick_name(POLICY, net, wish, User(0, "root", ()))[0] == wish
 
 
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_no_tap_has_the_name_of_a_bridge(uid: int) -> None:
     text = "the name br1 is not for a tap: it is that of the bridge of network nobody (p.yaml:6)"
     fixed = replace(POLICY.networks["lan"], tap_name="br1")
-    lan = POLICY.networks["lan"]
-    assert denied(lambda: pick_name(POLICY, lan, "br1", uid)).startswith(text)
-    assert denied(lambda: pick_name(POLICY, fixed, "", uid)).startswith(text)
-    refuse_bridge_name(POLICY, "br7")
+    lan, user = POLICY.networks["lan"], User(uid, "alice", ())
+    assert denied(lambda: pick_name(POLICY, lan, "br1", user)).startswith(text)
+    assert denied(lambda: pick_name(POLICY, fixed, "", user)).startswith(text)
+    refuse_bridge_name(POLICY, "br70")
 
 
 @pytest.mark.parametrize("wish", ["a/b", "..", "x" * 16, "tap%d", "a b", "\udcff", "é"])
 def test_what_is_no_name_is_usage(wish: str) -> None:
     for uid in (0, 1000):
         with pytest.raises(Failure) as caught:
-            pick_name(POLICY, POLICY.networks["lan"], wish, uid)
+            pick_name(POLICY, POLICY.networks["lan"], wish, User(uid, "alice", ()))
         assert caught.value.status is Status.USAGE
 
 

@@ -184,32 +184,50 @@ SAMPLE_ERRORS = [
     (
         "bad-tap-name-dots",
         "3:32: tap_name must be the name of a tap, in which one %d may stand for a number, "
-        "not ..; at most 15 bytes, 11 beside a %d; no other %",
+        "not ..; letters, digits, dots, hyphens and underscores, "
+        "a letter or digit first; at most 15 bytes, 11 beside a %d",
     ),
     (
         "bad-tap-name-long",
         "3:32: tap_name must be the name of a tap, in which one %d may stand for a number, "
-        "not abcdefghijklmnop; at most 15 bytes, 11 beside a %d; no other %",
+        "not abcdefghijklmnop; letters, digits, dots, hyphens and underscores, "
+        "a letter or digit first; at most 15 bytes, 11 beside a %d",
+    ),
+    (
+        "bad-tap-name-option",
+        "3:32: tap_name must be the name of a tap, in which one %d may stand for a number, "
+        "not -%d; letters, digits, dots, hyphens and underscores, "
+        "a letter or digit first; at most 15 bytes, 11 beside a %d",
+    ),
+    (
+        "bad-tap-name-shell",
+        '3:32: tap_name must be the name of a tap, in which one %d may stand for a number, not '
+        '"$(id)"; letters, digits, dots, hyphens and underscores, '
+        "a letter or digit first; at most 15 bytes, 11 beside a %d",
     ),
     (
         "bad-tap-name-percent",
         "3:32: tap_name must be the name of a tap, in which one %d may stand for a number, "
-        "not t%s; at most 15 bytes, 11 beside a %d; no other %",
+        "not t%s; letters, digits, dots, hyphens and underscores, "
+        "a letter or digit first; at most 15 bytes, 11 beside a %d",
     ),
     (
         "bad-tap-name-room",
         "3:32: tap_name must be the name of a tap, in which one %d may stand for a number, "
-        "not abcdefghijkl%d; at most 15 bytes, 11 beside a %d; no other %",
+        "not abcdefghijkl%d; letters, digits, dots, hyphens and underscores, "
+        "a letter or digit first; at most 15 bytes, 11 beside a %d",
     ),
     (
         "bad-tap-name-slash",
         "3:32: tap_name must be the name of a tap, in which one %d may stand for a number, "
-        "not t/%d; at most 15 bytes, 11 beside a %d; no other %",
+        "not t/%d; letters, digits, dots, hyphens and underscores, "
+        "a letter or digit first; at most 15 bytes, 11 beside a %d",
     ),
     (
         "bad-tap-name-two",
         "3:32: tap_name must be the name of a tap, in which one %d may stand for a number, "
-        "not t%d%d; at most 15 bytes, 11 beside a %d; no other %",
+        "not t%d%d; letters, digits, dots, hyphens and underscores, "
+        "a letter or digit first; at most 15 bytes, 11 beside a %d",
     ),
     (
         "bad-users-at",

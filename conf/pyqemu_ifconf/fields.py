@@ -11,6 +11,7 @@ from typing import Literal
 from pyqemu_ifconf.names import (
     NAME_MAX,
     NUMBER_ROOM,
+    USER_NAME,
     is_plain_tap_name,
     is_tap_pattern,
     is_valid_name,
@@ -139,9 +140,10 @@ FIELDS: tuple[Field, ...] = (
         Text(
             "the name of a tap, in which one %d may stand for a number",
             is_tap_pattern,
-            rf"^(?!\.{{1,2}}$)([!-$&-.0-9;-~]{{1,{NAME_MAX}}}"
-            rf"|(?=.{{2,{NAME_MAX - NUMBER_ROOM + 2}}}$)[!-$&-.0-9;-~]*%d[!-$&-.0-9;-~]*)$",
-            f"at most {NAME_MAX} bytes, {NAME_MAX - NUMBER_ROOM} beside a %d; no other %",
+            rf"^((?=.{{1,{NAME_MAX}}}$){USER_NAME}"
+            rf"|(?=.{{2,{NAME_MAX - NUMBER_ROOM + 2}}}$)({USER_NAME})?%d[A-Za-z0-9._-]*)$",
+            "letters, digits, dots, hyphens and underscores, a letter or digit first; "
+            f"at most {NAME_MAX} bytes, {NAME_MAX - NUMBER_ROOM} beside a %d",
             NAME_MAX,
         ),
         "What the taps are called that unprivileged users get; tap%d.",

@@ -12,10 +12,14 @@ NAME_MAX = 15
 NETWORK_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 """A network's name: it is part of a program's file name (`pyqemu-ifup@NAME`) and of stamps."""
 
+USER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+"""The name of a tap that an unprivileged user gets: never an option, nor a word for a shell."""
+
 NUMBER_ROOM = 4
 """Bytes that a tap name's pattern leaves for the number that the kernel puts for its %d."""
 
 _NETWORK_NAME = re.compile(NETWORK_NAME)
+_USER_NAME = re.compile(USER_NAME)
 
 
 def is_network_name(name: str) -> bool:
@@ -32,17 +36,20 @@ def is_valid_name(name: str) -> bool:
     )
 
 
+def is_user_name(name: str) -> bool:
+    """Tell whether a tap that an unprivileged user gets can be called `name`."""
+    return is_valid_name(name) and _USER_NAME.fullmatch(name) is not None
+
+
 def is_tap_pattern(pattern: str) -> bool:
-    """Tell whether `pattern` can be a tap's name, or be made one by a number for its one `%d`.
+    """Tell whether `pattern` is a user's tap's name, or makes one by a number for its one `%d`.
 
     __dev_alloc_name() of the kernel makes it; a number of 4 digits must fit.
     """
     if "%" not in pattern:
-        return is_valid_name(pattern)
+        return is_user_name(pattern)
     before, mark, after = pattern.partition("%d")
-    return bool(mark) and "%" not in before + after and is_valid_name(
-        before + "0" * NUMBER_ROOM + after
-    )
+    return bool(mark) and is_user_name(before + "0" * NUMBER_ROOM + after)
 
 
 def is_made_of(name: str, pattern: str) -> bool:

@@ -9,10 +9,9 @@ from collections.abc import Collection
 
 from pyqemu_ifconf.bridge_conf import NOTHING, BridgeConf
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.globs import matches
-from pyqemu_ifconf.names import is_made_of, is_valid_name
-from pyqemu_ifconf.policy import Network, Policy
-from pyqemu_ifup.access import ROOT, may_use
+from pyqemu_ifconf.names import is_made_of, is_user_name, is_valid_name
+from pyqemu_ifconf.policy import Network, Nic, Policy, Vm, find_nic
+from pyqemu_ifup.access import ROOT, User, may_have, may_use
 from pyqemu_ifup.look import Link
 
 
@@ -69,34 +68,42 @@ def find_network(
     )
 
 
-def pick_name(policy: Policy, network: Network, wish: str, uid: int) -> str:
+def pick_name(
+    policy: Policy, network: Network, wish: str, user: User
+) -> tuple[str, tuple[Vm, Nic] | None]:
     """Return the name, or the pattern of it, for a new tap on `network`; `wish` may be empty.
 
-    A name that the policy gives to another network, or denies, is not for everyone to take: a
-    QEMU of root's would find it taken. Nor is that of a bridge, which may not be there yet. Raises
-    Failure: 64 for a wish that is no name, 77.
+    A user has the choice of what the network's `tap_name` makes, and of the taps of the guests
+    that the user may have; then that guest and its NIC are returned too. Every other name is that
+    of somebody else: of root, or of another network. Nor is it a bridge's, which may not be there
+    yet. Raises Failure: 64 for a wish that is no name, 77.
     """
     if not wish:
         refuse_bridge_name(policy, network.tap_name)
-        return network.tap_name
+        return network.tap_name, None
     if not is_valid_name(wish) or "%" in wish:
         raise Failure(
             Status.USAGE, f"{ascii(wish)} is not a tap name",
             "a name is 1 to 15 bytes of 0x21 to 0x7e, without /, : and %, not . or ..",
         )
+    if user.uid != ROOT and not is_user_name(wish):
+        raise Failure(
+            Status.DENIED, f"{ascii(wish)} is no name for a user's tap",
+            "it has letters, digits, dots, hyphens and underscores, a letter or digit first",
+        )
     refuse_bridge_name(policy, wish)
-    if uid == ROOT or is_made_of(wish, network.tap_name):
-        return wish
-    for rule in policy.rules:
-        globs = [glob for glob in rule.match.get("tap", ()) if glob.strip("*")]
-        if rule.network != network.name and any(matches(glob, wish) for glob in globs):
-            raise Failure(
-                Status.DENIED,
-                f"the name {wish} is not for network {network.name}",
-                f"the rule at {rule.place} is about it",
-                f"take another, such as {network.tap_name.replace('%d', '0')}, or none",
-            )
-    return wish
+    found = find_nic(policy, network.name, wish)
+    if found is not None:
+        may_have(found[0], user.uid, user.login, user.groups)
+    elif user.uid != ROOT and not is_made_of(wish, network.tap_name):
+        raise Failure(
+            Status.DENIED,
+            f"the name {wish} is not for network {network.name}",
+            f"its tap_name is {network.tap_name}, and no guest of vms: has it there "
+            f"({network.place})",
+            f"take another, such as {network.tap_name.replace('%d', '0')}, or none",
+        )
+    return wish, found
 
 
 def refuse_bridge_name(policy: Policy, name: str) -> None:

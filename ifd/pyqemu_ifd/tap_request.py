@@ -14,7 +14,6 @@ from pyqemu_ifconf.policy import (
     Policy,
     Port,
     Vm,
-    find_nic,
     nic_port,
     port_on,
 )
@@ -31,7 +30,6 @@ from pyqemu_ifup.access import (
     ROOT,
     User,
     heeded_bridge_conf,
-    may_have,
     may_still,
     may_use,
 )
@@ -124,11 +122,9 @@ def make_tap(
     uid, login, groups = user.uid, user.login, user.groups
     conf = heeded_bridge_conf(policy, uid)
     network = find_network(policy, wish.network, uid, login, groups, conf)
-    pattern = pick_name(policy, network, wish.name, uid)
-    found = find_nic(policy, network.name, wish.name) if wish.name else None
+    pattern, found = pick_name(policy, network, wish.name, user)
     if found is not None:
         may_use(network, uid, login, groups, conf, nic_port(policy, found[1]))
-        may_have(found[0], uid, login, groups)
     holder = find_helped(peer_pid) if wish.for_parent else peer_pid
     if holder is None:
         raise Failure(Status.TRY_AGAIN, "stopped", "the calling process has ended")

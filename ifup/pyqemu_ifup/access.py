@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pyqemu_ifconf.bridge_conf import NOTHING, BridgeConf, read_bridge_conf
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import Network, Policy, Port, Vlan, Vm, find_nic
+from pyqemu_ifconf.policy import Network, Policy, Port, Vm, find_nic
 
 ROOT = 0
 
@@ -76,9 +76,10 @@ def may_use(
         return
     because = f"neither the user nor one of the user's groups is among its users {place}"
     if bridge_conf.allows(network.bridge):
-        if not _is_trunk(network, port):
+        own = _own_setting(network, port)
+        if own is None:
             return
-        because += f", and that bridge.conf allows {network.bridge} admits to no trunk"
+        because += f", and that bridge.conf allows {network.bridge} admits to no network with {own}"
         if port is not None and port.place != network.place:
             because += f" ({port.place})"
     raise Failure(
@@ -108,9 +109,19 @@ def _first(names: Collection[str], login: str, groups: Collection[str]) -> str |
     )
 
 
-def _is_trunk(network: Network, port: Port | None) -> bool:
-    vlan = port.vlan if port is not None else network.settings.given.get("vlan")
-    return isinstance(vlan, Vlan) and bool(vlan.trunk)
+def _own_setting(network: Network, port: Port | None) -> str | None:
+    """Return which setting makes the network, or the port there, more than its bridge; or None.
+
+    bridge.conf knows of bridges alone: it opens what is all of one.
+    """
+    given = network.settings.given
+    if network.users:
+        return "users:"
+    if given.get("vlan") is not None or (port is not None and port.vlan is not None):
+        return "vlan:"
+    if given.get("isolated") or (port is not None and port.isolated):
+        return "isolated:"
+    return None
 
 
 def may_still(policy: Policy, port: Port, user: User) -> None:

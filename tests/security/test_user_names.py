@@ -1,0 +1,140 @@
+"""A user of a network asks for what is not his: names, settings, and what others' pids stand for.
+
+Each is asked of the real agent, by processes of that user's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.agent import Agent
+from lab.hooks import Hooks
+from lab.needs import require
+from lab.netns import Namespace
+from lab.public import NOBODY, as_user, publish, python
+from lab.qemu import Qemu
+
+ASK = """\
+import array, json, os, socket, sys
+# The arguments are many requests for taps, one a word: network and name, with a colon between.
+said = []
+for word in sys.argv[1:]:
+    network, _, name = word.partition(":")
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(os.environ["PYQEMU_IFUP_SOCKET"])
+    place = os.open("/proc/self/ns/net", os.O_RDONLY)
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [place]))]
+    fields = ["pyqemu-ifup/1", "tap", network, name, "1", "", ""]
+    connection.sendmsg([b"\\0".join(map(os.fsencode, fields))], rights)
+    packets = []
+    while True:
+        data, held, _, _ = socket.recv_fds(connection, 65536, 8)
+        packets.append(os.fsdecode(data))
+        if data[:1] in (b"=", b"?", b""):
+            break
+    said.append([word, packets])
+    for each in [*held, place]:
+        os.close(each)
+print(json.dumps(said))
+"""
+
+ANOTHERS = [
+    "wg0", "docker0", "ens9", "virbr0-nic", "eth0", "lo", "br0", "all", "tap0", "web0", "hers.0",
+    "ten", "ten01", "ten-1", "tenX", "xten0",
+]  # fmt: skip
+HOSTILE = [
+    "--help", "-rf", "$(id)", ";touch${IFS}x;", "a;b", "`id`", "a&b", "|sh", ">x", "'", '"', "\\",
+    "~root", "!1", "#x", "*", "?", "[a]", "{a,b}", ".ten0", "_ten0", "ten0;", "ten0$", "a=b", "%d",
+    "ten%d",
+]  # fmt: skip
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "lan": {"bridge": "br0", "users": ["nobody"], "tap_name": "ten%d", "isolated": True},
+    "web": {"bridge": "br0", "users": ["root"], "tap_name": "web%d"},
+    "plain": {"bridge": "br0", "users": ["nobody"]},
+}
+VMS = {
+    "mine": {"users": ["nobody"], "nics": [{"network": "lan", "tap": "mine.0", "txqueuelen": 77}]},
+    "hers": {"users": ["root"], "nics": [{"network": "lan", "tap": "hers.0"}]},
+    "odd": {"nics": [{"network": "lan", "tap": "a;b"}]},
+}
+
+
+@dataclass
+class Host:
+    """A namespace with the bridge br0 and an agent; `tun` is a /dev/net/tun for everybody."""
+
+    netns: Namespace
+    agent: Agent
+    hooks: Hooks
+    tun: Path
+
+    def env(self) -> dict[str, str]:
+        """Return the environment of callers."""
+        return {**self.hooks.environ(), "HOME": "/"}
+
+    def taps(self) -> dict[str, Any]:
+        """Return all taps by name."""
+        return {
+            name: link for name, link in self.netns.links().items()
+            if link.get("linkinfo", {}).get("info_kind") == "tun"
+        }
+
+    def ask_for(self, *words: str) -> dict[str, list[str]]:
+        """Ask for taps, each NETWORK:NAME, as nobody; return what the agent answers to each."""
+        code = [*as_user(NOBODY), python(), "-I", "-c", ASK, *words]
+        return dict(json.loads(self.netns.run(code, env=self.env()).stdout))
+
+    def qemu(self, *args: str, tap: str) -> Qemu:
+        """Start a QEMU of nobody's that has our hook called for `tap`."""
+        mount = f'mount --bind {self.tun} /dev/net/tun && exec "$@"'
+        prefix = ["unshare", "-m", "sh", "-c", mount, "sh", *as_user(NOBODY)]
+        netdev = f"tap,id=n,ifname={tap},script={self.hooks.ifup},downscript={self.hooks.ifdown}"
+        return Qemu(
+            *args, "-netdev", netdev, netns=self.netns.name, prefix=prefix, env=self.env(),
+            machine="none",
+        )
+
+
+def write_policy(path: Path, rules: list[dict[str, Any]]) -> None:
+    path.write_text(json.dumps(
+        {"version": 1, "networks": NETWORKS, "rules": rules, "vms": VMS}))  # fmt: skip
+    path.chmod(0o644)
+
+
+@pytest.fixture
+def host(netns: Namespace, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Host]:
+    """A host whose rules are the test's parameter, else that every tap is lan's."""
+    require("qemu")
+    netns.add_bridge("br0", mac="02:00:00:00:00:01")
+    policy = tmp_path / "policy.yaml"
+    write_policy(policy, getattr(request, "param", [{"tap": "*", "network": "lan"}]))
+    with Agent(netns, policy) as agent:
+        hooks = publish(Hooks(agent.folder / "bin", agent=agent.path), agent.folder)
+        node = agent.folder / "tun"
+        os.mknod(node, 0o666 | stat.S_IFCHR, os.makedev(10, 200))
+        node.chmod(0o666)
+        yield Host(netns, agent, hooks, node)
+    netns.ip("link", "del", "br0")
+
+
+def test_a_user_gets_no_name_but_those_of_the_network(host: Host) -> None:
+    """Another's name is root's to give, and none that is granted means anything to a shell."""
+    answers = host.ask_for(*(f"lan:{name}" for name in [*ANOTHERS, *HOSTILE]))
+    granted = {word for word, packets in answers.items() if packets[-1] == "=0"}
+    assert granted == set()
+    for name in ANOTHERS:
+        assert answers[f"lan:{name}"][-1] == "=77", answers
+    for name in HOSTILE:
+        assert answers[f"lan:{name}"][-1] in ("=77", "=64"), answers
+    own = host.ask_for("lan:ten0", "lan:ten12", "lan:mine.0", "lan:", "plain:tap0", "plain:")
+    assert [packets[-1] for packets in own.values()] == ["=0"] * 6, own
+    assert host.taps() == {}
