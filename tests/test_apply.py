@@ -675,9 +675,7 @@ def test_agent_and_apply_do_not_fight(own_site: Site, tmp_path: Path) -> None:
 def lock(site: Site, tap: str) -> Lock:
     """Take the lock on a tap; raise Failure where somebody has it."""
     with site.netns.enter():
-        held = finish(lock_tap(site.netns.link(tap)["ifindex"], Watch(0.1)), time.sleep)
-    assert held is not None
-    return held
+        return finish(lock_tap(site.netns.link(tap)["ifindex"], Watch(0.1)), time.sleep)
 
 
 def test_agent_and_apply_wait_for_who_has_a_tap_in_hand(own_site: Site, tmp_path: Path) -> None:
@@ -695,9 +693,10 @@ def test_agent_and_apply_wait_for_who_has_a_tap_in_hand(own_site: Site, tmp_path
         assert outcome.result == "would change"
         for name in ("lan0", "ten0"):
             (outcome,) = reapply(site.netns, hasty, name)
-            assert str(failure_of(outcome)) == (
-                "not done after 3 s: the agent, or a pyqemu-ifctl apply, has this tap in hand; "
-                "try again, or raise timeout: in the policy"
+            told = str(failure_of(outcome))
+            assert told.startswith(f"not done after 3 s: process {os.getpid()} (")
+            assert told.endswith(
+                ") has this tap in hand; try again, or raise timeout: in the policy"
             )
             assert failure_of(outcome).status is Status.TRY_AGAIN
             found = settings(site, name)
@@ -777,7 +776,7 @@ def overtaken(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> Non
     """Have somebody else `act` right before the next apply gets its first lock."""
     real = lock_tap
 
-    def lock_late(index: int, watch: Watch) -> Work[Lock | None]:
+    def lock_late(index: int, watch: Watch) -> Work[Lock]:
         monkeypatch.setattr(pyqemu_ifctl.apply, "lock_tap", real)
         act()
         return real(index, watch)

@@ -36,9 +36,7 @@ with finish(lock_tap(int(sys.argv[1]), Watch(5.0)), time.sleep):
 
 
 def take(index: int, seconds: float = 0.2) -> Lock:
-    lock = finish(lock_tap(index, Watch(seconds)), time.sleep)
-    assert lock is not None
-    return lock
+    return finish(lock_tap(index, Watch(seconds)), time.sleep)
 
 
 @pytest.fixture
@@ -96,7 +94,8 @@ def test_nobody_but_root_may_hold_it(folder: Path) -> None:
     ]
     os.seteuid(NOBODY)
     try:
-        assert finish(lock_tap(7, Watch(0.2)), time.sleep) is None
+        with take(7), take(7):
+            pass
     finally:
         os.seteuid(0)
 

@@ -6,7 +6,7 @@ import os
 import syslog
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,7 +24,7 @@ from pyqemu_ifup.change import Change, Holder, changing, find_change
 from pyqemu_ifup.guest import find_asked, find_wanted
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.lock import lock_tap
+from pyqemu_ifup.lock import Lock, lock_tap
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import GRACE, Watch, log, narrator
 from pyqemu_ifup.nat import making_commands
@@ -213,8 +213,8 @@ def _alone(host: Host, guest: Guest, *, dry_run: bool) -> Iterator[Guest]:
         yield guest
         return
     before = host.kernel.look_up(guest.tap)
-    lock = host.finish(lock_tap(before.index, host.watch)) if before is not None else None
-    with lock or nullcontext():
+    lock = Lock(None) if before is None else host.finish(lock_tap(before.index, host.watch))
+    with lock:
         now = host.kernel.look_up(guest.tap)
         if now is not None and (before is None or before.index != now.index):
             raise Failure(

@@ -99,10 +99,12 @@ class Pool:
 
 
 class AgentHost(Host):
-    """A Host of one request, on the agent's own sockets, which stay open."""
+    """A Host of one request, on the agent's own sockets, which stay open; `brief` as in Host."""
 
-    def __init__(self, pool: Pool, tap: str, watch: Watch, tell: Callable[[str], None]) -> None:
-        super().__init__(tap, watch, tell, pool.kernel)
+    def __init__(
+        self, pool: Pool, tap: str, watch: Watch, tell: Callable[[str], None], brief: bool = False
+    ) -> None:
+        super().__init__(tap, watch, tell, pool.kernel, brief=brief)
         self._pool = pool
 
     def _connect(self, address: str) -> Work[None]:

@@ -94,7 +94,7 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
         watch.check()
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         tell = context.teller("pyqemu-ifup", tap, debug)
-        with AgentHost(context.pool, tap, watch, tell) as host:
+        with AgentHost(context.pool, tap, watch, tell, uid is not None) as host:
             yield from attaching(
                 host, port, caller, parent, ovsdbs, uid, admit, by_name=bool(network)
             )
@@ -115,7 +115,8 @@ def _down(tap: str, debug: str, place: Place | None, context: Context) -> Work[N
                 log(syslog.LOG_INFO, f"{tap}: left alone: it is another tap by now")
                 return
         tell = context.teller("pyqemu-ifdown", tap, debug)
-        with AgentHost(context.pool, tap, watch, tell) as host:
+        brief = context.client.peer.uid != ROOT
+        with AgentHost(context.pool, tap, watch, tell, brief) as host:
             try:
                 yield from detaching(host, tap, parent)
             except Failure as failure:
@@ -133,7 +134,9 @@ def _tap(fields: tuple[str, ...], context: Context) -> Work[None]:
     # NOTE: it has its name alone, so that it waits for nobody; others may have to wait for it.
     with (
         context.turns.take(new.name),
-        AgentHost(context.pool, new.name, watch, lambda command: None) as host,
+        AgentHost(
+            context.pool, new.name, watch, lambda command: None, peer.uid != ROOT
+        ) as host,
     ):
         yield from attach_tap(host, policy, new)
     try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import syslog
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
@@ -263,7 +262,7 @@ class Tidier:
                 raise
             self._changed[host.tap] = time.monotonic() + SHORT
             return
-        with lock or nullcontext():
+        with lock:
             if database is not None:
                 # NOTE: a hook that does without us, or apply, may just have put it there.
                 yield from database.sync(host.watch)

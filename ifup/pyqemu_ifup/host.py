@@ -30,7 +30,8 @@ class Host:
 
     `tap` limits the databases' rows to one tap's, None takes all of them. `tell` is told each
     command before it is run. A `kernel` that is given stays open. `details`: the databases are
-    opened so that they can tell how their Open vSwitch is.
+    opened so that they can tell how their Open vSwitch is. `brief`: it works for a user, whom
+    nobody waits for long.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class Host:
         kernel: Netlink | None = None,
         *,
         details: bool = False,
+        brief: bool = False,
     ) -> None:
         self.tap = tap
+        self.brief = brief
         self.details = details
         self.watch = watch
         self.tell = tell

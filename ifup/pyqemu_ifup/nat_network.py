@@ -7,23 +7,21 @@ bridge's ifalias, the mark in the nft table, dnsmasq's own command line.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import pwd
 import shutil
 import signal
 import syslog
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Nat, Port
 from pyqemu_ifup import nft
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.lock import RUN, Lock, cannot_use, make_folder, open_lock, wait_for
+from pyqemu_ifup.lock import RUN, Lock, cannot_use, lock_file, make_folder, open_lock
 from pyqemu_ifup.look import Link
-from pyqemu_ifup.manners import SAFE_PATH, Watch, log
+from pyqemu_ifup.manners import GRACE, SAFE_PATH, Watch, log
 from pyqemu_ifup.nat import (
     bridge_alias,
     bridge_mac,
@@ -45,6 +43,10 @@ from pyqemu_ifup.work import Work
 
 TERM_TIME = 1.0
 """Seconds that dnsmasq has to end by itself."""
+HOLD = 5.0
+"""Seconds that a user's up or down may have a network's lock; 2 s more take back what it did."""
+WAIT = HOLD + GRACE + 1
+"""Seconds that the lock of a network is waited for."""
 RTF_ADDRCONF = 0x40000
 USERS = ("dnsmasq", "nobody")
 _GONE = (errno.ENOENT, errno.ESRCH)
@@ -60,13 +62,20 @@ class Held(Lock):
         self.folder = folder
 
 
-def holding(network: str, bridge: str, watch: Watch) -> Work[Held]:
-    """Wait for the network's lock. Raises Failure: 75 with `watch`, else as `cannot_use`."""
-    folder = _folder(network)
+def holding(host: Host, network: str, bridge: str) -> Work[Held]:
+    """Wait for the network's lock; the host's watch ends what is done under it.
+
+    Raises Failure: 75, telling who has it, else as `cannot_use`.
+    """
+    folder, watch = _folder(network), host.watch
     try:
-        descriptor = yield from _locking(folder, watch)
+        # NOTE: the deadline of the whole run, where that is sooner, is told as it is.
+        limit = watch.within(WAIT) if watch.remaining() > WAIT else watch
+        descriptor = yield from _locking(folder, network, limit)
     except OSError as error:
         raise cannot_use(folder, error) from error
+    if host.brief and watch.remaining() > HOLD:
+        host.watch = watch.within(HOLD)
     return Held(network, bridge, folder, descriptor)
 
 
@@ -77,7 +86,7 @@ def _folder(network: str) -> str:
     return folder_name(network, str(os.stat("/proc/self/ns/net").st_ino), own)
 
 
-def _locking(folder: str, watch: Watch) -> Work[int]:
+def _locking(folder: str, network: str, watch: Watch) -> Work[int]:
     path = f"{folder}/lock"
     while True:
         for each in (RUN, folder):
@@ -87,10 +96,7 @@ def _locking(folder: str, watch: Watch) -> Work[int]:
         except FileNotFoundError:
             continue  # NOTE: who takes the network away removes its folder.
         try:
-            yield from wait_for(
-                partial(fcntl.flock, lock, fcntl.LOCK_EX | fcntl.LOCK_NB),
-                watch, "another up or down of this network is under way",
-            )
+            yield from lock_file(lock, watch, f"network {network}")
             if _is_same(path, lock):
                 return lock
         except BaseException:
@@ -165,7 +171,7 @@ def making(host: Host, port: Port) -> Work[Held]:
     Raises Failure; then nothing of it is left that was not there before.
     """
     assert port.nat is not None
-    held = yield from holding(port.network, port.bridge, host.watch)
+    held = yield from holding(host, port.network, port.bridge)
     try:
         yield from _making(host, held, port.nat)
     except BaseException:
@@ -184,7 +190,7 @@ def differing(host: Host, port: Port) -> Work[list[str]]:
     assert port.nat is not None
     if _own_bridge(host, port.network, port.bridge) is None:
         return []
-    held = yield from holding(port.network, port.bridge, host.watch)
+    held = yield from holding(host, port.network, port.bridge)
     try:
         return (yield from differences(host, held, port.nat))
     finally:
@@ -488,7 +494,7 @@ def _telling_of_firewalls(held: Held, nat: Nat, watch: Watch) -> Work[None]:
 
 def leaving(host: Host, network: str, bridge: str) -> Work[bool]:
     """Take the network away where no tap is on it; tell whether that was so. Raises Failure."""
-    held = yield from holding(network, bridge, host.watch)
+    held = yield from holding(host, network, bridge)
     try:
         return (yield from leaving_held(host, held))
     finally:

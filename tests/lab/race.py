@@ -1,0 +1,135 @@
+"""A guest that ends while somebody who has its tap in hand stands still.
+
+The guest is a process that holds its tap under a command line like QEMU's; its hooks, and who races
+them, are forked, and run what the programs run once they have read the policy. Who races is stopped
+at a moment of its work: before each look at, and each change of, a link, a database, /proc or a
+lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import select
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyqemu_ifctl.apply
+import pyqemu_ifup.lock
+from lab.netns import Namespace
+from lab.plug import ALLOWED
+from lab.taps import Tap
+from pyqemu_ifconf.policy import Caller, Port
+from pyqemu_ifdown.detach import detach
+from pyqemu_ifup.attach import attach
+from pyqemu_ifup.links import LinkReader
+from pyqemu_ifup.linux_bridge import Netlink
+from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.openvswitch import Database
+
+PATIENCE = 60
+"""Seconds after which a process that does not do its part fails its test."""
+MOMENTS: tuple[tuple[Any, str], ...] = (
+    (LinkReader, "_send"),
+    (Netlink, "vids"),
+    (Database, "refresh"),
+    (Database, "_commit"),
+    (pyqemu_ifup.lock, "open_lock"),
+    (pyqemu_ifup.lock.Lock, "close"),
+    (pyqemu_ifctl.apply, "find_holders"),
+    (pyqemu_ifctl.apply, "find_hook"),
+)
+"""Where a process can be stopped: right before each call of these."""
+
+
+def fork(run: Callable[[], object]) -> int:
+    """Run `run` in a forked process, which ends with 0 where it returns; return its pid."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.alarm(PATIENCE)
+            run()
+            status = 0
+        except BaseException:
+            os.write(2, traceback.format_exc().encode())
+        finally:
+            os._exit(status)
+    return pid
+
+
+def wait(pid: int, seconds: float = PATIENCE) -> int | None:
+    """Return the exit status of a child, None where it still runs after `seconds`."""
+    handle = os.pidfd_open(pid)
+    try:
+        if not select.select([handle], [], [], seconds)[0]:
+            return None
+    finally:
+        os.close(handle)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def has_stopped(pid: int) -> bool:
+    """Wait until a child has stopped itself, True, or has ended, False."""
+    seen = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    return seen is not None and seen.si_code == os.CLD_STOPPED
+
+
+def stop_at(number: int, moments: Sequence[tuple[Any, str]] = MOMENTS) -> None:
+    """Have this process stop itself before the moment of this number, from 0."""
+    counted = itertools.count()
+
+    def wrap(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **more: Any) -> Any:
+            if next(counted) == number:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return real(*args, **more)
+
+        return call
+
+    for owner, name in moments:
+        setattr(owner, name, wrap(getattr(owner, name)))
+
+
+class Guest:
+    """A guest on a tap of its own, attached as `port` says."""
+
+    def __init__(self, netns: Namespace, port: Port, *, persist: bool) -> None:
+        self.netns = netns
+        self.port = port
+        heard, self.life = os.pipe()
+        told, tell = os.pipe()
+        words = f"tap,ifname={port.tap},script=/usr/local/bin/pyqemu-ifup"
+
+        def run() -> None:
+            os.close(self.life)
+            with netns.enter():
+                tap = Tap(port.tap, persist=persist)
+            os.set_inheritable(tap.fd, True)
+            os.dup2(heard, 0)
+            os.dup2(tell, 1)
+            os.execv("/bin/sh", ["sh", "-c", "echo; read end", "qemu", "-netdev", words])
+
+        self.pid = fork(run)
+        os.close(heard)
+        os.close(tell)
+        assert os.read(told, 1) == b"\n"
+        os.close(told)
+        with netns.enter():
+            attach(port, Caller(port.tap, vm="web"), self.pid, [port.ovsdb], Watch(ALLOWED), _mute)
+
+    def end(self) -> int:
+        """Have it call its downscript, and end with that; return the script's process."""
+        def run() -> None:
+            with self.netns.enter():
+                detach(self.port.tap, self.pid, Watch(ALLOWED), _mute)
+
+        down = fork(run)
+        os.close(self.life)
+        return down
+
+
+def _mute(_: str) -> None:
+    """Tell nobody."""
