@@ -50,7 +50,7 @@ def test_a_good_policy_as_json(hooks: Hooks) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == {
         "version": 1, "ok": True, "files": [str(hooks.policy)], "networks": 2, "rules": 1,
-        "vms": 0, "errors": [],
+        "vms": 0, "errors": [], "warnings": [],
     }
 
 
@@ -59,6 +59,50 @@ def test_several_files_are_one_policy(hooks: Hooks) -> None:
     second = put(hooks, "b.yaml", GOOD)
     done = hooks.ctl("check", first, second)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok: 2 networks, 2 rules\n", "")
+
+
+WARNED = """\
+version: 1
+networks:
+  lan: {bridge: br0, users: [alice], isolated: true, tap_name: ten%d}
+  san: {bridge: br1}
+rules:
+  - {vm: mgmt*, network: lan, isolated: false}
+  - {tap: [db*, ten1], network: lan, mtu: 1400, vlan: 5}
+  - {tap: "*", netdev: n, mac: "*", network: lan, vlan: 6}
+  - {tap: "*0", network: lan, vlan: 7}
+  - {vm: mgmt*, network: lan}
+  - {vm: mgmt*, network: lan, isolated: true}
+  - {vm: mgmt*, user: alice, network: lan, isolated: false}
+  - {vm: mgmt*, network: san, vlan: 5}
+  - {tap: [db*, tenx, web], network: lan, vlan: 5}
+  - {tap: "[st]db?", network: lan, vlan: 5}
+  - {vm: mgmt*, deny: never}
+vms:
+  web: {nics: [{network: lan, vlan: 7}]}
+"""
+
+
+def test_rules_that_count_for_no_user_of_their_network(hooks: Hooks) -> None:
+    path = put(hooks, "a.yaml", WARNED)
+    made = " but on a tap that root has made"
+    expected = [
+        (6, "isolated by vm", ""), (7, "mtu, vlan by tap", made),
+        (8, "vlan by netdev and mac", ""), (9, "vlan by tap", made),
+    ]
+    texts = [
+        (line, f"network lan is open to users: it changes {what}, which counts for no unprivileged "
+         f"user{more}; name them by user:") for line, what, more in expected
+    ]
+    done = hooks.ctl("check", path)
+    assert (done.returncode, done.stdout) == (0, "ok: 2 networks, 11 rules, 1 guest\n")
+    said = "".join(f"{path}:{line}:5: warning: {text}\n" for line, text in texts)
+    assert done.stderr == said
+    done = hooks.ctl("check", "--json", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["warnings"] == [
+        {"file": path, "line": line, "column": 5, "message": text} for line, text in texts
+    ]
 
 
 def errors_of_bad(path: object) -> list[tuple[int, int, str, str]]:
@@ -92,6 +136,7 @@ def test_each_error_as_json(hooks: Hooks) -> None:
             {"file": path, "line": line, "column": column, "message": message}
             for line, column, message, _ in errors_of_bad(path)
         ],
+        "warnings": [],
     }
 
 
@@ -107,6 +152,7 @@ def test_a_missing_file(hooks: Hooks) -> None:
         "errors": [
             {"file": None, "line": None, "column": None, "message": f"{path}: it does not exist"}
         ],
+        "warnings": [],
     }
 
 

@@ -97,7 +97,7 @@ wanted:
   txqueuelen    left alone
 """
 WEB_RULES = """\
-rules that do not match:
+rules passed over:
   policy.yaml:7: tap db* does not match web0
   policy.yaml:8: vm is unknown
   policy.yaml:9: none of tap sw*, tr* matches web0
@@ -169,7 +169,7 @@ commands, br0 being a Linux bridge:
         """\
 x: denied: no rule of the policy matches; add one
 
-rules that do not match:
+rules passed over:
   policy.yaml:7: tap db* does not match x
   policy.yaml:8: vm fw-* does not match a
   policy.yaml:9: none of tap sw*, tr* matches x
@@ -186,7 +186,7 @@ rules that do not match:
         f"""\
 sw0: attached to network sw by policy.yaml:8
 
-rules that do not match:
+rules passed over:
   policy.yaml:7: tap db* does not match sw0
 
 wanted:
@@ -596,3 +596,32 @@ def test_it_touches_nothing(netns: Namespace, ovs: OpenVSwitch, hooks: Hooks) ->
     finally:
         tap.close()
         ovs.vsctl("del-br", "br-int")
+
+
+def test_a_user_s_rules_that_do_not_count(netns: Namespace, tmp_path: Path) -> None:
+    hooks = Hooks(tmp_path / "hooks", netns=netns.name)
+    hooks.write_policy("""\
+version: 1
+networks:
+  lan: {bridge: br0, users: [nobody]}
+rules:
+  - {vm: mgmt*, network: lan, mtu: 1400}
+  - {tap: own*, network: lan, mtu: 1300}
+  - {tap: "*", network: lan}
+""")
+    path = hooks.policy
+    by_vm = {"rule": f"{path}:5", "because": "it changes mtu by vm, which counts for no "
+             "unprivileged user"}  # fmt: skip
+    by_tap = {"rule": f"{path}:6", "because": "it changes mtu by tap, which counts for no "
+              "unprivileged user but on a tap that root has made"}  # fmt: skip
+    netns.ip("tuntap", "add", "dev", "own1", "mode", "tap", "user", "nobody")
+    for user, tap, rule, passed in (
+        ("nobody", "own0", 7, [by_vm, by_tap]), ("nobody", "own1", 6, [by_vm]),
+        ("65533", "own0", 7, [by_vm, by_tap]), ("nosuchuser", "own1", 7, [by_vm, by_tap]),
+        ("root", "own0", 5, []), ("0", "own0", 5, []),
+    ):
+        told = hooks.ctl_json("explain", tap, "--vm", "mgmt1", "--user", user)
+        assert (told["rule"], told["passed_over"]) == (f"{path}:{rule}", passed), user
+    said = hooks.ctl("explain", "own0", "--user", "65533").stdout
+    assert "note: an up would fail now (77): user 65533 may not use network lan: " in said
+    netns.ip("link", "del", "own1")

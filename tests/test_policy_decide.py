@@ -28,6 +28,7 @@ from pyqemu_ifconf.policy import (
     decide,
     policy_asks,
     port_on,
+    why_not,
 )
 
 GLOBS = [
@@ -305,3 +306,58 @@ def test_of_many_rules_few_are_looked_at() -> None:
     values: dict[MatchKey, str | None] = dict.fromkeys(MATCH_KEYS)
     assert policy.index.candidates({**values, "tap": "tap0"}) == [5000]
     assert policy.index.candidates({**values, "tap": "tap0", "vm": "guest-4321-a"}) == [4321, 5000]
+
+
+USERS = """\
+version: 1
+networks:
+  lan: {bridge: br0, users: [bob], isolated: true, vlan: 5}
+rules:
+  - {vm: gone, deny: never}
+  - {vm: mgmt*, network: lan, isolated: false}
+  - {netdev: n9, network: lan, vlan: none}
+  - {mac: "52:*", network: lan, mtu: 1400}
+  - {tap: own*, network: lan, vlan: 7}
+  - {tap: own*, vm: x, network: lan, vlan: 8}
+  - {vm: same, network: lan, isolated: true, vlan: 5}
+  - {user: bob, vm: v9, network: lan, vlan: 9}
+  - {tap: tap1, network: lan, vlan: 10}
+  - {tap: "*", network: lan}
+vms:
+  web: {nics: [{network: lan, tap: web-0, vlan: 11}]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("caller", "root", "user", "owner"),
+    [
+        # The line of the rule that decides: for root, a user, and a user with a tap of root's.
+        (Caller("tap0", vm="mgmt1", user="bob"), 6, 14, 14),
+        (Caller("tap0", netdev="n9", user="bob"), 7, 14, 14),
+        (Caller("tap0", mac="52:54:00:00:00:01", user="bob"), 8, 14, 14),
+        (Caller("own0", user="bob"), 9, 14, 9),
+        (Caller("own0", vm="x", user="bob"), 9, 14, 9),
+        (Caller("own0", vm="mgmt1", user="bob"), 6, 14, 9),
+        (Caller("tap0", vm="same", user="bob"), 11, 11, 11),
+        (Caller("tap0", vm="v9", user="bob"), 12, 12, 12),
+        (Caller("tap1", user="bob"), 13, 14, 13),
+        (Caller("web-0", vm="mgmt1", user="bob"), 16, 16, 16),
+        (Caller("tap0", vm="gone", user="bob"), 5, 5, 5),
+    ],
+)
+def test_what_a_user_can_make_up_changes_no_settings(
+    caller: Caller, root: int, user: int, owner: int
+) -> None:
+    policy = parse_policy([Source("p.yaml", USERS.encode())])
+    for line, who in (
+        (root, caller), (user, replace(caller, unprivileged=True)),
+        (owner, replace(caller, unprivileged=True, root_made=True)),
+    ):
+        decision = decide(policy, who)
+        assert decision.rule is not None
+        assert decision.rule.place.line == line, who
+        assert choose(policy, who).rule is decision.rule
+        for passed in decision.passed_over:
+            assert ("counts for no unprivileged user" in passed.because) is (
+                why_not(passed.rule, who) is None
+            )

@@ -17,6 +17,8 @@ from pyqemu_ifconf.index import RuleIndex, fold
 
 Kind = Literal["linux", "openvswitch"]
 MATCH_KEYS: tuple[MatchKey, ...] = ("tap", "vm", "netdev", "mac", "user")
+SAID_KEYS: tuple[MatchKey, ...] = ("vm", "netdev", "mac")
+"""What a process's command line says of itself."""
 
 POLICY_VARIABLE = "PYQEMU_IFUP_POLICY"
 """The environment variable that names a file in place of the host's policy."""
@@ -49,7 +51,9 @@ class Place:
 class Caller:
     """Who is asking: the tap's name and what is known of the QEMU that opened it.
 
-    None is unknown, and what is unknown matches nothing, not even `*`.
+    None is unknown, and what is unknown matches nothing, not even `*`. `unprivileged`: a user
+    asks who has no privilege, and what that user can make up changes no settings; `root_made`:
+    root has made the tap for that user.
     """
 
     tap: str
@@ -57,6 +61,8 @@ class Caller:
     netdev: str | None = None
     mac: str | None = None
     user: str | None = None
+    unprivileged: bool = False
+    root_made: bool = False
 
 
 @dataclass(frozen=True)
@@ -253,7 +259,10 @@ class Policy:
 
 @dataclass(frozen=True)
 class PassedOver:
-    """A rule that did not match, and why: "tap web* does not match db0", "vm is unknown"."""
+    """A rule that did not match, and why: "tap web* does not match db0", "vm is unknown".
+
+    Or one that matches and does not count, for it changes settings of an unprivileged user's.
+    """
 
     rule: Rule
     because: str
@@ -288,7 +297,7 @@ def decide(policy: Policy, caller: Caller) -> Decision:
     """
     passed_over: list[PassedOver] = []
     for rule in policy.rules:
-        because = why_not(rule, caller)
+        because = why_not(rule, caller) or why_void(policy, rule, caller)
         if because is None:
             return replace(_outcome(policy, rule, caller), passed_over=tuple(passed_over))
         if not rule.of_nic:
@@ -301,7 +310,7 @@ def choose(policy: Policy, caller: Caller) -> Decision:
     values: dict[MatchKey, str | None] = {key: getattr(caller, key) for key in MATCH_KEYS}
     for number in policy.index.candidates(values):
         rule = policy.rules[number]
-        if _is_match(rule, values):
+        if _is_match(rule, values) and why_void(policy, rule, caller) is None:
             return _outcome(policy, rule, caller)
     return Deny(NO_RULE, None)
 
@@ -372,6 +381,36 @@ def why_not(rule: Rule, caller: Caller) -> str | None:
                 return f"{key} {globs[0]} does not match {value}"
             return f"none of {key} {', '.join(globs)} matches {value}"
     return None
+
+
+def why_void(policy: Policy, rule: Rule, caller: Caller) -> str | None:
+    """Return why a rule that matches `caller` does not count, None where it does.
+
+    An unprivileged user chooses what the tap is called, and what the process says of itself: by
+    that no settings are had. A `deny` always counts; so does a NIC, whose guest's `users` are asked
+    of whoever gets it.
+    """
+    if not caller.unprivileged or rule.network is None or rule.of_nic or "user" in rule.match:
+        return None
+    said = [key for key in SAID_KEYS if key in rule.match]
+    if caller.root_made and not said:
+        return None
+    changed = changed_settings(policy, rule)
+    if not changed:
+        return None
+    by = " and ".join(said or ("tap",))
+    return (
+        f"it changes {', '.join(changed)} by {by}, which counts for no unprivileged user"
+        + ("" if said else " but on a tap that root has made")
+    )
+
+
+def changed_settings(policy: Policy, rule: Rule) -> list[str]:
+    """Return the settings that a rule with a network changes from what that network gives."""
+    assert rule.network is not None
+    network = policy.networks[rule.network].settings
+    before, after = merge(Settings(), network).given, merge(network, rule.settings).given
+    return [name for name in rule.settings.given if before.get(name) != after.get(name)]
 
 
 def _is_match(rule: Rule, values: Mapping[MatchKey, str | None]) -> bool:

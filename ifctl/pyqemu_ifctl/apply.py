@@ -17,7 +17,7 @@ from pyqemu_ifctl.databases import addresses, open_each
 from pyqemu_ifctl.guests import guest_of, is_here, is_qemu
 from pyqemu_ifctl.status import natural, stamp_of
 from pyqemu_ifdown.detach import leaving_networks
-from pyqemu_ifup.access import find_user
+from pyqemu_ifup.access import find_user, is_root_made
 from pyqemu_ifup.attach import success_line
 from pyqemu_ifup.caller import command_line, find_hook, find_hook_at_work
 from pyqemu_ifup.change import Change, Holder, changing, find_change
@@ -258,7 +258,10 @@ def _apply_one(
         try:
             asked = find_asked(policy, pid, uid)
             user = find_user(asked) if asked is not None else None
-            caller, port = find_wanted(policy, guest.tap, pid, uid, guest.network, user)
+            caller, port = find_wanted(
+                policy, guest.tap, pid, uid, guest.network, user,
+                root_made=is_root_made(link, uid),
+            )
         except Failure as failure:
             if stamp is None and not named:
                 return None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pyqemu_ifconf.failure import Failure, PolicyInvalid
+from pyqemu_ifconf.globs import literal_start, matches
 from pyqemu_ifconf.load import check_policy, load_host_policy, render
-from pyqemu_ifconf.policy import Policy
+from pyqemu_ifconf.policy import SAID_KEYS, Caller, Place, Policy, why_void
 from pyqemu_ifctl.answer import Answer, count, to_json
 
 
@@ -26,12 +27,49 @@ def check(files: Sequence[str], environ: Mapping[str, str], *, as_json: bool) ->
         if not as_json:
             raise
         return Answer(_unread_json(failure, files), failure.status)
+    warnings = find_warnings(policy)
     if as_json:
-        return Answer(_valid_json(policy))
+        return Answer(_valid_json(policy, warnings))
     words = [count(len(policy.networks), "network"), count(_written(policy), "rule")]
     if policy.vms:
         words.append(count(len(policy.vms), "guest"))
-    return Answer(f"ok: {', '.join(words)}\n")
+    remarks = (f"{it}:{it.column}: warning: {text}" for it, text in warnings)
+    return Answer(f"ok: {', '.join(words)}\n", remarks=tuple(remarks))
+
+
+def find_warnings(policy: Policy) -> list[tuple[Place, str]]:
+    """Return the rules that do not count for the users of their network, and why.
+
+    A rule by the tap's name alone is one where a user can have a tap of such a name from us.
+    """
+    user = Caller("", unprivileged=True)
+    names = [each.tap_name.partition("%d")[0] for each in policy.networks.values() if each.users]
+    begins = set(names)
+    starts = {name[:length] for name in names for length in range(len(name) + 1)}
+
+    def is_ours(glob: str, tap_name: str) -> bool:
+        start = literal_start(glob)
+        if not start:
+            return any(matches(glob, tap_name.replace("%d", number)) for number in ("0", "10"))
+        return start in starts or any(
+            start[:at] in begins and start[at].isdigit() for at in range(len(start))
+        )
+
+    found = []
+    for rule in policy.rules:
+        network = policy.networks[rule.network] if rule.network is not None else None
+        if network is None or not (network.users or policy.bridge_conf):
+            continue
+        because = why_void(policy, rule, user)
+        if because is None:
+            continue
+        taps = rule.match.get("tap", ())
+        if any(key in rule.match for key in SAID_KEYS) or any(
+            is_ours(glob, network.tap_name) for glob in taps
+        ):
+            text = f"network {network.name} is open to users: {because}; name them by user:"
+            found.append((rule.place, text))
+    return found
 
 
 def _written(policy: Policy) -> int:
@@ -40,7 +78,7 @@ def _written(policy: Policy) -> int:
     return len(policy.rules) - of_nics
 
 
-def _valid_json(policy: Policy) -> str:
+def _valid_json(policy: Policy, warnings: Sequence[tuple[Place, str]]) -> str:
     return to_json({
         "ok": True,
         "files": list(policy.files),
@@ -48,6 +86,10 @@ def _valid_json(policy: Policy) -> str:
         "rules": _written(policy),
         "vms": len(policy.vms),
         "errors": [],
+        "warnings": [
+            {"file": it.file, "line": it.line, "column": it.column, "message": text}
+            for it, text in warnings
+        ],
     })
 
 
@@ -58,7 +100,7 @@ def _invalid_json(invalid: PolicyInvalid) -> str:
     ]
     return to_json({
         "ok": False, "files": list(invalid.files), "networks": None, "rules": None, "vms": None,
-        "errors": errors,
+        "errors": errors, "warnings": [],
     })
 
 
@@ -66,5 +108,5 @@ def _unread_json(failure: Failure, files: Sequence[str]) -> str:
     error = {"file": None, "line": None, "column": None, "message": str(failure)}
     return to_json({
         "ok": False, "files": list(files) or None, "networks": None, "rules": None, "vms": None,
-        "errors": [error],
+        "errors": [error], "warnings": [],
     })

@@ -26,6 +26,7 @@ from pyqemu_ifconf.policy import (
 from pyqemu_ifconf.vms import show_from
 from pyqemu_ifctl.answer import Answer, json_vlan, shown, to_json
 from pyqemu_ifctl.databases import addresses, open_each
+from pyqemu_ifup.access import ROOT, User, find_user, is_root_made, may_still
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, Seen, show_vlan
 from pyqemu_ifup.manners import Watch
@@ -45,6 +46,8 @@ from pyqemu_ifup.plan import (
 )
 from pyqemu_ifup.stamp import KEY_IFINDEX, Here, find_here, make_stamp
 
+UID_MAX = 2**32 - 2
+"""The greatest number of a user (credentials(7)); the one after it is none."""
 KIND_WORDS: dict[Kind, str] = {"linux": "Linux bridge", "openvswitch": "Open vSwitch bridge"}
 FRESH = Link(
     index=0, name="", kind="tun", tap=True, up=False, mtu=1500, mac="", txqueuelen=1000,
@@ -113,6 +116,12 @@ def explain(
     from pyqemu_ifconf.load import load_host_policy
 
     policy = load_host_policy(environ)
+    user = _unprivileged(caller.user)
+    if user is not None:
+        with Host(caller.tap, watch, tell) as host:
+            link = host.kernel.look_up(caller.tap)
+        root_made = link is not None and is_root_made(link, user.uid)
+        caller = replace(caller, unprivileged=True, root_made=root_made)
     if network is not None:
         decision: Decision = Attach(port_on(policy, network, caller.tap), None)
     else:
@@ -125,7 +134,28 @@ def explain(
         )
     view = look(decision.port, policy, watch, tell)
     explanation = explain_port(caller, decision, view)
+    if user is not None:
+        try:
+            may_still(policy, decision.port, user)
+        except Failure as failure:
+            notes = (*explanation.notes, _would_fail(failure))
+            explanation = replace(explanation, notes=notes)
     return Answer(show(explanation), remarks=explanation.notes if as_json else ())
+
+
+def _unprivileged(name: str | None) -> User | None:
+    """Return the user of this login name, or number; None for root, and where it is not known."""
+    if name is None:
+        return None
+    import pwd
+
+    try:
+        uid = pwd.getpwnam(name).pw_uid
+    except KeyError:
+        if not (name.isascii() and name.isdigit() and len(name) < 11 and int(name) <= UID_MAX):
+            return User(-1, name, ())
+        uid = int(name)
+    return find_user(uid) if uid != ROOT else None
 
 
 def look(port: Port, policy: Policy, watch: Watch, tell: Callable[[str], None]) -> View:
@@ -364,7 +394,7 @@ def as_text(explanation: Explanation) -> str:
     decision = explanation.decision
     lines = [f"{explanation.caller.tap}: {_verdict(decision)}"]
     if decision.passed_over:
-        lines += ["", "rules that do not match:"]
+        lines += ["", "rules passed over:"]
         lines += [f"  {passed.rule.place}: {passed.because}" for passed in decision.passed_over]
     if explanation.wanted:
         lines += ["", "wanted:"]

@@ -213,7 +213,11 @@ def wanted(policy: Policy | Failure, tap: str, stamp: Stamp) -> Port | Deny | No
             return port_on(policy, network, tap)
         except Failure as failure:
             return Deny(str(failure), None)
-    caller = replace(caller, vm=caller.vm or stamp.vm or None)
+    # NOTE: a user's tap that is not asked for by a network's name is one that root has made.
+    is_user = stamp.uid is not None
+    caller = replace(
+        caller, vm=caller.vm or stamp.vm or None, unprivileged=is_user, root_made=is_user
+    )
     decision = decide(policy, caller)
     asked = {key for passed in decision.passed_over for key in passed.rule.match}
     if not alive and any(getattr(caller, key) is None for key in MATCH_KEYS if key in asked):

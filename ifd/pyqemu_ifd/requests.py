@@ -20,7 +20,7 @@ from pyqemu_ifd.wire import Peer, Place, Request
 from pyqemu_ifdown.detach import detaching, leave_to_gc
 from pyqemu_ifdown.main import TIMEOUT as DOWN_TIMEOUT
 from pyqemu_ifdown.main import present_name
-from pyqemu_ifup.access import ROOT
+from pyqemu_ifup.access import ROOT, is_root_made
 from pyqemu_ifup.attach import attaching, success_line
 from pyqemu_ifup.caller import find_parent
 from pyqemu_ifup.guest import find_asked, find_port
@@ -83,6 +83,8 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
         if uid is not None:
             assert user is not None
             may_attach(policy, port, user, link, kernel.links())
+            if caller.root_made and not is_root_made(link, uid):
+                raise Failure(Status.TRY_AGAIN, "another tap by now", "", "try again")
 
     with context.turns.take(tap) as turn:
         yield from context.turns.come(tap, turn, watch)
@@ -90,7 +92,11 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
         # NOTE: the parent was the user's, but may have ended, and its pid be another's now.
         asked = find_asked(policy, parent, uid)
         user = (yield from context.users.find(asked, watch)) if asked is not None else None
-        caller, port = find_port(policy, tap, parent, network, user)
+        link = kernel.look_up(tap) if uid is not None else None
+        root_made = link is not None and is_root_made(link, uid)
+        caller, port = find_port(
+            policy, tap, parent, uid, network, user, root_made=root_made
+        )
         watch.check()
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         tell = context.teller("pyqemu-ifup", tap, debug)

@@ -21,7 +21,7 @@ from pyqemu_ifd.turns import Turns
 from pyqemu_ifd.users import Users
 from pyqemu_ifdown.detach import PATIENCE
 from pyqemu_ifdown.gc import judge
-from pyqemu_ifup.access import User
+from pyqemu_ifup.access import User, is_root_made
 from pyqemu_ifup.attach import attaching, success_line
 from pyqemu_ifup.guest import find_asked, find_wanted
 from pyqemu_ifup.host import Host
@@ -278,7 +278,7 @@ class Tidier:
         self, host: Host, policy: Policy, link: Link, stamp: Stamp, user: User | None
     ) -> Work[None]:
         try:
-            caller, port = self._wanted(policy, link.name, stamp, user)
+            caller, port = self._wanted(policy, link, stamp, user)
         except Failure as failure:
             if failure.status is not Status.DENIED:
                 raise
@@ -304,18 +304,21 @@ class Tidier:
 
     @staticmethod
     def _wanted(
-        policy: Policy, tap: str, stamp: Stamp, user: User | None
+        policy: Policy, link: Link, stamp: Stamp, user: User | None
     ) -> tuple[Caller, Port]:
         """Return what the tap shall have by now, on the network that it was put on.
 
         Raises Failure (77) where the rules, or the network's users, have it there no more.
         """
         network = stamp.network if stamp.by_name else ""
-        caller, port = find_wanted(policy, tap, stamp.pid, stamp.uid, network, user)
+        caller, port = find_wanted(
+            policy, link.name, stamp.pid, stamp.uid, network, user,
+            root_made=is_root_made(link, stamp.uid),
+        )
         if port.network != stamp.network:
             raise Failure(
                 Status.DENIED, f"denied network {stamp.network}",
                 f"the rule at {port.place} has it on network {port.network} by now",
-                f"move it: pyqemu-ifctl apply {tap}",
+                f"move it: pyqemu-ifctl apply {link.name}",
             )
         return caller, port

@@ -7,10 +7,14 @@ import os
 import pwd
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.bridge_conf import NOTHING, BridgeConf, read_bridge_conf
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Network, Policy, Port, Vm, find_nic
+
+if TYPE_CHECKING:
+    from pyqemu_ifup.look import Link
 
 ROOT = 0
 
@@ -132,6 +136,15 @@ def may_still(policy: Policy, port: Port, user: User) -> None:
     found = find_nic(policy, port.network, port.tap)
     if found is not None and found[1].place == port.place:
         may_have(found[0], user.uid, user.login, user.groups)
+
+
+def is_root_made(link: Link, uid: int | None) -> bool:
+    """Tell whether root has made the tap for the user `uid`, and not we.
+
+    Ours are asked for by a network's name. None is root, who needs no such tap.
+    """
+    stamp = link.stamp
+    return uid is not None and link.owner == uid and not (stamp is not None and stamp.by_name)
 
 
 def heeded_bridge_conf(policy: Policy, uid: int) -> BridgeConf:

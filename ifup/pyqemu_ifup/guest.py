@@ -21,29 +21,43 @@ def find_asked(policy: Policy, pid: int, uid: int | None) -> int | None:
 
 
 def find_port(
-    policy: Policy, tap: str, pid: int, network: str, user: User | None
+    policy: Policy,
+    tap: str,
+    pid: int,
+    uid: int | None,
+    network: str,
+    user: User | None,
+    *,
+    root_made: bool,
 ) -> tuple[Caller, Port]:
-    """Return who the QEMU `pid` is and what the policy says of its tap, for `user` or root.
+    """Return who the QEMU `pid` is and what the policy says of its tap, for the user `uid` or root.
 
-    `network` is the one that was asked for by its name, empty where the rules decide; whether its
-    users allow it is not asked. Raises Failure (77) where the rules deny it.
+    `user` is whom `find_asked` tells; `network` is the one that was asked for by its name, empty
+    where the rules decide; whether its users allow it is not asked. `root_made`: as in Caller.
+    Raises Failure (77) where the rules deny it.
     """
     caller = find_caller(tap, pid, want_user=False)
+    caller = replace(caller, unprivileged=uid is not None, root_made=root_made)
     if user is not None and policy_asks(policy, "user"):
         caller = replace(caller, user=user.login)
     return caller, wanted_port(policy, caller, network)
 
 
 def find_wanted(
-    policy: Policy, tap: str, pid: int, uid: int | None, network: str, user: User | None
+    policy: Policy,
+    tap: str,
+    pid: int,
+    uid: int | None,
+    network: str,
+    user: User | None,
+    *,
+    root_made: bool,
 ) -> tuple[Caller, Port]:
     """Return who the QEMU `pid` is that has the tap, and what the policy says of it now.
 
-    `uid` is the user whom the agent served, None for root, and `user` whom `find_asked` tells;
-    `network` is the one that was asked for by its name, empty where the rules decide. Raises
-    Failure (77) where they, or the network's users, deny it.
+    As `find_port`, but raises Failure (77) also where the network's users deny it.
     """
-    caller, port = find_port(policy, tap, pid, network, user)
+    caller, port = find_port(policy, tap, pid, uid, network, user, root_made=root_made)
     if uid is not None:
         assert user is not None
         may_still(policy, port, user)

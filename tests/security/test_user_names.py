@@ -23,25 +23,40 @@ from lab.public import NOBODY, as_user, publish, python
 from lab.qemu import Qemu
 
 ASK = """\
-import array, json, os, socket, sys
-# The arguments are many requests for taps, one a word: network and name, with a colon between.
-said = []
-for word in sys.argv[1:]:
-    network, _, name = word.partition(":")
+import array, json, os, socket, subprocess, sys
+
+def ask(descriptor, *fields):
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.connect(os.environ["PYQEMU_IFUP_SOCKET"])
-    place = os.open("/proc/self/ns/net", os.O_RDONLY)
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [place]))]
-    fields = ["pyqemu-ifup/1", "tap", network, name, "1", "", ""]
-    connection.sendmsg([b"\\0".join(map(os.fsencode, fields))], rights)
-    packets = []
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+    connection.sendmsg([b"\\0".join(map(os.fsencode, ["pyqemu-ifup/1", *fields]))], rights)
+    packets, held = [], []
     while True:
-        data, held, _, _ = socket.recv_fds(connection, 65536, 8)
+        data, more, _, _ = socket.recv_fds(connection, 65536, 8)
         packets.append(os.fsdecode(data))
+        held += more
         if data[:1] in (b"=", b"?", b""):
-            break
+            return packets, held
+
+# Each argument is a request for a tap: network and name, with a colon between; with another
+# behind it, the tap is brought up by the rules too, and how its port is comes last.
+said = []
+place = os.open("/proc/self/ns/net", os.O_RDONLY)
+for word in sys.argv[1:]:
+    network, name, *more = word.split(":")
+    packets, held = ask(place, "tap", network, name, "1", "", "")
+    if more and held:
+        # NOTE: by a child, as a QEMU has it done that has the tap.
+        read, write = os.pipe()
+        if os.fork() == 0:
+            os.write(write, json.dumps(ask(held[0], "up", name, "", "")[0]).encode())
+            os._exit(0)
+        os.wait()
+        packets = json.loads(os.read(read, 65536))
+        packets.append(subprocess.check_output(
+            ["bridge", "-d", "-j", "link", "show", "dev", name], text=True))
     said.append([word, packets])
-    for each in [*held, place]:
+    for each in held:
         os.close(each)
 print(json.dumps(said))
 """
@@ -138,3 +153,29 @@ def test_a_user_gets_no_name_but_those_of_the_network(host: Host) -> None:
     own = host.ask_for("lan:ten0", "lan:ten12", "lan:mine.0", "lan:", "plain:tap0", "plain:")
     assert [packets[-1] for packets in own.values()] == ["=0"] * 6, own
     assert host.taps() == {}
+
+
+SAID = [
+    {"vm": "mgmt*", "network": "lan", "isolated": False},
+    {"netdev": "n", "tap": "*", "network": "lan", "isolated": False},
+    {"tap": "ten*", "network": "lan", "isolated": False},
+    {"user": "nobody", "tap": "theirs*", "network": "lan", "isolated": False},
+    {"tap": "roots*", "network": "lan", "isolated": False},
+    {"tap": "*", "network": "lan"},
+]
+
+
+@pytest.mark.parametrize("host", [SAID], indirect=True, ids=["rules"])
+def test_what_a_user_makes_up_changes_no_settings(host: Host) -> None:
+    """The network isolates its ports: neither a QEMU's own words nor a tap of ours undo that."""
+    for name, isolated in (("own0", True), ("theirs0", False), ("roots0", False)):
+        host.netns.ip("tuntap", "add", "dev", name, "mode", "tap", "user", "nobody")
+        with host.qemu("-name", "mgmt1", tap=name) as qemu:
+            assert qemu.greeting
+            link = host.netns.link(name)
+            assert link["master"] == "br0"
+            assert link["linkinfo"]["info_slave_data"]["isolated"] is isolated, name
+            assert qemu.quit() == 0
+        host.netns.ip("link", "del", name)
+    ((_, (*_, end, port)),) = host.ask_for("lan:ten0:up").items()
+    assert (end, json.loads(port)[0]["isolated"]) == ("=0", True)
