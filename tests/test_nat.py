@@ -470,7 +470,7 @@ def test_arguments_of_dnsmasq(text: str, words: list[str]) -> None:
     found = dnsmasq_arguments("labbr0", nat_of(text), "/run/x", "dnsmasq")
     assert found[:9] == [
         "--conf-file=/dev/null", "--interface=labbr0", "--except-interface=lo",
-        "--bind-interfaces", "--user=dnsmasq", "--pid-file=/run/x/dnsmasq.pid",
+        "--bind-dynamic", "--user=dnsmasq", "--pid-file=/run/x/dnsmasq.pid",
         "--dhcp-leasefile=/run/x/leases", "--no-ping", "--dhcp-authoritative",
     ]
     assert found[9:] == words

@@ -276,9 +276,10 @@ def dnsmasq_arguments(bridge: str, nat: Nat, folder: str, user: str) -> list[str
     """
     from ipaddress import ip_interface
 
+    # NOTE: by --bind-interfaces alone it answers whoever reaches the address, on any link.
     words = [
         "--conf-file=/dev/null", f"--interface={bridge}", "--except-interface=lo",
-        "--bind-interfaces", f"--user={user}", f"--pid-file={folder}/dnsmasq.pid",
+        "--bind-dynamic", f"--user={user}", f"--pid-file={folder}/dnsmasq.pid",
         f"--dhcp-leasefile={folder}/leases", "--no-ping", "--dhcp-authoritative",
     ]
     if nat.ipv4 is not None and nat.dhcp is not None:
