@@ -27,7 +27,7 @@ from lab.public import NOBODY, as_user
 from lab.qemu import Qemu
 from lab.snapshot import Snapshot, leftovers
 from pyqemu_ifconf.load import Source, parse_policy
-from pyqemu_ifup import nat_network, nft
+from pyqemu_ifup import bolt, nat_network, nft
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.manners import Watch
@@ -324,7 +324,7 @@ def mortal_at(call: int, *doors: tuple[Any, str]) -> Callable[[], None]:
 
 MAKES: list[tuple[Any, str]] = [
     (os, "mkdir"), (nft, "run_program"), (nat_network, "run_program"),
-    (nat_network, "_write_sysctl"),
+    (nat_network, "_write_sysctl"), (bolt, "shut"),
     *((Netlink, name) for name in ("add_bridge", "add_address", "run")),
 ]  # fmt: skip
 """Through these goes all that makes a network, and the tap's joining it."""
@@ -341,7 +341,7 @@ def calls(inside: Namespace, tmp_path: Path) -> Iterator[Calls]:
 
 
 @pytest.mark.alone("stops the hook itself")
-@pytest.mark.parametrize("call", range(1, 23))
+@pytest.mark.parametrize("call", range(1, 25))
 def test_a_crash_at_each_step_leaves_what_gc_or_the_next_up_mends(
     calls: Calls, inside: Namespace, call: int
 ) -> None:

@@ -62,9 +62,7 @@ class LinkReader:
 
         Raises OSError as the kernel answers.
         """
-        raw = os.fsencode(name) + b"\0"
-        padded = raw + bytes(-len(raw) % 4)
-        return self._one(0, RTATTR.pack(RTATTR.size + len(raw), IFLA_IFNAME) + padded)
+        return self._one(0, attribute(IFLA_IFNAME, os.fsencode(name) + b"\0"))
 
     def by_index(self, index: int) -> Link | None:
         """Return the link with this ifindex, None without one. Raises OSError."""
@@ -104,8 +102,8 @@ class LinkReader:
         self._send(RTM_NEWLINK, NLM_F_ACK, body)
         next(self._answers())
 
-    def _one(self, index: int, attribute: bytes) -> Link | None:
-        self._ask(0, index, attribute)
+    def _one(self, index: int, name: bytes) -> Link | None:
+        self._ask(0, index, name)
         try:
             _, _, data, body, end = next(self._answers())
         except OSError as error:
@@ -114,8 +112,8 @@ class LinkReader:
             return None
         return _link(data, body, end)
 
-    def _ask(self, flags: int, index: int, attribute: bytes) -> None:
-        body = IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0) + attribute
+    def _ask(self, flags: int, index: int, name: bytes) -> None:
+        body = IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0) + name
         self._send(RTM_GETLINK, flags, body)
 
     def _send(self, kind: int, flags: int, body: bytes) -> None:
@@ -128,7 +126,7 @@ class LinkReader:
         """Yield the messages of the answer: type, flags, the data, where it begins and ends."""
         while True:
             data = self._socket.recv(MESSAGE_MAX)
-            for kind, flags, sequence, body, end in _messages(data):
+            for kind, flags, sequence, body, end in messages(data):
                 if sequence != self._sequence:
                     continue
                 code = -S32.unpack_from(data, body)[0] if kind == NLMSG_ERROR else 0
@@ -197,13 +195,16 @@ class LinkEvents:
                     raise
                 lost = True
                 continue
-            for kind, _, _, body, end in _messages(data):
+            for kind, _, _, body, end in messages(data):
                 if kind in (RTM_NEWLINK, RTM_DELLINK) and data[body] == socket.AF_UNSPEC:
                     events.append(_event(kind == RTM_DELLINK, data, body, end))
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield each message in a packet: type, flags, sequence, where its body begins and ends."""
+def messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield each message of netlink(7) in a packet.
+
+    That is its type, flags and sequence, and where its body begins and ends.
+    """
     at = 0
     while at + NLMSGHDR.size <= len(data):
         length, kind, flags, sequence, _ = NLMSGHDR.unpack_from(data, at)
@@ -211,6 +212,16 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
             return
         yield kind, flags, sequence, at + NLMSGHDR.size, at + length
         at += (length + 3) & ~3
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """Return an attribute as a message has it."""
+    return RTATTR.pack(RTATTR.size + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """Return the attributes that stand one behind another, by type."""
+    return _attributes(data, 0, len(data))
 
 
 def _attributes(data: bytes, at: int, end: int) -> dict[int, bytes]:
@@ -226,8 +237,7 @@ def _attributes(data: bytes, at: int, end: int) -> dict[int, bytes]:
 
 
 def _nested(found: dict[int, bytes], kind: int) -> dict[int, bytes]:
-    data = found.get(kind, b"")
-    return _attributes(data, 0, len(data))
+    return attributes(found.get(kind, b""))
 
 
 def _number(form: struct.Struct, found: dict[int, bytes], kind: int) -> int | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from pyqemu_ifconf.policy import DEFAULT_MTU, Forward, Nat
+from pyqemu_ifup.bolt import BYTECODE, LED
 from pyqemu_ifup.lock import RUN
 from pyqemu_ifup.look import Flow
 from pyqemu_ifup.stamp import ALIAS_MARK, BRIDGE_MARK
@@ -146,6 +147,11 @@ def _chains(bridge: str, nat: Nat) -> list[Chain]:
         rules = tuple(map(_to_guest, nat.forward))
         chains.append(Chain("arrive", "nat", "prerouting", DSTNAT, rules))
         chains.append(Chain("own", "nat", "output", DSTNAT, rules))
+    if wants_loopback(nat):
+        chains.append(Chain("led", "filter", "prerouting", DSTNAT + 10, (
+            f"iifname {port} ip daddr {LOOPBACK4} ct direction reply ct status dnat "
+            f"meta mark set {LED}",
+        )))  # fmt: skip
     return chains
 
 
@@ -333,10 +339,14 @@ def making_commands(network: str, bridge: str, nat: Nat) -> list[str]:
         f"ip link add {bridge} address {bridge_mac(network)} mtu {nat.mtu + 1} type bridge",
         f"ip link set dev {bridge} mtu {nat.mtu}",
         f"ip link set dev {bridge} alias '{bridge_alias(network)}'",
+        f"tc qdisc add dev {bridge} clsact",
+        f"tc filter add dev {bridge} ingress pref 1 protocol all bpf da bytecode '{BYTECODE}'",
         "nft -f - <<'END'", *ruleset(network, bridge, nat).splitlines(), "END",
     ]
     lines += [f"ip address add {each} dev {bridge}" for each in (nat.ipv4, nat.ipv6) if each]
     lines.append(f"ip link set dev {bridge} up")
+    if wants_loopback(nat):
+        lines.append(f"sysctl -w net.ipv4.conf.{bridge}.route_localnet=1")
     if wants_forwarding(nat):
         lines += ["sysctl -w net.ipv4.ip_forward=1"] if nat.ipv4 else []
         if nat.ipv6 and nat.outbound:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Nat, Port
-from pyqemu_ifup import nft
+from pyqemu_ifup import bolt, nft
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import RUN, Lock, cannot_use, lock_file, make_folder, open_lock
 from pyqemu_ifup.look import Link
@@ -336,9 +336,27 @@ def _bridge(host: Host, held: Held, nat: Nat) -> Work[Link]:
         settings = {"accept_dad": "0", "accept_ra": "0", "autoconf": "0", "disable_ipv6": "0"}
     for name, value in settings.items():
         _write_sysctl(f"ipv6/conf/{held.bridge}/{name}", value)
-    if wants_loopback(nat):
-        _write_sysctl(f"ipv4/conf/{held.bridge}/route_localnet", "1")
+    if nat.ipv4 is not None:
+        # NOTE: the option would lead a packet to whatever address it names.
+        _write_sysctl(f"ipv4/conf/{held.bridge}/accept_source_route", "0")
+    try:
+        bolt.shut(link.index)
+    except OSError as error:
+        if _needs_bolt(nat):
+            raise Failure(
+                Status.DENIED if error.errno == errno.EPERM else Status.REFUSED,
+                f"cannot keep the guests from this host's loopback addresses, to which a forward "
+                f"of network {held.network}, or net.ipv4.conf.all.route_localnet, opens a way",
+                f"this kernel does not take a classifier: {error.strerror}",
+                "see whether it has sch_ingress and cls_bpf, or give each forward an address",
+            ) from error
+    _write_sysctl(f"ipv4/conf/{held.bridge}/route_localnet", "1" if wants_loopback(nat) else "0")
     return link
+
+
+def _needs_bolt(nat: Nat) -> bool:
+    """Tell whether a frame for 127.0.0.0/8 would be taken in, if no table of ours dropped it."""
+    return wants_loopback(nat) or _read_sysctl("ipv4/conf/all/route_localnet") == "1"
 
 
 def _filtering(host: Host, held: Held, nat: Nat) -> Work[None]:
@@ -459,6 +477,8 @@ def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
     for address in filter(None, (nat.ipv4, nat.ipv6)):
         if _compact(address) not in present:
             found.append(f"the bridge does not have {address}")
+    if _needs_bolt(nat) and not bolt.is_shut(link.index):
+        found.append("the bridge is open to this host's loopback addresses")
     table = yield from nft.read_table(held.network, host.watch)
     if table != wanted_table(held.network, held.bridge, nat):
         found.append(f"the nft table inet {table_name(held.network)} is not as the policy says")

@@ -79,6 +79,8 @@ def _statement(each: dict[str, Any]) -> str:
         return f"{left} {negated}{right}"
     if kind == "dnat" and value.keys() == {"family", "addr", "port"}:
         return f"dnat {value['family']} to {value['addr']}:{value['port']}"
+    if kind == "mangle":
+        return f"{_left(value['key'])} set {_right(value['value'], '')}"
     if kind == "counter" or value is None:
         return str(kind)
     return json.dumps(each, sort_keys=True)

@@ -1,0 +1,138 @@
+"""What becomes of a network with nat: when root flushes the ruleset, by mistake or by a script."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.agent import Agent
+from lab.nat_site import (
+    GATEWAY,
+    GUEST,
+    LINGER,
+    Listener,
+    NatSite,
+    drain,
+)
+from lab.netns import Namespace
+from lab.taps import Tap
+
+FORWARDS = {"forward": [{"from": "2222/tcp", "to": f"{GUEST}:22"}]}
+"""One from this host's loopback addresses too."""
+
+
+@pytest.fixture
+def site(netns: Namespace, tmp_path: Path, way: str) -> Iterator[NatSite]:
+    """A host with the network, and an agent where that is the way."""
+    with Namespace() as outside:
+        found = NatSite(netns, outside, tmp_path, FORWARDS)
+        try:
+            if way == "agent":
+                with Agent(netns, found.hooks.policy) as agent:
+                    found.serve(agent)
+                    yield found
+            else:
+                yield found
+        finally:
+            outside.close_kept()
+
+
+def to_loopback(number: int) -> list[bytes]:
+    """Return frames of a guest's for services at 127.0.0.1 and 127.9.9.9, in all wrappings."""
+    from scapy.layers.inet import IP, TCP, UDP, IPOption_LSRR
+
+    tags: list[tuple[tuple[int, int], ...]] = [
+        (), ((0x8100, 0),), ((0x88A8, 0),), ((0x8100, 0), (0x8100, 0)), ((0x88A8, 0), (0x8100, 0)),
+        ((0x8100, 0xE000), (0x88A8, 0)),
+    ]  # fmt: skip
+    frames = []
+    for at, wrapping in enumerate(tags):
+        for to in ("127.0.0.1", "127.9.9.9"):
+            sport = 20000 + 100 * number + at
+            packet: Any = IP(src=GUEST, dst=to)
+            frames.append(NatSite.frame(packet / UDP(sport=sport, dport=8125) / b"in", *wrapping))
+            frames.append(NatSite.frame(
+                packet / TCP(sport=sport, dport=8125, flags="S", seq=7), *wrapping
+            ))  # fmt: skip
+    routed: Any = IP(src=GUEST, dst=GATEWAY, options=IPOption_LSRR(routers=["127.0.0.1"]))
+    frames.append(NatSite.frame(routed / UDP(sport=1, dport=8125) / b"in"))
+    return frames
+
+
+@contextmanager
+def flooded(tap: Tap) -> Iterator[None]:
+    """Have a guest send to loopback addresses all the while."""
+    stop = threading.Event()
+
+    def send() -> None:
+        number = 0
+        while not stop.is_set():
+            number = (number + 1) % 100
+            for each in to_loopback(number):
+                tap.send(each)
+            stop.wait(0.02)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def through_ip_hooks(netns: Namespace, how: str) -> None:
+    """Say whether bridged frames go through the hooks of IP, where this kernel has br_netfilter."""
+    key = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+    netns.run(["sh", "-c", f"test ! -e {key} || echo {how} >{key}"])
+
+
+@pytest.mark.parametrize("how", ["0", "1"])
+def test_no_guest_reaches_a_loopback_address_with_the_table_or_without(
+    site: NatSite, netns: Namespace, how: str
+) -> None:
+    """Before, during and after a flush, and where all of the host routes 127.0.0.0/8."""
+    through_ip_hooks(netns, how)
+    tap = site.up()
+    netns.run(["sysctl", "-qw", "net.ipv4.conf.all.route_localnet=1"])
+    with Listener(netns, "127.0.0.1", 8125) as one, Listener(netns, "127.9.9.9", 8125) as two:
+        with flooded(tap):
+            time.sleep(LINGER)
+            netns.run(["nft", "flush", "ruleset"])
+            time.sleep(4 * LINGER)
+        answers = [frame for frame in drain(tap) if b"\x7f\0\0\x01" in frame[26:30]]
+        assert (one.heard(), two.heard(), answers) == ([], [], [])
+        with netns.enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+            own.sendto(b"own", ("127.0.0.1", 8125))
+        assert one.heard() == [b"own"], "it hears who may reach it"
+    site.close()
+
+
+@pytest.mark.parametrize("how", ["0", "1"])
+def test_a_forward_from_a_loopback_address_leads_to_the_guest_and_back(
+    site: NatSite, netns: Namespace, how: str
+) -> None:
+    from scapy.layers.inet import IP, TCP
+    from scapy.layers.l2 import Ether
+
+    through_ip_hooks(netns, how)
+    tap = site.up()
+    with netns.enter(), socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+        client.setblocking(False)
+        client.connect_ex(("127.0.0.1", 2222))
+        asked: Any = Ether(tap.recv(5, lambda frame: frame[12:14] == b"\x08\0") or b"")
+        assert (asked[IP].src, asked[IP].dst, asked[TCP].dport) == (GATEWAY, GUEST, 22)
+        answer: Any = IP(src=GUEST, dst=GATEWAY)
+        tap.send(NatSite.frame(answer / TCP(
+            sport=22, dport=asked[TCP].sport, flags="SA", seq=5, ack=asked[TCP].seq + 1
+        )))  # fmt: skip
+        client.settimeout(5)
+        client.connect(("127.0.0.1", 2222))
+    site.close()
