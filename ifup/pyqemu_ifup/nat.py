@@ -193,6 +193,7 @@ def _forward(port: str, nat: Nat) -> tuple[str, ...]:
         # NOTE: of these no address is translated (nf_nat of the kernel).
         f"iifname {port} ct state invalid,untracked drop",
         f"iifname {port} ip daddr {_set(MULTICAST4, BROADCAST4)} drop",
+        f"iifname {port} fib daddr type broadcast drop",
         f"iifname {port} ip6 daddr {_set(MULTICAST6, LINK_LOCAL6)} drop",
         # NOTE: by its direction too: what was begun from outside while the table was not there
         # goes on being established.

@@ -155,6 +155,12 @@ class Listener:
         self.udp.close()
         self.tcp.close()
 
+    def wait(self) -> bytes:
+        """Return the first datagram that has come, or that comes soon. Raises AssertionError."""
+        ready, _, _ = select.select([self.udp], [], [], PATIENCE)
+        assert ready, "nothing comes"
+        return self.udp.recv(FRAME_MAX)
+
     def heard(self) -> list[bytes]:
         """Return the datagrams that have come."""
         found = []
