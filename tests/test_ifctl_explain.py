@@ -81,8 +81,12 @@ def explained(caller: Caller, seen: View) -> Explanation:
 
 MAC = "\"fe$(ip -br link show dev {} | awk '{{print substr($3, 3)}}')\""
 SW_ALIAS = (
-    "ip link set dev {} alias 'pyqemu-ifup/1 network=sw kind=openvswitch bridge=br-int vm= pid=0 "
-    "start=0 ovsdb=unix:/run/db'"
+    "ip link set dev sw0 alias 'pyqemu-ifup/1 network=sw kind=openvswitch bridge=br-int pid=0 "
+    "start=0 rule=policy.yaml:8 mac=52:54:00:00:00:01 ovsdb=unix:/run/db vm=fw-1'"
+)
+WEB_ALIAS = (
+    "ip link set dev web0 alias 'pyqemu-ifup/1 network=lan kind=linux bridge=br0 pid=0 start=0 "
+    "rule=policy.yaml:13"
 )
 WANTED_WEB = """\
 wanted:
@@ -122,7 +126,7 @@ web0: attached to network lan by policy.yaml:13
   link          up
 
 commands, br0 being a Linux bridge:
-  ip link set dev web0 alias 'pyqemu-ifup/1 network=lan kind=linux bridge=br0 vm= pid=0 start=0'
+  {WEB_ALIAS}'
   ip link set dev web0 address {MAC.format("web0")}
   ip link set dev web0 mtu 1450
   echo 1 > /proc/sys/net/ipv6/conf/web0/disable_ipv6
@@ -146,7 +150,7 @@ web0: attached to network lan by policy.yaml:13
   link          up
 
 commands, br0 being a Linux bridge:
-  ip link set dev web0 alias 'pyqemu-ifup/1 network=lan kind=linux bridge=br0 vm=x pid=0 start=0'
+  {WEB_ALIAS} mac=52:54:00:00:00:01 vm=x'
   ip link set dev web0 address fe:54:00:aa:bb:cc
   ip link set dev web0 mtu 1450
   echo 1 > /proc/sys/net/ipv6/conf/web0/disable_ipv6
@@ -204,7 +208,7 @@ wanted:
   link          up
 
 commands, br-int being an Open vSwitch bridge:
-  {SW_ALIAS.format("sw0").replace("vm=", "vm=fw-1")}
+  {SW_ALIAS}
   ovs-vsctl --db=unix:/run/db --if-exists del-port sw0
   ip link set dev sw0 down
   ip link set dev sw0 address {MAC.format("sw0")}
@@ -333,7 +337,7 @@ def test_both_forms_are_labelled_in_json() -> None:
     explanation = explain_port(Caller("web0"), decision, view())
     own = r"ip -o link show dev br0 | sed 's/.* mtu \([0-9]*\).*/\1/'"
     mtu = f'ip link set dev web0 mtu "$({own})"'
-    alias = "ip link set dev web0 alias 'pyqemu-ifup/1 network=lan kind={} bridge=br0 vm= pid=0 "
+    alias = "ip link set dev web0 alias 'pyqemu-ifup/1 network=lan kind={} bridge=br0 pid=0 "
     db = "unix:/run/openvswitch/db.sock"
     common = [
         f"ip link set dev web0 address {MAC.format('web0')}",
@@ -358,12 +362,12 @@ def test_both_forms_are_labelled_in_json() -> None:
         },
         "commands": [
             "# commands, br0 being a Linux bridge",
-            alias.format("linux") + "start=0'",
+            alias.format("linux") + "start=0 rule=policy.yaml:13'",
             *common,
             "ip link set dev web0 master br0",
             "ip link set dev web0 up",
             "# commands, br0 being an Open vSwitch bridge",
-            alias.format("openvswitch") + f"start=0 ovsdb={db}'",
+            alias.format("openvswitch") + f"start=0 rule=policy.yaml:13 ovsdb={db}'",
             *common,
             f"ovs-vsctl --db={db} add-port br0 web0 vlan_mode=access protected=false "
             "other_config:transient=true -- set interface web0 "

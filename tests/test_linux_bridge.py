@@ -89,11 +89,12 @@ def attached(before: dict[str, Any], alias: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def alias(tap: str = "lan", bridge: str = "br0", vm: str = "") -> str:
+def alias() -> str:
     """Return the mark of an attachment that this process asked for."""
+    line = POLICY.splitlines().index('  - {{tap: "*", network: lan, {rule}}}') + 1
     return (
-        f"pyqemu-ifup/1 network={tap} kind=linux bridge={bridge} vm={vm} "
-        f"pid={os.getpid()} start={process_start(os.getpid())}"
+        f"pyqemu-ifup/1 network=lan kind=linux bridge=br0 pid={os.getpid()} "
+        f"start={process_start(os.getpid())} rule=policy.yaml:{line}"
     )
 
 

@@ -57,6 +57,7 @@ from pyqemu_ifup.stamp import (
     ALIAS_MAX,
     Here,
     Stamp,
+    Was,
     find_here,
     format_alias,
     is_alive,
@@ -72,10 +73,15 @@ PORT = Port("web0", "lan", "br0", PLACE)
 VLAN = Vlan(100)
 NATIVE = Vlan(10, (20, 30, 31))
 
-STAMP = Stamp("lan", "linux", "br0", "web", 42, 4200)
+STAMP = Stamp("lan", "linux", "br0", "web", 42, 4200, rule="p.yaml:7")
 OVS_STAMP = replace(STAMP, kind="openvswitch", ovsdb=DEFAULT_OVSDB)
-ALIAS = "pyqemu-ifup/1 network=lan kind=linux bridge=br0 vm=web pid=42 start=4200"
-OVS_ALIAS = f"{ALIAS.replace('linux', 'openvswitch')} ovsdb=unix:/run/openvswitch/db.sock"
+ALIAS = "pyqemu-ifup/1 network=lan kind=linux bridge=br0 pid=42 start=4200 rule=p.yaml:7 vm=web"
+OVS_ALIAS = (
+    "pyqemu-ifup/1 network=lan kind=openvswitch bridge=br0 pid=42 start=4200 rule=p.yaml:7 "
+    "ovsdb=unix:/run/openvswitch/db.sock vm=web"
+)
+OLD_ALIAS = "pyqemu-ifup/1 network=lan kind=linux bridge=br0 vm=web pid=42 start=4200"
+"""As the marks were before they told the rule."""
 
 TAP = Link(
     7, "web0", "tun", tap=True, up=False, mtu=1500, mac="16:00:00:00:00:07", txqueuelen=1000,
@@ -695,6 +701,15 @@ STAMPS = st.builds(
     pid=st.integers(1, 4194304),
     start=st.integers(0, 2**63),
     ovsdb=st.none() | st.just(DEFAULT_OVSDB) | st.just("tcp:[::1]:6640"),
+    uid=st.none() | st.integers(1, 2**32),
+    by_name=st.booleans(),
+    rule=st.from_regex(r"[a-z~]{1,20}\.yaml:[1-9][0-9]{0,3}", fullmatch=True),
+    mac=st.none() | st.just("52:54:00:12:34:56"),
+    netdev=st.none() | NAMES.filter(bool),
+    was=st.none() | st.builds(
+        Was, st.integers(68, 65535), st.integers(0, 2**32), st.just("0a"), st.booleans()
+    ),
+    unsaid=st.frozensets(st.just("user")),
 )
 
 
@@ -704,11 +719,17 @@ def test_an_alias_gives_its_stamp_back(stamp: Stamp) -> None:
     assert alias.isascii() and alias.isprintable() and len(alias) <= ALIAS_MAX
     parsed = parse_alias(alias)
     assert parsed is not None
-    assert replace(parsed, vm=stamp.vm) == stamp
+    kept = {name: getattr(stamp, name) for name in ("network", "kind", "bridge", "pid", "start",
+                                                    "ovsdb", "uid", "by_name", "was")}
+    assert kept == {name: getattr(parsed, name) for name in kept}
+    assert parsed.unsaid >= stamp.unsaid or not parsed.rule
+    # What is not as it was is told to be unsaid, and nothing is that had room.
+    for name in ("vm", "netdev", "mac"):
+        if getattr(parsed, name) != getattr(stamp, name):
+            assert name in parsed.unsaid and len(alias) > ALIAS_MAX - 12 - len(" netdev=~")
+    assert parsed.vm == stamp.vm or "vm" in parsed.unsaid
     assert stamp.vm.startswith(parsed.vm)
-    longer = replace(stamp, vm=stamp.vm[: len(parsed.vm) + 1])
-    if longer.vm != parsed.vm:
-        assert len(alias) > ALIAS_MAX - 12, "cut more than was needed"
+    assert parse_alias(format_alias(parsed)) == parsed
 
 
 @given(st.text(max_size=300) | st.builds(lambda rest: f"pyqemu-ifup/1 {rest}", st.text()))
@@ -719,17 +740,60 @@ def test_no_alias_breaks_the_reader(alias: str) -> None:
 
 def test_a_name_is_cut_between_letters() -> None:
     stamp = replace(STAMP, vm="ü" * 200)
-    parsed = parse_alias(format_alias(stamp))
-    assert parsed is not None and parsed.vm == "ü" * ((ALIAS_MAX - len(ALIAS) + 3) // 6)
+    alias = format_alias(stamp)
+    parsed = parse_alias(alias)
+    letters = (ALIAS_MAX - len(ALIAS) + len("web") - len("~")) // len("%C3%BC")
+    assert parsed == replace(STAMP, vm="ü" * letters, unsaid=frozenset({"vm"}))
+    assert alias.endswith("%BC~") and parsed.guest == "ü" * letters + "~"
+    assert "vm-name" not in row_ids(parsed, 7, HERE)
+
+
+def test_a_long_name_leaves_room_for_the_others() -> None:
+    """The order of sacrifice: the guest's name, the netdev, and at the last all but the place."""
+    named = replace(STAMP, mac="52:54:00:12:34:56", netdev="n0", vm="v" * 255)
+    parsed = parse_alias(format_alias(named))
+    assert parsed is not None and parsed.unsaid == {"vm"} and (parsed.netdev, parsed.mac) == (
+        "n0", "52:54:00:12:34:56")
+    long = replace(named, netdev="n" * 255)
+    parsed = parse_alias(format_alias(long))
+    assert parsed is not None and parsed.unsaid == {"vm", "netdev"} and parsed.mac == named.mac
+    assert parsed.vm and parsed.netdev is None
+    far = replace(long, kind="openvswitch", ovsdb="unix:/" + "x" * 160)
+    parsed = parse_alias(format_alias(far))
+    assert parsed is not None and parsed.unsaid == {"vm", "netdev", "mac", "user"}
+    assert (parsed.ovsdb, parsed.mac, parsed.rule) == (far.ovsdb, None, "")
+
+
+def test_a_real_tilde_is_no_cut() -> None:
+    for name in ("web~", "~", "w~b", "%7E"):
+        stamp = replace(STAMP, vm=name, netdev=name)
+        assert parse_alias(format_alias(stamp)) == stamp
+
+
+def test_a_name_of_any_length_is_cut_at_once() -> None:
+    for length in (200, 1500, 960_000):
+        parsed = parse_alias(format_alias(replace(STAMP, vm="é" * length)))
+        assert parsed is not None and parsed.unsaid == {"vm"}
+
+
+def test_an_older_mark_says_what_it_says() -> None:
+    older = parse_alias(OLD_ALIAS)
+    assert older == replace(STAMP, rule="", unsaid=frozenset({"netdev", "mac", "user"}))
+    assert older is not None and parse_alias(format_alias(older)) == older
+    by_name = parse_alias(f"{OLD_ALIAS} uid=1000 by=name")
+    assert by_name is not None and by_name.by_name and by_name.unsaid == {"netdev", "mac"}
+    # It cut a name without a word about it.
+    cut = parse_alias(OLD_ALIAS.replace("web", "w" * (255 - len(OLD_ALIAS) + 3)))
+    assert cut is not None and "vm" in cut.unsaid
 
 
 def test_an_alias_that_cannot_be_cut_is_refused() -> None:
     with pytest.raises(Failure) as caught:
         format_alias(replace(OVS_STAMP, ovsdb="unix:/" + "x" * 200))
-    length = len(OVS_ALIAS) - len("web") - len(DEFAULT_OVSDB) + 206
+    length = len(OVS_ALIAS) - len(" rule=p.yaml:7 vm=web") - len(DEFAULT_OVSDB) + 206
     assert (caught.value.status, str(caught.value)) == (
         Status.REFUSED,
-        f"the tap's ifalias would be too long: {length} bytes of at most 255; give the network "
+        f"the tap's ifalias would be too long: {length} bytes of at most 254; give the network "
         "a shorter name, or the OVSDB socket a shorter path",
     )
 

@@ -68,7 +68,7 @@ class Guest:
         if stamp is None:
             return Holder(self.pid or 0, by_name=bool(self.network))
         pid = stamp.pid if is_alive(stamp) or self.pid is None else self.pid
-        return Holder(pid, stamp.uid, stamp.by_name or bool(self.network))
+        return Holder(pid, stamp)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,9 @@ DEFAULT_HOOK = "/etc/qemu-ifup"
 SIZE_MAX = 1 << 20
 """Bytes of a command line that is read; a longer one, which no QEMU has, is unknown."""
 
+TEXT_MAX = 255
+"""Bytes of a name that QEMU or a user gives; a longer one is unknown."""
+
 _GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM)
 """How /proc answers for a process that has ended, or that is hidden from us."""
 
@@ -125,11 +128,24 @@ def read_command_line(argv: Sequence[str], tap: str) -> Caller:
     or one that is hard to read leaves open is None.
     """
     vm, options, all_seen = _read_options(argv)
+    vm = bounded(vm)
     backend = _find_backend(options, tap, all_seen)
     if backend is None:
         return Caller(tap, vm=vm)
-    mac = canonical_mac(_find_mac(options, backend, all_seen) or "")
-    return Caller(tap, vm=vm, netdev=backend.id or None, mac=mac)
+    mac = canonical_mac(bounded(_find_mac(options, backend, all_seen)) or "")
+    return Caller(tap, vm=vm, netdev=bounded(backend.id), mac=mac)
+
+
+def bounded(text: str | None) -> str | None:
+    """Return a text of another's; None where it is empty, too long, or half a character."""
+    # NOTE: a letter has a byte at least.
+    if not text or len(text) > TEXT_MAX:
+        return None
+    try:
+        return text if len(os.fsencode(text)) <= TEXT_MAX else None
+    except UnicodeEncodeError:
+        # From an escape in JSON.
+        return None
 
 
 def _read_options(argv: Sequence[str]) -> tuple[str | None, list[Option], bool]:
@@ -365,7 +381,7 @@ def _find_user(pid: int) -> str | None:
     import pwd
 
     try:
-        return pwd.getpwuid(uid).pw_name
+        return bounded(pwd.getpwuid(uid).pw_name)
     except KeyError:
         return str(uid)
 

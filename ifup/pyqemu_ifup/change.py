@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Caller, Kind, Port
 from pyqemu_ifup.attach import PATIENCE, learn, prove, require_database
+from pyqemu_ifup.caller import process_start
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, OvsPort, Seen
 from pyqemu_ifup.manners import log
@@ -29,7 +30,7 @@ from pyqemu_ifup.plan import (
     refuse_shared,
     refuse_strangers,
 )
-from pyqemu_ifup.stamp import Stamp, find_here, format_alias, make_stamp
+from pyqemu_ifup.stamp import Stamp, find_here, format_alias, make_stamp, renew_stamp
 from pyqemu_ifup.work import Work
 
 
@@ -37,12 +38,17 @@ from pyqemu_ifup.work import Work
 class Holder:
     """The QEMU that a tap serves: its process, and how it came to its network.
 
-    `uid` and `by_name` are as in Stamp.
+    `stamp` is the mark that the tap has, None where it has none; `by_name` is as in Stamp.
     """
 
     pid: int
-    uid: int | None = None
+    stamp: Stamp | None = None
     by_name: bool = False
+
+    @property
+    def uid(self) -> int | None:
+        """The user whose tap it is, None for root."""
+        return self.stamp.uid if self.stamp is not None else None
 
 
 @dataclass(frozen=True)
@@ -98,13 +104,13 @@ def find_change(
     kind = find_kind(port, before)
     if unasked and not is_in_place(port, kind, before, here):
         raise next(iter(unasked.values()))
-    stamp = make_stamp(port, kind, caller, holder.pid, holder.uid, holder.by_name)
-    mark = format_alias(stamp)
+    stamp = _find_stamp(port, kind, caller, holder)
+    mark = tap.alias if stamp == tap.stamp else format_alias(stamp)
     plan = plan_change(port, kind, before, stamp, here)
     found = differences(port, kind, before, up=True)
     if tap.stamp is not None and tap.stamp.network != port.network:
         found = (Difference("network", port.network, tap.stamp.network), *found)
-    if tap.alias != mark and not found:
+    if tap.stamp != stamp and not found:
         found = (Difference("our mark", _told(stamp), _told(tap.stamp)),)
     if found and not plan:
         # What no step of ours can mend, as a link that ovs-vswitchd has yet to see up.
@@ -112,11 +118,25 @@ def find_change(
     return Change(port, kind, before, mark, found, plan)
 
 
+def _find_stamp(port: Port, kind: Kind, caller: Caller, holder: Holder) -> Stamp:
+    """Return the mark that the tap shall have: what it says of its process stays.
+
+    The place of the rule alone, which may stand on another line by now, is no change.
+    """
+    old = holder.stamp
+    if old is None:
+        return make_stamp(port, kind, caller, holder.pid, by_name=holder.by_name)
+    stamp = renew_stamp(old, port, kind)
+    if holder.pid != old.pid or not old.start:
+        stamp = replace(stamp, pid=holder.pid, start=process_start(holder.pid) or 0)
+    return old if replace(stamp, rule=old.rule) == old else stamp
+
+
 def _told(stamp: Stamp | None) -> str:
     """Return in words what a mark says beside the network."""
     if stamp is None:
         return "none"
-    vm = f", vm {stamp.vm}" if stamp.vm else ""
+    vm = f", vm {stamp.guest}" if stamp.guest else ""
     return f"{stamp.kind} bridge {stamp.bridge}, process {stamp.pid}{vm}"
 
 

@@ -316,7 +316,7 @@ def refuse_strangers(tap: str, seen: Seen, parent: int) -> Link:
             Status.DENIED,
             "in use",
             f"attached to {stamp.bridge} for process {stamp.pid}"
-            + (f", vm {stamp.vm}" if stamp.vm else ""),
+            + (f", vm {stamp.guest}" if stamp.guest else ""),
             "end that process first",
         )
     if seen.master is not None and not is_our_master(seen, seen.master):
@@ -546,7 +546,7 @@ def plan_change(port: Port, kind: Kind, seen: Seen, stamp: Stamp, here: Here) ->
     name, index = tap.name, tap.index
     mtu = target_mtu(port, seen)
     plan: list[Op] = []
-    if tap.alias != format_alias(stamp):
+    if tap.stamp != stamp:
         plan.append(SetAlias(name, index, format_alias(stamp)))
     if host_mac(tap.mac) != tap.mac:
         plan.append(SetMac(name, index, host_mac(tap.mac)))

@@ -11,14 +11,20 @@ from urllib.parse import quote, unquote
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Caller, Kind, Port
-from pyqemu_ifup.caller import process_start
+from pyqemu_ifup.caller import process_start, real_uid
 
 VERSION = "1"
 ALIAS_MARK = f"pyqemu-ifup/{VERSION}"
 BRIDGE_MARK = f"{ALIAS_MARK} bridge network="
 """Our mark in the ifalias of a bridge that we have made, the network's name behind it."""
-ALIAS_MAX = 255
-"""Bytes of an ifalias (IFALIASZ - 1, linux/if.h)."""
+ALIAS_MAX = 254
+"""Bytes of an ifalias: IFALIASZ of linux/if.h is 256, and what reads it may add a NUL."""
+_LETTER_MAX = 12
+"""Bytes of an encoded letter: UTF-8 has four at the most."""
+UNSAID = "~"
+"""What a value ends in that had no room, or is not known; in a value itself it is `%7E`."""
+_UNSURE = frozenset({"vm", "netdev", "mac", "user", "by"})
+"""The values that may be unsaid."""
 
 KEY_VERSION = "pyqemu-ifup"
 KEY_NETWORK = "pyqemu-network"
@@ -33,13 +39,29 @@ OUR_KEYS = (
 
 
 @dataclass(frozen=True)
-class Stamp:
-    """What a tap's ifalias says: where it was attached, and for which process.
+class Was:
+    """What a persistent tap was before: `mac` is the first byte of its MAC, as two digits.
 
-    `pid` and `start` (field 22 of /proc/PID/stat, clock ticks) name the QEMU; `ovsdb` is the
-    database's address where `kind` is openvswitch. `uid` is the user's whom the agent served, None
-    for root and where the hook did the work itself. `by_name`: the network was asked for by its
-    name, whatever the rules say.
+    `mtu` in bytes, `txqueuelen` in packets; `ipv6` tells whether its host's end had IPv6.
+    """
+
+    mtu: int
+    txqueuelen: int
+    mac: str
+    ipv6: bool
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a tap's ifalias says: where it was attached, for which process, and who that was.
+
+    `vm`, `netdev` and `mac` are what the process's command line said then, empty or None where it
+    said nothing; `pid` and `start` (field 22 of /proc/PID/stat, clock ticks) name it. `ovsdb` is
+    the database's address where `kind` is openvswitch. `uid` is the user's whom the agent served,
+    None for root and where the hook did the work itself: then `user` is the process's real uid,
+    None for root's. `by_name`: the network was asked for by its name, whatever the rules say.
+    `rule` is the place in the policy that decided. `unsaid` names what was not told or had no
+    room, of the match keys and `by`; of a `vm` among them, the beginning is there.
     """
 
     network: str
@@ -51,6 +73,17 @@ class Stamp:
     ovsdb: str | None = None
     uid: int | None = None
     by_name: bool = False
+    rule: str = ""
+    mac: str | None = None
+    netdev: str | None = None
+    user: int | None = None
+    was: Was | None = None
+    unsaid: frozenset[str] = frozenset()
+
+    @property
+    def guest(self) -> str:
+        """The guest's name as a person is shown it; one that was cut ends in `~`."""
+        return f"{self.vm}~" if "vm" in self.unsaid and self.vm else self.vm
 
 
 @dataclass(frozen=True)
@@ -91,38 +124,69 @@ def make_stamp(
         ovsdb=port.ovsdb if kind == "openvswitch" else None,
         uid=uid,
         by_name=by_name,
+        rule=_rule(port),
+        mac=caller.mac,
+        netdev=caller.netdev,
+        user=(real_uid(pid) or None) if uid is None else None,
     )
 
 
+def renew_stamp(stamp: Stamp, port: Port, kind: Kind) -> Stamp:
+    """Return what the stamp says of its process, with where `port` has its tap."""
+    return replace(
+        stamp,
+        network=port.network,
+        kind=kind,
+        bridge=port.bridge,
+        ovsdb=port.ovsdb if kind == "openvswitch" else None,
+        rule=_rule(port),
+    )
+
+
+def _rule(port: Port) -> str:
+    return f"{port.place.file.rpartition('/')[2]}:{port.place.line}"
+
+
 def _encode(text: str) -> str:
-    return quote(text.encode("utf-8", "surrogateescape"), safe="/:._-+@,[]~")
+    # NOTE: quote() leaves ~ as it is, whatever is safe.
+    return quote(text.encode("utf-8", "surrogateescape"), safe="/:._-+@,[]").replace("~", "%7E")
 
 
 def format_alias(stamp: Stamp) -> str:
-    """Return the ifalias for `stamp`; a guest's name that is too long is cut.
+    """Return the ifalias for `stamp`: where room is short `vm` is cut, then others are left out.
 
-    Raises Failure (71) where the rest alone has more than 255 bytes.
+    Raises Failure (71) where what names the place and the process has more than 254 bytes.
     """
-    parts = [
-        ALIAS_MARK,
-        f"network={_encode(stamp.network)}",
-        f"kind={stamp.kind}",
-        f"bridge={_encode(stamp.bridge)}",
-        f"vm={_encode(stamp.vm)}",
-        f"pid={stamp.pid}",
-        f"start={stamp.start}",
-    ]
-    if stamp.ovsdb is not None:
-        parts.append(f"ovsdb={_encode(stamp.ovsdb)}")
+    place = {"network": _encode(stamp.network), "kind": stamp.kind,
+             "bridge": _encode(stamp.bridge), "pid": str(stamp.pid), "start": str(stamp.start)}
     if stamp.uid is not None:
-        parts.append(f"uid={stamp.uid}")
+        place["uid"] = str(stamp.uid)
+    if stamp.user is not None:
+        place["user"] = str(stamp.user)
     if stamp.by_name:
-        parts.append("by=name")
-    alias = " ".join(parts)
-    if len(alias) <= ALIAS_MAX:
-        return alias
-    if stamp.vm:
-        return format_alias(replace(stamp, vm=stamp.vm[:-1]))
+        place["by"] = "name"
+    behind: dict[str, str] = {}
+    if stamp.ovsdb is not None:
+        behind["ovsdb"] = _encode(stamp.ovsdb)
+    if stamp.was is not None:
+        was = stamp.was
+        behind["was"] = f"{was.mtu},{was.txqueuelen},{was.mac},{int(was.ipv6)}"
+    told = {"rule": _encode(stamp.rule)}
+    told |= {key: _encode(value) for key, value in (("mac", stamp.mac), ("netdev", stamp.netdev))
+             if value is not None}
+    told |= dict.fromkeys(sorted(stamp.unsaid - {"vm"}), UNSAID)
+    short = {**told, "netdev": UNSAID} if stamp.netdev is not None else told
+    is_cut = "vm" in stamp.unsaid
+    vm = _encode(stamp.vm) + UNSAID * is_cut
+    # NOTE: without a rule it reads as an older one, which says nothing of the rest.
+    for middle in (told, short, {}):
+        words = [f"{key}={value}" for key, value in {**place, **middle, **behind}.items()]
+        alias = " ".join([ALIAS_MARK, *words])
+        if not vm and len(alias) <= ALIAS_MAX:
+            return alias
+        room = ALIAS_MAX - len(alias) - len(" vm=")
+        if vm and room > 0:
+            return f"{alias} vm={vm if len(vm) <= room else _cut(stamp.vm, room)}"
     raise Failure(
         Status.REFUSED,
         "the tap's ifalias would be too long",
@@ -131,8 +195,22 @@ def format_alias(stamp: Stamp) -> str:
     )
 
 
+def _cut(text: str, room: int) -> str:
+    """Return as many letters of the text, encoded, as have room, and that there were more."""
+    found = ""
+    for letter in text:
+        code = _encode(letter)
+        if len(found) + len(code) + len(UNSAID) > room:
+            break
+        found += code
+    return found + UNSAID
+
+
 def parse_alias(alias: str) -> Stamp | None:
-    """Return the stamp that `alias` holds, or None where it is not of our making."""
+    """Return the stamp that `alias` holds, or None where it is not of our making.
+
+    An older one, without a rule, says nothing of some of the match keys; its name may be cut.
+    """
     mark, _, rest = alias.partition(" ")
     if mark != ALIAS_MARK:
         return None
@@ -141,20 +219,40 @@ def parse_alias(alias: str) -> Stamp | None:
     kind = kinds.get(given.get("kind"))
     if kind is None:
         return None
+    unsaid = {key for key, value in given.items() if value.endswith(UNSAID) and key in _UNSURE}
+    told = {key: unquote(value, errors="surrogateescape")
+            for key, value in given.items() if key not in unsaid}
+    vm = given.get("vm", "").removesuffix(UNSAID)
+    if "rule" not in given:
+        unsaid |= {"mac", "netdev"} | ({"user"} if "uid" not in given else set())
+        if len(alias) > ALIAS_MAX - _LETTER_MAX:
+            unsaid.add("vm")
     try:
         return Stamp(
-            network=unquote(given["network"]),
+            network=told["network"],
             kind=kind,
-            bridge=unquote(given["bridge"]),
-            vm=unquote(given["vm"], errors="surrogateescape"),
+            bridge=told["bridge"],
+            vm=unquote(vm, errors="surrogateescape"),
             pid=int(given["pid"]),
             start=int(given["start"]),
-            ovsdb=unquote(given["ovsdb"]) if "ovsdb" in given else None,
+            ovsdb=told.get("ovsdb"),
             uid=int(given["uid"]) if "uid" in given else None,
-            by_name=given.get("by") == "name",
+            by_name=told.get("by") == "name",
+            rule=told.get("rule", ""),
+            mac=told.get("mac"),
+            netdev=told.get("netdev"),
+            user=int(told["user"]) if "user" in told else None,
+            was=_parse_was(given["was"]) if "was" in given else None,
+            unsaid=frozenset(unsaid),
         )
     except (KeyError, ValueError):
         return None
+
+
+def _parse_was(text: str) -> Was:
+    """Return what a tap was before. Raises ValueError."""
+    mtu, txqueuelen, mac, ipv6 = text.split(",")
+    return Was(int(mtu), int(txqueuelen), f"{int(mac, 16):02x}", ipv6 == "1")
 
 
 def is_alive(stamp: Stamp) -> bool:
@@ -177,7 +275,7 @@ def row_ids(stamp: Stamp, ifindex: int, here: Here) -> dict[str, str]:
         KEY_NETNS: here.netns,
         KEY_VM_PID: str(stamp.pid),
     }
-    if stamp.vm:
+    if stamp.vm and "vm" not in stamp.unsaid:
         # NOTE: OVSDB strings are UTF-8 (RFC 7047, 3.1); a command line may hold any bytes.
         ids[KEY_VM_NAME] = stamp.vm.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return ids

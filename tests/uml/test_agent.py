@@ -215,7 +215,8 @@ def check_guest(site: Site, station: Station, pid: int) -> None:
     assert "UP" in site.netns.link("tap0")["flags"]
     alias = site.mark("tap0")
     assert f" network=lan kind={site.kind} bridge={site.bridge} " in alias
-    assert f" vm=web1 pid={pid} " in alias and alias.endswith(f" uid={NOBODY} by=name")
+    assert f" pid={pid} " in alias and f" uid={NOBODY} by=name " in alias
+    assert alias.endswith(" vm=web1")
     assert crossing(station, site.trunk, OUT) == OUT
     site.trunk.send(frame(mac(2), payload=b"not for it", vids=(20,)))
     site.trunk.send(frame(mac(2), payload=b"for it", vids=(100,)))
