@@ -79,8 +79,7 @@ def wrap(text: str, indent: str = "  ") -> list[str]:
     """Return `text` as lines of at most 80 columns, broken at blanks where that can be."""
     lines: list[str] = []
     rest = text
-    while width(rest) > COLUMNS:
-        end = len(_head(rest, COLUMNS))
+    while (end := len(_head(rest, COLUMNS))) < len(rest):
         blank = rest.rfind(" ", len(indent) + 1, end + 1)
         end = blank if blank != -1 else end
         lines.append(rest[:end].rstrip())

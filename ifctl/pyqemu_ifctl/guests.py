@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyqemu_ifup.caller import command_line, read_command_line, split_option, walk_options
-from pyqemu_ifup.holders import Holders, find_holders
+from pyqemu_ifup.caller import (
+    command_line,
+    read_command_line,
+    read_number,
+    real_uid,
+    split_option,
+    walk_options,
+)
+from pyqemu_ifup.holders import OTHERS, Holders, find_holders
+from pyqemu_ifup.manners import explain_bug
 
 if TYPE_CHECKING:
     from pyqemu_ifctl.qmp import Address
 
+PORT_MAX = 65535
+MONITORS_MAX = 8
+"""QMP servers of one QEMU that are looked at: each may take its time."""
 _UNSEEN = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.EINVAL)
 
 
@@ -27,25 +39,48 @@ class Guest:
     monitors: tuple[Address, ...]
 
 
-def find_guests(holders: Holders | None = None) -> list[Guest]:
+@dataclass(frozen=True)
+class Guests:
+    """The QEMUs that run here, and in words each process that could not be looked at, and why."""
+
+    found: tuple[Guest, ...]
+    unread: tuple[str, ...]
+
+
+def find_guests(holders: Holders | None = None, others: float = OTHERS) -> Guests:
     """Return every QEMU of this network namespace that this process can see.
 
-    One is known by its program, or by a tap that it holds.
+    One is known by its program, or by a tap that it holds. Those of other users than root have
+    `others` seconds together, and who has the shortest command line comes first.
     """
     holders = holders if holders is not None else find_holders()
     taps: dict[int, dict[int, str]] = {}
     for held in holders.held:
         taps.setdefault(held.pid, {})[held.descriptor] = held.tap
-    found = []
+    candidates = []
     for name in os.listdir("/proc"):
-        if name.isdigit():
-            words = command_line(int(name))
-            if words and (is_qemu(words) or int(name) in taps) and is_here(int(name)):
-                guest = guest_of(int(name), words, taps.get(int(name), {}))
-                # NOTE: who holds a tap and is no QEMU, such as a script, has no QMP either.
-                if is_qemu(words) or guest.monitors or guest.vm:
-                    found.append(guest)
-    return sorted(found, key=lambda guest: guest.pid)
+        pid = int(name) if name.isdigit() else None
+        words = command_line(pid) if pid is not None else []
+        if pid is not None and words and (is_qemu(words) or pid in taps) and is_here(pid):
+            candidates.append((real_uid(pid) != 0, sum(map(len, words)), pid, words))
+    found: list[Guest] = []
+    unread = [f"process {pid} has too many descriptors" for pid in holders.unread]
+    until: float | None = None
+    for is_others, _, pid, words in sorted(candidates):
+        if is_others and until is None:
+            until = time.monotonic() + others
+        if until is not None and time.monotonic() > until:
+            unread.append(f"process {pid} was not reached in {others:g} s")
+            continue
+        try:
+            guest = guest_of(pid, words, taps.get(pid, {}))
+        except Exception as error:  # NOTE: no guest's command line is the end of the others.
+            unread.append(f"process {pid}: {explain_bug(error)}")
+            continue
+        # NOTE: who holds a tap and is no QEMU, such as a script, has no QMP either.
+        if is_qemu(words) or guest.monitors or guest.vm:
+            found.append(guest)
+    return Guests(tuple(sorted(found, key=lambda guest: guest.pid)), tuple(unread))
 
 
 def is_qemu(words: Sequence[str]) -> bool:
@@ -77,14 +112,14 @@ def monitors_of(words: Iterable[str]) -> list[Address]:
             if keys.get("backend") == "socket" and "id" in keys:
                 if "path" in keys:
                     chardevs[keys["id"]] = keys["path"]
-                elif keys.get("port", "").isdigit():
-                    chardevs[keys["id"]] = (keys.get("host") or "localhost", int(keys["port"]))
+                elif (port := read_number(keys.get("port", ""), PORT_MAX)) is not None:
+                    chardevs[keys["id"]] = (keys.get("host") or "localhost", port)
         elif name == "mon":
             keys = dict(split_option(argument, "chardev"))
             if keys.get("mode") == "control":
                 controls.append(keys.get("chardev", ""))
     found += [chardevs[each] for each in controls if each in chardevs]
-    return found
+    return found[:MONITORS_MAX]
 
 
 def _address_of_uri(text: str) -> Address | None:
@@ -93,9 +128,10 @@ def _address_of_uri(text: str) -> Address | None:
     if kind == "unix" and rest:
         return rest
     if kind == "tcp":
-        host, _, port = rest.rpartition(":")
-        if port.isdigit():
-            return host.strip("[]") or "localhost", int(port)
+        host, _, number = rest.rpartition(":")
+        port = read_number(number, PORT_MAX)
+        if port is not None:
+            return host.strip("[]") or "localhost", port
     return None
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Nic, Policy
@@ -14,13 +16,18 @@ from pyqemu_ifctl.guests import Guest, find_guests
 from pyqemu_ifctl.nics import macs_of
 from pyqemu_ifctl.qmp import Address, Backend, GuestNic, ask_nics, show
 from pyqemu_ifctl.status import Row, System, look, rows, wanted
+from pyqemu_ifup.caller import real_uid
 from pyqemu_ifup.holders import Holders, find_holders
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Counters, show_vlan
-from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.manners import Watch, explain_bug
 
 PATIENCE = 3.0
 """Seconds that one QEMU may take to answer."""
+USERS_MAX = 64
+"""Users whose QEMUs are asked at the same time."""
+NO_ANSWER = (Status.BUG, Status.REFUSED)
+"""How a guest fails that answers, but not as QEMU does: then the verb fails too."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,20 @@ class View:
     monitor: Address | None
     cards: tuple[Card, ...]
     missing: str = ""
+    status: Status = Status.DONE
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a QEMU has told of its NICs, and where; None and why not, where it has not."""
+
+    nics: tuple[GuestNic, ...] | None
+    monitor: Address | None
+    missing: str = ""
+    status: Status = Status.DONE
+
+
+NO_TIME = Told(None, None, "there was no time to ask it", Status.TRY_AGAIN)
 
 
 def info(
@@ -70,7 +91,8 @@ def info(
     """
     policy = read_policy(environ)
     holders = find_holders()
-    guests = [g for g in find_guests(holders) if vm is None or _is_called(g, vm, policy)]
+    running = find_guests(holders)
+    guests = [g for g in running.found if vm is None or _is_called(g, vm, policy)]
     if vm is not None and not guests:
         raise Failure(
             Status.UNAVAILABLE, f"no QEMU that runs here is called {shown(vm)}",
@@ -88,14 +110,67 @@ def info(
             row.tap: Side(row, host.kernel.counters(row.ifindex) if row.ifindex else None)
             for row in rows(system, lambda name, stamp: wanted(policy, name, stamp))
         }
-    views = [view_of(guest, qmp, found, policy, watch) for guest in guests]
+    views = []
+    for guest, told in zip(guests, ask_each(guests, qmp, watch), strict=True):
+        try:
+            views.append(view_of(guest, told, found, policy))
+        except Exception as error:  # NOTE: no guest is the end of the look at the others.
+            views.append(View(guest, None, (), explain_bug(error), Status.BUG))
     views = _with_twins(views)
     remarks = [str(failure) for failure in failed.values()]
+    remarks += [f"not seen: {each}" for each in running.unread]
     if isinstance(policy, Failure):
         remarks.insert(0, f"what is wanted is not known: {policy}")
     remarks += _hidden(holders, views, system)
     out = as_object(views) if as_json else as_text(views)
-    return Answer(out, worst(failed.values()), tuple(remarks))
+    status = worst(failed.values())
+    if status is Status.DONE:
+        unread = Status.TRY_AGAIN if running.unread else Status.DONE
+        status = max((view.status for view in views if view.status in NO_ANSWER), default=unread)
+    return Answer(out, status, tuple(remarks))
+
+
+def ask_each(guests: Sequence[Guest], qmp: str | None, watch: Watch) -> list[Told]:
+    """Ask the QMP sockets of each guest, or just `qmp`; return what each has told.
+
+    The guests of one user are asked one after the other, while those of others are: nobody's
+    keep another's from being asked.
+    """
+    told: dict[int, Told] = {}
+    until = time.monotonic() + watch.remaining()
+    by_user: dict[int | None, list[Guest]] = {}
+    for guest in guests:
+        by_user.setdefault(real_uid(guest.pid), []).append(guest)
+
+    def ask(some: list[Guest]) -> None:
+        for guest in some:
+            told[guest.pid] = _ask(guest, qmp, until)
+
+    threads = [threading.Thread(target=ask, args=(some,), daemon=True)
+               for some in list(by_user.values())[:USERS_MAX]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    return [told.get(guest.pid, NO_TIME) for guest in guests]
+
+
+def _ask(guest: Guest, qmp: str | None, until: float) -> Told:
+    monitors: list[Address] = [qmp] if qmp is not None else list(guest.monitors)
+    missing, status = "", Status.DONE
+    if not monitors:
+        missing = "it has no QMP socket: give it -qmp unix:PATH,server=on,wait=off"
+    for address in monitors:
+        seconds = min(PATIENCE, until - time.monotonic())
+        if seconds <= 0:
+            return NO_TIME
+        try:
+            return Told(tuple(ask_nics(address, seconds)), address)
+        except Failure as failure:
+            missing, status = str(failure), failure.status
+        except Exception as error:  # NOTE: no peer is the end of the look at the others.
+            missing, status = explain_bug(error), Status.BUG
+    return Told(None, None, missing, status)
 
 
 def _is_called(guest: Guest, vm: str, policy: Policy | Failure) -> bool:
@@ -123,19 +198,10 @@ def _hidden(holders: Holders, views: list[View], system: System) -> list[str]:
 
 
 def view_of(
-    guest: Guest, qmp: str | None, sides: Mapping[str, Side], policy: Policy | Failure, watch: Watch
+    guest: Guest, told: Told, sides: Mapping[str, Side], policy: Policy | Failure
 ) -> View:
     """Return all that is known of one guest."""
-    monitors: list[Address] = [qmp] if qmp is not None else list(guest.monitors)
-    missing = "" if monitors else "it has no QMP socket: give it -qmp unix:PATH,server=on,wait=off"
-    nics: list[GuestNic] | None = None
-    used: Address | None = None
-    for address in monitors:
-        try:
-            nics, used = ask_nics(address, min(PATIENCE, watch.remaining())), address
-            break
-        except Failure as failure:
-            missing = str(failure)
+    nics = told.nics
     cards = []
     left = dict.fromkeys(guest.taps.values())
     for nic in nics or ():
@@ -148,7 +214,7 @@ def view_of(
         side = sides.get(tap)
         because = ("no NIC of the guest is on it",) if nics is not None else ()
         cards.append(Card(None, tap, side, (*because, *_of_host(tap, side))))
-    return View(guest, used, tuple(cards), "" if nics is not None else missing)
+    return View(guest, told.monitor, tuple(cards), told.missing, told.status)
 
 
 def tap_of(backend: Backend | None, guest: Guest) -> str | None:
@@ -230,7 +296,7 @@ def _with_twins(views: list[View]) -> list[View]:
             others = [each for each in same if each != own]
             more = (f"{' and '.join(others)} has the same MAC",) if others else ()
             cards.append(Card(card.nic, card.tap, card.side, (*card.faults, *more)))
-        found.append(View(view.guest, view.monitor, tuple(cards), view.missing))
+        found.append(replace(view, cards=tuple(cards)))
     return found
 
 

@@ -79,7 +79,7 @@ def find_old_ovs(scene: Scene) -> Iterator[Fault]:
 
 
 def _version(switch: OvsSwitch) -> tuple[int, ...] | None:
-    found = re.match(r"(\d+)\.(\d+)", switch.version or "")
+    found = re.match(r"([0-9]{1,6})\.([0-9]{1,6})", switch.version or "")
     return None if found is None else (int(found[1]), int(found[2]))
 
 

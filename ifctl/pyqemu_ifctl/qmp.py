@@ -1,6 +1,9 @@
 """What a running QEMU says of its NICs, and tells its guest, over its machine protocol (QMP).
 
 The only module that imports qemu.qmp. It changes nothing but a link's state, for a moment.
+
+Who answers there may be anybody: what is said is bounded, and of the type that it must have, or is
+no answer.
 """
 
 from __future__ import annotations
@@ -16,12 +19,22 @@ from typing import Any, TypeVar
 from qemu.qmp import QMPClient, QMPError
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifctl.bounded import within
 
 PLACES = ("/machine/peripheral", "/machine/peripheral-anon", "/machine/unattached")
 """Where QEMU keeps its devices: those with an id, those without, and those of the board."""
-_CLIENT = re.compile(r"(?: \\ )?(?:(?P<port>[^:]+): )??(?P<name>[^:]+): index=(?P<index>\d+),"
-                     r"type=(?P<type>[a-z-]+),(?P<rest>.*)")
+_CLIENT = re.compile(r"(?: \\ )?(?:(?P<port>[^:]+): )??(?P<name>[^:]+): "
+                     r"index=(?P<index>[0-9]{1,9}),type=(?P<type>[a-z-]+),(?P<rest>.*)")
 
+NETWORK_MAX = 1 << 18
+"""Letters of an answer to `info network`."""
+OBJECTS_MAX = 1024
+"""Devices in one place of QEMU's tree, and properties of one."""
+TEXT_MAX = 255
+"""Letters of a name, a type, a MAC."""
+DEVFN_MAX, MTU_MAX = 255, 65535
+GRACE = 0.5
+"""Seconds that a talk may take to end once it is told to."""
 DOWN = 0.2
 """Seconds that a guest's link stays down, for the guest to see it."""
 T = TypeVar("T")
@@ -64,10 +77,10 @@ class GuestNic:
 def ask_nics(address: Address, seconds: float) -> list[GuestNic]:
     """Return the NICs of the QEMU whose QMP socket is at `address`.
 
-    Raises Failure: 69 where nobody answers there, 75 where it is mute for so long, as it is while
-    somebody else is connected, 77.
+    Raises Failure: 69 where nobody answers there, 71 where it does not speak as QEMU does, 75 where
+    it is mute for so long, as it is while somebody else is connected, 77.
     """
-    return _talk(_ask(address), address, seconds)
+    return _talk(lambda: _ask(address), address, seconds)
 
 
 def renew_link(address: Address, is_it: Callable[[Backend], bool], seconds: float) -> bool:
@@ -75,7 +88,7 @@ def renew_link(address: Address, is_it: Callable[[Backend], bool], seconds: floa
 
     A guest asks for its addresses anew then. Raises Failure as ask_nics.
     """
-    return _talk(_renew(address, is_it, seconds), address, seconds)
+    return _talk(lambda: _renew(address, is_it, seconds), address, seconds)
 
 
 async def _renew(address: Address, is_it: Callable[[Backend], bool], seconds: float) -> bool:
@@ -93,20 +106,32 @@ async def _renew(address: Address, is_it: Callable[[Backend], bool], seconds: fl
         return bool(names)
 
 
-def _talk(talk: Awaitable[T], address: Address, seconds: float) -> T:
+class _Nonsense(Exception):
+    """What is said is no answer of QEMU's; the text says what it is not."""
+
+
+def _talk(talk: Callable[[], Awaitable[T]], address: Address, seconds: float) -> T:
     # NOTE: the library logs what it raises as well.
     logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
     async def bounded() -> T:
-        return await asyncio.wait_for(talk, seconds)
+        return await asyncio.wait_for(talk(), seconds)
 
     try:
-        return asyncio.run(bounded())
+        # NOTE: the library waits for its peer when it hangs up, however long that takes.
+        return within(seconds + GRACE, lambda: asyncio.run(bounded()))
     except (TimeoutError, asyncio.TimeoutError) as error:
         raise Failure(
             Status.TRY_AGAIN, f"its QMP socket {show(address)} does not answer",
             f"waited {seconds:g} s: somebody else may be connected, and QEMU serves one at a time",
             "give it a second -qmp for this",
+        ) from error
+    except (_Nonsense, ValueError, RecursionError, AssertionError) as error:
+        # NOTE: a line of JSON that is too long, too deep, no UTF-8, or with too long a number.
+        raise Failure(
+            Status.REFUSED, f"its QMP socket {show(address)} cannot be asked",
+            f"what it says is not QEMU's: {str(error)[:TEXT_MAX] or type(error).__name__}",
+            "see its -qmp",
         ) from error
     except (QMPError, OSError, EOFError) as error:
         cause = error.__cause__ if error.__cause__ is not None else error
@@ -136,7 +161,7 @@ async def _connected(address: Address) -> AsyncIterator[QMPClient]:
 
 async def _ask_network(client: QMPClient) -> list[Client]:
     told = await client.execute("human-monitor-command", {"command-line": "info network"})
-    return read_network(str(told))
+    return read_network(_text(told, NETWORK_MAX))
 
 
 async def _ask(address: Address) -> list[GuestNic]:
@@ -144,21 +169,32 @@ async def _ask(address: Address) -> list[GuestNic]:
         network = await _ask_network(client)
         found = []
         for place in PLACES:
-            children: Any = await client.execute("qom-list", {"path": place})
-            for child in children:
-                if child["type"].startswith("child<"):
-                    path = f"{place}/{child['name']}"
+            for name, type in (await _list(client, place)).items():
+                if type.startswith("child<"):
+                    path = f"{place}/{name}"
                     values = await _device(client, path)
                     if values is not None:
                         found.append(nic_of(path, values, network))
         return sorted(found, key=lambda nic: (nic.bus or "", nic.addr or "", nic.name))
 
 
+async def _list(client: QMPClient, path: str) -> dict[str, str]:
+    """Return what an object of QEMU's has: names and their types."""
+    listed: object = await client.execute("qom-list", {"path": path})
+    if not isinstance(listed, list) or len(listed) > OBJECTS_MAX:
+        raise _Nonsense(f"no list of at most {OBJECTS_MAX} objects")
+    found = {}
+    for each in listed:
+        if not isinstance(each, dict):
+            raise _Nonsense("no object")
+        found[_text(each.get("name"))] = _text(each.get("type"))
+    return found
+
+
 async def _device(client: QMPClient, path: str) -> dict[str, Any] | None:
     """Return what is of interest of a device, None where it is no NIC."""
-    listed: Any = await client.execute("qom-list", {"path": path})
-    names = {each["name"] for each in listed}
-    if not {"netdev", "mac"} <= names:
+    names = await _list(client, path)
+    if not {"netdev", "mac"} <= names.keys():
         return None
     wanted = ("type", "netdev", "mac", "addr", "parent_bus", "mq", "host_mtu")
     values: dict[str, Any] = {}
@@ -166,6 +202,21 @@ async def _device(client: QMPClient, path: str) -> dict[str, Any] | None:
         if name in names:
             values[name] = await client.execute("qom-get", {"path": path, "property": name})
     return values
+
+
+def _text(value: object, most: int = TEXT_MAX) -> str:
+    if not isinstance(value, str) or len(value) > most:
+        raise _Nonsense(f"no text of at most {most} letters")
+    return value
+
+
+def _number(value: object, most: int) -> int | None:
+    """Return a number from 0 to `most`; None for none, and for a negative one, which says none."""
+    if value is None or (isinstance(value, int) and value < 0):
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value > most:
+        raise _Nonsense(f"no number up to {most}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -188,7 +239,7 @@ def read_network(text: str) -> list[Client]:
     hub: int | None = None
     above: str | None = None
     for line in text.splitlines():
-        heading = re.fullmatch(r"hub (\d+)", line)
+        heading = re.fullmatch(r"hub ([0-9]{1,9})", line)
         if heading is not None:
             hub = int(heading[1])
             continue
@@ -210,7 +261,7 @@ def read_network(text: str) -> list[Client]:
 
 def nic_of(path: str, values: Mapping[str, Any], network: list[Client]) -> GuestNic:
     """Return the NIC at a path of QEMU's object tree, with its backends from `info network`."""
-    netdev = str(values["netdev"])
+    netdev = _text(values["netdev"])
     own = path.removeprefix("/machine/peripheral/") if "/peripheral/" in path else ""
     port = next((c for c in network if c.port == netdev), None)
     if port is not None:
@@ -219,18 +270,20 @@ def nic_of(path: str, values: Mapping[str, Any], network: list[Client]) -> Guest
     else:
         ends = [c for c in network if c.name == netdev and c.type != "nic"]
         name = own or next((c.peer for c in ends if c.peer), netdev)
-    bus = str(values.get("parent_bus") or "").rpartition("/")[2] or None
-    devfn = values.get("addr")
-    is_pci = isinstance(devfn, int) and devfn >= 0
+    bus = _text(values.get("parent_bus") or "").rpartition("/")[2] or None
+    devfn = _number(values.get("addr"), DEVFN_MAX)
+    mq = values.get("mq")
+    if not isinstance(mq, bool | None):
+        raise _Nonsense("mq is neither true nor false")
     return GuestNic(
         name=name or path.rpartition("/")[2],
-        model=str(values["type"]),
-        mac=str(values["mac"]),
+        model=_text(values.get("type")),
+        mac=_text(values["mac"]),
         bus=bus,
-        addr=f"{devfn >> 3:02x}.{devfn & 7}" if is_pci and devfn is not None else None,
+        addr=f"{devfn >> 3:02x}.{devfn & 7}" if devfn is not None else None,
         backends=tuple(_backends(ends)),
-        mq=values.get("mq"),
-        host_mtu=values.get("host_mtu") or None,
+        mq=mq,
+        host_mtu=_number(values.get("host_mtu"), MTU_MAX) or None,
     )
 
 
@@ -244,10 +297,14 @@ def _backends(ends: list[Client]) -> list[Backend]:
                 before.descriptor,
             )
             continue
-        ifname = re.search(r"(?:^|,)ifname=(.*?),script=", end.rest)
-        descriptor = re.search(r"(?:^|,)fd=(\d+)", end.rest)
+        # NOTE: no regular expression: one that looks for the end anew from each start takes time as
+        # the square of what a stranger says.
+        rest = f",{end.rest}"
+        _, ifname, after = rest.partition(",ifname=")
+        name, script, _ = after.partition(",script=")
+        descriptor = re.search(r",fd=([0-9]{1,9})(?![0-9])", rest)
         found[end.name] = Backend(
-            end.name, end.type, end.rest, 1, ifname[1] if ifname else None,
+            end.name, end.type, end.rest, 1, name if ifname and script else None,
             int(descriptor[1]) if descriptor else None,
         )
     return list(found.values())

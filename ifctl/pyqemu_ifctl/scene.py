@@ -15,18 +15,20 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Policy
 from pyqemu_ifctl.answer import count, shown
+from pyqemu_ifctl.bounded import within
 from pyqemu_ifctl.databases import addresses, open_each, read_policy
 from pyqemu_ifctl.guests import Guest, find_guests, same_root
-from pyqemu_ifup.caller import Option, command_line, find_options, real_uid
+from pyqemu_ifup.caller import Option, command_line, find_options, read_status, real_uid
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host, filters, is_there
 from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, is_local
-from pyqemu_ifup.manners import SAFE_PATH, Watch
+from pyqemu_ifup.manners import SAFE_PATH, Watch, explain_bug
 from pyqemu_ifup.nat import TABLE
 from pyqemu_ifup.stamp import Here, find_here
 
@@ -36,6 +38,12 @@ DEFAULT_SCRIPTS = {"script": "/etc/qemu-ifup", "downscript": "/etc/qemu-ifdown"}
 SETTLE = 1.0
 """Seconds in which a healthy ovs-vswitchd has taken in what is configured."""
 FILTER_SECONDS = 5.0
+GUEST_SECONDS = 1.0
+"""What one guest may take to be looked at: where its paths lead, the guest's maker decides."""
+
+_NO_PROGRAM = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_HIDDEN = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
+"""How stat(2) answers for a program that nobody can run, and for one that we cannot look at."""
 
 Daemon = Literal["running", "stopped", "gone"]
 
@@ -162,6 +170,16 @@ def look(
     ]
     call_iptables, chains = _look_at_filters(unseen)
     holders = find_holders()
+    guests = find_guests(holders)
+    unseen += guests.unread
+    qemus = []
+    for guest in guests.found:
+        try:
+            qemus.append(within(GUEST_SECONDS, partial(_qemu, guest)))
+        except TimeoutError:
+            unseen.append(f"QEMU {guest.pid}: it does not let itself be looked at")
+        except Exception as error:  # NOTE: no guest is the end of the look at the others.
+            unseen.append(f"QEMU {guest.pid}: {explain_bug(error)}")
     if holders.hidden and os.geteuid() != 0:
         processes = count(len(holders.hidden), "process")
         unseen.append(f"the taps that {processes} of other users may hold; run as root")
@@ -173,7 +191,7 @@ def look(
         ),
         daemons=_find_daemons(switches.values()), call_iptables=call_iptables, chains=chains,
         tun_mode=_tun_mode(), tun_known=_knows_tun(),
-        qemus=tuple(_qemu(guest) for guest in find_guests(holders)),
+        qemus=tuple(qemus),
         ovs_service=_ovs_service(),
         install_ovs=(
             "dnf install openvswitch" if shutil.which("dnf", path=SAFE_PATH)
@@ -262,10 +280,12 @@ def _find_daemons(switches: Any) -> dict[str, tuple[Daemon, int]]:
             if words and os.path.basename(words[0]) == "ovs-vswitchd":
                 running.append((int(name), words))
     for switch in local:
+        # NOTE: anybody may have a process that is called so.
+        owners = (0, _owner(switch.ovsdb[len("unix:"):]))
         pids = [
             pid for pid, words in running
-            if switch.ovsdb in words
-            or (switch.ovsdb == DEFAULT_OVSDB and not any(w.startswith("unix:") for w in words))
+            if real_uid(pid) in owners and (switch.ovsdb in words
+            or (switch.ovsdb == DEFAULT_OVSDB and not any(w.startswith("unix:") for w in words)))
         ]
         if pids:
             halted = all(_is_halted(pid) for pid in pids)
@@ -273,6 +293,13 @@ def _find_daemons(switches: Any) -> dict[str, tuple[Daemon, int]]:
         elif not _answers(switch):
             found[switch.ovsdb] = ("gone", 0)
     return found
+
+
+def _owner(path: str) -> int | None:
+    try:
+        return os.stat(path).st_uid
+    except FileNotFoundError:
+        return None
 
 
 def _is_halted(pid: int) -> bool:
@@ -429,9 +456,14 @@ def _leads_to(path: str) -> str | None:
     try:
         if not os.stat(path).st_mode & 0o111:
             return None
-    except (FileNotFoundError, NotADirectoryError):
+    except ValueError:
+        # No path: a NUL in it, or half a character.
         return None
-    except PermissionError:
+    except OSError as error:
+        if error.errno in _NO_PROGRAM:
+            return None
+        if error.errno not in _HIDDEN:
+            raise
         return path
     return os.path.realpath(path)
 
@@ -446,10 +478,7 @@ def script_of(option: Option, key: str) -> str | None:
 
 def _is_confined(pid: int) -> bool | None:
     """Tell whether -sandbox is on (Seccomp and NoNewPrivs of /proc/PID/status)."""
-    try:
-        lines = dict(line.split(":", 1) for line in _read(f"/proc/{pid}/status").splitlines())
-    except (FileNotFoundError, ProcessLookupError):
+    found = read_status(pid, ("Seccomp", "NoNewPrivs"))
+    if "Seccomp" not in found:
         return None
-    if "Seccomp" not in lines:
-        return None
-    return lines["Seccomp"].strip() == "2" and lines.get("NoNewPrivs", "0").strip() == "1"
+    return found["Seccomp"] == "2" and found.get("NoNewPrivs", "0") == "1"

@@ -24,7 +24,7 @@ from pyqemu_ifctl.agent import remark
 from pyqemu_ifctl.answer import Answer, Table, json_vlan, lay_out, shown, to_json, wrap
 from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
 from pyqemu_ifdown.gc import judge
-from pyqemu_ifup.caller import find_caller, find_hook
+from pyqemu_ifup.caller import PID_MAX, find_caller, find_hook, read_number
 from pyqemu_ifup.host import Host, filters
 from pyqemu_ifup.linux_bridge import read_ipv6_disabled
 from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, show_vlan, vlan_of_vids
@@ -241,10 +241,14 @@ def rows(system: System, want: Want) -> list[Row]:
     return sorted(found, key=lambda row: (natural(row.tap), row.state or ""))
 
 
-def natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str, str]]:
     """Return a key by which web2 comes before web10."""
-    parts = re.split("([0-9]+)", name)
-    return [(int(part), part) if at % 2 else (0, part) for at, part in enumerate(parts)]
+    key = []
+    for at, part in enumerate(re.split("([0-9]+)", name)):
+        # NOTE: no int(), which refuses what a name in OVSDB may have: thousands of digits.
+        digits = part.lstrip("0")
+        key.append((len(digits), digits, part) if at % 2 else (0, part, ""))
+    return key
 
 
 def _is_of_openvswitch(link: Link, system: System) -> bool:
@@ -300,10 +304,9 @@ def _tap_row(link: Link, system: System, want: Want) -> Row:
 def stamp_of(port: OvsPort) -> Stamp:
     """Return the stamp of a tap whose alias is lost, from its port."""
     ids = port.ids
-    pid = ids.get(KEY_VM_PID, "")
     return Stamp(
         ids.get(KEY_NETWORK, ""), "openvswitch", port.bridge or "", ids.get(KEY_VM_NAME, ""),
-        int(pid) if pid.isascii() and pid.isdigit() else 0, 0, port.ovsdb,
+        read_number(ids.get(KEY_VM_PID, ""), PID_MAX) or 0, 0, port.ovsdb,
     )
 
 

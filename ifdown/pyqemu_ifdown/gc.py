@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from pyqemu_ifup.caller import read_number
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, OvsPort
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import DelPort, del_port
 from pyqemu_ifup.stamp import KEY_BOOT_ID, KEY_IFINDEX, Here, find_here
 
+INDEX_MAX = (1 << 31) - 1
 PATIENCE = 2.0
 """Seconds that a mute ovs-vswitchd is waited for, once a port is out of its database."""
 
@@ -39,16 +41,16 @@ def _judge(port: OvsPort, there: Mapping[tuple[str, int], Link], here: Here) -> 
     ids = port.ids
     if ids.get(KEY_BOOT_ID) != here.boot_id:
         return Leftover(port, "its tap is gone: it is of an earlier boot", del_port(port))
-    index = ids.get(KEY_IFINDEX, "")
-    link = there.get((port.name, int(index))) if index.isdecimal() else None
+    index = read_number(ids.get(KEY_IFINDEX, ""), INDEX_MAX)
+    link = there.get((port.name, index)) if index is not None else None
     if link is not None and (link.up or link.alias):
         return Leftover(port, "its tap is there", None)
     if link is not None:
         # NOTE: the mark comes before the port and goes after it: this one's up was given up, and
         # Open vSwitch has made it since.
         return Leftover(port, "its tap is not attached", del_port(port))
-    return Leftover(port, f"its tap is gone: no link {port.name} with ifindex {index}",
-                    del_port(port))
+    which = f"with ifindex {index}" if index is not None else "with the ifindex that it says"
+    return Leftover(port, f"its tap is gone: no link {port.name} {which}", del_port(port))
 
 
 def collect(

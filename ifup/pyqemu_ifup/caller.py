@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pyqemu_ifconf.names import NAME_MAX
@@ -34,12 +34,14 @@ _IMPLIED = {"name": "guest", "netdev": "type", "nic": "type", "net": "type", "de
 DEFAULT_HOOK = "/etc/qemu-ifup"
 """What QEMU calls without script=, where its sysconfdir is /etc."""
 
-SIZE_MAX = 1 << 20
+SIZE_MAX = 1 << 18
 """Bytes of a command line that is read; a longer one, which no QEMU has, is unknown."""
 
 TEXT_MAX = 255
 """Bytes of a name that QEMU or a user gives; a longer one is unknown."""
 
+PID_MAX = 1 << 22
+"""PID_MAX_LIMIT of linux/threads.h."""
 _GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM)
 """How /proc answers for a process that has ended, or that is hidden from us."""
 
@@ -243,6 +245,8 @@ def _parse_json(name: str, argument: str) -> Option | None:
         values = json.loads(_double_quoted(argument))
     except (ValueError, RecursionError):
         return None
+    if not isinstance(values, dict):
+        return None
     keys = {key: value for key, value in values.items() if isinstance(value, str)}
     return Option(name, keys.get("id"), keys, json=True)
 
@@ -367,10 +371,16 @@ def canonical_mac(text: str) -> str | None:
 
 def real_uid(pid: int) -> int | None:
     """Return the real uid of process `pid`; None where it has ended or is hidden."""
-    for line in _read_proc(pid, "status").splitlines():
-        if line.startswith(b"Uid:"):
-            return int(line.split()[1])
-    return None
+    found = read_status(pid, ("Uid",))
+    return int(found["Uid"].split()[0]) if found else None
+
+
+def read_status(pid: int, names: Collection[str]) -> dict[str, str]:
+    """Return those of the fields `names` that /proc/PID/status has; none where it has ended."""
+    # NOTE: of what ends a line, the kernel escapes \n alone in a process's name (proc_task_name).
+    lines = _read_proc(pid, "status").decode("ascii", "replace").split("\n")
+    pairs = (line.partition(":") for line in lines)
+    return {name: value.strip() for name, _, value in pairs if name in names}
 
 
 def _find_user(pid: int) -> str | None:
@@ -392,6 +402,14 @@ def command_line(pid: int) -> list[str]:
     if len(line) > SIZE_MAX:
         return []
     return [os.fsdecode(word) for word in line.split(b"\0")[:-1]]
+
+
+def read_number(text: str, most: int) -> int | None:
+    """Return the decimal number that a text of another's is, None where it is none up to `most`."""
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most))):
+        return None
+    number = int(text)
+    return number if number <= most else None
 
 
 def _read_proc(pid: int, name: str, size: int = -1) -> bytes:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pyqemu_ifup.caller import real_uid
+
+OTHERS = 2.0
+"""Seconds that all processes of others than root may take to be looked at."""
 _HIDDEN = (errno.EACCES, errno.EPERM)
 _GONE = (errno.ENOENT, errno.ESRCH)
 
@@ -22,10 +27,14 @@ class Held:
 
 @dataclass(frozen=True)
 class Holders:
-    """The descriptors of taps, and the processes that may not be looked into."""
+    """The descriptors of taps, and the processes that hold we cannot tell which.
+
+    `hidden` may not be looked into; `unread` have so many descriptors that the time was over.
+    """
 
     held: tuple[Held, ...]
     hidden: tuple[int, ...]
+    unread: tuple[int, ...] = ()
 
     def of(self, tap: str) -> tuple[int, ...]:
         """Return the processes that hold this tap, each once, the lowest first."""
@@ -36,36 +45,67 @@ class Holders:
         return {held.descriptor: held.tap for held in self.held if held.pid == pid}
 
 
-def find_holders() -> Holders:
-    """Look at the descriptors of every process; a tap's name is that of its own namespace."""
+def find_holders(others: float = OTHERS) -> Holders:
+    """Look at the descriptors of every process; a tap's name is that of its own namespace.
+
+    Those of other users than root have `others` seconds together, and who has few comes first, so
+    that nobody hides another's tap behind descriptors of his own.
+    """
     held: list[Held] = []
     hidden: list[int] = []
+    unread: list[int] = []
+    until: float | None = None
+    for is_others, _, pid in sorted(_processes()):
+        if is_others and until is None:
+            until = time.monotonic() + others
+        try:
+            for found in _held_by(pid, until):
+                if found is None:
+                    unread.append(pid)
+                else:
+                    held.append(found)
+        except OSError as error:
+            if error.errno in _HIDDEN:
+                hidden.append(pid)
+            elif error.errno not in _GONE:
+                raise
+    return Holders(tuple(held), tuple(sorted(hidden)), tuple(sorted(unread)))
+
+
+def _processes() -> Iterator[tuple[bool, int, int]]:
+    """Yield of each process whether it is another's than root's, its descriptors, and its pid."""
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
-                held += _held_by(int(name))
+                # NOTE: the number of descriptors since Linux 6.2, 0 before (proc_readfd_count).
+                number = os.stat(f"/proc/{name}/fd").st_size
             except OSError as error:
-                if error.errno in _HIDDEN:
-                    hidden.append(int(name))
-                elif error.errno not in _GONE:
+                if error.errno not in (*_GONE, *_HIDDEN):
                     raise
-    return Holders(tuple(held), tuple(sorted(hidden)))
+                number = 0
+            # NOTE: not the folder's owner, which is root where the process says so (prctl(2)).
+            yield real_uid(int(name)) != 0, number, int(name)
 
 
-def _held_by(pid: int) -> Iterator[Held]:
+def _held_by(pid: int, until: float | None) -> Iterator[Held | None]:
+    """Yield what a process holds, and None last where the time is over before all is seen."""
     folder = f"/proc/{pid}/fd"
-    for number in os.listdir(folder):
-        # NOTE: the name of the link alone asks no file, and all but a few are none of a tap's.
-        try:
-            if not os.readlink(f"{folder}/{number}").endswith("/net/tun"):
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if until is not None and time.monotonic() > until:
+                yield None
+                return
+            # NOTE: the name of the link alone asks no file, and all but a few are none of a tap's.
+            try:
+                if not os.readlink(entry.path).endswith("/net/tun"):
+                    continue
+                tap = _tap_of(pid, entry.name)
+            except OSError as error:
+                if error.errno not in _GONE:
+                    raise
                 continue
-            tap = _tap_of(pid, number)
-        except OSError as error:
-            if error.errno not in _GONE:
-                raise
-            continue
-        if tap:
-            yield Held(pid, int(number), tap)
+            if tap:
+                yield Held(pid, int(entry.name), tap)
 
 
 def _tap_of(pid: int, number: str) -> str:

@@ -111,8 +111,8 @@ class OvsPort:
 
     @property
     def ours(self) -> bool:
-        """Whether the row carries our mark."""
-        return stamps.KEY_VERSION in self.ids
+        """Whether the row carries our mark; one of another version is not ours to judge."""
+        return self.ids.get(stamps.KEY_VERSION) == stamps.VERSION
 
     @property
     def owner(self) -> str:
