@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Caller, Policy, Port
 from pyqemu_ifctl.answer import Answer, count, shown, to_json, wrap
+from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifctl.databases import addresses, open_each
 from pyqemu_ifctl.guests import guest_of, is_here, is_qemu
 from pyqemu_ifctl.status import natural, stamp_of
@@ -141,14 +143,15 @@ def apply_policy(
         watch.allow(time.monotonic() - watch.start + policy.timeout + SETTLE + 2 * GRACE + 2 * TELL)
         host.watch = watch.within(policy.timeout + SETTLE)
         host.tell = narrator("pyqemu-ifctl", guest.tap)
-        outcome: Outcome | None
-        try:
+        def put(guest: Guest = guest) -> Outcome | None:
             with _alone(host, guest, dry_run=dry_run) as alone:
-                outcome = _apply_one(host, policy, alone, failed, named=bool(taps), dry_run=dry_run)
-        except Failure as failure:
+                return _apply_one(host, policy, alone, failed, named=bool(taps), dry_run=dry_run)
+
+        outcome = attempt(put)
+        if isinstance(outcome, Failure):
             foreign = not taps and guest.stamp is None and not guest.ours
             vm = _vm(guest, Caller(guest.tap))
-            outcome = None if foreign else Outcome(guest, "failed", vm=vm, failure=failure)
+            outcome = None if foreign else Outcome(guest, "failed", vm=vm, failure=outcome)
         if outcome is not None:
             outcomes.append(outcome)
     host.watch = watch
@@ -164,10 +167,16 @@ def find_guests(host: Host, links: Iterable[Link], taps: Sequence[str]) -> list[
     names = list(dict.fromkeys(taps)) or sorted(
         (name for name, link in by_name.items() if link.tap), key=natural
     )
-    found = [
-        _guest(host, name, by_name.get(name), list(filter(is_here, held.of(name))), here)
-        for name in names
-    ]
+    found = []
+    for name in names:
+        link, pids = by_name.get(name), list(filter(is_here, held.of(name)))
+        guest = attempt(partial(_guest, host, name, link, pids, here))
+        if isinstance(guest, Failure):
+            if guest.status is not Status.BUG:
+                raise guest
+            stamp = link.stamp if link is not None else None
+            guest = Guest(name, stamp, None, "", stamp is not None)
+        found.append(guest)
     return [guest for guest in found if taps or _is_running(guest)]
 
 
@@ -319,13 +328,17 @@ def _tell_guest(guest: Guest, change: Change) -> str | None:
 
     qemu = guest_of(guest.pid, words, find_holders().of_process(guest.pid))
     why = "its QEMU has no QMP socket"
+    until = time.monotonic() + TELL
     for address in qemu.monitors:
-        try:
-            if renew_link(address, lambda backend: tap_of(backend, qemu) == guest.tap, TELL):
-                return ""
-            why = "no netdev of its QEMU has this tap"
-        except Failure as failure:
-            why = str(failure)
+        seconds = until - time.monotonic()
+        if seconds <= 0:
+            break
+        done = attempt(partial(
+            renew_link, address, lambda backend: tap_of(backend, qemu) == guest.tap, seconds
+        ))
+        if done is True:
+            return ""
+        why = str(done) if isinstance(done, Failure) else "no netdev of its QEMU has this tap"
     return why
 
 

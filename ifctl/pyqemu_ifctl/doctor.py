@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
+from pyqemu_ifconf.failure import Status
 from pyqemu_ifctl.answer import Answer, count, shown, to_json, wrap
 from pyqemu_ifctl.findings import Finding, find_all
 from pyqemu_ifctl.scene import look
@@ -19,20 +20,24 @@ def doctor(
 ) -> Answer:
     """Look at this host and tell what is wrong; nothing is changed.
 
-    The status is 1 where one of the findings is an error. Raises Failure where not even the links
-    can be listed.
+    The status is 1 where one of the findings is an error, else 75 where a process does not let
+    itself be looked at in time, and 70 where a check could not be done. Raises Failure where not
+    even the links can be listed.
     """
     scene = look(environ, watch, tell)
-    found = find_all(scene)
+    found, failed = find_all(scene)
+    unseen = (*scene.unseen, *scene.unread, *failed)
     status = FOUND if any(finding.severity == "error" for finding in found) else 0
+    if status == 0 and (failed or scene.unread):
+        status = Status.BUG if failed else Status.TRY_AGAIN
     if as_json:
         out = to_json({
             "ok": status == 0, "findings": [asdict(each) for each in found],
-            "unseen": list(scene.unseen),
+            "unseen": list(unseen),
         })
     else:
-        out = as_text(found, all_seen=not scene.unseen)
-    return Answer(out, status, tuple(f"not seen: {each}" for each in scene.unseen))
+        out = as_text(found, all_seen=not unseen)
+    return Answer(out, status, tuple(f"not seen: {each}" for each in unseen))
 
 
 def as_text(found: list[Finding], *, all_seen: bool) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
+from pyqemu_ifconf.failure import Failure
 from pyqemu_ifctl import bridge_faults, host_faults, ovs_faults, policy_faults
+from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifctl.fault import Fault
 from pyqemu_ifctl.scene import Scene
 
@@ -34,14 +37,24 @@ class Check:
     find: Callable[[Scene], Iterator[Fault]]
 
 
-def find_all(scene: Scene) -> list[Finding]:
-    """Return what all the checks find, the gravest first."""
-    found = [
-        Finding(check.name, check.severity, fault.what, fault.why, fault.command)
-        for check in CHECKS
-        for fault in check.find(scene)
-    ]
-    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+def _all(check: Check, scene: Scene) -> list[Fault]:
+    return list(check.find(scene))
+
+
+def find_all(scene: Scene) -> tuple[list[Finding], list[str]]:
+    """Return what all the checks find, the gravest first, and the checks that failed, and why."""
+    found: list[Finding] = []
+    failed: list[str] = []
+    for check in CHECKS:
+        faults = attempt(partial(_all, check, scene))
+        if isinstance(faults, Failure):
+            failed.append(f"{check.name}: {faults}")
+            continue
+        found += [
+            Finding(check.name, check.severity, fault.what, fault.why, fault.command)
+            for fault in faults
+        ]
+    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)), failed
 
 
 CHECKS: tuple[Check, ...] = (

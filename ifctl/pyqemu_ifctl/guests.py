@@ -7,8 +7,11 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from pyqemu_ifconf.failure import Failure
+from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifup.caller import (
     command_line,
     read_command_line,
@@ -18,7 +21,6 @@ from pyqemu_ifup.caller import (
     walk_options,
 )
 from pyqemu_ifup.holders import OTHERS, Holders, find_holders
-from pyqemu_ifup.manners import explain_bug
 
 if TYPE_CHECKING:
     from pyqemu_ifctl.qmp import Address
@@ -72,10 +74,9 @@ def find_guests(holders: Holders | None = None, others: float = OTHERS) -> Guest
         if until is not None and time.monotonic() > until:
             unread.append(f"process {pid} was not reached in {others:g} s")
             continue
-        try:
-            guest = guest_of(pid, words, taps.get(pid, {}))
-        except Exception as error:  # NOTE: no guest's command line is the end of the others.
-            unread.append(f"process {pid}: {explain_bug(error)}")
+        guest = attempt(partial(guest_of, pid, words, taps.get(pid, {})))
+        if isinstance(guest, Failure):
+            unread.append(f"process {pid}: {guest}")
             continue
         # NOTE: who holds a tap and is no QEMU, such as a script, has no QMP either.
         if is_qemu(words) or guest.monitors or guest.vm:

@@ -6,11 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Nic, Policy
 from pyqemu_ifctl.answer import Answer, count, json_vlan, shown, to_json, wrap
 from pyqemu_ifctl.args import host_id
+from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifctl.databases import read_policy, worst
 from pyqemu_ifctl.guests import Guest, find_guests
 from pyqemu_ifctl.nics import macs_of
@@ -20,7 +22,7 @@ from pyqemu_ifup.caller import real_uid
 from pyqemu_ifup.holders import Holders, find_holders
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Counters, show_vlan
-from pyqemu_ifup.manners import Watch, explain_bug
+from pyqemu_ifup.manners import Watch
 
 PATIENCE = 3.0
 """Seconds that one QEMU may take to answer."""
@@ -112,10 +114,10 @@ def info(
         }
     views = []
     for guest, told in zip(guests, ask_each(guests, qmp, watch), strict=True):
-        try:
-            views.append(view_of(guest, told, found, policy))
-        except Exception as error:  # NOTE: no guest is the end of the look at the others.
-            views.append(View(guest, None, (), explain_bug(error), Status.BUG))
+        view = attempt(partial(view_of, guest, told, found, policy))
+        views.append(
+            View(guest, None, (), str(view), view.status) if isinstance(view, Failure) else view
+        )
     views = _with_twins(views)
     remarks = [str(failure) for failure in failed.values()]
     remarks += [f"not seen: {each}" for each in running.unread]
@@ -164,12 +166,10 @@ def _ask(guest: Guest, qmp: str | None, until: float) -> Told:
         seconds = min(PATIENCE, until - time.monotonic())
         if seconds <= 0:
             return NO_TIME
-        try:
-            return Told(tuple(ask_nics(address, seconds)), address)
-        except Failure as failure:
-            missing, status = str(failure), failure.status
-        except Exception as error:  # NOTE: no peer is the end of the look at the others.
-            missing, status = explain_bug(error), Status.BUG
+        nics = attempt(partial(ask_nics, address, seconds))
+        if not isinstance(nics, Failure):
+            return Told(tuple(nics), address)
+        missing, status = str(nics), nics.status
     return Told(None, None, missing, status)
 
 

@@ -21,14 +21,14 @@ from typing import Any, Literal
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Policy
 from pyqemu_ifctl.answer import count, shown
-from pyqemu_ifctl.bounded import within
+from pyqemu_ifctl.bounded import attempt, within
 from pyqemu_ifctl.databases import addresses, open_each, read_policy
 from pyqemu_ifctl.guests import Guest, find_guests, same_root
 from pyqemu_ifup.caller import Option, command_line, find_options, read_status, real_uid
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host, filters, is_there
 from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, is_local
-from pyqemu_ifup.manners import SAFE_PATH, Watch, explain_bug
+from pyqemu_ifup.manners import SAFE_PATH, Watch
 from pyqemu_ifup.nat import TABLE
 from pyqemu_ifup.stamp import Here, find_here
 
@@ -102,7 +102,8 @@ class Scene:
     tables that bridged frames go through ("iptables", "ip6tables"). `chains` are those that drop.
     `tun_mode` is None where there is no /dev/net/tun, `tun_known` whether the kernel has its
     driver. `ovs_service` is the unit of Open vSwitch, None without systemd, and `install_ovs` the
-    command that installs its package.
+    command that installs its package. `unseen` is what may not be looked at, `unread` are the
+    processes that do not let themselves be.
     """
 
     policy: Policy | Failure
@@ -123,6 +124,7 @@ class Scene:
     ovs_service: str | None
     install_ovs: str
     unseen: tuple[str, ...]
+    unread: tuple[str, ...] = ()
 
     def link(self, name: str) -> Link | None:
         """Return the link of this name."""
@@ -171,15 +173,18 @@ def look(
     call_iptables, chains = _look_at_filters(unseen)
     holders = find_holders()
     guests = find_guests(holders)
-    unseen += guests.unread
+    unread = list(guests.unread)
     qemus = []
     for guest in guests.found:
         try:
-            qemus.append(within(GUEST_SECONDS, partial(_qemu, guest)))
+            qemu = within(GUEST_SECONDS, partial(attempt, partial(_qemu, guest)))
         except TimeoutError:
-            unseen.append(f"QEMU {guest.pid}: it does not let itself be looked at")
-        except Exception as error:  # NOTE: no guest is the end of the look at the others.
-            unseen.append(f"QEMU {guest.pid}: {explain_bug(error)}")
+            unread.append(f"QEMU {guest.pid} was not seen in {GUEST_SECONDS:g} s")
+            continue
+        if isinstance(qemu, Failure):
+            unread.append(f"QEMU {guest.pid}: {qemu}")
+        else:
+            qemus.append(qemu)
     if holders.hidden and os.geteuid() != 0:
         processes = count(len(holders.hidden), "process")
         unseen.append(f"the taps that {processes} of other users may hold; run as root")
@@ -197,7 +202,7 @@ def look(
             "dnf install openvswitch" if shutil.which("dnf", path=SAFE_PATH)
             else "apt-get install openvswitch-switch"
         ),
-        unseen=tuple(unseen),
+        unseen=tuple(unseen), unread=tuple(unread),
     )
 
 
