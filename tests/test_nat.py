@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,18 +19,18 @@ import pytest
 
 from lab import boot
 from lab.calls import Calls, at_op
+from lab.dns import servers
 from lab.hooks import Hooks
 from lab.needs import lack, require
 from lab.netns import Namespace
-from lab.public import NOBODY, as_user
 from lab.qemu import Qemu
 from lab.snapshot import Snapshot, leftovers
 from pyqemu_ifconf.load import Source, parse_policy
-from pyqemu_ifup import bolt, nat_network, nft
+from pyqemu_ifup import bolt, dnsmasq, nat_network, nft
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.manners import Watch
-from pyqemu_ifup.nat import bridge_mac, dnsmasq_arguments, ruleset
+from pyqemu_ifup.nat import bridge_mac, dnsmasq_settings, ruleset
 
 LAB: dict[str, Any] = {
     "ipv4": "192.168.76.1/24",
@@ -66,13 +65,9 @@ def tables(netns: Namespace) -> list[str]:
     return netns.run(["nft", "list", "tables"]).stdout.splitlines()
 
 
-def servers(netns: Namespace) -> list[int]:
-    """Return the dnsmasqs that run in the namespace."""
-    found = []
-    with netns.enter():
-        for pid, _ in nat_network.dnsmasqs():
-            found.append(pid)
-    return found
+def settings(netns: Namespace) -> str:
+    """Return the settings that its dnsmasq has."""
+    return Path(f"/run/pyqemu-ifup/lab@{netns.inode}/{dnsmasq.SETTINGS}").read_text()
 
 
 def is_whole(netns: Namespace) -> bool:
@@ -142,7 +137,7 @@ def test_a_change_of_the_policy_is_put_in_force_with_the_next_up(
     assert "dnat" not in rules and 'iifname "labbr0" drop' in rules
     (another,) = servers(netns)
     assert another != server
-    assert "--port=0" in Path(f"/proc/{another}/cmdline").read_text().split("\0")
+    assert "port=0" in settings(netns).splitlines()
     for tap in ("web0", "web1"):
         assert hooks.down(tap).returncode == 0
     assert is_gone(netns)
@@ -258,26 +253,11 @@ def test_what_a_crash_left_is_removed_by_gc(
 
 @pytest.mark.alone("no hook is called in vain")
 def test_what_is_not_ours_is_left_alone(hooks: Hooks, netns: Namespace) -> None:
-    """A table under a name like ours, and another user's program that says it is our dnsmasq."""
+    """A table under a name like ours."""
     netns.run(["nft", "add", "table", "inet", "pyqemu-ifup-other"])
     tap = netns.tap("web0")
     assert hooks.up("web0").returncode == 0
-    (server,) = servers(netns)
-    words = Path(f"/proc/{server}/cmdline").read_text().split("\0")[1:-1]
-    liar = netns.popen([*as_user(NOBODY), "bash", "-c",
-                        'exec -a dnsmasq sh -c "read line" "$@"', "sh", *words],
-                       stdin=subprocess.PIPE)  # fmt: skip
-    try:
-        end = time.monotonic() + 10
-        while b"dnsmasq" not in Path(f"/proc/{liar.pid}/cmdline").read_bytes():
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        assert servers(netns) == [server]
-        assert hooks.down("web0").returncode == 0
-        assert liar.poll() is None
-    finally:
-        liar.kill()
-        liar.communicate()
+    assert hooks.down("web0").returncode == 0
     assert "labbr0" not in netns.links() and not servers(netns)
     assert hooks.ctl("gc").stdout == "nothing to remove\n"
     assert tables(netns) == ["table inet pyqemu-ifup-other"]
@@ -293,8 +273,7 @@ def test_no_tap_lowers_the_bridge_s_mtu(hooks: Hooks, netns: Namespace) -> None:
     done = hooks.up("web0")
     assert (done.returncode, done.stderr) == (0, "")
     assert (netns.link("labbr0")["mtu"], netns.link("web0")["mtu"]) == (1490, 1400)
-    (server,) = servers(netns)
-    assert "--dhcp-option=option:mtu,1490" in Path(f"/proc/{server}/cmdline").read_text()
+    assert len(servers(netns)) == 1 and "dhcp-option=option:mtu,1490" in settings(netns)
     assert hooks.down("web0").returncode == 0
     assert is_gone(netns)
     tap.close()
@@ -323,8 +302,8 @@ def mortal_at(call: int, *doors: tuple[Any, str]) -> Callable[[], None]:
 
 
 MAKES: list[tuple[Any, str]] = [
-    (os, "mkdir"), (nft, "run_program"), (nat_network, "run_program"),
-    (nat_network, "_write_sysctl"), (bolt, "shut"),
+    (os, "mkdir"), (nft, "run_program"), (nat_network, "_write_sysctl"), (bolt, "shut"),
+    *((dnsmasq, name) for name in ("look", "_end", "_start", "_record", "_let_go")),
     *((Netlink, name) for name in ("add_bridge", "add_address", "run")),
 ]  # fmt: skip
 """Through these goes all that makes a network, and the tap's joining it."""
@@ -341,7 +320,7 @@ def calls(inside: Namespace, tmp_path: Path) -> Iterator[Calls]:
 
 
 @pytest.mark.alone("stops the hook itself")
-@pytest.mark.parametrize("call", range(1, 25))
+@pytest.mark.parametrize("call", range(1, 30))
 def test_a_crash_at_each_step_leaves_what_gc_or_the_next_up_mends(
     calls: Calls, inside: Namespace, call: int
 ) -> None:
@@ -361,7 +340,7 @@ def test_a_crash_at_each_step_leaves_what_gc_or_the_next_up_mends(
 
 
 ENDS: list[tuple[Any, str]] = [
-    *((nat_network, name) for name in ("_ending", "_forget")),
+    (dnsmasq, "_end"), (dnsmasq, "_end_process"), (nat_network, "_forget"),
     *((nft, name) for name in ("read_table", "run_program")),
     (Netlink, "delete_link"), (os, "unlink"), (os, "rmdir"),
 ]  # fmt: skip
@@ -369,7 +348,7 @@ ENDS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.alone("stops the hook itself")
-@pytest.mark.parametrize("call", range(1, 10))
+@pytest.mark.parametrize("call", range(1, 14))
 def test_a_crash_at_each_step_of_the_last_down_leaves_what_gc_removes(
     calls: Calls, inside: Namespace, call: int
 ) -> None:
@@ -448,32 +427,31 @@ def nat_of(text: str) -> Any:
     return parse_policy([Source("p", policy.encode())]).networks["lab"].nat
 
 
-ARGUMENTS = [
+SETTINGS = [
     ("{ipv4: 10.0.0.1/24}",
-     ["--dhcp-range=10.0.0.2,10.0.0.254,255.255.255.0,1h", "--no-hosts"]),
+     ["dhcp-range=10.0.0.2,10.0.0.254,255.255.255.0,1h", "no-hosts"]),
     ("{ipv4: 10.0.0.254/24, dns: false}",
-     ["--dhcp-range=10.0.0.1,10.0.0.253,255.255.255.0,1h", "--dhcp-option=option:dns-server",
-      "--port=0"]),
+     ["dhcp-range=10.0.0.1,10.0.0.253,255.255.255.0,1h", "dhcp-option=option:dns-server",
+      "port=0"]),
     ("{ipv4: 10.0.0.9/24, dhcp: {range: 10.0.0.20-29}, outbound: false}",
-     ["--dhcp-range=10.0.0.20,10.0.0.29,255.255.255.0,1h", "--dhcp-option=option:router",
-      "--no-hosts", "--no-resolv"]),
+     ["dhcp-range=10.0.0.20,10.0.0.29,255.255.255.0,1h", "dhcp-option=option:router",
+      "no-hosts", "no-resolv"]),
     ("{ipv4: 10.0.0.1/24, dhcp: false, dns: {domain: lab.test}}",
-     ["--domain=lab.test", "--local=/lab.test/", "--no-hosts"]),
+     ["domain=lab.test", "local=/lab.test/", "no-hosts"]),
     ("{ipv6: 'fd00::1/64', dns: false, outbound: false}",
-     ["--dhcp-range=fd00::,ra-only,64", "--ra-param=labbr0,high,60,0", "--enable-ra",
-      "--dhcp-option=option6:dns-server", "--port=0"]),
+     ["dhcp-range=fd00::,ra-only,64", "ra-param=labbr0,high,60,0", "enable-ra",
+      "dhcp-option=option6:dns-server", "port=0"]),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "words"), ARGUMENTS, ids=[row[0] for row in ARGUMENTS])
-def test_arguments_of_dnsmasq(text: str, words: list[str]) -> None:
-    found = dnsmasq_arguments("labbr0", nat_of(text), "/run/x", "dnsmasq")
-    assert found[:9] == [
-        "--conf-file=/dev/null", "--interface=labbr0", "--except-interface=lo",
-        "--bind-dynamic", "--user=dnsmasq", "--pid-file=/run/x/dnsmasq.pid",
-        "--dhcp-leasefile=/run/x/leases", "--no-ping", "--dhcp-authoritative",
+@pytest.mark.parametrize(("text", "words"), SETTINGS, ids=[row[0] for row in SETTINGS])
+def test_settings_of_dnsmasq(text: str, words: list[str]) -> None:
+    found = dnsmasq_settings("labbr0", nat_of(text), "/run/x", "dnsmasq")
+    assert found[:7] == [
+        "interface=labbr0", "except-interface=lo", "bind-dynamic", "user=dnsmasq",
+        "dhcp-leasefile=/run/x/leases", "no-ping", "dhcp-authoritative",
     ]
-    assert found[9:] == words
+    assert found[7:] == words
 
 
 RULES = [

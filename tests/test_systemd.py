@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from lab.dns import servers
 from lab.needs import lack, require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.public import python
 from lab.systemd import SYSTEMD, UNITS, Systemd
-from pyqemu_ifup.nat_network import dnsmasqs
 
 SERVICE = "pyqemu-ifd.service"
 SOCKET = "pyqemu-ifd.socket"
@@ -140,17 +140,14 @@ def test_the_agent_makes_a_network_whose_dnsmasq_outlives_it(
         netns.tap("t0")
         done = systemd.hook("pyqemu-ifup", "t0", qemu=("-name", "web1"))
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        with netns.enter():
-            (server,) = [pid for pid, _ in dnsmasqs()]
+        (server,) = servers(netns)
         assert netns.link("t0")["master"] == "labbr0"
         systemd.ctl("restart", SERVICE)
-        with netns.enter():
-            assert [pid for pid, _ in dnsmasqs()] == [server]
+        assert servers(netns) == [server]
         done = systemd.hook("pyqemu-ifdown", "t0")
         assert (done.returncode, done.stderr) == (0, "")
         assert "labbr0" not in netns.links()
-        with netns.enter():
-            assert not list(dnsmasqs())
+        assert not servers(netns)
         assert report(systemd)["requests"]["down"]["failed"] == 0
 
 

@@ -16,7 +16,7 @@ from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.work import RETRY, Work
 
 RUN = "/run/pyqemu-ifup"
-"""Where the locks are, and each network's folder; nothing is decided from what is there."""
+"""Where the locks are, and each network's folder; root alone writes there."""
 TAPS = f"{RUN}/.taps.lock"
 """No network is called so. One byte of it is the lock on a tap, whether it has that byte or not."""
 

@@ -276,48 +276,47 @@ def wants_dnsmasq(nat: Nat) -> bool:
     return nat.dhcp is not None or nat.dns is not None or nat.ipv6 is not None
 
 
-def dnsmasq_arguments(bridge: str, nat: Nat, folder: str, user: str) -> list[str]:
-    """Return dnsmasq's arguments, without its own name; it becomes a daemon by itself.
+def dnsmasq_settings(bridge: str, nat: Nat, folder: str, user: str) -> list[str]:
+    """Return dnsmasq's settings, as in its file, or on its command line after a `--`.
 
     `folder` is the network's own, `user` whom it runs as.
     """
     from ipaddress import ip_interface
 
-    # NOTE: by --bind-interfaces alone it answers whoever reaches the address, on any link.
+    # NOTE: by bind-interfaces it answers whoever reaches the address, on any link.
     words = [
-        "--conf-file=/dev/null", f"--interface={bridge}", "--except-interface=lo",
-        "--bind-dynamic", f"--user={user}", f"--pid-file={folder}/dnsmasq.pid",
-        f"--dhcp-leasefile={folder}/leases", "--no-ping", "--dhcp-authoritative",
+        f"interface={bridge}", "except-interface=lo", "bind-dynamic", f"user={user}",
+        f"dhcp-leasefile={folder}/leases", "no-ping", "dhcp-authoritative",
     ]
     if nat.ipv4 is not None and nat.dhcp is not None:
         own = ip_interface(nat.ipv4)
         first, last = nat.dhcp.range or _all_but(nat.ipv4)
-        words.append(f"--dhcp-range={first},{last},{own.network.netmask},1h")
-        words += [f"--dhcp-host={mac},{address}" for mac, address in nat.dhcp.hosts]
+        words.append(f"dhcp-range={first},{last},{own.network.netmask},1h")
+        words += [f"dhcp-host={mac},{address}" for mac, address in nat.dhcp.hosts]
         if not nat.outbound:
-            words.append("--dhcp-option=option:router")
+            words.append("dhcp-option=option:router")
         if nat.mtu != DEFAULT_MTU:
-            words.append(f"--dhcp-option=option:mtu,{nat.mtu}")
+            words.append(f"dhcp-option=option:mtu,{nat.mtu}")
         if nat.dns is None:
-            words.append("--dhcp-option=option:dns-server")
+            words.append("dhcp-option=option:dns-server")
     if nat.ipv6 is not None:
-        words.append(f"--dhcp-range={ip_interface(nat.ipv6).network.network_address},ra-only,64")
+        words.append(f"dhcp-range={ip_interface(nat.ipv6).network.network_address},ra-only,64")
         mtu = f"mtu:{nat.mtu}," if nat.mtu != DEFAULT_MTU else ""
         # NOTE: the last number is the router's lifetime: 0 says that we are none.
-        words.append(f"--ra-param={bridge},{mtu}high,60,{1800 if nat.outbound else 0}")
-        words.append("--enable-ra")
+        words.append(f"ra-param={bridge},{mtu}high,60,{1800 if nat.outbound else 0}")
+        words.append("enable-ra")
         if nat.dns is None:
-            words.append("--dhcp-option=option6:dns-server")
+            words.append("dhcp-option=option6:dns-server")
     if nat.dns is None:
-        words.append("--port=0")
+        words.append("port=0")
     elif nat.dns:
-        words += [f"--domain={nat.dns}", f"--local=/{nat.dns}/"]
+        words += [f"domain={nat.dns}", f"local=/{nat.dns}/"]
     if nat.dns is not None:
         # NOTE: what this host calls its neighbours is not for guests to read.
-        words.append("--no-hosts")
+        words.append("no-hosts")
         if not nat.outbound:
             # NOTE: a name that is asked for outside carries out whatever is in it.
-            words.append("--no-resolv")
+            words.append("no-resolv")
     return words
 
 
@@ -354,5 +353,7 @@ def making_commands(network: str, bridge: str, nat: Nat) -> list[str]:
             lines.append("sysctl -w net.ipv6.conf.all.forwarding=1")
     if wants_dnsmasq(nat):
         lines.append(f"mkdir -p {folder}")
-        lines.append(" ".join(["dnsmasq", *dnsmasq_arguments(bridge, nat, folder, "dnsmasq")]))
+        settings = dnsmasq_settings(bridge, nat, folder, "dnsmasq")
+        words = ["conf-file=/dev/null", f"pid-file={folder}/dnsmasq.pid", *settings]
+        lines.append(" ".join(["dnsmasq", *(f"--{word}" for word in words)]))
     return lines

@@ -1,23 +1,20 @@
 """Makes a network with `nat:` for its first tap, and takes it away after its last.
 
 A lock file serialises all who do so; what is there, and whose it is, the live system says: the
-bridge's ifalias, the mark in the nft table, dnsmasq's own command line.
+bridge's ifalias, the mark in the nft table, and `dnsmasq.look`.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import pwd
 import shutil
-import signal
 import syslog
-from collections.abc import Iterator, Sequence
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Nat, Port
-from pyqemu_ifup import bolt, nft
+from pyqemu_ifup import bolt, dnsmasq, nft
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import RUN, Lock, cannot_use, lock_file, make_folder, open_lock
 from pyqemu_ifup.look import Link
@@ -25,7 +22,7 @@ from pyqemu_ifup.manners import GRACE, SAFE_PATH, Watch, log
 from pyqemu_ifup.nat import (
     bridge_alias,
     bridge_mac,
-    dnsmasq_arguments,
+    dnsmasq_settings,
     folder_name,
     is_led_by,
     network_of,
@@ -38,18 +35,13 @@ from pyqemu_ifup.nat import (
     wants_loopback,
 )
 from pyqemu_ifup.plan import SetAlias, SetMtu, SetUp
-from pyqemu_ifup.programs import SHORT, run_program
 from pyqemu_ifup.work import Work
 
-TERM_TIME = 1.0
-"""Seconds that dnsmasq has to end by itself."""
 HOLD = 5.0
 """Seconds that a user's up or down may have a network's lock; 2 s more take back what it did."""
 WAIT = HOLD + GRACE + 1
 """Seconds that the lock of a network is waited for."""
 RTF_ADDRCONF = 0x40000
-USERS = ("dnsmasq", "nobody")
-_GONE = (errno.ENOENT, errno.ESRCH)
 
 
 class Held(Lock):
@@ -129,37 +121,6 @@ def is_ours(link: Link, network: str) -> bool:
     return link.alias == bridge_alias(network) or (
         not link.alias and not link.up and link.mac == bridge_mac(network)
     )
-
-
-def dnsmasqs(folder: str | None = None) -> Iterator[tuple[int, list[str]]]:
-    """Yield the process and the arguments of each dnsmasq of ours, of one network's `folder`.
-
-    Without `folder` those of all networks of this network namespace. What another user has
-    started under that name is none.
-    """
-    start = f"--pid-file={RUN}/" if folder is None else f"--pid-file={folder}/dnsmasq.pid"
-    here = os.stat("/proc/self/ns/net").st_ino
-    account = _account()
-    users = {os.geteuid()} if account is None else {os.geteuid(), account.pw_uid}
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            if os.stat(f"/proc/{name}").st_uid not in users:
-                continue
-            with open(f"/proc/{name}/cmdline", "rb") as file:
-                words = [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
-            if not words or os.path.basename(words[0]) != "dnsmasq":
-                continue
-            if not any(word.startswith(start) for word in words):
-                continue
-            if folder is None and os.stat(f"/proc/{name}/ns/net").st_ino != here:
-                continue
-        except OSError as error:
-            if error.errno not in (*_GONE, errno.EACCES, errno.EPERM):
-                raise
-            continue
-        yield int(name), words[1:]
 
 
 # Making
@@ -418,49 +379,19 @@ def _write_sysctl(name: str, value: str) -> None:
 
 
 def _serving(host: Host, held: Held, nat: Nat) -> Work[None]:
-    """Have a dnsmasq run that has the arguments which it shall have, and no other."""
-    wanted = _words(held, nat)
-    running = list(dnsmasqs(held.folder))
-    if [words for _, words in running] == ([wanted] if wanted else []):
-        return
-    yield from _ending(held.folder, [pid for pid, _ in running], host.watch)
-    if not wanted:
-        return
-    program = shutil.which("dnsmasq", path=SAFE_PATH) or "dnsmasq"
-    host.tell(" ".join(["dnsmasq", *wanted]))
-    done = yield from run_program([program, *wanted], host.watch)
-    if done.status != 0:
-        said = done.err.strip().splitlines()
-        raise Failure(
-            Status.REFUSED, "dnsmasq does not start",
-            said[-1] if said else f"it ended with {done.status}", "see syslog",
-        )
+    """Have a dnsmasq run that has the settings which it shall have, and no other."""
+    wanted = _settings(held, nat)
+    if wanted is None:
+        yield from dnsmasq.end(held.folder, host.watch)
+    else:
+        yield from dnsmasq.serve(held.folder, wanted, host.watch, host.tell)
 
 
-def _words(held: Held, nat: Nat) -> list[str]:
-    """Return the arguments that the network's dnsmasq shall have, none where it needs none."""
-    return dnsmasq_arguments(held.bridge, nat, held.folder, _user()) if wants_dnsmasq(nat) else []
-
-
-def _account() -> pwd.struct_passwd | None:
-    """Return whom dnsmasq runs as: its own user, where this host has one."""
-    for name in USERS:
-        try:
-            return pwd.getpwnam(name)
-        except KeyError:
-            continue
-    return None
-
-
-def _user() -> str:
-    """Return whom dnsmasq runs as. Raises Failure (69) where it could only be root."""
-    account = _account()
-    if account is None:
-        raise Failure(
-            Status.UNAVAILABLE, "there is no user for dnsmasq to run as",
-            f"neither {' nor '.join(USERS)} is known", "adduser --system dnsmasq",
-        )
-    return account.pw_name
+def _settings(held: Held, nat: Nat) -> list[str] | None:
+    """Return the settings that the network's dnsmasq shall have, None where it needs none."""
+    if not wants_dnsmasq(nat):
+        return None
+    return dnsmasq_settings(held.bridge, nat, held.folder, dnsmasq.account().pw_name)
 
 
 def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
@@ -482,10 +413,11 @@ def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
     table = yield from nft.read_table(held.network, host.watch)
     if table != wanted_table(held.network, held.bridge, nat):
         found.append(f"the nft table inet {table_name(held.network)} is not as the policy says")
-    running, wanted = [words for _, words in dnsmasqs(held.folder)], _words(held, nat)
-    if running != ([wanted] if wanted else []):
+    server = yield from dnsmasq.look(held.folder, host.watch)
+    if server.settings != _settings(held, nat):
         found.append(
-            "its dnsmasq does not run as the policy says" if running else "no dnsmasq runs"
+            "no dnsmasq runs" if server.settings is None
+            else "its dnsmasq does not run as the policy says"
         )
     return found
 
@@ -537,7 +469,7 @@ def _bridge_of(host: Host, held: Held) -> Link | None:
 
 def _forget(held: Held) -> None:
     """Remove the network's files."""
-    for name in ("leases", "dnsmasq.pid", "lock"):
+    for name in (*dnsmasq.FILES, "lock"):
         try:
             os.unlink(f"{held.folder}/{name}")
         except FileNotFoundError:
@@ -550,7 +482,7 @@ def _forget(held: Held) -> None:
 
 
 def _taking_away(host: Host, held: Held) -> Work[None]:
-    yield from _ending(held.folder, [pid for pid, _ in dnsmasqs(held.folder)], host.watch)
+    yield from dnsmasq.end(held.folder, host.watch)
     link = _bridge_of(host, held)
     if link is not None:
         host.tell(f"ip link del dev {link.name}")
@@ -562,48 +494,6 @@ def _taking_away(host: Host, held: Held) -> Work[None]:
             yield from nft.delete_table(held.network, host.watch)
     _forget(held)
     log(syslog.LOG_INFO, f"network {held.network}: taken away")
-
-
-def _ending(folder: str, pids: Sequence[int], watch: Watch) -> Work[None]:
-    """End the dnsmasqs of a network, and wait until they have.
-
-    Raises Failure (77) where that is not allowed.
-    """
-    try:
-        for pid in pids:
-            with_grace = os.pidfd_open(pid)
-            try:
-                # NOTE: only what the open descriptor is of cannot be another process by now.
-                if pid not in dict(dnsmasqs(folder)):
-                    continue
-                signal.pidfd_send_signal(with_grace, signal.SIGTERM)
-                limit = watch.within(TERM_TIME)
-                while not _has_ended(pid) and limit.remaining():
-                    yield SHORT
-                if not _has_ended(pid):
-                    signal.pidfd_send_signal(with_grace, signal.SIGKILL)
-                while not _has_ended(pid):
-                    watch.check("dnsmasq does not end")
-                    yield SHORT
-            except ProcessLookupError:
-                continue
-            finally:
-                os.close(with_grace)
-    except ProcessLookupError:
-        return
-    except PermissionError as error:
-        raise Failure(
-            Status.DENIED, "cannot end dnsmasq", error.strerror or str(error), "run as root"
-        ) from error
-
-
-def _has_ended(pid: int) -> bool:
-    """Tell whether a process has ended; one that nobody waits for has, too."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def networks_left(host: Host) -> Work[list[tuple[str, str]]]:
@@ -627,13 +517,6 @@ def networks_left(host: Host) -> Work[list[tuple[str, str]]]:
             table = yield from nft.read_table(network, host.watch)
             if table is not None and table.ours:
                 found[network] = ""
-    for _, words in dnsmasqs():
-        for word in words:
-            if word.startswith(f"--pid-file={RUN}/"):
-                folder = word.removeprefix(f"--pid-file={RUN}/").partition("/")[0]
-                network = folder.partition("@")[0]
-                if is_network_name(network):
-                    found.setdefault(network, "")
     for network in _folders():
         found.setdefault(network, "")
     return [(name, bridge) for name, bridge in sorted(found.items()) if name not in in_use]

@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from lab.netns import Namespace
 
@@ -64,3 +65,35 @@ def ask(place: Namespace, server: str, name: str, *, tcp: bool, wait: float = 2.
             said += asker.recv(4096)
     said = said[2:] if tcp else said
     return said[3] & 15 if said[:2] == text[:2] and len(said) > 3 else None
+
+
+def servers(place: Namespace) -> list[int]:
+    """Return the dnsmasqs that run there, without those that they have for TCP connections."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+            if (process / "comm").read_text() != "dnsmasq\n" or fields[0] in "ZX":
+                continue
+            if (process / "ns" / "net").stat().st_ino == place.inode:
+                found[int(process.name)] = int(fields[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return [pid for pid, parent in found.items() if parent not in found]
+
+
+def discover(place: Namespace, *, wait: float = 2.0) -> bool:
+    """Ask for an address by the card eth0 (RFC 2131); tell whether one is offered."""
+    mac = bytes.fromhex("5254000000fe")
+    text = struct.pack(">4BI2H", 1, 1, 6, 0, 0x1234, 0, 0x8000) + bytes(16) + mac
+    text += bytes(10 + 192) + bytes([99, 130, 83, 99, 53, 1, 1, 255])
+    with place.enter():
+        asker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with asker, suppress(TimeoutError):
+        asker.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        asker.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+        asker.bind(("", 68))
+        asker.settimeout(wait)
+        asker.sendto(text, ("255.255.255.255", 67))
+        return asker.recv(4096)[:8] == struct.pack(">4BI", 2, 1, 6, 0, 0x1234)
+    return False

@@ -1,0 +1,299 @@
+"""The dnsmasq of a network with `nat:`: a unit where systemd runs, else a process with limits.
+
+Which process it is only root can say: systemd, or a record in the network's folder, written before
+the process becomes dnsmasq. Its settings are written while none runs, so what runs has them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifup.manners import SAFE_PATH, Watch
+from pyqemu_ifup.programs import SHORT, run_program
+from pyqemu_ifup.work import Work
+
+SETTINGS, RECORD, READY = "dnsmasq.conf", "dnsmasq.process", "dnsmasq.pid"
+FILES = ("leases", SETTINGS, RECORD, READY)
+"""What a network's folder has of its dnsmasq. dnsmasq writes READY, whose words nobody reads."""
+TERM_TIME = 1.0
+"""Seconds that dnsmasq has to end by itself."""
+USERS = ("dnsmasq", "nobody")
+CHILD = """\
+ulimit -c 0; ulimit -n 1024; ulimit -v 262144
+read -r _ && exec "$@" </dev/null
+"""
+"""It waits until it is recorded. A dnsmasq has at most 20 processes beside it, for TCP."""
+
+_children: dict[int, subprocess.Popen[bytes]] = {}
+"""The dnsmasqs that this process has started."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is there of a network's dnsmasq.
+
+    `unit` is its unit, which may be stopped, None where it cannot be one; `active` whether that
+    runs or is about to; `pid` the process that is none of a unit's. `settings` are those of one
+    that serves, None where none does.
+    """
+
+    unit: str | None
+    active: bool
+    pid: int | None
+    settings: list[str] | None
+
+
+def account() -> pwd.struct_passwd:
+    """Return whom dnsmasq runs as. Raises Failure (69) where it could only be root."""
+    for name in USERS:
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    raise Failure(
+        Status.UNAVAILABLE, "there is no user for dnsmasq to run as",
+        f"neither {' nor '.join(USERS)} is known", "adduser --system dnsmasq",
+    )
+
+
+def look(folder: str, watch: Watch) -> Work[Found]:
+    """Look for the dnsmasq of the network with this folder, whose lock is held.
+
+    Raises Failure where it cannot be told.
+    """
+    unit, state = f"pyqemu-ifup-dnsmasq@{os.path.basename(folder)}.service", None
+    if _under_systemd():
+        state = yield from _unit_state(unit, watch)
+    pid = _recorded(folder)
+    active = state not in (None, "inactive", "failed")
+    if pid is None:
+        serves = state == "active"
+    else:
+        serves = not active and os.path.exists(f"{folder}/{READY}")
+    settings = _read(f"{folder}/{SETTINGS}").splitlines() if serves else None
+    return Found(unit if state is not None else None, active, pid, settings)
+
+
+def serve(
+    folder: str, settings: Sequence[str], watch: Watch, tell: Callable[[str], None]
+) -> Work[None]:
+    """Have a dnsmasq run that has these settings, as in its file, and no other.
+
+    Raises Failure.
+    """
+    found = yield from look(folder, watch)
+    if found.settings == list(settings):
+        return
+    yield from _end(folder, found, watch)
+    with open(f"{folder}/{SETTINGS}", "w", opener=_private) as file:
+        file.write("".join(f"{line}\n" for line in settings))
+    if found.unit is not None:
+        tell(f"systemctl start {found.unit}")
+        done = yield from run_program(["systemctl", "start", found.unit], watch)
+        if done.status != 0:
+            raise Failure(
+                Status.REFUSED, f"{found.unit} does not start", _first_line(done.err),
+                f"see journalctl --unit={found.unit}",
+            )
+    else:
+        yield from _start(folder, watch, tell)
+
+
+def end(folder: str, watch: Watch) -> Work[None]:
+    """End the network's dnsmasq where one runs, and wait until it has. Raises Failure."""
+    yield from _end(folder, (yield from look(folder, watch)), watch)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.strip().splitlines()), "it does not say why")
+
+
+# As a unit
+
+
+def _under_systemd() -> bool:
+    """Tell whether systemd runs (sd_booted(3)), and in this network namespace."""
+    if not os.path.isdir("/run/systemd/system") or not shutil.which("systemctl", path=SAFE_PATH):
+        return False
+    try:
+        # NOTE: each network namespace has files of its own there, and who may not ask for the
+        # namespace of process 1 can look at them, too.
+        return os.path.samestat(
+            os.stat("/proc/1/net/dev"), os.stat("/proc/thread-self/net/dev")
+        )
+    except FileNotFoundError:
+        # NOTE: /proc with hidepid=; the first namespace has what no other one has.
+        return os.path.exists("/proc/sys/net/core/netdev_max_backlog")
+
+
+def _unit_state(unit: str, watch: Watch) -> Work[str | None]:
+    """Return a unit's ActiveState, None where systemd has no such unit. Raises Failure."""
+    words = ["systemctl", "show", "--property=LoadState,ActiveState", unit]
+    done = yield from run_program(words, watch)
+    found = dict(line.partition("=")[::2] for line in done.out.splitlines())
+    if done.status != 0 or "ActiveState" not in found:
+        raise Failure(
+            Status.REFUSED, f"systemctl does not tell of {unit}", _first_line(done.err),
+            "see whether systemd answers: systemctl status",
+        )
+    if found.get("LoadState") == "not-found" and found["ActiveState"] == "inactive":
+        return None
+    return found["ActiveState"]
+
+
+# As a process
+
+
+def _recorded(folder: str) -> int | None:
+    """Return the network's dnsmasq, by the record in its folder; None where it has ended.
+
+    Raises Failure (71) where that cannot be told.
+    """
+    path = f"{folder}/{RECORD}"
+    text = _read(path)
+    if not text:
+        return None
+    try:
+        pid, start, namespace = map(int, text.split())
+    except ValueError:
+        problem = "it does not say a process, its start and its PID namespace"
+    else:
+        if namespace == os.stat("/proc/self/ns/pid").st_ino:
+            return pid if _start_of(pid) == start else None
+        problem = f"process {pid} is one of another PID namespace"
+    raise Failure(
+        Status.REFUSED, f"cannot tell whether the dnsmasq of {path} runs", problem,
+        f"end it, if it does, and rm {path}",
+    )
+
+
+def _start_of(pid: int) -> int | None:
+    """Return the start of a process, field 22 of /proc/PID/stat; None where it has ended.
+
+    One that nobody has waited for yet has ended, too.
+    """
+    if pid in _children and _children[pid].poll() is not None:
+        del _children[pid]
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # NOTE: the second field, its name, may hold spaces and parentheses.
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(fields[19]) if fields[0] not in (b"Z", b"X") else None
+
+
+def _start(folder: str, watch: Watch, tell: Callable[[str], None]) -> Work[None]:
+    program = shutil.which("dnsmasq", path=SAFE_PATH) or "dnsmasq"
+    words = [
+        program, "--keep-in-foreground", f"--conf-file={folder}/{SETTINGS}",
+        f"--pid-file={folder}/{READY}",
+    ]
+    tell(" ".join(["dnsmasq", *words[1:]]))
+    _remove(f"{folder}/{READY}")
+    with tempfile.TemporaryFile() as said:
+        child = subprocess.Popen(
+            ["sh", "-c", CHILD, "sh", *words], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            stderr=said, cwd="/", env={"PATH": SAFE_PATH, "LC_ALL": "C"}, start_new_session=True,
+        )
+        try:
+            _record(folder, child.pid)
+            _let_go(child)
+            while not os.path.exists(f"{folder}/{READY}"):
+                if child.poll() is not None:
+                    said.seek(0)
+                    raise Failure(
+                        Status.REFUSED, "dnsmasq does not start",
+                        _first_line(said.read().decode("utf-8", "replace")), "see syslog",
+                    )
+                watch.check("dnsmasq does not start")
+                yield SHORT
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+    _children[child.pid] = child
+
+
+def _record(folder: str, pid: int) -> None:
+    """Write down which process is to be the network's dnsmasq."""
+    text = f"{pid} {_start_of(pid)} {os.stat('/proc/self/ns/pid').st_ino}\n"
+    with open(f"{folder}/{RECORD}", "w", opener=_private) as file:
+        file.write(text)
+
+
+def _let_go(child: subprocess.Popen[bytes]) -> None:
+    """Let it become dnsmasq."""
+    assert child.stdin is not None
+    with suppress(BrokenPipeError), child.stdin as go:
+        go.write(b"\n")
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def _end(folder: str, found: Found, watch: Watch) -> Work[None]:
+    if found.unit is not None and found.active:
+        done = yield from run_program(["systemctl", "stop", found.unit], watch)
+        if done.status != 0:
+            raise Failure(
+                Status.REFUSED, f"{found.unit} does not stop", _first_line(done.err),
+                f"see journalctl --unit={found.unit}",
+            )
+    if found.pid is not None:
+        yield from _end_process(folder, found.pid, watch)
+    _remove(f"{folder}/{RECORD}")
+
+
+def _end_process(folder: str, pid: int, watch: Watch) -> Work[None]:
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        # NOTE: only what the open descriptor is of cannot be another process by now.
+        if _recorded(folder) != pid:
+            return
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        limit = watch.within(TERM_TIME)
+        while _recorded(folder) == pid:
+            if not limit.remaining():
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+                watch.check("dnsmasq does not end")
+            yield SHORT
+    except OSError as error:
+        if error.errno == errno.ESRCH:
+            return
+        if error.errno not in (errno.EPERM, errno.EACCES):
+            raise
+        raise Failure(
+            Status.DENIED, "cannot end dnsmasq", error.strerror or str(error), "run as root"
+        ) from error
+    finally:
+        os.close(process)
