@@ -80,12 +80,12 @@ def lan(inside: Namespace) -> Namespace:
 
 
 def test_open_taps_makes_what_is_asked_for(inside: Namespace) -> None:
-    name, taps = open_taps("vm%d", 3, True, UID)
+    name, taps = open_taps("vm%d", 3, True)
     try:
         link = inside.link(name)
         assert (name, len(taps)) == ("vm0", 3)
         info = link["linkinfo"]["info_data"]
-        assert (info["type"], info["user"], info["persist"]) == ("tap", "nobody", False)
+        assert (info["type"], info["user"], info["persist"]) == ("tap", "root", False)
         assert (info["pi"], info["vnet_hdr"], info["numqueues"]) == (False, True, 3)
         assert not any(os.get_inheritable(tap) for tap in taps)
     finally:
@@ -94,7 +94,7 @@ def test_open_taps_makes_what_is_asked_for(inside: Namespace) -> None:
 
 
 def test_one_queue_without_a_header_is_a_plain_tap(inside: Namespace) -> None:
-    name, taps = open_taps("web0", 1, False, UID)
+    name, taps = open_taps("web0", 1, False)
     try:
         info = inside.link(name)["linkinfo"]["info_data"]
         assert (info["vnet_hdr"], info["multi_queue"]) == (False, False)
@@ -111,7 +111,7 @@ def test_a_tap_that_is_there_is_never_taken(
         if persist:
             tap.close()
         with pytest.raises(Failure) as caught:
-            open_taps("web0", 2 if multi_queue else 1, False, UID)
+            open_taps("web0", 2 if multi_queue else 1, False)
         assert caught.value.status is Status.DENIED
         assert "an interface of this name is there already" in str(caught.value)
     if persist:
@@ -125,7 +125,7 @@ def test_a_tap_that_is_there_is_never_taken(
 def test_a_name_that_cannot_be(name: str, status: Status) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(Failure) as caught:
-        open_taps(name, 2, False, UID)
+        open_taps(name, 2, False)
     assert caught.value.status is status
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -159,9 +159,9 @@ def test_a_user_gets_a_tap_that_is_attached_and_goes_with_its_descriptors(lan: N
             link = lan.link(name)
             assert (name, link["master"], len(taps)) == ("tap0", "br0", 2)
             assert "UP" in link["flags"]
-            assert link["linkinfo"]["info_data"]["user"] == "nobody"
+            assert link["linkinfo"]["info_data"]["user"] == "root"
             assert f"network=lan kind=linux bridge=br0 pid={os.getpid()} " in link["ifalias"]
-            assert f" uid={UID} by=name rule=" in link["ifalias"]
+            assert f" uid={UID} by=name made=1 rule=" in link["ifalias"]
             assert flags_of(taps[1]) & 0x4000
         finally:
             close_all(taps)

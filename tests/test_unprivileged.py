@@ -157,7 +157,7 @@ def test_a_user_gets_a_tap_on_a_plain_bridge(place: Place, way: str) -> None:
         link = place.netns.link("tap0")
         assert (link["master"], "UP" in link["flags"]) == ("br0", True)
         info = link["linkinfo"]["info_data"]
-        assert (info["user"], info["persist"], info["vnet_hdr"]) == ("nobody", False, True)
+        assert (info["user"], info["persist"], info["vnet_hdr"]) == ("root", False, True)
         assert f"network=lan kind=linux bridge=br0 pid={qemu.pid} " in link["ifalias"]
         assert link["ifalias"].endswith(" vm=web1")
         with open(f"/proc/{qemu.pid}/status") as status:
@@ -262,7 +262,7 @@ def test_run_gives_a_guest_of_the_policy_s_its_nics(place: Place) -> None:
         assert qemu.greeting
         link = place.netns.link("web1-0")
         assert (link["master"], link["txqlen"], "UP" in link["flags"]) == ("br0", 77, True)
-        assert f" uid={NOBODY} rule=" in link["ifalias"]
+        assert f" uid={NOBODY} made=1 rule=" in link["ifalias"]
         told = qemu.hmp("info network")
         assert "nic-net0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:" in told
         assert told.count(" \\ net0: ") == 2, told

@@ -11,7 +11,7 @@ from pyqemu_ifconf.bridge_conf import NOTHING, BridgeConf
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_made_of, is_user_name, is_valid_name
 from pyqemu_ifconf.policy import Network, Nic, Policy, Vm, find_nic
-from pyqemu_ifup.access import ROOT, User, may_have, may_use
+from pyqemu_ifup.access import ROOT, User, check_given, may_have, may_use
 from pyqemu_ifup.look import Link
 
 
@@ -122,10 +122,21 @@ def refuse_bridge_name(policy: Policy, name: str) -> None:
 
 
 def check_owner(link: Link, uid: int) -> None:
-    """Check that the tap belongs to the user (TUNSETOWNER); root may use any.
+    """Check that the tap belongs to the user; root may use any.
 
+    One that we have made is the user's whom its mark names, any other its owner's (TUNSETOWNER).
     Raises Failure (77).
     """
+    stamp = link.stamp
+    if stamp is not None and stamp.made and uid != ROOT:
+        check_given(link)
+        if stamp.uid == uid:
+            return
+        whose = "root" if stamp.uid is None else f"user {stamp.uid}"
+        raise Failure(
+            Status.DENIED, f"somebody else's tap: it was made for {whose}, not for user {uid}", "",
+            "ask for another: pyqemu-ifctl run",
+        )
     if uid in (ROOT, link.owner):
         return
     owner = "nobody" if link.owner is None else f"user {link.owner}"

@@ -24,14 +24,12 @@ QUEUES_MAX = 64
 """Queues of one tap: their descriptors go in one packet, of at most 253 (SCM_MAX_FD)."""
 
 
-def open_taps(
-    name_pattern: str, queues: int, vnet_hdr: bool, owner_uid: int
-) -> tuple[str, list[int]]:
+def open_taps(name_pattern: str, queues: int, vnet_hdr: bool) -> tuple[str, list[int]]:
     """Make a tap in this network namespace; return its name and a descriptor for each queue.
 
-    A `%d` in the name is the first free number. `owner_uid` may open it too; it is gone with the
-    last descriptor. Raises Failure: 77 where there is such a link already, or the kernel forbids
-    it, else 71.
+    A `%d` in the name is the first free number. It is root's, so that nobody else opens it again,
+    and gone with the last descriptor. Raises Failure: 77 where there is such a link already, or the
+    kernel forbids it, else 71.
     """
     flags = IFF_TAP | IFF_NO_PI
     flags |= IFF_VNET_HDR if vnet_hdr else 0
@@ -47,7 +45,8 @@ def open_taps(
             answer = fcntl.ioctl(descriptor, TUNSETIFF, request)
             name = os.fsdecode(answer[:16].split(b"\0", 1)[0])
             if queue == 0:
-                fcntl.ioctl(descriptor, TUNSETOWNER, owner_uid)
+                # NOTE: without an owner the kernel lets anybody open it (tun_not_capable).
+                fcntl.ioctl(descriptor, TUNSETOWNER, 0)
     except OSError as error:
         close_all(descriptors)
         raise _failure(name, error) from error

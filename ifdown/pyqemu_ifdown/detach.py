@@ -11,7 +11,7 @@ from pyqemu_ifconf.policy import DEFAULT_OVSDB
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, Seen
 from pyqemu_ifup.manners import Watch, log
-from pyqemu_ifup.plan import DelPort, SetAlias, SetDown, Step, plan_leave
+from pyqemu_ifup.plan import DelPort, DelTap, SetAlias, SetDown, Step, plan_leave
 from pyqemu_ifup.stamp import BRIDGE_MARK, Here, Stamp, find_here, is_anothers
 from pyqemu_ifup.work import Work
 
@@ -91,11 +91,16 @@ def _databases(link: Link | None) -> list[str]:
 
 
 def plan_down(seen: Seen, here: Here) -> tuple[Step, ...]:
-    """Return the steps that take away what of the tap carries our mark, the mark itself last."""
+    """Return the steps that take away what of the tap carries our mark, the mark itself last.
+
+    With it goes a tap that we have made for a user, to whom it would belong without it.
+    """
     tap = seen.tap
     steps = plan_leave(seen, here)
     if tap is None or tap.stamp is None:
         return tuple(step for step in steps if isinstance(step, DelPort))
+    if tap.stamp.made and tap.stamp.uid is not None:
+        return (*steps, DelTap(tap.name, tap.index))
     return (*steps, SetAlias(tap.name, tap.index, ""))
 
 

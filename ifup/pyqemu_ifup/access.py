@@ -141,10 +141,23 @@ def may_still(policy: Policy, port: Port, user: User) -> None:
 def is_root_made(link: Link, uid: int | None) -> bool:
     """Tell whether root has made the tap for the user `uid`, and not we.
 
-    Ours are asked for by a network's name. None is root, who needs no such tap.
+    An older mark does not say whether we have: ours are asked for by a network's name. None is
+    root, who needs no such tap.
     """
     stamp = link.stamp
-    return uid is not None and link.owner == uid and not (stamp is not None and stamp.by_name)
+    ours = stamp is not None and (stamp.made or stamp.by_name)
+    return uid is not None and link.owner == uid and not ours
+
+
+def check_given(link: Link) -> None:
+    """Check that a tap of our making is root's still. Raises Failure (77)."""
+    if link.given_away:
+        whom = "everybody" if link.owner is None else f"user {link.owner}"
+        raise Failure(
+            Status.DENIED, "its right has ended",
+            f"whoever held it has given it to {whom}, and it was root's",
+            "end the process that holds it, and have another made: pyqemu-ifctl run",
+        )
 
 
 def heeded_bridge_conf(policy: Policy, uid: int) -> BridgeConf:

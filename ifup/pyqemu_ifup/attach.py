@@ -66,10 +66,12 @@ def attaching(
     uid: int | None = None,
     admit: Callable[[Link], None] = lambda link: None,
     by_name: bool = False,
+    made: bool = False,
 ) -> Work[None]:
     """Do as `attach`, on a host that is there already, for the user `uid`; None is root.
 
-    `admit` raises Failure where that user may not have this tap.
+    `admit` raises Failure where that user may not have this tap. `made`: it is of our making, as
+    its mark says from then on.
     """
     link = host.kernel.look_up(port.tap)
     stamp = link.stamp if link is not None else None
@@ -91,8 +93,9 @@ def attaching(
     admit(link)
     refuse_shared(link, uid if uid is not None else os.getuid())
     refuse_foreign_ports(before, find_here())
+    made = made or (link.stamp is not None and link.stamp.made)
     if port.nat is None:
-        yield from _joining(host, port, caller, parent, before, uid, by_name)
+        yield from _joining(host, port, caller, parent, before, uid, by_name, made)
         return
     from pyqemu_ifup.nat_network import leaving_held, making
 
@@ -101,7 +104,7 @@ def attaching(
     try:
         before = host.look(port.tap, port.bridge)
         try:
-            yield from _joining(host, port, caller, parent, before, uid, by_name)
+            yield from _joining(host, port, caller, parent, before, uid, by_name, made)
         except BaseException:
             yield from _taking_away(host, port, leaving_held(host, held))
             raise
@@ -129,13 +132,14 @@ def _joining(
     before: Seen,
     uid: int | None,
     by_name: bool,
+    made: bool,
 ) -> Work[None]:
     """Attach a tap that is nobody else's, as it was seen `before`; what fails is taken back."""
     here = find_here()
     try:
         require_database(host, port, before)
         kind = find_kind(port, before)
-        stamp = make_stamp(port, kind, caller, parent, uid, by_name)
+        stamp = make_stamp(port, kind, caller, parent, uid, by_name, made)
         told = False
         for op in plan_up(port, kind, before, stamp, here):
             host.watch.check()

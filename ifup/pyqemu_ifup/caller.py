@@ -95,11 +95,12 @@ def find_options(argv: Sequence[str]) -> list[Option]:
 def process_start(pid: int) -> int | None:
     """Return when process `pid` started, in clock ticks since boot; None where it has ended.
 
-    Field 22 of /proc/PID/stat (proc(5)). A pid is used again, the pair of both is not.
+    Field 22 of /proc/PID/stat (proc(5)). A pid is used again, the pair of both is not. One that
+    its parent has not waited for has ended.
     """
     # NOTE: the second field, the process's name, may hold spaces and parentheses.
     fields = _read_proc(pid, "stat").rpartition(b")")[2].split()
-    return int(fields[19]) if len(fields) > 19 else None
+    return int(fields[19]) if len(fields) > 19 and fields[0] != b"Z" else None
 
 
 def find_helped(pid: int) -> int | None:

@@ -34,6 +34,7 @@ IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING = 1, 5, 7
 IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_VLAN_DEFAULT_PVID = 36, 39
 IFLA_BRPORT_ISOLATED = 33
 IFLA_TUN_OWNER, IFLA_TUN_GROUP, IFLA_TUN_TYPE, IFLA_TUN_MULTI_QUEUE = 1, 2, 3, 7
+IFLA_TUN_NUM_QUEUES, IFLA_TUN_NUM_DISABLED_QUEUES = 8, 9
 IFF_TAP = 2
 """What IFLA_TUN_TYPE says of a tap (linux/if_tun.h)."""
 
@@ -294,6 +295,8 @@ def _link(data: bytes, body: int, end: int) -> Link:
         owner=_number(U32, tun, IFLA_TUN_OWNER),
         group=_number(U32, tun, IFLA_TUN_GROUP),
         multi_queue=bool(_number(U8, tun, IFLA_TUN_MULTI_QUEUE)),
+        queues=(_number(U32, tun, IFLA_TUN_NUM_QUEUES) or 0)
+        + (_number(U32, tun, IFLA_TUN_NUM_DISABLED_QUEUES) or 0),
         stp=None if stp is None else bool(stp),
         forward_delay=_number(U32, bridge, IFLA_BR_FORWARD_DELAY),
         calls_iptables=None if calls_iptables is None else bool(calls_iptables),

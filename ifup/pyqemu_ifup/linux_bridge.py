@@ -22,6 +22,7 @@ from pyqemu_ifconf.names import is_valid_name
 from pyqemu_ifup.links import IFF_UP, NLMSGHDR, LinkReader
 from pyqemu_ifup.look import Counters, Flow, Link, Vid, ranges
 from pyqemu_ifup.plan import (
+    DelTap,
     JoinBridge,
     LeaveBridge,
     LinkOp,
@@ -258,6 +259,8 @@ class Netlink:
             self._set(op.index, ("IFLA_MASTER", 0))
         elif isinstance(op, SetVlans):
             self._set_vlans(op)
+        elif isinstance(op, DelTap):
+            self.delete_link(op.index)
         else:
             self._set(op.index, _port_setting("IFLA_BRPORT_ISOLATED", int(op.isolated)))
 

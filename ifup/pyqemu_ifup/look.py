@@ -39,9 +39,10 @@ class Link:
     `tap` tells a tap from a tun. `carrier` is a tap's while a process holds it. `vlan_filtering`
     and `default_pvid` (0: none) are a bridge's, None elsewhere and where the kernel has no VLAN
     filtering; `isolated` is a bridge port's. `owner` and `group` are the uid (TUNSETOWNER) and gid
-    (TUNSETGROUP) that may open a tap, None where only root may; a `multi_queue` one may be opened
-    while somebody has it. `stp`, `forward_delay` (hundredths of a second) and `calls_iptables`,
-    whether it by itself has frames go through iptables, are a bridge's.
+    (TUNSETGROUP) that may open a tap, without both anybody may; a `multi_queue` one may be opened
+    while somebody has it, and has so many `queues`. `stp`, `forward_delay` (hundredths of a
+    second) and `calls_iptables`, whether it by itself has frames go through iptables, are a
+    bridge's.
     """
 
     index: int
@@ -61,6 +62,7 @@ class Link:
     owner: int | None = None
     group: int | None = None
     multi_queue: bool = False
+    queues: int = 0
     stp: bool | None = None
     forward_delay: int | None = None
     calls_iptables: bool | None = None
@@ -69,6 +71,15 @@ class Link:
     def stamp(self) -> Stamp | None:
         """Our mark on it, None where there is none."""
         return stamps.parse_alias(self.alias)
+
+    @property
+    def given_away(self) -> bool:
+        """Whether a tap of our making, which is root's, has been given another owner.
+
+        Whoever holds a tap can do that (TUNSETOWNER), and none at all lets anybody open it.
+        """
+        stamp = self.stamp
+        return stamp is not None and stamp.made and self.owner != 0
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,14 @@ class SetIsolated:
 
 
 @dataclass(frozen=True)
+class DelTap:
+    """Delete the tap, which is of our making; whoever holds it can do no more with it."""
+
+    tap: str
+    index: int
+
+
+@dataclass(frozen=True)
 class AddPort:
     """Add the Open vSwitch port in one transaction, every column that we own set."""
 
@@ -183,7 +191,7 @@ class Prove:
 
 LinkOp = (
     SetAlias | SetDown | SetUp | SetMac | SetMtu | SetTxQueueLen | SetIpv6
-    | JoinBridge | LeaveBridge | SetVlans | SetIsolated
+    | JoinBridge | LeaveBridge | SetVlans | SetIsolated | DelTap
 )
 OvsOp = AddPort | DelPort | SetPort
 Step = LinkOp | OvsOp
@@ -611,7 +619,10 @@ def plan_leave(seen: Seen, here: Here) -> tuple[Step, ...]:
 
 
 def plan_undo(before: Seen, now: Seen, here: Here) -> tuple[Step, ...]:
-    """Return the steps from `now` back to a tap that is down, attached nowhere, and as it was."""
+    """Return the steps from `now` back to a tap that is down, attached nowhere, and as it was.
+
+    One of our making keeps the mark that it had, which tells whose it is.
+    """
     tap, old = now.tap, before.tap
     assert old is not None
     if tap is None or tap.index != old.index:
@@ -619,8 +630,9 @@ def plan_undo(before: Seen, now: Seen, here: Here) -> tuple[Step, ...]:
             del_port(port) for port in now.ports if port.ours and port.is_of(old.index, here)
         )
     plan = [*plan_leave(now, here), *_settings_back(before, now)]
-    if tap.alias:
-        plan.append(SetAlias(tap.name, tap.index, ""))
+    alias = old.alias if old.stamp is not None and old.stamp.made else ""
+    if tap.alias != alias:
+        plan.append(SetAlias(tap.name, tap.index, alias))
     return tuple(plan)
 
 
@@ -873,6 +885,8 @@ def commands(op: Op) -> tuple[str, ...]:
     if isinstance(op, SetIsolated):
         state = "on" if op.isolated else "off"
         return (f"bridge link set dev {_quote(op.tap)} isolated {state}",)
+    if isinstance(op, DelTap):
+        return (f"ip link del dev {_quote(op.tap)}",)
     if isinstance(op, AddPort):
         return (_add_port_command(op),)
     if isinstance(op, DelPort):

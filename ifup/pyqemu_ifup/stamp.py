@@ -60,6 +60,7 @@ class Stamp:
     the database's address where `kind` is openvswitch. `uid` is the user's whom the agent served,
     None for root and where the hook did the work itself: then `user` is the process's real uid,
     None for root's. `by_name`: the network was asked for by its name, whatever the rules say.
+    `made`: the tap is of our making, and goes when its right ends.
     `rule` is the place in the policy that decided. `unsaid` names what was not told or had no
     room, of the match keys and `by`; of a `vm` among them, the beginning is there.
     """
@@ -79,6 +80,7 @@ class Stamp:
     user: int | None = None
     was: Was | None = None
     unsaid: frozenset[str] = frozenset()
+    made: bool = False
 
     @property
     def guest(self) -> str:
@@ -109,10 +111,11 @@ def make_stamp(
     pid: int,
     uid: int | None = None,
     by_name: bool = False,
+    made: bool = False,
 ) -> Stamp:
     """Return the stamp of `port` for the process `pid`, attached to a bridge of this kind.
 
-    `uid` is the user's whom the agent serves, None for root; `by_name` is as in Stamp.
+    `uid` is the user's whom the agent serves, None for root; `by_name` and `made` are as in Stamp.
     """
     return Stamp(
         network=port.network,
@@ -128,6 +131,7 @@ def make_stamp(
         mac=caller.mac,
         netdev=caller.netdev,
         user=(real_uid(pid) or None) if uid is None else None,
+        made=made,
     )
 
 
@@ -165,6 +169,8 @@ def format_alias(stamp: Stamp) -> str:
         place["user"] = str(stamp.user)
     if stamp.by_name:
         place["by"] = "name"
+    if stamp.made:
+        place["made"] = "1"
     behind: dict[str, str] = {}
     if stamp.ovsdb is not None:
         behind["ovsdb"] = _encode(stamp.ovsdb)
@@ -244,6 +250,7 @@ def parse_alias(alias: str) -> Stamp | None:
             user=int(told["user"]) if "user" in told else None,
             was=_parse_was(given["was"]) if "was" in given else None,
             unsaid=frozenset(unsaid),
+            made=given.get("made") == "1",
         )
     except (KeyError, ValueError):
         return None

@@ -194,7 +194,7 @@ def check_user_s_qemu(site: Site) -> None:
         assert [int(words[name], 16) for name in ("CapPrm", "CapEff", "CapAmb")] == [0, 0, 0]
         assert site.taps() == {"tap0"}
         info = site.netns.link("tap0")["linkinfo"]["info_data"]
-        assert (info["user"], info["persist"]) == ("nobody", False)
+        assert (info["user"], info["persist"]) == ("root", False)
         check_guest(site, station, qemu.pid)
         site.unmake()
         # NOTE: a tap that is not taken down first is in the default VLAN 1 for a moment.
@@ -215,7 +215,7 @@ def check_guest(site: Site, station: Station, pid: int) -> None:
     assert "UP" in site.netns.link("tap0")["flags"]
     alias = site.mark("tap0")
     assert f" network=lan kind={site.kind} bridge={site.bridge} " in alias
-    assert f" pid={pid} " in alias and f" uid={NOBODY} by=name " in alias
+    assert f" pid={pid} " in alias and f" uid={NOBODY} by=name made=1 " in alias
     assert alias.endswith(" vm=web1")
     assert crossing(station, site.trunk, OUT) == OUT
     site.trunk.send(frame(mac(2), payload=b"not for it", vids=(20,)))

@@ -1,0 +1,121 @@
+"""A user who has been given a tap keeps it, or passes it on, when his right to it has ended.
+
+Each is done by processes of that user's, against the real agent, and frames tell who reaches whom.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lab.agent import Agent
+from lab.holder import Holder, tun_for_all
+from lab.hooks import Hooks
+from lab.netns import Namespace
+from lab.public import NOBODY, public_folder
+from lab.taps import frame, holds, mac
+
+OTHER = 65533
+MULTI_QUEUE, PLAIN = 0x1102, 0x1002
+DENIED = "Operation not permitted"
+
+
+@dataclass
+class Lan:
+    """A namespace with the network `lan` on br0, an agent, and a station on the bridge."""
+
+    netns: Namespace
+    hooks: Hooks
+    tun: str
+    agent: Agent | None = None
+
+    def allow(self, *users: str) -> None:
+        """Put a policy in force that lets just these users have taps on the network."""
+        lan = {"bridge": "br0", "tap_name": "ten%d", "users": list(users)}
+        rules = [{"tap": "*", "network": "lan"}]
+        self.hooks.write_policy(
+            json.dumps({"version": 1, "networks": {"lan": lan}, "rules": rules})
+        )
+
+    def holder(self, uid: int, *prefix: str) -> Holder:
+        """Start a process of a user's."""
+        env = {**self.hooks.environ(), "TUN": self.tun, "HOME": "/"}
+        return Holder(self.netns, uid, env, *prefix)
+
+    def reaches(self, holder: Holder) -> bool:
+        """Tell whether a frame of the process's first tap comes out on the bridge."""
+        payload = b"from a user %d" % holder.process.pid
+        raw = self.netns.raw("br0")
+        holder(f"send({frame(mac(9), payload=payload).hex()!r})")
+        return raw.recv(1.0, holds(payload)) is not None
+
+
+@pytest.fixture
+def lan(netns: Namespace) -> Iterator[Lan]:
+    """The network, open to nobody and to one without a name, with an agent."""
+    netns.add_bridge("br0", mac="02:00:00:00:00:01")
+    with public_folder() as folder:
+        hooks = Hooks(folder / "bin", netns=netns.name)
+        place = Lan(netns, hooks, tun_for_all(folder))
+        place.allow("nobody", str(OTHER))
+        with Agent(netns, Path(hooks.policy)) as agent:
+            hooks.agent, hooks.agent_pid, place.agent = agent.path, agent.pid, agent
+            yield place
+    netns.ip("link", "del", "br0")
+
+
+def test_nobody_opens_a_tap_of_ours_again(lan: Lan) -> None:
+    """Neither a persistent one that is closed, nor another queue of one that is held."""
+    with lan.holder(NOBODY) as user, lan.holder(OTHER) as other:
+        assert user('tap("lan", "ten0", 2)') == "=0"
+        assert lan.netns.link("ten0")["linkinfo"]["info_data"]["user"] == "root"
+        assert lan.reaches(user)
+        for each in (user, other):
+            assert each(f'open_it("ten0", {MULTI_QUEUE})') == DENIED
+        user("control(PERSIST, 1)")
+        user("close()")
+        for each in (user, other):
+            assert each(f'open_it("ten0", {MULTI_QUEUE})') == DENIED
+        assert user('tap("lan", "ten1")') == "=0"
+        user("control(PERSIST, 1)")
+        user("close()")
+        assert user(f'open_it("ten1", {PLAIN})') == DENIED
+    for name in ("ten0", "ten1"):
+        if name in lan.netns.links():
+            lan.netns.ip("link", "del", name)
+
+
+def test_a_tap_of_ours_is_whose_its_mark_says(lan: Lan) -> None:
+    """It is brought up again for the user, for nobody else, and goes with its down."""
+    with lan.holder(NOBODY) as user, lan.holder(OTHER) as other:
+        assert user('tap("lan", "ten0")') == "=0"
+        other("listen()")
+        user("pass_on()")
+        other("fetch()")
+        assert user('tap("lan", "ten1")') == "=0"
+        assert other('hook("up", "ten0", "", "")').startswith("=77")
+        index = lan.netns.link("ten1")["ifindex"]
+        user("give()")
+        assert user('hook("up", "ten1", "", "")').startswith("=0")
+        link = lan.netns.link("ten1")
+        assert link["ifindex"] == index and " made=1" in link["ifalias"]
+        assert lan.reaches(user)
+        assert user('hook("down", "ten1", "")').startswith("=0")
+        assert "ten1" not in lan.netns.links()
+        assert user("send('00' * 60)") == "File descriptor in bad state"
+
+
+@pytest.mark.parametrize("owner", [NOBODY, OTHER])
+def test_a_tap_that_its_holder_gives_away_is_his_no_more(lan: Lan, owner: int) -> None:
+    with lan.holder(NOBODY) as user:
+        assert user('tap("lan", "ten0")') == "=0"
+        user("give()")
+        user(f"control(OWNER, {owner})")
+        said = user('hook("up", "ten0", "", "")')
+        assert said.startswith("=77") and "its right has ended" in said, said
+        # An up that fails leaves the mark, without which it would be a tap of root's making.
+        assert " made=1" in lan.netns.link("ten0")["ifalias"]
