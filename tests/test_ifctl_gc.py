@@ -77,7 +77,7 @@ def test_after_a_crash(netns: Namespace, ovs: OpenVSwitch, hooks: Hooks) -> None
     assert hooks.ctl_json("gc", "--dry-run") == {
         "version": 1, "removed": [{"tap": "web0", "bridge": "br-int", "because": because}],
         "kept": [],
-        "networks": [],
+        "networks": [], "tables": [],
     }
     assert ovs.find("Port", "web0") is not None
     done = hooks.ctl("gc")
@@ -86,7 +86,8 @@ def test_after_a_crash(netns: Namespace, ovs: OpenVSwitch, hooks: Hooks) -> None
     assert ovs.find("Port", "web0") is None and ovs.find("Interface", "web0") is None
     again = hooks.ctl("gc")
     assert (again.returncode, again.stdout, again.stderr) == (0, "nothing to remove\n", "")
-    assert hooks.ctl_json("gc") == {"version": 1, "removed": [], "kept": [], "networks": []}
+    nothing = {"version": 1, "removed": [], "kept": [], "networks": [], "tables": []}
+    assert hooks.ctl_json("gc") == nothing
 
 
 def test_only_what_is_ours_and_gone(
@@ -126,7 +127,7 @@ def test_only_what_is_ours_and_gone(
             {"tap": "away", "bridge": "br-int", "because": "it is of another network namespace"},
             {"tap": "live", "bridge": "br-int", "because": "its tap is there"},
         ],
-        "networks": [],
+        "networks": [], "tables": [],
     }
     assert left == {"br-int", "foreign", "away", "live"}
     assert sorted(text.splitlines()) == [

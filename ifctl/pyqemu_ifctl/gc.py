@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.policy import Policy
 from pyqemu_ifctl.answer import Answer, shown, to_json
 from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
 from pyqemu_ifdown.gc import Leftover, collect
@@ -28,6 +29,7 @@ def gc(
     """
     found: list[Leftover] = []
     networks: list[tuple[str, str]] = []
+    tables: list[tuple[str, str]] = []
     failures: list[Failure] = []
     policy = read_policy(environ)
     with Host(tap, watch, tell) as host:
@@ -39,15 +41,17 @@ def gc(
                     failures.append(_mute(leftover))
             if tap is None:
                 networks = host.finish(_networks(host, dry_run=dry_run))
+                for table in _tables(host, policy, failures, dry_run=dry_run):
+                    tables.append(table)
         except Failure as failure:
             failures.append(failure)
     remarks = [str(failure) for failure in failures]
     if isinstance(policy, Failure):
         remarks.insert(0, f"only the default database is looked at: {policy}")
     if as_json:
-        out = as_object(found, networks)
+        out = as_object(found, networks, tables)
     else:
-        out = as_text(found, networks, dry_run=dry_run, all_seen=not failures)
+        out = as_text(found, networks, tables, dry_run=dry_run, all_seen=not failures)
     return Answer(out, worst(failures), tuple(remarks))
 
 
@@ -63,6 +67,28 @@ def _networks(host: Host, *, dry_run: bool) -> Work[list[tuple[str, str]]]:
     return gone
 
 
+def _tables(
+    host: Host, policy: Policy | Failure, failures: list[Failure], *, dry_run: bool
+) -> Iterator[tuple[str, str]]:
+    """Load the tables that are not as they were loaded; yield their networks, and what was wrong.
+
+    One that fails does not keep the others from being looked at.
+    """
+    if isinstance(policy, Failure) or not any(each.nat for each in policy.networks.values()):
+        return
+    from pyqemu_ifup.nat_network import guarded, guarding
+
+    for network, nat in guarded(policy, host.kernel.links()).items():
+        bridge = policy.networks[network].bridge
+        try:
+            fault = host.finish(guarding(host, network, bridge, nat, dry_run=dry_run))
+        except Failure as failure:
+            failures.append(failure)
+            continue
+        if fault:
+            yield network, fault
+
+
 def _mute(leftover: Leftover) -> Failure:
     return Failure(
         Status.TRY_AGAIN,
@@ -72,7 +98,9 @@ def _mute(leftover: Leftover) -> Failure:
     )
 
 
-def as_object(found: list[Leftover], networks: list[tuple[str, str]]) -> str:
+def as_object(
+    found: list[Leftover], networks: list[tuple[str, str]], tables: list[tuple[str, str]]
+) -> str:
     """Return what was found as JSON."""
     def entry(leftover: Leftover) -> dict[str, object]:
         port = leftover.port
@@ -82,11 +110,13 @@ def as_object(found: list[Leftover], networks: list[tuple[str, str]]) -> str:
         "removed": [entry(leftover) for leftover in found if leftover.remove is not None],
         "kept": [entry(leftover) for leftover in found if leftover.remove is None],
         "networks": [{"network": name, "bridge": bridge or None} for name, bridge in networks],
+        "tables": [{"network": name, "because": because} for name, because in tables],
     })
 
 
 def as_text(
-    found: list[Leftover], networks: list[tuple[str, str]], *, dry_run: bool, all_seen: bool
+    found: list[Leftover], networks: list[tuple[str, str]], tables: list[tuple[str, str]], *,
+    dry_run: bool, all_seen: bool,
 ) -> str:
     """Return what was found, a line for each, what was removed first.
 
@@ -104,6 +134,9 @@ def as_text(
         did = "would take away" if dry_run else "took away"
         where = f" and its bridge {shown(bridge)}" if bridge else ""
         lines.append(f"{did} network {network}{where}: no tap is on it")
-    if all_seen and not networks and all(leftover.remove is None for leftover in found):
+    for network, because in tables:
+        did = "would load" if dry_run else "loaded"
+        lines.append(f"{did} the nft table of network {network} again: {because}")
+    if all_seen and len(lines) == len(found) and all(each.remove is None for each in found):
         lines.append("nothing to remove")
     return "".join(f"{line}\n" for line in lines)

@@ -36,6 +36,7 @@ from pyqemu_ifd.users import Users
 from pyqemu_ifup.agent import REQUEST_MAX
 from pyqemu_ifup.links import LinkEvents
 from pyqemu_ifup.manners import explain_bug, log, printable
+from pyqemu_ifup.nft_events import open_events
 from pyqemu_ifup.stamp import find_here
 
 CONNECTIONS_MAX = 1024
@@ -116,6 +117,7 @@ class Server:
         self.keeper = keeper
         self.pool = Pool()
         self.events = LinkEvents()
+        self.rules = open_events()
         self.report = Report()
         self.turns = Turns()
         self.closer = Closer()
@@ -150,6 +152,8 @@ class Server:
         self.listener.setblocking(False)
         for descriptor in (self.listener, self.keeper, self.events, wakeup):
             self._poll.register(descriptor, select.EPOLLIN)
+        if self.rules is not None:
+            self._poll.register(self.rules, select.EPOLLIN)
         self._chores()
         self.tidier.everything()
         # NOTE: all that is imported stays; each pass over it would be in a hook's way.
@@ -178,6 +182,8 @@ class Server:
         for connection in list(self.connections.values()):
             self._drop(connection)
         self.events.close()
+        if self.rules is not None:
+            self.rules.close()
         self.pool.close()
         self.keeper.close()
         self._poll.close()
@@ -220,6 +226,8 @@ class Server:
                     self._reload_due = time.monotonic() + SETTLE
             elif descriptor == self.events.fileno():
                 self.tidier.take(self.events.read())
+            elif self.rules is not None and descriptor == self.rules.fileno():
+                self.tidier.guard.take(self.rules.read())
             elif descriptor in self.connections:
                 # NOTE: a request looks at the databases as they are when it comes.
                 changed = self._hear(self.connections[descriptor]) or changed

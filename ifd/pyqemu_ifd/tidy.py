@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name, is_valid_name
-from pyqemu_ifconf.policy import Caller, Policy, Port
+from pyqemu_ifconf.policy import Caller, Nat, Policy, Port
+from pyqemu_ifd.guard import Guard
 from pyqemu_ifd.keeper import PolicyKeeper
 from pyqemu_ifd.pool import AgentHost, Pool
 from pyqemu_ifd.turns import Turns
@@ -67,6 +68,8 @@ class Tidier:
         self._networks = False
         """Whether to look for networks that were made for taps, and have none."""
         self._bridges: dict[int, str] = {}
+        self.guard = Guard()
+        """Which tables of networks to look at, and when."""
         self._connected: set[str] = set()
         """The databases that were connected when last looked at."""
 
@@ -76,6 +79,8 @@ class Tidier:
         times = [*self._changed.values()]
         if self._sweep_due is not None:
             times.append(self._sweep_due)
+        if self.guard.due is not None:
+            times.append(self.guard.due)
         return min(times, default=None)
 
     def everything(self, delay: float = DELAY) -> None:
@@ -130,7 +135,11 @@ class Tidier:
             yield from self._look_at(name)
         if self._sweep_due is not None and now >= self._sweep_due:
             self._sweep_due = None
+            # NOTE: what was flushed while nobody listened.
+            self.guard.take(None)
             yield from self._sweep()
+        if self.guard.due is not None and now >= self.guard.due:
+            yield from self._guard(now)
 
     def _makes_networks(self) -> bool:
         """Tell whether the policy has networks that are made for taps."""
@@ -156,6 +165,27 @@ class Tidier:
         network = network_of(link.alias)
         if network is not None and is_network_name(network):
             yield from leaving(host, network, link.name)
+
+    def _guard(self, now: float) -> Iterator[tuple[str, Work[None]]]:
+        """Return the bridges of the networks whose tables are to be looked at, and the work."""
+        policy = self.keeper.policy
+        if policy is None or not self._makes_networks():
+            self.guard.ripe(now, ())
+            return
+        from pyqemu_ifup.nat_network import guarded, guarding
+
+        networks = guarded(policy, self.pool.kernel.links())
+        for name in self.guard.ripe(now, networks):
+            bridge, nat = policy.networks[name].bridge, networks[name]
+
+            def guard(
+                host: Host, name: str = name, bridge: str = bridge, nat: Nat = nat
+            ) -> Work[None]:
+                fault = yield from guarding(host, name, bridge, nat)
+                if fault:
+                    self.guard.loaded(name, fault)
+
+            yield bridge, self._do(bridge, guard)
 
     def _look_at(self, name: str) -> Iterator[tuple[str, Work[None]]]:
         ports = [port for each in self._databases().values() for port in each.ports(name)]

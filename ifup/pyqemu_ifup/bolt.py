@@ -9,24 +9,11 @@ marked it. Messages: linux/rtnetlink.h, linux/pkt_cls.h, linux/pkt_sched.h.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
-from collections.abc import Iterator
 
-from pyqemu_ifup.links import (
-    MESSAGE_MAX,
-    NLM_F_ACK,
-    NLM_F_DUMP,
-    NLM_F_REQUEST,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-    NLMSGHDR,
-    S32,
-    attribute,
-    attributes,
-    messages,
-)
+from pyqemu_ifup.links import NLM_F_ACK, NLM_F_DUMP, attribute, attributes
+from pyqemu_ifup.netlink_socket import NetlinkSocket
 
 RTM_NEWQDISC, RTM_NEWTFILTER, RTM_GETTFILTER = 36, 44, 46
 NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
@@ -71,7 +58,7 @@ def shut(index: int) -> None:
     if is_shut(index):
         return
     create = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
-    with _Netlink() as kernel:
+    with NetlinkSocket(socket.NETLINK_ROUTE) as kernel:
         try:
             body = TCMSG.pack(socket.AF_UNSPEC, index, 0xFFFF0000, TC_H_CLSACT, 0)
             kernel.ask(RTM_NEWQDISC, create, body + attribute(TCA_KIND, b"clsact\0"))
@@ -93,39 +80,9 @@ def shut(index: int) -> None:
 def is_shut(index: int) -> bool:
     """Tell whether the bridge with this ifindex drops what comes for a loopback address."""
     body = TCMSG.pack(socket.AF_UNSPEC, index, 0, INGRESS, 0)
-    with _Netlink() as kernel:
+    with NetlinkSocket(socket.NETLINK_ROUTE) as kernel:
         for found in kernel.ask(RTM_GETTFILTER, NLM_F_DUMP, body):
-            options = attributes(found.get(TCA_OPTIONS, b""))
+            options = attributes(attributes(found[TCMSG.size :]).get(TCA_OPTIONS, b""))
             if options.get(TCA_BPF_OPS) == _OPS and options.get(TCA_BPF_FLAGS) == b"\1\0\0\0":
                 return True
     return False
-
-
-class _Netlink:
-    """A socket for one question to the kernel."""
-
-    def __enter__(self) -> _Netlink:
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-        )
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._socket.close()
-
-    def ask(self, kind: int, flags: int, body: bytes) -> list[dict[int, bytes]]:
-        """Ask; return the attributes of each thing that is told. Raises OSError."""
-        header = NLMSGHDR.pack(NLMSGHDR.size + len(body), kind, NLM_F_REQUEST | flags, 1, 0)
-        self._socket.send(header + body)
-        return list(self._answers())
-
-    def _answers(self) -> Iterator[dict[int, bytes]]:
-        while True:
-            data = self._socket.recv(MESSAGE_MAX)
-            for kind, _, _, begin, end in messages(data):
-                if kind in (NLMSG_ERROR, NLMSG_DONE):
-                    code = -S32.unpack_from(data, begin)[0]
-                    if code:
-                        raise OSError(code, os.strerror(code))
-                    return
-                yield attributes(data[begin + TCMSG.size : end])

@@ -194,38 +194,11 @@ class Netlink:
         return found
 
     def forget_flows(self, which: Callable[[Flow], bool]) -> None:
-        """Have the kernel forget those UDP flows over IPv4: their next packet is a first one.
+        """Have the kernel forget those flows: their next packet is a first one. Raises Failure."""
+        from pyqemu_ifup.flows import forget_flows  # rare
 
-        Those of TCP end by themselves. A kernel without connection tracking has none. Raises
-        Failure.
-        """
-        # NOTE: rare, and a library of its own size.
-        from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
-
-        with _explained("cannot forget the flows of a forward"), NFCTSocket() as tracked:
-            for entry in list(tracked.dump()):
-                sent, answered = entry.get_attr("CTA_TUPLE_ORIG"), entry.get_attr("CTA_TUPLE_REPLY")
-                ends, proto = sent.get_attr("CTA_TUPLE_IP"), sent.get_attr("CTA_TUPLE_PROTO")
-                if (
-                    proto.get_attr("CTA_PROTO_NUM") != socket.IPPROTO_UDP
-                    or ends.get_attr("CTA_IP_V4_SRC") is None
-                ):
-                    continue
-                flow = Flow(
-                    ends.get_attr("CTA_IP_V4_DST"), proto.get_attr("CTA_PROTO_DST_PORT"),
-                    answered.get_attr("CTA_TUPLE_IP").get_attr("CTA_IP_V4_SRC"),
-                )
-                if which(flow):
-                    named = NFCTAttrTuple(
-                        saddr=ends.get_attr("CTA_IP_V4_SRC"), daddr=flow.destination,
-                        proto=socket.IPPROTO_UDP, sport=proto.get_attr("CTA_PROTO_SRC_PORT"),
-                        dport=flow.port,
-                    )
-                    try:
-                        tracked.entry("del", tuple_orig=named)
-                    except NetlinkError as error:
-                        if error.code != errno.ENOENT:
-                            raise
+        with _explained("cannot forget the flows of a network"):
+            forget_flows(which)
 
     def run(self, op: LinkOp) -> None:
         """Execute one op. Raises Failure, 77 where the kernel forbids it, else 71."""

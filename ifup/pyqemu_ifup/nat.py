@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from socket import IPPROTO_UDP
 
 from pyqemu_ifconf.policy import DEFAULT_MTU, Forward, Nat
 from pyqemu_ifup.bolt import BYTECODE, LED
@@ -92,13 +93,21 @@ class Table:
 
     @property
     def ours(self) -> bool:
-        """Whether it carries our mark."""
-        return self.comment.startswith(f"{ALIAS_MARK} ")
+        """Whether it carries our mark, or has been ours until all its rules were flushed."""
+        flushed = self.chains and not any(chain.rules for chain in self.chains)
+        return bool(flushed) or self.comment.startswith(f"{ALIAS_MARK} ")
 
     @property
     def whole(self) -> bool:
         """Whether it is as it was loaded, by whatever policy: its rules add up to its sum."""
         return not self.others and self.comment.endswith(f" sum={_sum(self.chains)}")
+
+    @staticmethod
+    def fault(table: Table | None) -> str:
+        """Return in words why a table is not as it was loaded, "" where it is."""
+        if table is None:
+            return "it was gone"
+        return "" if table.whole else "somebody else had changed it"
 
 
 def _sum(chains: Iterable[Chain]) -> str:
@@ -239,23 +248,32 @@ def _to_guest(forward: Forward) -> str:
     )
 
 
-def is_led_by(nat: Nat, flow: Flow, own: Collection[str]) -> bool:
-    """Tell whether a UDP flow was led by a forward of this network, or would be if it began now.
+def is_astray(nat: Nat, flow: Flow, own: Collection[str]) -> bool:
+    """Tell whether a flow does not go as the network's table would have it, were it begun now.
 
-    `own` are this host's IPv4 addresses. A flow goes on to where its first packet went, whatever
-    the rules say since (nf_nat of the kernel).
+    `own` are this host's addresses. A flow goes on as its first packet went, whatever the rules
+    say since (nf_nat of the kernel): UDP that a forward has led or would lead, and whatever left
+    the subnet with an address of it.
     """
-    from ipaddress import ip_address, ip_network
-
-    if nat.ipv4 is None:
+    if flow.source == flow.answered and _is_within(nat, flow.source):
+        return flow.destination not in own and not _is_within(nat, flow.destination)
+    if flow.protocol != IPPROTO_UDP or nat.ipv4 is None or ":" in flow.source:
         return False
     if flow.answers != flow.destination:
-        return ip_address(flow.answers) in ip_network(subnet(nat.ipv4))
+        return _is_within(nat, flow.answers)
     return flow.destination in own and any(
         forward.protocol == "udp" and forward.port == flow.port
         and forward.address in ("", "0.0.0.0", flow.destination)
         for forward in nat.forward
     )
+
+
+def _is_within(nat: Nat, address: str) -> bool:
+    """Tell whether an address is of the network's subnet."""
+    from ipaddress import ip_address, ip_network
+
+    found = ip_address(address)
+    return any(found in ip_network(subnet(each)) for _, each in _families(nat))
 
 
 def wants_loopback(nat: Nat) -> bool:

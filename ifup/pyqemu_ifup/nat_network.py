@@ -10,21 +10,23 @@ import errno
 import os
 import shutil
 import syslog
+from collections.abc import Iterable
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name
-from pyqemu_ifconf.policy import Nat, Port
+from pyqemu_ifconf.policy import Nat, Policy, Port
 from pyqemu_ifup import bolt, dnsmasq, nft
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import RUN, Lock, cannot_use, lock_file, make_folder, open_lock
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import GRACE, SAFE_PATH, Watch, log
 from pyqemu_ifup.nat import (
+    Table,
     bridge_alias,
     bridge_mac,
     dnsmasq_settings,
     folder_name,
-    is_led_by,
+    is_astray,
     network_of,
     ruleset,
     subnet,
@@ -174,6 +176,7 @@ def _making(host: Host, held: Held, nat: Nat) -> Work[None]:
     link = _own_bridge(host, held.network, held.bridge)
     _require_programs(nat)
     if link is None:
+        yield from _refuse_others_table(host, held)
         _refuse_used_subnets(host, held, nat)
     _check_forwarding(nat)
     try:
@@ -300,6 +303,13 @@ def _bridge(host: Host, held: Held, nat: Nat) -> Work[Link]:
     if nat.ipv4 is not None:
         # NOTE: the option would lead a packet to whatever address it names.
         _write_sysctl(f"ipv4/conf/{held.bridge}/accept_source_route", "0")
+    _bolt(held, link, nat)
+    _write_sysctl(f"ipv4/conf/{held.bridge}/route_localnet", "1" if wants_loopback(nat) else "0")
+    return link
+
+
+def _bolt(held: Held, link: Link, nat: Nat) -> None:
+    """Keep the guests from loopback addresses. Raises Failure where that is needed, and cannot."""
     try:
         bolt.shut(link.index)
     except OSError as error:
@@ -311,8 +321,6 @@ def _bridge(host: Host, held: Held, nat: Nat) -> Work[Link]:
                 f"this kernel does not take a classifier: {error.strerror}",
                 "see whether it has sch_ingress and cls_bpf, or give each forward an address",
             ) from error
-    _write_sysctl(f"ipv4/conf/{held.bridge}/route_localnet", "1" if wants_loopback(nat) else "0")
-    return link
 
 
 def _needs_bolt(nat: Nat) -> bool:
@@ -320,8 +328,8 @@ def _needs_bolt(nat: Nat) -> bool:
     return wants_loopback(nat) or _read_sysctl("ipv4/conf/all/route_localnet") == "1"
 
 
-def _filtering(host: Host, held: Held, nat: Nat) -> Work[None]:
-    """Load the network's table where it is not as it shall be."""
+def _refuse_others_table(host: Host, held: Held) -> Work[None]:
+    """Raise Failure (77) where the table of a network that is not there is somebody else's."""
     table = yield from nft.read_table(held.network, host.watch)
     if table is not None and not table.ours:
         raise Failure(
@@ -329,13 +337,55 @@ def _filtering(host: Host, held: Held, nat: Nat) -> Work[None]:
             "it does not carry our mark", "if it shall go: "
             f"nft delete table inet {table_name(held.network)}",
         )
-    if table == wanted_table(held.network, held.bridge, nat):
-        return
+
+
+def _filtering(host: Host, held: Held, nat: Nat) -> Work[None]:
+    """Load the network's table where it is not as it shall be."""
+    table = yield from nft.read_table(held.network, host.watch)
+    if table != wanted_table(held.network, held.bridge, nat):
+        yield from _loading(host, held, nat)
+
+
+def _loading(host: Host, held: Held, nat: Nat) -> Work[None]:
+    """Load the network's table, and have no flow go on that does not go by it."""
     host.tell("nft -f -")
     yield from nft.load(ruleset(held.network, held.bridge, nat), host.watch)
-    if table is not None or any(each.protocol == "udp" for each in nat.forward):
-        own = {text.partition("/")[0] for _, text in host.kernel.addresses()}
-        host.kernel.forget_flows(lambda flow: is_led_by(nat, flow, own))
+    own = {text.partition("/")[0] for _, text in host.kernel.addresses()}
+    host.kernel.forget_flows(lambda flow: is_astray(nat, flow, own))
+
+
+def guarding(
+    host: Host, network: str, bridge: str, nat: Nat, *, dry_run: bool = False
+) -> Work[str]:
+    """Load the table of a network that taps are on, where it is not as it was loaded.
+
+    One that is as it was loaded by an older policy stays. Returns in words what was wrong, "" for
+    nothing. Raises Failure: 75 with the host's watch, 77, 71.
+    """
+    held = yield from holding(host, network, bridge)
+    try:
+        link = _bridge_of(host, held)
+        if link is None or link.name != bridge or not ports_of(host, link):
+            return ""
+        table = yield from nft.read_table(network, host.watch)
+        fault = Table.fault(table)
+        if not dry_run:
+            _bolt(held, link, nat)
+            if fault:
+                yield from _loading(host, held, nat)
+        return fault
+    finally:
+        held.close()
+
+
+def guarded(policy: Policy, links: Iterable[Link]) -> dict[str, Nat]:
+    """Return the networks of the policy that taps are on, and what is wanted of each."""
+    found = {link.index: network_of(link.alias) for link in links if link.kind == "bridge"}
+    in_use = {found.get(link.master or 0) for link in links}
+    return {
+        name: network.nat for name, network in policy.networks.items()
+        if network.nat is not None and name in in_use
+    }
 
 
 def _forwarding(held: Held, nat: Nat) -> None:

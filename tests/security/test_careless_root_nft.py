@@ -17,6 +17,7 @@ from lab.nat_site import (
     GATEWAY,
     GUEST,
     LINGER,
+    TABLE,
     Listener,
     NatSite,
     drain,
@@ -42,6 +43,73 @@ def site(netns: Namespace, tmp_path: Path, way: str) -> Iterator[NatSite]:
                 yield found
         finally:
             outside.close_kept()
+
+
+UNDOINGS = [
+    "flush ruleset", f"delete table inet {TABLE}", f"flush table inet {TABLE}",
+    f"flush chain inet {TABLE} left", f"insert rule inet {TABLE} guard accept",
+    f"add chain inet {TABLE} forward {{ policy drop; }}",
+    f"add table inet {TABLE} {{ flags dormant; }}",
+    f"add chain inet {TABLE} more {{ type filter hook input priority 0; }}",
+]  # fmt: skip
+"""What root may do to the table in one command."""
+
+
+@pytest.fixture
+def told(netns: Namespace, tmp_path: Path) -> Iterator[NatSite]:
+    """A host with the network, and an agent that starts with the test."""
+    with Namespace() as outside:
+        found = NatSite(netns, outside, tmp_path, FORWARDS)
+        with Agent(netns, found.hooks.policy) as agent:
+            found.serve(agent)
+            yield found
+        outside.close_kept()
+
+
+def test_the_agent_loads_a_table_again_within_a_second(told: NatSite, netns: Namespace) -> None:
+    """Whatever was done to it, under traffic, and the flows that have begun meanwhile too."""
+    tap = told.up()
+    wanted = told.table()
+    assert wanted
+    times = []
+    with flooded(tap):
+        for undoing in UNDOINGS[:3]:
+            netns.run(["nft", undoing])
+            times.append(told.wait_table(wanted, 20))
+    # NOTE: a loaded machine may be late once; the third waits for a while on purpose.
+    assert min(times) < 1, times
+    told.close()
+
+
+@pytest.mark.alone("the agent does it")
+def test_gc_loads_a_table_again(netns: Namespace, site: NatSite) -> None:
+    """Where no agent does, whatever was done to it, and with --dry-run only says so."""
+    site.up()
+    wanted = site.table()
+    for undoing in UNDOINGS:
+        netns.run(["nft", undoing])
+        before = site.table()
+        dry = site.hooks.ctl("gc", "--dry-run")
+        assert "would load the nft table of network lab again: " in dry.stdout, undoing
+        assert site.table() == before != wanted
+        done = site.hooks.ctl("gc")
+        assert "loaded the nft table of network lab again: " in done.stdout, (undoing, done)
+        assert site.table() == wanted
+    assert site.hooks.ctl("gc").stdout == "nothing to remove\n"
+    site.close()
+
+
+@pytest.mark.alone("the agent does it")
+def test_an_up_loads_a_table_again(netns: Namespace, site: NatSite) -> None:
+    site.up()
+    wanted = site.table()
+    second = netns.tap("web1")
+    for undoing in UNDOINGS[1:4]:
+        netns.run(["nft", undoing])
+        assert site.hooks.up("web1").returncode == 0
+        assert site.table() == wanted, undoing
+    site.close("web0", "web1")
+    second.close()
 
 
 def to_loopback(number: int) -> list[bytes]:

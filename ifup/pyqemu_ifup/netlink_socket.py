@@ -1,0 +1,57 @@
+"""A question to the kernel over netlink(7), in messages that the library has no part in."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+from pyqemu_ifup.links import (
+    MESSAGE_MAX,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    NLMSGHDR,
+    S32,
+    messages,
+)
+
+
+class NetlinkSocket:
+    """A socket for a netlink family, such as NETLINK_ROUTE; a context manager."""
+
+    def __init__(self, family: int) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family
+        )
+        self._sequence = 0
+
+    def __enter__(self) -> NetlinkSocket:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._socket.close()
+
+    def ask(self, kind: int, flags: int, body: bytes) -> list[bytes]:
+        """Ask; return the body of each message that is told. Raises OSError as the kernel answers.
+
+        `flags` have NLM_F_ACK or NLM_F_DUMP, by which the answer has an end.
+        """
+        self._sequence += 1
+        length = NLMSGHDR.size + len(body)
+        header = NLMSGHDR.pack(length, kind, NLM_F_REQUEST | flags, self._sequence, 0)
+        self._socket.send(header + body)
+        return list(self._answers())
+
+    def _answers(self) -> Iterator[bytes]:
+        while True:
+            data = self._socket.recv(MESSAGE_MAX)
+            for kind, _, sequence, begin, end in messages(data):
+                if sequence != self._sequence:
+                    continue
+                if kind in (NLMSG_ERROR, NLMSG_DONE):
+                    code = -S32.unpack_from(data, begin)[0]
+                    if code:
+                        raise OSError(code, os.strerror(code))
+                    return
+                yield data[begin:end]

@@ -1,0 +1,74 @@
+"""Hears of changes to the nftables of this network namespace (NFNLGRP_NFTABLES of nfnetlink)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+from pyqemu_ifup.flows import NETLINK_NETFILTER, NFGENMSG
+from pyqemu_ifup.links import EVENT_BUFFER, SO_RCVBUFFORCE, attributes, messages
+from pyqemu_ifup.nat import TABLE
+
+NFNLGRP_NFTABLES = 7
+NFNL_SUBSYS_NFTABLES = 10
+NFT_MSG_NEWGEN = 15
+TABLE_NAME = 1
+"""NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE and so on (linux/netfilter/nf_tables.h)."""
+
+
+class NftEvents:
+    """A subscription; raises OSError, EPROTONOSUPPORT on a kernel without nfnetlink."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK,
+            socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
+            NETLINK_NETFILTER,
+        )
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, EVENT_BUFFER)
+            self._socket.bind((0, 1 << (NFNLGRP_NFTABLES - 1)))
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def fileno(self) -> int:
+        """Return the descriptor that turns readable with an event."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._socket.close()
+
+    def read(self) -> set[str] | None:
+        """Return the networks whose tables were touched since; None where some of it was lost."""
+        networks: set[str] = set()
+        lost = False
+        while True:
+            try:
+                data = self._socket.recv(EVENT_BUFFER)
+            except BlockingIOError:
+                return None if lost else networks
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                lost = True
+                continue
+            for kind, _, _, begin, end in messages(data):
+                if kind >> 8 != NFNL_SUBSYS_NFTABLES or kind & 0xFF == NFT_MSG_NEWGEN:
+                    continue
+                found = attributes(data[begin + NFGENMSG.size : end])
+                name = os.fsdecode(found.get(TABLE_NAME, b"").rstrip(b"\0"))
+                if name.startswith(TABLE):
+                    networks.add(name.removeprefix(TABLE))
+
+
+def open_events() -> NftEvents | None:
+    """Return a subscription, None on a kernel that has no nftables."""
+    try:
+        return NftEvents()
+    except OSError as error:
+        if error.errno not in (errno.EPROTONOSUPPORT, errno.ENOENT):
+            raise
+        return None
