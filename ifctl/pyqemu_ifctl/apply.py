@@ -18,7 +18,7 @@ from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifctl.databases import addresses, open_each
 from pyqemu_ifctl.guests import guest_of, is_here, is_qemu
 from pyqemu_ifctl.status import natural, stamp_of
-from pyqemu_ifdown.detach import leaving_networks
+from pyqemu_ifdown.detach import detaching_alone, leaving_networks
 from pyqemu_ifup.access import find_user, is_root_made
 from pyqemu_ifup.attach import success_line
 from pyqemu_ifup.caller import command_line, find_hook, find_hook_at_work
@@ -38,8 +38,8 @@ from pyqemu_ifup.work import RETRY
 HOOK = "pyqemu-ifup"
 TELL = 2.0
 """Seconds that a QEMU may take to tell its guest."""
-SETTLE, SETTLE_DOWN = 2.0, 0.5
-"""Seconds that a script of the tap's QEMU is waited for, and a link that is down to come up."""
+SETTLE = 2.0
+"""Seconds that a script of the tap's QEMU is waited for."""
 Result = Literal["changed", "would change", "unchanged", "left", "denied", "failed"]
 SEVERITY = (
     Status.DENIED, Status.TRY_AGAIN, Status.UNAVAILABLE, Status.REFUSED, Status.POLICY_INVALID,
@@ -216,27 +216,60 @@ def _guest(
 def _alone(host: Host, guest: Guest, *, dry_run: bool) -> Iterator[Guest]:
     """Have the tap for ourselves; yields the guest as whoever had it before has left it.
 
-    A dry run takes it as it is. Raises Failure.
+    A script of its QEMU's that is at work on it comes first. A dry run takes it as it is. Raises
+    Failure.
     """
-    if dry_run:
-        yield guest
-        return
+    begun = time.monotonic()
     before = host.kernel.look_up(guest.tap)
-    lock = Lock(None) if before is None else host.finish(lock_tap(before.index, host.watch))
-    with lock:
-        now = host.kernel.look_up(guest.tap)
-        if now is not None and (before is None or before.index != now.index):
-            raise Failure(
-                Status.TRY_AGAIN, "in other hands", "the tap has been made anew meanwhile",
-                "try again",
-            )
-        stamp = now.stamp if now is not None else None
-        for ovsdb in {each.ovsdb for each in (guest.stamp, stamp) if each is not None}:
-            if ovsdb in host.databases:
-                host.finish(host.databases[ovsdb].sync(host.watch))
-        if stamp != guest.stamp or (stamp is not None and not is_alive(stamp)):
-            (guest,) = find_guests(host, host.kernel.links(), [guest.tap])
-        yield guest
+    while True:
+        lock = Lock(None)
+        if before is not None and not dry_run:
+            lock = host.finish(lock_tap(before.index, host.watch))
+        with lock:
+            now = host.kernel.look_up(guest.tap)
+            if now is not None and (before is None or before.index != now.index):
+                raise Failure(
+                    Status.TRY_AGAIN, "in other hands", "the tap has been made anew meanwhile",
+                    "try again",
+                )
+            if _is_settled(guest, now, time.monotonic() - begun):
+                yield guest if dry_run else _anew(host, guest, now)
+                return
+        host.watch.check()
+        time.sleep(RETRY)
+
+
+def _is_settled(guest: Guest, link: Link | None, waited: float) -> bool:
+    """Tell whether no script of its QEMU's has a tap in hand, nor waits for it.
+
+    One takes the link down first and brings it up last, and marks the tap before all else. Raises
+    Failure (75) where it has `waited` long enough, in seconds.
+    """
+    if link is None or guest.pid is None or (link.up and link.stamp is not None):
+        return True
+    script = find_hook_at_work(guest.tap, guest.pid)
+    if script is not None and waited > SETTLE:
+        raise Failure(
+            Status.TRY_AGAIN, "in other hands",
+            f"its QEMU {guest.pid} runs a script for it just now, process {script}",
+            "try again when that has ended",
+        )
+    return script is None
+
+
+def _anew(host: Host, guest: Guest, link: Link | None) -> Guest:
+    """Look at a guest again, with its tap's lock held. Raises Failure."""
+    stamp = link.stamp if link is not None else None
+    for ovsdb in {each.ovsdb for each in (guest.stamp, stamp) if each is not None}:
+        if ovsdb in host.databases:
+            host.finish(host.databases[ovsdb].sync(host.watch))
+    if stamp == guest.stamp and (stamp is None or is_alive(stamp)):
+        return guest
+    (now,) = find_guests(host, host.kernel.links(), [guest.tap])
+    if guest.stamp is not None and now.stamp is None and link is not None and not link.up:
+        # NOTE: its down has been here, and it has yet to let the tap go.
+        return replace(now, pid=None)
+    return now
 
 
 def _apply_one(
@@ -254,7 +287,12 @@ def _apply_one(
     stamp = guest.stamp
     caller, port, outcome = Caller(guest.tap), None, None
     try:
-        link = _settled(host, guest)
+        link = host.kernel.look_up(guest.tap)
+        if link is None:
+            raise Failure(
+                Status.UNAVAILABLE, "there is no such tap in this network namespace", "",
+                "pyqemu-ifctl status lists them all",
+            )
         if not named and stamp is None and (link.master is not None or link.alias):
             return None
         if guest.pid is None and not (stamp is not None and is_alive(stamp)):
@@ -298,6 +336,14 @@ def _apply_one(
             if dry_run:
                 return replace(outcome, result="would change")
             host.finish(changing(host, change))
+        if _was_let_go(host, change):
+            host.finish(detaching_alone(host, guest.tap, guest.holder.pid))
+            if not named:
+                return None
+            raise Failure(
+                Status.TRY_AGAIN, "its QEMU has let it go meanwhile", "",
+                "start it, which calls pyqemu-ifup itself",
+            )
     except Failure as failure:
         if outcome is None:
             if not named and host.kernel.look_up(guest.tap) is None:
@@ -308,6 +354,15 @@ def _apply_one(
     told = "; ".join(f"{each.setting} was {each.found}" for each in outcome.differences)
     log(syslog.LOG_INFO, f"{success_line(port, caller)}: {told}")
     return replace(outcome, result="changed", untold=_tell_guest(guest, change))
+
+
+def _was_let_go(host: Host, change: Change) -> bool:
+    """Tell whether the last descriptor of a tap has been closed since: a tap has no carrier then.
+
+    Its down may have run before we began, and left it to nobody.
+    """
+    before, now = change.before.tap, host.kernel.look_up(change.port.tap)
+    return before is not None and before.carrier and (now is None or not now.carrier)
 
 
 def _tell_guest(guest: Guest, change: Change) -> str | None:
@@ -388,36 +443,6 @@ def _told(tap: str, leave: Callable[[], object]) -> None:
 
 def _vm(guest: Guest, caller: Caller) -> str | None:
     return caller.vm or (guest.stamp.vm if guest.stamp is not None else "") or None
-
-
-def _settled(host: Host, guest: Guest) -> Link:
-    """Return the tap's link once no script of its QEMU's has it in hand, nor an agent for that.
-
-    Either takes the link down first and brings it up last, and marks the tap before all else.
-    Raises Failure: 69 without the tap, 75.
-    """
-    begun = time.monotonic()
-    while True:
-        link = host.kernel.look_up(guest.tap)
-        if link is None:
-            raise Failure(
-                Status.UNAVAILABLE, "there is no such tap in this network namespace", "",
-                "pyqemu-ifctl status lists them all",
-            )
-        if link.up and link.stamp is not None:
-            return link
-        script = find_hook_at_work(guest.tap, guest.pid) if guest.pid is not None else None
-        waited = time.monotonic() - begun
-        if script is None and (link.stamp is None or waited > SETTLE_DOWN):
-            return link
-        if waited > SETTLE:
-            raise Failure(
-                Status.TRY_AGAIN, "in other hands",
-                f"its QEMU {guest.pid} runs a script for it just now, process {script}",
-                "try again when that has ended",
-            )
-        host.watch.check()
-        time.sleep(RETRY)
 
 
 def _denied(guest: Guest, failure: Failure) -> Failure:

@@ -115,16 +115,12 @@ def _down(tap: str, debug: str, place: Place | None, context: Context) -> Work[N
     watch = context.watch(DOWN_TIMEOUT)
     with context.turns.take(tap) as turn:
         yield from context.turns.come(tap, turn, watch)
-        if place is not None and place.index is not None:
-            link = context.pool.kernel.look_up(tap)
-            if link is not None and link.index != place.index:
-                log(syslog.LOG_INFO, f"{tap}: left alone: it is another tap by now")
-                return
         tell = context.teller("pyqemu-ifdown", tap, debug)
         brief = context.client.peer.uid != ROOT
         with AgentHost(context.pool, tap, watch, tell, brief) as host:
             try:
-                yield from detaching(host, tap, parent)
+                index = place.index if place is not None else None
+                yield from detaching(host, tap, parent, index)
             except Failure as failure:
                 leave_to_gc(tap, failure)
 

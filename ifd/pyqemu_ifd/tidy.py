@@ -23,7 +23,7 @@ from pyqemu_ifd.users import Users
 from pyqemu_ifdown.detach import PATIENCE
 from pyqemu_ifdown.gc import judge
 from pyqemu_ifup.access import User, is_root_made
-from pyqemu_ifup.attach import attaching, success_line
+from pyqemu_ifup.attach import attaching_alone, success_line
 from pyqemu_ifup.guest import find_asked, find_wanted
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.links import LinkEvent
@@ -316,7 +316,7 @@ class Tidier:
             return
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         try:
-            yield from attaching(
+            yield from attaching_alone(
                 host, port, caller, stamp.pid, ovsdbs, stamp.uid, by_name=stamp.by_name
             )
         except Failure:

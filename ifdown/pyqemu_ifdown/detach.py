@@ -9,6 +9,7 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import DEFAULT_OVSDB
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, Seen
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import DelPort, DelTap, SetAlias, SetDown, Step, plan_leave
@@ -30,9 +31,20 @@ def detach(tap: str, parent: int, watch: Watch, tell: Callable[[str], None]) -> 
         host.finish(detaching(host, tap, parent))
 
 
-def detaching(host: Host, tap: str, parent: int) -> Work[None]:
-    """Do as `detach`, on a host that is there already."""
+def detaching(host: Host, tap: str, parent: int, index: int | None = None) -> Work[None]:
+    """Do as `detach`, on a host that is there already; a tap without this ifindex is another."""
+    with (yield from lock_by_name(tap, host.watch)):
+        # NOTE: whoever asked may have done it himself since, or have gone: then nothing is touched.
+        host.watch.check()
+        yield from detaching_alone(host, tap, parent, index)
+
+
+def detaching_alone(host: Host, tap: str, parent: int, index: int | None = None) -> Work[None]:
+    """Do as `detaching`, with the tap's lock held."""
     link = host.kernel.look_up(tap)
+    if link is not None and index not in (None, link.index):
+        log(syslog.LOG_INFO, f"{tap}: left alone: it is another tap by now")
+        return
     stamp = link.stamp if link else None
     if stamp is not None and is_anothers(stamp, parent):
         log(
@@ -44,6 +56,7 @@ def detaching(host: Host, tap: str, parent: int) -> Work[None]:
         # NOTE: first of all, for a mute server may take all the time there is.
         yield from _run(host, SetDown(tap, link.index))
     yield from host.open_databases(_databases(link))
+    yield from host.catch_up(link)
     plan = plan_down(host.look(tap, None), find_here())
     allowed = True
     for step in plan:

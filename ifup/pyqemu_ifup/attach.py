@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Port
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, Seen, show_vlan
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import (
@@ -73,11 +74,30 @@ def attaching(
     `admit` raises Failure where that user may not have this tap. `made`: it is of our making, as
     its mark says from then on.
     """
+    with (yield from lock_by_name(port.tap, host.watch)):
+        # NOTE: whoever asked may have done it himself since, or have gone: then nothing is touched.
+        host.watch.check()
+        yield from attaching_alone(host, port, caller, parent, ovsdbs, uid, admit, by_name, made)
+
+
+def attaching_alone(
+    host: Host,
+    port: Port,
+    caller: Caller,
+    parent: int,
+    ovsdbs: Iterable[str],
+    uid: int | None = None,
+    admit: Callable[[Link], None] = lambda link: None,
+    by_name: bool = False,
+    made: bool = False,
+) -> Work[None]:
+    """Do as `attaching`, with the tap's lock held."""
     link = host.kernel.look_up(port.tap)
     stamp = link.stamp if link is not None else None
     left = [stamp.ovsdb] if stamp is not None and stamp.ovsdb is not None else []
     try:
         yield from host.open_databases([port.ovsdb, DEFAULT_OVSDB, *ovsdbs, *left])
+        yield from host.catch_up(link)
     except Failure as failure:
         try:
             before = host.look(port.tap, port.bridge)

@@ -19,6 +19,7 @@ from pyqemu_ifup.linux_bridge import Netlink, read_ipv6_disabled
 from pyqemu_ifup.look import Link, OvsPort, Seen
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import AddPort, DelPort, SetPort, Step, commands
+from pyqemu_ifup.stamp import find_here, row_ids
 from pyqemu_ifup.work import T, Work, finish
 
 if TYPE_CHECKING:
@@ -113,6 +114,19 @@ class Host:
         except BaseException:
             del self.databases[address]
             raise
+
+    def catch_up(self, link: Link | None) -> Work[None]:
+        """Learn what others have made of a tap's port since, where its mark tells that they have.
+
+        The mark is the kernel's, and true at once; a database that is kept open may lag behind.
+        """
+        stamp = link.stamp if link is not None else None
+        database = self.databases.get(stamp.ovsdb or "") if stamp is not None else None
+        if link is None or stamp is None or database is None:
+            return
+        ids = row_ids(stamp, link.index, find_here()).items()
+        if not any(ids <= row.ids.items() for row in self.ports(link.name)):
+            yield from database.sync(self.watch)
 
     def ports(self, name: str | None = None) -> tuple[OvsPort, ...]:
         """Return the ports in the open databases, or those called `name`, as they are now."""

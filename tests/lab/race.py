@@ -2,7 +2,7 @@
 
 The guest is a process that holds its tap under a command line like QEMU's; its hooks, and who races
 them, are forked, and run what the programs run once they have read the policy. Who races is stopped
-at a moment of its work: before each look at, and each change of, a link, a database, /proc or a
+at a moment of its work: before each look at, and each change of, links, databases, /proc or a
 lock.
 """
 
@@ -24,7 +24,7 @@ from lab.taps import Tap
 from pyqemu_ifconf.policy import Caller, Port
 from pyqemu_ifdown.detach import detach
 from pyqemu_ifup.attach import attach
-from pyqemu_ifup.links import LinkReader
+from pyqemu_ifup.host import Host
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.openvswitch import Database
@@ -32,14 +32,14 @@ from pyqemu_ifup.openvswitch import Database
 PATIENCE = 60
 """Seconds after which a process that does not do its part fails its test."""
 MOMENTS: tuple[tuple[Any, str], ...] = (
-    (LinkReader, "_send"),
-    (Netlink, "vids"),
-    (Database, "refresh"),
+    (Host, "look"),
+    (Netlink, "links"),
+    (Netlink, "look_up"),
+    (Netlink, "run"),
     (Database, "_commit"),
     (pyqemu_ifup.lock, "open_lock"),
     (pyqemu_ifup.lock.Lock, "close"),
     (pyqemu_ifctl.apply, "find_holders"),
-    (pyqemu_ifctl.apply, "find_hook"),
 )
 """Where a process can be stopped: right before each call of these."""
 
