@@ -226,7 +226,7 @@ deb: ## build a Debian package into OUT (build), for this machine's own python3
 		s/@depends@/python3 (>= $$here~), python3 (<< $$next~)/" \
 		conf/debian/control.in >"$$root/DEBIAN/control"
 	for script in postinst prerm postrm; do
-		sed "s/@units@/$(notdir $(UNITS))/" "conf/debian/$$script" >"$$root/DEBIAN/$$script"
+		sed "s/@units@/$(notdir $(filter-out %@.service,$(UNITS)))/" "conf/debian/$$script" >"$$root/DEBIAN/$$script"
 		chmod 0755 "$$root/DEBIAN/$$script"
 	done
 	mkdir -p "$$OUT"

@@ -9,12 +9,13 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lab.dns import servers
+from lab.dns import ask, family, flood, guest, servers
 from lab.needs import lack, require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
@@ -56,7 +57,7 @@ def analyze(*words: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
     """The units in a folder, with programs for them to start."""
-    for program in ("pyqemu-ifd", "pyqemu-ifctl"):
+    for program in ("pyqemu-ifd", "pyqemu-ifctl", "dnsmasq"):
         (tmp_path / program).write_text("#!/bin/sh\n")
         (tmp_path / program).chmod(0o755)
     for unit in UNITS.iterdir():
@@ -131,24 +132,62 @@ rules: [{tap: "*", network: lab}]
 """
 
 
-def test_the_agent_makes_a_network_whose_dnsmasq_outlives_it(
-    place: Path, netns: Namespace
-) -> None:
+def test_a_network_s_dnsmasq_is_a_unit_of_its_own(place: Path, netns: Namespace) -> None:
+    """It outlives the agent, starts again after a crash, and goes with the network."""
     require("dnsmasq", "nft")
+    unit = f"pyqemu-ifup-dnsmasq@lab@{netns.inode}.service"
     with Systemd(netns, place, NAT) as systemd:
         systemd.ctl("start", SOCKET)
         netns.tap("t0")
         done = systemd.hook("pyqemu-ifup", "t0", qemu=("-name", "web1"))
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        (server,) = servers(netns)
         assert netns.link("t0")["master"] == "labbr0"
+        assert systemd.property(unit, "ActiveState") == "active"
+        (server,) = servers(netns)
+        assert unit in Path(f"/proc/{server}/cgroup").read_text()
+        assert "\nUid:\t0\t" not in Path(f"/proc/{server}/status").read_text()
         systemd.ctl("restart", SERVICE)
         assert servers(netns) == [server]
+        done = systemd.hook("pyqemu-ifup", "t0", qemu=("-name", "web1"))
+        assert (done.returncode, done.stderr, servers(netns)) == (0, "", [server])
+        os.kill(server, signal.SIGKILL)
+        end = time.monotonic() + 20
+        while servers(netns) in ([], [server]):
+            assert time.monotonic() < end
+            time.sleep(0.05)
         done = systemd.hook("pyqemu-ifdown", "t0")
         assert (done.returncode, done.stderr) == (0, "")
-        assert "labbr0" not in netns.links()
-        assert not servers(netns)
+        assert "labbr0" not in netns.links() and not servers(netns)
+        assert systemd.property(unit, "ActiveState") == "inactive"
         assert report(systemd)["requests"]["down"]["failed"] == 0
+
+
+def test_a_guest_s_tcp_connections_fill_nothing_but_its_network_s_dnsmasq(
+    place: Path, netns: Namespace
+) -> None:
+    """Those of a guest to the name server, each of which is a process there."""
+    require("dnsmasq", "nft")
+    with Systemd(netns, place, NAT) as systemd, ExitStack() as stack:
+        systemd.ctl("start", SERVICE)
+        netns.tap("t0")
+        assert systemd.hook("pyqemu-ifup", "t0").returncode == 0
+        other = stack.enter_context(guest(netns, "labbr0", "192.168.76.5/24"))
+        stack.enter_context(flood(other, "192.168.76.1", 150))
+        (server,) = servers(netns)
+        end = time.monotonic() + 20
+        while len(family(server)) < 20:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        (cgroup,) = {Path(f"/proc/{pid}/cgroup").read_text() for pid in family(server)}
+        assert "/pyqemu-ifup-dnsmasq@lab@" in cgroup
+        assert ask(other, "192.168.76.1", "x", tcp=False) is not None
+        netns.tap("t1")
+        assert systemd.hook("pyqemu-ifup", "t1").returncode == 0
+        assert systemd.hook("pyqemu-ifdown", "t1").returncode == 0
+        assert systemd.hook("pyqemu-ifdown", "t0").returncode == 0
+        netns.ip("link", "set", "dev", f"p{other.inode}", "nomaster")
+        assert systemd.hook("pyqemu-ifctl", "gc").returncode == 0
+        assert not servers(netns)
 
 
 OTHER = 12345

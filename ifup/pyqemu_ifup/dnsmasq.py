@@ -25,6 +25,7 @@ from pyqemu_ifup.work import Work
 SETTINGS, RECORD, READY = "dnsmasq.conf", "dnsmasq.process", "dnsmasq.pid"
 FILES = ("leases", SETTINGS, RECORD, READY)
 """What a network's folder has of its dnsmasq. dnsmasq writes READY, whose words nobody reads."""
+TEMPLATE = "pyqemu-ifup-dnsmasq@.service"
 TERM_TIME = 1.0
 """Seconds that dnsmasq has to end by itself."""
 USERS = ("dnsmasq", "nobody")
@@ -71,7 +72,7 @@ def look(folder: str, watch: Watch) -> Work[Found]:
 
     Raises Failure where it cannot be told.
     """
-    unit, state = f"pyqemu-ifup-dnsmasq@{os.path.basename(folder)}.service", None
+    unit, state = TEMPLATE.replace("@", f"@{os.path.basename(folder)}"), None
     if _under_systemd():
         state = yield from _unit_state(unit, watch)
     pid = _recorded(folder)
@@ -226,7 +227,8 @@ def _start(folder: str, watch: Watch, tell: Callable[[str], None]) -> Work[None]
                     said.seek(0)
                     raise Failure(
                         Status.REFUSED, "dnsmasq does not start",
-                        _first_line(said.read().decode("utf-8", "replace")), "see syslog",
+                        _first_line(said.read().decode("utf-8", "replace")),
+                        f"let systemd find {TEMPLATE}" if _under_systemd() else "see syslog",
                     )
                 watch.check("dnsmasq does not start")
                 yield SHORT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from lab.netns import Namespace
@@ -97,3 +97,20 @@ def discover(place: Namespace, *, wait: float = 2.0) -> bool:
         asker.sendto(text, ("255.255.255.255", 67))
         return asker.recv(4096)[:8] == struct.pack(">4BI", 2, 1, 6, 0, 0x1234)
     return False
+
+
+@contextmanager
+def flood(place: Namespace, server: str, number: int) -> Iterator[None]:
+    """Hold so many TCP connections from `place` to port 53, as far as they come to be."""
+    with ExitStack() as stack:
+        for _ in range(number):
+            with place.enter():
+                each = stack.enter_context(socket.socket())
+            each.setblocking(False)
+            each.connect_ex((server, 53))
+        yield
+
+
+def family(pid: int) -> list[int]:
+    """Return the processes of a dnsmasq: itself, and one for each TCP connection."""
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]

@@ -85,7 +85,7 @@ class Systemd:
         self.namespace = namespace
         self.folder = folder
         self.ovs = ovs
-        self.name = f"pyqemu-ifup-{os.getpid()}"
+        self.name = f"pyqemu-ifup-{namespace.inode}"
         self.pid = 0
         """The first process, as the host counts."""
         self._unshare: subprocess.Popen[Any] | None = None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.dns import ANSWERED, REFUSED, ask, discover, guest, servers
+from lab.dns import ANSWERED, REFUSED, ask, discover, family, flood, guest, servers
 from lab.hooks import Hooks
 from lab.needs import require
 from lab.netns import Namespace
@@ -125,32 +125,15 @@ def test_no_name_that_a_guest_without_outbound_asks_for_leaves_the_host(
             server.communicate()
 
 
-@contextmanager
-def flood(place: Namespace, server: str, number: int) -> Iterator[None]:
-    """Hold so many TCP connections from `place` to port 53, as far as they come to be."""
-    with ExitStack() as stack:
-        for _ in range(number):
-            with place.enter():
-                each = stack.enter_context(socket.socket())
-            each.setblocking(False)
-            each.connect_ex((server, 53))
-        yield
-
-
-def family(pid: int) -> int:
-    """Return how many processes a dnsmasq has, with itself."""
-    return 1 + len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-
-
 def test_a_flood_of_tcp_stops_neither_dhcp_nor_other_networks_nor_an_up(
     hooks: Hooks, netns: Namespace
 ) -> None:
     with guests(hooks, netns) as places, flood(places["lab"], "192.168.76.1", 150):
         end = time.monotonic() + 20
-        while max(map(family, servers(netns))) < 20:
+        while max(len(family(pid)) for pid in servers(netns)) < 20:
             assert time.monotonic() < end
             time.sleep(0.05)
-        assert sorted(map(family, servers(netns))) == [1, 21], "it has its limit"
+        assert sorted(len(family(pid)) for pid in servers(netns)) == [1, 21], "it has its limit"
         assert ask(places["lab"], "192.168.76.1", "x.lab.test", tcp=False) is not None
         assert discover(places["lab"]) and discover(places["shut"])
         for tcp in (False, True):
