@@ -14,6 +14,7 @@ from pyqemu_ifconf.bridge_conf import FILES_MAX, NOTHING, SIZE_MAX, BridgeConf, 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Attach, Caller, Network, Policy, choose, port_on
+from pyqemu_ifconf.shell import readable
 from pyqemu_ifd.access import (
     check_owner,
     check_quota,
@@ -252,7 +253,7 @@ def test_a_user_s_tap_has_a_name_that_no_shell_minds(wish: str) -> None:
     for network in ("lan", "odd"):
         net = POLICY.networks[network]
         text = denied(lambda: pick_name(POLICY, net, wish, User(1000, "alice", ())))  # noqa: B023
-        assert text.startswith(f"{ascii(wish)} is no name for a user's tap: it has letters, ")
+        assert text.startswith(f"{readable(wish)} is no name for a user's tap: it has letters, ")
         assert pick_name(POLICY, net, wish, User(0, "root", ()))[0] == wish
 
 

@@ -861,7 +861,7 @@ def test_network_with_nat_is_made_for_who_comes_and_goes_with_who_leaves(
         return outcome
 
     dry = apply("nat", dry_run=True)
-    assert dry.result == "would change" and dry.commands[0].startswith("ip link add natbr0 ")
+    assert dry.result == "would change" and dry.commands[0].startswith("ip link add name natbr0 ")
     assert diff(before, site.snapshot()) == []
     with monkeypatch.context() as patch:
         meddle_fails(patch)

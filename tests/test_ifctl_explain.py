@@ -241,7 +241,7 @@ def test_text(caller: Caller, seen: View, text: str) -> None:
 
 
 SW = Caller("sw0", vm="x")
-NO_BRIDGE = "ip link add br0 type bridge or ovs-vsctl add-br br0"
+NO_BRIDGE = "ip link add name br0 type bridge or ovs-vsctl add-br br0"
 NOTES = [
     (
         "a bridge that does not filter",
@@ -312,7 +312,7 @@ NOTES = [
         Caller("web0", vm="x"),
         view(tap=replace(TAP, alias="mine"), bridge=BR0),
         ["linux"],
-        ["an up would fail now (77): somebody else's tap: its alias is 'mine'; if it is not, "
+        ["an up would fail now (77): somebody else's tap: its alias is mine; if it is not, "
          "remove it: ip link set dev web0 alias ''"],
     ),
 ]

@@ -124,7 +124,7 @@ STATES: list[tuple[str, System, Port | Deny | None, list[tuple[str, State | None
     (
         "the wanted bridge has gone", system(ON_LAN), replace(LAN_PORT, bridge="br9", kind="linux"),
         [("tap0", "differs", "bridge is br0, wanted br9 (there is no bridge br9: network lan names "
-          "it; make it (ip link add br9 type bridge) or correct the policy)")],
+          "it; make it (ip link add name br9 type bridge) or correct the policy)")],
     ),
     (
         "moved away by hand", system(replace(ON_LAN, master=3)), LAN_PORT,

@@ -268,11 +268,11 @@ REFUSALS: list[tuple[str, str, str, int, str]] = [
     ("", "vlan: {trunk: [20, 30-39]}", "bridge: br0", 71,
      "br0 does not filter VLANs: vlan trunk 20,30-39 is wanted; {filtering}"),
     ("", "mtu: bridge", "bridge: nope", 69,
-     "there is no bridge nope: network lan names it; make it (ip link add nope type bridge or "
-     "ovs-vsctl add-br nope) or correct the policy"),
+     "there is no bridge nope: network lan names it; make it (ip link add name nope type bridge "
+     "or ovs-vsctl add-br nope) or correct the policy"),
     ("", "mtu: bridge", "bridge: nope, kind: linux", 69,
-     "there is no bridge nope: network lan names it; make it (ip link add nope type bridge) or "
-     "correct the policy"),
+     "there is no bridge nope: network lan names it; make it (ip link add name nope type bridge) "
+     "or correct the policy"),
     ("", "mtu: bridge", "bridge: br0, kind: openvswitch", 69,
      "Open vSwitch is not there: no socket at unix:/run/openvswitch/db.sock: br0 of network lan "
      "is its bridge; start Open vSwitch by its own service"),

@@ -26,6 +26,7 @@ from lab.hooks import SOURCE_ROOTS, Hooks
 from lab.netns import Namespace
 from lab.taps import Tap
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.shell import quote
 from pyqemu_ifup import manners
 from pyqemu_ifup.linux_bridge import ATTEMPTS, Netlink
 from pyqemu_ifup.plan import LinkOp
@@ -95,10 +96,10 @@ def is_attached(now: dict[str, Any]) -> bool:
 def said(ended: Ended, tap: str = "t0", program: str = "pyqemu-ifup") -> str:
     """Return what the hook said of its failure: once on stderr, once in syslog, no more."""
     assert ended.stdout == b"" and ended.stdin_read == 0
-    start = f"{program}: {tap}: "
+    start = f"{program}: {quote(tap)}: "
     assert ended.stderr.startswith(start) and ended.stderr.count("\n") == 1, ended
     text = ended.stderr[len(start) : -1]
-    assert [line.partition("]: ")[2] for line in ended.log] == [f"{tap}: {text}"], ended
+    assert [line.partition("]: ")[2] for line in ended.log] == [f"{quote(tap)}: {text}"], ended
     assert ended.priorities == (ERROR,)
     return text
 
@@ -237,7 +238,7 @@ def test_a_name_that_qemu_would_not_hand_over_is_shown_in_ascii(
         inside.ip("link", "set", "other", "name", "é")
         ended = calls.up("t0")
         assert (ended.status, said(ended)) == (
-            77, "not the tap that was handed over: its descriptor is of \\xe9; call the hook "
+            77, "not the tap that was handed over: its descriptor is of '\\xe9'; call the hook "
             "with the name of the caller's own tap",
         )
 

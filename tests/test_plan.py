@@ -433,10 +433,10 @@ def bridge_mtu(kind: Kind, before: int, after: int) -> Any:
 BOTH = replace(FRESH, ovs_bridges=(DEFAULT_OVSDB,))
 FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
     (kind_of, PORT, replace(FRESH, bridge=None), Status.UNAVAILABLE,
-     "there is no bridge br0: network lan names it; make it (ip link add br0 type bridge or "
+     "there is no bridge br0: network lan names it; make it (ip link add name br0 type bridge or "
      "ovs-vsctl add-br br0) or correct the policy"),
     (kind_of, replace(PORT, kind="linux"), replace(FRESH, bridge=None), Status.UNAVAILABLE,
-     "there is no bridge br0: network lan names it; make it (ip link add br0 type bridge) or "
+     "there is no bridge br0: network lan names it; make it (ip link add name br0 type bridge) or "
      "correct the policy"),
     (kind_of, replace(PORT, kind="openvswitch"), replace(FRESH, bridge=None), Status.UNAVAILABLE,
      "there is no bridge br0: network lan names it; make it (ovs-vsctl add-br br0) or correct "
@@ -456,7 +456,7 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
      "or bridge:"),
     (kind_of, replace(PORT, ovsdb="unix:/other"), replace(OVS_FRESH, bridge=None),
      Status.UNAVAILABLE,
-     "there is no bridge br0: network lan names it; make it (ip link add br0 type bridge or "
+     "there is no bridge br0: network lan names it; make it (ip link add name br0 type bridge or "
      "ovs-vsctl add-br br0) or correct the policy"),
     (strangers, PORT, Seen(None), Status.REFUSED,
      "there is no such tap in this network namespace; the caller must open it first, as QEMU "
@@ -466,7 +466,7 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
     (strangers, PORT, seen(FRESH, tap=False, kind=None), Status.DENIED,
      "not a tap but a network card; give the name of a tap"),
     (strangers, PORT, seen(FRESH, alias="vm 'x'\n"), Status.DENIED,
-     "somebody else's tap: its alias is \"vm 'x'\\n\"; if it is not, remove it: "
+     r"somebody else's tap: its alias is 'vm '\''x'\''\n'; if it is not, remove it: "
      "ip link set dev web0 alias ''"),
     (strangers, PORT, replace(FRESH, master=BRIDGE), Status.DENIED,
      "somebody else's tap: br0 holds it; if it shall go, take it out: "
@@ -646,10 +646,10 @@ COMMANDS: list[tuple[Op, tuple[str, ...]]] = [
     (DEL_ROW, ("ovs-vsctl --db=unix:/run/openvswitch/db.sock --if-exists del-port web0",)),
     (AddPort("unix:/a b", "br0", "-rf", 7, NATIVE, True,
              (("note", "it's \"5\" \\"), ("vm-pid", "42"))),
-     ("ovs-vsctl --db='unix:/a b' add-port br0 -rf vlan_mode=native-untagged tag=10 "
+     ("ovs-vsctl '--db=unix:/a b' add-port br0 -rf vlan_mode=native-untagged tag=10 "
       "trunks=20,30,31 protected=true other_config:transient=true -- set interface -rf "
-      "'external_ids:note=\"it'\"'\"'s \\\"5\\\" \\\\\"' external_ids:vm-pid=42",)),
-    (SetUp("$(x);'", 7), ("""ip link set dev '$(x);'"'"'' up""",)),
+      r"""'external_ids:note="it'\''s \"5\" \\"' external_ids:vm-pid=42""",)),
+    (SetUp("$(x);'", 7), (r"ip link set dev '$(x);'\''' up",)),
 ]
 
 

@@ -221,8 +221,9 @@ def test_commands_of_set_port() -> None:
     )
     op = SetPort("unix:/run/db", "web0", (), None, None, (), False, False, (), ("k",))
     assert commands(op) == (
-        "ovs-vsctl --db=unix:/run/db set port web0 vlan_mode=[] tag=[] trunks=[] protected=false "
-        "-- remove port web0 other_config transient -- remove interface web0 external_ids k",
+        "ovs-vsctl --db=unix:/run/db set port web0 'vlan_mode=[]' 'tag=[]' 'trunks=[]' "
+        "protected=false -- remove port web0 other_config transient -- remove interface web0 "
+        "external_ids k",
     )
 
 

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.taps import Tap
-from pyqemu_ifconf import names
+from pyqemu_ifconf import names, shell
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifd import thin, wire
 from pyqemu_ifup import agent, manners
@@ -229,6 +229,11 @@ def test_what_stands_here_twice_is_the_same() -> None:
 @given(st.text(st.characters() | st.sampled_from(string.printable + "\udc80"), max_size=17))
 def test_a_name_is_valid_as_elsewhere(name: str) -> None:
     assert thin.is_valid_name(name) == names.is_valid_name(name)
+
+
+@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7e), min_size=1, max_size=15))
+def test_a_name_is_quoted_as_elsewhere(name: str) -> None:
+    assert thin.quote(name) == shell.quote(name)
 
 
 REQUESTS: list[tuple[str, str | bytes, dict[str, str], bytes]] = [

@@ -13,6 +13,7 @@ from typing import Literal
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Caller, Policy, Port
+from pyqemu_ifconf.shell import Command, ifctl, readable, sh
 from pyqemu_ifctl.answer import Answer, count, shown, to_json, wrap
 from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifctl.databases import addresses, open_each
@@ -87,7 +88,7 @@ class Outcome:
     vm: str | None = None
     differences: tuple[Difference, ...] = ()
     moves: bool = False
-    commands: tuple[str, ...] = ()
+    commands: tuple[Command, ...] = ()
     failure: Failure | None = None
     untold: str | None = None
 
@@ -111,7 +112,7 @@ def apply(
     with Host(None, watch, narrator("pyqemu-ifctl", "all taps")) as host:
         outcomes, remarks = apply_policy(host, policy, taps, dry_run=dry_run)
     failures = [each for each in outcomes if each.failure is not None and each.result != "left"]
-    remarks += [f"{each.guest.tap}: {each.failure}" for each in outcomes if each.failure]
+    remarks += [f"{readable(each.guest.tap)}: {each.failure}" for each in outcomes if each.failure]
     status = max(
         (each.failure.status for each in failures if each.failure is not None),
         key=lambda status: SEVERITY.index(status) if status in SEVERITY else len(SEVERITY),
@@ -349,10 +350,10 @@ def _apply_one(
             if not named and host.kernel.look_up(guest.tap) is None:
                 return None
             return Outcome(guest, "failed", port, _vm(guest, caller), failure=failure)
-        log(syslog.LOG_ERR, f"{guest.tap}: not changed: {failure}")
+        log(syslog.LOG_ERR, f"{readable(guest.tap)}: not changed: {failure}")
         return replace(outcome, result="failed", failure=failure)
-    told = "; ".join(f"{each.setting} was {each.found}" for each in outcome.differences)
-    log(syslog.LOG_INFO, f"{success_line(port, caller)}: {told}")
+    was = "; ".join(f"{each.setting} was {each.found}" for each in outcome.differences)
+    log(syslog.LOG_INFO, f"{success_line(port, caller)}: {was}")
     return replace(outcome, result="changed", untold=_tell_guest(guest, change))
 
 
@@ -438,7 +439,10 @@ def _told(tap: str, leave: Callable[[], object]) -> None:
     try:
         leave()
     except Failure as failure:
-        log(syslog.LOG_ERR, f"{tap}: its network is left: {failure}; pyqemu-ifctl gc removes it")
+        log(
+            syslog.LOG_ERR,
+            f"{readable(tap)}: its network is left: {failure}; {ifctl('gc')} removes it",
+        )
 
 
 def _vm(guest: Guest, caller: Caller) -> str | None:
@@ -447,13 +451,14 @@ def _vm(guest: Guest, caller: Caller) -> str | None:
 
 def _denied(guest: Guest, failure: Failure) -> Failure:
     """Return what is to be said of a tap that runs and that the policy denies by now."""
-    place = guest.stamp.bridge if guest.stamp is not None else "no bridge"
+    place = readable(guest.stamp.bridge) if guest.stamp is not None else "no bridge"
     return Failure(
         Status.DENIED,
         f"{failure.what} by now, and left as it is, on {place}" if failure.what == "denied"
         else f"{failure.what}; it is left as it is, on {place}",
         failure.why,
-        f"cut it off: ip link set dev {guest.tap} down; or end its QEMU, or mend the policy",
+        f"cut it off: {sh('ip', 'link', 'set', 'dev', guest.tap, 'down')}; or end its QEMU, or "
+        "mend the policy",
     )
 
 
@@ -462,7 +467,7 @@ def _left(guest: Guest, port: Port) -> Failure:
         Status.DENIED, "left alone",
         f"its QEMU {guest.pid} did not call pyqemu-ifup for it, though the rule at {port.place} "
         f"is about it",
-        f"attach it: pyqemu-ifctl apply {guest.tap}",
+        f"attach it: {ifctl('apply', guest.tap)}",
     )
 
 
@@ -510,9 +515,10 @@ def _diff(outcome: Outcome) -> list[str]:
     """Return what differs on one tap, as diff(1) would say it, and what that takes."""
     guest, port = outcome.guest, outcome.port
     assert port is not None  # something differs from it
-    who = [f"vm {outcome.vm}"] if outcome.vm else []
+    who = [f"vm {readable(outcome.vm)}"] if outcome.vm else []
     who += [f"pid {guest.pid}"] if guest.pid is not None else []
-    lines = [f"{guest.tap} ({', '.join(who)}): {port.place}" if who else guest.tap]
+    tap = readable(guest.tap)
+    lines = [f"{tap} ({', '.join(who)}): {port.place}" if who else tap]
     width = max(len(each.setting) for each in outcome.differences)
     for each in outcome.differences:
         lines.append(f"  - {each.setting:<{width}}  {each.found}")
@@ -525,9 +531,9 @@ def _diff(outcome: Outcome) -> list[str]:
     elif outcome.result == "failed":
         lines.append("  not done: it is what it was")
     elif outcome.moves:
-        told = ""
+        told_guest = ""
         if outcome.untold is not None:
-            told = f"; the guest was not told: {outcome.untold}" if outcome.untold else (
+            told_guest = f"; the guest was not told: {outcome.untold}" if outcome.untold else (
                 ", the guest's too")
-        lines.append(f"  its link has gone down and up{told}")
+        lines.append(f"  its link has gone down and up{told_guest}")
     return [*(line for each in lines for line in wrap(shown(each), "      ")), *steps, ""]

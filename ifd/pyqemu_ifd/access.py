@@ -11,6 +11,7 @@ from pyqemu_ifconf.bridge_conf import NOTHING, BridgeConf
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_made_of, is_user_name, is_valid_name
 from pyqemu_ifconf.policy import Network, Nic, Policy, Vm, find_nic
+from pyqemu_ifconf.shell import quote, readable, sh
 from pyqemu_ifup.access import ROOT, User, check_given, may_have, may_use
 from pyqemu_ifup.look import Link
 
@@ -47,7 +48,7 @@ def find_network(
     if open_to:
         raise Failure(
             Status.DENIED,
-            f"bridge {ascii(name)[1:-1]} is not enough",
+            f"bridge {readable(name)} is not enough",
             f"the networks {' and '.join(open_to)} are on it",
             f"give the name of one, as in br={open_to[0]}",
         )
@@ -56,13 +57,13 @@ def find_network(
     if refusals:
         raise Failure(
             Status.DENIED,
-            f"user {login} may use no network on bridge {ascii(name)[1:-1]}",
+            f"user {readable(login)} may use no network on bridge {readable(name)}",
             "; ".join(str(failure.why) for failure in refusals),
-            f"whoever keeps the policy can add {login} to users:",
+            f"whoever keeps the policy can add {readable(login)} to users:",
         )
     raise Failure(
         Status.DENIED,
-        f"no network and no bridge {ascii(name)[1:-1]}",
+        f"no network and no bridge {readable(name)}",
         f"{', '.join(policy.files)} names none",
         "give the name of a network of the policy",
     )
@@ -83,12 +84,12 @@ def pick_name(
         return network.tap_name, None
     if not is_valid_name(wish) or "%" in wish:
         raise Failure(
-            Status.USAGE, f"{ascii(wish)} is not a tap name",
+            Status.USAGE, f"{readable(wish)} is not a tap name",
             "a name is 1 to 15 bytes of 0x21 to 0x7e, without /, : and %, not . or ..",
         )
     if user.uid != ROOT and not is_user_name(wish):
         raise Failure(
-            Status.DENIED, f"{ascii(wish)} is no name for a user's tap",
+            Status.DENIED, f"{readable(wish)} is no name for a user's tap",
             "it has letters, digits, dots, hyphens and underscores, a letter or digit first",
         )
     refuse_bridge_name(policy, wish)
@@ -98,10 +99,10 @@ def pick_name(
     elif user.uid != ROOT and not is_made_of(wish, network.tap_name):
         raise Failure(
             Status.DENIED,
-            f"the name {wish} is not for network {network.name}",
-            f"its tap_name is {network.tap_name}, and no guest of vms: has it there "
+            f"the name {readable(wish)} is not for network {quote(network.name)}",
+            f"its tap_name is {quote(network.tap_name)}, and no guest of vms: has it there "
             f"({network.place})",
-            f"take another, such as {network.tap_name.replace('%d', '0')}, or none",
+            f"take another, such as {quote(network.tap_name.replace('%d', '0'))}, or none",
         )
     return wish, found
 
@@ -115,7 +116,7 @@ def refuse_bridge_name(policy: Policy, name: str) -> None:
         if network.bridge == name:
             raise Failure(
                 Status.DENIED,
-                f"the name {name} is not for a tap",
+                f"the name {quote(name)} is not for a tap",
                 f"it is that of the bridge of network {network.name} ({network.place})",
                 "take another, or let the network's tap_name make others",
             )
@@ -144,7 +145,8 @@ def check_owner(link: Link, uid: int) -> None:
         Status.DENIED,
         f"somebody else's tap: {owner} owns it, not user {uid}",
         "",
-        f"let its maker give it to you: ip tuntap add dev {link.name} mode tap user {uid}",
+        "let its maker give it to you: "
+        + sh("ip", "tuntap", "add", "dev", link.name, "mode", "tap", "user", str(uid)),
     )
 
 
@@ -158,7 +160,7 @@ def check_quota(network: Network, uid: int, login: str, names: Collection[str]) 
     taps = "1 tap" if len(names) == 1 else f"{len(names)} taps"
     raise Failure(
         Status.DENIED,
-        f"user {login} has {taps} on network {network.name} already",
+        f"user {readable(login)} has {taps} on network {network.name} already",
         f"max_taps is {network.max_taps} ({network.place})",
         "end a QEMU that has one",
     )

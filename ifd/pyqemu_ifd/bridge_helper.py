@@ -12,6 +12,7 @@ import os
 import select  # noqa: F401  say() needs it, also where no file can be opened any more
 import sys
 
+from pyqemu_ifconf.shell import printable
 from pyqemu_ifd.thin import log, say
 from pyqemu_ifup.tap_client import NoTap, ask_for_tap, find_socket
 
@@ -37,7 +38,7 @@ def main() -> int:
         import traceback
 
         for line in traceback.format_exc().splitlines():
-            log(PROGRAM, _printable(line))
+            log(PROGRAM, printable(line))
         _report(f"internal error: {type(error).__name__}: {error}; "
                 "the traceback is in syslog, please report it")
         return BUG
@@ -93,17 +94,13 @@ def _usage() -> NoTap:
     return NoTap(USAGE, "", (f"usage: {PROGRAM} [--use-vnet] --br=NETWORK --fd=NUMBER",))
 
 
-def _printable(text: str) -> str:
-    return "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)
-
-
 def _say(line: str) -> None:
-    say(_printable(line).encode("ascii"))
+    say(printable(line).encode("ascii"))
 
 
 def _report(text: str) -> None:
     _say(f"{PROGRAM}: {text}")
-    log(PROGRAM, _printable(text))
+    log(PROGRAM, printable(text))
 
 
 if __name__ == "__main__":

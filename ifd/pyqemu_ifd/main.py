@@ -11,6 +11,7 @@ import syslog
 from typing import NoReturn
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.shell import readable
 from pyqemu_ifup.agent import DEFAULT_SOCKET
 from pyqemu_ifup.manners import (
     SAFE_PATH,
@@ -87,7 +88,7 @@ def serve(policy: str | None, path: str) -> int:
     except OSError as error:
         denied = isinstance(error, PermissionError)
         raise Failure(
-            Status.DENIED if denied else Status.REFUSED, f"cannot listen at {path}",
+            Status.DENIED if denied else Status.REFUSED, f"cannot listen at {readable(path)}",
             error.strerror or str(error), "run as root" if denied else "name another by --socket",
         ) from error
     try:
@@ -178,7 +179,7 @@ def notify(state: str) -> None:
         try:
             sender.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)
         except OSError as error:
-            log(syslog.LOG_WARNING, f"cannot notify {address}: {error.strerror}")
+            log(syslog.LOG_WARNING, f"cannot notify {readable(address)}: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import check_tap_name
+from pyqemu_ifconf.shell import quote
 from pyqemu_ifd.keeper import PolicyKeeper
 from pyqemu_ifd.pool import AgentHost, Pool
 from pyqemu_ifd.tap_request import attach_tap, check_parent, make_tap, may_attach
@@ -55,7 +56,7 @@ class Context:
         """Return what tells the client each step, where it wants that."""
         if debug != "debug":
             return lambda command: None
-        return lambda command: self.client.say(f"{program}: {tap}: {command}")
+        return lambda command: self.client.say(f"{program}: {quote(tap)}: {command}")
 
 
 def serve(request: Request, place: Place | None, context: Context) -> Work[None]:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB
+from pyqemu_ifconf.shell import printable, readable
 from pyqemu_ifd import wire
 from pyqemu_ifd.closer import Closer
 from pyqemu_ifd.keeper import SETTLE, PolicyKeeper
@@ -35,7 +36,7 @@ from pyqemu_ifd.turns import Turns
 from pyqemu_ifd.users import Users
 from pyqemu_ifup.agent import REQUEST_MAX
 from pyqemu_ifup.links import LinkEvents
-from pyqemu_ifup.manners import explain_bug, log, printable
+from pyqemu_ifup.manners import explain_bug, log
 from pyqemu_ifup.nft_events import open_events
 from pyqemu_ifup.stamp import find_here
 
@@ -452,7 +453,7 @@ class Server:
 
     def _tell(self, job: Job, text: str) -> None:
         """Tell of a failure: its client, syslog, and whoever asks for the last error."""
-        line = f"{printable(job.tap)}: {text}"
+        line = f"{readable(job.tap)}: {text}"
         self.report.fault(line)
         log(syslog.LOG_ERR, line)
         connection = job.connection
@@ -494,7 +495,7 @@ def _remove_stale(path: str) -> None:
         code = probe.connect_ex(path)
     if code in (0, errno.EAGAIN):
         raise Failure(
-            Status.TRY_AGAIN, f"an agent listens at {path} already", "", "stop it first"
+            Status.TRY_AGAIN, f"an agent listens at {readable(path)} already", "", "stop it first"
         )
     # NOTE: connect(2) refuses what is no socket with the same error.
     if code == errno.ECONNREFUSED and stat.S_ISSOCK(os.lstat(path).st_mode):

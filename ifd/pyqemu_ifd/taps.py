@@ -8,6 +8,7 @@ import os
 import struct
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.shell import readable, sh
 
 TUN = "/dev/net/tun"
 TUNSETIFF = 0x400454CA
@@ -60,11 +61,12 @@ def close_all(descriptors: list[int]) -> None:
 
 
 def _failure(name: str, error: OSError) -> Failure:
-    what, why = f"cannot make the tap {ascii(name)[1:-1]}", os.strerror(error.errno or 0)
+    what, why = f"cannot make the tap {readable(name)}", os.strerror(error.errno or 0)
     if error.errno == errno.EBUSY:
         return Failure(
             Status.DENIED, what, "an interface of this name is there already",
-            f"take another name, or see who has it: ip -d link show dev {name}",
+            "take another name, or see who has it: "
+            + sh("ip", "-d", "link", "show", "dev", name),
         )
     if error.errno == errno.ENFILE:
         return Failure(

@@ -121,6 +121,7 @@ class Client:
     def __init__(self, program: str, tap: str, connection: _socket.socket) -> None:
         self.program = program
         self.tap = tap
+        self.name = quote(tap)
         self.connection = connection
         self.parent = posix.getppid()
         self.reason = ""
@@ -194,7 +195,10 @@ class Client:
             elif kind == b"?":
                 return None
             elif not packet:
-                self.left = f"the agent has ended, pyqemu-ifctl gc {self.tap} removes what is left"
+                end = "-- " if self.tap[0] == "-" else ""
+                self.left = (
+                    f"the agent has ended, pyqemu-ifctl gc {end}{self.name} removes what is left"
+                )
                 return None
         self.left = "the agent does not answer, see pyqemu-ifctl agent"
         if self.reason:
@@ -210,12 +214,13 @@ class Client:
 
     def _pass_on(self, line: bytes) -> None:
         """Write a line of the agent's, but that the work has stopped: we know better why."""
-        if not (self.reason and line.startswith(f"{self.program}: {self.tap}: stopped: ".encode())):
+        stopped = f"{self.program}: {self.name}: stopped: "
+        if not (self.reason and line.startswith(stopped.encode())):
             say(line)
 
     def _report(self, text: str) -> None:
-        say(f"{self.program}: {self.tap}: {text}".encode())
-        log(self.program, f"{self.tap}: {text}")
+        say(f"{self.program}: {self.name}: {text}".encode())
+        log(self.program, f"{self.name}: {text}")
 
 
 def say(line: bytes) -> None:
@@ -256,6 +261,12 @@ def is_valid_name(name: str) -> bool:
         and name not in (".", "..")
         and all("!" <= character <= "~" and character not in "/:" for character in name)
     )
+
+
+def quote(name: str) -> str:
+    """Return a valid name as one word of a shell, as pyqemu_ifconf.shell does."""
+    plain = name[0] != "=" and all(each.isalnum() or each in "@%+=:,./-_" for each in name)
+    return name if plain else "'" + name.replace("'", "'\\''") + "'"
 
 
 def open_standard_descriptors() -> None:

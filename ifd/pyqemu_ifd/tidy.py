@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name, is_valid_name
 from pyqemu_ifconf.policy import Caller, Nat, Policy, Port
+from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifd.guard import Guard
 from pyqemu_ifd.keeper import PolicyKeeper
 from pyqemu_ifd.pool import AgentHost, Pool
@@ -268,7 +269,8 @@ class Tidier:
                 self._again = AGAIN_FIRST
                 log(
                     syslog.LOG_INFO,
-                    f"{host.tap}: port on {leftover.port.bridge} removed: {leftover.because}",
+                    f"{quote(host.tap)}: port on {readable(leftover.port.bridge or '')} removed: "
+                    f"{leftover.because}",
                 )
 
     def _bringing_back(self, host: Host) -> Work[None]:
@@ -312,7 +314,10 @@ class Tidier:
         except Failure as failure:
             if failure.status is not Status.DENIED:
                 raise
-            log(syslog.LOG_WARNING, f"{link.name}: not brought back to {stamp.bridge}: {failure}")
+            log(
+                syslog.LOG_WARNING,
+                f"{quote(link.name)}: not brought back to {readable(stamp.bridge)}: {failure}",
+            )
             return
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         try:
@@ -347,8 +352,8 @@ class Tidier:
         )
         if port.network != stamp.network:
             raise Failure(
-                Status.DENIED, f"denied network {stamp.network}",
+                Status.DENIED, f"denied network {readable(stamp.network)}",
                 f"the rule at {port.place} has it on network {port.network} by now",
-                f"move it: pyqemu-ifctl apply {link.name}",
+                f"move it: {ifctl('apply', link.name)}",
             )
         return caller, port

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import DEFAULT_OVSDB
+from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, Seen
@@ -49,7 +50,8 @@ def detaching_alone(host: Host, tap: str, parent: int, index: int | None = None)
     if stamp is not None and is_anothers(stamp, parent):
         log(
             syslog.LOG_INFO,
-            f"{tap}: left alone: attached to {stamp.bridge} for process {stamp.pid}",
+            f"{quote(tap)}: left alone: attached to {readable(stamp.bridge)} for process "
+            f"{stamp.pid}",
         )
         return
     if link is not None and link.up and stamp is not None and stamp.kind == "openvswitch":
@@ -63,7 +65,8 @@ def detaching_alone(host: Host, tap: str, parent: int, index: int | None = None)
         host.watch.check()
         allowed = (yield from _run(host, step)) and allowed
     if plan and allowed and stamp is not None:
-        log(syslog.LOG_INFO, f"{tap}: detached from {stamp.bridge}, network {stamp.network}")
+        log(syslog.LOG_INFO, f"{quote(tap)}: detached from {readable(stamp.bridge)}, "
+        f"network {readable(stamp.network)}")
     yield from leaving_networks(host, stamp)
 
 
@@ -92,7 +95,7 @@ def leave_to_gc(tap: str, failure: Failure) -> None:
     """Tell syslog of what privilege forbids a down; raise any other failure."""
     if failure.status is not Status.DENIED:
         raise failure
-    log(syslog.LOG_WARNING, f"{tap}: left to pyqemu-ifctl gc: {failure}")
+    log(syslog.LOG_WARNING, f"{quote(tap)}: left to {ifctl('gc')}: {failure}")
 
 
 def _databases(link: Link | None) -> list[str]:
@@ -123,7 +126,7 @@ def _run(host: Host, step: Step) -> Work[bool]:
         if not (yield from host.run(step, host.watch, PATIENCE)):
             log(
                 syslog.LOG_WARNING,
-                f"{step.tap}: ovs-vswitchd does not answer; the port is out of its database",
+                f"{quote(step.tap)}: ovs-vswitchd does not answer; the port is out of its database",
             )
     except Failure as failure:
         if failure.status is Status.DENIED:

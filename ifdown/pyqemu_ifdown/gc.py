@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from pyqemu_ifconf.shell import quote
 from pyqemu_ifup.caller import read_number
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, OvsPort
@@ -50,7 +51,7 @@ def _judge(port: OvsPort, there: Mapping[tuple[str, int], Link], here: Here) -> 
         # Open vSwitch has made it since.
         return Leftover(port, "its tap is not attached", del_port(port))
     which = f"with ifindex {index}" if index is not None else "with the ifindex that it says"
-    return Leftover(port, f"its tap is gone: no link {port.name} {which}", del_port(port))
+    return Leftover(port, f"its tap is gone: no link {quote(port.name)} {which}", del_port(port))
 
 
 def collect(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pyqemu_ifconf.bridge_conf import NOTHING, BridgeConf, read_bridge_conf
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Network, Policy, Port, Vm, find_nic
+from pyqemu_ifconf.shell import quote, readable
 
 if TYPE_CHECKING:
     from pyqemu_ifup.look import Link
@@ -63,17 +64,17 @@ def may_use(
     """
     if uid == ROOT:
         return
-    what = f"user {login} may not use network {network.name}"
+    what = f"user {readable(login)} may not use network {quote(network.name)}"
     place = f"({network.place})"
     denied = _first(network.deny_users, login, groups)
     if denied is not None:
         raise Failure(
-            Status.DENIED, what, f"{denied} is among its deny_users {place}",
+            Status.DENIED, what, f"{readable(denied)} is among its deny_users {place}",
             "ask who keeps the policy",
         )
     if bridge_conf.denies(network.bridge):
         raise Failure(
-            Status.DENIED, what, f"bridge.conf denies its bridge {network.bridge}",
+            Status.DENIED, what, f"bridge.conf denies its bridge {quote(network.bridge)}",
             "ask who keeps it",
         )
     if _first(network.users, login, groups) is not None:
@@ -83,11 +84,13 @@ def may_use(
         own = _own_setting(network, port)
         if own is None:
             return
-        because += f", and that bridge.conf allows {network.bridge} admits to no network with {own}"
+        because += f", and that bridge.conf allows {quote(network.bridge)} admits to no network "
+        because += f"with {own}"
         if port is not None and port.place != network.place:
             because += f" ({port.place})"
     raise Failure(
-        Status.DENIED, what, because, f"whoever keeps the policy can add {login} to users:"
+        Status.DENIED, what, because,
+        f"whoever keeps the policy can add {readable(login)} to users:",
     )
 
 
@@ -99,9 +102,9 @@ def may_have(vm: Vm, uid: int, login: str, groups: Collection[str]) -> None:
     if uid == ROOT or vm.users is None or _first(vm.users, login, groups) is not None:
         return
     raise Failure(
-        Status.DENIED, f"user {login} may not have the taps of guest {vm.name}",
+        Status.DENIED, f"user {readable(login)} may not have the taps of guest {quote(vm.name)}",
         "neither the user nor one of the user's groups is among the guest's users "
-        f"({vm.place})", f"whoever keeps the policy can add {login} to its users:",
+        f"({vm.place})", f"whoever keeps the policy can add {readable(login)} to its users:",
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Port
+from pyqemu_ifconf.shell import ifctl, quote, readable, sh
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, Seen, show_vlan
@@ -102,7 +103,7 @@ def attaching_alone(
         try:
             before = host.look(port.tap, port.bridge)
         except Failure as other:
-            log(syslog.LOG_ERR, f"{port.tap}: cannot look at what is left: {other}")
+            log(syslog.LOG_ERR, f"{quote(port.tap)}: cannot look at what is left: {other}")
             raise failure from None
         if before.tap is not None and is_ours_to_touch(port.tap, before, parent):
             admit(before.tap)
@@ -140,7 +141,8 @@ def _taking_away(host: Host, port: Port, work: Work[bool]) -> Work[None]:
     except Failure as failure:
         log(
             syslog.LOG_ERR,
-            f"{port.tap}: network {port.network} is left: {failure}; pyqemu-ifctl gc removes it",
+            f"{quote(port.tap)}: network {quote(port.network)} is left: {failure}; "
+            f"{ifctl('gc')} removes it",
         )
 
 
@@ -183,8 +185,8 @@ def require_database(host: Host, port: Port, before: Seen) -> None:
     if wanted and port.ovsdb not in host.databases:
         raise Failure(
             Status.UNAVAILABLE,
-            f"Open vSwitch is not there: no socket at {port.ovsdb}",
-            f"{port.bridge} of network {port.network} is its bridge",
+            f"Open vSwitch is not there: no socket at {quote(port.ovsdb)}",
+            f"{quote(port.bridge)} of network {quote(port.network)} is its bridge",
             "start Open vSwitch by its own service",
         )
 
@@ -231,8 +233,10 @@ def _tell_of_mac(port: Port, before: Seen, now: Seen) -> None:
     if now.bridge.mac == now.tap.mac != before.bridge.mac:
         log(
             syslog.LOG_NOTICE,
-            f"{port.tap}: {port.bridge} has no MAC of its own and has taken the tap's; "
-            f"pin one: ip link set dev {port.bridge} address {_unicast_mac(before.bridge.mac)}",
+            f"{quote(port.tap)}: {quote(port.bridge)} has no MAC of its own and has taken the "
+            "tap's; pin one: "
+            + sh("ip", "link", "set", "dev", port.bridge, "address",
+                 _unicast_mac(before.bridge.mac)),
         )
 
 
@@ -256,7 +260,7 @@ def _undo(host: Host, port: Port, before: Seen) -> Work[None]:
             yield from learn(database, port.tap, watch)
         plan = plan_undo(before, host.look(port.tap, port.bridge), find_here())
     except Failure as failure:
-        log(syslog.LOG_ERR, f"{port.tap}: cannot look at what is left: {failure}")
+        log(syslog.LOG_ERR, f"{quote(port.tap)}: cannot look at what is left: {failure}")
         return
     for step in plan:
         yield from _take_back(host, step, watch)
@@ -271,8 +275,8 @@ def learn(database: Database, tap: str, watch: Watch) -> Work[None]:
     except Failure as failure:
         log(
             syslog.LOG_ERR,
-            f"{tap}: a port may be left in {database.address}: {failure}; "
-            f"pyqemu-ifctl gc {tap} removes it",
+            f"{quote(tap)}: a port may be left in {quote(database.address)}: {failure}; "
+            f"{ifctl('gc', tap)} removes it",
         )
 
 
@@ -282,19 +286,19 @@ def _take_back(host: Host, step: Step, watch: Watch) -> Work[None]:
     except Failure as failure:
         log(
             syslog.LOG_ERR,
-            f"{step.tap}: not taken back: {failure}; pyqemu-ifctl gc {step.tap} will",
+            f"{quote(step.tap)}: not taken back: {failure}; {ifctl('gc', step.tap)} will",
         )
 
 
 def success_line(port: Port, caller: Caller) -> str:
     """Return what syslog is told of a tap that is attached."""
-    words = [f"attached to {port.bridge}"]
+    words = [f"attached to {quote(port.bridge)}"]
     if port.vlan is not None:
         words.append(f"vlan {show_vlan(port.vlan)}")
     if port.isolated:
         words.append("isolated")
-    words.append(f"network {port.network}")
+    words.append(f"network {quote(port.network)}")
     words.append(f"{port.place.file.rpartition('/')[2]}:{port.place.line}")
     if caller.vm:
-        words.append(f"vm {caller.vm}")
-    return f"{port.tap}: " + ", ".join(words)
+        words.append(f"vm {readable(caller.vm)}")
+    return f"{quote(port.tap)}: " + ", ".join(words)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Caller, Kind, Port
+from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifup.attach import PATIENCE, learn, prove, require_database
 from pyqemu_ifup.caller import process_start
 from pyqemu_ifup.host import Host
@@ -136,8 +137,8 @@ def _told(stamp: Stamp | None) -> str:
     """Return in words what a mark says beside the network."""
     if stamp is None:
         return "none"
-    vm = f", vm {stamp.guest}" if stamp.guest else ""
-    return f"{stamp.kind} bridge {stamp.bridge}, process {stamp.pid}{vm}"
+    vm = f", vm {readable(stamp.guest)}" if stamp.guest else ""
+    return f"{stamp.kind} bridge {readable(stamp.bridge)}, process {stamp.pid}{vm}"
 
 
 def changing(host: Host, change: Change) -> Work[None]:
@@ -176,11 +177,11 @@ def _restore(host: Host, change: Change) -> Work[None]:
         now = host.look(tap, change.port.bridge)
         plan = plan_back(change.port, change.before, now, find_here())
     except Failure as failure:
-        log(syslog.LOG_ERR, f"{tap}: cannot look at what is left: {failure}")
+        log(syslog.LOG_ERR, f"{quote(tap)}: cannot look at what is left: {failure}")
         return
     for step in plan:
         if isinstance(step, SetUp) and not _is_safe(host, change):
-            log(syslog.LOG_ERR, f"{tap}: its link stays down: it is not where it was")
+            log(syslog.LOG_ERR, f"{quote(tap)}: its link stays down: it is not where it was")
             return
         yield from _take_back(host, step)
 
@@ -213,5 +214,6 @@ def _take_back(host: Host, step: Step) -> Work[None]:
     except Failure as failure:
         log(
             syslog.LOG_ERR,
-            f"{step.tap}: not taken back: {failure}; pyqemu-ifctl apply {step.tap} tries again",
+            f"{quote(step.tap)}: not taken back: {failure}; "
+            f"{ifctl('apply', step.tap)} tries again",
         )

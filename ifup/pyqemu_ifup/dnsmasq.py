@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.shell import sh
 from pyqemu_ifup.manners import SAFE_PATH, Watch
 from pyqemu_ifup.programs import SHORT, run_program
 from pyqemu_ifup.work import Work
@@ -99,7 +100,7 @@ def serve(
     with open(f"{folder}/{SETTINGS}", "w", opener=_private) as file:
         file.write("".join(f"{line}\n" for line in settings))
     if found.unit is not None:
-        tell(f"systemctl start {found.unit}")
+        tell(sh("systemctl", "start", found.unit))
         done = yield from run_program(["systemctl", "start", found.unit], watch)
         if done.status != 0:
             raise Failure(
@@ -212,7 +213,7 @@ def _start(folder: str, watch: Watch, tell: Callable[[str], None]) -> Work[None]
         program, "--keep-in-foreground", f"--conf-file={folder}/{SETTINGS}",
         f"--pid-file={folder}/{READY}",
     ]
-    tell(" ".join(["dnsmasq", *words[1:]]))
+    tell(sh("dnsmasq", *words[1:]))
     _remove(f"{folder}/{READY}")
     with tempfile.TemporaryFile() as said:
         child = subprocess.Popen(

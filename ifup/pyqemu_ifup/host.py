@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.shell import quote, vsctl
 from pyqemu_ifup.linux_bridge import Netlink, read_ipv6_disabled
 from pyqemu_ifup.look import Link, OvsPort, Seen
 from pyqemu_ifup.manners import Watch
@@ -98,7 +99,7 @@ class Host:
         """
         for address in dict.fromkeys(addresses):
             if address not in self.databases and is_there(address):
-                self.tell(f"ovs-vsctl --db={address} show")
+                self.tell(vsctl(address, ("show",)))
                 yield from self._connect(address)
 
     def _connect(self, address: str) -> Work[None]:
@@ -199,7 +200,7 @@ def is_there(address: str) -> bool:
         denied = isinstance(error, PermissionError)
         raise Failure(
             Status.DENIED if denied else Status.REFUSED,
-            f"cannot look for Open vSwitch at {address}", str(error.strerror),
+            f"cannot look for Open vSwitch at {quote(address)}", str(error.strerror),
             "run as root" if denied else "correct ovsdb: in the policy",
         ) from error
 

@@ -19,6 +19,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_valid_name
+from pyqemu_ifconf.shell import quote
 from pyqemu_ifup.links import IFF_UP, NLMSGHDR, LinkReader
 from pyqemu_ifup.look import Counters, Flow, Link, Vid, ranges
 from pyqemu_ifup.plan import (
@@ -108,7 +109,7 @@ class Netlink:
         """Return the link called `name`, None where there is none."""
         if not is_valid_name(name):
             return None
-        with _explained(f"cannot look at link {name}"):
+        with _explained(f"cannot look at link {quote(name)}"):
             link = self._reader.by_name(name)
         # NOTE: the kernel finds a link by its alternative names too; ours is the name proper.
         return link if link is not None and link.name == name else None
@@ -150,7 +151,7 @@ class Netlink:
 
         Raises Failure, 77 or 71.
         """
-        with _explained(f"cannot make the bridge {name}"):
+        with _explained(f"cannot make the bridge {quote(name)}"):
             self._route.link("add", ifname=name, kind="bridge", address=mac, mtu=mtu)
 
     def delete_link(self, index: int) -> None:
@@ -325,7 +326,7 @@ def write_ipv6_disabled(tap: str, index: int, disabled: bool) -> None:
     except FileNotFoundError:
         _check_name(tap, index)
     except OSError as error:
-        raise _failure(f"cannot write {path}", error.errno or errno.EIO) from error
+        raise _failure(f"cannot write {quote(path)}", error.errno or errno.EIO) from error
 
 
 def _check_name(tap: str, index: int) -> None:
@@ -336,4 +337,4 @@ def _check_name(tap: str, index: int) -> None:
         # ENODEV, the only one; before Python 3.12 no errno is set.
         found = None
     if found != index:
-        raise _failure(f"cannot find link {tap}", errno.ENODEV)
+        raise _failure(f"cannot find link {quote(tap)}", errno.ENODEV)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.shell import quote
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.work import RETRY, Work
 
@@ -177,6 +178,6 @@ def cannot_use(path: str, error: OSError) -> Failure:
     """Return the Failure, 77 or 71, of one who could not open a lock."""
     denied = isinstance(error, PermissionError)
     return Failure(
-        Status.DENIED if denied else Status.REFUSED, f"cannot use {path}",
+        Status.DENIED if denied else Status.REFUSED, f"cannot use {quote(path)}",
         error.strerror or str(error), "run as root" if denied else "see whether /run is there",
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pyqemu_ifconf.policy import Vlan
+from pyqemu_ifconf.shell import readable
 from pyqemu_ifup import stamp as stamps
 from pyqemu_ifup.stamp import Here, Stamp
 
@@ -133,9 +134,9 @@ class OvsPort:
     @property
     def owner(self) -> str:
         """Who holds the port, for a message: "bridge br-int of unix:..., vm web1"."""
-        place = f"bridge {self.bridge}" if self.bridge else "no bridge"
+        place = f"bridge {readable(self.bridge)}" if self.bridge else "no bridge"
         vm = self.ids.get(stamps.KEY_VM_NAME)
-        return f"{place} of {self.ovsdb}" + (f", vm {vm}" if vm else "")
+        return f"{place} of {readable(self.ovsdb)}" + (f", vm {readable(vm)}" if vm else "")
 
     def is_elsewhere(self, here: Here) -> bool:
         """Tell whether the row belongs to another network namespace, so not ours to judge.

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import POLICY_VARIABLE
+from pyqemu_ifconf.shell import printable, quote, readable
 
 TUN = os.makedev(10, 200)
 """/dev/net/tun (Documentation/admin-guide/devices.txt)."""
@@ -218,7 +219,7 @@ def prove_tap(tap: str, inherited: Iterable[str]) -> None:
     if held and tap not in held:
         raise Failure(
             Status.DENIED,
-            f"not the tap that was handed over: its descriptor is of {ascii(held[0])[1:-1]}",
+            f"not the tap that was handed over: its descriptor is of {readable(held[0])}",
             "",
             "call the hook with the name of the caller's own tap",
         )
@@ -286,11 +287,6 @@ def watching(seconds: float, *, hook: bool = True) -> Iterator[Watch]:
         os.close(write_end)
 
 
-def printable(text: str) -> str:
-    """Return `text` on one line, with what is not printable ASCII escaped as by ascii()."""
-    return "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)
-
-
 def say(line: str) -> None:
     """Write one line to standard error; nobody there to read it is no error."""
     poll = select.poll()
@@ -338,7 +334,7 @@ def narrator(program: str, tap: str) -> Callable[[str], None]:
     """Return what tells each step before it is taken: to stderr with PYQEMU_IFUP_DEBUG=1."""
     if os.environ.get("PYQEMU_IFUP_DEBUG") != "1":
         return lambda command: None
-    return lambda command: say(f"{program}: {tap}: {command}")
+    return lambda command: say(f"{program}: {quote(tap)}: {command}")
 
 
 Hook = Callable[[str, list[str], Watch], None]
@@ -389,9 +385,8 @@ def explain_bug(error: Exception) -> str:
 
 
 def _report(program: str, tap: str, text: str) -> None:
-    shown = printable(tap)
-    say(f"{program}: {shown}: {text}")
-    log(syslog.LOG_ERR, f"{shown}: {text}")
+    say(f"{program}: {readable(tap)}: {text}")
+    log(syslog.LOG_ERR, f"{readable(tap)}: {text}")
 
 
 def program_name(argv: list[str]) -> str:

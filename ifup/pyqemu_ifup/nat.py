@@ -11,6 +11,7 @@ from hashlib import sha256
 from socket import IPPROTO_UDP
 
 from pyqemu_ifconf.policy import DEFAULT_MTU, Forward, Nat
+from pyqemu_ifconf.shell import Command, fed, sh, write
 from pyqemu_ifup.bolt import BYTECODE, LED
 from pyqemu_ifup.lock import RUN
 from pyqemu_ifup.look import Flow
@@ -350,28 +351,39 @@ def _all_but(address: str) -> tuple[str, str]:
     return str(first), str(last)
 
 
-def making_commands(network: str, bridge: str, nat: Nat) -> list[str]:
+def making_commands(network: str, bridge: str, nat: Nat) -> list[Command]:
     """Return the commands that make the network, as an administrator would type them."""
     folder = f"{RUN}/{network}"
+    link = ("ip", "link", "set", "dev", bridge)
     lines = [
-        f"ip link add {bridge} address {bridge_mac(network)} mtu {nat.mtu + 1} type bridge",
-        f"ip link set dev {bridge} mtu {nat.mtu}",
-        f"ip link set dev {bridge} alias '{bridge_alias(network)}'",
-        f"tc qdisc add dev {bridge} clsact",
-        f"tc filter add dev {bridge} ingress pref 1 protocol all bpf da bytecode '{BYTECODE}'",
-        "nft -f - <<'END'", *ruleset(network, bridge, nat).splitlines(), "END",
+        adding_command(network, bridge, nat),
+        sh(*link, "mtu", str(nat.mtu)),
+        sh(*link, "alias", bridge_alias(network)),
+        sh("tc", "qdisc", "add", "dev", bridge, "clsact"),
+        sh("tc", "filter", "add", "dev", bridge, "ingress", "pref", "1", "protocol", "all",
+           "bpf", "da", "bytecode", BYTECODE),
+        *fed(sh("nft", "-f", "-"), ruleset(network, bridge, nat)),
     ]
-    lines += [f"ip address add {each} dev {bridge}" for each in (nat.ipv4, nat.ipv6) if each]
-    lines.append(f"ip link set dev {bridge} up")
+    lines += [
+        sh("ip", "address", "add", each, "dev", bridge) for each in (nat.ipv4, nat.ipv6) if each
+    ]
+    lines.append(sh(*link, "up"))
     if wants_loopback(nat):
-        lines.append(f"sysctl -w net.ipv4.conf.{bridge}.route_localnet=1")
+        lines.append(write("1", f"/proc/sys/net/ipv4/conf/{bridge}/route_localnet"))
     if wants_forwarding(nat):
-        lines += ["sysctl -w net.ipv4.ip_forward=1"] if nat.ipv4 else []
+        lines += [sh("sysctl", "-w", "net.ipv4.ip_forward=1")] if nat.ipv4 else []
         if nat.ipv6 and nat.outbound:
-            lines.append("sysctl -w net.ipv6.conf.all.forwarding=1")
+            lines.append(sh("sysctl", "-w", "net.ipv6.conf.all.forwarding=1"))
     if wants_dnsmasq(nat):
-        lines.append(f"mkdir -p {folder}")
+        lines.append(sh("mkdir", "-p", folder))
         settings = dnsmasq_settings(bridge, nat, folder, "dnsmasq")
         words = ["conf-file=/dev/null", f"pid-file={folder}/dnsmasq.pid", *settings]
-        lines.append(" ".join(["dnsmasq", *(f"--{word}" for word in words)]))
+        lines.append(sh("dnsmasq", *(f"--{word}" for word in words)))
     return lines
+
+
+def adding_command(network: str, bridge: str, nat: Nat) -> Command:
+    """Return the command that adds the network's bridge."""
+    # NOTE: an MTU that is set to what it is pins nothing, and a port could lower it.
+    return sh("ip", "link", "add", "name", bridge, "address", bridge_mac(network),
+              "mtu", str(nat.mtu + 1), "type", "bridge")

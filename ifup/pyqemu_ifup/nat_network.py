@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Nat, Policy, Port
+from pyqemu_ifconf.shell import after, nft_command, quote, readable, sh, write
 from pyqemu_ifup import bolt, dnsmasq, nft
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import RUN, Lock, cannot_use, lock_file, make_folder, open_lock
@@ -22,6 +23,7 @@ from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import GRACE, SAFE_PATH, Watch, log
 from pyqemu_ifup.nat import (
     Table,
+    adding_command,
     bridge_alias,
     bridge_mac,
     dnsmasq_settings,
@@ -165,7 +167,7 @@ def _own_bridge(host: Host, network: str, bridge: str) -> Link | None:
     link = host.kernel.look_up(bridge)
     if link is not None and not is_ours(link, network):
         raise Failure(
-            Status.DENIED, f"{bridge} is somebody else's",
+            Status.DENIED, f"{quote(bridge)} is somebody else's",
             f"network {network} has nat:, and makes a bridge of its own",
             f"give network {network} another bridge:",
         )
@@ -193,7 +195,7 @@ def _making(host: Host, held: Held, nat: Nat) -> Work[None]:
             yield from _taking_away(host, held)
         raise
     if link is None:
-        log(syslog.LOG_INFO, f"network {held.network}: made, on bridge {held.bridge}")
+        log(syslog.LOG_INFO, f"network {held.network}: made, on bridge {quote(held.bridge)}")
         yield from _telling_of_firewalls(held, nat, host.watch)
 
 
@@ -219,7 +221,7 @@ def _refuse_used_subnets(host: Host, held: Held, nat: Nat) -> None:
             if other.version == own.version and other.prefixlen > 0 and other.overlaps(own):
                 raise Failure(
                     Status.REFUSED, f"subnet {own} of network {held.network} is in use",
-                    f"{names.get(index, f'link {index}')} has {text}",
+                    f"{quote(names[index]) if index in names else f'link {index}'} has {text}",
                     f"give network {held.network} another subnet",
                 )
 
@@ -232,8 +234,9 @@ def _check_forwarding(nat: Nat) -> None:
         if _read_sysctl(f"ipv6/conf/{name}/accept_ra") in ("0", "1"):
             raise Failure(
                 Status.REFUSED, "IPv6 forwarding is off, and cannot be turned on as it is",
-                f"{name} lives by router advertisements, which it would heed no more",
-                f"let it heed them all the same: sysctl -w net.ipv6.conf.{name}.accept_ra=2",
+                f"{quote(name)} lives by router advertisements, which it would heed no more",
+                "let it heed them all the same: "
+                + write("2", f"/proc/sys/net/ipv6/conf/{name}/accept_ra"),
             )
 
 
@@ -261,7 +264,7 @@ def _bring_about(host: Host, held: Held, nat: Nat) -> Work[None]:
     present = {text for index, text in host.kernel.addresses() if index == link.index}
     for address in filter(None, (nat.ipv4, nat.ipv6)):
         if _compact(address) not in present:
-            host.tell(f"ip address add {address} dev {held.bridge}")
+            host.tell(sh("ip", "address", "add", address, "dev", held.bridge))
             host.kernel.add_address(link.index, address)
     if not link.up:
         yield from host.run(SetUp(held.bridge, link.index), host.watch)
@@ -281,12 +284,12 @@ def _bridge(host: Host, held: Held, nat: Nat) -> Work[Link]:
     if link is None:
         mac = bridge_mac(held.network)
         # NOTE: an MTU that is set to what it is pins nothing, and a port could lower it.
-        host.tell(f"ip link add {held.bridge} address {mac} mtu {nat.mtu + 1} type bridge")
+        host.tell(adding_command(held.network, held.bridge, nat))
         host.kernel.add_bridge(held.bridge, mac, nat.mtu + 1)
         link = host.kernel.look_up(held.bridge)
         if link is None or not is_ours(link, held.network):
             raise Failure(
-                Status.REFUSED, f"the bridge {held.bridge} has gone again",
+                Status.REFUSED, f"the bridge {quote(held.bridge)} has gone again",
                 "somebody has deleted it, or taken its name, meanwhile", "try again",
             )
     if not link.alias:
@@ -334,8 +337,8 @@ def _refuse_others_table(host: Host, held: Held) -> Work[None]:
     if table is not None and not table.ours:
         raise Failure(
             Status.DENIED, f"the nft table inet {table_name(held.network)} is somebody else's",
-            "it does not carry our mark", "if it shall go: "
-            f"nft delete table inet {table_name(held.network)}",
+            "it does not carry our mark",
+            f"if it shall go: {sh('nft', 'delete', 'table', 'inet', table_name(held.network))}",
         )
 
 
@@ -348,7 +351,7 @@ def _filtering(host: Host, held: Held, nat: Nat) -> Work[None]:
 
 def _loading(host: Host, held: Held, nat: Nat) -> Work[None]:
     """Load the network's table, and have no flow go on that does not go by it."""
-    host.tell("nft -f -")
+    host.tell(sh("nft", "-f", "-"))
     yield from nft.load(ruleset(held.network, held.bridge, nat), host.watch)
     own = {text.partition("/")[0] for _, text in host.kernel.addresses()}
     host.kernel.forget_flows(lambda flow: is_astray(nat, flow, own))
@@ -424,7 +427,8 @@ def _write_sysctl(name: str, value: str) -> None:
         denied = isinstance(error, PermissionError)
         raise Failure(
             Status.DENIED if denied or error.errno == errno.EROFS else Status.REFUSED,
-            f"cannot write /proc/sys/net/{name}", error.strerror or str(error), "run as root",
+            f"cannot write {quote(f'/proc/sys/net/{name}')}", error.strerror or str(error),
+            "run as root",
         ) from error
 
 
@@ -448,7 +452,7 @@ def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
     """Look again, and return in words what of the network is not as it shall be."""
     link = host.kernel.look_up(held.bridge)
     if link is None:
-        return [f"there is no bridge {held.bridge}"]
+        return [f"there is no bridge {quote(held.bridge)}"]
     found = []
     if link.alias != bridge_alias(held.network):
         found.append("the bridge does not carry our mark")
@@ -479,15 +483,21 @@ def _telling_of_firewalls(held: Held, nat: Nat, watch: Watch) -> Work[None]:
     for family, table, name in (yield from nft.dropping_chains(watch)):
         if (family, name) in (("ip", "FORWARD"), ("ip6", "FORWARD")):
             tool = "iptables" if family == "ip" else "ip6tables"
-            mend = f"{tool} -I FORWARD -i {held.bridge} -j ACCEPT; " \
-                   f"{tool} -I FORWARD -o {held.bridge} -j ACCEPT"
+            mend = after(
+                sh(tool, "-I", "FORWARD", "-i", held.bridge, "-j", "ACCEPT"),
+                sh(tool, "-I", "FORWARD", "-o", held.bridge, "-j", "ACCEPT"),
+            )
         else:
-            rule = f"nft insert rule {family} {table} {name}"
-            mend = f"{rule} iifname {held.bridge} accept; {rule} oifname {held.bridge} accept"
+            rule = "insert rule {family} {table} {chain} {way} {link} accept"
+            mend = after(*(
+                nft_command(rule, family=family, table=table, chain=name, way=way,
+                            link=f'"{held.bridge}"')
+                for way in ("iifname", "oifname")
+            ))
         log(
             syslog.LOG_WARNING,
-            f"network {held.network}: the chain {family} {table} {name} drops what it does not "
-            f"know, and so what is forwarded for its guests; {mend}",
+            f"network {held.network}: the chain {family} {readable(table)} {readable(name)} drops "
+            f"what it does not know, and so what is forwarded for its guests; {mend}",
         )
 
 
@@ -535,12 +545,12 @@ def _taking_away(host: Host, held: Held) -> Work[None]:
     yield from dnsmasq.end(held.folder, host.watch)
     link = _bridge_of(host, held)
     if link is not None:
-        host.tell(f"ip link del dev {link.name}")
+        host.tell(sh("ip", "link", "del", "dev", link.name))
         host.kernel.delete_link(link.index)
     if nft.is_there():
         table = yield from nft.read_table(held.network, host.watch)
         if table is not None and table.ours:
-            host.tell(f"nft delete table inet {table_name(held.network)}")
+            host.tell(sh("nft", "delete", "table", "inet", table_name(held.network)))
             yield from nft.delete_table(held.network, host.watch)
     _forget(held)
     log(syslog.LOG_INFO, f"network {held.network}: taken away")

@@ -23,6 +23,7 @@ from ovs.db.types import UuidType
 from ovs.poller import Poller
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.shell import quote, vsctl
 from pyqemu_ifup.look import OvsBridge, OvsPort, OvsSwitch
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import AddPort, DelPort, SetPort, vlan_columns
@@ -119,8 +120,8 @@ class Database:
         self._unsure: set[object] = set()
         self.fault: Failure | None = None
         """Why the server cannot be understood; nothing of it can be trusted then."""
-        self._mute = f"the database of Open vSwitch at {address} does not answer"
-        self._busy = f"ovs-vswitchd does not answer ({address})"
+        self._mute = f"the database of Open vSwitch at {quote(address)} does not answer"
+        self._busy = f"ovs-vswitchd does not answer ({quote(address)})"
         helper = SchemaHelper(schema_json=_detailed() if details else SCHEMA)
         helper.register_all()
         self._idl: Any = _Idl(address, helper)
@@ -156,7 +157,7 @@ class Database:
             self._idl.run()
         except _MISREAD as error:
             self.fault = Failure(
-                Status.REFUSED, f"what answers at {self.address} does not speak OVSDB",
+                Status.REFUSED, f"what answers at {quote(self.address)} does not speak OVSDB",
                 f"{type(error).__name__}: {error}", "see what listens there",
             )
 
@@ -284,8 +285,9 @@ class Database:
             bridge = self._bridge(op.bridge)
             if bridge is None:
                 raise Failure(
-                    Status.UNAVAILABLE, f"there is no bridge {op.bridge}",
-                    "it has been deleted meanwhile", f"make it: ovs-vsctl add-br {op.bridge}",
+                    Status.UNAVAILABLE, f"there is no bridge {quote(op.bridge)}",
+                    "it has been deleted meanwhile",
+                    f"make it: {vsctl(self.address, ('add-br', op.bridge))}",
                 )
             if self._is_there(op):
                 return
@@ -310,7 +312,7 @@ class Database:
         yield from self._applied(self._root().next_cfg, watch)
         yield from self._until(
             lambda: self._is_usable(op), watch,
-            f"ovs-vswitchd does not take the port in ({self.address})",
+            f"ovs-vswitchd does not take the port in ({quote(self.address)})",
         )
 
     def _is_there(self, op: AddPort) -> bool:
@@ -323,7 +325,7 @@ class Database:
                 Status.DENIED,
                 "Open vSwitch has a port of this name that is not ours",
                 f"on {rows[0].owner}, added meanwhile",
-                f"if it shall go: ovs-vsctl --db={self.address} del-port {op.tap}",
+                f"if it shall go: {vsctl(self.address, ('del-port', op.tap))}",
             )
         return True
 
@@ -333,7 +335,7 @@ class Database:
         if error is not None or ofport == -1:
             raise Failure(
                 Status.REFUSED,
-                f"{op.bridge} cannot use the tap",
+                f"{quote(op.bridge)} cannot use the tap",
                 error or "ovs-vswitchd gave it no OpenFlow port",
                 "see the log of ovs-vswitchd",
             )
@@ -394,7 +396,7 @@ class Database:
         yield from self._until(
             lambda: _one(self._own(tap).link_state) == "up",
             watch,
-            f"ovs-vswitchd does not see the tap's link up ({self.address})",
+            f"ovs-vswitchd does not see the tap's link up ({quote(self.address)})",
         )
         return True
 
@@ -410,7 +412,7 @@ class Database:
 
     def _gone(self) -> Failure:
         return Failure(
-            Status.REFUSED, f"the port in {self.address} has gone again",
+            Status.REFUSED, f"the port in {quote(self.address)} has gone again",
             "somebody has deleted it, or its bridge, meanwhile", "try again",
         )
 
@@ -459,7 +461,7 @@ class Database:
         row = next(iter(self._rows("Open_vSwitch")), None)
         if row is None:
             raise Failure(
-                Status.UNAVAILABLE, f"the database at {self.address} is empty",
+                Status.UNAVAILABLE, f"the database at {quote(self.address)} is empty",
                 "ovs-vsctl init has not been run", "start Open vSwitch by its own service",
             )
         return row
@@ -581,11 +583,12 @@ def _refusal(address: str, error: str) -> Failure:
         )
     if told.get("error") in ("not allowed", "I/O error", "permission error", "not owner"):
         return Failure(
-            Status.UNAVAILABLE, f"the database of Open vSwitch at {address} cannot be written",
+            Status.UNAVAILABLE,
+            f"the database of Open vSwitch at {quote(address)} cannot be written",
             text, "see the log of ovsdb-server",
         )
     return Failure(
-        Status.REFUSED, f"the database of Open vSwitch at {address} refuses it", text,
+        Status.REFUSED, f"the database of Open vSwitch at {quote(address)} refuses it", text,
         "see the log of ovsdb-server",
     )
 
@@ -605,18 +608,18 @@ def try_connect(address: str, watch: Watch) -> Work[None]:
             probe.setblocking(False)
             # NOTE: EAGAIN is a unix socket whose queue is full; nothing tells when it is not.
             while (code := probe.connect_ex(target)) in _CONNECTING:
-                watch.check(f"the database of Open vSwitch at {address} does not answer")
+                watch.check(f"the database of Open vSwitch at {quote(address)} does not answer")
                 yield RETRY
             if code not in (0, errno.EISCONN):
                 raise OSError(code, os.strerror(code))
     except PermissionError as error:
         raise Failure(
-            Status.DENIED, f"the database of Open vSwitch at {address} may not be used",
+            Status.DENIED, f"the database of Open vSwitch at {quote(address)} may not be used",
             os.strerror(error.errno or errno.EACCES), "run as root",
         ) from error
     except OSError as error:
         raise Failure(
-            Status.UNAVAILABLE, f"Open vSwitch is not there: nothing answers at {address}",
+            Status.UNAVAILABLE, f"Open vSwitch is not there: nothing answers at {quote(address)}",
             error.strerror or str(error),
             "start Open vSwitch, or remove the socket if it shall not run",
         ) from error

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Kind, Port, Vlan
+from pyqemu_ifconf.shell import Command, both, ovs_value, quote, readable, sh, vsctl, write
 from pyqemu_ifup.look import (
     Link,
     OvsPort,
@@ -259,9 +260,9 @@ def find_kind(port: Port, seen: Seen) -> Kind:
     if port.kind is None and linux and openvswitch:
         raise Failure(
             Status.REFUSED,
-            f"{port.bridge} is both a Linux bridge and an Open vSwitch bridge",
+            f"{quote(port.bridge)} is both a Linux bridge and an Open vSwitch bridge",
             "",
-            f"say kind: linux or kind: openvswitch for network {port.network}",
+            f"say kind: linux or kind: openvswitch for network {quote(port.network)}",
         )
     if linux and port.kind != "openvswitch":
         return "linux"
@@ -271,27 +272,27 @@ def find_kind(port: Port, seen: Seen) -> Kind:
         other = "a Linux bridge" if linux else "an Open vSwitch bridge"
         raise Failure(
             Status.REFUSED,
-            f"{port.bridge} is {other}",
-            f"the policy says kind: {port.kind} for network {port.network}",
+            f"{quote(port.bridge)} is {other}",
+            f"the policy says kind: {port.kind} for network {quote(port.network)}",
             "correct kind: or bridge:",
         )
     if seen.bridge is not None and port.kind != "openvswitch":
         what = f"a {seen.bridge.kind} interface" if seen.bridge.kind else "a network card"
         raise Failure(
             Status.REFUSED,
-            f"{port.bridge} is not a bridge",
+            f"{quote(port.bridge)} is not a bridge",
             f"it is {what}",
-            f"correct bridge: of network {port.network}",
+            f"correct bridge: of network {quote(port.network)}",
         )
     how = {
-        "linux": f"ip link add {port.bridge} type bridge",
-        "openvswitch": f"ovs-vsctl add-br {port.bridge}",
+        "linux": sh("ip", "link", "add", "name", port.bridge, "type", "bridge"),
+        "openvswitch": vsctl("", ("add-br", port.bridge)),
     }
     remedy = how[port.kind] if port.kind else " or ".join(how.values())
     raise Failure(
         Status.UNAVAILABLE,
-        f"there is no bridge {port.bridge}",
-        f"network {port.network} names it",
+        f"there is no bridge {quote(port.bridge)}",
+        f"network {quote(port.network)} names it",
         f"make it ({remedy}) or correct the policy",
     )
 
@@ -316,25 +317,25 @@ def refuse_strangers(tap: str, seen: Seen, parent: int) -> Link:
         raise Failure(
             Status.DENIED,
             "somebody else's tap",
-            f"its alias is {ascii(link.alias)}",
-            f"if it is not, remove it: ip link set dev {tap} alias ''",
+            f"its alias is {readable(link.alias)}",
+            f"if it is not, remove it: {sh('ip', 'link', 'set', 'dev', tap, 'alias', '')}",
         )
     if stamp is not None and is_anothers(stamp, parent):
         raise Failure(
             Status.DENIED,
             "in use",
-            f"attached to {stamp.bridge} for process {stamp.pid}"
-            + (f", vm {stamp.guest}" if stamp.guest else ""),
+            f"attached to {readable(stamp.bridge)} for process {stamp.pid}"
+            + (f", vm {readable(stamp.guest)}" if stamp.guest else ""),
             "end that process first",
         )
     if seen.master is not None and not is_our_master(seen, seen.master):
-        holder = seen.master.name
-        remedy = f"ip link set dev {tap} nomaster"
+        holder = quote(seen.master.name)
+        remedy = sh("ip", "link", "set", "dev", tap, "nomaster")
         if seen.master.kind != "bridge":
-            remedy = f"ovs-vsctl del-port {tap}"
+            remedy = vsctl("", ("del-port", tap))
             for row in seen.ports:
                 holder = row.owner
-                remedy = f"ovs-vsctl --db={row.ovsdb} del-port {tap}"
+                remedy = vsctl(row.ovsdb, ("del-port", tap))
         raise Failure(
             Status.DENIED,
             "somebody else's tap",
@@ -357,7 +358,8 @@ def refuse_shared(link: Link, uid: int) -> None:
         Status.DENIED,
         "shared with others",
         f"{who} may open a queue of this multi-queue tap too",
-        f"make it anew without an owner: ip tuntap del dev {link.name} mode tap multi_queue",
+        "make it anew without an owner: "
+        + sh("ip", "tuntap", "del", "dev", link.name, "mode", "tap", "multi_queue"),
     )
 
 
@@ -394,14 +396,14 @@ def refuse_foreign_ports(seen: Seen, here: Here) -> None:
                 Status.DENIED,
                 "Open vSwitch has a port of this name that is not ours",
                 f"on {port.owner}",
-                f"if it shall go: ovs-vsctl --db={port.ovsdb} del-port {port.name}",
+                f"if it shall go: {vsctl(port.ovsdb, ('del-port', port.name))}",
             )
         if port.is_elsewhere(here):
             raise Failure(
                 Status.DENIED,
                 "Open vSwitch has a port of this name from another network namespace",
                 f"on {port.owner}",
-                f"if it shall go: ovs-vsctl --db={port.ovsdb} del-port {port.name}",
+                f"if it shall go: {vsctl(port.ovsdb, ('del-port', port.name))}",
             )
 
 
@@ -415,9 +417,9 @@ def target_mtu(port: Port, seen: Seen) -> int:
     if seen.bridge is None:
         raise Failure(
             Status.REFUSED,
-            f"the MTU of {port.bridge} cannot be told",
+            f"the MTU of {quote(port.bridge)} cannot be told",
             "it has no interface in this network namespace",
-            f"give network {port.network} an mtu:",
+            f"give network {quote(port.network)} an mtu:",
         )
     return seen.bridge.mtu
 
@@ -432,9 +434,9 @@ def target_vids(port: Port, bridge: Link) -> tuple[Vid, ...] | None:
             return None
         raise Failure(
             Status.REFUSED,
-            f"{bridge.name} does not filter VLANs",
+            f"{quote(bridge.name)} does not filter VLANs",
             f"vlan {show_vlan(port.vlan)} is wanted",
-            f"turn it on: ip link set dev {bridge.name} type bridge vlan_filtering 1"
+            f"turn it on: {_set_bridge(bridge.name, 'vlan_filtering', 1)}"
             if bridge.vlan_filtering is not None
             else "this kernel cannot (CONFIG_BRIDGE_VLAN_FILTERING)",
         )
@@ -444,11 +446,15 @@ def target_vids(port: Port, bridge: Link) -> tuple[Vid, ...] | None:
         return wanted_vids(Vlan(bridge.default_pvid))
     raise Failure(
         Status.REFUSED,
-        f"{bridge.name} has no default PVID",
+        f"{quote(bridge.name)} has no default PVID",
         "and the policy gives no vlan",
-        f"set vlan: for network {port.network}, "
-        f"or: ip link set dev {bridge.name} type bridge vlan_default_pvid 1",
+        f"set vlan: for network {quote(port.network)}, "
+        f"or: {_set_bridge(bridge.name, 'vlan_default_pvid', 1)}",
     )
+
+
+def _set_bridge(bridge: str, setting: str, value: int) -> Command:
+    return sh("ip", "link", "set", "dev", bridge, "type", "bridge", setting, str(value))
 
 
 def plan_up(port: Port, kind: Kind, seen: Seen, stamp: Stamp, here: Here) -> Plan:
@@ -505,9 +511,9 @@ def _linux_vids(port: Port, bridge: Link) -> tuple[Vid, ...] | None:
     if port.external_ids:
         raise Failure(
             Status.REFUSED,
-            f"{port.bridge} is a Linux bridge",
+            f"{quote(port.bridge)} is a Linux bridge",
             "it has no place for external_ids",
-            f"take external_ids: from network {port.network}, or from its rule",
+            f"take external_ids: from network {quote(port.network)}, or from its rule",
         )
     return target_vids(port, bridge)
 
@@ -841,71 +847,76 @@ def check_bridge_mtu(port: Port, kind: Kind, before: Seen, now: Seen) -> None:
     was = before.bridge.mtu
     # NOTE: the kernel takes a link's own MTU for no change, and pins nothing (dev_set_mtu_ext).
     pin = (
-        f"ip link set dev {port.bridge} mtu {was - 1} && ip link set dev {port.bridge} mtu {was}"
+        both(*(sh("ip", "link", "set", "dev", port.bridge, "mtu", str(mtu))
+               for mtu in (was - 1, was)))
         if kind == "linux"
-        else f"ovs-vsctl set interface {port.bridge} mtu_request={was}"
+        else vsctl("", ("set", "interface", port.bridge, f"mtu_request={was}"))
     )
     raise Failure(
         Status.REFUSED,
-        f"the tap's MTU would lower that of {port.bridge} from {was} to {now.bridge.mtu}",
+        f"the tap's MTU would lower that of {quote(port.bridge)} from {was} to {now.bridge.mtu}",
         "its other ports would lose longer frames",
         f"pin it: {pin}",
     )
 
 
-def commands(op: Op) -> tuple[str, ...]:
+def commands(op: Op) -> tuple[Command, ...]:
     """Return the shell commands that do what `op` does, as an administrator would type them."""
     if isinstance(op, SetAlias):
-        return (f"ip link set dev {_quote(op.tap)} alias {_quote(op.alias)}",)
+        return (_set_link(op.tap, "alias", op.alias),)
     if isinstance(op, SetDown):
-        return (f"ip link set dev {_quote(op.tap)} down",)
+        return (_set_link(op.tap, "down"),)
     if isinstance(op, SetUp):
-        return (f"ip link set dev {_quote(op.tap)} up",)
+        return (_set_link(op.tap, "up"),)
     if isinstance(op, SetMac):
-        return (f"ip link set dev {_quote(op.tap)} address {op.mac}",)
+        return (_set_link(op.tap, "address", op.mac),)
     if isinstance(op, SetMtu):
-        return (f"ip link set dev {_quote(op.tap)} mtu {op.mtu}",)
+        return (_set_link(op.tap, "mtu", str(op.mtu)),)
     if isinstance(op, SetTxQueueLen):
-        return (f"ip link set dev {_quote(op.tap)} txqueuelen {op.length}",)
+        return (_set_link(op.tap, "txqueuelen", str(op.length)),)
     if isinstance(op, SetIpv6):
-        path = _quote(f"/proc/sys/net/ipv6/conf/{op.tap}/disable_ipv6")
-        return (f"echo {int(op.disabled)} > {path}",)
+        path = f"/proc/sys/net/ipv6/conf/{op.tap}/disable_ipv6"
+        return (write(str(int(op.disabled)), path),)
     if isinstance(op, JoinBridge):
-        return (f"ip link set dev {_quote(op.tap)} master {_quote(op.bridge)}",)
+        return (_set_link(op.tap, "master", op.bridge),)
     if isinstance(op, LeaveBridge):
-        return (f"ip link set dev {_quote(op.tap)} nomaster",)
+        return (_set_link(op.tap, "nomaster"),)
     if isinstance(op, SetVlans):
         return (
-            f"bridge vlan del dev {_quote(op.tap)} vid 1-4094",
+            sh("bridge", "vlan", "del", "dev", op.tap, "vid", "1-4094"),
             *(
-                f"bridge vlan add dev {_quote(op.tap)} vid {words}"
+                sh("bridge", "vlan", "add", "dev", op.tap, "vid", *words)
                 for words in _vid_words(op.vids)
             ),
         )
     if isinstance(op, SetIsolated):
         state = "on" if op.isolated else "off"
-        return (f"bridge link set dev {_quote(op.tap)} isolated {state}",)
+        return (sh("bridge", "link", "set", "dev", op.tap, "isolated", state),)
     if isinstance(op, DelTap):
-        return (f"ip link del dev {_quote(op.tap)}",)
+        return (sh("ip", "link", "del", "dev", op.tap),)
     if isinstance(op, AddPort):
         return (_add_port_command(op),)
     if isinstance(op, DelPort):
-        return (f"ovs-vsctl --db={_quote(op.ovsdb)} --if-exists del-port {_quote(op.tap)}",)
+        return (vsctl(op.ovsdb, ("--if-exists", "del-port", op.tap)),)
     if isinstance(op, SetPort):
         return (_set_port_command(op),)
-    return (f"ip -d link show dev {_quote(op.tap)}",)
+    return (sh("ip", "-d", "link", "show", "dev", op.tap),)
 
 
-def _vid_words(vids: tuple[Vid, ...]) -> list[str]:
+def _set_link(tap: str, *words: str) -> Command:
+    return sh("ip", "link", "set", "dev", tap, *words)
+
+
+def _vid_words(vids: tuple[Vid, ...]) -> list[list[str]]:
     words = []
     for pvid, untagged in sorted({(vid.pvid, vid.untagged) for vid in vids}, reverse=True):
-        flags = (" pvid" if pvid else "") + (" untagged" if untagged else "")
+        flags = [*(["pvid"] if pvid else []), *(["untagged"] if untagged else [])]
         alike = (vid.vid for vid in vids if (vid.pvid, vid.untagged) == (pvid, untagged))
-        words += [(f"{a}" if a == b else f"{a}-{b}") + flags for a, b in ranges(alike)]
+        words += [[f"{a}" if a == b else f"{a}-{b}", *flags] for a, b in ranges(alike)]
     return words
 
 
-def _add_port_command(op: AddPort) -> str:
+def _add_port_command(op: AddPort) -> Command:
     mode, tag, trunks = vlan_columns(op.vlan)
     columns = [f"vlan_mode={mode}"]
     if tag is not None:
@@ -914,15 +925,13 @@ def _add_port_command(op: AddPort) -> str:
         columns.append("trunks=" + ",".join(map(str, trunks)))
     columns.append(f"protected={'true' if op.protected else 'false'}")
     columns.append("other_config:transient=true")
-    ids = " ".join(_quote(f"external_ids:{key}={_ovs_value(v)}") for key, v in op.external_ids)
-    return (
-        f"ovs-vsctl --db={_quote(op.ovsdb)} add-port {_quote(op.bridge)} {_quote(op.tap)} "
-        + " ".join(columns)
-        + f" -- set interface {_quote(op.tap)} {ids}"
+    return vsctl(
+        op.ovsdb, ("add-port", op.bridge, op.tap, *columns),
+        ("set", "interface", op.tap, *_ids(op.external_ids)),
     )
 
 
-def _set_port_command(op: SetPort) -> str:
+def _set_port_command(op: SetPort) -> Command:
     words = [
         f"vlan_mode={op.vlan_mode or '[]'}",
         f"tag={'[]' if op.tag is None else op.tag}",
@@ -930,23 +939,15 @@ def _set_port_command(op: SetPort) -> str:
         f"protected={'true' if op.protected else 'false'}",
     ]
     words += ["other_config:transient=true"] if op.transient else []
-    ids = [_quote(f"external_ids:{key}={_ovs_value(v)}") for key, v in op.external_ids]
-    command = f"ovs-vsctl --db={_quote(op.ovsdb)} set port {_quote(op.tap)} {' '.join(words)}"
-    if ids:
-        command += f" -- set interface {_quote(op.tap)} {' '.join(ids)}"
+    steps = [("set", "port", op.tap, *words)]
+    if op.external_ids:
+        steps.append(("set", "interface", op.tap, *_ids(op.external_ids)))
     if not op.transient:
-        command += f" -- remove port {_quote(op.tap)} other_config transient"
+        steps.append(("remove", "port", op.tap, "other_config", "transient"))
     for key in op.without:
-        command += f" -- remove interface {_quote(op.tap)} external_ids {_quote(key)}"
-    return command
+        steps.append(("remove", "interface", op.tap, "external_ids", ovs_value(key)))
+    return vsctl(op.ovsdb, *steps)
 
 
-def _ovs_value(value: str) -> str:
-    plain = value and all(c.isalnum() or c in "_-." for c in value)
-    return value if plain else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _quote(word: str) -> str:
-    """Return `word` as one word of a POSIX shell; shlex.quote, without the import of re."""
-    safe = word and all(c.isascii() and (c.isalnum() or c in "@%+=:,./-_") for c in word)
-    return word if safe else "'" + word.replace("'", "'\"'\"'") + "'"
+def _ids(pairs: tuple[tuple[str, str], ...]) -> list[str]:
+    return [f"external_ids:{ovs_value(key)}={ovs_value(value)}" for key, value in pairs]

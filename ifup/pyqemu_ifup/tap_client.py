@@ -11,6 +11,7 @@ import os
 import sys
 import time
 
+from pyqemu_ifconf.shell import readable
 from pyqemu_ifup.agent import DEFAULT_SOCKET, SOCKET_VARIABLE, WIRE
 
 PACKET_MAX = 65536
@@ -77,13 +78,13 @@ def _connect(path: str) -> _socket.socket:
         code = getattr(error, "errno", None)
         why = os.strerror(code) if code else str(error)
         if code in (errno.EACCES, errno.EPERM):
-            raise NoTap(DENIED, f"{path}: {why}; ask who keeps the agent") from error
+            raise NoTap(DENIED, f"{readable(path)}: {why}; ask who keeps the agent") from error
         if code in (None, errno.EAGAIN):
-            raise NoTap(TRY_AGAIN, f"the agent at {path} does not answer: {why}; "
+            raise NoTap(TRY_AGAIN, f"the agent at {readable(path)} does not answer: {why}; "
                         "see pyqemu-ifctl agent") from error
         raise NoTap(
             UNAVAILABLE,
-            f"no agent at {path}: {why}; start one: systemctl start pyqemu-ifd.socket",
+            f"no agent at {readable(path)}: {why}; start one: systemctl start pyqemu-ifd.socket",
         ) from error
     connection.settimeout(SLICE)
     return connection

@@ -30,8 +30,8 @@ import pyqemu_ifdown.main
 import pyqemu_ifup.attach
 import pyqemu_ifup.main
 from lab.hooks import Hooks
+from pyqemu_ifconf.shell import readable
 from pyqemu_ifup.linux_bridge import Netlink
-from pyqemu_ifup.manners import printable
 from pyqemu_ifup.plan import LinkOp
 
 # What a hook imports when it gets there; see above.
@@ -271,7 +271,7 @@ class Calls:
         def hook() -> NoReturn:
             self._run(folder, stdin, words, change, execute)
 
-        tap = printable(arguments[0]) if arguments else ""
+        tap = readable(arguments[0]) if arguments else ""
         self.syslog.hear()
         if caller is None:
             return Call(self, tap, folder, stdin, _fork(hook), None)

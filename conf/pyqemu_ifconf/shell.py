@@ -1,0 +1,159 @@
+"""Texts of others as they may be printed: quoted for a shell, and without what a terminal obeys.
+
+Whoever reads a line of ours pastes what stands in it, as root. A tap's name is any 15 visible
+bytes, a guest's name and a path are any bytes at all; so each name in a command goes through `sh`
+or another function of this module, and each in a sentence through `quote` or `readable`.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    # NOTE: all that QEMU's bridge helper imports is counted.
+    from collections.abc import Sequence
+
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789@%+=:,./-_")
+_NEWLINE = "${IFS#??}"
+"""A newline: what is left of the default IFS, blank, tab and newline, without the first two."""
+
+
+class Command(str):
+    """A line for bash, dash or another POSIX shell, in which every name is one word.
+
+    Only this module makes one; tests/test_house.py holds the rest of the toolkit to it.
+    """
+
+    __slots__ = ()
+
+
+def quote(word: str) -> str:
+    """Return `word` as one word of a POSIX shell, in visible ASCII.
+
+    Bytes that are not are written by printf(1) in octal: `$'...'` is not known to each shell
+    (POSIX.1-2017, 2.2), and a terminal would obey some of them.
+    """
+    if word and _PLAIN.issuperset(word) and word[0] != "=":
+        return word
+    if all(" " <= c <= "~" for c in word):
+        return "'" + word.replace("'", "'\\''") + "'"
+    # NOTE: a shell cuts all newlines off the end of what a command has printed.
+    body = word.rstrip("\n")
+    octal = "".join(
+        chr(byte) if chr(byte) in _PLAIN and byte != 0x25 else f"\\{byte:03o}"
+        for byte in body.encode("utf-8", "surrogateescape")
+    )
+    # A word that begins with `-` would be an option of printf's.
+    octal = "\\055" + octal[1:] if octal[:1] == "-" else octal
+    return f"\"$(printf '{octal}'){_NEWLINE * (len(word) - len(body))}\""
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, with what is not printable ASCII escaped as by ascii()."""
+    return "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)
+
+
+def shown(text: str) -> str:
+    """Return `text` on one line, with what is not printable Unicode escaped as by ascii()."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def readable(name: str) -> str:
+    """Return a name as one word of a sentence, to be read: what is not visible ASCII is escaped."""
+    return quote(printable(name))
+
+
+def sh(*words: str) -> Command:
+    """Return the command of these words; a Command among them stands as it is."""
+    return Command(" ".join(each if isinstance(each, Command) else quote(each) for each in words))
+
+
+def both(first: Command, second: Command) -> Command:
+    """Return the command that runs `second` where `first` has succeeded."""
+    return Command(f"{first} && {second}")
+
+
+def after(first: Command, second: Command) -> Command:
+    """Return the command that runs `first`, and then `second`."""
+    return Command(f"{first}; {second}")
+
+
+def piped(first: Command, second: Command) -> Command:
+    """Return the command that has `second` read what `first` prints."""
+    return Command(f"{first} | {second}")
+
+
+def output(command: Command) -> Command:
+    """Return the one word that is what `command` prints."""
+    return Command(f'"$({command})"')
+
+
+def joined(*parts: str) -> Command:
+    """Return the one word that is made of these, a Command among them as it is."""
+    return Command("".join(each if isinstance(each, Command) else quote(each) for each in parts))
+
+
+def write(text: str, path: str) -> Command:
+    """Return the command that writes one line to a file."""
+    return Command(f"{sh('echo', text)} > {quote(file(path))}")
+
+
+def file(path: str) -> str:
+    """Return a path that no program takes for an option."""
+    return path if path[:1] not in ("-", "+") else f"./{path}"
+
+
+def edit(path: str, line: int = 1) -> Command:
+    """Return the command by which a person edits a file at a line."""
+    return Command(f"${{EDITOR:-vi}} {sh(f'+{line}', file(path))}")
+
+
+def ifctl(verb: str, *names: str) -> Command:
+    """Return the command for a verb of pyqemu-ifctl, with names of taps or guests."""
+    end = ["--"] if any(name[:1] == "-" for name in names) else []
+    return sh("pyqemu-ifctl", verb, *end, *names)
+
+
+def vsctl(ovsdb: str, *commands: Sequence[str]) -> Command:
+    """Return the ovs-vsctl(8) command for one database that does these in one transaction.
+
+    The name of one default database is left out by giving none. ovs-vsctl takes a word `--` for
+    the end of a command wherever it stands: what has that name it cannot be told of.
+    """
+    if any("--" in words for words in commands):
+        return Command("# ovs-vsctl cannot be told of a name that is --")
+    words = ["ovs-vsctl", *([f"--db={ovsdb}"] if ovsdb else [])]
+    for number, command in enumerate(commands):
+        words += [*(["--"] if number else []), *command]
+    return sh(*words)
+
+
+def ovs_value(value: str) -> str:
+    """Return a text as a value, or a key, of a column (ovs-vsctl(8), Database Values)."""
+    plain = value and all(c.isascii() and (c.isalnum() or c in "_-.") for c in value)
+    return value if plain else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def fed(command: Command, text: str) -> list[Command]:
+    """Return the lines that give a command the lines of `text` to read; none of them is END."""
+    return [Command(f"{command} <<'END'"), *map(Command, text.splitlines()), Command("END")]
+
+
+def nft_command(form: str, **names: str) -> Command:
+    """Return the nft(8) command of this form, with the names of tables, chains and links in it.
+
+    What stands in quotes there is a link's. nft has no words for a name with other characters than
+    its own, and takes a `*` at the end of a link's for any end.
+    """
+    for name in names.values():
+        link = name[:1] == name[-1:] == '"' and len(name) > 2
+        if not (_is_nft_link(name[1:-1]) if link else _is_nft_identifier(name)):
+            return Command("# nft cannot be told of a name of these")
+    return sh("nft", form.format_map(names))
+
+
+def _is_nft_link(name: str) -> bool:
+    return '"' not in name and "\\" not in name and name[-1] != "*"
+
+
+def _is_nft_identifier(name: str) -> bool:
+    return name[:1].isalpha() and all(c.isascii() and (c.isalnum() or c in "_-./") for c in name)
