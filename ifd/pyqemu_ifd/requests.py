@@ -50,7 +50,7 @@ class Context:
     def watch(self, seconds: float) -> Watch:
         """Return the watch of the request, which the client stops, and tell it how long that is."""
         self.client.send(b"!%d" % seconds)
-        return Watch(seconds, lambda: self.client.stopped)
+        return Watch(seconds, self.client.why_stopped)
 
     def teller(self, program: str, tap: str, debug: str) -> Callable[[str], None]:
         """Return what tells the client each step, where it wants that."""

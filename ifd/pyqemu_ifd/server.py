@@ -89,6 +89,20 @@ class Connection:
                 raise
             self.stopped = self.stopped or "the client has hung up"
 
+    def why_stopped(self) -> str | None:
+        """Return why its request must stop, None where it need not, as it is this very moment."""
+        # NOTE: the loop may not have heard yet: whoever waits in vain does the work himself, and
+        # what is done then must not be done to it once more.
+        try:
+            if self.stopped is None:
+                self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                self.stopped = "the client has hung up"
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            self.stopped = "the client has hung up"
+        return self.stopped
+
     def say(self, line: str) -> None:
         """Send one line for standard error."""
         self.send(b"-" + printable(line).encode("ascii")[:LINE_MAX])

@@ -1,19 +1,25 @@
-"""Root puts a policy in force while guests end: what a down has done stays done."""
+"""Root puts a policy in force, or stops the agent, while guests end: what is done stays done."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from lab.agent_site import Site, asking
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
-from lab.plug import port_of, reapply
+from lab.plug import ALLOWED, port_of, reapply
 from lab.race import Guest, fork, has_stopped, stop_at, wait
 from pyqemu_ifconf.load import Source, parse_policy
-from pyqemu_ifconf.policy import Policy, Port, Vlan
+from pyqemu_ifconf.policy import Caller, Policy, Port, Vlan
+from pyqemu_ifdown.detach import detach
+from pyqemu_ifup.attach import attach
+from pyqemu_ifup.links import LinkEvents
+from pyqemu_ifup.manners import Watch
 
 SHORT = 0.06
 """Seconds in which a down that waits for nobody has ended, but on a busy machine."""
@@ -97,3 +103,51 @@ def test_apply_that_stands_still_anywhere_undoes_no_down(
     assert left(netns, bridges, port) == []
     assert number > 20
     assert {at: found for at, found in wrong.items() if found} == {}
+
+
+STANDS = """
+import os, signal
+import pyqemu_ifup.lock
+
+real = pyqemu_ifup.lock.open_lock
+folder = os.path.dirname(sys.argv[sys.argv.index("--socket") + 1])
+
+def stand(path):
+    if os.path.exists(f"{folder}/stand"):
+        os.unlink(f"{folder}/stand")
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return real(path)
+
+pyqemu_ifup.lock.open_lock = stand
+"""
+"""An agent that stops right before it takes the lock on a tap."""
+
+
+@pytest.mark.parametrize("verb", ["up", "down"])
+def test_agent_that_stood_still_leaves_alone_what_was_done_without_it(
+    netns: Namespace, tmp_path: Path, verb: str
+) -> None:
+    """Its client has hung up, and done the work itself; after a down, the next up has come, too."""
+    site = Site(netns, tmp_path / "policy.yaml", before=STANDS)
+    site.build()
+    tap = site.tap("lan0")
+    port, caller, parent = port_of("lan0", "br0"), Caller("lan0"), os.getppid()
+    fields = ("up", "lan0", "", "") if verb == "up" else ("down", "lan0", "")
+    with netns.enter(), site.start() as agent:
+        if verb == "down":
+            attach(port, caller, parent, [], Watch(ALLOWED), print)
+        (agent.folder / "stand").touch()
+        with asking(agent, *fields):
+            os.waitid(os.P_PID, agent.pid, os.WSTOPPED)
+        if verb == "down":
+            detach("lan0", parent, Watch(ALLOWED), print)
+        attach(port, caller, parent, [], Watch(ALLOWED), print)
+        events = LinkEvents()
+        os.kill(agent.pid, signal.SIGCONT)
+        assert agent.report()["requests"][verb]
+        assert not events.drain()
+        events.close()
+        assert site.is_attached("lan0")
+        detach("lan0", parent, Watch(ALLOWED), print)
+    tap.close()
+    netns.ip("link", "del", "br0")
