@@ -182,9 +182,12 @@ def _recorded(folder: str) -> int | None:
     except ValueError:
         problem = "it does not say a process, its start and its PID namespace"
     else:
-        if namespace == os.stat("/proc/self/ns/pid").st_ino:
-            return pid if _start_of(pid) == start else None
         problem = f"process {pid} is one of another PID namespace"
+        if namespace == os.stat("/proc/self/ns/pid").st_ino:
+            try:
+                return pid if _start_of(pid) == start else None
+            except PermissionError as error:
+                problem = str(error)
     raise Failure(
         Status.REFUSED, f"cannot tell whether the dnsmasq of {path} runs", problem,
         f"end it, if it does, and rm {path}",
@@ -194,7 +197,7 @@ def _recorded(folder: str) -> int | None:
 def _start_of(pid: int) -> int | None:
     """Return the start of a process, field 22 of /proc/PID/stat; None where it has ended.
 
-    One that nobody has waited for yet has ended, too.
+    One that nobody has waited for yet has ended, too. Raises PermissionError where /proc hides it.
     """
     if pid in _children and _children[pid].poll() is not None:
         del _children[pid]
@@ -203,7 +206,11 @@ def _start_of(pid: int) -> int | None:
             # NOTE: the second field, its name, may hold spaces and parentheses.
             fields = file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return None
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        raise PermissionError(errno.EACCES, "is hidden", f"/proc/{pid}") from None
     return int(fields[19]) if fields[0] not in (b"Z", b"X") else None
 
 
@@ -269,8 +276,15 @@ def _end(folder: str, found: Found, watch: Watch) -> Work[None]:
                 Status.REFUSED, f"{found.unit} does not stop", _first_line(done.err),
                 f"see journalctl --unit={found.unit}",
             )
-    if found.pid is not None:
-        yield from _end_process(folder, found.pid, watch)
+    try:
+        if found.pid is not None:
+            yield from _end_process(folder, found.pid, watch)
+        if text := _read(f"{folder}/{RECORD}"):
+            yield from _end_rest(int(text.split()[0]), watch)
+    except PermissionError as error:
+        raise Failure(
+            Status.DENIED, "cannot end dnsmasq", error.strerror or str(error), "run as root"
+        ) from error
     _remove(f"{folder}/{RECORD}")
 
 
@@ -290,13 +304,38 @@ def _end_process(folder: str, pid: int, watch: Watch) -> Work[None]:
                 signal.pidfd_send_signal(process, signal.SIGKILL)
                 watch.check("dnsmasq does not end")
             yield SHORT
-    except OSError as error:
-        if error.errno == errno.ESRCH:
-            return
-        if error.errno not in (errno.EPERM, errno.EACCES):
-            raise
-        raise Failure(
-            Status.DENIED, "cannot end dnsmasq", error.strerror or str(error), "run as root"
-        ) from error
+    except ProcessLookupError:
+        return
     finally:
         os.close(process)
+
+
+def _end_rest(session: int, watch: Watch) -> Work[None]:
+    """End what a dnsmasq that has died has left: its processes for TCP, which hold its port.
+
+    They are in the session that it led: no other process can have its number meanwhile.
+    """
+    while left := _session(session):
+        for pid in left:
+            with suppress(ProcessLookupError):
+                process = os.pidfd_open(pid)
+                try:
+                    if pid in _session(session):
+                        signal.pidfd_send_signal(process, signal.SIGKILL)
+                finally:
+                    os.close(process)
+        watch.check("dnsmasq does not end")
+        yield SHORT
+
+
+def _session(session: int) -> list[int]:
+    """Return the processes of dnsmasq's user that are in a session, field 6 of /proc/PID/stat."""
+    user, found = account().pw_uid, []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if os.stat(f"/proc/{name}").st_uid == user:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    fields = file.read().rpartition(b")")[2].split()
+                if int(fields[3]) == session and fields[0] not in (b"Z", b"X"):
+                    found.append(int(name))
+    return found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -143,3 +145,21 @@ def test_a_flood_of_tcp_stops_neither_dhcp_nor_other_networks_nor_an_up(
             done = hooks.up(tap)
             assert (done.returncode, done.stderr) == (0, "")
             assert hooks.down(tap).returncode == 0
+
+
+def test_a_dnsmasq_that_dies_of_a_flood_is_had_again_with_the_next_up(
+    hooks: Hooks, netns: Namespace
+) -> None:
+    """Its processes for TCP live on, and hold the port."""
+    with guests(hooks, netns) as places, flood(places["lab"], "192.168.76.1", 30):
+        end = time.monotonic() + 20
+        while not (found := [pid for pid in servers(netns) if len(family(pid)) == 21]):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        os.kill(found[0], signal.SIGKILL)
+        netns.tap("lab1")
+        done = hooks.up("lab1")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(servers(netns)) == 2
+        assert ask(places["lab"], "192.168.76.1", "x.lab.test", tcp=True) is not None
+        assert hooks.down("lab1").returncode == 0
