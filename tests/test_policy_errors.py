@@ -575,6 +575,23 @@ SAMPLE_ERRORS = [
         "not a mapping",
     ),
     (
+        "bad-nat-host-number",
+        "2:66: host must be PORT/tcp, PORT-PORT/tcp, or /udp, not 8080; write 8080/tcp",
+    ),
+    (
+        "bad-nat-host-one",
+        "2:65: host must be any, or a list such as [8080/tcp, 5000-5009/udp], not 22/tcp; "
+        "write [22/tcp]",
+    ),
+    (
+        "bad-nat-host-protocol",
+        "2:66: host must be PORT/tcp, PORT-PORT/tcp, or /udp, not 22/sctp",
+    ),
+    (
+        "bad-nat-host-word",
+        "2:65: host must be any, or a list such as [8080/tcp, 5000-5009/udp], not all",
+    ),
+    (
         "bad-nat-hosts-address",
         "2:95: the address of 52:54:00:00:00:01 must be an IPv4 address, not web1",
     ),
@@ -638,6 +655,11 @@ SAMPLE_ERRORS = [
         "2:34: a network with nat: is a Linux bridge of its own; remove vlan",
     ),
     (
+        "beyond-nat-bridge-name",
+        "4:25: the bridge lab* of a network with nat: has other characters than letters, digits, "
+        "., _ and -, a letter or digit first",
+    ),
+    (
         "beyond-nat-bridge-shared",
         "4:25: the bridge labbr0 of a network with nat: is its own, and network lan "
         "(beyond-nat-bridge-shared:5) has it too",
@@ -656,8 +678,21 @@ SAMPLE_ERRORS = [
         "own",
     ),
     (
+        "beyond-nat-host-port",
+        "4:57: host must be PORT/tcp, PORT-PORT/tcp, or /udp, not 65536/udp",
+    ),
+    (
+        "beyond-nat-host-range",
+        "4:57: host must be PORT/tcp, PORT-PORT/tcp, or /udp, not 80-22/tcp",
+    ),
+    (
         "beyond-nat-hosts-twice",
         "4:56: hosts gives 10.0.0.2 to two MACs",
+    ),
+    (
+        "beyond-nat-ipv4-link-local",
+        "4:37: ipv4 must be this host's address and length, such as 192.168.76.1/24, "
+        "not 169.254.1.1/24; of a host, its length 8 to 30",
     ),
     (
         "beyond-nat-ipv4-number",

@@ -22,6 +22,7 @@ from pyqemu_ifconf.nat import (
     DhcpField,
     Dns,
     NatField,
+    Services,
     is_host6_address,
     is_host_address,
 )
@@ -172,6 +173,7 @@ FIELDS: tuple[Field, ...] = (
     Field("dhcp", "nat", DhcpField(), "What IPv4 addresses the guests get; true."),
     Field("dns", "nat", Dns(), "Whether names are resolved, and the guests' domain; true."),
     Field("forward", "nat", Forwards(), "Ports of this host's that lead to guests'."),
+    Field("host", "nat", Services(), "What of this host's guests reach beside DHCP and DNS; any."),
     Field("outbound", "nat", Flag(), "Whether guests reach what is beyond this host; true."),
     Field("tap", "rule", Globs(ascii_only=True), "Matches the tap's name."),
     Field("vm", "rule", Globs(ascii_only=False), "Matches the guest's name, QEMU's -name."),

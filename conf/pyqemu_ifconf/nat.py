@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyqemu_ifconf.nodes import Errors, List, Map, Node, Scalar, entries, quote
-from pyqemu_ifconf.policy import Dhcp, Forward, Nat, Network
+from pyqemu_ifconf.nodes import Errors, List, Map, Node, Scalar, entries, quote, show
+from pyqemu_ifconf.policy import Dhcp, Forward, Nat, Network, Service
 from pyqemu_ifconf.values import BAD, Bad, Schema, must_be, unknown_key
-from pyqemu_ifconf.vms import MAC_PATTERN, is_mac
+from pyqemu_ifconf.vms import MAC_PATTERN, PORT_MAX, is_mac
 
 _ADDRESS = r"[0-9]{1,3}(\.[0-9]{1,3}){3}"
 _RANGE = re.compile(rf"({_ADDRESS})-({_ADDRESS}|[0-9]{{1,3}})")
+_SERVICE = re.compile(r"([1-9][0-9]{0,4})(?:-([1-9][0-9]{0,4}))?/(tcp|udp)")
 HOST_PATTERN = rf"^{_ADDRESS}/([89]|1[0-9]|2[0-9]|30)$"
 HOST6_PATTERN = r"^[0-9A-Fa-f:]+/64$"
 DOMAIN_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?$"
@@ -31,7 +32,7 @@ def is_host_address(text: str) -> bool:
         return False
     network = found.network
     return found.ip not in (network.network_address, network.broadcast_address) and not (
-        found.is_loopback or found.is_multicast or found.is_unspecified
+        found.is_loopback or found.is_multicast or found.is_unspecified or found.is_link_local
     )
 
 
@@ -167,6 +168,50 @@ class Dns:
             "additionalProperties": False,
         }
         return {"anyOf": [{"type": "boolean"}, mapping]}
+
+
+@dataclass(frozen=True)
+class Services:
+    """`any`, or a list of `PORT/tcp`, `PORT-PORT/tcp` and the same of `udp`."""
+
+    words: str = "any, or a list such as [8080/tcp, 5000-5009/udp]"
+
+    def read(self, name: str, node: Node, errors: Errors) -> object:
+        """Return the services as a tuple, None for `any`."""
+        if isinstance(node, Scalar) and node.text == "any":
+            return None
+        if not isinstance(node, List):
+            hint = f"write [{show(node)}]" if self._service(node) is not None else ""
+            return must_be(name, self.words, node, errors, hint)
+        found: list[Service] = []
+        for item in node.items:
+            service = self._service(item)
+            if service is None:
+                number = isinstance(item, Scalar) and re.fullmatch("[1-9][0-9]{0,4}", item.text)
+                hint = f"write {item.text}/tcp" if number and isinstance(item, Scalar) else ""
+                must_be(name, "PORT/tcp, PORT-PORT/tcp, or /udp", item, errors, hint)
+            else:
+                found.append(service)
+        return tuple(found)
+
+    @staticmethod
+    def _service(node: Node) -> Service | None:
+        match = _SERVICE.fullmatch(node.text) if isinstance(node, Scalar) else None
+        if match is None:
+            return None
+        first, last = int(match[1]), int(match[2] or match[1])
+        return Service(match[3], first, last) if first <= last <= PORT_MAX else None
+
+    def schema(self) -> Schema:
+        """Return the word, or a list of such ports."""
+        port: Schema = {"type": "string", "pattern": f"^{_SERVICE.pattern}$"}
+        return {"anyOf": [{"const": "any"}, {"type": "array", "items": port}]}
+
+
+def show_service(service: Service) -> str:
+    """Return the service as the policy has it."""
+    last = f"-{service.last}" if service.last != service.first else ""
+    return f"{service.first}{last}/{service.protocol}"
 
 
 def check_nat(

@@ -91,6 +91,15 @@ class Forward:
 
 
 @dataclass(frozen=True)
+class Service:
+    """Ports of the host's own, `first` to `last`, that guests reach; `protocol` as a Forward's."""
+
+    protocol: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
 class Dhcp:
     """What addresses guests get: a range, None for all of the subnet; and those of known MACs."""
 
@@ -103,7 +112,8 @@ class Nat:
     """A network that we make: `ipv4` and `ipv6` are the host's own, as ADDRESS/LENGTH.
 
     `dhcp` None: none. `dns` is the domain, empty for none, None where no names are resolved.
-    `mtu` is the bridge's, in bytes.
+    `host` is what of this host's guests reach beside DHCP and DNS, None all. `mtu` is the bridge's,
+    in bytes.
     """
 
     ipv4: str | None = None
@@ -112,6 +122,7 @@ class Nat:
     dns: str | None = None
     forward: tuple[Forward, ...] = ()
     outbound: bool = True
+    host: tuple[Service, ...] | None = None
     mtu: int = DEFAULT_MTU
 
 

@@ -12,7 +12,7 @@ from pyqemu_ifconf.values import BAD, Bad, Schema, Text, must_be, unknown_key
 
 _FROM = re.compile(r"(?:([0-9.]+):)?([1-9][0-9]{0,4})/(tcp|udp)")
 _TO = re.compile(r"([0-9.]*):([1-9][0-9]{0,4})")
-_PORT_MAX = 65535
+PORT_MAX = 65535
 
 ID_PATTERN = "^[A-Za-z][A-Za-z0-9._-]*$"
 """What QEMU takes for an id (id_wellformed of util/id.c)."""
@@ -244,7 +244,7 @@ class Forwards:
         match = form.fullmatch(node.text) if isinstance(node, Scalar) else None
         if (
             match is not None
-            and int(match[port]) <= _PORT_MAX
+            and int(match[port]) <= PORT_MAX
             and (not match[address] or is_ipv4_address(match[address]))
         ):
             return match

@@ -243,6 +243,12 @@ def _check_nats(draft: _Draft) -> None:
     """Check that each network with nat: has its bridge and its subnets to itself."""
     for name, (key, errors) in draft.nats.items():
         bridge = draft.networks[name].bridge
+        if bridge and not is_network_name(bridge):
+            # NOTE: others are patterns, or the end of a name, to nft(8) and dnsmasq(8).
+            errors.add(
+                key, f"the bridge {quote(bridge)} of a network with nat: has other characters than "
+                "letters, digits, ., _ and -, a letter or digit first"
+            )
         for other in draft.networks.values():
             if other.name != name and other.bridge == bridge and bridge:
                 errors.add(

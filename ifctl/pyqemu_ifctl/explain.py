@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from shlex import quote
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.nat import show_service
 from pyqemu_ifconf.policy import (
     DEFAULT_OVSDB,
     MATCH_KEYS,
@@ -340,12 +341,16 @@ def _wanted_nat(nat: Nat) -> Wanted:
         "ipv4": nat.ipv4, "ipv6": nat.ipv6, "dhcp": nat.dhcp is not None,
         "dns": nat.dns is not None, "domain": nat.dns or None, "forward": forwards,
         "outbound": nat.outbound,
+        "host": "any" if nat.host is None else [show_service(each) for each in nat.host],
     }
     words = [address for address in (nat.ipv4, nat.ipv6) if address is not None]
     words += ["DHCP"] if nat.dhcp is not None else []
     words += [f"DNS {nat.dns}".rstrip()] if nat.dns is not None else []
     words += [f"forward {each}" for each in forwards]
     words += [] if nat.outbound else ["this host and guests only"]
+    if nat.host is not None:
+        services = " ".join(map(show_service, nat.host))
+        words.append(f"of this host {services or 'nothing more'}")
     return Wanted("nat", value, f"made where it is not there: {', '.join(words)}")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from socket import IPPROTO_UDP
 
-from pyqemu_ifconf.policy import DEFAULT_MTU, Forward, Nat
+from pyqemu_ifconf.policy import DEFAULT_MTU, Forward, Nat, Service
 from pyqemu_ifconf.shell import Command, fed, sh, write
 from pyqemu_ifup.bolt import BYTECODE, LED
 from pyqemu_ifup.lock import RUN
@@ -21,7 +21,7 @@ TABLE = "pyqemu-ifup-"
 
 LO = '"lo"'
 LOOPBACK4, MULTICAST4, BROADCAST4 = "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255"
-MULTICAST6, LINK_LOCAL6 = "ff00::/8", "fe80::/10"
+MULTICAST6, LINK_LOCAL6, MAPPED6 = "ff00::/8", "fe80::/10", "::ffff:0.0.0.0/96"
 METADATA4 = ("169.254.0.0/16", "100.100.100.200", "168.63.129.16")
 """Where a cloud tells a host its secrets: RFC 3927's, and those of Alibaba and Azure."""
 METADATA6 = ("fd00:ec2::254", "fd20:ce::254")
@@ -153,6 +153,8 @@ def _chains(bridge: str, nat: Nat) -> list[Chain]:
         Chain("leave", "nat", "postrouting", SRCNAT, _leave(port, nat)),
         Chain("left", "filter", "postrouting", SRCNAT + 10, _left(port, nat)),
     ]
+    if nat.host is not None:
+        chains.append(Chain("host", "filter", "input", FILTER, _host(port, nat, nat.host)))
     if nat.forward:
         rules = tuple(map(_to_guest, nat.forward))
         chains.append(Chain("arrive", "nat", "prerouting", DSTNAT, rules))
@@ -186,7 +188,7 @@ def _guard(port: str, nat: Nat) -> tuple[str, ...]:
         *(f"iifname != {_set(port, LO)} {family} daddr {address.partition('/')[0]} drop"
           for family, address in _families(nat)),
         f"iifname {port} ip daddr {_set(LOOPBACK4, *METADATA4)} drop",
-        f"iifname {port} ip6 daddr {_set(*METADATA6)} drop",
+        f"iifname {port} ip6 daddr {_set(MAPPED6, *METADATA6)} drop",
         # NOTE: 0.0.0.0 asks for an address.
         f"iifname {port} ip saddr != {_set('0.0.0.0', *own4)} drop",
         f"iifname {port} ip6 saddr != {_set('::', LINK_LOCAL6, *own6)} drop",
@@ -211,6 +213,47 @@ def _forward(port: str, nat: Nat) -> tuple[str, ...]:
         f"oifname {port} ct status dnat accept",
         f"oifname {port} drop",
     )
+
+
+def _host(port: str, nat: Nat, services: Iterable[Service]) -> tuple[str, ...]:
+    """Return the rules for what of this host's own its guests reach."""
+    rules = [
+        # NOTE: by its direction: what a guest has begun is looked at with each packet.
+        f"iifname {port} ct direction reply ct state established,related accept",
+        f"iifname {port} meta l4proto {_set('icmp', 'ipv6-icmp')} ct state related accept",
+    ]
+    for family, address in _families(nat):
+        own = address.partition("/")[0]
+        to = f"iifname {port} {family} daddr"
+        if family == "ip":
+            rules.append(f"{to} {own} meta l4proto icmp accept")
+            if nat.dhcp is not None:
+                rules.append(f"{to} {_set(own, BROADCAST4)} udp dport 67 accept")
+            if nat.dns is not None:
+                rules += [f"{to} {own} {protocol} dport 53 accept" for protocol in ("tcp", "udp")]
+        else:
+            near = _set(own, LINK_LOCAL6, MULTICAST6)
+            rules.append(f"{to} {near} meta l4proto ipv6-icmp accept")
+            rules.append(f"{to} {near} udp dport 547 accept")
+            if nat.dns is not None:
+                near = _set(own, LINK_LOCAL6)
+                rules += [f"{to} {near} {protocol} dport 53 accept" for protocol in ("tcp", "udp")]
+    for protocol in ("tcp", "udp"):
+        for first, last in _merged(each for each in services if each.protocol == protocol):
+            ports = f"{first}-{last}" if last > first else str(first)
+            rules.append(f"iifname {port} {protocol} dport {ports} accept")
+    return (*rules, f"iifname {port} drop")
+
+
+def _merged(services: Iterable[Service]) -> list[tuple[int, int]]:
+    """Return the ports of the services as ranges that do not touch, ascending."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted((each.first, each.last) for each in services):
+        if found and first <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(found[-1][1], last))
+        else:
+            found.append((first, last))
+    return found
 
 
 def _leave(port: str, nat: Nat) -> tuple[str, ...]:

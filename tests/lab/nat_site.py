@@ -14,7 +14,7 @@ from typing import Any
 from lab.agent import Agent
 from lab.hooks import Hooks
 from lab.netns import Namespace
-from lab.taps import FRAME_MAX, Raw, Tap, mac
+from lab.taps import BROADCAST, FRAME_MAX, Raw, Tap, mac
 from pyqemu_ifup.nat import bridge_mac
 
 GUEST, GATEWAY, SUBNET = "192.168.76.10", "192.168.76.1", "192.168.76."
@@ -83,8 +83,8 @@ class NatSite:
             assert self.hooks.down(tap).returncode == 0
 
     @staticmethod
-    def frame(packet: Any, *tags: tuple[int, int]) -> bytes:
-        """Return a guest's frame to the gateway with this packet of scapy's.
+    def frame(packet: Any, *tags: tuple[int, int], broadcast: bool = False) -> bytes:
+        """Return a guest's frame to the gateway, or to all, with this packet of scapy's.
 
         Each of `tags` is EtherType and TCI, the outermost first.
         """
@@ -92,7 +92,8 @@ class NatSite:
 
         data = bytes(packet)
         kind = 0x86DD if isinstance(packet, IPv6) else 0x0800
-        head = bytes.fromhex(bridge_mac("lab").replace(":", "")) + MAC
+        to = BROADCAST if broadcast else bytes.fromhex(bridge_mac("lab").replace(":", ""))
+        head = to + MAC
         for ethertype, tci in tags:
             head += ethertype.to_bytes(2, "big") + tci.to_bytes(2, "big")
         return (head + kind.to_bytes(2, "big") + data).ljust(60, b"\0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lab.nat_site import (
     GATEWAY6,
     GUEST,
     GUEST6,
+    MAC,
     OUTSIDE,
     OUTSIDE6,
     PUBLIC,
@@ -25,7 +27,9 @@ from lab.nat_site import (
     is_source,
     seen,
 )
+from lab.needs import require
 from lab.netns import Namespace
+from lab.taps import Tap
 
 NEIGHBOUR, NEIGHBOUR6 = "198.51.100.7", "2001:db8:9::7"
 """Beyond the uplink's own link."""
@@ -279,3 +283,141 @@ def test_who_is_outside_does_not_come_in(site: NatSite, netns: Namespace) -> Non
         assert (four.heard(), six.heard()) == ([], [])
     assert tap.recv(0.1, lambda frame: b"in it comes" in frame) is None
     site.close()
+
+
+def answered(site: NatSite, tap: Tap, packets: dict[str, Any]) -> set[str]:
+    """Return those of the packets, by name, that this host answers; it answers the last of them."""
+    from scapy.layers.inet import ICMP, IP, TCP, UDP
+    from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6ND_NA
+    from scapy.layers.l2 import Ether
+
+    found: set[str] = set()
+    for name, packet in packets.items():
+        tap.send(NatSite.frame(packet, broadcast=name == "dhcp"))
+        last = name
+
+    def note(frame: bytes) -> bool:
+        got: Any = Ether(frame)
+        for name, packet in packets.items():
+            if got.haslayer(TCP) and packet.haslayer(TCP):
+                fits = got[TCP].dport == packet[TCP].sport and got[TCP].flags == "SA"
+            elif got.haslayer(UDP) and packet.haslayer(UDP):
+                fits = got[UDP].dport == packet[UDP].sport
+            elif got.haslayer(ICMP) and packet.haslayer(ICMP):
+                fits = got[ICMP].type == 0 and got[IP].src == packet[IP].dst
+            else:
+                fits = any(got.haslayer(layer) and name.startswith(word) for word, layer in (
+                    ("echo-6", ICMPv6EchoReply), ("neighbour", ICMPv6ND_NA)))  # fmt: skip
+            if fits:
+                found.add(name)
+        return last in found
+
+    assert tap.recv(20, note) is not None, found
+    return found
+
+
+def to_host() -> dict[str, Any]:
+    """Return packets to services of the host's, by name, that it answers where it lets them in."""
+    from scapy.layers.dhcp import BOOTP, DHCP
+    from scapy.layers.dns import DNS, DNSQR
+    from scapy.layers.inet import ICMP, IP, TCP, UDP
+    from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, IPv6
+
+    found: dict[str, Any] = {}
+
+    def add(name: str, *layers: Any) -> None:
+        whole = layers[0]
+        for layer in layers[1:]:
+            whole = whole / layer
+        found[name] = whole
+
+    def syn(port: int) -> Any:
+        return TCP(sport=30000 + len(found), dport=port, flags="S", seq=1)
+
+    four, six = IP(src=GUEST, dst=GATEWAY), IPv6(src=GUEST6, dst=GATEWAY6)
+    for port in (8080, 8085, 8086, 9090):
+        add(f"tcp-{port}", four, syn(port))
+        add(f"tcp-{port}-6", six, syn(port))
+        add(f"tcp-{port}-public", IP(src=GUEST, dst=PUBLIC), syn(port))
+    add("dhcp", IP(src="0.0.0.0", dst="255.255.255.255"), UDP(sport=68, dport=67),
+        BOOTP(chaddr=MAC, xid=5), DHCP(options=[("message-type", "discover"), "end"]))  # fmt: skip
+    question = DNS(rd=1, qd=DNSQR(qname="nobody.lab.test"))
+    for name, head in (("", four), ("-6", six)):
+        add(f"dns{name}", head, UDP(sport=31000 + len(found), dport=53), question)
+        add(f"dns-tcp{name}", head, syn(53))
+    add("echo-public", IP(src=GUEST, dst=PUBLIC), ICMP(id=9))
+    add("neighbour", IPv6(src=GUEST6, dst=GATEWAY6, hlim=255), ICMPv6ND_NS(tgt=GATEWAY6))
+    add("echo-6", six, ICMPv6EchoRequest(id=7))
+    add("echo", four, ICMP(id=8))
+    return found
+
+
+SERVED = {"dhcp", "dns", "dns-6", "dns-tcp", "dns-tcp-6", "neighbour", "echo-6", "echo"}
+LISTED = {f"tcp-{port}{end}" for port in (8080, 8085, 8086) for end in ("", "-6", "-public")}
+HOSTS: list[tuple[Any, set[str]]] = [
+    ("any", set()), ([], SERVED), (["8080/tcp", "8085-8085/tcp", "8086/tcp"], SERVED | LISTED),
+    (["8080-8086/tcp", "8085/udp"], SERVED | LISTED),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("host", "lets"), HOSTS, ids=[str(row[0]) for row in HOSTS])
+def test_of_the_host_a_guest_reaches_what_the_policy_lists(
+    site: NatSite, netns: Namespace, host: Any, lets: set[str]
+) -> None:
+    require("dnsmasq")
+    site.write_policy({"host": host, "dhcp": True, "dns": {"domain": "lab.test"}})
+    tap = site.up()
+    packets = to_host()
+    with ExitStack() as stack:
+        for port in (8080, 8085, 8086, 9090):
+            stack.enter_context(Listener(netns, "::", port))
+        assert answered(site, tap, packets) == (lets or set(packets))
+    site.close()
+
+
+def test_a_list_of_services_is_for_what_has_begun_before_too(
+    site: NatSite, netns: Namespace
+) -> None:
+    """A datagram of a flow that was let in, and the answer to what the host has sent itself."""
+    from scapy.layers.inet import IP, UDP
+
+    tap = site.up()
+    with Listener(netns, GATEWAY, 9090) as mine:
+        head: Any = IP(src=GUEST, dst=GATEWAY)
+        packet = NatSite.frame(head / UDP(sport=1000, dport=9090) / b"one")
+        tap.send(packet)
+        assert mine.wait() == b"one"
+        mine.udp.sendto(b"answer", (GUEST, 1000))
+        tap.send(packet)
+        assert mine.wait() == b"one"
+        site.write_policy({"host": ["8080/tcp"]})
+        second = site.up("web1")
+        tap.send(packet)
+        mine.udp.sendto(b"own", (GUEST, 2000))
+        tap.send(NatSite.frame(head / UDP(sport=2000, dport=9090) / b"two"))
+        assert mine.wait() == b"two"
+        assert mine.heard() == []
+    site.close("web0", "web1")
+    second.close()
+
+
+def test_another_network_s_gateway_is_not_reached(site: NatSite, netns: Namespace) -> None:
+    """Whatever serves there, by either protocol, and though `host: any` is all of this host."""
+    from scapy.layers.inet import IP, UDP
+    from scapy.layers.inet6 import IPv6
+
+    nat = {"ipv4": "192.168.77.1/24", "ipv6": "fd00:77::1/64", "dhcp": False, "dns": False}
+    site.write_policy({}, other={"bridge": "otherbr0", "nat": nat})
+    tap, second = site.up(), netns.tap("other0")
+    assert site.hooks.up("other0").returncode == 0
+    with Listener(netns, "::", 9090) as mine:
+        packets: list[Any] = [
+            IP(src=GUEST, dst="192.168.77.1"), IPv6(src=GUEST6, dst="fd00:77::1"),
+            IP(src=GUEST, dst="192.168.77.5"), IP(src=GUEST, dst=PUBLIC),
+        ]  # fmt: skip
+        for packet in packets:
+            tap.send(NatSite.frame(packet / UDP(sport=5, dport=9090) / str(packet.dst).encode()))
+        assert mine.wait() == PUBLIC.encode()
+        assert mine.heard() == []
+    site.close("web0", "other0")
+    second.close()
