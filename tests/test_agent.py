@@ -783,8 +783,8 @@ NO_REQUESTS = [
     (b"pyqemu-ifup/1\0agent\0", 0, "agent takes 0 fields, not 1"),
     (b"pyqemu-ifup/1\0agent", 1, "agent takes 0 descriptors, not 1"),
     (b"pyqemu-ifup/1\0up\0lan0\0\0", 0, "up takes 1 descriptors, not 0"),
-    (b"pyqemu-ifup/1\0up\0lan0\0\0", 2, "up takes 1 descriptors, not 2"),
-    (b"pyqemu-ifup/1\0up\0lan0\0\0", 20, "up takes 1 descriptors, not 20"),
+    (b"pyqemu-ifup/1\0up\0lan0\0\0", 2, "up takes 1 descriptors, not 2 or more"),
+    (b"pyqemu-ifup/1\0up\0lan0\0\0", 20, "up takes 1 descriptors, not 3 or more"),
     (b"pyqemu-ifup/1\0up\0" + b"x" * 4096 + b"\0\0", 1, "it has more than 4096 bytes"),
     (b"pyqemu-ifup/1\0up\0" + b"x" * 100000 + b"\0\0", 1, "it has more than 4096 bytes"),
 ]

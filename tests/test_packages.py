@@ -33,8 +33,10 @@ rules:
 STOCK = {f"etc/qemu-{hook}": f"pyqemu-{hook}" for hook in ("ifup", "ifdown")}
 UNITS = {
     "etc/systemd/system/multi-user.target.wants/pyqemu-ifd.service",
+    "etc/systemd/system/multi-user.target.wants/pyqemu-ifd-users.service",
     "etc/systemd/system/multi-user.target.wants/pyqemu-ifup-gc.service",
     "etc/systemd/system/sockets.target.wants/pyqemu-ifd.socket",
+    "etc/systemd/system/sockets.target.wants/pyqemu-ifd-users.socket",
     "etc/systemd/system/timers.target.wants/pyqemu-ifup-gc.timer",
 }
 

@@ -51,7 +51,8 @@ while packet := connection.recv(65536):
 
 @dataclass
 class Place:
-    """A namespace with the bridge br0 and an agent; `nodes` has a /dev/net/tun for everybody."""
+    """A namespace with the bridge br0 and the users' agent, beside root's; `tun` is a
+    /dev/net/tun for everybody."""
 
     netns: Namespace
     agent: Agent
@@ -128,7 +129,7 @@ def place(netns: Namespace, tmp_path: Path, request: pytest.FixtureRequest) -> I
         }  # fmt: skip
     policy = tmp_path / "policy.yaml"
     write_policy(policy, networks, RULES)
-    with Agent(netns, policy) as agent:
+    with Agent(netns, policy, users=True) as agent, Agent(netns, policy):
         hooks = publish(Hooks(agent.folder / "bin", agent=agent.path), agent.folder)
         node = agent.folder / "tun"
         os.mknod(node, 0o666 | stat.S_IFCHR, os.makedev(10, 200))
@@ -187,7 +188,7 @@ def test_a_mute_directory_of_users_keeps_nobody_else_waiting(
     policy = tmp_path / "policy.yaml"
     policy.write_text(json.dumps(
         {"version": 1, "timeout": 3, "networks": PLAIN, "rules": RULES}))  # fmt: skip
-    with Agent(netns, policy, before=MUTE_DIRECTORY) as agent:
+    with Agent(netns, policy, before=MUTE_DIRECTORY, users=True) as agent:
         hooks = publish(Hooks(agent.folder / "bin", agent=agent.path), agent.folder)
         run = [str(hooks.folder / "pyqemu-ifctl"), "run", "--nic", "lan,id=n", "--", "false"]
         words = [*AS_NOBODY, *run]

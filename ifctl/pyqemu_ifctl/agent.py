@@ -1,4 +1,4 @@
-"""pyqemu-ifctl agent: what the agent tells of itself. docs/agent.md"""
+"""pyqemu-ifctl agent: what the agents tell of themselves. docs/agent.md"""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from typing import Any
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifctl.answer import Answer, count, lay_out, shown, to_json, wrap
-from pyqemu_ifup.agent import DEFAULT_SOCKET, SOCKET_VARIABLE, WIRE
+from pyqemu_ifup.agent import (
+    ROOT_SOCKET,
+    SOCKET_VARIABLE,
+    USERS_SOCKET,
+    WIRE,
+    default_socket,
+    find_socket,
+)
 
 PATIENCE = 2.5
 """Seconds that the agent may take for its answer."""
@@ -56,28 +63,51 @@ class Told:
     last_error_at: float | None
 
 
-def agent(environ: Mapping[str, str], *, as_json: bool) -> Answer:
-    """Show what the agent tells of itself.
+def agent(*, as_json: bool) -> Answer:
+    """Show what the agent of this user tells of itself, and for root that of the users too.
 
     Raises Failure: 69 where there is none, 75 where it does not answer, 77 where it is not to be
-    asked, 71 where what answers is no agent of this version.
+    asked, 71 where what answers is no agent of this version. Where that of the users is not there,
+    or does not answer, a remark tells so.
     """
-    told = ask(environ)
-    return Answer(to_json(told.text) if as_json else as_text(told, find_socket(environ)))
+    path = find_socket()
+    told = ask(path)
+    users, remarks = None, tuple[str, ...]()
+    if path == ROOT_SOCKET:
+        try:
+            users = ask(USERS_SOCKET)
+        except Failure as failure:
+            remarks = (str(failure),)
+    if as_json:
+        return Answer(
+            to_json({**told.text, "users": users.text if users is not None else None}),
+            remarks=remarks,
+        )
+    texts = [as_text(told, path)]
+    if users is not None:
+        texts.append(as_text(users, USERS_SOCKET))
+    return Answer("\n".join(texts), remarks=remarks)
 
 
-def remark(environ: Mapping[str, str], seconds: float) -> tuple[str, ...]:
-    """Return a line on an agent whose policy is not the one of its files, or that is mute.
+def remark(seconds: float) -> tuple[str, ...]:
+    """Return a line on each agent whose policy is not the one of its files, or that is mute.
 
     `seconds` is the time there is for it.
     """
-    try:
-        told = ask(environ, min(seconds, PATIENCE))
-    except Failure as failure:
-        return () if failure.status is Status.UNAVAILABLE else (str(failure),)
-    if told.policy_error is None:
-        return ()
-    return (f"{_in_force(told)}: {told.policy_error}",)
+    path = find_socket()
+    end = time.monotonic() + seconds
+    lines = []
+    for each in (path, USERS_SOCKET) if path == ROOT_SOCKET else (path,):
+        try:
+            told = ask(each, min(end - time.monotonic(), PATIENCE))
+        except Failure as failure:
+            if failure.status is not Status.UNAVAILABLE:
+                lines.append(str(failure))
+            continue
+        if told.policy_error is not None:
+            lines.append(f"{_in_force(told)}: {told.policy_error}")
+    # NOTE: two that have the same to say say it once.
+    return tuple(dict.fromkeys(lines))
 
 
 def _in_force(told: Told) -> str:
@@ -86,18 +116,12 @@ def _in_force(told: Told) -> str:
     return f"the agent keeps to the policy of {_moment(told.loaded)}"
 
 
-def find_socket(environ: Mapping[str, str]) -> str:
-    """Return the path of the agent's socket, empty where there shall be no agent."""
-    return environ.get(SOCKET_VARIABLE, DEFAULT_SOCKET)
-
-
-def ask(environ: Mapping[str, str], seconds: float = PATIENCE) -> Told:
-    """Ask the agent, which may take so many seconds. Raises Failure as `agent` does."""
-    path = find_socket(environ)
+def ask(path: str, seconds: float = PATIENCE) -> Told:
+    """Ask the agent at `path`, which may take so many seconds. Raises Failure as `agent` does."""
     if not path:
         raise Failure(
             Status.UNAVAILABLE, "there is no agent", f"{SOCKET_VARIABLE} is empty",
-            f"unset it for the one at {DEFAULT_SOCKET}",
+            f"unset it for the one at {default_socket()}",
         )
     seconds = max(seconds, LEAST)
     end = time.monotonic() + seconds
@@ -135,7 +159,8 @@ def _connect(connection: socket.socket, path: str, seconds: float) -> None:
             raise _no_agent(path, "its socket is of another type") from error
         raise Failure(
             Status.UNAVAILABLE, f"no agent listens at {path}", why,
-            "start it: systemctl start pyqemu-ifd, or pyqemu-ifd; the hooks do without",
+            f"start it: systemctl start {_unit(path)}, or pyqemu-ifd"
+            f"{' --users' if path == USERS_SOCKET else ''}; the hooks do without",
         ) from error
 
 
@@ -161,10 +186,14 @@ def _receive(connection: socket.socket, path: str, end: float) -> bytes:
             raise _no_agent(path, "; ".join(lines) or "its answer is not to be understood")
 
 
+def _unit(path: str) -> str:
+    return "pyqemu-ifd-users" if path == USERS_SOCKET else "pyqemu-ifd"
+
+
 def _mute(path: str, seconds: float) -> Failure:
     return Failure(
         Status.TRY_AGAIN, f"the agent at {path} does not answer", f"waited {seconds:.2g} s",
-        "try again, or restart it: systemctl restart pyqemu-ifd; nothing is lost by that",
+        f"try again, or restart it: systemctl restart {_unit(path)}; nothing is lost by that",
     )
 
 
@@ -178,7 +207,7 @@ def _gone(path: str) -> Failure:
 def _no_agent(path: str, why: str) -> Failure:
     return Failure(
         Status.REFUSED, f"what listens at {path} is no agent of this version", shown(why),
-        "restart it: systemctl restart pyqemu-ifd",
+        f"restart it: systemctl restart {_unit(path)}",
     )
 
 

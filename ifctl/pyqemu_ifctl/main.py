@@ -140,7 +140,7 @@ def build_parser() -> Parser:
     gc = verb("gc", "Remove what is ours and whose tap is gone.")
     gc.add_argument("tap", metavar="TAP", nargs="?", help="only what is left of this one")
     gc.add_argument("--dry-run", action="store_true", help="tell what would be removed")
-    verb("agent", "Show how the agent is: its requests, its policy, its last error.")
+    verb("agent", "Show how the agents are: their requests, their policy, their last error.")
     decode = verb("decode", "Say in words the status that QEMU prints when a script has failed.")
     decode.add_argument("status", metavar="STATUS", help="such as 16640")
     args = verb("args", "Print the arguments that give QEMU the NICs of a guest of the policy's.")
@@ -207,7 +207,7 @@ def run(args: argparse.Namespace) -> Answer:
     if args.verb == "agent":
         from pyqemu_ifctl.agent import agent
 
-        return agent(os.environ, as_json=args.json)
+        return agent(as_json=args.json)
     if args.verb == "apply":
         from pyqemu_ifctl.apply import apply
 

@@ -140,7 +140,7 @@ def find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
     remarks = [str(failure) for failure in failed.values()]
     if isinstance(policy, Failure):
         remarks.insert(0, f"what is wanted is not known: {policy}")
-    remarks += remark(environ, host.watch.remaining())
+    remarks += remark(host.watch.remaining())
     if tap is not None:
         found = [row for row in found if row.tap == tap]
     return View(found, system, tuple(remarks), tuple(failed.values()))

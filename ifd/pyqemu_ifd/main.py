@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import readable
-from pyqemu_ifup.agent import DEFAULT_SOCKET
+from pyqemu_ifup.agent import ROOT_SOCKET, USERS_SOCKET
 from pyqemu_ifup.manners import (
     SAFE_PATH,
     explain_bug,
@@ -25,6 +25,8 @@ from pyqemu_ifup.manners import (
 PROGRAM = "pyqemu-ifd"
 LISTEN_FD = 3
 """SD_LISTEN_FDS_START of sd_listen_fds(3)."""
+NICE = 5
+"""How far the agent of the users stands back behind root's (setpriority(2))."""
 
 
 def main() -> int:
@@ -37,12 +39,13 @@ def main() -> int:
     try:
         options = parser().parse_args()
         policy = os.path.abspath(options.policy) if options.policy else None
-        path = os.path.abspath(options.socket)
+        path = options.socket or (USERS_SOCKET if options.users else ROOT_SOCKET)
+        path = os.path.abspath(path)
         os.chdir("/")
         os.umask(0o077)
         open_standard_descriptors()
         raise_limit()
-        return serve(policy, path)
+        return serve(policy, path, for_users=options.users)
     except Failure as failure:
         text, status = str(failure), failure.status
     except Exception as error:  # NOTE: the outermost handler; all else catches by name.
@@ -68,13 +71,17 @@ def parser() -> Parser:
     )
     found.add_argument("--policy", metavar="FILE", help="a file in place of the host's policy")
     found.add_argument(
-        "--socket", metavar="PATH", default=DEFAULT_SOCKET,
-        help=f"where to listen, unless a supervisor hands over a socket ({DEFAULT_SOCKET})",
+        "--socket", metavar="PATH",
+        help="where to listen, unless a supervisor hands over a socket "
+        f"({ROOT_SOCKET}, with --users {USERS_SOCKET})",
+    )
+    found.add_argument(
+        "--users", action="store_true", help="serve everybody but root, at a socket of their own"
     )
     return found
 
 
-def serve(policy: str | None, path: str) -> int:
+def serve(policy: str | None, path: str, *, for_users: bool) -> int:
     """Serve until told to stop. Raises Failure: 71 or 77 where the socket cannot be had."""
     from pyqemu_ifd.keeper import PolicyKeeper
     from pyqemu_ifd.server import Server, listen
@@ -83,7 +90,9 @@ def serve(policy: str | None, path: str) -> int:
     try:
         if handed is None:
             make_folder(os.path.dirname(path))
-        listener = handed if handed is not None else listen(path)
+        elif not for_users:
+            close_to_others(handed)
+        listener = handed if handed is not None else listen(path, for_users=for_users)
         inode = os.stat(path).st_ino if handed is None else None
     except OSError as error:
         denied = isinstance(error, PermissionError)
@@ -92,7 +101,9 @@ def serve(policy: str | None, path: str) -> int:
             error.strerror or str(error), "run as root" if denied else "name another by --socket",
         ) from error
     try:
-        Server(listener, PolicyKeeper(policy)).run(notify, watchdog())
+        if for_users:
+            step_back()
+        Server(listener, PolicyKeeper(policy), for_users=for_users).run(notify, watchdog())
     finally:
         # NOTE: in this order: once it is closed, another agent may have put its own there.
         if inode is not None:
@@ -108,6 +119,31 @@ def make_folder(path: str) -> None:
         os.makedirs(path, exist_ok=True)
     finally:
         os.umask(before)
+
+
+def close_to_others(listener: socket.socket) -> None:
+    """Let nobody but root connect to a socket that was handed over. Raises OSError.
+
+    The unit of an earlier version, which is still in force, has made it for everybody.
+    """
+    path = listener.getsockname()
+    if not isinstance(path, str) or not path.startswith("/"):
+        return
+    try:
+        os.chmod(path, 0o600)
+    except FileNotFoundError:
+        return
+
+
+def step_back() -> None:
+    """Leave the processor to others first, where that may be chosen here."""
+    if os.getpriority(os.PRIO_PROCESS, 0) >= NICE:
+        return
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+    except PermissionError as error:
+        # A supervisor may forbid it, and has its own means.
+        log(syslog.LOG_DEBUG, f"cannot be nice: {error.strerror}")
 
 
 def remove(path: str, inode: int) -> None:

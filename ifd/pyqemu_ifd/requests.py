@@ -60,7 +60,10 @@ class Context:
 
 
 def serve(request: Request, place: Place | None, context: Context) -> Work[None]:
-    """Do what the client asks for. Raises Failure."""
+    """Do what the client asks for. Raises Failure.
+
+    It first yields when the client has been told how long it may last, and nothing is done yet.
+    """
     if request.verb == "up":
         tap, network, debug = request.fields
         return _up(tap, network, debug, place, context)
@@ -88,6 +91,7 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
                 raise Failure(Status.TRY_AGAIN, "another tap by now", "", "try again")
 
     with context.turns.take(tap) as turn:
+        yield 0.0
         yield from context.turns.come(tap, turn, watch)
         policy = context.keeper.get()
         # NOTE: the parent was the user's, but may have ended, and its pid be another's now.
@@ -115,6 +119,7 @@ def _down(tap: str, debug: str, place: Place | None, context: Context) -> Work[N
     tap = present_name(tap, held)
     watch = context.watch(DOWN_TIMEOUT)
     with context.turns.take(tap) as turn:
+        yield 0.0
         yield from context.turns.come(tap, turn, watch)
         tell = context.teller("pyqemu-ifdown", tap, debug)
         brief = context.client.peer.uid != ROOT
@@ -130,7 +135,9 @@ def _tap(fields: tuple[str, ...], context: Context) -> Work[None]:
     policy = context.keeper.get()
     watch = context.watch(policy.timeout)
     peer = context.client.peer
+    yield 0.0
     user = yield from context.users.find(peer.uid, watch)
+    watch.check()
     policy = context.keeper.get()
     new = make_tap(context.pool.kernel, policy, user, peer.pid, fields)
     context.name(new.name)

@@ -1,8 +1,8 @@
-"""The agent's event loop: connections, requests as work, and what happens on this host meanwhile.
+"""An agent's event loop: connections, requests as work, and what happens on this host meanwhile.
 
 One thread. A request is Work: it runs until it must wait, and again when a database has something
 new, when its time is due, when its client has hung up, or when other work on the same tap has
-ended.
+ended. A turn of the loop is short, whatever there is to do: what is left over is the next one's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB
 from pyqemu_ifconf.shell import printable, readable
 from pyqemu_ifd import wire
-from pyqemu_ifd.closer import Closer
+from pyqemu_ifd.closer import PROD, Closer
 from pyqemu_ifd.keeper import SETTLE, PolicyKeeper
 from pyqemu_ifd.pool import Interest, Pool
 from pyqemu_ifd.report import Report
@@ -34,20 +34,35 @@ from pyqemu_ifd.requests import Context, serve
 from pyqemu_ifd.tidy import Tidier
 from pyqemu_ifd.turns import Turns
 from pyqemu_ifd.users import Users
-from pyqemu_ifup.agent import REQUEST_MAX
+from pyqemu_ifup.access import ROOT
 from pyqemu_ifup.links import LinkEvents
+from pyqemu_ifup.lock import open_lock
 from pyqemu_ifup.manners import explain_bug, log
 from pyqemu_ifup.nft_events import open_events
 from pyqemu_ifup.stamp import find_here
+from pyqemu_ifup.work import Work
 
 CONNECTIONS_MAX = 1024
 CONNECTIONS_OF_USER = 64
-"""Connections at a time: of all, and of each user but root."""
+"""Connections at a time: of all, and of each user but root until they are really closed."""
+CLOSING_MAX = 1024
+"""Connections that are not really closed yet, beyond which no other is taken."""
+DESCRIPTORS_OF_USER = 64
+DESCRIPTORS_OF_USERS = 512
+"""Descriptors of a user's, and of all users', that are not closed yet: no more are taken."""
 BACKLOG = 4096
-"""Connections that may wait for the loop."""
+"""Connections that may wait for root's agent."""
+BACKLOG_OF_USERS = 256
+"""Connections that may wait for the agent of everybody else; who comes then waits in connect(2)."""
+ACCEPTS = 64
+"""Connections that are taken in one turn."""
+TURN = 0.02
+"""Seconds of one turn's work, beyond which the rest of it is left to the next one."""
+CHORES_MAX = 64
+"""Taps that something is done for unasked at a time; the others wait."""
 SILENCE = 5.0
 """Seconds that a connection may take to send its request."""
-CHORES = 5.0
+LOOK = 5.0
 """Seconds between looks for a database that has come up since."""
 RESPITE = 0.1
 """Seconds without a look at new connections, once there was no descriptor or memory for one."""
@@ -125,27 +140,40 @@ class Job:
 
 
 class Server:
-    """The agent. `run` serves on a listening socket until it is told to stop."""
+    """An agent: root's, or `for_users`. `run` serves on a listening socket until told to stop.
 
-    def __init__(self, listener: socket.socket, keeper: PolicyKeeper) -> None:
+    Root's alone does what nobody asks for.
+    """
+
+    def __init__(
+        self, listener: socket.socket, keeper: PolicyKeeper, *, for_users: bool = False
+    ) -> None:
         self.listener = listener
         self.keeper = keeper
+        self.for_users = for_users
         self.pool = Pool()
-        self.events = LinkEvents()
-        self.rules = open_events()
+        self.events = None if for_users else LinkEvents()
+        self.rules = None if for_users else open_events()
         self.report = Report()
         self.turns = Turns()
         self.closer = Closer()
         self.here = find_here()
         self.users = Users()
-        self.tidier = Tidier(self.pool, keeper, self.turns, self.users, self.here)
+        self.tidier = (
+            None if for_users else Tidier(self.pool, keeper, self.turns, self.users, self.here)
+        )
         self.connections: dict[int, Connection] = {}
         self.jobs: dict[Job, None] = {}
         """Work under way, in the order in which it came."""
         self.stopping = False
+        self._chores: dict[str, Work[None]] = {}
+        """What is to be done unasked, for each tap, when there is room for it."""
         self._silent: dict[Connection, None] = {}
         """Those that have not sent their request yet, the earliest first."""
         self._of_user: Counter[int] = Counter()
+        """Connections of each user that are not really closed yet."""
+        self._closing = 0
+        """Those of all users that are being closed."""
         self._poll = select.epoll()
         self._watched: dict[int, int] = {}
         """The descriptors of the databases, which come and go, and what they are waited for."""
@@ -154,7 +182,7 @@ class Server:
         self._reload_due: float | None = None
         self._reload_asked = False
         """Whether a signal asks for it: no matter what is about to be set meanwhile."""
-        self._chores_due = 0.0
+        self._look_due = 0.0
 
     def run(self, notify: Callable[[str], None], watchdog: float | None) -> None:
         """Serve until SIGTERM or SIGINT; finish what has begun, then return.
@@ -165,12 +193,13 @@ class Server:
         wakeup, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._catch_signals(write_end)
         self.listener.setblocking(False)
-        for descriptor in (self.listener, self.keeper, self.events, wakeup):
+        for descriptor in (self.listener, self.keeper, wakeup):
             self._poll.register(descriptor, select.EPOLLIN)
-        if self.rules is not None:
-            self._poll.register(self.rules, select.EPOLLIN)
-        self._chores()
-        self.tidier.everything()
+        self._look_for_databases()
+        for events in (self.events, self.rules):
+            if events is not None:
+                self._poll.register(events, select.EPOLLIN)
+        self._look_at_everything()
         # NOTE: all that is imported stays; each pass over it would be in a hook's way.
         gc.collect()
         gc.freeze()
@@ -196,9 +225,9 @@ class Server:
         """Hang up on everybody."""
         for connection in list(self.connections.values()):
             self._drop(connection)
-        self.events.close()
-        if self.rules is not None:
-            self.rules.close()
+        for events in (self.events, self.rules):
+            if events is not None:
+                events.close()
         self.pool.close()
         self.keeper.close()
         self._poll.close()
@@ -224,30 +253,37 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
         signal.signal(signal.SIGHUP, reload)
+        signal.signal(PROD, lambda _number, _frame: None)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
 
     def _turn(self, wakeup: int, beat: float | None) -> None:
         """Wait for the next thing to happen, and deal with it."""
         due = self._watch_databases(beat)
         timeout = max(0.0, due - time.monotonic()) if due is not None else -1
-        changed = False
-        for descriptor, _events in self._poll.poll(timeout):
+        changed = comes = False
+        for descriptor, events in self._poll.poll(timeout):
             if descriptor == self.listener.fileno():
-                self._accept()
+                comes = True
             elif descriptor == wakeup:
                 os.read(wakeup, 4096)
             elif descriptor == self.keeper.fileno():
                 if self.keeper.drain() and self._reload_due is None:
                     self._reload_due = time.monotonic() + SETTLE
-            elif descriptor == self.events.fileno():
+            elif self.events is not None and descriptor == self.events.fileno():
+                assert self.tidier is not None
                 self.tidier.take(self.events.read())
             elif self.rules is not None and descriptor == self.rules.fileno():
+                assert self.tidier is not None
                 self.tidier.guard.take(self.rules.read())
             elif descriptor in self.connections:
                 # NOTE: a request looks at the databases as they are when it comes.
-                changed = self._hear(self.connections[descriptor]) or changed
+                changed = self._hear(self.connections[descriptor], events) or changed
             else:
                 changed = True
+        if comes:
+            # NOTE: last, so that no number of a connection that has gone is another's by now.
+            self._accept()
+        self.closer.prod()
         now = time.monotonic()
         if self._listen_due is not None and now >= self._listen_due:
             self._listen_due = None
@@ -256,32 +292,37 @@ class Server:
             self._reload_asked, self._reload_due = False, None
             self.keeper.load()
             # NOTE: who was left lost, for it was denied, may be allowed by now.
-            self.tidier.everything()
-            self._chores_due = 0.0
-        if now >= self._chores_due:
-            self._chores()
-        for connection in list(self._silent):
-            if now - connection.since < SILENCE:
-                break
-            self._drop(connection)
+            self._look_at_everything()
+            self._look_due = 0.0
+        if now >= self._look_due:
+            self._look_for_databases()
+        while (first := next(iter(self._silent), None)) and now - first.since >= SILENCE:
+            self._drop(first)
         # NOTE: only now, and then whoever waits looks: what is taken in otherwise wakes nobody.
         if changed or (self._databases_due is not None and now >= self._databases_due):
             self.pool.refresh()
             changed = True
-        if not self.stopping:
-            self._tidy()
+        if self.tidier is not None and not self.stopping:
+            self._tidy(self.tidier)
         self._work(changed)
 
-    def _tidy(self) -> None:
+    def _look_at_everything(self) -> None:
+        if self.tidier is not None:
+            self.tidier.everything()
+
+    def _tidy(self, tidier: Tidier) -> None:
         """Take on what is to be done unasked; where that cannot be told, look again later."""
         try:
-            for tap, work in self.tidier.work():
-                self.jobs[Job(tap, work)] = None
+            for tap, work in tidier.work():
+                self._chores.setdefault(tap, work)
         except Failure as failure:
             line = f"cannot look at what has changed: {failure}"
             self.report.fault(line)
             log(syslog.LOG_ERR, line)
-            self.tidier.later()
+            tidier.later()
+        room = CHORES_MAX - sum(job.connection is None for job in self.jobs)
+        for tap in [*self._chores][:max(0, room)]:
+            self.jobs[Job(tap, self._chores.pop(tap))] = None
 
     def _watch_databases(self, beat: float | None) -> float | None:
         """Watch what the databases wait for; return when something is due, None for nothing."""
@@ -305,16 +346,16 @@ class Server:
         self._watched = interest.events
         self._databases_due = interest.due
         times = [
-            interest.due, beat, self._listen_due, self._reload_due, self._chores_due,
-            None if self.stopping else self.tidier.due,
+            interest.due, beat, self._listen_due, self._reload_due, self._look_due,
+            None if self.stopping or self.tidier is None else self.tidier.due, self.closer.due,
         ]
         times += [job.due for job in self.jobs]
         times += [connection.since + SILENCE for connection in [*self._silent][:1]]
         return min((each for each in times if each is not None), default=None)
 
-    def _chores(self) -> None:
+    def _look_for_databases(self) -> None:
         """Connect to the databases that this host has by now."""
-        self._chores_due = time.monotonic() + CHORES
+        self._look_due = time.monotonic() + LOOK
         policy = self.keeper.policy
         networks = policy.networks.values() if policy is not None else ()
         try:
@@ -323,7 +364,12 @@ class Server:
             self.report.fault(str(failure))
 
     def _accept(self) -> None:
-        while True:
+        """Take some of the connections that wait."""
+        for _ in range(ACCEPTS):
+            self._count_closed()
+            if self._closing >= CLOSING_MAX:
+                self._listen_later()
+                return
             try:
                 accepted, _ = self.listener.accept()
             except BlockingIOError:
@@ -334,30 +380,56 @@ class Server:
                 if error.errno not in _SHORT:
                     raise
                 self.report.fault(f"cannot take a connection: {error.strerror}")
-                self._poll.unregister(self.listener)
-                self._listen_due = time.monotonic() + RESPITE
+                self._listen_later()
                 return
-            peer = wire.peer_of(accepted)
-            full = peer.uid != 0 and self._of_user[peer.uid] >= CONNECTIONS_OF_USER
-            if full or len(self.connections) >= CONNECTIONS_MAX:
-                self.closer.close(peer.uid, [accepted.detach()])
+            self._take_on(accepted)
+
+    def _listen_later(self) -> None:
+        self._poll.unregister(self.listener)
+        self._listen_due = time.monotonic() + RESPITE
+
+    def _take_on(self, accepted: socket.socket) -> None:
+        """Listen to a client, where there is room for it."""
+        peer = wire.peer_of(accepted)
+        self._of_user[peer.uid] += 1
+        full = peer.uid != ROOT and (
+            not self.for_users or self._of_user[peer.uid] > CONNECTIONS_OF_USER
+        )
+        if not full and len(self.connections) >= CONNECTIONS_MAX:
+            # NOTE: a client that is in earnest asks at once.
+            first = next(iter(self._silent), None)
+            if first is not None:
                 self.report.refused += 1
-                continue
-            accepted.setblocking(False)
-            connection = Connection(accepted, peer, time.monotonic())
-            self.connections[accepted.fileno()] = connection
-            self._silent[connection] = None
-            self._of_user[peer.uid] += 1
-            self._poll.register(accepted, select.EPOLLIN | select.EPOLLRDHUP)
+                self._drop(first)
+            full = first is None
+        if full:
+            self.report.refused += 1
+            self._hang_up(peer.uid, accepted)
+            return
+        accepted.setblocking(False)
+        connection = Connection(accepted, peer, time.monotonic())
+        self.connections[accepted.fileno()] = connection
+        self._silent[connection] = None
+        self._poll.register(accepted, select.EPOLLIN | select.EPOLLRDHUP)
 
     def _drop(self, connection: Connection) -> None:
         del self.connections[connection.socket.fileno()]
         self._silent.pop(connection, None)
-        self._of_user[connection.peer.uid] -= 1
-        if not self._of_user[connection.peer.uid]:
-            del self._of_user[connection.peer.uid]
         self._ignore(connection)
-        self.closer.close(connection.peer.uid, [connection.socket.detach()])
+        self._hang_up(connection.peer.uid, connection.socket)
+
+    def _hang_up(self, uid: int, connection: socket.socket) -> None:
+        self._closing += 1
+        self.closer.hang_up(uid, connection.detach())
+
+    def _count_closed(self) -> None:
+        """Let go of the connections that are really closed by now."""
+        while self.closer.closed:
+            uid = self.closer.closed.popleft()
+            self._closing -= 1
+            self._of_user[uid] -= 1
+            if not self._of_user[uid]:
+                del self._of_user[uid]
 
     def _ignore(self, connection: Connection) -> None:
         # NOTE: epoll(7) always tells of a hang-up, also to those who asked for nothing.
@@ -365,9 +437,18 @@ class Server:
             self._poll.unregister(connection.socket)
             connection.heard = False
 
-    def _hear(self, connection: Connection) -> bool:
+    def _hear(self, connection: Connection, events: int) -> bool:
         """Take a client's request, or that it stops it; tell whether there is work now."""
         try:
+            if events & select.EPOLLRDHUP:
+                connection.stopped = connection.stopped or "the client has hung up"
+            if connection.request is not None:
+                self._ignore(connection)
+                return False
+            if events & select.EPOLLHUP:
+                # NOTE: it does the work itself by now.
+                self._drop(connection)
+                return False
             return self._take(connection)
         except Exception as error:  # NOTE: no client's packet or descriptor ends the agent.
             text = explain_bug(error)
@@ -378,25 +459,28 @@ class Server:
             return False
 
     def _take(self, connection: Connection) -> bool:
-        if connection.request is not None:
-            # Whatever comes after the request, its end among it, stops it.
-            connection.stopped = connection.stopped or "the client has hung up"
-            self._ignore(connection)
-            return False
         descriptors: list[int] = []
+        uid = connection.peer.uid
+        of_user, of_users = self.closer.held(uid), self.closer.held()
+        full = of_user >= DESCRIPTORS_OF_USER or of_users >= DESCRIPTORS_OF_USERS
+        room = 0 if full and uid != ROOT else wire.DESCRIPTORS_MAX
         try:
-            # NOTE: room for all that may come: the kernel closes the rest itself, in our time.
-            data, descriptors, flags, _ = socket.recv_fds(
-                connection.socket, REQUEST_MAX + 1, wire.DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC
-            )
+            data, descriptors, cut = wire.look_at_request(connection.socket, room)
             if not data:
                 self._drop(connection)
                 return False
-            # NOTE: where some were cut off, we had no number left for them.
-            count = len(descriptors) + bool(flags & socket.MSG_CTRUNC)
-            connection.request = wire.parse_request(data, count)
+            if cut and len(descriptors) < wire.DESCRIPTORS_MAX:
+                raise Failure(
+                    Status.TRY_AGAIN, "cannot take a descriptor",
+                    "too many are open", "try again",
+                )
+            connection.request = wire.parse_request(data, len(descriptors) + cut)
             del self._silent[connection]
             place = wire.place_of(descriptors[0], connection.peer) if descriptors else None
+            # NOTE: its close waits for nobody, and it goes with its QEMU.
+            connection.socket.recv(1)
+            self.closer.close(uid, descriptors)
+            descriptors = []
             return self._begin(connection, connection.request, place)
         except BlockingIOError:
             return False
@@ -408,7 +492,7 @@ class Server:
             connection.say(f"pyqemu-ifd: {failure}")
             self._end(connection, b"=%d" % failure.status)
         finally:
-            self.closer.close(connection.peer.uid, descriptors)
+            self.closer.close(uid, descriptors)
         return False
 
     def _begin(
@@ -432,18 +516,24 @@ class Server:
             self.pool, self.keeper, self.turns, self.users, self.here, connection, name
         )
         job = Job(request.fields[0], serve(request, place, context), connection)
+        # NOTE: at once: a client that hears nothing for long does the work itself.
+        if self._advance(job):
+            return False
         self.jobs[job] = None
         return True
 
     def _work(self, changed: bool) -> None:
-        """Run every job that may have something to do."""
-        now = time.monotonic()
-        ready = deque(job for job in self.jobs if changed or job.stopped or now >= job.due)
-        while ready:
-            job = ready.popleft()
-            if job in self.jobs and self._advance(job):
+        """Run the jobs that may have something to do, those that somebody waits for first."""
+        began = time.monotonic()
+        ready = [job for job in self.jobs if changed or job.stopped or began >= job.due]
+        line = deque(sorted(ready, key=lambda job: job.connection is None))
+        while line:
+            job = line.popleft()
+            if time.monotonic() > began + TURN:
+                job.due = 0.0
+            elif job in self.jobs and self._advance(job):
                 del self.jobs[job]
-                ready += [other for other in self.jobs if other.tap == job.tap]
+                line += [other for other in self.jobs if other.tap == job.tap]
 
     def _advance(self, job: Job) -> bool:
         """Run a job until it waits or ends; tell whether it has ended."""
@@ -479,26 +569,28 @@ class Server:
         self._drop(connection)
 
 
-def listen(path: str) -> socket.socket:
+def listen(path: str, *, for_users: bool = False) -> socket.socket:
     """Return a socket that listens at `path`, in place of one that nobody listens at any more.
 
-    Raises Failure (75) where an agent does, and OSError.
+    Root alone may connect, and with `for_users` everybody. Raises OSError, and Failure (75) where
+    an agent listens there already.
     """
-    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    # NOTE: nobody but root may hold this lock for long.
+    lock = open_lock(f"{path}.lock")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    before = os.umask(0)
+    before = os.umask(0o111 if for_users else 0o177)
     try:
         # NOTE: two that start at once must not both find a socket of nobody's.
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         _remove_stale(path)
         listener.bind(path)
-        listener.listen(BACKLOG)
+        listener.listen(BACKLOG_OF_USERS if for_users else BACKLOG)
     except BaseException:
         listener.close()
         raise
     finally:
         os.umask(before)
-        os.close(folder)
+        os.close(lock)
     return listener
 
 

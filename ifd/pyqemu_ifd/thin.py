@@ -21,7 +21,8 @@ else:
 
 VERBS = {"pyqemu-ifup": b"up", "pyqemu-ifdown": b"down"}
 VERSION = b"pyqemu-ifup/1"
-SOCKET = b"/run/pyqemu-ifup/agent.sock"
+ROOT_SOCKET = b"/run/pyqemu-ifup/agent.sock"
+USERS_SOCKET = b"/run/pyqemu-ifup/users.sock"
 
 TUNGETIFF = 0x800454D2
 """_IOR('T', 210, unsigned int) of linux/if_tun.h."""
@@ -33,11 +34,15 @@ NO_TAP = (errno.EBADFD, errno.EBADF)
 PACKET_MAX = 65536
 SLICE = 0.25
 """Seconds of the longest wait: the end of the parent turns no descriptor ready."""
-ACCEPT = 10.0
+ACCEPT = 2.0
 """Seconds in which the agent must tell how long it may take."""
+CAP_NET_ADMIN = 12
+LONG = 8 if sys.maxsize >> 32 else 4
+"""Bytes of the two numbers of a struct timeval."""
 MARGIN = 3.0
 """Seconds beyond that deadline: the 2 s in which it may take back what it did, and one more."""
 TRY_AGAIN = 75
+GONE = "the agent has ended, or has too many connections"
 LINE_MAX = 2000
 """Bytes of one line that is said: less than a pipe's least."""
 PATIENCE = 0.2
@@ -83,7 +88,10 @@ def ask(program: str) -> int | None:
     What is irregular is left to be done, or told, here: a tap's descriptor is open then as it was.
     """
     environ = posix.environ
-    path = environ.get(b"PYQEMU_IFUP_SOCKET", SOCKET)
+    uid = posix.geteuid()
+    path = USERS_SOCKET if uid else ROOT_SOCKET
+    if (uid, posix.getegid()) == (posix.getuid(), posix.getgid()):
+        path = environ.get(b"PYQEMU_IFUP_SOCKET", path)
     if len(sys.argv) != 2 or not path or environ.get(b"PYQEMU_IFUP_POLICY"):
         return None
     tap = sys.argv[1]
@@ -103,8 +111,10 @@ def ask(program: str) -> int | None:
             posix.closerange(descriptor, highest + 1)
             descriptor = posix.open("/proc/self/ns/net", posix.O_RDONLY | posix.O_CLOEXEC)
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        connection.settimeout(SLICE)
-        connection.connect(path)
+        client = Client(program, tap, connection)
+        client.connect(path)
+    except BlockingIOError:
+        return client.give_up()
     except OSError:
         # NOTE: nothing has been asked for yet. What else than the agent is amiss is met again.
         return None
@@ -112,7 +122,7 @@ def ask(program: str) -> int | None:
     fields = [VERSION, VERBS[program], tap.encode(), debug]
     if program == "pyqemu-ifup":
         fields.insert(3, network().encode(sys.getfilesystemencoding(), "surrogateescape"))
-    return Client(program, tap, connection).ask(b"\0".join(fields), descriptor)
+    return client.ask(b"\0".join(fields), descriptor)
 
 
 class Client:
@@ -124,10 +134,30 @@ class Client:
         self.name = quote(tap)
         self.connection = connection
         self.parent = posix.getppid()
+        self.start = time.monotonic()
+        self.lack = ""
+        """Why the agent does not do the work, where another attempt may help, in words."""
         self.reason = ""
         """Why the work must stop, in words; empty while it need not."""
         self.left = "nothing is left of it"
         """What is known of the work where it has stopped, in words."""
+
+    def connect(self, path: bytes) -> None:
+        """Connect to the agent. Raises OSError, BlockingIOError where too many others wait for it.
+
+        Root does not wait for them: it does the work itself.
+        """
+        self.lack = "the agent does not take the connection"
+        if posix.geteuid():
+            # NOTE: a socket with a timeout of Python's does not wait here.
+            limit = int(ACCEPT).to_bytes(LONG, sys.byteorder) + bytes(LONG)
+            self.connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, limit)
+            self.connection.connect(path)
+            self.connection.settimeout(SLICE)
+        else:
+            self.connection.settimeout(SLICE)
+            self.connection.connect(path)
+        self.lack = ""
 
     def ask(self, request: bytes, descriptor: int) -> int | None:
         """Send the request with the descriptor that goes with it, and wait.
@@ -139,11 +169,19 @@ class Client:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
         status = self._wait() if self._send(request, descriptor) else None
         if status is None:
+            # NOTE: first of all: what nobody waits for any more, the agent does not begin.
+            self.connection.close()
             for number in SIGNALS:
                 _signal.signal(number, _signal.SIG_DFL)
-            if self.reason:
-                status = self._stopped()
+            status = self._stopped() if self.reason else self.give_up()
         return status
+
+    def give_up(self) -> int | None:
+        """Return None where the work can be done here, else say that it cannot just now."""
+        if not self.lack or self.program != "pyqemu-ifup" or may_change_links():
+            return None
+        self._report(f"{self.lack}; try again")
+        return TRY_AGAIN
 
     def stop(self, reason: str) -> None:
         """Tell the agent to take back what it has done; the answer is still to come."""
@@ -164,6 +202,7 @@ class Client:
         try:
             self.connection.sendmsg([request], ancillary, _socket.MSG_NOSIGNAL)
         except OSError:
+            self.lack = GONE
             return False
         # NOTE: at once: the tap is to go with QEMU, also while we wait.
         posix.close(descriptor)
@@ -173,9 +212,8 @@ class Client:
 
     def _wait(self) -> int | None:
         """Wait for the answer and pass on what the agent says; return as `ask` does."""
-        seconds = ACCEPT
-        start = time.monotonic()
-        while time.monotonic() < start + seconds:
+        seconds, accepted = ACCEPT, False
+        while time.monotonic() < self.start + seconds:
             if posix.getppid() != self.parent:
                 self.stop(f"the calling process {self.parent} has ended")
             try:
@@ -188,7 +226,7 @@ class Client:
                 status = int(text)
                 return self._stopped() if self.reason and status == TRY_AGAIN else status
             if kind == b"!" and text.isdigit():
-                start = time.monotonic()
+                self.start, accepted = time.monotonic(), True
                 seconds = int(text) + MARGIN
             elif kind == b"-":
                 self._pass_on(text)
@@ -199,13 +237,15 @@ class Client:
                 self.left = (
                     f"the agent has ended, pyqemu-ifctl gc {end}{self.name} removes what is left"
                 )
+                self.lack = GONE
                 return None
         self.left = "the agent does not answer, see pyqemu-ifctl agent"
+        self.lack = f"the agent does not answer: waited {seconds:g} s"
+        if not accepted:
+            return None
         if self.reason:
             return self._stopped()
-        self._report(
-            f"the agent does not answer: waited {seconds:g} s; see pyqemu-ifctl agent"
-        )
+        self._report(f"{self.lack}; see pyqemu-ifctl agent")
         return TRY_AGAIN
 
     def _stopped(self) -> int:
@@ -252,6 +292,13 @@ def log(program: str, line: str) -> None:
 def network() -> str:
     """Return what stands after the @ of the name that this program was called by."""
     return (sys.argv[0] or sys.executable).rpartition("/")[2].partition("@")[2]
+
+
+def may_change_links() -> bool:
+    """Tell whether this process has CAP_NET_ADMIN."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        line = next(line for line in file if line.startswith("CapEff:"))
+    return bool(int(line.split()[1], 16) >> CAP_NET_ADMIN & 1)
 
 
 def is_valid_name(name: str) -> bool:

@@ -30,7 +30,8 @@ class Turns:
                 del self._lines[tap]
 
     def come(self, tap: str, place: object, watch: Watch) -> Work[None]:
-        """Wait until it is the turn of `place`. Raises Failure (75)."""
+        """Wait until it is the turn of `place`. Raises Failure (75), also where that is now."""
+        watch.check()
         while self._lines[tap][0] is not place:
             watch.check("other work on this tap is under way")
             yield SLICE

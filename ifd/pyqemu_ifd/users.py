@@ -12,6 +12,8 @@ from pyqemu_ifup.work import SLICE, Work
 
 FIRST = 0.0005
 """Seconds after which an answer is looked for at first: files on this host give it at once."""
+THREADS = 16
+"""Users who are asked for at a time."""
 
 
 class Users:
@@ -24,6 +26,10 @@ class Users:
         """Do as `find_user`. Raises Failure (75), also with `watch`."""
         answer = self._asked.get(uid)
         if answer is None or answer.done():
+            while len(self._asked) >= THREADS:
+                watch.check("the directory of users does not say who others are")
+                yield min(SLICE, watch.remaining())
+                self._forget()
             answer = self._asked[uid] = Future()
             try:
                 threading.Thread(target=_answer, args=(uid, answer), daemon=True).start()
@@ -41,6 +47,11 @@ class Users:
             return answer.result()
         except OSError as error:
             raise _failure(uid, error) from error
+
+    def _forget(self) -> None:
+        """Forget the answers that nobody waits for any more."""
+        for uid in [uid for uid, answer in self._asked.items() if answer.done()]:
+            del self._asked[uid]
 
 
 def _failure(uid: int, error: Exception) -> Failure:

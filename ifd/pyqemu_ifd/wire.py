@@ -6,6 +6,7 @@ import fcntl
 import os
 import socket
 import struct
+from array import array
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,8 +20,8 @@ TUNGETDEVNETNS = 0x54E3
 NS_GET_NSTYPE = 0xB703
 """_IO(0xb7, 3) of linux/nsfs.h."""
 CLONE_NEWNET = 0x40000000
-DESCRIPTORS_MAX = 253
-"""The most that come with one packet: SCM_MAX_FD of net/scm.h."""
+DESCRIPTORS_MAX = 2
+"""The most that are taken from one packet: one more than any request comes with."""
 WRONG_DESCRIPTOR = "its descriptor is neither a tap's nor a network namespace's"
 _CREDENTIALS = struct.Struct("iII")
 
@@ -52,12 +53,32 @@ def peer_of(connection: socket.socket) -> Peer:
     return Peer(*_CREDENTIALS.unpack(raw))
 
 
+def look_at_request(
+    connection: socket.socket, room: int
+) -> tuple[bytes, list[int], bool]:
+    """Return the next packet, which stays in the queue, and at most `room` of its descriptors.
+
+    And whether there are more. None of those returned, nor of those cut off, is the last one of
+    its file, so that no close of theirs does more than close(2) of a descriptor itself does. Raises
+    OSError as recvmsg(2).
+    """
+    # NOTE: not by socket.recv_fds(), which passes no flags on before Python 3.12.
+    data, ancillary, flags, _ = connection.recvmsg(
+        REQUEST_MAX + 1, socket.CMSG_LEN(4 * room), socket.MSG_CMSG_CLOEXEC | socket.MSG_PEEK
+    )
+    numbers = array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+    return data, list(numbers), bool(flags & socket.MSG_CTRUNC)
+
+
 class Elsewhere(Exception):
     """The request is not for this agent, and why (ASCII): its client does the work itself."""
 
 
 def parse_request(data: bytes, descriptors: int) -> Request:
-    """Return the request in one packet that came with so many descriptors.
+    """Return the request in one packet; `descriptors` are those that came, or one too many.
 
     Raises Elsewhere for another version of the wire, Failure (64) for whatever is no request.
     """
@@ -76,7 +97,8 @@ def parse_request(data: bytes, descriptors: int) -> Request:
         raise _bad(f"{verb} takes {FIELDS[verb]} fields, not {len(fields)}")
     wanted = 0 if verb == "agent" else 1
     if descriptors != wanted:
-        raise _bad(f"{verb} takes {wanted} descriptors, not {descriptors}")
+        more = " or more" if descriptors >= DESCRIPTORS_MAX else ""
+        raise _bad(f"{verb} takes {wanted} descriptors, not {descriptors}{more}")
     return Request(verb, fields)
 
 

@@ -6,20 +6,24 @@ Imports nothing but what the interpreter has loaded anyway, and small C modules:
 from __future__ import annotations
 
 import _socket
+import _struct
 import errno
 import os
 import sys
 import time
 
 from pyqemu_ifconf.shell import readable
-from pyqemu_ifup.agent import DEFAULT_SOCKET, SOCKET_VARIABLE, WIRE
+from pyqemu_ifup.agent import SOCKET_VARIABLE, WIRE
+from pyqemu_ifup.agent import find_socket as find_agent
 
 PACKET_MAX = 65536
 QUEUES_MAX = 64
 SLICE = 0.25
 """Seconds of the longest wait: the end of the parent turns no descriptor ready."""
-ACCEPT = 10.0
-"""Seconds in which the agent must take the request."""
+ACCEPT = 2.0
+"""Seconds in which the agent must take the connection, and then the request."""
+TIMEVAL = _struct.pack("@ll", int(ACCEPT), 0)
+"""The same as a struct timeval."""
 MARGIN = 3.0
 """Seconds beyond the agent's own deadline in which it may still answer."""
 UNAVAILABLE, TRY_AGAIN, DENIED, REFUSED = 69, 75, 77, 71
@@ -41,7 +45,7 @@ class NoTap(Exception):
 
 def find_socket() -> str:
     """Return the path of the agent's socket. Raises NoTap (69) where there shall be no agent."""
-    path = os.environ.get(SOCKET_VARIABLE, DEFAULT_SOCKET)
+    path = find_agent()
     if not path:
         raise NoTap(
             UNAVAILABLE,
@@ -59,18 +63,21 @@ def ask_for_tap(
     end ends the request. Raises NoTap.
     """
     parent = os.getppid() if for_parent else None
+    start = time.monotonic()
     connection = _connect(path)
     try:
         _send(connection, [network, name, str(queues), "vnet_hdr" if vnet_hdr else "",
                            "parent" if for_parent else ""])
-        return _wait(connection, queues, parent)
+        return _wait(connection, queues, parent, start)
     finally:
         connection.close()
 
 
 def _connect(path: str) -> _socket.socket:
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    connection.settimeout(ACCEPT)
+    # NOTE: where its queue is full, connect(2) waits that long, and a socket with a timeout of
+    # Python's would not.
+    connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, TIMEVAL)
     try:
         connection.connect(os.fsencode(path))
     except (ValueError, OSError) as error:
@@ -82,9 +89,10 @@ def _connect(path: str) -> _socket.socket:
         if code in (None, errno.EAGAIN):
             raise NoTap(TRY_AGAIN, f"the agent at {readable(path)} does not answer: {why}; "
                         "see pyqemu-ifctl agent") from error
+        unit = "pyqemu-ifd.socket" if os.geteuid() == 0 else "pyqemu-ifd-users.socket"
         raise NoTap(
             UNAVAILABLE,
-            f"no agent at {readable(path)}: {why}; start one: systemctl start pyqemu-ifd.socket",
+            f"no agent at {readable(path)}: {why}; start one: systemctl start {unit}",
         ) from error
     connection.settimeout(SLICE)
     return connection
@@ -107,26 +115,26 @@ def _send(connection: _socket.socket, fields: list[str]) -> None:
 
 
 def _wait(
-    connection: _socket.socket, queues: int, parent: int | None
+    connection: _socket.socket, queues: int, parent: int | None, start: float
 ) -> tuple[str, list[int]]:
     """Take the answer's packets until its end. Raises NoTap; then no descriptor is left open."""
     told: list[str] = []
     name, descriptors = "", list[int]()
-    seconds, start = ACCEPT, time.monotonic()
+    seconds, accepted = ACCEPT, False
     try:
         while True:
             if parent is not None and os.getppid() != parent:
                 raise NoTap(TRY_AGAIN, f"stopped: the calling process {parent} has ended")
             if time.monotonic() > start + seconds:
                 raise NoTap(TRY_AGAIN, f"the agent does not answer: waited {seconds:g} s; "
-                            "see pyqemu-ifctl agent")
+                            f"{'see pyqemu-ifctl agent' if accepted else 'try again'}")
             packet, came = _receive(connection)
             descriptors += came
             kind, text = packet[:1], os.fsdecode(packet[1:])
             if packet == b"":
                 raise NoTap(TRY_AGAIN, "the agent has gone; try again")
             if kind == b"!" and text.isdigit():
-                seconds, start = int(text) + MARGIN, time.monotonic()
+                seconds, start, accepted = int(text) + MARGIN, time.monotonic(), True
             elif kind == b"-":
                 told.append(text)
             elif kind == b">":

@@ -33,7 +33,7 @@ class Agent:
     """An agent with a policy file and a socket of its own; a context manager.
 
     `before` is Python that it runs first: what a test changes in it. `limits` are options of
-    prlimit(1).
+    prlimit(1). `users`: it is that of everybody but root, not root's.
     """
 
     def __init__(
@@ -43,7 +43,9 @@ class Agent:
         *,
         before: str = "",
         limits: Sequence[str] = (),
+        users: bool = False,
     ) -> None:
+        self.users = users
         self.namespace = namespace
         self.policy = policy
         self.before = before
@@ -84,6 +86,7 @@ class Agent:
         return [
             *self.wrapper, *limits, sys.executable, "-I", "-c", code,
             "--policy", str(self.policy), "--socket", self.path,
+            *(["--users"] if self.users else []),
         ]
 
     def start(

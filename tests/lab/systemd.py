@@ -75,7 +75,7 @@ class Systemd:
     """A systemd in the namespace, with the units of the agent; a context manager.
 
     `folder` is the test's own; `policy` is the host's there, `ovs` its Open vSwitch. `settings`
-    is a drop-in for the service.
+    is a drop-in for both services.
     """
 
     def __init__(
@@ -90,7 +90,8 @@ class Systemd:
         """The first process, as the host counts."""
         self._unshare: subprocess.Popen[Any] | None = None
         # NOTE: other users than root are to read them, whatever the umask.
-        for name in ("bin", "units", "units/pyqemu-ifd.service.d", "etc", "etc/pyqemu-ifup"):
+        drop_ins = ("units/pyqemu-ifd.service.d", "units/pyqemu-ifd-users.service.d")
+        for name in ("bin", "units", *drop_ins, "etc", "etc/pyqemu-ifup"):
             (folder / name).mkdir(parents=True)
             (folder / name).chmod(0o755)
         self._write("etc/pyqemu-ifup/policy.yaml", policy)
@@ -98,10 +99,11 @@ class Systemd:
             self._write(f"units/{name}.target", "[Unit]\nDefaultDependencies=no\n")
         for unit in UNITS.iterdir():
             self._write(f"units/{unit.name}", unit.read_text().replace("@bin@", f"{LAB}/bin"))
-        self._write(
-            "units/pyqemu-ifd.service.d/lab.conf",
-            f"[Service]\nStandardError=append:{LAB}/units/stderr\n{settings}\n",
-        )
+        for drop_in in drop_ins:
+            self._write(
+                f"{drop_in}/lab.conf",
+                f"[Service]\nStandardError=append:{LAB}/units/stderr\n{settings}\n",
+            )
         in_venv = sys.prefix != sys.base_prefix
         self.python = python()
         libraries = [path for path in sys.path if path.endswith("-packages")]
