@@ -132,7 +132,7 @@ def host(netns: Namespace, tmp_path: Path, request: pytest.FixtureRequest) -> It
     netns.add_bridge("br0", mac="02:00:00:00:00:01")
     policy = tmp_path / "policy.yaml"
     write_policy(policy, getattr(request, "param", [{"tap": "*", "network": "lan"}]))
-    with Agent(netns, policy) as agent:
+    with Agent(netns, policy, users=True) as agent:
         hooks = publish(Hooks(agent.folder / "bin", agent=agent.path), agent.folder)
         node = agent.folder / "tun"
         os.mknod(node, 0o666 | stat.S_IFCHR, os.makedev(10, 200))
