@@ -56,13 +56,14 @@ class Lan:
 
 @pytest.fixture
 def lan(netns: Namespace) -> Iterator[Lan]:
-    """The network, open to nobody and to one without a name, with an agent."""
+    """The network, open to nobody and to one without a name, with both agents."""
     netns.add_bridge("br0", mac="02:00:00:00:00:01")
     with public_folder() as folder:
         hooks = Hooks(folder / "bin", netns=netns.name)
         place = Lan(netns, hooks, tun_for_all(folder))
         place.allow("nobody", str(OTHER))
-        with Agent(netns, Path(hooks.policy)) as agent:
+        policy = Path(hooks.policy)
+        with Agent(netns, policy, users=True) as agent, Agent(netns, policy):
             hooks.agent, hooks.agent_pid, place.agent = agent.path, agent.pid, agent
             yield place
     netns.ip("link", "del", "br0")

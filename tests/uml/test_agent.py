@@ -166,7 +166,7 @@ def write_policy(path: Path, network: dict[str, Any]) -> Path:
 @pytest.fixture
 def lan(netns: Namespace, tmp_path: Path) -> Iterator[Lan]:
     policy = write_policy(tmp_path / "policy.yaml", {"bridge": "br0"})
-    with Agent(netns, policy) as agent:
+    with Agent(netns, policy, users=True) as agent, Agent(netns, policy):
         own = Hooks(agent.folder / "bin", netns=netns.name, agent=agent.path)
         hooks = publish(own, agent.folder)
         yield Lan(netns, netns.tap("trunk", up=True), agent, hooks)
@@ -175,7 +175,7 @@ def lan(netns: Namespace, tmp_path: Path) -> Iterator[Lan]:
 @pytest.fixture
 def fabric(netns: Namespace, ovs_system: OpenVSwitch, tmp_path: Path) -> Iterator[Fabric]:
     policy = write_policy(tmp_path / "policy.yaml", {"bridge": "br-int", "ovsdb": ovs_system.db})
-    with Agent(netns, policy) as agent:
+    with Agent(netns, policy, users=True) as agent, Agent(netns, policy):
         own = Hooks(agent.folder / "bin", netns=netns.name, agent=agent.path)
         hooks = publish(own, agent.folder)
         yield Fabric(netns, netns.tap("trunk", up=True), agent, hooks, ovs_system)
