@@ -81,6 +81,22 @@ def test_it_ends_with_its_process(netns: Namespace) -> None:
         take(7, seconds=5.0).close()
 
 
+def test_read_only_run_keeps_others_out(netns: Namespace) -> None:
+    """Whose /run is read-only, as under ProtectSystem=strict, is as root as the others."""
+    with netns.enter():
+        take(7).close()
+    remount = "mount --bind /run/pyqemu-ifup /run/pyqemu-ifup && " \
+              "mount -o remount,bind,ro /run/pyqemu-ifup && exec \"$@\""
+    words = ["unshare", "-m", "sh", "-c", remount, "sh", sys.executable, "-I", "-c", HOLDER, "7"]
+    with netns.popen(words) as holder, netns.enter():
+        assert holder.stdout is not None and holder.stdout.readline() == "has it\n"
+        with pytest.raises(Failure) as caught:
+            take(7)
+        assert f"process {holder.pid} (" in str(caught.value)
+        take(8).close()
+        holder.kill()
+
+
 def test_nobody_but_root_may_hold_it(folder: Path) -> None:
     """The umask of who made it is not asked. One who may not write there does without."""
     require("root")
