@@ -8,7 +8,7 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Policy
 from pyqemu_ifctl.answer import Answer, shown, to_json
 from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
-from pyqemu_ifdown.gc import Leftover, collect
+from pyqemu_ifdown.gc import Ended, Leftover, collect, ending, finding_ended
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.work import Work
@@ -28,6 +28,7 @@ def gc(
     A database that fails does not keep the others from being looked at.
     """
     found: list[Leftover] = []
+    ended: list[Ended] = []
     networks: list[tuple[str, str]] = []
     tables: list[tuple[str, str]] = []
     failures: list[Failure] = []
@@ -35,6 +36,7 @@ def gc(
     with Host(tap, watch, tell) as host:
         try:
             failures += open_each(host, addresses(policy)).values()
+            ended = _end(host, tap, failures, dry_run=dry_run)
             for leftover, let_go in collect(host, watch, tap=tap, dry_run=dry_run):
                 found.append(leftover)
                 if not let_go:
@@ -49,10 +51,27 @@ def gc(
     if isinstance(policy, Failure):
         remarks.insert(0, f"only the default database is looked at: {policy}")
     if as_json:
-        out = as_object(found, networks, tables)
+        out = as_object(ended, found, networks, tables)
     else:
-        out = as_text(found, networks, tables, dry_run=dry_run, all_seen=not failures)
+        out = as_text(
+            ended, found, networks, tables, dry_run=dry_run, all_seen=not failures
+        )
     return Answer(out, worst(failures), tuple(remarks))
+
+
+def _end(
+    host: Host, tap: str | None, failures: list[Failure], *, dry_run: bool
+) -> list[Ended]:
+    """Take away the users' taps whose right has ended; return those, and add what failed."""
+    links = [link for link in host.kernel.links() if tap in (None, link.name)]
+    done = []
+    for each in host.finish(finding_ended(links)):
+        try:
+            if dry_run or host.finish(ending(host, each)):
+                done.append(each)
+        except Failure as failure:
+            failures.append(Failure(failure.status, f"{each.link.name}: {failure}"))
+    return done
 
 
 def _networks(host: Host, *, dry_run: bool) -> Work[list[tuple[str, str]]]:
@@ -99,7 +118,8 @@ def _mute(leftover: Leftover) -> Failure:
 
 
 def as_object(
-    found: list[Leftover], networks: list[tuple[str, str]], tables: list[tuple[str, str]]
+    ended: list[Ended], found: list[Leftover], networks: list[tuple[str, str]],
+    tables: list[tuple[str, str]],
 ) -> str:
     """Return what was found as JSON."""
     def entry(leftover: Leftover) -> dict[str, object]:
@@ -107,22 +127,36 @@ def as_object(
         return {"tap": port.name, "bridge": port.bridge, "because": leftover.because}
 
     return to_json({
-        "removed": [entry(leftover) for leftover in found if leftover.remove is not None],
+        "removed": [
+            *({"tap": each.link.name, "bridge": bridge_of(each), "because": each.because}
+              for each in ended),
+            *(entry(leftover) for leftover in found if leftover.remove is not None),
+        ],
         "kept": [entry(leftover) for leftover in found if leftover.remove is None],
         "networks": [{"network": name, "bridge": bridge or None} for name, bridge in networks],
         "tables": [{"network": name, "because": because} for name, because in tables],
     })
 
 
+def bridge_of(ended: Ended) -> str | None:
+    """Return the bridge that the tap's mark names."""
+    return ended.link.stamp.bridge if ended.link.stamp is not None else None
+
+
 def as_text(
-    found: list[Leftover], networks: list[tuple[str, str]], tables: list[tuple[str, str]], *,
+    ended: list[Ended], found: list[Leftover], networks: list[tuple[str, str]],
+    tables: list[tuple[str, str]], *,
     dry_run: bool, all_seen: bool,
 ) -> str:
     """Return what was found, a line for each, what was removed first.
 
     That there is nothing to remove is said only where `all_seen`.
     """
-    lines = []
+    did = "would remove" if dry_run else "removed"
+    lines = [
+        f"{did} {shown(each.link.name)} from {shown(bridge_of(each) or '')}: {each.because}"
+        for each in ended
+    ]
     for leftover in sorted(found, key=lambda each: each.remove is None):
         if leftover.remove is None:
             did, where = "kept", "on"

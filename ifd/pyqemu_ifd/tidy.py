@@ -10,6 +10,7 @@ from __future__ import annotations
 import syslog
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
@@ -22,7 +23,7 @@ from pyqemu_ifd.pool import AgentHost, Pool
 from pyqemu_ifd.turns import Turns
 from pyqemu_ifd.users import Users
 from pyqemu_ifdown.detach import PATIENCE
-from pyqemu_ifdown.gc import judge
+from pyqemu_ifdown.gc import Ended, ending, finding_ended, judge
 from pyqemu_ifup.access import User, is_root_made
 from pyqemu_ifup.attach import attaching_alone, success_line
 from pyqemu_ifup.guest import find_asked, find_wanted
@@ -44,6 +45,8 @@ LIMIT = 10.0
 """Seconds that one clean-up may take."""
 SHORT = 1.0
 """Seconds that a pyqemu-ifctl apply which has a tap in hand is waited for, each time."""
+USERS = 10.0
+"""Seconds after which users' taps are looked at again: who passes one on makes no event."""
 AGAIN_FIRST, AGAIN_LAST = 1.0, 60.0
 """Seconds after which what failed is tried again: twice as long each time, this at the most."""
 
@@ -66,6 +69,8 @@ class Tidier:
         """Taps that have gone."""
         self._changed: dict[str, float] = {}
         """Taps whose port has come or gone, and when to look whether that is as it should be."""
+        self._users_due: float | None = None
+        """When to look at the users' taps, None where there are none."""
         self._networks = False
         """Whether to look for networks that were made for taps, and have none."""
         self._bridges: dict[int, str] = {}
@@ -78,16 +83,19 @@ class Tidier:
     def due(self) -> float | None:
         """When there will be something to do, in seconds of time.monotonic()."""
         times = [*self._changed.values()]
-        if self._sweep_due is not None:
-            times.append(self._sweep_due)
-        if self.guard.due is not None:
-            times.append(self.guard.due)
+        others = (self._sweep_due, self._users_due, self.guard.due)
+        times += [due for due in others if due is not None]
         return min(times, default=None)
 
     def everything(self, delay: float = DELAY) -> None:
         """Look at every tap of ours, in so many seconds at the latest."""
         due = time.monotonic() + delay
         self._sweep_due = due if self._sweep_due is None else min(due, self._sweep_due)
+
+    def _look_at_users(self, delay: float) -> None:
+        """Look at the users' taps in so many seconds at the latest."""
+        due = time.monotonic() + delay
+        self._users_due = due if self._users_due is None else min(due, self._users_due)
 
     def later(self) -> None:
         """Look at every tap of ours again, for something has failed: later each time."""
@@ -103,6 +111,9 @@ class Tidier:
             if event.kind == "tun" and event.gone:
                 self._gone.add(event.name)
                 self._networks = True
+            elif event.kind == "tun":
+                # NOTE: whoever closed it may be about to end.
+                self._look_at_users(DELAY if event.idle else USERS)
             elif event.kind == "bridge" and event.gone:
                 self._bridges.pop(event.index, None)
                 if self._makes_networks():
@@ -138,7 +149,13 @@ class Tidier:
             self._sweep_due = None
             # NOTE: what was flushed while nobody listened.
             self.guard.take(None)
+            self._look_at_users(0.0)
             yield from self._sweep()
+        if self._users_due is not None and now >= self._users_due:
+            self._users_due = None
+            taps = [link for link in self.pool.kernel.links() if link.stamp is not None]
+            if any(link.stamp.uid is not None for link in taps if link.stamp is not None):
+                yield "users' taps", self._end_taps(taps)
         if self.guard.due is not None and now >= self.guard.due:
             yield from self._guard(now)
 
@@ -237,6 +254,17 @@ class Tidier:
             and database.has_bridge(stamp.bridge)
             and not database.ports(link.name)
         )
+
+    def _end_taps(self, taps: list[Link]) -> Work[None]:
+        """Take away the taps of users whose right to them has ended."""
+        for ended in (yield from finding_ended(taps, LIMIT)):
+            yield from self._do(ended.link.name, partial(self._ending, ended=ended))
+        self._look_at_users(USERS)
+
+    @staticmethod
+    def _ending(host: Host, ended: Ended) -> Work[None]:
+        if (yield from ending(host, ended)):
+            log(syslog.LOG_NOTICE, f"{ended.link.name}: taken away: {ended.because}")
 
     def _clean(self, tap: str) -> Work[None]:
         """Remove the ports of ours that a tap which is gone has left."""

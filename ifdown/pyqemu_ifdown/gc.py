@@ -6,12 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pyqemu_ifconf.shell import quote
-from pyqemu_ifup.caller import read_number
+from pyqemu_ifdown.detach import detaching
+from pyqemu_ifup.caller import read_number, real_uid
+from pyqemu_ifup.holders import OTHERS, Holders, finding_holders
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, OvsPort
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import DelPort, del_port
-from pyqemu_ifup.stamp import KEY_BOOT_ID, KEY_IFINDEX, Here, find_here
+from pyqemu_ifup.stamp import KEY_BOOT_ID, KEY_IFINDEX, Here, find_here, is_alive
+from pyqemu_ifup.work import Work
 
 INDEX_MAX = (1 << 31) - 1
 PATIENCE = 2.0
@@ -52,6 +55,60 @@ def _judge(port: OvsPort, there: Mapping[tuple[str, int], Link], here: Here) -> 
         return Leftover(port, "its tap is not attached", del_port(port))
     which = f"with ifindex {index}" if index is not None else "with the ifindex that it says"
     return Leftover(port, f"its tap is gone: no link {quote(port.name)} {which}", del_port(port))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A user's tap whose right has ended, and why."""
+
+    link: Link
+    because: str
+
+
+def finding_ended(links: Iterable[Link], seconds: float = OTHERS) -> Work[list[Ended]]:
+    """Return the users' taps whose process has ended, and which no process of that user holds.
+
+    A user may keep a tap from going with its process (TUNSETPERSIST), or pass it on. The processes
+    of others than root may take `seconds` to be looked at; who is not seen then may hold it.
+    """
+    left = [
+        link for link in links
+        if link.tap and (stamp := link.stamp) is not None and stamp.uid is not None
+        and not is_alive(stamp)
+    ]
+    if not left:
+        return []
+    # NOTE: only now: who has a tap from a process that has ended since is a process by now.
+    holders = yield from finding_holders(seconds)
+    return [
+        Ended(link, because) for link in left if (because := _why_ended(link, holders)) is not None
+    ]
+
+
+def _why_ended(link: Link, holders: Holders) -> str | None:
+    stamp = link.stamp
+    assert stamp is not None
+    pids = holders.of(link.name)
+    uids = {pid: real_uid(pid) for pid in (*pids, *holders.hidden, *holders.unread)}
+    if stamp.uid in uids.values():
+        return None
+    if not pids and link.carrier:
+        # NOTE: somebody holds it, or it is on its way, in a message.
+        return None
+    by = f"process {pids[0]} of user {uids[pids[0]]}, not of user {stamp.uid}" if pids else "nobody"
+    return f"its process {stamp.pid} has ended, and {by} holds it"
+
+
+def ending(host: Host, ended: Ended) -> Work[bool]:
+    """Take a user's tap away whose right has ended: one of our making is deleted.
+
+    Tells whether it was still the same. Raises Failure as `detaching`.
+    """
+    now = host.kernel.look_up(ended.link.name)
+    if now is None or (now.index, now.alias) != (ended.link.index, ended.link.alias):
+        return False
+    yield from detaching(host, ended.link.name, 0, now.index)
+    return True
 
 
 def collect(

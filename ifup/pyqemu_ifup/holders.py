@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyqemu_ifup.caller import real_uid
+from pyqemu_ifup.work import Work, finish
 
+BATCH = 64
+"""Descriptors, or processes, that are looked at in one go."""
 OTHERS = 2.0
 """Seconds that all processes of others than root may take to be looked at."""
 _HIDDEN = (errno.EACCES, errno.EPERM)
@@ -51,19 +54,26 @@ def find_holders(others: float = OTHERS) -> Holders:
     Those of other users than root have `others` seconds together, and who has few comes first, so
     that nobody hides another's tap behind descriptors of his own.
     """
+    return finish(finding_holders(others), lambda pause: None)
+
+
+def finding_holders(others: float) -> Work[Holders]:
+    """Do as `find_holders`, a little at a time: it waits for nothing, and lets others go on."""
     held: list[Held] = []
     hidden: list[int] = []
     unread: list[int] = []
     until: float | None = None
-    for is_others, _, pid in sorted(_processes()):
+    processes = []
+    for number, process in enumerate(_processes()):
+        processes.append(process)
+        if number % BATCH == BATCH - 1:
+            yield 0.0
+    for is_others, _, pid in sorted(processes):
         if is_others and until is None:
             until = time.monotonic() + others
         try:
-            for found in _held_by(pid, until):
-                if found is None:
-                    unread.append(pid)
-                else:
-                    held.append(found)
+            if not (yield from _looking_into(pid, until, held)):
+                unread.append(pid)
         except OSError as error:
             if error.errno in _HIDDEN:
                 hidden.append(pid)
@@ -87,14 +97,15 @@ def _processes() -> Iterator[tuple[bool, int, int]]:
             yield real_uid(int(name)) != 0, number, int(name)
 
 
-def _held_by(pid: int, until: float | None) -> Iterator[Held | None]:
-    """Yield what a process holds, and None last where the time is over before all is seen."""
+def _looking_into(pid: int, until: float | None, held: list[Held]) -> Work[bool]:
+    """Add what a process holds; tell whether all was seen before the time was over."""
     folder = f"/proc/{pid}/fd"
     with os.scandir(folder) as entries:
-        for entry in entries:
+        for number, entry in enumerate(entries):
             if until is not None and time.monotonic() > until:
-                yield None
-                return
+                return False
+            if number % BATCH == BATCH - 1:
+                yield 0.0
             # NOTE: the name of the link alone asks no file, and all but a few are none of a tap's.
             try:
                 if not os.readlink(entry.path).endswith("/net/tun"):
@@ -105,7 +116,8 @@ def _held_by(pid: int, until: float | None) -> Iterator[Held | None]:
                     raise
                 continue
             if tap:
-                yield Held(pid, int(entry.name), tap)
+                held.append(Held(pid, int(entry.name), tap))
+    return True
 
 
 def _tap_of(pid: int, number: str) -> str:

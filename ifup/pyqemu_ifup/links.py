@@ -25,7 +25,7 @@ U8, U16, U32, S32 = struct.Struct("B"), struct.Struct("H"), struct.Struct("I"), 
 STATS64 = struct.Struct("8Q")
 """The first of rtnl_link_stats64 (linux/if_link.h): packets, bytes, errors, dropped, rx then tx."""
 NLA_TYPE_MASK = 0x3FFF
-IFF_UP = 0x1
+IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_TXQLEN = 1, 3, 4, 10, 13
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_STATS64, IFLA_CARRIER = 18, 20, 23, 33
@@ -138,12 +138,16 @@ class LinkReader:
 
 @dataclass(frozen=True)
 class LinkEvent:
-    """A link that has come (or changed), or has gone; `kind` as Link has it."""
+    """A link that has come (or changed), or has gone; `kind` as Link has it.
+
+    `idle`: it is up and has no carrier, as a tap that no process holds.
+    """
 
     gone: bool
     index: int
     name: str
     kind: str | None
+    idle: bool = False
 
 
 class LinkEvents:
@@ -257,9 +261,9 @@ def _text(found: dict[int, bytes], kind: int) -> str:
 def _event(gone: bool, data: bytes, body: int, end: int) -> LinkEvent:
     found = _attributes(data, body + IFINFOMSG.size, end)
     kind = _text(_nested(found, IFLA_LINKINFO), IFLA_INFO_KIND)
-    return LinkEvent(
-        gone, IFINFOMSG.unpack_from(data, body)[2], _text(found, IFLA_IFNAME), kind or None
-    )
+    _, _, index, flags, _ = IFINFOMSG.unpack_from(data, body)
+    idle = flags & (IFF_UP | IFF_LOWER_UP) == IFF_UP
+    return LinkEvent(gone, index, _text(found, IFLA_IFNAME), kind or None, idle)
 
 
 def _link(data: bytes, body: int, end: int) -> Link:

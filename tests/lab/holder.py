@@ -48,7 +48,7 @@ def hook(*fields):
 
 def control(request, value):
     try:
-        return fcntl.ioctl(taps[0], request, value)
+        return fcntl.ioctl(taps[0], request, value) and 0
     except OSError as error:
         return error.strerror
 

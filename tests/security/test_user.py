@@ -6,6 +6,9 @@ Each is done by processes of that user's, against the real agent, and frames tel
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,3 +123,107 @@ def test_a_tap_that_its_holder_gives_away_is_his_no_more(lan: Lan, owner: int) -
         assert said.startswith("=77") and "its right has ended" in said, said
         # An up that fails leaves the mark, without which it would be a tap of root's making.
         assert " made=1" in lan.netns.link("ten0")["ifalias"]
+
+
+def gone(lan: Lan, tap: str) -> bool:
+    """Tell whether the agent takes a tap away, in reasonable time."""
+    end = time.monotonic() + 40
+    while tap in lan.netns.links():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def persistent(user: Holder, tap: str = "ten0", queues: int = 1) -> None:
+    """Have the user get a tap, and keep it from going with its process."""
+    assert user(f'tap("lan", {tap!r}, {queues})') == "=0"
+    assert user("control(PERSIST, 1)") == 0
+
+
+@pytest.mark.parametrize("trick", ["", "control(OWNER, os.getuid())", "control(CARRIER, bytes(4))"])
+def test_a_persistent_tap_goes_with_its_process(lan: Lan, trick: str) -> None:
+    """The attack that was seen: it was opened again, after its user was out of `users`."""
+    with lan.holder(NOBODY) as user:
+        persistent(user)
+        assert lan.reaches(user)
+        assert not trick or user(trick) == 0
+    lan.allow(str(OTHER))
+    assert gone(lan, "ten0")
+    with lan.holder(NOBODY) as again:
+        assert again('open_it("ten0")') == DENIED
+
+
+def test_a_tap_that_another_user_has_by_now_goes(lan: Lan) -> None:
+    """Neither is it for the other, nor does it stay when the first has ended without closing it."""
+    with lan.holder(OTHER) as other:
+        other("listen()")
+        with lan.holder(NOBODY) as user:
+            persistent(user)
+            user("pass_on()")
+            other("fetch()")
+            assert lan.reaches(other)
+        assert gone(lan, "ten0")
+        assert not lan.reaches(other)
+
+
+def test_a_tap_that_the_user_still_holds_stays(lan: Lan) -> None:
+    """As `run` under -daemonize: the process of the mark has ended, its child has the tap."""
+    with lan.holder(NOBODY) as user:
+        persistent(user)
+        pid = user("give()")
+        assert f" pid={pid} " not in lan.netns.link("ten0")["ifalias"]
+        found = lan.hooks.ctl_json("gc")
+        assert found["removed"] == []
+        assert lan.agent is not None
+        # Its own look, too, which a change of the link brings on.
+        lan.netns.ip("link", "set", "dev", "ten0", "down")
+        lan.netns.ip("link", "set", "dev", "ten0", "up")
+        time.sleep(1.5)
+        assert lan.reaches(user)
+    assert gone(lan, "ten0")
+
+
+def test_gc_does_it_without_an_agent(lan: Lan) -> None:
+    assert lan.agent is not None
+    with lan.holder(OTHER) as other:
+        other("listen()")
+        with lan.holder(NOBODY) as user:
+            persistent(user, "ten0")
+            user("close()")
+            persistent(user, "ten1")
+            user("pass_on()")
+            other("fetch()")
+            os.kill(lan.agent.pid, signal.SIGSTOP)
+            assert lan.hooks.ctl_json("gc")["removed"] == [], "its process lives"
+            pid = user.process.pid
+        before = lan.netns.links().keys()
+        told = lan.hooks.ctl("gc", "--dry-run").stdout
+        assert told.startswith(
+            f"would remove ten0 from br0: its process {pid} has ended, and nobody holds it\n"
+            f"would remove ten1 from br0: its process {pid} has ended, and process "
+            f"{other.process.pid} of user {OTHER}, not of user {NOBODY} holds it\n"
+        ), told
+        assert lan.netns.links().keys() == before
+        assert [each["tap"] for each in lan.hooks.ctl_json("gc")["removed"]] == ["ten0", "ten1"]
+        assert not {"ten0", "ten1"} & lan.netns.links().keys()
+        assert lan.hooks.ctl_json("gc")["removed"] == []
+    os.kill(lan.agent.pid, signal.SIGCONT)
+
+
+def test_a_tap_that_root_gave_a_user_is_detached_and_stays(lan: Lan) -> None:
+    lan.netns.ip("tuntap", "add", "dev", "own0", "mode", "tap", "user", "nobody")
+    with lan.holder(NOBODY) as user:
+        assert user('open_it("own0")') is None
+        assert user('hook("up", "own0", "", "")').startswith("=0")
+        assert lan.reaches(user)
+        user.kill()
+    end = time.monotonic() + 40
+    while "master" in lan.netns.link("own0"):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert not lan.netns.link("own0").get("ifalias")
+    with lan.holder(NOBODY) as again:
+        assert again('open_it("own0")') is None
+        assert not lan.reaches(again)
+    lan.netns.ip("link", "del", "own0")
