@@ -19,9 +19,9 @@ from pyqemu_ifconf.bridge_conf import BridgeConf
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Attach, Caller, Policy, choose, port_on
+from pyqemu_ifd.asking import check_holder
 from pyqemu_ifd.tap_request import (
     attach_tap,
-    check_parent,
     make_tap,
     may_attach,
     parse_wish,
@@ -52,11 +52,11 @@ def host_of() -> Iterator[Host]:
 
 
 def serve(
-    host: Host, policy: Policy, *fields: str, uid: int = UID, pid: int | None = None
+    host: Host, policy: Policy, *fields: str, uid: int = UID
 ) -> tuple[str, list[int]]:
     network, name, queues, vnet_hdr, parent = (*fields, *("", "", "1", "", "")[len(fields) :])
     words = (network, name, queues, vnet_hdr, parent)
-    return host.finish(serve_tap(host, policy, find_user(uid), pid or os.getpid(), words))
+    return host.finish(serve_tap(host, policy, find_user(uid), os.getpid(), parse_wish(words)))
 
 
 def refused(host: Host, policy: Policy, *fields: str, uid: int = UID) -> Failure:
@@ -214,15 +214,15 @@ def test_a_tap_that_is_made_just_now_counts(monkeypatch: pytest.MonkeyPatch) -> 
     policy = policy_of("lan: {bridge: br0, users: [nobody], max_taps: 1}")
     fields = ("lan", "", "1", "", "")
     with host_of() as host:
-        first = make_tap(host.kernel, policy, find_user(UID), os.getpid(), fields)
+        first = make_tap(host.kernel, policy, find_user(UID), os.getpid(), parse_wish(fields))
         with pytest.raises(Failure, match="max_taps"):
-            make_tap(host.kernel, policy, find_user(UID), os.getpid(), fields)
+            make_tap(host.kernel, policy, find_user(UID), os.getpid(), parse_wish(fields))
         host.finish(attach_tap(host, policy, first))
         with pytest.raises(Failure, match="max_taps"):
-            make_tap(host.kernel, policy, find_user(UID), os.getpid(), fields)
+            make_tap(host.kernel, policy, find_user(UID), os.getpid(), parse_wish(fields))
         close_all(first.descriptors)
         monkeypatch.setattr(host.watch, "seconds", 0)
-        second = make_tap(host.kernel, policy, find_user(UID), os.getpid(), fields)
+        second = make_tap(host.kernel, policy, find_user(UID), os.getpid(), parse_wish(fields))
         with pytest.raises(Failure, match="deadline"):
             host.finish(attach_tap(host, policy, second))
         assert second.descriptors == []
@@ -366,31 +366,31 @@ def test_may_attach_a_persistent_tap_of_ones_own(lan: Namespace) -> None:
         close_all(taps)
 
 
-def test_a_tap_is_for_no_process_of_others(lan: Namespace) -> None:
-    del lan
-    policy = policy_of(LAN)
-    with host_of() as host, subprocess.Popen(["cat"], stdin=subprocess.PIPE, user=UID) as process:
-        # The parent of that process is this one, root's.
-        with pytest.raises(Failure) as caught:
-            serve(host, policy, "lan", "", "1", "", "parent", pid=process.pid)
-        assert caught.value.status is Status.DENIED
-        assert str(caught.value) == (
-            f"the calling process {os.getpid()} is not user {UID}'s: it is user 0's; "
-            "let the user's own QEMU call this program"
-        )
-        close_all(serve(host, policy, "lan", "", "1", "", "parent", pid=process.pid, uid=0)[1])
-        check_parent(process.pid, UID)
-        process.communicate()
-    for parent, uid, status in (
-        (1, UID, Status.DENIED), (1, 0, None), (0, UID, Status.DENIED),
-        (process.pid, UID, Status.TRY_AGAIN),
-    ):  # fmt: skip
-        if status is None:
-            check_parent(parent, uid)
-            continue
-        with pytest.raises(Failure) as caught:
-            check_parent(parent, uid)
-        assert caught.value.status is status
+@pytest.mark.parametrize(
+    ("pid", "whose", "uid", "status", "text"),
+    [
+        (77, UID, UID, None, ""),
+        (77, OTHER, 0, None, ""),
+        (1, 0, 0, None, ""),
+        (0, None, 0, None, ""),
+        (77, 0, UID, Status.DENIED, "it is user 0's; let the user's own QEMU call this program"),
+        (77, OTHER, UID, Status.DENIED, f"it is user {OTHER}'s; "),
+        (1, 0, UID, Status.DENIED, "it has ended, and init is the parent now"),
+        (1, UID, UID, Status.DENIED, "it has ended, and init is the parent now"),
+        (0, None, UID, Status.DENIED, "it is in another PID namespace"),
+        (77, None, UID, Status.TRY_AGAIN, "stopped: the calling process 77 has ended"),
+    ],
+)
+def test_a_tap_is_for_no_process_of_others(
+    pid: int, whose: int | None, uid: int, status: Status | None, text: str
+) -> None:
+    if status is None:
+        check_holder(pid, whose, uid)
+        return
+    with pytest.raises(Failure) as caught:
+        check_holder(pid, whose, uid)
+    assert caught.value.status is status
+    assert text in str(caught.value)
 
 
 HELPER = "import os, sys; print(os.getpid(), flush=True); sys.stdin.read()"

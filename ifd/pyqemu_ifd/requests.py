@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import check_tap_name
 from pyqemu_ifconf.shell import quote
+from pyqemu_ifd.asking import AskingWatch, Process, find_asking
 from pyqemu_ifd.keeper import PolicyKeeper
 from pyqemu_ifd.pool import AgentHost, Pool
-from pyqemu_ifd.tap_request import attach_tap, check_parent, make_tap, may_attach
+from pyqemu_ifd.tap_request import attach_tap, make_tap, may_attach, parse_wish
 from pyqemu_ifd.taps import close_all
 from pyqemu_ifd.turns import Turns
 from pyqemu_ifd.users import Users
@@ -23,7 +24,7 @@ from pyqemu_ifdown.main import TIMEOUT as DOWN_TIMEOUT
 from pyqemu_ifdown.main import present_name
 from pyqemu_ifup.access import ROOT, is_root_made
 from pyqemu_ifup.attach import attaching, success_line
-from pyqemu_ifup.caller import find_parent
+from pyqemu_ifup.caller import find_helped, find_parent
 from pyqemu_ifup.guest import find_asked, find_port
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import Watch, log, prove_tap
@@ -47,10 +48,19 @@ class Context:
     name: Callable[[str], None]
     """Is told the tap's name, where the request has none."""
 
-    def watch(self, seconds: float) -> Watch:
-        """Return the watch of the request, which the client stops, and tell it how long that is."""
+    def watch(self, seconds: float, process: Process) -> Watch:
+        """Return the watch of the request, which the client stops, and tell it how long that is.
+
+        So does the end of the process for which it asks.
+        """
         self.client.send(b"!%d" % seconds)
-        return Watch(seconds, self.client.why_stopped)
+        watch = AskingWatch(seconds, self.client.why_stopped)
+        watch.process = process
+        return watch
+
+    def process(self, find: Callable[[int], int | None]) -> Process:
+        """Return the process for which the client asks. Raises Failure as `find_asking`."""
+        return find_asking(self.client.socket, self.client.peer, find)
 
     def teller(self, program: str, tap: str, debug: str) -> Callable[[str], None]:
         """Return what tells the client each step, where it wants that."""
@@ -77,9 +87,10 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
     check_tap_name(tap)
     peer = context.client.peer
     prove_tap(tap, _held(place, peer))
-    parent = parent_of(peer)
+    process = context.process(find_parent)
+    parent = process.pid
     policy = context.keeper.get()
-    watch = context.watch(policy.timeout)
+    watch = context.watch(policy.timeout, process)
     kernel = context.pool.kernel
     uid = peer.uid if peer.uid != ROOT else None
 
@@ -94,7 +105,6 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
         yield 0.0
         yield from context.turns.come(tap, turn, watch)
         policy = context.keeper.get()
-        # NOTE: the parent was the user's, but may have ended, and its pid be another's now.
         asked = find_asked(policy, parent, uid)
         user = (yield from context.users.find(asked, watch)) if asked is not None else None
         link = kernel.look_up(tap) if uid is not None else None
@@ -115,9 +125,9 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
 def _down(tap: str, debug: str, place: Place | None, context: Context) -> Work[None]:
     check_tap_name(tap)
     held = _held(place, context.client.peer)
-    parent = parent_of(context.client.peer)
+    process = context.process(find_parent)
     tap = present_name(tap, held)
-    watch = context.watch(DOWN_TIMEOUT)
+    watch = context.watch(DOWN_TIMEOUT, process)
     with context.turns.take(tap) as turn:
         yield 0.0
         yield from context.turns.come(tap, turn, watch)
@@ -126,20 +136,24 @@ def _down(tap: str, debug: str, place: Place | None, context: Context) -> Work[N
         with AgentHost(context.pool, tap, watch, tell, brief) as host:
             try:
                 index = place.index if place is not None else None
+                # NOTE: whoever has ended has no tap any more, and whoever has its pid may have one.
+                parent = 0 if process.has_ended() else process.pid
                 yield from detaching(host, tap, parent, index)
             except Failure as failure:
                 leave_to_gc(tap, failure)
 
 
 def _tap(fields: tuple[str, ...], context: Context) -> Work[None]:
+    wish = parse_wish(fields)
+    process = context.process(find_helped if wish.for_parent else lambda pid: pid)
     policy = context.keeper.get()
-    watch = context.watch(policy.timeout)
+    watch = context.watch(policy.timeout, process)
     peer = context.client.peer
     yield 0.0
     user = yield from context.users.find(peer.uid, watch)
     watch.check()
     policy = context.keeper.get()
-    new = make_tap(context.pool.kernel, policy, user, peer.pid, fields)
+    new = make_tap(context.pool.kernel, policy, user, process.pid, wish)
     context.name(new.name)
     # NOTE: it has its name alone, so that it waits for nobody; others may have to wait for it.
     with (
@@ -164,15 +178,3 @@ def _held(place: Place | None, peer: Peer) -> list[str]:
             "let QEMU call the hook, which holds the tap, or call it as root",
         )
     return held
-
-
-def parent_of(peer: Peer) -> int:
-    """Return the process that started the client: QEMU, for a hook. A user's is the user's own.
-
-    Raises Failure: 75 where it or the client has ended, 77.
-    """
-    parent = find_parent(peer.pid)
-    if parent is None:
-        raise Failure(Status.TRY_AGAIN, "stopped", "the client has ended")
-    check_parent(parent, peer.uid)
-    return parent

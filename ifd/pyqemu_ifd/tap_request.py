@@ -34,7 +34,7 @@ from pyqemu_ifup.access import (
     may_use,
 )
 from pyqemu_ifup.attach import attaching, success_line
-from pyqemu_ifup.caller import find_caller, find_helped, real_uid
+from pyqemu_ifup.caller import find_caller
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link
@@ -98,38 +98,31 @@ class NewTap:
 
 
 def serve_tap(
-    host: Host, policy: Policy, user: User, peer_pid: int, fields: Sequence[str]
+    host: Host, policy: Policy, user: User, holder: int, wish: Wish
 ) -> Work[tuple[str, list[int]]]:
     """Make a tap for the user, attach it, and return its name and descriptors, one for each queue.
 
-    `fields` are those of the request; the caller closes the descriptors. Raises Failure; then
-    nothing is left of the tap.
+    The caller closes the descriptors. Raises Failure; then nothing is left of the tap.
     """
-    tap = make_tap(host.kernel, policy, user, peer_pid, fields)
+    tap = make_tap(host.kernel, policy, user, holder, wish)
     yield from attach_tap(host, policy, tap)
     return tap.name, tap.descriptors
 
 
 def make_tap(
-    kernel: Netlink, policy: Policy, user: User, peer_pid: int, fields: Sequence[str]
+    kernel: Netlink, policy: Policy, user: User, holder: int, wish: Wish
 ) -> NewTap:
     """Make the tap that a request asks for, where the user may have it; `attach_tap` must follow.
 
-    Raises Failure: 64 for what is no request, 71, 75 where the process for which it is has ended,
-    77 where the user may not.
+    It is for the process `holder`. Raises Failure: 64 for a name that is none, 71, 77 where the
+    user may not.
     """
-    wish = parse_wish(fields)
     uid, login, groups = user.uid, user.login, user.groups
     conf = heeded_bridge_conf(policy, uid)
     network = find_network(policy, wish.network, uid, login, groups, conf)
     pattern, found = pick_name(policy, network, wish.name, user)
     if found is not None:
         may_use(network, uid, login, groups, conf, nic_port(policy, found[1]))
-    holder = find_helped(peer_pid) if wish.for_parent else peer_pid
-    if holder is None:
-        raise Failure(Status.TRY_AGAIN, "stopped", "the calling process has ended")
-    if wish.for_parent:
-        check_parent(holder, uid)
     # NOTE: nothing waits between the count and _under_way, so that no two requests count the same.
     if uid != ROOT:
         check_quota(network, uid, login, _taps(kernel.links(), network, uid))
@@ -181,27 +174,6 @@ def check_queues(link: Link | None, queues: int) -> None:
         raise Failure(
             Status.TRY_AGAIN, "in other hands", "somebody else has opened the new tap too",
             "try again",
-        )
-
-
-def check_parent(parent: int, uid: int) -> None:
-    """Check that an unprivileged client's parent, which is to have the tap, is the user's own.
-
-    A stamp that named another process would outlive the user's. Raises Failure: 75 where the
-    parent has ended, 77.
-    """
-    if uid == ROOT:
-        return
-    whose = real_uid(parent)
-    if whose is None and parent > 1:
-        raise Failure(Status.TRY_AGAIN, "stopped", f"the calling process {parent} has ended")
-    if parent <= 1 or whose != uid:
-        raise Failure(
-            Status.DENIED,
-            f"the calling process {parent} is not user {uid}'s",
-            "it has ended, and init is the parent now" if parent == 1
-            else "it is in another PID namespace" if parent == 0 else f"it is user {whose}'s",
-            "let the user's own QEMU call this program",
         )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
 import struct
+import sys
+import time
 from array import array
 from dataclasses import dataclass
 from typing import Literal
@@ -24,6 +27,8 @@ DESCRIPTORS_MAX = 2
 """The most that are taken from one packet: one more than any request comes with."""
 WRONG_DESCRIPTOR = "its descriptor is neither a tap's nor a network namespace's"
 _CREDENTIALS = struct.Struct("iII")
+SO_PEERPIDFD = 77
+"""Of asm-generic/socket.h, since Linux 6.5."""
 
 Verb = Literal["up", "down", "tap", "agent"]
 FIELDS: dict[Verb, int] = {"up": 3, "down": 2, "tap": 5, "agent": 0}
@@ -32,11 +37,16 @@ FIELDS: dict[Verb, int] = {"up": 3, "down": 2, "tap": 5, "agent": 0}
 
 @dataclass(frozen=True)
 class Peer:
-    """Who has connected, by SO_PEERCRED: the process, its user and its group."""
+    """Who has connected, by SO_PEERCRED: the process, its user and its group.
+
+    It was there `since` (seconds since boot) at the latest. What its pid is by now, and whether
+    still its, find_asking tells.
+    """
 
     pid: int
     uid: int
     gid: int
+    since: float
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,24 @@ class Request:
 def peer_of(connection: socket.socket) -> Peer:
     """Return who is at the other end."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return Peer(*_CREDENTIALS.unpack(raw))
+    pid, uid, gid = _CREDENTIALS.unpack(raw)
+    return Peer(pid, uid, gid, time.clock_gettime(time.CLOCK_BOOTTIME))
+
+
+def peer_pidfd(connection: socket.socket) -> int | None:
+    """Return a descriptor of the process at the other end; None where this kernel has none.
+
+    Raises Failure (75) where that has ended.
+    """
+    try:
+        raw = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
+    except OSError as error:
+        if error.errno == errno.ENOPROTOOPT:
+            return None
+        if error.errno not in (errno.ESRCH, errno.EINVAL):
+            raise
+        raise Failure(Status.TRY_AGAIN, "stopped", "the client has ended") from error
+    return int.from_bytes(raw, sys.byteorder)
 
 
 def look_at_request(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +18,11 @@ from typing import Any
 import pytest
 
 from lab.agent import Agent
+from lab.clinic import until
 from lab.hooks import Hooks
 from lab.needs import require
 from lab.netns import Namespace
+from lab.pids import reuse_pid
 from lab.public import NOBODY, as_user, publish, python
 from lab.qemu import Qemu
 
@@ -127,12 +131,16 @@ def write_policy(path: Path, rules: list[dict[str, Any]]) -> None:
 
 @pytest.fixture
 def host(netns: Namespace, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Host]:
-    """A host whose rules are the test's parameter, else that every tap is lan's."""
+    """A host; the test's parameter may have the policy's `rules`, and what an Agent does `before`.
+
+    Without rules, every tap is lan's.
+    """
+    more = getattr(request, "param", {})
     require("qemu")
     netns.add_bridge("br0", mac="02:00:00:00:00:01")
     policy = tmp_path / "policy.yaml"
-    write_policy(policy, getattr(request, "param", [{"tap": "*", "network": "lan"}]))
-    with Agent(netns, policy, users=True) as agent:
+    write_policy(policy, more.get("rules", [{"tap": "*", "network": "lan"}]))
+    with Agent(netns, policy, users=True, before=more.get("before", "")) as agent:
         hooks = publish(Hooks(agent.folder / "bin", agent=agent.path), agent.folder)
         node = agent.folder / "tun"
         os.mknod(node, 0o666 | stat.S_IFCHR, os.makedev(10, 200))
@@ -165,7 +173,7 @@ SAID = [
 ]
 
 
-@pytest.mark.parametrize("host", [SAID], indirect=True, ids=["rules"])
+@pytest.mark.parametrize("host", [{"rules": SAID}], indirect=True, ids=["rules"])
 def test_what_a_user_makes_up_changes_no_settings(host: Host) -> None:
     """The network isolates its ports: neither a QEMU's own words nor a tap of ours undo that."""
     for name, isolated in (("own0", True), ("theirs0", False), ("roots0", False)):
@@ -179,3 +187,102 @@ def test_what_a_user_makes_up_changes_no_settings(host: Host) -> None:
         host.netns.ip("link", "del", name)
     ((_, (*_, end, port)),) = host.ask_for("lan:ten0:up").items()
     assert (end, json.loads(port)[0]["isolated"]) == ("=0", True)
+
+
+ANOTHER = 65533
+"""Somebody whose process comes to have the pid of one of nobody's."""
+
+LEAVES_ITS_CHILD = """\
+import array, os, socket, sys
+# Connects, and leaves it to its child to ask for a tap for this process, which ends.
+connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+connection.connect(os.environ["PYQEMU_IFUP_SOCKET"])
+if os.fork():
+    os._exit(0)
+place = os.open("/proc/self/ns/net", os.O_RDONLY)
+rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [place]))]
+fields = ["pyqemu-ifup/1", "tap", "lan", "ten0", "1", "", ""]
+connection.sendmsg([b"\\0".join(map(os.fsencode, fields))], rights)
+while packet := connection.recv(65536):
+    print(os.fsdecode(packet), flush=True)
+    if packet[:1] == b"=":
+        sys.stdin.read()
+        break
+"""
+
+ASKS_BY_ITS_CHILD = """\
+import array, os, socket, sys, time
+# Its child, which holds own0, asks for it for this process, and does not hang up.
+if os.fork():
+    time.sleep(60)
+connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+connection.connect(os.environ["PYQEMU_IFUP_SOCKET"])
+rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [int(sys.argv[1])]))]
+fields = ["pyqemu-ifup/1", "up", "own0", "", ""]
+connection.sendmsg([b"\\0".join(map(os.fsencode, fields))], rights)
+while packet := connection.recv(65536):
+    print(os.fsdecode(packet), flush=True)
+    if packet[:1] == b"=":
+        break
+"""
+
+SLOW_DIRECTORY = """
+import os, pwd, time
+folder = os.path.dirname(sys.argv[sys.argv.index("--socket") + 1])
+real = pwd.getpwuid
+def getpwuid(uid):
+    open(folder + "/asked", "w").close()
+    while os.path.exists(folder + "/hold"):
+        time.sleep(0.01)
+    return real(uid)
+pwd.getpwuid = getpwuid
+"""
+
+
+SLOW = {"before": SLOW_DIRECTORY}
+
+
+def test_a_client_whose_pid_is_another_s_gets_no_tap(host: Host) -> None:
+    """Its mark would be as good as the other's process, and go with that one only."""
+    words = [*as_user(NOBODY), python(), "-I", "-c", LEAVES_ITS_CHILD]
+    os.kill(host.agent.pid, signal.SIGSTOP)
+    try:
+        client = host.netns.popen(words, env=host.env(), stdin=subprocess.PIPE)
+        client.wait(timeout=30)
+        other = reuse_pid(client.pid, ["sleep", "60"], user=ANOTHER)
+    finally:
+        os.kill(host.agent.pid, signal.SIGCONT)
+    with client, other:
+        assert client.stdout is not None and client.stdin is not None
+        said: list[str] = []
+        while not said or said[-1][:1] != "=":
+            said.append(client.stdout.readline().strip())
+        taps = host.taps()
+        client.stdin.close()
+        other.kill()
+    assert taps == {}
+    assert said[-1] == "=75" and "stopped: the client has ended" in said[-2], said
+
+
+@pytest.mark.parametrize("host", [SLOW], indirect=True, ids=["slow"])
+def test_a_parent_whose_pid_is_another_s_has_no_tap_attached(host: Host) -> None:
+    """It was there when the request came, and is gone when its turn comes."""
+    hold, asked = host.agent.folder / "hold", host.agent.folder / "asked"
+    hold.touch()
+    tap = host.netns.tap("own0")
+    tap.set_owner(NOBODY)
+    words = [*as_user(NOBODY), python(), "-I", "-c", ASKS_BY_ITS_CHILD, str(tap.fd)]
+    parent = host.netns.popen(words, env=host.env(), pass_fds=[tap.fd])
+    until(asked.exists, "nobody is asked for")
+    parent.kill()
+    parent.wait(timeout=30)
+    other = reuse_pid(parent.pid, ["sleep", "60"], user=ANOTHER)
+    with parent, other:
+        hold.unlink()
+        said, _ = parent.communicate(timeout=30)
+        link = host.netns.link("own0")
+        other.kill()
+    tap.close()
+    assert ("master" in link, "ifalias" in link) == (False, False), (said, link)
+    assert said.splitlines()[-1] == "=75"
+    assert f"stopped: the calling process {parent.pid} has ended" in said
