@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lab.paste import HOSTILE, HOSTILE_TEXTS, SHELLS, words_of
 from pyqemu_ifconf.shell import (
-    both,
+    all_of,
     edit,
     fed,
     ifctl,
@@ -87,7 +87,7 @@ def test_commands_that_hold_others_keep_their_words(
     lines, wanted = list[str](), list[list[str]]()
     for name in HOSTILE:
         show, cut = sh("ip", "-o", "link", "show", "dev", name), sh("cut", "-d:", "-f1", name)
-        lines += [both(show, cut), sh("ip", joined("a=", output(piped(show, cut))), name)]
+        lines += [all_of(show, cut), sh("ip", joined("a=", output(piped(show, cut))), name)]
         lines += [*fed(sh("nft", "-f", "-"), f"{name}\n"), write("1", f"/{name}/x")]
         wanted += 2 * [["ip", "-o", "link", "show", "dev", name], ["cut", "-d:", "-f1", name]]
         wanted += [["ip", "a=", name], ["nft", "-f", "-"], ["echo", "1", ">", f"/{name}/x"]]

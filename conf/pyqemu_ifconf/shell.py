@@ -67,14 +67,9 @@ def sh(*words: str) -> Command:
     return Command(" ".join(each if isinstance(each, Command) else quote(each) for each in words))
 
 
-def both(first: Command, second: Command) -> Command:
-    """Return the command that runs `second` where `first` has succeeded."""
-    return Command(f"{first} && {second}")
-
-
-def after(first: Command, second: Command) -> Command:
-    """Return the command that runs `first`, and then `second`."""
-    return Command(f"{first}; {second}")
+def all_of(*commands: Command) -> Command:
+    """Return the command that runs these in turn, as long as each succeeds."""
+    return Command(" && ".join(commands))
 
 
 def piped(first: Command, second: Command) -> Command:

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Network
+from pyqemu_ifconf.shell import Command, all_of, edit, quote, sh, vsctl
 from pyqemu_ifctl.fault import (
     Fault,
     each_bridge,
-    edit,
     kinds_of,
-    sh,
     vids_wanted,
-    vsctl,
     wanted_kind,
     wants,
 )
@@ -39,14 +37,15 @@ def find_missing_bridges(scene: Scene) -> Iterator[Fault]:
         linux = network.kind == "linux" or (
             network.kind is None and network.ovsdb not in scene.switches
         )
-        command = vsctl(network.ovsdb, "add-br", network.bridge)
+        command = vsctl(network.ovsdb, ("add-br", network.bridge))
         if linux:
             mac = "02:" + hashlib.sha256(network.bridge.encode()).digest()[:5].hex(":")
             words = ["vlan_filtering", "1"] if vids_wanted(scene, network.bridge) else []
             command = sh("ip", "link", "add", "name", network.bridge, "address", mac, "up",
                          "type", "bridge", *words)
         yield Fault(
-            f"there is no bridge {network.bridge}, which network {network.name} is on "
+            f"there is no bridge {quote(network.bridge)}, which network {quote(network.name)} is "
+            "on "
             f"({network.place})",
             "each start of a QEMU with a tap on this network fails (status 69)", command,
         )
@@ -61,22 +60,24 @@ def find_other_kinds(scene: Scene) -> Iterator[Fault]:
         return
     for network in scene.policy.networks.values():
         kinds, link = kinds_of(scene, network), scene.link(network.bridge)
-        why = f"no tap is attached to network {network.name}: what is meant is not guessed"
+        why = f"no tap is attached to network {quote(network.name)}: what is meant is not guessed"
         command = edit(network.place.file, network.place.line)
         kind = wanted_kind(network)
         if len(kinds) == 2 and kind is None:
             yield Fault(
-                f"{network.bridge} is both a Linux bridge and an Open vSwitch bridge, and network "
-                f"{network.name} gives no kind ({network.place})", why, command,
+                f"{quote(network.bridge)} is both a Linux bridge and an Open vSwitch bridge, and "
+                "network "
+                f"{quote(network.name)} gives no kind ({network.place})", why, command,
             )
         elif kinds and kind is not None and kind not in kinds:
             yield Fault(
-                f"{network.bridge} is {WORDS[kinds[0]]}, and network {network.name} wants "
+                f"{quote(network.bridge)} is {WORDS[kinds[0]]}, and network {quote(network.name)} "
+                "wants "
                 f"{WORDS[kind]} ({network.place})", why, command,
             )
         elif not kinds and link is not None and network.ovsdb not in scene.failed:
             yield Fault(
-                f"{network.bridge} is no bridge, and network {network.name} is on it "
+                f"{quote(network.bridge)} is no bridge, and network {quote(network.name)} is on it "
                 f"({network.place})", why, command,
             )
 
@@ -86,7 +87,7 @@ def find_bridges_down(scene: Scene) -> Iterator[Fault]:
     for name, bridge in scene.bridges().items():
         if not bridge.up:
             yield Fault(
-                f"the bridge {name} is down", "it passes no frame of any guest",
+                f"the bridge {quote(name)} is down", "it passes no frame of any guest",
                 sh("ip", "link", "set", "dev", name, "up"),
             )
 
@@ -97,7 +98,7 @@ def find_uplinks_down(scene: Scene) -> Iterator[Fault]:
         for uplink in scene.uplinks(bridge):
             if not uplink.up:
                 yield Fault(
-                    f"{uplink.name}, an uplink of {name}, is down",
+                    f"{quote(uplink.name)}, an uplink of {quote(name)}, is down",
                     "the guests reach nobody beyond it",
                     sh("ip", "link", "set", "dev", uplink.name, "up"),
                 )
@@ -110,7 +111,8 @@ def find_no_filtering(scene: Scene) -> Iterator[Fault]:
         if vids and not bridge.vlan_filtering:
             want = vids[min(vids)]
             yield Fault(
-                f"{name} does not filter VLANs, and network {want.network.name} wants VLAN "
+                f"{quote(name)} does not filter VLANs, and network {quote(want.network.name)} "
+                "wants VLAN "
                 f"{', '.join(spans(vids))} ({want.place})",
                 "each start of a QEMU with a tap there fails (status 71), since nothing would "
                 "separate its frames",
@@ -129,11 +131,11 @@ def find_lost_vlans(scene: Scene) -> Iterator[Fault]:
         lost = sorted(vids_wanted(scene, name).keys() - carried)
         if lost:
             yield Fault(
-                f"no uplink of {name} carries VLAN {', '.join(spans(lost))}", why,
-                " && ".join(
+                f"no uplink of {quote(name)} carries VLAN {', '.join(spans(lost))}", why,
+                all_of(*(
                     sh("bridge", "vlan", "add", "dev", uplinks[0].name, "vid", span)
                     for span in spans(lost)
-                ),
+                )),
             )
     for network in _ovs_bridges(scene):
         ports = _ovs_uplinks(scene, network)
@@ -141,7 +143,7 @@ def find_lost_vlans(scene: Scene) -> Iterator[Fault]:
         lost = sorted(vid for vid in wanted if not any(_carries(port, vid) for port in ports))
         if ports and lost:
             yield Fault(
-                f"no uplink of {network.bridge} carries VLAN {', '.join(spans(lost))}", why,
+                f"no uplink of {quote(network.bridge)} carries VLAN {', '.join(spans(lost))}", why,
                 _carry(ports[0], lost),
             )
 
@@ -174,16 +176,16 @@ def _carries(port: OvsPort, vid: int) -> bool:
     return not port.trunks or vid in port.trunks or (mode != "trunk" and port.tag == vid)
 
 
-def _carry(port: OvsPort, vids: list[int]) -> str:
+def _carry(port: OvsPort, vids: list[int]) -> Command:
     """Return the command that has a port carry more VIDs, tagged, beside what it carries now."""
     mode = port.vlan_mode or ("trunk" if port.tag is None else "access")
     trunks = ",".join(map(str, vids))
     if mode == "access" and port.tag is None:
-        return vsctl(port.ovsdb, "clear", "Port", port.name, "vlan_mode")
+        return vsctl(port.ovsdb, ("clear", "Port", port.name, "vlan_mode"))
     if mode == "access":
-        return vsctl(port.ovsdb, "set", "Port", port.name, "vlan_mode=native-untagged",
-                     f"trunks={trunks}")
-    return vsctl(port.ovsdb, "add", "Port", port.name, "trunks", *map(str, vids))
+        return vsctl(port.ovsdb, ("set", "Port", port.name, "vlan_mode=native-untagged",
+                     f"trunks={trunks}"))
+    return vsctl(port.ovsdb, ("add", "Port", port.name, "trunks", *map(str, vids)))
 
 
 def find_small_uplinks(scene: Scene) -> Iterator[Fault]:
@@ -201,7 +203,8 @@ def find_small_uplinks(scene: Scene) -> Iterator[Fault]:
         for uplink in uplinks:
             if uplink.mtu < most:
                 yield Fault(
-                    f"{uplink.name}, an uplink of {network.bridge}, has an MTU of {uplink.mtu}, "
+                    f"{quote(uplink.name)}, an uplink of {quote(network.bridge)}, has an MTU of "
+                    f"{uplink.mtu}, "
                     f"and {who} one of {most}",
                     "what a guest sends in larger frames than the uplink takes is lost in silence",
                     sh("ip", "link", "set", "dev", uplink.name, "mtu", str(most)),
@@ -211,7 +214,7 @@ def find_small_uplinks(scene: Scene) -> Iterator[Fault]:
 def _largest(scene: Scene, network: Network) -> tuple[int, str]:
     """Return the largest MTU that a tap on the bridge has or is to have, and who has it."""
     found = [
-        (want.mtu, f"network {want.network.name} ({want.place})")
+        (want.mtu, f"network {quote(want.network.name)} ({want.place})")
         for want in wants(scene.policy)
         if want.network.bridge == network.bridge and want.mtu is not None
     ]
@@ -219,7 +222,7 @@ def _largest(scene: Scene, network: Network) -> tuple[int, str]:
              if port.bridge == network.bridge and port.ovsdb == network.ovsdb}
     bridge = scene.link(network.bridge)
     found += [
-        (link.mtu, f"the tap {link.name}") for link in scene.links
+        (link.mtu, f"the tap {quote(link.name)}") for link in scene.links
         if link.tap and link.stamp is not None
         and (link.name in names or (bridge is not None and link.master == bridge.index))
     ]
@@ -235,9 +238,9 @@ def find_small_bridges(scene: Scene) -> Iterator[Fault]:
             continue
         command = sh("ip", "link", "set", "dev", bridge.name, "mtu", str(most))
         if "linux" not in kinds:
-            command = vsctl(network.ovsdb, "set", "Interface", bridge.name, f"mtu_request={most}")
+            command = vsctl(network.ovsdb, ("set", "Interface", bridge.name, f"mtu_request={most}"))
         yield Fault(
-            f"{bridge.name} has an MTU of {bridge.mtu}, and {who} one of {most}",
+            f"{quote(bridge.name)} has an MTU of {bridge.mtu}, and {who} one of {most}",
             "the host does not get its guests' larger frames, nor sends as large ones", command,
         )
 
@@ -248,7 +251,7 @@ def find_loose_macs(scene: Scene) -> Iterator[Fault]:
     for name, bridge in scene.bridges().items():
         if scene.pinned.get(name) is False and not scene.uplinks(bridge):
             yield Fault(
-                f"the MAC of {name} is not set, and it has no uplink", why,
+                f"the MAC of {quote(name)} is not set, and it has no uplink", why,
                 sh("ip", "link", "set", "dev", name, "address", bridge.mac),
             )
     for network in _ovs_bridges(scene):
@@ -257,8 +260,8 @@ def find_loose_macs(scene: Scene) -> Iterator[Fault]:
         link = scene.link(network.bridge)
         if not row.pinned and link is not None and not _ovs_uplinks(scene, network):
             yield Fault(
-                f"the MAC of {row.name} is not set, and it has no uplink", why,
-                vsctl(row.ovsdb, "set", "Bridge", row.name, f'other_config:hwaddr="{link.mac}"'),
+                f"the MAC of {quote(row.name)} is not set, and it has no uplink", why,
+                vsctl(row.ovsdb, ("set", "Bridge", row.name, f'other_config:hwaddr="{link.mac}"')),
             )
 
 
@@ -273,14 +276,14 @@ def find_slow_bridges(scene: Scene) -> Iterator[Fault]:
                 # NOTE: without it there may be a loop; the least that IEEE 802.1D allows.
                 words = ["hello_time", "100", "max_age", "600", "forward_delay", str(QUICK)]
             yield Fault(
-                f"{name} runs STP with a forward delay of {delay / 100:g} s", why,
+                f"{quote(name)} runs STP with a forward delay of {delay / 100:g} s", why,
                 sh("ip", "link", "set", "dev", name, "type", "bridge", *words),
             )
     for network in _ovs_bridges(scene):
         for row in scene.switches[network.ovsdb].bridges:
             if row.name == network.bridge and row.stp:
                 yield Fault(
-                    f"{row.name} runs STP, with a forward delay of 15 s by default", why,
-                    vsctl(row.ovsdb, "set", "Bridge", row.name, "stp_enable=false",
-                          "rstp_enable=true"),
+                    f"{quote(row.name)} runs STP, with a forward delay of 15 s by default", why,
+                    vsctl(row.ovsdb, ("set", "Bridge", row.name, "stp_enable=false",
+                          "rstp_enable=true")),
                 )

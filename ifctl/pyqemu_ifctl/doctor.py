@@ -49,7 +49,11 @@ def as_text(found: list[Finding], *, all_seen: bool) -> str:
     for finding in found:
         lines += wrap(shown(f"{finding.severity}: {finding.what} [{finding.check}]"), "    ")
         lines += wrap(shown(f"  why: {finding.why}"), "    ")
-        lines += [f"  mend: {shown(finding.command)}", ""]
+        if finding.command is not None:
+            lines.append(f"  mend: {shown(finding.command)}")
+        if finding.do is not None:
+            lines += wrap(shown(f"  do: {finding.do}"), "    ")
+        lines.append("")
     errors = sum(finding.severity == "error" for finding in found)
     if found:
         lines.append(f"{count(len(found), 'finding')}, {count(errors, 'error')}")

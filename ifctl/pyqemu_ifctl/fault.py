@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Network, Place, Policy, Rule, Vlan, merge
+from pyqemu_ifconf.shell import Command
 from pyqemu_ifctl.scene import Scene
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What a check has found of one thing."""
+    """What a check has found of one thing; `do` says what mends it where no command does."""
 
     what: str
     why: str
-    command: str
+    command: Command | None
+    do: str | None = None
 
 
 @dataclass(frozen=True)
@@ -28,21 +29,6 @@ class Wanted:
     place: Place
     vlan: Vlan | None
     mtu: int | None
-
-
-def sh(*words: str) -> str:
-    """Return a command for a shell."""
-    return shlex.join(words)
-
-
-def edit(file: str, line: int = 1) -> str:
-    """Return the command by which a person edits a file at a line."""
-    return f"${{EDITOR:-vi}} +{line} {shlex.quote(file)}"
-
-
-def vsctl(ovsdb: str, *words: str) -> str:
-    """Return an ovs-vsctl command for one database."""
-    return sh("ovs-vsctl", f"--db={ovsdb}", *words)
 
 
 def wants(policy: Policy | Failure) -> Iterator[Wanted]:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Literal
 
 from pyqemu_ifconf.failure import Failure
+from pyqemu_ifconf.shell import Command
 from pyqemu_ifctl import bridge_faults, host_faults, ovs_faults, policy_faults
 from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifctl.fault import Fault
@@ -19,13 +20,17 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "advice")
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault: `check` is its name in CHECKS, `command` a line for a shell that mends it."""
+    """One fault: `check` is its name in CHECKS, `command` a line for a shell that mends it.
+
+    Where no command does, `do` says what to do.
+    """
 
     check: str
     severity: Severity
     what: str
     why: str
-    command: str
+    command: Command | None
+    do: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ def find_all(scene: Scene) -> tuple[list[Finding], list[str]]:
             failed.append(f"{check.name}: {faults}")
             continue
         found += [
-            Finding(check.name, check.severity, fault.what, fault.why, fault.command)
+            Finding(check.name, check.severity, fault.what, fault.why, fault.command, fault.do)
             for fault in faults
         ]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)), failed

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 from collections.abc import Iterator
 
 from pyqemu_ifconf.failure import Failure
-from pyqemu_ifctl.fault import Fault, sh
-from pyqemu_ifctl.restart import as_its_user, nics_of, start_again, with_mac, with_words
+from pyqemu_ifconf.shell import Command, all_of, nft_command, quote, readable, sh
+from pyqemu_ifctl.fault import Fault
+from pyqemu_ifctl.macs import nics_of
 from pyqemu_ifctl.scene import DEFAULT_SCRIPTS, TUN, Chain, Qemu, Scene, script_of
 from pyqemu_ifup.nat import wants_forwarding
 
@@ -21,7 +23,7 @@ def find_netfilter(scene: Scene) -> Iterator[Fault]:
         if not dropping or not scene.bridges():
             continue
         where = dropping[0]
-        chain = f"{where.family} {where.table} {where.name}"
+        chain = f"{where.family} {readable(where.table)} {readable(where.name)}"
         why = "guests on one bridge have ARP and no IP: their packets are dropped in silence"
         if kind in scene.call_iptables:
             yield Fault(
@@ -32,7 +34,8 @@ def find_netfilter(scene: Scene) -> Iterator[Fault]:
             for name, bridge in scene.bridges().items():
                 if bridge.calls_iptables:
                     yield Fault(
-                        f"{name} sends its frames through iptables, where {chain} drops", why,
+                        f"{quote(name)} sends its frames through iptables, where {chain} drops",
+                        why,
                         sh("ip", "link", "set", "dev", name, "type", "bridge",
                            "nf_call_iptables", "0"),
                     )
@@ -52,21 +55,23 @@ def find_nat_filters(scene: Scene) -> Iterator[Fault]:
             if chain.family == "ip6" and network.nat.ipv6 is None:
                 continue
             yield Fault(
-                f"the chain {chain.family} {chain.table} {chain.name} drops what is forwarded for "
-                f"network {network.name}",
+                f"the chain {chain.family} {readable(chain.table)} {readable(chain.name)} drops "
+                f"what is forwarded for network {quote(network.name)}",
                 "its guests reach each other and this host, and nobody beyond it",
-                " && ".join(_accept(chain, way, network.bridge) for way in ways),
+                all_of(*(_accept(chain, way, network.bridge) for way in ways)),
             )
 
 
-def _accept(chain: Chain, way: str, bridge: str) -> str:
+def _accept(chain: Chain, way: str, bridge: str) -> Command:
     """Return the command that has a chain accept what comes from a bridge, or goes to it."""
     if chain.legacy:
         tool = "iptables-legacy" if chain.family == "ip" else "ip6tables-legacy"
         return sh(tool, "-I", chain.name, "-i" if way == "iifname" else "-o", bridge,
                   "-j", "ACCEPT")
-    return sh("nft", "insert", "rule", chain.family, chain.table, chain.name, way, bridge,
-              "accept")
+    return nft_command(
+        "insert rule {family} {table} {chain} {way} {link} accept", family=chain.family,
+        table=chain.table, chain=chain.name, way=way, link=f'"{bridge}"',
+    )
 
 
 def find_bridge_filters(scene: Scene) -> Iterator[Fault]:
@@ -76,13 +81,17 @@ def find_bridge_filters(scene: Scene) -> Iterator[Fault]:
             continue
         if not scene.bridges():
             continue
-        name = f"{each.table} {each.name}"
+        name = f"{readable(each.table)} {readable(each.name)}"
         if each.rule is None:
             how = "by its policy"
-            command = sh("nft", f"add chain bridge {name} {{ policy accept; }}")
+            command = nft_command("add chain bridge {table} {chain} {{ policy accept; }}",
+                                  table=each.table, chain=each.name)
         else:
             how = "by a rule without a condition"
-            command = sh("nft", f"delete rule bridge {name} handle {each.rule}")
+            command = nft_command(
+                f"delete rule bridge {{table}} {{chain}} handle {each.rule:d}",
+                table=each.table, chain=each.name,
+            )
         yield Fault(
             f"the nftables chain bridge {name} ({each.hook}) drops frames {how}",
             "what no rule of its accepts, no guest on a Linux bridge sends or gets", command,
@@ -92,10 +101,13 @@ def find_bridge_filters(scene: Scene) -> Iterator[Fault]:
 def find_no_tun(scene: Scene) -> Iterator[Fault]:
     """No /dev/net/tun."""
     if scene.tun_mode is None:
-        command = f"mkdir -p {os.path.dirname(TUN)} && mknod -m 0666 {TUN} c 10 200"
+        command = all_of(
+            sh("mkdir", "-p", os.path.dirname(TUN)),
+            sh("mknod", "-m", "0666", TUN, "c", "10", "200"),
+        )
         yield Fault(
             "there is no /dev/net/tun", "no QEMU can open a tap",
-            command if scene.tun_known else "modprobe tun",
+            command if scene.tun_known else sh("modprobe", "tun"),
         )
 
 
@@ -124,9 +136,9 @@ def find_stock_scripts(scene: Scene) -> Iterator[Fault]:
                 continue
             if not is_ours(qemu.scripts.get(script), "pyqemu-ifup"):
                 yield Fault(
-                    f"{qemu.name} has a tap without script=, and {script} is not ours",
+                    f"{qemu.name} has a tap without script=, and {readable(script)} is not ours",
                     "the distribution's script knows no policy: it guesses a bridge, or none",
-                    "pyqemu-takeover",
+                    sh("pyqemu-takeover"),
                 )
                 break
 
@@ -140,34 +152,50 @@ def find_no_downscripts(scene: Scene) -> Iterator[Fault]:
             if script is None or ours is None or not is_ours(ours, "pyqemu-ifup"):
                 continue
             down = script_of(option, "downscript")
-            program = os.path.join(os.path.dirname(ours), "pyqemu-ifdown")
             if down is None or is_ours(qemu.scripts.get(down), "pyqemu-ifdown"):
                 continue
             missing = qemu.scripts.get(down) is None
-            command = as_its_user(qemu, sh("ln", "-s", program, down))
+            what = f"the downscript{_path(qemu, down)} of {qemu.name} is "
+            what += "missing" if missing else "not ours"
+            why = "when it ends, nobody takes its tap away: a port of Open vSwitch stays until gc"
             if down == DEFAULT_SCRIPTS["downscript"]:
-                command = "pyqemu-takeover"
-            elif not missing:
-                words = with_words(qemu, option, {"downscript": program})
-                command = start_again(qemu, words, scene.links)
-            yield Fault(
-                f"the downscript {down} of {qemu.name} is "
-                + ("missing" if missing else "not ours"),
-                "when it ends, nobody takes its tap away: a port of Open vSwitch stays until gc",
-                command,
-            )
+                yield Fault(what, why, sh("pyqemu-takeover"))
+            else:
+                yield Fault(
+                    what, why, None,
+                    f"when {_process(qemu)} starts the next time, let its downscript= be the "
+                    "pyqemu-ifdown beside the pyqemu-ifup that is its script=",
+                )
+
+
+def _path(qemu: Qemu, script: str) -> str:
+    """Return a script's path for a sentence, empty where another user has chosen it.
+
+    NOTE: what comes from another user's command line is nothing that root should have in hand.
+    """
+    own = qemu.uid == os.geteuid() or script in DEFAULT_SCRIPTS.values()
+    return f" {readable(script)}" if own else ""
+
+
+def _process(qemu: Qemu) -> str:
+    """Return which process a QEMU is, and whose."""
+    if qemu.uid is None:
+        return f"process {qemu.guest.pid}"
+    try:
+        login = pwd.getpwuid(qemu.uid).pw_name
+    except KeyError:
+        login = str(qemu.uid)
+    return f"process {qemu.guest.pid} of user {readable(login)}"
 
 
 def find_unconfined(scene: Scene) -> Iterator[Fault]:
     """A QEMU whose system calls are not filtered."""
     for qemu in scene.qemus:
         if qemu.confined is False:
-            words = [*qemu.argv, "-sandbox", "on"]
             yield Fault(
                 f"{qemu.name} runs without -sandbox" + (", as root" if qemu.uid == 0 else ""),
-                "a guest that breaks out of it may use all of the kernel, and gain privilege; "
-                "it is to be started so the next time",
-                start_again(qemu, words, scene.links),
+                "a guest that breaks out of it may use all of the kernel, and gain privilege",
+                None, f"when {_process(qemu)} starts the next time, add: -sandbox on",
             )
 
 
@@ -187,9 +215,8 @@ def find_twins(scene: Scene) -> Iterator[Fault]:
                 mac = _fresh(scene, qemu, nic.mac)
                 yield Fault(
                     f"{qemu.name} has the MAC {nic.mac}, and so has {others[0].name}",
-                    "the switch sends the frames of both to whichever has sent last; end it, and "
-                    "start it so",
-                    start_again(qemu, with_mac(qemu, nic, mac), scene.links),
+                    "the switch sends the frames of both to whichever has sent last",
+                    None, f"end {_process(qemu)}, and start it with another MAC: mac={mac}",
                 )
             seen.setdefault(nic.mac, []).append((qemu, place))
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifctl.answer import shown
-from pyqemu_ifctl.fault import Fault, each_bridge, sh, vsctl, wanted_kind
+from pyqemu_ifconf.shell import Command, ifctl, quote, readable, sh, vsctl
+from pyqemu_ifctl.fault import Fault, each_bridge, wanted_kind
 from pyqemu_ifctl.scene import Scene
 from pyqemu_ifdown.gc import judge
 from pyqemu_ifup.look import OvsPort, OvsSwitch
@@ -31,8 +31,9 @@ def find_ovs_down(scene: Scene) -> Iterator[Fault]:
             )
     for address in sorted(scene.absent):
         yield Fault(
-            f"Open vSwitch does not run: there is no {address}",
-            f"each start of a QEMU with a tap on network {needed[address].name} fails (status 69)",
+            f"Open vSwitch does not run: there is no {quote(address)}",
+            f"each start of a QEMU with a tap on network {quote(needed[address].name)} fails "
+            "(status 69)",
             start_ovs(scene),
         )
 
@@ -43,15 +44,15 @@ def find_vswitchd_down(scene: Scene) -> Iterator[Fault]:
     for address, switch in scene.switches.items():
         state, pid = scene.daemons.get(address, ("running", 0))
         if state == "gone":
-            yield Fault(f"ovs-vswitchd does not run ({address})", why, start_ovs(scene))
+            yield Fault(f"ovs-vswitchd does not run ({quote(address)})", why, start_ovs(scene))
         elif state == "stopped":
             yield Fault(
-                f"ovs-vswitchd is stopped, process {pid} ({address})", why,
+                f"ovs-vswitchd is stopped, process {pid} ({quote(address)})", why,
                 sh("kill", "-CONT", str(pid)),
             )
         elif switch.behind:
             yield Fault(
-                f"ovs-vswitchd has not taken in what is configured ({address})", why,
+                f"ovs-vswitchd has not taken in what is configured ({quote(address)})", why,
                 start_ovs(scene, "restart"),
             )
 
@@ -59,7 +60,7 @@ def find_vswitchd_down(scene: Scene) -> Iterator[Fault]:
 OVS_CTL = "/usr/share/openvswitch/scripts/ovs-ctl"
 
 
-def start_ovs(scene: Scene, verb: Literal["start", "restart"] = "start") -> str:
+def start_ovs(scene: Scene, verb: Literal["start", "restart"] = "start") -> Command:
     """Return the command that starts Open vSwitch on this host: its service, or its own script."""
     if scene.ovs_service is None:
         return sh(OVS_CTL, "--system-id=random", verb)
@@ -72,7 +73,7 @@ def find_old_ovs(scene: Scene) -> Iterator[Fault]:
         version = _version(switch)
         if version is not None and version < OLDEST_OVS:
             yield Fault(
-                f"Open vSwitch is {switch.version} ({address})",
+                f"Open vSwitch is {readable(switch.version or '')} ({quote(address)})",
                 "before 2.10 it keeps the ports of guests over a reboot of the host",
                 scene.install_ovs,
             )
@@ -89,10 +90,11 @@ def find_ovs_errors(scene: Scene) -> Iterator[Fault]:
     for port in scene.ports:
         if port.error is not None and port.name not in stale and _concerns(scene, port):
             yield Fault(
-                f"Open vSwitch cannot use the port {port.name} of {port.bridge}: "
-                f"{shown(port.error)}",
+                f"Open vSwitch cannot use the port {quote(port.name)} of "
+                f"{readable(port.bridge or '')}: "
+                f"{readable(port.error)}",
                 "it passes no frames",
-                vsctl(port.ovsdb, "del-port", *([port.bridge] if port.bridge else []), port.name),
+                vsctl(port.ovsdb, ("del-port", *([port.bridge] if port.bridge else []), port.name)),
             )
 
 
@@ -100,9 +102,10 @@ def find_stale_ports(scene: Scene) -> Iterator[Fault]:
     """A port of ours whose tap is gone."""
     for port in _stale(scene):
         yield Fault(
-            f"the port {port.name} of {port.bridge} is left of a guest that is gone",
+            f"the port {quote(port.name)} of {readable(port.bridge or '')} is left of a guest "
+            "that is gone",
             "a tap that gets this name is given the VLAN of the old one",
-            sh("pyqemu-ifctl", "gc", port.name),
+            ifctl("gc", port.name),
         )
 
 
@@ -125,7 +128,8 @@ def find_trunks(scene: Scene) -> Iterator[Fault]:
         if is_guest_s and _concerns(scene, port) and port.vlan_mode in (None, "trunk"):
             if port.tag is None and not port.trunks:
                 yield Fault(
-                    f"the tap {port.name} carries every VLAN of {port.bridge}",
+                    f"the tap {quote(port.name)} carries every VLAN of "
+                    f"{readable(port.bridge or '')}",
                     "its guest chooses the VLAN that it sends to: this is Open vSwitch's default",
-                    vsctl(port.ovsdb, "set", "Port", port.name, "vlan_mode=access"),
+                    vsctl(port.ovsdb, ("set", "Port", port.name, "vlan_mode=access")),
                 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 
 from pyqemu_ifconf.failure import Failure, PolicyInvalid, Status
@@ -11,7 +10,8 @@ from pyqemu_ifconf.globs import covers, least_length
 from pyqemu_ifconf.index import fold
 from pyqemu_ifconf.names import NAME_MAX
 from pyqemu_ifconf.policy import Rule
-from pyqemu_ifctl.fault import Fault, edit
+from pyqemu_ifconf.shell import all_of, edit, file, output, quote, readable, sh
+from pyqemu_ifctl.fault import Fault
 from pyqemu_ifctl.scene import Scene, is_closed
 
 
@@ -28,18 +28,18 @@ def find_policy(scene: Scene) -> Iterator[Fault]:
         return
     command = edit(failure.what)
     if failure.status == Status.NO_POLICY:
-        command = f"mkdir -p {shlex.quote(os.path.dirname(failure.what) or '.')} && {command}"
+        command = all_of(sh("mkdir", "-p", file(os.path.dirname(failure.what) or ".")), command)
     if failure.status == Status.UNSAFE:
-        path = shlex.quote(failure.what)
+        path = file(failure.what)
         if failure.remedy.startswith("run chmod"):
-            command = f"chmod go-w {path}"
+            command = sh("chmod", "go-w", path)
         elif failure.remedy.startswith("run chown"):
-            command = f"chown root {path}"
+            command = sh("chown", "root", path)
         elif "symbolic link" in failure.why:
-            command = f'cp --remove-destination "$(readlink -f {path})" {path}'
+            command = sh("cp", "--remove-destination", output(sh("readlink", "-f", path)), path)
         elif "hard links" in failure.why:
-            command = f"cp -p {path} {path}.new && mv {path}.new {path}"
-    yield Fault(f"the policy cannot be read: {failure.what}: {failure.why}", why, command)
+            command = all_of(sh("cp", "-p", path, f"{path}.new"), sh("mv", f"{path}.new", path))
+    yield Fault(f"the policy cannot be read: {readable(failure.what)}: {failure.why}", why, command)
 
 
 def find_unreachable_rules(scene: Scene) -> Iterator[Fault]:
@@ -81,7 +81,7 @@ def find_long_globs(scene: Scene) -> Iterator[Fault]:
         for glob in rule.match.get("tap", ()):
             if least_length(glob) > NAME_MAX:
                 yield Fault(
-                    f"tap {glob} at {rule.place} matches no tap: it asks for at least "
+                    f"tap {quote(glob)} at {rule.place} matches no tap: it asks for at least "
                     f"{least_length(glob)} characters",
                     f"an interface's name has {NAME_MAX} bytes at most; QEMU cuts a longer ifname=",
                     edit(rule.place.file, rule.place.line),

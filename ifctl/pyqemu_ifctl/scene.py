@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Policy
-from pyqemu_ifctl.answer import count, shown
+from pyqemu_ifconf.shell import Command, readable, sh
+from pyqemu_ifctl.answer import count
 from pyqemu_ifctl.bounded import attempt, within
 from pyqemu_ifctl.databases import addresses, open_each, read_policy
 from pyqemu_ifctl.guests import Guest, find_guests, same_root
@@ -70,7 +71,7 @@ class Qemu:
         """The guest's name, for a message, with its process."""
         if self.guest.vm is None:
             return f"QEMU {self.guest.pid}"
-        return f"{shown(self.guest.vm)} (QEMU {self.guest.pid})"
+        return f"{readable(self.guest.vm)} (QEMU {self.guest.pid})"
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Scene:
     tun_known: bool
     qemus: tuple[Qemu, ...]
     ovs_service: str | None
-    install_ovs: str
+    install_ovs: Command
     unseen: tuple[str, ...]
     unread: tuple[str, ...] = ()
 
@@ -199,8 +200,8 @@ def look(
         qemus=tuple(qemus),
         ovs_service=_ovs_service(),
         install_ovs=(
-            "dnf install openvswitch" if shutil.which("dnf", path=SAFE_PATH)
-            else "apt-get install openvswitch-switch"
+            sh("dnf", "install", "openvswitch") if shutil.which("dnf", path=SAFE_PATH)
+            else sh("apt-get", "install", "openvswitch-switch")
         ),
         unseen=tuple(unseen), unread=tuple(unread),
     )

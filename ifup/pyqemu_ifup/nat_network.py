@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Nat, Policy, Port
-from pyqemu_ifconf.shell import after, nft_command, quote, readable, sh, write
+from pyqemu_ifconf.shell import all_of, nft_command, quote, readable, sh, write
 from pyqemu_ifup import bolt, dnsmasq, nft
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import RUN, Lock, cannot_use, lock_file, make_folder, open_lock
@@ -483,13 +483,13 @@ def _telling_of_firewalls(held: Held, nat: Nat, watch: Watch) -> Work[None]:
     for family, table, name in (yield from nft.dropping_chains(watch)):
         if (family, name) in (("ip", "FORWARD"), ("ip6", "FORWARD")):
             tool = "iptables" if family == "ip" else "ip6tables"
-            mend = after(
+            mend = all_of(
                 sh(tool, "-I", "FORWARD", "-i", held.bridge, "-j", "ACCEPT"),
                 sh(tool, "-I", "FORWARD", "-o", held.bridge, "-j", "ACCEPT"),
             )
         else:
             rule = "insert rule {family} {table} {chain} {way} {link} accept"
-            mend = after(*(
+            mend = all_of(*(
                 nft_command(rule, family=family, table=table, chain=name, way=way,
                             link=f'"{held.bridge}"')
                 for way in ("iifname", "oifname")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Kind, Port, Vlan
-from pyqemu_ifconf.shell import Command, both, ovs_value, quote, readable, sh, vsctl, write
+from pyqemu_ifconf.shell import Command, all_of, ovs_value, quote, readable, sh, vsctl, write
 from pyqemu_ifup.look import (
     Link,
     OvsPort,
@@ -847,7 +847,7 @@ def check_bridge_mtu(port: Port, kind: Kind, before: Seen, now: Seen) -> None:
     was = before.bridge.mtu
     # NOTE: the kernel takes a link's own MTU for no change, and pins nothing (dev_set_mtu_ext).
     pin = (
-        both(*(sh("ip", "link", "set", "dev", port.bridge, "mtu", str(mtu))
+        all_of(*(sh("ip", "link", "set", "dev", port.bridge, "mtu", str(mtu))
                for mtu in (was - 1, was)))
         if kind == "linux"
         else vsctl("", ("set", "interface", port.bridge, f"mtu_request={was}"))

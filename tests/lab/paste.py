@@ -48,6 +48,12 @@ def words_of(line: str, folder: Path, shell: Sequence[str] = SHELLS[0]) -> list[
     seen.write_bytes(b"")
     begin = "set -o history -o histexpand\n: id\n" if shell[0] == "bash" else ""
     begin += "echo() { printf '%s\\0' \"$#\" echo \"$@\" >>\"$SEEN\"; }\n"
+    if "--posix" not in shell and shell[0] == "bash":
+        # NOTE: no fork for each; other shells have no functions of such names.
+        begin += "".join(
+            f"{name}() {{ printf '%s\\0' \"$#\" {name} \"$@\" >>\"$SEEN\"; }}\n"
+            for name in PROGRAMS
+        )
     typed = line.replace(" > ", " '>' ")
     done = subprocess.run(
         ["/usr/bin/env", "-i", f"PATH={programs}", f"SEEN={seen}", "HISTFILE=",
