@@ -143,7 +143,7 @@ def test_a_network_s_dnsmasq_is_a_unit_of_its_own(place: Path, netns: Namespace)
     require("dnsmasq", "nft")
     unit = f"pyqemu-ifup-dnsmasq@lab@{netns.inode}.service"
     with Systemd(netns, place, NAT) as systemd:
-        systemd.ctl("start", SOCKET)
+        systemd.ctl("start", SERVICE)
         netns.tap("t0")
         done = systemd.hook("pyqemu-ifup", "t0", qemu=("-name", "web1"))
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -217,13 +217,44 @@ HELPER = """
 import fcntl, socket, subprocess, sys
 ours, theirs = socket.socketpair()
 code = "import sys; sys.path[:0] = {roots!r}; from pyqemu_ifd.bridge_helper import main; main()"
-words = [sys.executable, "-I", "-c", code, "--br=tenants", f"--fd={{theirs.fileno()}}"]
+words = [sys.executable, "-I", "-c", code, "--br={network}", f"--fd={{theirs.fileno()}}"]
 subprocess.run(words, pass_fds=[theirs.fileno()], check=True)
 theirs.close()
 _, [tap], _, _ = socket.recv_fds(ours, 16, 1)
 print(fcntl.ioctl(tap, 0x800454D2, bytes(40))[:16].rstrip(bytes(1)).decode(), flush=True)
 sys.stdin.read()
 """
+
+
+def helped(systemd: Systemd, network: str) -> subprocess.Popen[str]:
+    """Start what the helper makes a tap on the network for; it is OTHER's, and tells the name."""
+    return subprocess.Popen(
+        systemd.argv(
+            "setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups",
+            "--inh-caps=-all", "--bounding-set=-all", systemd.python, "-I", "-c",
+            HELPER.format(roots=systemd.path, network=network),
+        ),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_a_network_that_a_user_comes_to_first(place: Path, netns: Namespace) -> None:
+    """The users' agent makes it, and root's takes it away."""
+    require("dnsmasq", "nft")
+    with Systemd(netns, place, NAT.replace("labbr0,", f"labbr0, users: ['{OTHER}'],")) as systemd:
+        systemd.ctl("start", SERVICE, USERS_SERVICE)
+        with helped(systemd, "lab") as guest:
+            assert guest.stdout is not None
+            assert guest.stdout.readline() == "tap0\n"
+            assert netns.link("tap0")["master"] == "labbr0"
+            (server,) = servers(netns)
+            assert "/pyqemu-ifup-dnsmasq@lab@" in Path(f"/proc/{server}/cgroup").read_text()
+            guest.communicate()
+        assert guest.returncode == 0
+        end = time.monotonic() + 20
+        while servers(netns) or "labbr0" in netns.links():
+            assert time.monotonic() < end
+            time.sleep(0.05)
 
 
 def test_open_vswitch_of_another_user_and_a_tap_for_one(
@@ -239,14 +270,7 @@ def test_open_vswitch_of_another_user_and_a_tap_for_one(
         assert systemd.hook("pyqemu-ifdown", "t0").returncode == 0
         assert ovs_of_another.find("Port", "t0") is None
         own = ovs_of_another.vsctl("get", "Bridge", "br-int", "ports").stdout.strip()
-        with subprocess.Popen(
-            systemd.argv(
-                "setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups",
-                "--inh-caps=-all", "--bounding-set=-all", systemd.python, "-I", "-c",
-                HELPER.format(roots=systemd.path),
-            ),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        ) as guest:
+        with helped(systemd, "tenants") as guest:
             assert guest.stdout is not None
             assert guest.stdout.readline() == "tap0\n"
             port = ovs_of_another.find("Port", "tap0")
