@@ -247,6 +247,16 @@ def of_a_nat_network(clinic: Clinic) -> Faulty:
     nft(clinic, "delete table ip6 filter")
 
 
+def flushed(clinic: Clinic) -> Faulty:
+    clinic.policy(NAT + ALL)
+    clinic.netns.tap("web0")
+    assert clinic.hooks.up("web0").returncode == 0
+    yield
+    nft(clinic, "flush ruleset")
+    yield
+    assert clinic.hooks.down("web0").returncode == 0
+
+
 # The host's device, in a mount namespace of its own.
 
 
@@ -430,6 +440,7 @@ ROWS = (
     Row("br-netfilter", forward_drop_6, "through ip6tables, where ip6 filter FORWARD drops"),
     Row("br-netfilter", of_one_bridge, "br0 sends its frames through iptables"),
     Row("nat-filter", of_a_nat_network, "ip filter FORWARD drops what is forwarded for network"),
+    Row("nat-table", flushed, "pyqemu-ifup-lan of network lan is gone"),
     Row("tun-missing", no_tun, "there is no /dev/net/tun"),
     Row("tun-closed", closed_tun, "(mode 0660)"),
 )

@@ -74,6 +74,7 @@ CHECKS: tuple[Check, ...] = (
     Check("bridge-mtu", "warning", bridge_faults.find_small_bridges),
     Check("bridge-filter", "warning", host_faults.find_bridge_filters),
     Check("br-netfilter", "error", host_faults.find_netfilter),
+    Check("nat-table", "error", host_faults.find_nat_tables),
     Check("nat-filter", "warning", host_faults.find_nat_filters),
     Check("vlan-filtering", "error", bridge_faults.find_no_filtering),
     Check("uplink-down", "warning", bridge_faults.find_uplinks_down),

@@ -105,7 +105,7 @@ def _tables(
             failures.append(failure)
             continue
         if fault:
-            yield network, fault
+            yield network, f"it was {fault}"
 
 
 def _mute(leftover: Leftover) -> Failure:

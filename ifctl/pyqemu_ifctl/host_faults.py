@@ -12,7 +12,7 @@ from pyqemu_ifconf.shell import Command, all_of, nft_command, quote, readable, s
 from pyqemu_ifctl.fault import Fault
 from pyqemu_ifctl.macs import nics_of
 from pyqemu_ifctl.scene import DEFAULT_SCRIPTS, TUN, Chain, Qemu, Scene, script_of
-from pyqemu_ifup.nat import wants_forwarding
+from pyqemu_ifup.nat import table_name, wants_forwarding
 
 
 def find_netfilter(scene: Scene) -> Iterator[Fault]:
@@ -59,6 +59,17 @@ def find_nat_filters(scene: Scene) -> Iterator[Fault]:
                 f"what is forwarded for network {quote(network.name)}",
                 "its guests reach each other and this host, and nobody beyond it",
                 all_of(*(_accept(chain, way, network.bridge) for way in ways)),
+            )
+
+
+def find_nat_tables(scene: Scene) -> Iterator[Fault]:
+    """A network with NAT whose nft table is gone, or is not as it was loaded."""
+    for network, fault in scene.tables.items():
+        if fault:
+            yield Fault(
+                f"the nft table inet {table_name(network)} of network {network} is {fault}",
+                "nothing keeps its guests from other networks, or others from its guests, and what "
+                "they send may leave with their own addresses", sh("pyqemu-ifctl", "gc"),
             )
 
 

@@ -30,7 +30,7 @@ from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host, filters, is_there
 from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, is_local
 from pyqemu_ifup.manners import SAFE_PATH, Watch
-from pyqemu_ifup.nat import TABLE
+from pyqemu_ifup.nat import TABLE, Table
 from pyqemu_ifup.stamp import Here, find_here
 
 TUN = "/dev/net/tun"
@@ -101,10 +101,11 @@ class Scene:
     `failed` those that did not, `absent` those of the policy that are not there at all; `daemons`
     tells of the ovs-vswitchd of each, as far as it is known. `call_iptables` are the kinds of
     tables that bridged frames go through ("iptables", "ip6tables"). `chains` are those that drop.
-    `tun_mode` is None where there is no /dev/net/tun, `tun_known` whether the kernel has its
-    driver. `ovs_service` is the unit of Open vSwitch, None without systemd, and `install_ovs` the
-    command that installs its package. `unseen` is what may not be looked at, `unread` are the
-    processes that do not let themselves be.
+    `tables` tells of each network with NAT that taps are on what has become of its nft table, ""
+    for nothing. `tun_mode` is None where there is no /dev/net/tun, `tun_known` whether the kernel
+    has its driver. `ovs_service` is the unit of Open vSwitch, None without systemd, and
+    `install_ovs` the command that installs its package. `unseen` is what may not be looked at,
+    `unread` are the processes that do not let themselves be.
     """
 
     policy: Policy | Failure
@@ -119,6 +120,7 @@ class Scene:
     daemons: Mapping[str, tuple[Daemon, int]]
     call_iptables: frozenset[str]
     chains: tuple[Chain, ...]
+    tables: Mapping[str, str]
     tun_mode: int | None
     tun_known: bool
     qemus: tuple[Qemu, ...]
@@ -160,6 +162,7 @@ def look(
         vids = {
             link.index: host.kernel.vids(link.index) for link in links if link.master in aware
         }
+        tables = _look_at_tables(host, policy, links, unseen)
     networks = policy.networks.values() if isinstance(policy, Policy) else ()
     wanted = {each.ovsdb for each in networks if each.kind == "openvswitch"}
     unseen += [str(each) for each in failed.values() if each.status == Status.DENIED]
@@ -196,6 +199,7 @@ def look(
             each for each in wanted - switches.keys() - failed.keys() if not is_there(each)
         ),
         daemons=_find_daemons(switches.values()), call_iptables=call_iptables, chains=chains,
+        tables=tables,
         tun_mode=_tun_mode(), tun_known=_knows_tun(),
         qemus=tuple(qemus),
         ovs_service=_ovs_service(),
@@ -205,6 +209,22 @@ def look(
         ),
         unseen=tuple(unseen), unread=tuple(unread),
     )
+
+
+def _look_at_tables(
+    host: Host, policy: Policy | Failure, links: tuple[Link, ...], unseen: list[str]
+) -> dict[str, str]:
+    if isinstance(policy, Failure) or not any(each.nat for each in policy.networks.values()):
+        return {}
+    from pyqemu_ifup.nat_network import read_tables
+
+    found = {}
+    for network, table in host.finish(read_tables(host, policy, links)).items():
+        if isinstance(table, Failure):
+            unseen.append(f"the nft table of network {network}: {table}")
+        else:
+            found[network] = Table.fault(table)
+    return found
 
 
 def _ovs_service() -> str | None:

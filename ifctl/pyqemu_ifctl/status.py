@@ -140,10 +140,40 @@ def find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
     remarks = [str(failure) for failure in failed.values()]
     if isinstance(policy, Failure):
         remarks.insert(0, f"what is wanted is not known: {policy}")
+    found = _with_tables(host, policy, system, found, remarks)
     remarks += remark(host.watch.remaining())
     if tap is not None:
         found = [row for row in found if row.tap == tap]
     return View(found, system, tuple(remarks), tuple(failed.values()))
+
+
+def _with_tables(
+    host: Host, policy: Policy | Failure, system: System, found: list[Row], remarks: list[str]
+) -> list[Row]:
+    """Return the rows, those of taps on a network with `nat:` with what its table differs in."""
+    if isinstance(policy, Failure) or not any(each.nat for each in policy.networks.values()):
+        return found
+    from pyqemu_ifup.nat import Table, wanted_table
+    from pyqemu_ifup.nat_network import read_tables
+
+    faults = {}
+    for name, table in host.finish(read_tables(host, policy, system.links)).items():
+        network = policy.networks[name]
+        assert network.nat is not None
+        if isinstance(table, Failure):
+            remarks.append(f"the nft table of network {name}: {table}")
+            continue
+        fault = Table.fault(table)
+        if not fault and table != wanted_table(name, network.bridge, network.nat):
+            fault = "not as the policy says"
+        if fault:
+            faults[name] = Difference("nat", "as the policy says", f"its nft table is {fault}")
+    return [
+        replace(row, state="differs", differences=(*row.differences, faults[row.network]))
+        if row.network in faults and row.state in ("ok", "differs") and row.differences is not None
+        else row
+        for row in found
+    ]
 
 
 def as_shown(found: list[Row], tap: str | None, *, as_json: bool) -> str:

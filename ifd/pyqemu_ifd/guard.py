@@ -76,7 +76,7 @@ class Guard:
         return [name for name in found if name in networks]
 
     def loaded(self, network: str, fault: str) -> None:
-        """Take in that a network's table was loaded again, and say so, until that is too often."""
+        """Take in that a table was loaded again since it was `fault`; say so, but not too often."""
         now = time.monotonic()
         loads = self._loads.get(network)
         if loads is None or now > loads.last + loads.pause + PEACE:
@@ -96,5 +96,6 @@ class Guard:
                 return
         log(
             syslog.LOG_NOTICE,
-            f"network {network}: the nft table inet {table_name(network)} is loaded again: {fault}",
+            f"network {network}: the nft table inet {table_name(network)} is loaded again: it was "
+            f"{fault}",
         )

@@ -105,10 +105,10 @@ class Table:
 
     @staticmethod
     def fault(table: Table | None) -> str:
-        """Return in words why a table is not as it was loaded, "" where it is."""
+        """Return in words what has become of a table, "" where it is as it was loaded."""
         if table is None:
-            return "it was gone"
-        return "" if table.whole else "somebody else had changed it"
+            return "gone"
+        return "" if table.whole else "changed by somebody else"
 
 
 def _sum(chains: Iterable[Chain]) -> str:

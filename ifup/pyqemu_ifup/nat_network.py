@@ -381,6 +381,19 @@ def guarding(
         held.close()
 
 
+def read_tables(
+    host: Host, policy: Policy, links: Iterable[Link]
+) -> Work[dict[str, Table | Failure | None]]:
+    """Return the tables of the networks that taps are on, a Failure in place of each unread."""
+    found: dict[str, Table | Failure | None] = {}
+    for network in guarded(policy, links):
+        try:
+            found[network] = yield from nft.read_table(network, host.watch)
+        except Failure as failure:
+            found[network] = failure
+    return found
+
+
 def guarded(policy: Policy, links: Iterable[Link]) -> dict[str, Nat]:
     """Return the networks of the policy that taps are on, and what is wanted of each."""
     found = {link.index: network_of(link.alias) for link in links if link.kind == "bridge"}

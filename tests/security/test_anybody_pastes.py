@@ -71,7 +71,7 @@ def a_policy(bridge: str) -> Policy:
 
 def a_scene(bridge: str, **changes: Any) -> Scene:
     scene = Scene(
-        a_policy(bridge), HERE, (), {}, {}, {}, (), {}, frozenset(), {}, frozenset(), (), 0o666,
+        a_policy(bridge), HERE, (), {}, {}, {}, (), {}, frozenset(), {}, frozenset(), (), {}, 0o666,
         True, (), None, sh("apt-get", "install", "x"), (),
     )
     return replace(scene, **changes)

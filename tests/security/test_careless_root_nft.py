@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -17,10 +18,14 @@ from lab.nat_site import (
     GATEWAY,
     GUEST,
     LINGER,
+    OUTSIDE,
+    SUBNET,
     TABLE,
     Listener,
     NatSite,
     drain,
+    is_source,
+    seen,
 )
 from lab.netns import Namespace
 from lab.taps import Tap
@@ -96,6 +101,71 @@ def test_gc_loads_a_table_again(netns: Namespace, site: NatSite) -> None:
         assert "loaded the nft table of network lab again: " in done.stdout, (undoing, done)
         assert site.table() == wanted
     assert site.hooks.ctl("gc").stdout == "nothing to remove\n"
+    site.close()
+
+
+@pytest.mark.alone("the agent does it")
+def test_what_has_begun_without_the_table_does_not_go_on_so(
+    netns: Namespace, site: NatSite
+) -> None:
+    """A guest's flow that left with its own address, and one that came in from outside."""
+    from scapy.layers.inet import IP, UDP
+
+    tap = site.up()
+    head: Any = IP(src=GUEST, dst=OUTSIDE)
+    out = NatSite.frame(head / UDP(sport=1000, dport=1001) / b"out it goes")
+    with site.outside.enter():
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with sender:
+        sender.bind((OUTSIDE, 2000))
+
+        def comes_in() -> bool:
+            sender.sendto(b"in it comes", (GUEST, 2001))
+            return tap.recv(LINGER, lambda frame: b"in it comes" in frame) is not None
+
+        assert not comes_in()
+        # NOTE: whoever tracks connections beside us has them remembered.
+        netns.run(["nft", "flush ruleset; add table inet other; add chain inet other first "
+                   "{ type filter hook forward priority 0; }; "
+                   "add rule inet other first ct state new accept"])  # fmt: skip
+        drain(site.uplink)
+        tap.send(out)
+        assert any(is_source(frame, (SUBNET,)) for frame in seen(site.uplink, b"out it goes"))
+        assert comes_in()
+        tap.send(NatSite.frame(head / UDP(sport=2001, dport=2000) / b"an answer"))
+        assert seen(site.uplink, b"an answer")
+        assert site.hooks.ctl("gc").returncode == 0
+        assert not comes_in()
+        drain(site.uplink)
+        tap.send(out)
+        assert not any(is_source(frame, (SUBNET,)) for frame in seen(site.uplink, b"out it goes"))
+    netns.run(["nft", "delete", "table", "inet", "other"])
+    site.close()
+
+
+@pytest.mark.alone("the agent does it")
+def test_status_doctor_and_apply_tell_of_a_table_that_is_not_as_it_was(
+    netns: Namespace, site: NatSite
+) -> None:
+    """By its rules: a rule before, or in the stead of, one of the same number too."""
+    site.up()
+    assert [row["state"] for row in site.hooks.ctl_json("status")["taps"]] == ["ok"]
+    listed = json.loads(netns.run(["nft", "-j", "list", "chain", "inet", TABLE, "left"]).stdout)
+    handle = listed["nftables"][-1]["rule"]["handle"]
+    netns.run(["nft", f"replace rule inet {TABLE} left handle {handle} accept"])
+    (row,) = site.hooks.ctl_json("status")["taps"]
+    assert (row["state"], row["differences"]) == ("differs", [{
+        "setting": "nat", "wanted": "as the policy says",
+        "is": "its nft table is changed by somebody else",
+    }])  # fmt: skip
+    found = site.hooks.ctl_json("doctor")["findings"]
+    assert [each["command"] for each in found if each["check"] == "nat-table"] == [
+        "pyqemu-ifctl gc"
+    ]  # fmt: skip
+    dry = site.hooks.ctl("apply", "--dry-run")
+    assert f"the nft table inet {TABLE} is not as the policy says" in dry.stdout, dry
+    assert site.hooks.ctl("apply", "web0").returncode == 0
+    assert [row["state"] for row in site.hooks.ctl_json("status")["taps"]] == ["ok"]
     site.close()
 
 
