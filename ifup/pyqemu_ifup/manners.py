@@ -43,6 +43,8 @@ LINE_MAX = 2000
 """Bytes of one line that is said or logged: less than a pipe's or a syslog's least."""
 PATIENCE = 0.2
 """Seconds that whoever reads stderr or syslog may take for a line; then it is lost."""
+RENEWAL = 0.01
+"""Seconds of the patience with syslog that come back each second."""
 LOG_SOCKET = "/dev/log"
 SAFE_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -302,9 +304,12 @@ def say(line: str) -> None:
 
 
 class _Log:
-    """Who writes to syslog."""
+    """Who writes to syslog, how long that may wait, as of when, and how many lines were lost."""
 
     program = "pyqemu-ifup"
+    patience = PATIENCE
+    since = 0.0
+    lost = 0
 
 
 def open_log(program: str) -> None:
@@ -313,21 +318,36 @@ def open_log(program: str) -> None:
 
 
 def log(priority: int, line: str) -> None:
-    """Write one line to syslog, facility daemon; where nobody takes it in time, it is lost."""
+    """Write one line to syslog, facility daemon; where nobody takes it in time, it is lost.
+
+    All lines together wait no longer than PATIENCE, which comes back slowly; how many were lost is
+    told with the first that is not.
+    """
     # NOTE: not by syslog(3), which waits for ever for a daemon that is there but does not read.
     import socket
 
-    level = syslog.LOG_DAEMON | priority
+    began = time.monotonic()
+    _Log.patience = min(PATIENCE, _Log.patience + (began - _Log.since) * RENEWAL)
+    lines = [(priority, line)]
+    if _Log.lost:
+        lines.insert(0, (syslog.LOG_WARNING, f"syslog did not take {_Log.lost} lines"))
     now = time.strftime("%b %e %H:%M:%S")
-    text = f"<{level}>{now} {_Log.program}[{os.getpid()}]: {printable(line)[:LINE_MAX]}"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.settimeout(PATIENCE)
+            sender.settimeout(_Log.patience)
             sender.connect(LOG_SOCKET)
-            sender.send(text.encode("ascii"))
+            for level, each in lines:
+                head = f"<{syslog.LOG_DAEMON | level}>{now} {_Log.program}[{os.getpid()}]: "
+                sender.send((head + printable(each)[:LINE_MAX]).encode("ascii"))
+        _Log.lost = 0
+    except (BlockingIOError, TimeoutError):
+        _Log.lost += 1
     except OSError:
-        # No syslog, or one that is too busy: there is nobody else to tell.
+        # No syslog: there is nobody else to tell.
         return
+    finally:
+        _Log.since = time.monotonic()
+        _Log.patience = max(0.0, _Log.patience - (_Log.since - began))
 
 
 def narrator(program: str, tap: str) -> Callable[[str], None]:
