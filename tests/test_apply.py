@@ -402,7 +402,7 @@ def test_denied_by_now(site: Site, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (77, "1 tap denied\n")
     assert done.stderr == (
         "pyqemu-ifctl: web0: denied by now, and left as it is, on br0: closed; cut it off: "
-        "ip link set dev web0 down; or end its QEMU, or mend the policy\n"
+        "pyqemu-ifctl apply --cut web0; or end its QEMU, or mend the policy\n"
     )
     assert diff(before, site.snapshot()) == []
     (told,) = hooks.ctl_json("apply")["taps"]

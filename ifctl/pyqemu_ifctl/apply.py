@@ -12,15 +12,15 @@ from functools import partial
 from typing import Literal
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import Caller, Policy, Port
+from pyqemu_ifconf.policy import Caller, Deny, Policy, Port
 from pyqemu_ifconf.shell import Command, ifctl, readable, sh
 from pyqemu_ifctl.answer import Answer, count, shown, to_json, wrap
 from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifctl.databases import addresses, open_each
 from pyqemu_ifctl.guests import guest_of, is_here, is_qemu
-from pyqemu_ifctl.status import natural, stamp_of
+from pyqemu_ifctl.status import natural, stamp_of, wanted
 from pyqemu_ifdown.detach import detaching_alone, leaving_networks
-from pyqemu_ifup.access import find_user, is_root_made
+from pyqemu_ifup.access import User, check_given, find_user, is_root_made, may_still
 from pyqemu_ifup.attach import success_line
 from pyqemu_ifup.caller import command_line, find_hook, find_hook_at_work
 from pyqemu_ifup.change import Change, Holder, changing, find_change
@@ -32,7 +32,7 @@ from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import GRACE, Watch, log, narrator
 from pyqemu_ifup.nat import making_commands
 from pyqemu_ifup.nat_network import differing, leaving_held, making
-from pyqemu_ifup.plan import Difference, Prove, commands
+from pyqemu_ifup.plan import Difference, Prove, SetDown, commands
 from pyqemu_ifup.stamp import Here, Stamp, find_here, is_alive
 from pyqemu_ifup.work import RETRY
 
@@ -41,7 +41,11 @@ TELL = 2.0
 """Seconds that a QEMU may take to tell its guest."""
 SETTLE = 2.0
 """Seconds that a script of the tap's QEMU is waited for."""
-Result = Literal["changed", "would change", "unchanged", "left", "denied", "failed"]
+Result = Literal[
+    "changed", "would change", "unchanged", "left", "denied", "cut", "would cut", "failed"
+]
+FINE: tuple[Result, ...] = ("left", "cut", "would cut")
+"""What a tap that did not get what the policy wants may have come to, and all is well."""
 SEVERITY = (
     Status.DENIED, Status.TRY_AGAIN, Status.UNAVAILABLE, Status.REFUSED, Status.POLICY_INVALID,
     Status.NO_POLICY, Status.UNSAFE,
@@ -100,18 +104,19 @@ def apply(
     *,
     dry_run: bool,
     as_json: bool,
+    cut: bool = False,
 ) -> Answer:
     """Put this host's policy in force on the taps of running guests, on `taps` alone where given.
 
-    One tap's failure does not keep the others from it. Raises Failure where the policy, or the
-    links, cannot be had.
+    `cut`: the link of one of ours that the policy denies by now is taken down. One tap's failure
+    does not keep the others from it. Raises Failure where the policy, or the links, cannot be had.
     """
     from pyqemu_ifconf.load import load_host_policy
 
     policy = load_host_policy(environ)
     with Host(None, watch, narrator("pyqemu-ifctl", "all taps")) as host:
-        outcomes, remarks = apply_policy(host, policy, taps, dry_run=dry_run)
-    failures = [each for each in outcomes if each.failure is not None and each.result != "left"]
+        outcomes, remarks = apply_policy(host, policy, taps, dry_run=dry_run, cut=cut)
+    failures = [each for each in outcomes if each.failure is not None and each.result not in FINE]
     remarks += [f"{readable(each.guest.tap)}: {each.failure}" for each in outcomes if each.failure]
     status = max(
         (each.failure.status for each in failures if each.failure is not None),
@@ -126,7 +131,12 @@ def apply(
 
 
 def apply_policy(
-    host: Host, policy: Policy, taps: Sequence[str] = (), *, dry_run: bool = False
+    host: Host,
+    policy: Policy,
+    taps: Sequence[str] = (),
+    *,
+    dry_run: bool = False,
+    cut: bool = False,
 ) -> tuple[list[Outcome], list[str]]:
     """Put `policy` in force on the taps of running guests, on `taps` alone where given.
 
@@ -146,7 +156,10 @@ def apply_policy(
         host.tell = narrator("pyqemu-ifctl", guest.tap)
         def put(guest: Guest = guest) -> Outcome | None:
             with _alone(host, guest, dry_run=dry_run) as alone:
-                return _apply_one(host, policy, alone, failed, named=bool(taps), dry_run=dry_run)
+                outcome = _apply_one(
+                    host, policy, alone, failed, named=bool(taps), dry_run=dry_run
+                )
+                return _cut(host, outcome, dry_run=dry_run) if cut and outcome else outcome
 
         outcome = attempt(put)
         if isinstance(outcome, Failure):
@@ -161,7 +174,10 @@ def apply_policy(
 
 
 def find_guests(host: Host, links: Iterable[Link], taps: Sequence[str]) -> list[Guest]:
-    """Return the taps of ours and those that a QEMU holds, or just `taps`, there or not."""
+    """Return the taps of ours and those that a QEMU holds, or just `taps`, there or not.
+
+    Ours are those with our mark, whoever holds them, in another network namespace say, or nobody.
+    """
     held = find_holders()
     here = find_here()
     by_name = {link.name: link for link in links}
@@ -178,7 +194,7 @@ def find_guests(host: Host, links: Iterable[Link], taps: Sequence[str]) -> list[
             stamp = link.stamp if link is not None else None
             guest = Guest(name, stamp, None, "", stamp is not None)
         found.append(guest)
-    return [guest for guest in found if taps or _is_running(guest)]
+    return [guest for guest in found if taps or guest.stamp is not None or _is_running(guest)]
 
 
 def _is_qemu(pid: int) -> bool:
@@ -283,9 +299,9 @@ def _apply_one(
     dry_run: bool,
 ) -> Outcome | None:
     """Do what is to be done about one tap; None where it is no affair of ours."""
-    if not named and not _is_running(guest):
-        return None  # Its QEMU has ended since.
     stamp = guest.stamp
+    if not named and stamp is None and not _is_running(guest):
+        return None  # Its QEMU has ended since.
     caller, port, outcome = Caller(guest.tap), None, None
     try:
         link = host.kernel.look_up(guest.tap)
@@ -296,7 +312,7 @@ def _apply_one(
             )
         if not named and stamp is None and (link.master is not None or link.alias):
             return None
-        if guest.pid is None and not (stamp is not None and is_alive(stamp)):
+        if guest.pid is None and stamp is None:
             raise Failure(
                 Status.REFUSED, "no process holds it", "nobody tells which guest it is for",
                 "start its QEMU, which calls pyqemu-ifup itself",
@@ -304,12 +320,19 @@ def _apply_one(
         uid = stamp.uid if stamp is not None else None
         pid = guest.pid if guest.pid is not None else guest.holder.pid
         try:
+            check_given(link)
             asked = find_asked(policy, pid, uid)
             user = find_user(asked) if asked is not None else None
-            caller, port = find_wanted(
-                policy, guest.tap, pid, uid, guest.network, user,
-                root_made=is_root_made(link, uid),
-            )
+            if _is_running(guest):
+                caller, port = find_wanted(
+                    policy, guest.tap, pid, uid, guest.network, user,
+                    root_made=is_root_made(link, uid),
+                )
+            else:
+                want = wanted(policy, guest.tap, stamp) if stamp is not None else None
+                if want is None:
+                    return Outcome(guest, "left", vm=_vm(guest, caller), failure=_untold())
+                port = _allowed(policy, want, user if uid is not None else None)
         except Failure as failure:
             if stamp is None and not named:
                 return None
@@ -364,6 +387,39 @@ def _was_let_go(host: Host, change: Change) -> bool:
     """
     before, now = change.before.tap, host.kernel.look_up(change.port.tap)
     return before is not None and before.carrier and (now is None or not now.carrier)
+
+
+def _allowed(policy: Policy, want: Port | Deny, user: User | None) -> Port:
+    """Return what the policy wants of a tap that nobody runs. Raises Failure (77)."""
+    if isinstance(want, Deny):
+        raise Failure(Status.DENIED, "denied", want.because)
+    if user is not None:
+        may_still(policy, want, user)
+    return want
+
+
+def _untold() -> Failure:
+    return Failure(
+        Status.DENIED, "left alone", "its process has ended, and a rule asks for what its mark "
+        "does not say", "end whoever holds it, or let a QEMU call pyqemu-ifup for it anew",
+    )
+
+
+def _cut(host: Host, outcome: Outcome, *, dry_run: bool) -> Outcome:
+    """Take down the link of a tap of ours that the policy denies by now. Raises Failure."""
+    guest, failure = outcome.guest, outcome.failure
+    link = host.kernel.look_up(guest.tap)
+    if outcome.result != "denied" or guest.stamp is None or failure is None or link is None:
+        return outcome
+    down = SetDown(link.name, link.index)
+    if dry_run:
+        steps = tuple(commands(down)) if link.up else ()
+        return replace(outcome, result="would cut", commands=steps)
+    if link.up:
+        host.finish(host.run(down, host.watch))
+        log(syslog.LOG_NOTICE, f"{readable(guest.tap)}: cut off: {failure.why or failure.what}")
+    why = Failure(Status.DENIED, "cut off, its link is down", f"{failure.what}: {failure.why}")
+    return replace(outcome, result="cut", failure=why)
 
 
 def _tell_guest(guest: Guest, change: Change) -> str | None:
@@ -457,9 +513,13 @@ def _denied(guest: Guest, failure: Failure) -> Failure:
         f"{failure.what} by now, and left as it is, on {place}" if failure.what == "denied"
         else f"{failure.what}; it is left as it is, on {place}",
         failure.why,
-        f"cut it off: {sh('ip', 'link', 'set', 'dev', guest.tap, 'down')}; or end its QEMU, or "
-        "mend the policy",
+        f"cut it off: {cut_command(guest.tap)}; or end its QEMU, or mend the policy",
     )
+
+
+def cut_command(tap: str) -> Command:
+    """Return the command that takes down the link of a tap that is denied."""
+    return sh("pyqemu-ifctl", "apply", "--cut", *(["--"] if tap[:1] == "-" else []), tap)
 
 
 def _left(guest: Guest, port: Port) -> Failure:
@@ -502,7 +562,8 @@ def as_text(outcomes: Sequence[Outcome]) -> str:
             lines += _diff(each)
     for result, words in (
         ("changed", "changed"), ("would change", "would be changed"),
-        ("failed", "not changed"), ("denied", "denied"), ("left", "left alone"),
+        ("failed", "not changed"), ("denied", "denied"), ("cut", "cut off"),
+        ("would cut", "would be cut off"), ("left", "left alone"),
         ("unchanged", "as the policy says"),
     ):
         number = sum(each.result == result for each in outcomes)

@@ -137,6 +137,9 @@ def build_parser() -> Parser:
     apply = verb("apply", "Put the policy in force on the taps of running guests.")
     apply.add_argument("taps", metavar="TAP", nargs="*", help="only these")
     apply.add_argument("--dry-run", action="store_true", help="tell what would be changed")
+    apply.add_argument(
+        "--cut", action="store_true", help="take down the links of taps that are denied by now"
+    )
     gc = verb("gc", "Remove what is ours and whose tap is gone.")
     gc.add_argument("tap", metavar="TAP", nargs="?", help="only what is left of this one")
     gc.add_argument("--dry-run", action="store_true", help="tell what would be removed")
@@ -213,7 +216,9 @@ def run(args: argparse.Namespace) -> Answer:
 
         taps = [check_tap_name(tap) for tap in args.taps]
         with watching(TIMEOUT, hook=False) as watch:
-            answer = apply(taps, os.environ, watch, dry_run=args.dry_run, as_json=args.json)
+            answer = apply(
+                taps, os.environ, watch, dry_run=args.dry_run, as_json=args.json, cut=args.cut
+            )
         return Answer(answer.out, answer.status, tuple(map(_line, answer.remarks)))
     given: str | None = getattr(args, "tap", None)
     tap = check_tap_name(given) if given is not None else None

@@ -35,6 +35,7 @@ class Lan:
     hooks: Hooks
     tun: str
     agent: Agent | None = None
+    """Root's, which does what nobody has asked for."""
 
     def allow(self, *users: str) -> None:
         """Put a policy in force that lets just these users have taps on the network."""
@@ -66,8 +67,8 @@ def lan(netns: Namespace) -> Iterator[Lan]:
         place = Lan(netns, hooks, tun_for_all(folder))
         place.allow("nobody", str(OTHER))
         policy = Path(hooks.policy)
-        with Agent(netns, policy, users=True) as agent, Agent(netns, policy):
-            hooks.agent, hooks.agent_pid, place.agent = agent.path, agent.pid, agent
+        with Agent(netns, policy, users=True) as agent, Agent(netns, policy) as root:
+            hooks.agent, hooks.agent_pid, place.agent = agent.path, agent.pid, root
             yield place
     netns.ip("link", "del", "br0")
 
@@ -227,3 +228,60 @@ def test_a_tap_that_root_gave_a_user_is_detached_and_stays(lan: Lan) -> None:
         assert again('open_it("own0")') is None
         assert not lan.reaches(again)
     lan.netns.ip("link", "del", "own0")
+
+
+def test_what_the_policy_denies_by_now_is_told_and_cut(lan: Lan) -> None:
+    """Whoever holds it, and wherever: from another network namespace it was no guest of apply's."""
+    with lan.holder(NOBODY) as user:
+        persistent(user)
+        assert user("__import__('ctypes').CDLL(None).unshare(0x50000000)") == 0
+        user("give()")
+        lan.allow(str(OTHER))
+        assert lan.reaches(user)
+        done = lan.hooks.ctl("apply")
+        assert (done.returncode, done.stdout) == (77, "1 tap denied\n")
+        assert done.stderr.startswith(
+            "pyqemu-ifctl: ten0: user nobody may not use network lan; it is left as it is, on br0: "
+        ), done.stderr
+        assert "cut it off: pyqemu-ifctl apply --cut ten0; " in done.stderr
+        done = lan.hooks.ctl("apply", "--dry-run", "--cut")
+        assert (done.returncode, done.stdout) == (0, "1 tap would be cut off\n")
+        (row,) = lan.hooks.ctl_json("apply", "--dry-run", "--cut")["taps"]
+        assert (row["result"], row["commands"]) == ("would cut", ["ip link set dev ten0 down"])
+        assert lan.reaches(user)
+        done = lan.hooks.ctl("apply", "--cut")
+        assert (done.returncode, done.stdout) == (0, "1 tap cut off\n")
+        assert "ten0: cut off, its link is down: user nobody may not" in done.stderr
+        assert not lan.reaches(user)
+        assert lan.hooks.ctl("apply").returncode == 77
+        (row,) = lan.hooks.ctl_json("apply", "--cut")["taps"]
+        assert row["result"] == "cut"
+        lan.allow("nobody")
+        assert lan.hooks.ctl("apply").returncode == 0
+        assert lan.reaches(user)
+
+
+def test_apply_deals_with_a_tap_that_nobody_holds(lan: Lan) -> None:
+    assert lan.agent is not None
+    with lan.holder(NOBODY) as user:
+        persistent(user)
+        os.kill(lan.agent.pid, signal.SIGSTOP)
+    lan.hooks.agent_pid = 0
+    assert lan.hooks.ctl("apply").stdout == "1 tap as the policy says\n"
+    lan.allow(str(OTHER))
+    done = lan.hooks.ctl("apply")
+    assert (done.returncode, done.stdout) == (77, "1 tap denied\n")
+    lan.hooks.ctl("gc")
+    assert "ten0" not in lan.netns.links()
+    os.kill(lan.agent.pid, signal.SIGCONT)
+
+
+def test_apply_cuts_a_tap_whose_holder_gave_it_away(lan: Lan) -> None:
+    with lan.holder(NOBODY) as user:
+        assert user('tap("lan", "ten0")') == "=0"
+        assert user(f"control(OWNER, {OTHER})") == 0
+        done = lan.hooks.ctl("apply")
+        assert (done.returncode, done.stdout) == (77, "1 tap denied\n")
+        assert f"whoever held it has given it to user {OTHER}, and it was root's" in done.stderr
+        assert lan.hooks.ctl("apply", "--cut").stdout == "1 tap cut off\n"
+        assert not lan.reaches(user)
