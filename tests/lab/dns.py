@@ -50,7 +50,7 @@ def question(name: str) -> bytes:
     return struct.pack(">6H", 0x1234, 0x0100, 1, 0, 0, 0) + labels + struct.pack(">B2H", 0, 1, 1)
 
 
-def ask(place: Namespace, server: str, name: str, *, tcp: bool, wait: float = 2.0) -> int | None:
+def ask(place: Namespace, server: str, name: str, *, tcp: bool, wait: float = 10.0) -> int | None:
     """Return the RCODE of the answer to a question from `place`, None where there is no answer."""
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     with place.enter():
@@ -82,7 +82,7 @@ def servers(place: Namespace) -> list[int]:
     return [pid for pid, parent in found.items() if parent not in found]
 
 
-def discover(place: Namespace, *, wait: float = 2.0) -> bool:
+def discover(place: Namespace, *, wait: float = 10.0) -> bool:
     """Ask for an address by the card eth0 (RFC 2131); tell whether one is offered."""
     mac = bytes.fromhex("5254000000fe")
     text = struct.pack(">4BI2H", 1, 1, 6, 0, 0x1234, 0, 0x8000) + bytes(16) + mac
