@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import pyqemu_ifdown.gc
 import pyqemu_ifup.openvswitch
 from lab.calls import Call, Calls, Ended
 from lab.hooks import Hooks
@@ -26,6 +27,7 @@ from lab.snapshot import Snapshot, diff, leftovers
 from lab.taps import Tap, frame, holds, mac, tags
 from pyqemu_ifdown.gc import Leftover, collect
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.lock import Lock, lock_by_name
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.openvswitch import SCHEMA
 from pyqemu_ifup.work import Work
@@ -732,25 +734,23 @@ def test_gc_judges_each_row(site: Site) -> None:
 
 
 @pytest.mark.alone("the agent collects it at once")
-def test_gc_leaves_what_comes_up_meanwhile(site: Site) -> None:
-    """A stale row is judged, then a new tap's up replaces it before it is removed."""
+def test_gc_leaves_what_comes_up_meanwhile(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stale row is judged, then a new tap's up replaces it before gc has the tap's lock."""
     site.vlan("vlan: 10")
     killed_holder(site, "web0")
     site.netns.tap("web0")
     site.vlan("vlan: 20")
     watch = Watch(10)
+    real = lock_by_name
 
-    class Late(Host):
-        """A host on which the up comes between the look and the act."""
+    def lock_late(tap: str, watch: Watch) -> Work[Lock]:
+        site.up("web0")
+        return real(tap, watch)
 
-        def run(self, step: Any, watch: Watch, patience: float | None = None) -> Work[bool]:
-            site.up("web0")
-            return (yield from super().run(step, watch, patience))
-
-    with Late(None, watch, lambda command: None) as host:
+    monkeypatch.setattr(pyqemu_ifdown.gc, "lock_by_name", lock_late)
+    with Host(None, watch, lambda command: None) as host:
         host.finish(host.open_databases([site.ovs.db]))
-        ((leftover, _let_go),) = collect(host, watch, tap=None, dry_run=False)
-    assert leftover.remove is not None
+        assert list(collect(host, watch, tap=None, dry_run=False)) == []
     assert site.ovs.row("Port", "web0")["tag"] == 20
     site.down("web0")
 

@@ -1,4 +1,4 @@
-"""pyqemu-ifctl gc: remove what is ours and whose tap is gone."""
+"""pyqemu-ifctl gc: remove what is ours and whose tap, or guest, is gone."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ def gc(
         try:
             failures += open_each(host, addresses(policy)).values()
             ended = _end(host, tap, failures, dry_run=dry_run)
+            names = {each.link.name for each in ended}
             for leftover, let_go in collect(host, watch, tap=tap, dry_run=dry_run):
-                found.append(leftover)
+                if leftover.remove is not None or leftover.port.name not in names:
+                    found.append(leftover)
                 if not let_go:
                     failures.append(_mute(leftover))
             if tap is None:
@@ -62,10 +64,10 @@ def gc(
 def _end(
     host: Host, tap: str | None, failures: list[Failure], *, dry_run: bool
 ) -> list[Ended]:
-    """Take away the users' taps whose right has ended; return those, and add what failed."""
+    """Take away the taps that have a process no more; return those, and add what failed."""
     links = [link for link in host.kernel.links() if tap in (None, link.name)]
     done = []
-    for each in host.finish(finding_ended(links)):
+    for each in host.finish(finding_ended(links, roots=True)):
         try:
             if dry_run or host.finish(ending(host, each)):
                 done.append(each)

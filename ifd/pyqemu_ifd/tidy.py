@@ -29,7 +29,7 @@ from pyqemu_ifup.attach import attaching_alone, success_line
 from pyqemu_ifup.guest import find_asked, find_wanted
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.links import LinkEvent
-from pyqemu_ifup.lock import lock_tap
+from pyqemu_ifup.lock import lock_by_name, lock_tap
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import SetAlias, SetUp
@@ -288,16 +288,20 @@ class Tidier:
 
     def _cleaning(self, host: Host) -> Work[None]:
         assert host.tap is not None
+        with (yield from lock_by_name(host.tap, host.watch)):
+            yield from self._cleaning_alone(host, host.tap)
+
+    def _cleaning_alone(self, host: Host, tap: str) -> Work[None]:
         host.databases.update(self._databases())
-        ports = host.ports(host.tap)
-        link = host.kernel.look_up(host.tap)
+        ports = host.ports(tap)
+        link = host.kernel.look_up(tap)
         for leftover in judge(ports, [link] if link is not None else [], self.here):
             if leftover.remove is not None:
                 yield from host.run(leftover.remove, host.watch, PATIENCE)
                 self._again = AGAIN_FIRST
                 log(
                     syslog.LOG_INFO,
-                    f"{quote(host.tap)}: port on {readable(leftover.port.bridge or '')} removed: "
+                    f"{quote(tap)}: port on {readable(leftover.port.bridge or '')} removed: "
                     f"{leftover.because}",
                 )
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import quote
-from pyqemu_ifdown.detach import detaching
+from pyqemu_ifdown.detach import detaching_alone
 from pyqemu_ifup.caller import read_number, real_uid
 from pyqemu_ifup.holders import OTHERS, Holders, finding_holders
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, OvsPort
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import DelPort, del_port
@@ -59,22 +61,25 @@ def _judge(port: OvsPort, there: Mapping[tuple[str, int], Link], here: Here) -> 
 
 @dataclass(frozen=True)
 class Ended:
-    """A user's tap whose right has ended, and why."""
+    """A tap that has a process no more: a user's whose right has ended, or root's; and why."""
 
     link: Link
     because: str
 
 
-def finding_ended(links: Iterable[Link], seconds: float = OTHERS) -> Work[list[Ended]]:
+def finding_ended(
+    links: Iterable[Link], seconds: float = OTHERS, *, roots: bool = False
+) -> Work[list[Ended]]:
     """Return the users' taps whose process has ended, and which no process of that user holds.
 
-    A user may keep a tap from going with its process (TUNSETPERSIST), or pass it on. The processes
-    of others than root may take `seconds` to be looked at; who is not seen then may hold it.
+    With `roots` root's too, which are persistent, and which nobody at all holds. A user may keep a
+    tap from going with its process (TUNSETPERSIST), or pass it on. The processes of others than
+    root may take `seconds` to be looked at; who is not seen then may hold it.
     """
     left = [
         link for link in links
-        if link.tap and (stamp := link.stamp) is not None and stamp.uid is not None
-        and not is_alive(stamp)
+        if link.tap and (stamp := link.stamp) is not None
+        and (stamp.uid is not None or (roots and not link.carrier)) and not is_alive(stamp)
     ]
     if not left:
         return []
@@ -90,7 +95,9 @@ def _why_ended(link: Link, holders: Holders) -> str | None:
     assert stamp is not None
     pids = holders.of(link.name)
     uids = {pid: real_uid(pid) for pid in (*pids, *holders.hidden, *holders.unread)}
-    if stamp.uid in uids.values():
+    if stamp.uid is None and pids:
+        return None
+    if stamp.uid is not None and stamp.uid in uids.values():
         return None
     if not pids and link.carrier:
         # NOTE: somebody holds it, or it is on its way, in a message.
@@ -100,14 +107,24 @@ def _why_ended(link: Link, holders: Holders) -> str | None:
 
 
 def ending(host: Host, ended: Ended) -> Work[bool]:
-    """Take a user's tap away whose right has ended: one of our making is deleted.
+    """Take a tap from its bridge that has no process any more; a user's, of our making, is deleted.
 
-    Tells whether it was still the same. Raises Failure as `detaching`.
+    Tells whether it was still the same. Raises Failure as `detaching`, 77 where it may not be.
     """
-    now = host.kernel.look_up(ended.link.name)
-    if now is None or (now.index, now.alias) != (ended.link.index, ended.link.alias):
-        return False
-    yield from detaching(host, ended.link.name, 0, now.index)
+    name, before = ended.link.name, ended.link
+    with (yield from lock_by_name(name, host.watch)):
+        now = host.kernel.look_up(name)
+        if now is None or (now.index, now.alias, now.carrier) != (
+            before.index, before.alias, before.carrier
+        ):
+            return False
+        yield from detaching_alone(host, name, 0, before.index)
+        now = host.kernel.look_at(before.index)
+        if now is not None and now.alias:
+            raise Failure(
+                Status.DENIED, "not taken from its bridge", ended.because,
+                "run as root, or see syslog",
+            )
     return True
 
 
@@ -122,8 +139,21 @@ def collect(
     """
     ports = [port for port in host.ports() if tap is None or port.name == tap]
     for leftover in judge(ports, host.kernel.links(), find_here()):
-        let_go = True
-        if leftover.remove is not None and not dry_run:
-            watch.check()
-            let_go = host.finish(host.run(leftover.remove, watch, PATIENCE))
-        yield leftover, let_go
+        if leftover.remove is None or dry_run:
+            yield leftover, True
+            continue
+        watch.check()
+        let_go = host.finish(_removing(host, leftover.port, watch))
+        if let_go is not None:
+            yield leftover, let_go
+
+
+def _removing(host: Host, port: OvsPort, watch: Watch) -> Work[bool | None]:
+    """Remove a port as `collect`; None: it is none to be removed any more, or has gone."""
+    with (yield from lock_by_name(port.name, watch)):
+        database = host.databases[port.ovsdb]
+        yield from database.sync(watch)
+        link = host.kernel.look_up(port.name)
+        now = judge(database.ports(port.name), [link] if link is not None else [], find_here())
+        step = next((each.remove for each in now if each.port.ids == port.ids), None)
+        return (yield from host.run(step, watch, PATIENCE)) if step is not None else None
