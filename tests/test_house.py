@@ -297,6 +297,120 @@ def test_only_what_is_named_here_catches_everything() -> None:
     assert not new, f"{new}: catch what the callee raises"
     assert not BROAD_ALLOWED.keys() - found.keys(), "allowed, but not there any more"
 
+COMMAND = re.compile(
+    r"(?:^|[\s(:;`$])(?:ip (?:-\S+ )*(?:link|address|addr|tuntap|route)|bridge (?:vlan|link)|"
+    r"ovs-vsctl|pyqemu-ifctl (?:apply|gc|explain|status|run|args|info)|nft (?:-\S+|add|insert|"
+    r"delete)|ip6?tables(?:-legacy)?|sysctl|systemctl|chmod|chown|mkdir|mknod|tc|dnsmasq|setpriv|"
+    r"cp|mv|ln|kill) [^\s]"
+)
+"""What begins a command in a text, with a word after it."""
+NAMES = {
+    "name", "tap", "bridge", "vm", "guest", "path", "login", "ovsdb", "address", "script", "alias",
+    "wish", "socket", "glob", "tap_name", "hook",
+}
+"""What is called so is a name that others have chosen, and goes by quote() into a sentence."""
+THIN = "ifd/pyqemu_ifd/thin.py"
+SHELL = "conf/pyqemu_ifconf/shell.py"
+QUOTED_ALREADY = {
+    (THIN, "self.name"): "quoted as it is set; it imports nothing",
+    ("ifctl/pyqemu_ifctl/host_faults.py", "qemu.name"): "quotes the guest's name itself",
+    ("ifctl/pyqemu_ifctl/host_faults.py", "others[0].name"): "likewise",
+}
+"""(file, expression) -> why it is no bare name."""
+QUOTES = {
+    node.name
+    for node in ast.parse((ROOT / SHELL).read_text()).body if isinstance(node, ast.FunctionDef)
+}
+SAYS = {"Failure", "Fault", "Finding", "NoTap", "log", "say"}
+
+
+def loose_commands(tree: ast.AST) -> Iterator[int]:
+    """Yield the line of each text that makes a command of other texts, past pyqemu_ifconf.shell."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            begun = False
+            for part in node.values:
+                if isinstance(part, ast.Constant):
+                    text = str(part.value)
+                    found = [match.end() for match in COMMAND.finditer(text + "x")]
+                    begun = bool(found) or (begun and ";" not in text)
+                elif begun and isinstance(part, ast.FormattedValue) and not is_quoted(part.value):
+                    yield node.lineno
+                    break
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mod):
+            left = node.left
+            if isinstance(left, ast.Constant) and isinstance(left.value, str):
+                if COMMAND.search(left.value + "x"):
+                    yield node.lineno
+        elif isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name) and node.func.id == "Command":
+                yield node.lineno
+            if isinstance(node.func, ast.Attribute) and node.func.attr in ("format", "format_map"):
+                form = node.func.value
+                if isinstance(form, ast.Constant) and COMMAND.search(str(form.value)):
+                    yield node.lineno
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            if "shlex" in (getattr(node, "module", ""), *(name.name for name in node.names)):
+                yield node.lineno
+
+
+def is_quoted(node: ast.AST) -> bool:
+    """Tell whether an expression is what a function of pyqemu_ifconf.shell returns."""
+    return isinstance(node, ast.Call) and ast.unparse(node.func) in QUOTES
+
+
+def bare_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield line and expression of each name that a sentence has as it is."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or last_word(ast.unparse(node.func)) not in SAYS:
+            continue
+        todo: list[ast.AST] = [node]
+        while todo:
+            part = todo.pop()
+            if is_quoted(part):
+                continue
+            todo += ast.iter_child_nodes(part)
+            if not isinstance(part, ast.FormattedValue) or part.format_spec is not None:
+                continue
+            if isinstance(part.value, ast.Name | ast.Attribute):
+                shown = ast.unparse(part.value)
+                if last_word(shown) in NAMES:
+                    yield part.lineno, shown
+
+
+def last_word(dotted: str) -> str:
+    """Return the last word of a dotted name."""
+    return dotted.rpartition(".")[2]
+
+
+LOOSE = [
+    ("f'ip link set dev {tap} down'", 1), ("f'cut it off: ip link set dev {tap} down; or'", 1),
+    ("f'see {x}; pyqemu-ifctl gc {tap}'", 1), ("f'pyqemu-ifctl gc {tap} will'", 1),
+    ("f'{tap}: systemctl start {unit}'", 1),
+    ("'ip link set dev ' + tap", 1), ("'ip link set dev %s up' % tap", 1),
+    ("'ovs-vsctl del-port {}'.format(tap)", 1), ("import shlex", 1), ("from shlex import quote", 1),
+    ("Command(text)", 1), ("f'cut it off: {sh(1)}; or end {tap}'", 0),
+    ("f'{x}; systemctl restart pyqemu-ifd'", 0), ("f'by ip {x}'", 0), ("'ip link show'", 0),
+]
+
+
+@pytest.mark.parametrize(("source", "count"), LOOSE)
+def test_each_spelling_of_a_loose_command_is_seen(source: str, count: int) -> None:
+    assert len(list(loose_commands(ast.parse(source)))) == count
+
+
+@each_module
+def test_commands_are_made_in_one_place(path: Path) -> None:
+    """Each name in a command that is printed is quoted: sh() and its kin do it."""
+    if named(path) not in (SHELL, THIN):
+        assert list(loose_commands(ast.parse(path.read_text()))) == []
+
+
+@each_module
+def test_sentences_quote_the_names_in_them(path: Path) -> None:
+    found = list(bare_names(ast.parse(path.read_text())))
+    assert [each for each in found if (named(path), each[1]) not in QUOTED_ALREADY] == []
+
 
 def test_the_version_is_the_changelog_s() -> None:
     setup = configparser.ConfigParser()

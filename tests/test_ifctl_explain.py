@@ -79,7 +79,7 @@ def explained(caller: Caller, seen: View) -> Explanation:
     return explain_port(caller, decision, seen)
 
 
-MAC = "\"fe$(ip -br link show dev {} | awk '{{print substr($3, 3)}}')\""
+MAC = "fe\"$(ip -br link show dev {} | awk '{{print substr($3, 3)}}')\""
 SW_ALIAS = (
     "ip link set dev sw0 alias 'pyqemu-ifup/1 network=sw kind=openvswitch bridge=br-int pid=0 "
     "start=0 rule=policy.yaml:8 mac=52:54:00:00:00:01 ovsdb=unix:/run/db vm=fw-1'"

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.shell import file, sh
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -143,7 +144,7 @@ def _check_owner_and_mode(path: str, found: os.stat_result) -> None:
             Status.UNSAFE,
             shown,
             f"user {found.st_uid} owns it and could change the policy",
-            f"run chown root {shown}",
+            f"run {sh('chown', 'root', file(path))}",
         )
     if found.st_mode & _WRITABLE_BY_OTHERS:
         who = "everybody" if found.st_mode & stat.S_IWOTH else f"group {found.st_gid}"
@@ -151,7 +152,7 @@ def _check_owner_and_mode(path: str, found: os.stat_result) -> None:
             Status.UNSAFE,
             shown,
             f"{who} can write it (mode {stat.S_IMODE(found.st_mode):04o})",
-            f"run chmod go-w {shown}",
+            f"run {sh('chmod', 'go-w', file(path))}",
         )
 
 

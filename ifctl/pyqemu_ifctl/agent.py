@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.shell import readable, sh
 from pyqemu_ifctl.answer import Answer, count, lay_out, shown, to_json, wrap
 from pyqemu_ifup.agent import (
     ROOT_SOCKET,
@@ -153,13 +154,13 @@ def _connect(connection: socket.socket, path: str, seconds: float) -> None:
             raise _mute(path, seconds) from error
         if error.errno in (errno.EACCES, errno.EPERM):
             raise Failure(
-                Status.DENIED, f"cannot connect to {path}", why, "ask who runs the agent"
+                Status.DENIED, f"cannot connect to {readable(path)}", why, "ask who runs the agent"
             ) from error
         if error.errno == errno.EPROTOTYPE:
             raise _no_agent(path, "its socket is of another type") from error
         raise Failure(
-            Status.UNAVAILABLE, f"no agent listens at {path}", why,
-            f"start it: systemctl start {_unit(path)}, or pyqemu-ifd"
+            Status.UNAVAILABLE, f"no agent listens at {readable(path)}", why,
+            f"start it: {sh('systemctl', 'start', _unit(path))}, or pyqemu-ifd"
             f"{' --users' if path == USERS_SOCKET else ''}; the hooks do without",
         ) from error
 
@@ -192,22 +193,24 @@ def _unit(path: str) -> str:
 
 def _mute(path: str, seconds: float) -> Failure:
     return Failure(
-        Status.TRY_AGAIN, f"the agent at {path} does not answer", f"waited {seconds:.2g} s",
-        f"try again, or restart it: systemctl restart {_unit(path)}; nothing is lost by that",
+        Status.TRY_AGAIN, f"the agent at {readable(path)} does not answer",
+        f"waited {seconds:.2g} s",
+        f"try again, or restart it: {sh('systemctl', 'restart', _unit(path))}; "
+        "nothing is lost by that",
     )
 
 
 def _gone(path: str) -> Failure:
     return Failure(
-        Status.TRY_AGAIN, f"the agent at {path} has hung up",
+        Status.TRY_AGAIN, f"the agent at {readable(path)} has hung up",
         "it has ended, or has too many connections", "try again",
     )
 
 
 def _no_agent(path: str, why: str) -> Failure:
     return Failure(
-        Status.REFUSED, f"what listens at {path} is no agent of this version", shown(why),
-        f"restart it: systemctl restart {_unit(path)}",
+        Status.REFUSED, f"what listens at {readable(path)} is no agent of this version", shown(why),
+        f"restart it: {sh('systemctl', 'restart', _unit(path))}",
     )
 
 

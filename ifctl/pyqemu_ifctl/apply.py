@@ -268,7 +268,7 @@ def _is_settled(guest: Guest, link: Link | None, waited: float) -> bool:
     if script is not None and waited > SETTLE:
         raise Failure(
             Status.TRY_AGAIN, "in other hands",
-            f"its QEMU {guest.pid} runs a script for it just now, process {script}",
+            f"its QEMU {guest.pid} runs a script for it just now, process {script:d}",
             "try again when that has ended",
         )
     return script is None

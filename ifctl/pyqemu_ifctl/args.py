@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Mapping
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import load_host_policy
 from pyqemu_ifconf.policy import Policy, Vm
+from pyqemu_ifconf.shell import readable, sh
 from pyqemu_ifctl.answer import Answer, to_json
 from pyqemu_ifctl.nics import (
     Hooks,
@@ -53,7 +53,7 @@ def args(
         check_arguments(find_qemu(qemu), machine, form(policy, vm, macs, on_hubs(vm)))
     if as_json:
         return Answer(to_json({"vm": vm.name, "arguments": found}))
-    return Answer(shlex.join(found) + "\n")
+    return Answer(sh(*found) + "\n")
 
 
 def find_macs(policy: Policy, vm: Vm) -> Macs:
@@ -102,6 +102,6 @@ def find_hooks(program: str) -> Hooks:
         if os.access(hooks.ifup, os.X_OK) and os.access(hooks.ifdown, os.X_OK):
             return hooks
     raise Failure(
-        Status.UNAVAILABLE, f"the hooks are not in {folders[-1]}", "they are installed beside this",
-        "install them: make install",
+        Status.UNAVAILABLE, f"the hooks are not in {readable(folders[-1])}",
+        "they are installed beside this", "install them: make install",
     )

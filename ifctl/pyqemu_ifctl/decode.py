@@ -6,7 +6,8 @@ import signal
 from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifctl.answer import Answer, shown, to_json
+from pyqemu_ifconf.shell import readable
+from pyqemu_ifctl.answer import Answer, to_json
 
 MEANING = {
     Status.DONE: "done",
@@ -72,7 +73,7 @@ def parse(text: str) -> int:
 
 def _refuse(text: str) -> int:
     raise Failure(
-        Status.USAGE, f"{shown(text)} is not a number", "",
+        Status.USAGE, f"{readable(text)} is not a number", "",
         "give the one that QEMU prints, such as 16640",
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from shlex import quote
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.nat import show_service
@@ -24,6 +23,7 @@ from pyqemu_ifconf.policy import (
     decide,
     port_on,
 )
+from pyqemu_ifconf.shell import Command, joined, output, piped, quote, readable, sh, vsctl
 from pyqemu_ifconf.vms import show_from
 from pyqemu_ifctl.answer import Answer, json_vlan, shown, to_json
 from pyqemu_ifctl.databases import addresses, open_each
@@ -76,7 +76,7 @@ class Form:
     """The commands that attach the tap to a bridge of one kind; none where that cannot be."""
 
     kind: Kind
-    commands: tuple[str, ...]
+    commands: tuple[Command, ...]
     cannot: str = ""
 
 
@@ -129,7 +129,7 @@ def explain(
         decision = decide(policy, caller)
     show = as_object if as_json else as_text
     if isinstance(decision, Deny):
-        remark = f"{caller.tap}: {_verdict(decision)}"
+        remark = f"{readable(caller.tap)}: {_verdict(decision)}"
         return Answer(
             show(Explanation(caller, decision)), Status.DENIED, (remark,) if as_json else ()
         )
@@ -182,8 +182,8 @@ def explain_port(caller: Caller, decision: Attach, view: View) -> Explanation:
         notes += [fault] if fault else []
     if kind is None:
         notes.append(
-            f"whether {port.bridge} is a Linux bridge or an Open vSwitch bridge cannot be told, "
-            f"and network {port.network} gives no kind:; both forms follow"
+            f"whether {quote(port.bridge)} is a Linux bridge or an Open vSwitch bridge cannot be "
+            f"told, and network {quote(port.network)} gives no kind:; both forms follow"
         )
     wanted = _wanted(port, kind, seen, view.ipv6)
     return Explanation(
@@ -267,28 +267,36 @@ def _able_bridge(port: Port, kind: Kind, bridge: Link | None) -> Link:
     return bridge
 
 
-def _lines(plan: tuple[Op, ...], port: Port, seen: Seen, *, fresh: bool) -> tuple[str, ...]:
+def _lines(plan: tuple[Op, ...], port: Port, seen: Seen, *, fresh: bool) -> tuple[Command, ...]:
     """Return the plan's commands; what only the kernel knows is left to a command's own output."""
-    lines: list[str] = []
-    tap = quote(port.tap)
+    lines: list[Command] = []
+    link = ("ip", "link", "set", "dev", port.tap)
     if port.nat is not None and seen.bridge is None:
         lines += making_commands(port.network, port.bridge, port.nat)
     for op in plan:
         if isinstance(op, Prove):
             continue
         if isinstance(op, SetMac) and fresh:
-            own = f"ip -br link show dev {tap} | awk '{{print substr($3, 3)}}'"
-            lines.append(f'ip link set dev {tap} address "fe$({own})"')
+            own = piped(
+                sh("ip", "-br", "link", "show", "dev", port.tap),
+                sh("awk", "{print substr($3, 3)}"),
+            )
+            lines.append(sh(*link, "address", joined("fe", output(own))))
         elif isinstance(op, SetMtu) and port.mtu is None and seen.bridge is None:
-            own = f"ip -o link show dev {quote(port.bridge)} | sed 's/.* mtu \\([0-9]*\\).*/\\1/'"
-            lines.append(f'ip link set dev {tap} mtu "$({own})"')
+            own = piped(
+                sh("ip", "-o", "link", "show", "dev", port.bridge),
+                sh("sed", r"s/.* mtu \([0-9]*\).*/\1/"),
+            )
+            lines.append(sh(*link, "mtu", output(own)))
         elif isinstance(op, AddPort) and fresh:
             ids = tuple(pair for pair in op.external_ids if pair[0] != KEY_IFINDEX)
-            own = f"ip -o link show dev {tap} | cut -d: -f1"
+            own = piped(
+                sh("ip", "-o", "link", "show", "dev", port.tap), sh("cut", "-d:", "-f1")
+            )
+            index = joined(f"external_ids:{KEY_IFINDEX}=", output(own))
             lines += [
                 *commands(replace(op, external_ids=ids)),
-                f"ovs-vsctl --db={quote(op.ovsdb)} set interface {tap} "
-                f'external_ids:{KEY_IFINDEX}="$({own})"',
+                vsctl(op.ovsdb, ("set", "interface", port.tap, index)),
             ]
         else:
             lines += commands(op)
@@ -358,8 +366,8 @@ def _wanted_mtu(port: Port, seen: Seen) -> Wanted:
     if port.mtu is not None:
         return Wanted("mtu", port.mtu, str(port.mtu))
     if seen.bridge is not None:
-        return Wanted("mtu", seen.bridge.mtu, f"{seen.bridge.mtu}: that of {port.bridge}")
-    return Wanted("mtu", None, f"that of {port.bridge}")
+        return Wanted("mtu", seen.bridge.mtu, f"{seen.bridge.mtu}: that of {quote(port.bridge)}")
+    return Wanted("mtu", None, f"that of {quote(port.bridge)}")
 
 
 def _unknown(decision: Decision, caller: Caller) -> tuple[str, ...]:
@@ -397,7 +405,7 @@ def as_object(explanation: Explanation) -> str:
 def as_text(explanation: Explanation) -> str:
     """Return the explanation for a person."""
     decision = explanation.decision
-    lines = [f"{explanation.caller.tap}: {_verdict(decision)}"]
+    lines = [f"{readable(explanation.caller.tap)}: {_verdict(decision)}"]
     if decision.passed_over:
         lines += ["", "rules passed over:"]
         lines += [f"  {passed.rule.place}: {passed.because}" for passed in decision.passed_over]
@@ -420,12 +428,15 @@ def _verdict(decision: Decision) -> str:
         return f"denied by {decision.rule.place}: {decision.because}"
     port = decision.port
     if decision.rule is None:
-        return f"attached to network {port.network} by the name of pyqemu-ifup@{port.network}"
-    return f"attached to network {port.network} by {decision.rule.place}"
+        return (
+            f"attached to network {quote(port.network)} by the name of "
+            f"{quote(f'pyqemu-ifup@{port.network}')}"
+        )
+    return f"attached to network {quote(port.network)} by {decision.rule.place}"
 
 
 def _title(form: Form, decision: Decision) -> str:
     bridge = decision.port.bridge if isinstance(decision, Attach) else ""
     if form.cannot:
         return f"cannot be on a {KIND_WORDS[form.kind]}: {form.cannot}"
-    return f"commands, {bridge} being a {KIND_WORDS[form.kind]}".replace("a O", "an O")
+    return f"commands, {quote(bridge)} being a {KIND_WORDS[form.kind]}".replace("a O", "an O")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Policy
+from pyqemu_ifconf.shell import readable
 from pyqemu_ifctl.answer import Answer, shown, to_json
 from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
 from pyqemu_ifdown.gc import Ended, Leftover, collect, ending, finding_ended
@@ -72,7 +73,7 @@ def _end(
             if dry_run or host.finish(ending(host, each)):
                 done.append(each)
         except Failure as failure:
-            failures.append(Failure(failure.status, f"{each.link.name}: {failure}"))
+            failures.append(Failure(failure.status, f"{readable(each.link.name)}: {failure}"))
     return done
 
 
@@ -113,7 +114,8 @@ def _tables(
 def _mute(leftover: Leftover) -> Failure:
     return Failure(
         Status.TRY_AGAIN,
-        f"{leftover.port.name} is out of the database at {leftover.port.ovsdb}",
+        f"{readable(leftover.port.name)} is out of the database at "
+                    f"{readable(leftover.port.ovsdb)}",
         "but ovs-vswitchd does not answer",
         "it lets the port go when it runs again",
     )
@@ -164,12 +166,12 @@ def as_text(
             did, where = "kept", "on"
         else:
             did, where = ("would remove" if dry_run else "removed"), "from"
-        bridge = f" {where} {shown(leftover.port.bridge)}" if leftover.port.bridge else ""
-        lines.append(f"{did} {shown(leftover.port.name)}{bridge}: {leftover.because}")
+        bridge = f" {where} {readable(leftover.port.bridge)}" if leftover.port.bridge else ""
+        lines.append(f"{did} {readable(leftover.port.name)}{bridge}: {leftover.because}")
     for network, bridge in networks:
         did = "would take away" if dry_run else "took away"
-        where = f" and its bridge {shown(bridge)}" if bridge else ""
-        lines.append(f"{did} network {network}{where}: no tap is on it")
+        where = f" and its bridge {readable(bridge)}" if bridge else ""
+        lines.append(f"{did} network {readable(network)}{where}: no tap is on it")
     for network, because in tables:
         did = "would load" if dry_run else "loaded"
         lines.append(f"{did} the nft table of network {network} again: {because}")

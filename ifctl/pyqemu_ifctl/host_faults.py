@@ -92,7 +92,7 @@ def find_bridge_filters(scene: Scene) -> Iterator[Fault]:
             continue
         if not scene.bridges():
             continue
-        name = f"{readable(each.table)} {readable(each.name)}"
+        chain = f"{readable(each.table)} {readable(each.name)}"
         if each.rule is None:
             how = "by its policy"
             command = nft_command("add chain bridge {table} {chain} {{ policy accept; }}",
@@ -104,7 +104,7 @@ def find_bridge_filters(scene: Scene) -> Iterator[Fault]:
                 table=each.table, chain=each.name,
             )
         yield Fault(
-            f"the nftables chain bridge {name} ({each.hook}) drops frames {how}",
+            f"the nftables chain bridge {chain} ({readable(each.hook)}) drops frames {how}",
             "what no rule of its accepts, no guest on a Linux bridge sends or gets", command,
         )
 

@@ -10,6 +10,7 @@ from functools import partial
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Nic, Policy
+from pyqemu_ifconf.shell import readable
 from pyqemu_ifctl.answer import Answer, count, json_vlan, shown, to_json, wrap
 from pyqemu_ifctl.args import host_id
 from pyqemu_ifctl.bounded import attempt
@@ -97,7 +98,7 @@ def info(
     guests = [g for g in running.found if vm is None or _is_called(g, vm, policy)]
     if vm is not None and not guests:
         raise Failure(
-            Status.UNAVAILABLE, f"no QEMU that runs here is called {shown(vm)}",
+            Status.UNAVAILABLE, f"no QEMU that runs here is called {readable(vm)}",
             "none has that -name, nor the taps that the policy gives that guest",
             "pyqemu-ifctl info lists them all",
         )
@@ -192,7 +193,7 @@ def _hidden(holders: Holders, views: list[View], system: System) -> list[str]:
     if not unseen:
         return []
     return [
-        f"who holds {', '.join(map(shown, unseen))} cannot be seen: "
+        f"who holds {', '.join(map(readable, unseen))} cannot be seen: "
         f"{count(len(holders.hidden), 'process')} may not be looked into; run as root"
     ]
 
@@ -271,11 +272,11 @@ def _wish(tap: str | None, policy: Policy | Failure) -> tuple[str, Nic] | None:
 def _of_host(tap: str, side: Side | None) -> list[str]:
     """Return what is wrong with the tap on this host."""
     if side is None:
-        return [f"{tap} is not in this network namespace"]
+        return [f"{readable(tap)} is not in this network namespace"]
     row = side.row
     found = [str(each) for each in row.differences or ()]
     if row.state == "loose":
-        found.append(f"{tap} is on no bridge")
+        found.append(f"{readable(tap)} is on no bridge")
     if row.because:
         found.append(row.because)
     return found

@@ -11,6 +11,7 @@ from typing import NoReturn, TextIO
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import check_tap_name
+from pyqemu_ifconf.shell import readable
 from pyqemu_ifctl.answer import Answer, shown
 from pyqemu_ifup.manners import explain_bug, narrator, open_log, watching
 
@@ -278,7 +279,7 @@ def _mac(text: str | None) -> str | None:
     mac = canonical_mac(text)
     if mac is None:
         raise Failure(
-            Status.USAGE, f"--mac {shown(text)} is not the MAC of a device", "",
+            Status.USAGE, f"--mac {readable(text)} is not the MAC of a device", "",
             "give six pairs of hexadecimal digits, such as 52:54:00:12:34:56",
         )
     return mac

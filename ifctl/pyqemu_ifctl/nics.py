@@ -12,6 +12,7 @@ from hashlib import sha256
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Forward, Nic, Policy, UserMode, Vm, nic_port
+from pyqemu_ifconf.shell import quote, readable
 from pyqemu_ifconf.vms import is_virtio
 
 MTU_OF_ETHERNET = 1500
@@ -35,7 +36,7 @@ def find_vm(policy: Policy, name: str) -> Vm:
     if vm is None:
         known = ", ".join(policy.vms)
         raise Failure(
-            Status.UNAVAILABLE, f"the policy has no guest {ascii(name)[1:-1]}",
+            Status.UNAVAILABLE, f"the policy has no guest {readable(name)}",
             f"its guests are {known}" if known else f"{', '.join(policy.files)} has no vms:",
             "add it to vms:, or correct the name",
         )
@@ -66,7 +67,7 @@ def macs_of(policy: Policy, host: str | None) -> Macs:
             if other[1] is not nic:
                 raise Failure(
                     Status.POLICY_INVALID, f"two NICs would have the MAC {mac}",
-                    f"{nic.id} of {vm.name} ({nic.place}) and {other[1].id} of {other[0]} "
+                    f"{nic.id} of {quote(vm.name)} ({nic.place}) and {other[1].id} of {other[0]} "
                     f"({other[1].place})", "give one of them another by mac:",
                 )
             found[vm.name, nic.id] = mac

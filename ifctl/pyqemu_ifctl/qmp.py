@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from qemu.qmp import QMPClient, QMPError
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.shell import readable
 from pyqemu_ifctl.bounded import within
 
 PLACES = ("/machine/peripheral", "/machine/peripheral-anon", "/machine/unattached")
@@ -122,14 +123,14 @@ def _talk(talk: Callable[[], Awaitable[T]], address: Address, seconds: float) ->
         return within(seconds + GRACE, lambda: asyncio.run(bounded()))
     except (TimeoutError, asyncio.TimeoutError) as error:
         raise Failure(
-            Status.TRY_AGAIN, f"its QMP socket {show(address)} does not answer",
+            Status.TRY_AGAIN, f"its QMP socket {readable(show(address))} does not answer",
             f"waited {seconds:g} s: somebody else may be connected, and QEMU serves one at a time",
             "give it a second -qmp for this",
         ) from error
     except (_Nonsense, ValueError, RecursionError, AssertionError) as error:
         # NOTE: a line of JSON that is too long, too deep, no UTF-8, or with too long a number.
         raise Failure(
-            Status.REFUSED, f"its QMP socket {show(address)} cannot be asked",
+            Status.REFUSED, f"its QMP socket {readable(show(address))} cannot be asked",
             f"what it says is not QEMU's: {str(error)[:TEXT_MAX] or type(error).__name__}",
             "see its -qmp",
         ) from error
@@ -139,7 +140,7 @@ def _talk(talk: Callable[[], Awaitable[T]], address: Address, seconds: float) ->
         why = getattr(cause, "strerror", None) or str(cause)
         raise Failure(
             Status.DENIED if denied else Status.UNAVAILABLE,
-            f"its QMP socket {show(address)} cannot be asked", why,
+            f"its QMP socket {readable(show(address))} cannot be asked", why,
             "run as root, or as the user of that QEMU" if denied else "see its -qmp",
         ) from error
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifctl.answer import Answer, shown
+from pyqemu_ifconf.shell import readable
+from pyqemu_ifctl.answer import Answer
 from pyqemu_ifctl.nics import NO_NIC, device, find_vm, tap_by_descriptors, user_mode
 from pyqemu_ifup.tap_client import QUEUES_MAX, NoTap, ask_for_tap, find_socket
 
@@ -101,7 +102,7 @@ def _become(program: str, words: list[str], inherited: list[int]) -> NoReturn:
 
 def _cannot_run(program: str, why: str) -> Failure:
     return Failure(
-        Status.UNAVAILABLE, f"cannot run {shown(program)}", why,
+        Status.UNAVAILABLE, f"cannot run {readable(program)}", why,
         "give QEMU's program after --, such as qemu-system-x86_64",
     )
 
@@ -157,7 +158,8 @@ def parse_nic(text: str, default_id: str) -> Nic:
     for part in rest:
         key, equals, value = part.partition("=")
         if key not in KEYS or not equals:
-            raise _bad(text, f"{shown(part) or 'an empty word'} is none of tap=, id= and queues=")
+            word = readable(part) if part else "an empty word"
+            raise _bad(text, f"{word} is none of tap=, id= and queues=")
         if key in given:
             raise _bad(text, f"{key}= is given twice")
         if not value:
@@ -165,16 +167,16 @@ def parse_nic(text: str, default_id: str) -> Nic:
         given[key] = value
     id = given.get("id", default_id)
     if _ID.fullmatch(id) is None:
-        raise _bad(text, f"{shown(id)} is no id: a letter, then letters, digits, - . and _")
+        raise _bad(text, f"{readable(id)} is no id: a letter, then letters, digits, - . and _")
     queues = given.get("queues", "1")
     if not re.fullmatch("[1-9][0-9]?", queues) or int(queues) > QUEUES_MAX:
-        raise _bad(text, f"queues= is a number from 1 to {QUEUES_MAX}, not {shown(queues)}")
+        raise _bad(text, f"queues= is a number from 1 to {QUEUES_MAX}, not {readable(queues)}")
     return Nic(network, id, given.get("tap", ""), int(queues))
 
 
 def _bad(text: str, why: str) -> Failure:
     return Failure(
-        Status.USAGE, f"--nic {shown(text)}", why, "write NETWORK[,tap=NAME][,id=ID][,queues=N]"
+        Status.USAGE, f"--nic {readable(text)}", why, "write NETWORK[,tap=NAME][,id=ID][,queues=N]"
     )
 
 

@@ -20,6 +20,7 @@ from pyqemu_ifconf.policy import (
     policy_asks,
     port_on,
 )
+from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifctl.agent import remark
 from pyqemu_ifctl.answer import Answer, Table, json_vlan, lay_out, shown, to_json, wrap
 from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
@@ -119,7 +120,7 @@ def status(
     if tap is not None and not view.rows and not view.failures:
         raise Failure(
             Status.UNAVAILABLE,
-            f"no tap of this network namespace, and nothing of ours, is called {tap}", "",
+            f"no tap of this network namespace, and nothing of ours, is called {quote(tap)}", "",
             "pyqemu-ifctl status lists them all",
         )
     if graph is not None:
@@ -193,7 +194,8 @@ def look(host: Host, policy: Policy | Failure) -> tuple[System, dict[str, Failur
     for address, database in host.databases.items():
         if not database.is_connected:
             failed[address] = Failure(
-                Status.UNAVAILABLE, f"Open vSwitch is not there: nothing answers at {address}",
+                Status.UNAVAILABLE,
+                f"Open vSwitch is not there: nothing answers at {quote(address)}",
                 "it has ended meanwhile", "start Open vSwitch by its own service",
             )
     ports = tuple(port for port in ports if port.ovsdb not in failed)
@@ -266,7 +268,7 @@ def rows(system: System, want: Want) -> list[Row]:
         if port.is_elsewhere(system.here):
             found.append(_port_row(port, "elsewhere", leftover.because))
         elif leftover.remove is not None:
-            because = f"{leftover.because}; pyqemu-ifctl gc removes it"
+            because = f"{leftover.because}; {ifctl('gc')} removes it"
             found.append(_port_row(port, "stale", because))
     return sorted(found, key=lambda row: (natural(row.tap), row.state or ""))
 
@@ -322,7 +324,7 @@ def _tap_row(link: Link, system: System, want: Want) -> Row:
     found = _compare(want(link.name, stamp), stamp, seen, system)
     if found is None:
         attached = row.bridge == stamp.bridge
-        because = "" if attached else f"its mark says that it is on {stamp.bridge}"
+        because = "" if attached else f"its mark says that it is on {readable(stamp.bridge)}"
         return replace(
             row, state="ok" if attached else "differs", because=because or row.because
         )
@@ -361,7 +363,7 @@ def _compare(
         found = differences(want, kind, seen, up=True)
     except Failure as failure:
         is_now = seen.master.name if seen.master else stamp.bridge
-        found = (Difference("bridge", f"{want.bridge} ({failure})", is_now),)
+        found = (Difference("bridge", f"{quote(want.bridge)} ({failure})", is_now),)
     if want.network != stamp.network:
         found = (Difference("network", want.network, stamp.network), *found)
     return found
@@ -436,7 +438,7 @@ def as_table(found: list[Row]) -> str:
             cells = _cells(row)
             said += [f"{HEADS[at]} {cells[at]}" for at in LONG if cells[at] != "-"]
         if said:
-            details += wrap(shown(f"{row.tap}: {'; '.join(said)}"))
+            details += wrap(shown(f"{readable(row.tap)}: {'; '.join(said)}"))
     return "\n".join([*lines, *([""] if details else []), *details]) + "\n"
 
 

@@ -6,6 +6,7 @@ import errno
 import time
 from collections.abc import Callable, Mapping
 
+from pyqemu_ifconf.shell import quote
 from pyqemu_ifctl.status import as_shown, find_view
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.links import LinkEvents
@@ -71,7 +72,7 @@ def _go_on(
         host.watch = watch
         if watch.interrupted() is not None:
             return
-        text = as_shown(view.rows, tap, as_json=as_json) or f"no tap is called {tap}\n"
+        text = as_shown(view.rows, tap, as_json=as_json) or f"no tap is called {quote(tap or '')}\n"
         if text != before:
             show(f"{CLEAR}{text}" if redraw else text if before is None else f"\n{text}")
             before = text

@@ -117,7 +117,7 @@ def refuse_bridge_name(policy: Policy, name: str) -> None:
             raise Failure(
                 Status.DENIED,
                 f"the name {quote(name)} is not for a tap",
-                f"it is that of the bridge of network {network.name} ({network.place})",
+                f"it is that of the bridge of network {quote(network.name)} ({network.place})",
                 "take another, or let the network's tap_name make others",
             )
 
@@ -160,7 +160,7 @@ def check_quota(network: Network, uid: int, login: str, names: Collection[str]) 
     taps = "1 tap" if len(names) == 1 else f"{len(names)} taps"
     raise Failure(
         Status.DENIED,
-        f"user {readable(login)} has {taps} on network {network.name} already",
+        f"user {readable(login)} has {taps} on network {quote(network.name)} already",
         f"max_taps is {network.max_taps} ({network.place})",
         "end a QEMU that has one",
     )

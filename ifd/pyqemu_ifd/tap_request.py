@@ -17,6 +17,7 @@ from pyqemu_ifconf.policy import (
     nic_port,
     port_on,
 )
+from pyqemu_ifconf.shell import readable
 from pyqemu_ifd.access import (
     check_owner,
     check_quota,
@@ -162,7 +163,7 @@ def attach_tap(host: Host, policy: Policy, tap: NewTap) -> Work[None]:
         raise
     finally:
         del _under_way[tap.name]
-    log(syslog.LOG_INFO, f"{success_line(port, caller)}, user {tap.login}")
+    log(syslog.LOG_INFO, f"{success_line(port, caller)}, user {readable(tap.login)}")
 
 
 def check_queues(link: Link | None, queues: int) -> None:

@@ -264,7 +264,7 @@ class Tidier:
     @staticmethod
     def _ending(host: Host, ended: Ended) -> Work[None]:
         if (yield from ending(host, ended)):
-            log(syslog.LOG_NOTICE, f"{ended.link.name}: taken away: {ended.because}")
+            log(syslog.LOG_NOTICE, f"{quote(ended.link.name)}: taken away: {ended.because}")
 
     def _clean(self, tap: str) -> Work[None]:
         """Remove the ports of ours that a tap which is gone has left."""

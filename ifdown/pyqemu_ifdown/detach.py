@@ -44,7 +44,7 @@ def detaching_alone(host: Host, tap: str, parent: int, index: int | None = None)
     """Do as `detaching`, with the tap's lock held."""
     link = host.kernel.look_up(tap)
     if link is not None and index not in (None, link.index):
-        log(syslog.LOG_INFO, f"{tap}: left alone: it is another tap by now")
+        log(syslog.LOG_INFO, f"{quote(tap)}: left alone: it is another tap by now")
         return
     stamp = link.stamp if link else None
     if stamp is not None and is_anothers(stamp, parent):

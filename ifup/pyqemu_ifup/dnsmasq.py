@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.shell import sh
+from pyqemu_ifconf.shell import quote, sh
 from pyqemu_ifup.manners import SAFE_PATH, Watch
 from pyqemu_ifup.programs import SHORT, run_program
 from pyqemu_ifup.work import Work
@@ -157,7 +157,7 @@ def _unit_state(unit: str, watch: Watch) -> Work[str | None]:
     found = dict(line.partition("=")[::2] for line in done.out.splitlines())
     if done.status != 0 or "ActiveState" not in found:
         raise Failure(
-            Status.REFUSED, f"systemctl does not tell of {unit}", _first_line(done.err),
+            Status.REFUSED, f"systemd does not tell of {quote(unit)}", _first_line(done.err),
             "see whether systemd answers: systemctl status",
         )
     if found.get("LoadState") == "not-found" and found["ActiveState"] == "inactive":
@@ -189,8 +189,8 @@ def _recorded(folder: str) -> int | None:
             except PermissionError as error:
                 problem = str(error)
     raise Failure(
-        Status.REFUSED, f"cannot tell whether the dnsmasq of {path} runs", problem,
-        f"end it, if it does, and rm {path}",
+        Status.REFUSED, f"cannot tell whether the dnsmasq of {quote(path)} runs", problem,
+        f"end it, if it does, and {sh('rm', path)}",
     )
 
 

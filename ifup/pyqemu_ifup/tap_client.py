@@ -12,7 +12,7 @@ import os
 import sys
 import time
 
-from pyqemu_ifconf.shell import readable
+from pyqemu_ifconf.shell import readable, sh
 from pyqemu_ifup.agent import SOCKET_VARIABLE, WIRE
 from pyqemu_ifup.agent import find_socket as find_agent
 
@@ -92,7 +92,8 @@ def _connect(path: str) -> _socket.socket:
         unit = "pyqemu-ifd.socket" if os.geteuid() == 0 else "pyqemu-ifd-users.socket"
         raise NoTap(
             UNAVAILABLE,
-            f"no agent at {readable(path)}: {why}; start one: systemctl start {unit}",
+            f"no agent at {readable(path)}: {why}; start one: "
+            + sh("systemctl", "start", unit),
         ) from error
     connection.settimeout(SLICE)
     return connection
