@@ -6,6 +6,7 @@ A new port setting is one row of FIELDS, and one field of Port with its default.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from pyqemu_ifconf.names import (
@@ -349,6 +350,7 @@ OBJECTS: dict[str, str] = {
 }
 
 
+@cache
 def fields_of(where: Where) -> dict[str, Field]:
     """Return the fields that may stand at `where`, by name, the port settings with them."""
     also = ("port",) if where in ("network", "rule", "nic") else ()

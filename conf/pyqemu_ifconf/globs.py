@@ -53,7 +53,21 @@ def matches(glob: str, text: str) -> bool:
     prefix = glob[: special.start()]
     if not text.startswith(prefix):
         return False
+    if "?" not in glob and "[" not in glob:
+        return _match_parts(glob.split("*"), text)
     return _match(_tokens(glob[special.start() :]), text[special.start() :])
+
+
+def _match_parts(parts: list[str], text: str) -> bool:
+    """Tell whether the parts stand in `text` one after the other, the ends at its ends."""
+    first, *middle, last = parts
+    at, end = len(first), len(text) - len(last)
+    for part in middle:
+        at = text.find(part, at, end)
+        if at < 0:
+            return False
+        at += len(part)
+    return at <= end and text.endswith(last)
 
 
 def _tokens(glob: str) -> list[_Token | None]:

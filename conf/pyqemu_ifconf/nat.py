@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from pyqemu_ifconf.nodes import Errors, List, Map, Node, Scalar, entries, quote, show
 from pyqemu_ifconf.policy import Dhcp, Forward, Nat, Network, Service
 from pyqemu_ifconf.values import BAD, Bad, Schema, must_be, unknown_key
 from pyqemu_ifconf.vms import MAC_PATTERN, PORT_MAX, is_mac
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Interface
 
 _ADDRESS = r"[0-9]{1,3}(\.[0-9]{1,3}){3}"
 _RANGE = re.compile(rf"({_ADDRESS})-({_ADDRESS}|[0-9]{{1,3}})")
@@ -244,11 +248,18 @@ def check_nat(
                 )
 
 
+@lru_cache(maxsize=64)
+def _interface(text: str) -> IPv4Interface:
+    from ipaddress import IPv4Interface
+
+    return IPv4Interface(text)
+
+
 def _outside(address: str, host: str) -> str:
     """Return why `address` is no guest's in the subnet of `host`, empty where it can be."""
-    from ipaddress import IPv4Address, IPv4Interface
+    from ipaddress import IPv4Address
 
-    subnet = IPv4Interface(host)
+    subnet = _interface(host)
     try:
         found = IPv4Address(address)
     except ValueError:
@@ -281,19 +292,30 @@ def _check_dhcp(dhcp: Dhcp, host: str, node: Node, errors: Errors) -> None:
 
 
 def overlaps(networks: Iterable[Network]) -> list[tuple[Network, Network, str]]:
-    """Return the pairs of networks whose subnets overlap, or whose bridge is the same."""
+    """Return each network whose subnet overlaps that of another one, and the nearest such one.
+
+    The one that comes later is the first of the pair.
+    """
     from ipaddress import ip_interface
 
-    with_nat = [network for network in networks if network.nat is not None]
+    subnets = [
+        (subnet.version, subnet.network_address, -subnet.num_addresses, at, network, subnet)
+        for at, network in enumerate(networks) if network.nat is not None
+        for subnet in (ip_interface(each).network for each in _subnets(network.nat))
+    ]
+    # NOTE: of two subnets that overlap, one lies in the other; each comes after those around it.
+    subnets.sort(key=lambda row: row[:4])
+    around: list[Any] = []
     found = []
-    for at, network in enumerate(with_nat):
-        for other in with_nat[:at]:
-            for one in _subnets(network.nat):
-                for two in _subnets(other.nat):
-                    a, b = ip_interface(one).network, ip_interface(two).network
-                    if a.version == b.version and a.overlaps(b):
-                        found.append((network, other, f"its subnet {a} overlaps {b}"))
-    return found
+    for row in subnets:
+        while around and not (around[-1][0] == row[0] and around[-1][5].overlaps(row[5])):
+            around.pop()
+        if around:
+            first, last = sorted((row, around[-1]), key=lambda each: int(each[3]))
+            why = f"its subnet {last[5]} overlaps {first[5]}"
+            found.append((int(last[3]), (last[4], first[4], why)))
+        around.append(row)
+    return [pair for _, pair in sorted(found, key=lambda each: each[0])]
 
 
 def _subnets(nat: Nat | None) -> list[str]:

@@ -59,9 +59,21 @@ class Errors:
         """Note that something is wrong at `node`."""
         self.add_at(node.line, node.column, message)
 
+    @property
+    def full(self) -> bool:
+        """Whether there are so many that no more are kept."""
+        return len(self.found) > ERRORS_MAX
+
     def add_at(self, line: int, column: int, message: str) -> None:
         """Note that something is wrong at `line` and `column`, which count from 1."""
-        self.found.append(PolicyError(self.file, line, column, message))
+        if len(self.found) == ERRORS_MAX:
+            message += "; and there are more errors, which are told once these are mended"
+        if not self.full:
+            self.found.append(PolicyError(self.file, line, column, message))
+
+
+ERRORS_MAX = 1000
+"""Errors of one file that are told at once, but one."""
 
 
 SHOWN_MAX = 60

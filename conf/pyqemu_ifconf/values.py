@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from pyqemu_ifconf.globs import glob_fault
@@ -61,12 +62,15 @@ def must_be(name: str, words: str, node: Node, errors: Errors, hint: str = "") -
 SUGGESTIONS_MAX = 100
 """Errors of one file that come with a suggestion: looking for one costs more than the error."""
 
+KNOWN_MAX = 200
+"""Words that are looked at for a suggestion."""
+
 LISTED_MAX = 20
 
 
 def nearest(word: str, known: Sequence[str], errors: Errors) -> str | None:
     """Return that of `known` which `word` most likely means, None where none is near."""
-    if len(errors.found) >= SUGGESTIONS_MAX:
+    if len(errors.found) >= SUGGESTIONS_MAX or len(known) > KNOWN_MAX:
         return None
     from difflib import get_close_matches  # only an error needs it
 
@@ -322,6 +326,22 @@ class Users:
         return {"type": "array", "items": {"anyOf": [user, *_NOT_TEXT]}}
 
 
+_ALL_VIDS = tuple(range(VID_MAX + 1))
+
+
+@lru_cache(maxsize=256)
+def _vids_of(bits: int) -> tuple[int, ...]:
+    """Return the VIDs, ascending, of which each is a bit; their numbers are shared by all."""
+    found: tuple[int, ...] = ()
+    at = 0
+    while rest := bits >> at:
+        first = at + (rest & -rest).bit_length() - 1
+        ones = bits >> first
+        at = first + (~ones & (ones + 1)).bit_length() - 1
+        found += _ALL_VIDS[first:at]
+    return found
+
+
 @dataclass(frozen=True)
 class VlanPort:
     """A VID, or the VIDs of a trunk: `{native: 10, trunk: [20, 30-39]}`."""
@@ -366,22 +386,28 @@ class VlanPort:
             errors.add(node, "trunk has no VID; for a port without tagged VLANs, write vlan: VID")
             return BAD
         good = True
-        holder: dict[int, str] = {}
+        # NOTE: a bit for each VID, since all the rules of a policy may have all of them.
+        seen = 0
+        before: list[tuple[range, Node]] = []
         for item in node.items:
             vids = self._vids(item, errors)
             if isinstance(vids, Bad):
                 good = False
                 continue
-            twice = [vid for vid in vids if vid in holder]
-            if twice:
-                text = show(item)
+            bits = ((1 << len(vids)) - 1) << vids.start
+            twice = seen & bits
+            if twice and not errors.full:
+                vid = (twice & -twice).bit_length() - 1
+                first = next(each for known, each in before if vid in known)
                 errors.add(
-                    item,
-                    f"VID {twice[0]} is twice in trunk: in {holder[twice[0]]} and in {text}",
+                    item, f"VID {vid} is twice in trunk: in {show(first)} and in {show(item)}"
                 )
-                good = False
-            holder.update((vid, show(item)) for vid in vids if vid not in holder)
-        return tuple(sorted(holder)) if good else BAD
+            good = good and not twice
+            # NOTE: what adds nothing is nowhere the first.
+            if bits & ~seen:
+                before.append((vids, item))
+            seen |= bits
+        return _vids_of(seen) if good else BAD
 
     def _vids(self, node: Node, errors: Errors) -> range | Bad:
         words = f"VIDs from {VID_MIN} to {VID_MAX} and ranges of them such as 30-39"

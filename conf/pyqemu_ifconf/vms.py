@@ -202,14 +202,16 @@ class Forwards:
         if not isinstance(node, List):
             return must_be(name, self.words, node, errors)
         found: list[Forward] = []
+        seen: set[tuple[str, str, int]] = set()
         for item in node.items:
             forward = self._forward(name, item, errors)
             if isinstance(forward, Bad):
                 continue
             taken = (forward.protocol, forward.address, forward.port)
-            if any((f.protocol, f.address, f.port) == taken for f in found):
+            if taken in seen:
                 errors.add(item, f"{name} has this from twice: {show_from(forward)}")
                 continue
+            seen.add(taken)
             found.append(forward)
         return tuple(found)
 

@@ -241,6 +241,9 @@ def _read_nat(given: _Given, errors: Errors) -> Nat | None:
 
 def _check_nats(draft: _Draft) -> None:
     """Check that each network with nat: has its bridge and its subnets to itself."""
+    on_bridge: dict[str, list[Network]] = {}
+    for each in draft.networks.values():
+        on_bridge.setdefault(each.bridge, []).append(each)
     for name, (key, errors) in draft.nats.items():
         bridge = draft.networks[name].bridge
         if bridge and not is_network_name(bridge):
@@ -249,12 +252,13 @@ def _check_nats(draft: _Draft) -> None:
                 key, f"the bridge {quote(bridge)} of a network with nat: has other characters than "
                 "letters, digits, ., _ and -, a letter or digit first"
             )
-        for other in draft.networks.values():
-            if other.name != name and other.bridge == bridge and bridge:
-                errors.add(
-                    key, f"the bridge {bridge} of a network with nat: is its own, and network "
-                    f"{other.name} ({other.place}) has it too"
-                )
+        # NOTE: one more is enough to tell; each of them says so itself.
+        other = next((it for it in on_bridge[bridge] if it.name != name), None)
+        if bridge and other is not None:
+            errors.add(
+                key, f"the bridge {bridge} of a network with nat: is its own, and network "
+                f"{other.name} ({other.place}) has it too"
+            )
     for network, other, why in overlaps(draft.networks.values()) if draft.nats else ():
         key, errors = draft.nats[network.name]
         errors.add(key, f"{why} of network {other.name} ({other.place})")
@@ -302,6 +306,7 @@ def _read_vm(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> None:
         errors.add(key, f"guest {quote(name)} is given twice; first at {draft.vms[name].place}")
         return
     nics: list[Nic] = []
+    ids: dict[str, Nic] = {}
     draft.vms[name] = Vm(name, place, ())
     if not isinstance(node, Map):
         must_be(f"guest {quote(name)}", "a mapping with nics", node, errors)
@@ -311,12 +316,18 @@ def _read_vm(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> None:
         errors.add(key, f"guest {quote(name)} has no nics; write nics: [{{network: NAME}}]")
     listed_nics = given.values.get("nics")
     for number, item in enumerate(listed_nics.items if isinstance(listed_nics, List) else ()):
-        _read_nic(name, number, item, errors, draft, nics)
+        _read_nic(name, number, item, errors, draft, nics, ids)
     draft.vms[name] = Vm(name, place, tuple(nics), given.values.get("users"))
 
 
 def _read_nic(
-    vm: str, number: int, node: Node, errors: Errors, draft: _Draft, nics: list[Nic]
+    vm: str,
+    number: int,
+    node: Node,
+    errors: Errors,
+    draft: _Draft,
+    nics: list[Nic],
+    ids: dict[str, Nic],
 ) -> None:
     if not isinstance(node, Map):
         must_be("a NIC", "a mapping such as {network: lan} or {user: {}}", node, errors)
@@ -366,8 +377,8 @@ def _read_nic(
         given.values.get("addr"),
         _settings(given),
     )
-    same = next((each for each in nics if each.id == nic.id), None)
-    if same is not None:
+    same = ids.setdefault(nic.id, nic)
+    if same is not nic:
         errors.add(
             given.keys.get("id", node),
             f"the guest has another NIC with the id {nic.id}, at {same.place}; give each its own",
@@ -441,7 +452,9 @@ def _check_network(
         return
     if name not in draft.named:
         near = nearest(name, tuple(draft.named), errors)
-        if near is not None:
+        if errors.full:
+            hint = ""
+        elif near is not None:
             hint = f"did you mean {near}?"
         elif draft.named:
             hint = f"the networks are {listed(tuple(draft.named), 'and')}"
