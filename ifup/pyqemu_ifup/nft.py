@@ -1,4 +1,4 @@
-"""Loads, reads and deletes the tables of networks by nft(8); the only module that runs it.
+"""Loads, reads and deletes the tables of networks by nft(8).
 
 What it reads is what is in force, rule by rule, in the words that the rules are written in
 (libnftables-json(5)); what those words do not have comes as it was read, and equals nothing.
