@@ -203,7 +203,7 @@ def test_ipv6_by_advertisements_is_not_given_up(
             done = hooks.up("web0")
             assert done.returncode == 71
             assert "eth0 lives by router advertisements" in done.stderr
-            assert "sysctl -w net.ipv6.conf.eth0.accept_ra=2" in done.stderr
+            assert "echo 2 > /proc/sys/net/ipv6/conf/eth0/accept_ra" in done.stderr
             assert is_gone(netns), "nothing is left of it, its folder neither"
             netns.run(["sh", "-c", "echo 2 >/proc/sys/net/ipv6/conf/eth0/accept_ra"])
             assert hooks.up("web0").returncode == 0
