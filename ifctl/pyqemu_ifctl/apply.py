@@ -13,11 +13,12 @@ from typing import Literal
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Caller, Deny, Policy, Port
-from pyqemu_ifconf.shell import Command, ifctl, readable, sh
+from pyqemu_ifconf.shell import Command, ifctl, readable
 from pyqemu_ifctl.answer import Answer, count, shown, to_json, wrap
 from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifctl.databases import addresses, open_each
 from pyqemu_ifctl.guests import guest_of, is_here, is_qemu
+from pyqemu_ifctl.rights import cut_command
 from pyqemu_ifctl.status import natural, stamp_of, wanted
 from pyqemu_ifdown.detach import detaching_alone, leaving_networks
 from pyqemu_ifup.access import User, check_given, find_user, is_root_made, may_still
@@ -515,11 +516,6 @@ def _denied(guest: Guest, failure: Failure) -> Failure:
         failure.why,
         f"cut it off: {cut_command(guest.tap)}; or end its QEMU, or mend the policy",
     )
-
-
-def cut_command(tap: str) -> Command:
-    """Return the command that takes down the link of a tap that is denied."""
-    return sh("pyqemu-ifctl", "apply", "--cut", *(["--"] if tap[:1] == "-" else []), tap)
 
 
 def _left(guest: Guest, port: Port) -> Failure:

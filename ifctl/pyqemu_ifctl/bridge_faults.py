@@ -23,6 +23,18 @@ QUICK = 400
 """Hundredths of a second: the least forward delay that IEEE 802.1D allows."""
 
 
+def find_lost_rights(scene: Scene) -> Iterator[Fault]:
+    """A tap of ours that is nobody's by now, that was given away, or that the policy denies."""
+    for lost in scene.lost:
+        place = lost.link.stamp.bridge if lost.link.stamp is not None else ""
+        if lost.link.up:
+            yield Fault(
+                f"the tap {quote(lost.link.name)} has no right to {quote(place)} any more: "
+                f"{lost.why}", "whoever holds it reaches all that its network reaches",
+                lost.command,
+            )
+
+
 def find_missing_bridges(scene: Scene) -> Iterator[Fault]:
     """A bridge that the policy names and that is not there, but one that its first tap makes."""
     for network in each_bridge(scene):

@@ -25,6 +25,8 @@ from pyqemu_ifctl.answer import count
 from pyqemu_ifctl.bounded import attempt, within
 from pyqemu_ifctl.databases import addresses, open_each, read_policy
 from pyqemu_ifctl.guests import Guest, find_guests, same_root
+from pyqemu_ifctl.rights import Lost, find_lost
+from pyqemu_ifctl.status import wanted as is_wanted
 from pyqemu_ifup.caller import Option, command_line, find_options, read_status, real_uid
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host, filters, is_there
@@ -128,6 +130,7 @@ class Scene:
     install_ovs: Command
     unseen: tuple[str, ...]
     unread: tuple[str, ...] = ()
+    lost: tuple[Lost, ...] = ()
 
     def link(self, name: str) -> Link | None:
         """Return the link of this name."""
@@ -163,6 +166,9 @@ def look(
             link.index: host.kernel.vids(link.index) for link in links if link.master in aware
         }
         tables = _look_at_tables(host, policy, links, unseen)
+        lost = find_lost(
+            host, policy, links, lambda tap, stamp: is_wanted(policy, tap, stamp)
+        )
     networks = policy.networks.values() if isinstance(policy, Policy) else ()
     wanted = {each.ovsdb for each in networks if each.kind == "openvswitch"}
     unseen += [str(each) for each in failed.values() if each.status == Status.DENIED]
@@ -207,7 +213,7 @@ def look(
             sh("dnf", "install", "openvswitch") if shutil.which("dnf", path=SAFE_PATH)
             else sh("apt-get", "install", "openvswitch-switch")
         ),
-        unseen=tuple(unseen), unread=tuple(unread),
+        unseen=tuple(unseen), unread=tuple(unread), lost=tuple(lost),
     )
 
 

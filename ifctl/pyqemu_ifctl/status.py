@@ -24,6 +24,7 @@ from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifctl.agent import remark
 from pyqemu_ifctl.answer import Answer, Table, json_vlan, lay_out, shown, to_json, wrap
 from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
+from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifdown.gc import judge
 from pyqemu_ifup.caller import PID_MAX, find_caller, find_hook, read_number
 from pyqemu_ifup.host import Host, filters
@@ -138,6 +139,7 @@ def find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
     policy = read_policy(environ)
     system, failed = look(host, policy)
     found = rows(system, lambda name, stamp: wanted(policy, name, stamp))
+    found = _with_rights(host, policy, system, found)
     remarks = [str(failure) for failure in failed.values()]
     if isinstance(policy, Failure):
         remarks.insert(0, f"what is wanted is not known: {policy}")
@@ -146,6 +148,22 @@ def find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
     if tap is not None:
         found = [row for row in found if row.tap == tap]
     return View(found, system, tuple(remarks), tuple(failed.values()))
+
+
+def _with_rights(
+    host: Host, policy: Policy | Failure, system: System, found: list[Row]
+) -> list[Row]:
+    """Return the rows, those of taps whose right has ended with why, and what ends them."""
+    lost = find_lost(host, policy, system.links, lambda name, stamp: wanted(policy, name, stamp))
+    by_index = {each.link.index: each for each in lost}
+    return [
+        row if (each := by_index.get(row.ifindex or 0)) is None else replace(
+            row, state="differs", because=f"mend it: {each.command}",
+            differences=(*(row.differences or ()),
+                         Difference("right", "by the policy", f"ended ({each.why})")),
+        )
+        for row in found
+    ]
 
 
 def _with_tables(

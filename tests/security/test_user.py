@@ -230,6 +230,20 @@ def test_a_tap_that_root_gave_a_user_is_detached_and_stays(lan: Lan) -> None:
     lan.netns.ip("link", "del", "own0")
 
 
+def told(lan: Lan, why: str, command: str) -> None:
+    """Assert that status and doctor call the tap by name, and say what mends it."""
+    (row,) = lan.hooks.ctl_json("status")["taps"]
+    assert (row["tap"], row["state"]) == ("ten0", "differs")
+    (right,) = [each["is"] for each in row["differences"] if each["setting"] == "right"]
+    assert right.startswith(f"ended ({why}"), right
+    assert f"mend it: {command}" in " ".join(lan.hooks.ctl("status").stdout.split())
+    done = lan.hooks.ctl("doctor", "--json")
+    (found,) = [e for e in json.loads(done.stdout)["findings"] if e["check"] == "tap-right"]
+    assert done.returncode == 1
+    assert found["what"].startswith(f"the tap ten0 has no right to br0 any more: {why}")
+    assert found["command"] == command
+
+
 def test_what_the_policy_denies_by_now_is_told_and_cut(lan: Lan) -> None:
     """Whoever holds it, and wherever: from another network namespace it was no guest of apply's."""
     with lan.holder(NOBODY) as user:
@@ -238,6 +252,7 @@ def test_what_the_policy_denies_by_now_is_told_and_cut(lan: Lan) -> None:
         user("give()")
         lan.allow(str(OTHER))
         assert lan.reaches(user)
+        told(lan, "user nobody may not use network lan: ", "pyqemu-ifctl apply --cut ten0")
         done = lan.hooks.ctl("apply")
         assert (done.returncode, done.stdout) == (77, "1 tap denied\n")
         assert done.stderr.startswith(
@@ -271,6 +286,7 @@ def test_apply_deals_with_a_tap_that_nobody_holds(lan: Lan) -> None:
     lan.allow(str(OTHER))
     done = lan.hooks.ctl("apply")
     assert (done.returncode, done.stdout) == (77, "1 tap denied\n")
+    told(lan, "its process ", "pyqemu-ifctl gc ten0")
     lan.hooks.ctl("gc")
     assert "ten0" not in lan.netns.links()
     os.kill(lan.agent.pid, signal.SIGCONT)
@@ -280,6 +296,7 @@ def test_apply_cuts_a_tap_whose_holder_gave_it_away(lan: Lan) -> None:
     with lan.holder(NOBODY) as user:
         assert user('tap("lan", "ten0")') == "=0"
         assert user(f"control(OWNER, {OTHER})") == 0
+        told(lan, "its right has ended: whoever held it", "pyqemu-ifctl apply --cut ten0")
         done = lan.hooks.ctl("apply")
         assert (done.returncode, done.stdout) == (77, "1 tap denied\n")
         assert f"whoever held it has given it to user {OTHER}, and it was root's" in done.stderr
