@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import syslog
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from pyqemu_ifd.server import Connection
 
 
+QUEUED = 0.5
+"""Seconds behind other requests, after which the deadline is counted, and told, anew."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What a request is served with: the agent's own things, and its client."""
@@ -47,6 +52,12 @@ class Context:
     client: Connection
     name: Callable[[str], None]
     """Is told the tap's name, where the request has none."""
+
+    def begin(self, watch: Watch) -> None:
+        """Count the request's time from now, where it has waited long behind others."""
+        if time.monotonic() > watch.start + QUEUED:
+            self.client.send(b"!%d" % watch.seconds)
+            watch.start = time.monotonic()
 
     def watch(self, seconds: float, process: Process) -> Watch:
         """Return the watch of the request, which the client stops, and tell it how long that is.
@@ -103,6 +114,7 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
 
     with context.turns.take(tap) as turn:
         yield 0.0
+        context.begin(watch)
         yield from context.turns.come(tap, turn, watch)
         policy = context.keeper.get()
         asked = find_asked(policy, parent, uid)
@@ -130,6 +142,7 @@ def _down(tap: str, debug: str, place: Place | None, context: Context) -> Work[N
     watch = context.watch(DOWN_TIMEOUT, process)
     with context.turns.take(tap) as turn:
         yield 0.0
+        context.begin(watch)
         yield from context.turns.come(tap, turn, watch)
         tell = context.teller("pyqemu-ifdown", tap, debug)
         brief = context.client.peer.uid != ROOT
@@ -150,6 +163,7 @@ def _tap(fields: tuple[str, ...], context: Context) -> Work[None]:
     watch = context.watch(policy.timeout, process)
     peer = context.client.peer
     yield 0.0
+    context.begin(watch)
     user = yield from context.users.find(peer.uid, watch)
     watch.check()
     policy = context.keeper.get()
