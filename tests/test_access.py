@@ -119,7 +119,7 @@ def test_a_network_before_a_bridge(
         ("br-int", 1001, "carol", (), "user carol may use no network on bridge br-int: neither"),
         ("br1", 1001, "carol", (), "user carol may not use network nobody: "),
         ("br9", 1000, "alice", (), "no network and no bridge br9: p.yaml names none; "),
-        ("br\n9", 0, "root", (), "no network and no bridge br\\n9: "),
+        ("br\n9", 0, "root", (), "no network and no bridge 'br\\n9': "),
         ("web", 1001, "carol", (), "user carol may not use network web: "),
         ("br3", 1001, "carol", (), "user carol may not use network br3: "),
     ],

@@ -190,7 +190,7 @@ def test_what_differs_is_told_and_put_in_force(site: Site, tmp_path: Path) -> No
         "  $ ip link set dev web0 down", "  $ ip link set dev web0 mtu 1400",
     ]
     assert shown[8].startswith(f"  $ ovs-vsctl --db={site.ovs.db} set port web0 vlan_mode=access "
-                               "tag=20 trunks=[] protected=false other_config:transient=true")
+                               "tag=20 'trunks=[]' protected=false other_config:transient=true")
     assert shown[9:] == ["  $ ip link set dev web0 up", "", "1 tap would be changed"]
     answer = hooks.ctl_json("apply")
     assert answer["version"] == 1
