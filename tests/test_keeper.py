@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import select
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from lab.agent import Agent
 from lab.agent_site import Site
 from lab.netns import Namespace
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifd.keeper import PolicyKeeper
+from pyqemu_ifd.keeper import SMALL, PolicyKeeper
 
 LATER = 20.0
 """Seconds after which a change that must be seen has not been."""
@@ -234,6 +235,84 @@ def wait_for_error(agent: Agent, there: bool) -> None:
     while (agent.report()["policy"]["error"] is not None) != there:
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def large(*names: str) -> str:
+    """Return a policy with these networks that is read by a process of its own."""
+    lines = "".join(f"  {name}: {{bridge: br0}}\n" for name in names)
+    return f"version: 1\nnetworks:\n{lines}" + "# \n" * SMALL
+
+
+def take(keeper: PolicyKeeper) -> None:
+    """Wait for the reader's end."""
+    end = time.monotonic() + LATER
+    while not keeper.take():
+        assert time.monotonic() < end, "the reader does not end"
+        select.select([keeper], [], [], 0.1)
+
+
+def test_a_large_policy_is_read_where_nobody_waits(keeper: PolicyKeeper, etc: Path) -> None:
+    write(etc / "policy.yaml", large("one", "two"))
+    assert not keeper.load()
+    assert networks(keeper) == ["lan"], "the one before is in force"
+    write(etc / "policy.yaml", large("three"))
+    assert not keeper.load(), "it is read once more when this one is done"
+    take(keeper)
+    take(keeper)
+    assert networks(keeper) == ["three"] and keeper.failure is None
+
+
+def test_a_large_policy_that_is_broken_is_told(keeper: PolicyKeeper, etc: Path) -> None:
+    write(etc / "policy.yaml", large("one") + "what: is this\n")
+    assert not keeper.load()
+    take(keeper)
+    assert networks(keeper) == ["lan"]
+    assert keeper.failure is not None and keeper.failure.status is Status.POLICY_INVALID
+    assert "no key what" in str(keeper.failure)
+
+
+def test_a_reader_that_dies_leaves_the_last_good_policy(
+    keeper: PolicyKeeper, etc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(etc / "policy.yaml", large("one"))
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper, "_read", signal.pause)
+        assert not keeper.load()
+    assert keeper._reader is not None
+    os.kill(keeper._reader[0], signal.SIGKILL)
+    take(keeper)
+    assert networks(keeper) == ["lan"]
+    assert keeper.failure is not None and keeper.failure.status is Status.TRY_AGAIN
+    write(etc / "policy.yaml", HEAD.format("small"))
+    assert keeper.load() and networks(keeper) == ["small"] and keeper.failure is None
+
+
+def test_what_the_agent_holds_is_not_held_by_its_reader(keeper: PolicyKeeper, etc: Path) -> None:
+    write(etc / "policy.yaml", large("one"))
+    ours, theirs = os.pipe()
+    assert not keeper.load()
+    assert keeper._reader is not None
+    os.close(theirs)
+    assert select.select([ours], [], [], LATER)[0] and os.read(ours, 1) == b""
+    os.close(ours)
+    take(keeper)
+
+
+def test_the_agent_puts_a_large_policy_in_force(agent: Agent, netns: Namespace) -> None:
+    """And it serves a hook while that one is read."""
+    before = agent.report()["policy"]["loaded"]
+    netns.tap("lan0")
+    good = agent.policy.read_text()
+    write(agent.policy, large("one", "lan") + "rules: [{tap: lan*, deny: not by now}]\n")
+    os.kill(agent.pid, signal.SIGHUP)
+    assert agent.up("lan0").status == 0
+    end = time.monotonic() + LATER
+    while agent.report()["policy"]["loaded"] == before:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert agent.up("lan0").status == 77
+    assert agent.down("lan0").status == 0
+    write(agent.policy, good)
 
 
 def test_agent_reads_it_again(agent: Agent, netns: Namespace) -> None:

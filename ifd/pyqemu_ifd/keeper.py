@@ -5,12 +5,17 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import pickle
+import resource
+import select
+import signal
 import struct
 import syslog
 import time
+from typing import NoReturn
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.load import DROP_INS, ETC, load_host_policy, load_policy
+from pyqemu_ifconf.load import DROP_INS, ETC, MAIN_FILE, load_host_policy, load_policy
 from pyqemu_ifconf.policy import Policy
 from pyqemu_ifup.manners import log
 
@@ -21,6 +26,10 @@ IN_NONBLOCK, IN_CLOEXEC = 0x800, 0x80000
 EVENT = struct.Struct("iIII")
 SETTLE = 0.05
 """Seconds for an editor to finish what it does to a file."""
+SMALL = 8192
+"""Bytes of a policy that is read at once: no hook notices."""
+READER_SECONDS = 60
+"""Seconds of processor time that the reader of a larger one may take."""
 
 
 class PolicyKeeper:
@@ -37,21 +46,33 @@ class PolicyKeeper:
         self.failure: Failure | None = None
         self.loaded = 0.0
         """When the policy in force was read, in seconds of time.time()."""
+        self._reader: tuple[int, int] | None = None
+        """The process that reads the policy, and the pipe from it."""
+        self._told: list[bytes] = []
+        """What the reader has told so far."""
+        self._again = False
+        """Whether the policy has changed since the reader began."""
         self._watched: dict[int, str | None] = {}
         """For each watch the one name that counts in its folder, None where each does."""
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._inotify: int = self._libc.inotify_init1(IN_NONBLOCK | IN_CLOEXEC)
         if self._inotify < 0:
             raise _no_watch("inotify_init1(2)")
+        self._poll = select.epoll()
+        self._poll.register(self._inotify, select.EPOLLIN)
         self._watch_all()
-        self.load()
+        self._put(self._read())
 
     def fileno(self) -> int:
-        """Return the descriptor that turns readable when there is something to `drain`."""
-        return self._inotify
+        """Return what turns readable when there is something to `drain`, or to `take`."""
+        return self._poll.fileno()
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop watching, and reading."""
+        if self._reader is not None:
+            os.kill(self._reader[0], signal.SIGKILL)
+            self._end_reader(self._reader)
+        self._poll.close()
         os.close(self._inotify)
 
     def get(self) -> Policy:
@@ -61,22 +82,126 @@ class PolicyKeeper:
             raise self.failure
         return self.policy
 
-    def load(self) -> None:
-        """Read the policy again, and say in syslog what came of it."""
-        before = self.failure
+    def load(self) -> bool:
+        """Read the policy again, and say in syslog what came of it; tell whether that is done.
+
+        A larger one is read by a process of its own, and taken in by `take` later: meanwhile the
+        one before stays in force, and no hook waits.
+        """
+        if self._reader is not None:
+            self._again = True
+            return False
+        # NOTE: watched first, so that a change while it is read is not missed.
         try:
-            # NOTE: watched first, so that a change while it is read is not missed.
             self._watch_all()
-            if self.file is not None:
-                policy = load_policy([self.file])
-            else:
-                policy = load_host_policy({}, self.etc)
         except Failure as failure:
-            self.failure = failure
-            if str(failure) != str(before):
+            self._put(failure)
+            return True
+        if self._size() <= SMALL or not self._start_reader():
+            self._put(self._read())
+            return True
+        return False
+
+    def take(self) -> bool:
+        """Take in what the reader has told, if anything; tell whether it has ended."""
+        if self._reader is None:
+            return False
+        try:
+            data = os.read(self._reader[1], 1 << 20)
+        except BlockingIOError:
+            return False
+        if data:
+            self._told.append(data)
+            return False
+        self._end_reader(self._reader)
+        told, self._told = b"".join(self._told), []
+        found: Policy | Failure = Failure(
+            Status.TRY_AGAIN, "the policy was not read", "its reader has ended before",
+            "see syslog; make the policy smaller",
+        )
+        if told:
+            policy, given = pickle.loads(told)
+            found = policy if policy is not None else Failure(*given)
+        self._put(found)
+        if self._again:
+            self._again = False
+            self.load()
+        return True
+
+    def _size(self) -> int:
+        """Return how many bytes the policy has, as far as that can be told."""
+        if self.file is not None:
+            return _size_of(self.file)
+        folder = os.path.join(self.etc, DROP_INS)
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            names = []
+        files = [os.path.join(self.etc, MAIN_FILE), *(os.path.join(folder, name) for name in names)]
+        return sum(map(_size_of, files))
+
+    def _read(self) -> Policy | Failure:
+        try:
+            if self.file is not None:
+                return load_policy([self.file])
+            return load_host_policy({}, self.etc)
+        except Failure as failure:
+            return failure
+
+    def _start_reader(self) -> bool:
+        """Have a process read the policy; tell whether there is room for one."""
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.ENOMEM):
+                raise
+            os.close(ours)
+            os.close(theirs)
+            return False
+        if pid == 0:
+            self._be_reader(theirs)
+        os.close(theirs)
+        os.set_blocking(ours, False)
+        self._reader = (pid, ours)
+        self._poll.register(ours, select.EPOLLIN)
+        return True
+
+    def _be_reader(self, pipe: int) -> NoReturn:
+        """Tell what the policy is, as the process that has just been made for it, and end."""
+        status = 1
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            # NOTE: nobody's connection or tap is to last as long as this process.
+            pipe = os.dup2(pipe, 3) if pipe != 3 else pipe
+            os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            resource.setrlimit(resource.RLIMIT_CPU, (READER_SECONDS, READER_SECONDS))
+            found = self._read()
+            told = (None, found.args) if isinstance(found, Failure) else (found, None)
+            with open(pipe, "wb") as file:
+                pickle.dump(told, file)
+            status = 0
+        finally:
+            os._exit(status)
+
+    def _end_reader(self, reader: tuple[int, int]) -> None:
+        pid, pipe = reader
+        self._reader = None
+        self._poll.unregister(pipe)
+        os.close(pipe)
+        os.waitpid(pid, 0)
+
+    def _put(self, found: Policy | Failure) -> None:
+        """Put what was read in force, where it is a policy, and say in syslog what came of it."""
+        before = self.failure
+        if isinstance(found, Failure):
+            self.failure = found
+            if str(found) != str(before):
                 kept = "; the last good policy stays in force" if self.policy else ""
-                log(syslog.LOG_ERR, f"policy: {failure}{kept}")
+                log(syslog.LOG_ERR, f"policy: {found}{kept}")
             return
+        policy = found
         self.failure = None
         if policy != self.policy or before is not None:
             self.policy = policy
@@ -137,6 +262,14 @@ class PolicyKeeper:
         code = ctypes.get_errno()
         if code not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
             raise _no_watch(f"inotify_add_watch(2) of {folder}")
+
+
+def _size_of(file: str) -> int:
+    try:
+        return os.stat(file).st_size
+    except OSError:
+        # It is read all the same, and told of then.
+        return 0
 
 
 def _no_watch(what: str) -> Failure:

@@ -260,7 +260,7 @@ class Server:
         """Wait for the next thing to happen, and deal with it."""
         due = self._watch_databases(beat)
         timeout = max(0.0, due - time.monotonic()) if due is not None else -1
-        changed = comes = False
+        changed = comes = loaded = False
         for descriptor, events in self._poll.poll(timeout):
             if descriptor == self.listener.fileno():
                 comes = True
@@ -269,6 +269,7 @@ class Server:
             elif descriptor == self.keeper.fileno():
                 if self.keeper.drain() and self._reload_due is None:
                     self._reload_due = time.monotonic() + SETTLE
+                loaded = self.keeper.take()
             elif self.events is not None and descriptor == self.events.fileno():
                 assert self.tidier is not None
                 self.tidier.take(self.events.read())
@@ -290,7 +291,8 @@ class Server:
             self._poll.register(self.listener, select.EPOLLIN)
         if self._reload_asked or (self._reload_due is not None and now >= self._reload_due):
             self._reload_asked, self._reload_due = False, None
-            self.keeper.load()
+            loaded = self.keeper.load() or loaded
+        if loaded:
             # NOTE: who was left lost, for it was denied, may be allowed by now.
             self._look_at_everything()
             self._look_due = 0.0
