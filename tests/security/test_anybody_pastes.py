@@ -183,9 +183,9 @@ def failures(name: str) -> Iterator[tuple[Failure, list[str]]]:
             check()
         yield caught.value, words
     applied = Applied(name, None, 7, "", ours=True)
-    yield (_denied(applied, Failure(Status.DENIED, "denied", name)),
-           ["ip", "link", "set", "dev", name, "down"])
     end = ["--"] if name[0] == "-" else []
+    yield (_denied(applied, Failure(Status.DENIED, "denied", name)),
+           ["pyqemu-ifctl", "apply", "--cut", *end, name])
     yield _left(applied, port), ["pyqemu-ifctl", "apply", *end, name]
 
 
