@@ -30,6 +30,7 @@ from pyqemu_ifctl.status import (
     wanted,
 )
 from pyqemu_ifup.caller import process_start
+from pyqemu_ifup.guest import Unsaid
 from pyqemu_ifup.look import Link, OvsPort
 from pyqemu_ifup.plan import Difference
 from pyqemu_ifup.stamp import Here, Stamp, find_here, format_alias
@@ -336,30 +337,59 @@ def qemu(*words: str) -> Iterator[Stamp]:
         assert process.stdout is not None and process.stdout.readline() == b"\n"
         start = process_start(process.pid)
         assert start is not None
-        yield replace(LAN, vm="", pid=process.pid, start=start)
+        yield replace(LAN, pid=process.pid, start=start)
 
 
-def network_of(want: Port | Deny | None) -> str | None:
+def network_of(want: Port | Deny | Unsaid | None) -> str | None:
     assert isinstance(want, Port | Deny | None)
     return want.network if isinstance(want, Port) else want.because if want else None
 
 
-def test_what_is_wanted_depends_on_the_living_process(policy: Policy) -> None:
-    words = ("-name", "web1", "-netdev", "tap,id=n0,ifname=tap0")
-    with qemu(*words) as stamp:
-        assert network_of(wanted(policy, "tap0", stamp)) == "lan"
-        assert network_of(wanted(policy, "tap1", stamp)) == "no rule matches"
-        assert network_of(wanted(policy, "by-rule1", stamp)) == "dmz"
-    # It has ended: whether the first rule would match can no more be told.
-    assert wanted(policy, "tap0", stamp) is None
+def test_what_is_wanted_depends_on_the_mark_alone(policy: Policy) -> None:
+    """The process may say what it likes, and may have ended."""
+    said = replace(LAN, netdev="n0")
+    with qemu("-name", "db1", "-netdev", "tap,id=n1,ifname=tap0") as living:
+        for stamp in (said, replace(said, pid=living.pid, start=living.start)):
+            assert network_of(wanted(policy, "tap0", stamp)) == "lan"
+            assert network_of(wanted(policy, "tap0", replace(stamp, vm="db1"))) == "no rule matches"
+            assert network_of(wanted(policy, "by-rule1", replace(stamp, vm=""))) == "dmz"
+    with qemu("-name", "web1", "-netdev", "tap,id=n0,ifname=tap0") as living:
+        assert network_of(wanted(policy, "tap0", replace(living, vm="db1"))) == "no rule matches"
+
+
+@pytest.mark.parametrize(
+    ("unsaid", "asked"),
+    [({"netdev"}, "netdev"), ({"vm"}, "vm"), ({"vm", "netdev", "user"}, "vm and netdev")],
+)
+def test_a_rule_that_asks_for_what_the_mark_does_not_say(
+    policy: Policy, unsaid: set[str], asked: str
+) -> None:
+    stamp = replace(LAN, netdev=None if "netdev" in unsaid else "n0", unsaid=frozenset(unsaid))
+    want = wanted(policy, "tap0", stamp)
+    assert isinstance(want, Unsaid)
+    assert str(want) == (
+        f"left on network lan: the rule at policy.yaml:4 asks for {asked}, which the tap's mark "
+        "does not say; start its QEMU anew"
+    )
+    # What it does say may be enough.
+    assert network_of(wanted(policy, "tap0", replace(stamp, by_name=True))) == "lan"
+    if "vm" not in unsaid:
+        assert network_of(wanted(policy, "tap0", replace(stamp, vm="db1"))) == "no rule matches"
+
+
+def test_a_lost_mark_may_have_told_of_a_network_s_own_name(policy: Policy) -> None:
+    stamp = replace(LAN, unsaid=frozenset({"by"}), netdev="n0")
+    assert network_of(wanted(policy, "tap0", stamp)) == "lan"
+    assert isinstance(wanted(policy, "by-rule1", replace(stamp, vm="db1")), Unsaid)
 
 
 def test_what_is_wanted_by_the_hook_s_own_name(policy: Policy) -> None:
-    words = "tap,id=n0,ifname=tap0,script=/usr/local/bin/pyqemu-ifup@"
-    with qemu("-name", "web1", "-netdev", f"{words}dmz") as stamp:
-        assert network_of(wanted(policy, "tap0", stamp)) == "dmz"
-    with qemu("-name", "web1", "-netdev", f"{words}gone") as stamp:
-        assert network_of(wanted(policy, "tap0", stamp)) == (
+    words = "tap,id=n0,ifname=tap0,script=/usr/local/bin/pyqemu-ifup@dmz"
+    with qemu("-name", "web1", "-netdev", words) as living:
+        said = replace(living, netdev="n0", by_name=True)
+        assert network_of(wanted(policy, "tap0", replace(said, by_name=False))) == "lan"
+        assert network_of(wanted(policy, "tap0", replace(said, network="dmz"))) == "dmz"
+        assert network_of(wanted(policy, "tap0", replace(said, network="gone"))) == (
             "network gone: the policy does not define it; the networks are lan, dmz"
         )
 

@@ -12,20 +12,27 @@ from functools import partial
 from typing import Literal
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import Caller, Deny, Policy, Port
+from pyqemu_ifconf.policy import Caller, Policy, Port
 from pyqemu_ifconf.shell import Command, ifctl, readable
 from pyqemu_ifctl.answer import Answer, count, shown, to_json, wrap
 from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifctl.databases import addresses, open_each
 from pyqemu_ifctl.guests import guest_of, is_here, is_qemu
 from pyqemu_ifctl.rights import cut_command
-from pyqemu_ifctl.status import natural, stamp_of, wanted
+from pyqemu_ifctl.status import natural, stamp_of
 from pyqemu_ifdown.detach import detaching_alone, leaving_networks
-from pyqemu_ifup.access import User, check_given, find_user, is_root_made, may_still
+from pyqemu_ifup.access import check_given, find_user, is_root_made
 from pyqemu_ifup.attach import success_line
 from pyqemu_ifup.caller import command_line, find_hook, find_hook_at_work
 from pyqemu_ifup.change import Change, Holder, changing, find_change
-from pyqemu_ifup.guest import find_asked, find_wanted
+from pyqemu_ifup.guest import (
+    Unsaid,
+    find_asked,
+    find_marked,
+    find_port,
+    find_user_said,
+    says_otherwise,
+)
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import Lock, lock_tap
@@ -119,6 +126,9 @@ def apply(
         outcomes, remarks = apply_policy(host, policy, taps, dry_run=dry_run, cut=cut)
     failures = [each for each in outcomes if each.failure is not None and each.result not in FINE]
     remarks += [f"{readable(each.guest.tap)}: {each.failure}" for each in outcomes if each.failure]
+    for guest in (each.guest for each in outcomes):
+        other = says_otherwise(guest.tap, guest.stamp) if guest.stamp is not None else ""
+        remarks += [f"{readable(guest.tap)}: {other}"] if other else []
     status = max(
         (each.failure.status for each in failures if each.failure is not None),
         key=lambda status: SEVERITY.index(status) if status in SEVERITY else len(SEVERITY),
@@ -219,11 +229,10 @@ def _guest(
     pid = next(filter(_is_qemu, pids), next(iter(pids), None))
     if stamp is not None and is_alive(stamp) and (stamp.pid in pids or not pids):
         pid = stamp.pid
+    if stamp is not None:
+        return Guest(tap, stamp, pid, stamp.network if stamp.by_name else "", ours=True)
     hook = find_hook(tap, pid) if pid is not None else None
     name, _, network = os.path.basename(hook or "").partition("@")
-    if stamp is not None:
-        network = stamp.network if stamp.by_name else network if name == HOOK else ""
-        return Guest(tap, stamp, pid, network, ours=True)
     if name != HOOK:
         network = ""
     ours = hook is not None and HOOK in (name, os.path.basename(os.path.realpath(hook)))
@@ -318,22 +327,12 @@ def _apply_one(
                 Status.REFUSED, "no process holds it", "nobody tells which guest it is for",
                 "start its QEMU, which calls pyqemu-ifup itself",
             )
-        uid = stamp.uid if stamp is not None else None
         pid = guest.pid if guest.pid is not None else guest.holder.pid
         try:
             check_given(link)
-            asked = find_asked(policy, pid, uid)
-            user = find_user(asked) if asked is not None else None
-            if _is_running(guest):
-                caller, port = find_wanted(
-                    policy, guest.tap, pid, uid, guest.network, user,
-                    root_made=is_root_made(link, uid),
-                )
-            else:
-                want = wanted(policy, guest.tap, stamp) if stamp is not None else None
-                if want is None:
-                    return Outcome(guest, "left", vm=_vm(guest, caller), failure=_untold())
-                port = _allowed(policy, want, user if uid is not None else None)
+            caller, port = _wanted(policy, guest, link, pid)
+        except Unsaid as unsaid:
+            return Outcome(guest, "left", vm=_vm(guest, caller), failure=unsaid)
         except Failure as failure:
             if stamp is None and not named:
                 return None
@@ -390,22 +389,6 @@ def _was_let_go(host: Host, change: Change) -> bool:
     return before is not None and before.carrier and (now is None or not now.carrier)
 
 
-def _allowed(policy: Policy, want: Port | Deny, user: User | None) -> Port:
-    """Return what the policy wants of a tap that nobody runs. Raises Failure (77)."""
-    if isinstance(want, Deny):
-        raise Failure(Status.DENIED, "denied", want.because)
-    if user is not None:
-        may_still(policy, want, user)
-    return want
-
-
-def _untold() -> Failure:
-    return Failure(
-        Status.DENIED, "left alone", "its process has ended, and a rule asks for what its mark "
-        "does not say", "end whoever holds it, or let a QEMU call pyqemu-ifup for it anew",
-    )
-
-
 def _cut(host: Host, outcome: Outcome, *, dry_run: bool) -> Outcome:
     """Take down the link of a tap of ours that the policy denies by now. Raises Failure."""
     guest, failure = outcome.guest, outcome.failure
@@ -421,6 +404,20 @@ def _cut(host: Host, outcome: Outcome, *, dry_run: bool) -> Outcome:
         log(syslog.LOG_NOTICE, f"{readable(guest.tap)}: cut off: {failure.why or failure.what}")
     why = Failure(Status.DENIED, "cut off, its link is down", f"{failure.what}: {failure.why}")
     return replace(outcome, result="cut", failure=why)
+
+
+def _wanted(policy: Policy, guest: Guest, link: Link, pid: int) -> tuple[Caller, Port]:
+    """Return who the guest is and what the policy says of its tap, by its mark if it has one.
+
+    Raises Failure (77) where it is denied, and Unsaid.
+    """
+    stamp = guest.stamp
+    asked = find_asked(policy, pid, None) if stamp is None else find_user_said(policy, stamp)
+    user = find_user(asked) if asked is not None else None
+    if stamp is None:
+        return find_port(policy, guest.tap, pid, None, guest.network, user, root_made=False)
+    root_made = is_root_made(link, stamp.uid)
+    return find_marked(policy, guest.tap, stamp, user, root_made=root_made)
 
 
 def _tell_guest(guest: Guest, change: Change) -> str | None:
@@ -503,7 +500,7 @@ def _told(tap: str, leave: Callable[[], object]) -> None:
 
 
 def _vm(guest: Guest, caller: Caller) -> str | None:
-    return caller.vm or (guest.stamp.vm if guest.stamp is not None else "") or None
+    return caller.vm or (guest.stamp.guest if guest.stamp is not None else "") or None
 
 
 def _denied(guest: Guest, failure: Failure) -> Failure:

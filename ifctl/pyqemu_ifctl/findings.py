@@ -92,5 +92,6 @@ CHECKS: tuple[Check, ...] = (
     Check("qemu-script", "warning", host_faults.find_stock_scripts),
     Check("qemu-downscript", "warning", host_faults.find_no_downscripts),
     Check("qemu-mac", "error", host_faults.find_twins),
+    Check("qemu-otherwise", "warning", policy_faults.find_otherwise),
     Check("qemu-sandbox", "advice", host_faults.find_unconfined),
 )

@@ -86,3 +86,14 @@ def find_long_globs(scene: Scene) -> Iterator[Fault]:
                     f"an interface's name has {NAME_MAX} bytes at most; QEMU cuts a longer ifname=",
                     edit(rule.place.file, rule.place.line),
                 )
+
+
+def find_otherwise(scene: Scene) -> Iterator[Fault]:
+    """A process that says of itself what it did not when its tap came up."""
+    for tap, words in scene.otherwise.items():
+        yield Fault(
+            f"{tap}: {words}",
+            "QEMU does not change its command line: a guest that has taken it over can, to pass "
+            "for another",
+            sh("pyqemu-ifctl", "status", tap),
+        )

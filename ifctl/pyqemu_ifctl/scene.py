@@ -28,6 +28,7 @@ from pyqemu_ifctl.guests import Guest, find_guests, same_root
 from pyqemu_ifctl.rights import Lost, find_lost
 from pyqemu_ifctl.status import wanted as is_wanted
 from pyqemu_ifup.caller import Option, command_line, find_options, read_status, real_uid
+from pyqemu_ifup.guest import says_otherwise
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host, filters, is_there
 from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, is_local
@@ -107,7 +108,8 @@ class Scene:
     for nothing. `tun_mode` is None where there is no /dev/net/tun, `tun_known` whether the kernel
     has its driver. `ovs_service` is the unit of Open vSwitch, None without systemd, and
     `install_ovs` the command that installs its package. `unseen` is what may not be looked at,
-    `unread` are the processes that do not let themselves be.
+    `unread` are the processes that do not let themselves be. `otherwise` is what the process of a
+    tap says of itself by now that the tap's mark says otherwise.
     """
 
     policy: Policy | Failure
@@ -131,6 +133,7 @@ class Scene:
     unseen: tuple[str, ...]
     unread: tuple[str, ...] = ()
     lost: tuple[Lost, ...] = ()
+    otherwise: Mapping[str, str] = field(default_factory=dict)
 
     def link(self, name: str) -> Link | None:
         """Return the link of this name."""
@@ -214,6 +217,10 @@ def look(
             else sh("apt-get", "install", "openvswitch-switch")
         ),
         unseen=tuple(unseen), unread=tuple(unread), lost=tuple(lost),
+        otherwise={
+            link.name: words for link in links
+            if link.stamp is not None and (words := says_otherwise(link.name, link.stamp))
+        },
     )
 
 

@@ -9,8 +9,6 @@ from typing import Literal
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import (
-    MATCH_KEYS,
-    Caller,
     Deny,
     Kind,
     Policy,
@@ -26,7 +24,15 @@ from pyqemu_ifctl.answer import Answer, Table, json_vlan, lay_out, shown, to_jso
 from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
 from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifdown.gc import judge
-from pyqemu_ifup.caller import PID_MAX, find_caller, find_hook, read_number
+from pyqemu_ifup.caller import PID_MAX, login_of, read_number
+from pyqemu_ifup.guest import (
+    Unsaid,
+    check_place,
+    check_said,
+    find_user_said,
+    said_by,
+    says_otherwise,
+)
 from pyqemu_ifup.host import Host, filters
 from pyqemu_ifup.linux_bridge import read_ipv6_disabled
 from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, show_vlan, vlan_of_vids
@@ -88,8 +94,8 @@ class Row:
     because: str = ""
 
 
-Want = Callable[[str, Stamp], Port | Deny | None]
-"""What the policy says now of a tap with this stamp; None where that cannot be told."""
+Want = Callable[[str, Stamp], Port | Deny | Unsaid | None]
+"""What the policy says now of a tap with this stamp; None or Unsaid where that cannot be told."""
 
 
 @dataclass(frozen=True)
@@ -243,36 +249,31 @@ def look(host: Host, policy: Policy | Failure) -> tuple[System, dict[str, Failur
     return system, failed
 
 
-def wanted(policy: Policy | Failure, tap: str, stamp: Stamp) -> Port | Deny | None:
-    """Return what the policy says now of the tap, for the QEMU that its stamp names.
+def wanted(policy: Policy | Failure, tap: str, stamp: Stamp) -> Port | Deny | Unsaid | None:
+    """Return what the policy says now of the tap, for the QEMU that its stamp tells of.
 
-    A hook that is called pyqemu-ifup@NETWORK, and who asks the agent for a tap, says the network
-    itself. None without a policy, and where a rule asks what only the process knew that has ended.
+    None without a policy; Unsaid where a rule asks for what the stamp does not say.
     """
     if isinstance(policy, Failure):
         return None
-    alive = is_alive(stamp)
-    caller = Caller(tap)
-    network = stamp.network if stamp.by_name else ""
-    if alive and not network:
-        caller = find_caller(tap, stamp.pid, want_user=policy_asks(policy, "user"))
-        hook = find_hook(tap, stamp.pid) or ""
-        network = hook.rpartition("/")[2].partition("@")[2]
-    if network:
+    if stamp.by_name:
         try:
-            return port_on(policy, network, tap)
+            return port_on(policy, stamp.network, tap)
         except Failure as failure:
             return Deny(str(failure), None)
     # NOTE: a user's tap that is not asked for by a network's name is one that root has made.
-    is_user = stamp.uid is not None
-    caller = replace(
-        caller, vm=caller.vm or stamp.vm or None, unprivileged=is_user, root_made=is_user
-    )
-    decision = decide(policy, caller)
-    asked = {key for passed in decision.passed_over for key in passed.rule.match}
-    if not alive and any(getattr(caller, key) is None for key in MATCH_KEYS if key in asked):
-        return None
-    return decision if isinstance(decision, Deny) else decision.port
+    asked = find_user_said(policy, stamp) if policy_asks(policy, "user") else None
+    login = login_of(asked) if asked is not None else None
+    caller = said_by(stamp, tap, login, root_made=stamp.uid is not None)
+    try:
+        check_said(policy, caller, stamp)
+        decision = decide(policy, caller)
+        if isinstance(decision, Deny):
+            return decision
+        check_place(decision.port, stamp)
+    except Unsaid as unsaid:
+        return unsaid
+    return decision.port
 
 
 def rows(system: System, want: Want) -> list[Row]:
@@ -328,9 +329,10 @@ def _tap_row(link: Link, system: System, want: Want) -> Row:
     port = marked if stamp.kind == "openvswitch" else None
     if port is not None and row.kind is None:
         row = _with_port(row, port)
+    vm = None if "vm" in stamp.unsaid else stamp.vm or None
     row = replace(
-        row, network=stamp.network, vm=stamp.vm or None, pid=stamp.pid or None,
-        differences=None, because=_ended(stamp),
+        row, network=stamp.network, vm=vm, pid=stamp.pid or None,
+        differences=None, because=_ended(stamp) or says_otherwise(link.name, stamp),
     )
     if stamp.ovsdb in system.unasked:
         return replace(
@@ -339,7 +341,10 @@ def _tap_row(link: Link, system: System, want: Want) -> Row:
         )
     seen = Seen(link, system.ipv6_disabled.get(link.name), master,
                 vids=system.vids.get(link.index, ()), ports=tuple(ports))
-    found = _compare(want(link.name, stamp), stamp, seen, system)
+    wish = want(link.name, stamp)
+    if isinstance(wish, Unsaid):
+        row, wish = replace(row, because="; ".join(filter(None, [row.because, str(wish)]))), None
+    found = _compare(wish, stamp, seen, system)
     if found is None:
         attached = row.bridge == stamp.bridge
         because = "" if attached else f"its mark says that it is on {readable(stamp.bridge)}"
@@ -354,9 +359,12 @@ def _tap_row(link: Link, system: System, want: Want) -> Row:
 def stamp_of(port: OvsPort) -> Stamp:
     """Return the stamp of a tap whose alias is lost, from its port."""
     ids = port.ids
+    # NOTE: its vm-name is left out where it had no room.
+    unsaid = {"netdev", "mac", "user", "by"} | ({"vm"} if KEY_VM_NAME not in ids else set())
     return Stamp(
         ids.get(KEY_NETWORK, ""), "openvswitch", port.bridge or "", ids.get(KEY_VM_NAME, ""),
         read_number(ids.get(KEY_VM_PID, ""), PID_MAX) or 0, 0, port.ovsdb,
+        unsaid=frozenset(unsaid),
     )
 
 

@@ -26,7 +26,7 @@ from pyqemu_ifdown.detach import PATIENCE
 from pyqemu_ifdown.gc import Ended, ending, finding_ended, judge
 from pyqemu_ifup.access import User, is_root_made
 from pyqemu_ifup.attach import attaching_alone, success_line
-from pyqemu_ifup.guest import find_asked, find_wanted
+from pyqemu_ifup.guest import find_marked, find_user_said
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.links import LinkEvent
 from pyqemu_ifup.lock import lock_by_name, lock_tap
@@ -313,7 +313,7 @@ class Tidier:
         stamp = link.stamp if link is not None else None
         if link is None or stamp is None:
             return
-        asked = find_asked(policy, stamp.pid, stamp.uid)
+        asked = find_user_said(policy, stamp)
         user = (yield from self.users.find(asked, host.watch)) if asked is not None else None
         database = None
         if stamp.kind == "openvswitch":
@@ -354,7 +354,7 @@ class Tidier:
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         try:
             yield from attaching_alone(
-                host, port, caller, stamp.pid, ovsdbs, stamp.uid, by_name=stamp.by_name
+                host, port, caller, stamp.pid, ovsdbs, stamp.uid, kept=stamp
             )
         except Failure:
             self._leave_lost(link)
@@ -377,10 +377,8 @@ class Tidier:
 
         Raises Failure (77) where the rules, or the network's users, have it there no more.
         """
-        network = stamp.network if stamp.by_name else ""
-        caller, port = find_wanted(
-            policy, link.name, stamp.pid, stamp.uid, network, user,
-            root_made=is_root_made(link, stamp.uid),
+        caller, port = find_marked(
+            policy, link.name, stamp, user, root_made=is_root_made(link, stamp.uid)
         )
         if port.network != stamp.network:
             raise Failure(

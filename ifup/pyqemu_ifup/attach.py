@@ -29,7 +29,7 @@ from pyqemu_ifup.plan import (
     refuse_shared,
     refuse_strangers,
 )
-from pyqemu_ifup.stamp import find_here, make_stamp
+from pyqemu_ifup.stamp import Stamp, find_here, make_stamp, renew_stamp
 from pyqemu_ifup.work import Work
 
 if TYPE_CHECKING:
@@ -91,8 +91,13 @@ def attaching_alone(
     admit: Callable[[Link], None] = lambda link: None,
     by_name: bool = False,
     made: bool = False,
+    kept: Stamp | None = None,
 ) -> Work[None]:
-    """Do as `attaching`, with the tap's lock held."""
+    """Do as `attaching`, with the tap's lock held.
+
+    `kept` is the mark of a tap that is attached again, which goes on saying what it says of its
+    process.
+    """
     link = host.kernel.look_up(port.tap)
     stamp = link.stamp if link is not None else None
     left = [stamp.ovsdb] if stamp is not None and stamp.ovsdb is not None else []
@@ -116,7 +121,7 @@ def attaching_alone(
     refuse_foreign_ports(before, find_here())
     made = made or (link.stamp is not None and link.stamp.made)
     if port.nat is None:
-        yield from _joining(host, port, caller, parent, before, uid, by_name, made)
+        yield from _joining(host, port, caller, parent, before, uid, by_name, made, kept)
         return
     from pyqemu_ifup.nat_network import leaving_held, making
 
@@ -125,7 +130,7 @@ def attaching_alone(
     try:
         before = host.look(port.tap, port.bridge)
         try:
-            yield from _joining(host, port, caller, parent, before, uid, by_name, made)
+            yield from _joining(host, port, caller, parent, before, uid, by_name, made, kept)
         except BaseException:
             yield from _taking_away(host, port, leaving_held(host, held))
             raise
@@ -155,13 +160,17 @@ def _joining(
     uid: int | None,
     by_name: bool,
     made: bool,
+    kept: Stamp | None,
 ) -> Work[None]:
     """Attach a tap that is nobody else's, as it was seen `before`; what fails is taken back."""
     here = find_here()
     try:
         require_database(host, port, before)
         kind = find_kind(port, before)
-        stamp = make_stamp(port, kind, caller, parent, uid, by_name, made)
+        if kept is not None:
+            stamp = renew_stamp(kept, port, kind)
+        else:
+            stamp = make_stamp(port, kind, caller, parent, uid, by_name, made)
         told = False
         for op in plan_up(port, kind, before, stamp, here):
             host.watch.check()

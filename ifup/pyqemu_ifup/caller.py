@@ -387,8 +387,11 @@ def read_status(pid: int, names: Collection[str]) -> dict[str, str]:
 def _find_user(pid: int) -> str | None:
     """Return the login name of the real uid of process `pid`, or its number; None where gone."""
     uid = real_uid(pid)
-    if uid is None:
-        return None
+    return login_of(uid) if uid is not None else None
+
+
+def login_of(uid: int) -> str | None:
+    """Return the login name of a user, or its number where there is none; None: a name too long."""
     import pwd
 
     try:

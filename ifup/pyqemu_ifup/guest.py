@@ -1,17 +1,19 @@
-"""What a guest's tap shall have by the policy, as its QEMU's own process tells who it is."""
+"""What a guest's tap shall have by the policy: for its up, and later, when its mark tells."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from pyqemu_ifconf.policy import Caller, Policy, Port, policy_asks
-from pyqemu_ifup.access import User, may_still
-from pyqemu_ifup.caller import find_caller, real_uid
-from pyqemu_ifup.main import wanted_port
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.policy import Caller, Policy, Port, policy_asks, why_not, why_void
+from pyqemu_ifup.access import ROOT, User, may_still
+from pyqemu_ifup.caller import bounded, find_caller, find_hook, real_uid
+from pyqemu_ifup.main import PROGRAM, wanted_port
+from pyqemu_ifup.stamp import Stamp, is_alive
 
 
 def find_asked(policy: Policy, pid: int, uid: int | None) -> int | None:
-    """Return the number of the user whom `find_wanted` must know, None where it asks for none.
+    """Return the number of the user whom `find_port` must know, None where it asks for none.
 
     `uid` is the user whom the agent served, None for root; then it is whoever runs the QEMU `pid`.
     """
@@ -43,22 +45,91 @@ def find_port(
     return caller, wanted_port(policy, caller, network)
 
 
-def find_wanted(
-    policy: Policy,
-    tap: str,
-    pid: int,
-    uid: int | None,
-    network: str,
-    user: User | None,
-    *,
-    root_made: bool,
-) -> tuple[Caller, Port]:
-    """Return who the QEMU `pid` is that has the tap, and what the policy says of it now.
+class Unsaid(Failure):
+    """A tap is left where it is (77): a rule asks for what its mark does not say."""
 
-    As `find_port`, but raises Failure (77) also where the network's users deny it.
+
+def find_user_said(policy: Policy, stamp: Stamp) -> int | None:
+    """Return the number of the user whom `find_marked` must know, None where it needs none."""
+    if stamp.uid is not None:
+        return stamp.uid
+    if "user" in stamp.unsaid or not policy_asks(policy, "user"):
+        return None
+    return stamp.user or ROOT
+
+
+def said_by(stamp: Stamp, tap: str, login: str | None, *, root_made: bool) -> Caller:
+    """Return who the tap is for as its mark says; `login` is of whom `find_user_said` tells."""
+    return Caller(
+        tap, None if "vm" in stamp.unsaid else stamp.vm or None, stamp.netdev, stamp.mac, login,
+        unprivileged=stamp.uid is not None, root_made=root_made,
+    )
+
+
+def check_said(policy: Policy, caller: Caller, stamp: Stamp) -> None:
+    """Check that no rule which may decide asks for what the mark does not say. Raises Unsaid."""
+    for rule in policy.rules if stamp.unsaid and not stamp.by_name else ():
+        asked = [key for key in rule.match if key in stamp.unsaid]
+        known = {key: globs for key, globs in rule.match.items() if key not in asked}
+        said = replace(rule, match=known)
+        if why_not(said, caller) is None and why_void(policy, rule, caller) is None:
+            if not asked:
+                return
+            raise Unsaid(
+                Status.DENIED, f"left on network {stamp.network}",
+                f"the rule at {rule.place} asks for {' and '.join(asked)}, which the tap's mark "
+                "does not say", "start its QEMU anew",
+            )
+
+
+def check_place(port: Port, stamp: Stamp) -> None:
+    """Check that the rules alone have the tap where they have it now. Raises Unsaid."""
+    if "by" in stamp.unsaid and port.network != stamp.network:
+        raise Unsaid(
+            Status.DENIED, f"left on network {stamp.network}",
+            f"the rule at {port.place} has it on network {port.network}, but its mark is lost, and "
+            "may have said that it was asked for by a network's name", "start its QEMU anew",
+        )
+
+
+def find_marked(
+    policy: Policy, tap: str, stamp: Stamp, user: User | None, *, root_made: bool
+) -> tuple[Caller, Port]:
+    """Return who the tap is for and what the policy says of it now, by its mark alone.
+
+    What its process says of itself by now counts for nothing: a guest may have taken it over.
+    `user` is whom `find_user_said` tells; `root_made` is as in Caller. Raises Failure (77) where
+    the rules, or the network's users, deny it, and Unsaid.
     """
-    caller, port = find_port(policy, tap, pid, uid, network, user, root_made=root_made)
-    if uid is not None:
+    login = user.login if user is not None and policy_asks(policy, "user") else None
+    caller = said_by(stamp, tap, login, root_made=root_made)
+    check_said(policy, caller, stamp)
+    port = wanted_port(policy, caller, stamp.network if stamp.by_name else "")
+    check_place(port, stamp)
+    if stamp.uid is not None:
         assert user is not None
         may_still(policy, port, user)
     return caller, port
+
+
+def says_otherwise(tap: str, stamp: Stamp) -> str:
+    """Return in words what the tap's process says of itself by now and did not; empty: nothing."""
+    if not is_alive(stamp):
+        return ""
+    now = find_caller(tap, stamp.pid, want_user=False)
+    said = said_by(stamp, tap, None, root_made=False)
+    pairs = [(key, getattr(now, key), getattr(said, key)) for key in ("vm", "netdev", "mac")
+             if key not in stamp.unsaid]
+    if "vm" in stamp.unsaid and now.vm is not None and not now.vm.startswith(stamp.vm):
+        pairs.append(("vm", now.vm, stamp.guest))
+    hook, _, network = (find_hook(tap, stamp.pid) or "").rpartition("/")[2].partition("@")
+    if hook == PROGRAM and "by" not in stamp.unsaid:
+        pairs.append(("network", bounded(network), stamp.network if stamp.by_name else None))
+    words = [
+        f"{key} {ascii(is_now)[1:-1]} (its mark: {ascii(was)[1:-1] if was else 'none'})"
+        for key, is_now, was in pairs
+        if is_now is not None and is_now != was
+    ]
+    if not words:
+        return ""
+    return f"its process {stamp.pid} says of itself by now: {', '.join(words)}; the mark counts"
