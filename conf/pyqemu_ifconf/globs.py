@@ -50,12 +50,64 @@ def matches(glob: str, text: str) -> bool:
     special = _SPECIAL.search(glob)
     if special is None:
         return glob == text
-    prefix = glob[: special.start()]
-    if not text.startswith(prefix):
+    # NOTE: the pieces between the `*` are found one after the other, each at its first place: no
+    # place is tried twice for another one's sake.
+    first, *middle = _pieces(glob)
+    if not middle:
+        return len(first) == len(text) and _fits(first, text, 0)
+    last = middle.pop()
+    begin, end = len(first), len(text) - len(last)
+    if begin > end or not _fits(first, text, 0) or not _fits(last, text, end):
         return False
-    if "?" not in glob and "[" not in glob:
-        return _match_parts(glob.split("*"), text)
-    return _match(_tokens(glob[special.start() :]), text[special.start() :])
+    for piece in middle:
+        found = _find(piece, text, begin, end)
+        if found is None:
+            return False
+        begin = found + len(piece)
+    return True
+
+
+_Piece = str | list[_Token]
+"""What is between two `*`: plain characters, or tokens where some are special."""
+
+
+def _pieces(glob: str) -> list[_Piece]:
+    """Cut `glob` at each `*`."""
+    found: list[list[_Token]] = [[]]
+    for token in _tokens(glob):
+        if token is None:
+            found.append([])
+        else:
+            found[-1].append(token)
+    return [_plain(piece) for piece in found]
+
+
+def _plain(tokens: list[_Token]) -> _Piece:
+    """Return the characters of tokens that are all plain, else the tokens."""
+    letters = [
+        ranges[0][0] for negated, ranges in tokens
+        if not negated and len(ranges) == 1 and ranges[0][0] == ranges[0][1]
+    ]
+    return "".join(letters) if len(letters) == len(tokens) else tokens
+
+
+def _fits(piece: _Piece, text: str, at: int) -> bool:
+    """Tell whether the piece matches the characters of `text` from `at` on."""
+    if isinstance(piece, str):
+        return text.startswith(piece, at)
+    return all(
+        negated != any(low <= text[at + number] <= high for low, high in ranges)
+        for number, (negated, ranges) in enumerate(piece)
+    )
+
+
+def _find(piece: _Piece, text: str, begin: int, end: int) -> int | None:
+    """Return the first place from `begin` where the piece matches, all of it before `end`."""
+    if isinstance(piece, str):
+        found = text.find(piece, begin, end)
+        return found if found >= 0 else None
+    places = range(begin, end - len(piece) + 1)
+    return next((at for at in places if _fits(piece, text, at)), None)
 
 
 def _match_parts(parts: list[str], text: str) -> bool:
@@ -103,27 +155,6 @@ def _ranges(body: str) -> _Ranges:
             ranges.append((body[index], body[index]))
             index += 1
     return tuple(ranges)
-
-
-def _match(tokens: list[_Token | None], text: str) -> bool:
-    """Match greedily; on a mismatch, only the last `*` takes one character more."""
-    at = index = 0
-    star: int | None = None
-    resume = 0
-    while index < len(text):
-        token = tokens[at] if at < len(tokens) else (False, ())
-        if token is None:
-            star, resume = at, index
-            at += 1
-        elif token[0] != any(low <= text[index] <= high for low, high in token[1]):
-            at += 1
-            index += 1
-        elif star is None:
-            return False
-        else:
-            resume += 1
-            at, index = star + 1, resume
-    return all(token is None for token in tokens[at:])
 
 
 def least_length(glob: str) -> int:

@@ -18,7 +18,7 @@ from pyqemu_ifconf.policy import (
     policy_asks,
     port_on,
 )
-from pyqemu_ifup.caller import find_caller
+from pyqemu_ifup.caller import bounded, find_caller
 from pyqemu_ifup.manners import (
     Watch,
     log,
@@ -64,6 +64,11 @@ def wanted_port(policy: Policy, caller: Caller, network: str) -> Port:
     Raises Failure (77) where no rule, or a `deny` rule, matches, or there is no such network.
     """
     if network:
+        if bounded(network) is None:
+            raise Failure(
+                Status.DENIED, "no network is called so", f"its name has {len(network)} letters",
+                "name one of the policy's behind the @",
+            )
         return port_on(policy, network, caller.tap)
     decision = choose(policy, caller)
     if isinstance(decision, Deny):
