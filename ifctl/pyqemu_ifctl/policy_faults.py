@@ -92,7 +92,7 @@ def find_otherwise(scene: Scene) -> Iterator[Fault]:
     """A process that says of itself what it did not when its tap came up."""
     for tap, words in scene.otherwise.items():
         yield Fault(
-            f"{tap}: {words}",
+            f"{readable(tap)}: {words}",
             "QEMU does not change its command line: a guest that has taken it over can, to pass "
             "for another",
             sh("pyqemu-ifctl", "status", tap),
