@@ -68,7 +68,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     pip = (folder / "venv/bin/python3", "-I", "-m", "pip")
     need_success(run(*pip, "wheel", "--quiet", "--wheel-dir", folder / "wheels", *wanted))
     names = ("Makefile", "setup.cfg", "setup.py", "pyproject.toml", "LICENSE", "README.md",
-             "CHANGELOG.md")
+             "CHANGELOG.md", "SECURITY.md")
     (folder / "checkout").mkdir()
     for name in names:
         shutil.copy(ROOT / name, folder / "checkout")
@@ -137,6 +137,7 @@ WANTED = (
     "usr/share/bash-completion/completions/pyqemu-ifctl",
     "usr/share/doc/pyqemu-ifup/changelog.gz",
     "usr/share/doc/pyqemu-ifup/copyright",
+    "usr/share/doc/pyqemu-ifup/SECURITY.md",
     "usr/share/doc/pyqemu-ifup/troubleshooting.md",
     "usr/share/man/man8/pyqemu-takeover.8.gz",
     "usr/share/zsh/vendor-completions/_pyqemu-ifctl",
