@@ -15,11 +15,10 @@ from typing import Literal
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup.agent import REQUEST_MAX, WIRE
+from pyqemu_ifup.holders import TUNGETDEVNETNS
 from pyqemu_ifup.manners import read_tap_name
 
 VERSION = WIRE.encode()
-TUNGETDEVNETNS = 0x54E3
-"""_IO('T', 227) of linux/if_tun.h."""
 NS_GET_NSTYPE = 0xB703
 """_IO(0xb7, 3) of linux/nsfs.h."""
 CLONE_NEWNET = 0x40000000

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -15,6 +17,10 @@ BATCH = 64
 """Descriptors, or processes, that are looked at in one go."""
 OTHERS = 2.0
 """Seconds that all processes of others than root may take to be looked at."""
+TUNGETDEVNETNS = 0x54E3
+"""_IO('T', 227) of linux/if_tun.h."""
+PIDFD_GETFD = 438
+"""The system call pidfd_getfd(2), on every architecture."""
 _HIDDEN = (errno.EACCES, errno.EPERM)
 _GONE = (errno.ENOENT, errno.ESRCH)
 
@@ -49,8 +55,10 @@ class Holders:
 
 
 def find_holders(others: float = OTHERS) -> Holders:
-    """Look at the descriptors of every process; a tap's name is that of its own namespace.
+    """Look at the descriptors of every process.
 
+    A tap is left out that is certainly in another network namespace than this process: one there
+    may have the name of one here.
     Those of other users than root have `others` seconds together, and who has few comes first, so
     that nobody hides another's tap behind descriptors of his own.
     """
@@ -115,7 +123,7 @@ def _looking_into(pid: int, until: float | None, held: list[Held]) -> Work[bool]
                 if error.errno not in _GONE:
                     raise
                 continue
-            if tap:
+            if tap and not _is_elsewhere(pid, int(entry.name)):
                 held.append(Held(pid, int(entry.name), tap))
     return True
 
@@ -127,3 +135,30 @@ def _tap_of(pid: int, number: str) -> str:
             if line.startswith("iff:"):
                 return line[len("iff:"):].strip()
     return ""
+
+
+def _is_elsewhere(pid: int, number: int) -> bool:
+    """Tell whether a descriptor's tap is certainly in another network namespace than we are.
+
+    It takes the right to trace that process (pidfd_getfd(2)), Linux 5.6 and, of a tap that is not
+    ours to change, CAP_NET_ADMIN there; without, it is not certain.
+    """
+    taken = namespace = -1
+    try:
+        process = os.pidfd_open(pid)
+        try:
+            taken = ctypes.CDLL(None).syscall(PIDFD_GETFD, process, number, 0)
+        finally:
+            os.close(process)
+        if taken < 0:
+            return False
+        namespace = fcntl.ioctl(taken, TUNGETDEVNETNS)
+        return not os.path.samestat(os.fstat(namespace), os.stat("/proc/thread-self/ns/net"))
+    except OSError as error:
+        if error.errno not in (*_HIDDEN, *_GONE, errno.ENOTTY, errno.EBADFD, errno.ENOSYS):
+            raise
+        return False
+    finally:
+        for each in (taken, namespace):
+            if each >= 0:
+                os.close(each)

@@ -169,8 +169,9 @@ def test_many_descriptors_hide_nobody_elses_tap(netns: Namespace, hooks: Hooks) 
     many = min(200_000, most - 64)
     with neighbour(netns, open_files=many) as pid, netns.tap("web0"):
         begun = time.monotonic()
-        found = find_holders(others=-1.0)
-        assert time.monotonic() - begun < 5
+        with netns.enter():
+            found = find_holders(others=-1.0)
+        assert time.monotonic() - begun < 20
         assert pid in found.unread
         assert found.of("web0") == (os.getpid(),)
         done = hooks.ctl("info", "--json")

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,13 @@ def hooks(netns: Namespace, ovs: OpenVSwitch, tmp_path: Path) -> Iterator[Hooks]
     netns.ip("link", "del", "br0")
 
 
+@pytest.fixture
+def decoy() -> Iterator[ExitStack]:
+    """What is made beside it, and taken away at the end."""
+    with ExitStack() as stack:
+        yield stack
+
+
 def guest_on(netns: Namespace, ovs: OpenVSwitch, kind: str) -> Guest:
     if kind == "linux":
         port = port_of("web0", "br0")
@@ -52,11 +60,14 @@ def kill(guest: Guest) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_persistent_tap_of_nobody_is_taken_from_its_bridge(
-    netns: Namespace, ovs: OpenVSwitch, hooks: Hooks, kind: str
+    netns: Namespace, ovs: OpenVSwitch, hooks: Hooks, kind: str, decoy: ExitStack
 ) -> None:
+    """And whoever holds a tap of this name in another network namespace does not hold this one."""
     guest = guest_on(netns, ovs, kind)
     assert all(each["tap"] != "web0" for each in hooks.ctl_json("gc")["removed"])
     kill(guest)
+    elsewhere = decoy.enter_context(Namespace())
+    elsewhere.tap("web0")
     bridge = guest.port.bridge
     because = f"its process {guest.pid} has ended, and nobody holds it"
     dry = hooks.ctl("gc", "--dry-run")
