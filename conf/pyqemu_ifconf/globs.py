@@ -110,18 +110,6 @@ def _find(piece: _Piece, text: str, begin: int, end: int) -> int | None:
     return next((at for at in places if _fits(piece, text, at)), None)
 
 
-def _match_parts(parts: list[str], text: str) -> bool:
-    """Tell whether the parts stand in `text` one after the other, the ends at its ends."""
-    first, *middle, last = parts
-    at, end = len(first), len(text) - len(last)
-    for part in middle:
-        at = text.find(part, at, end)
-        if at < 0:
-            return False
-        at += len(part)
-    return at <= end and text.endswith(last)
-
-
 def _tokens(glob: str) -> list[_Token | None]:
     """Cut `glob` into tokens, one for each character of the text; None is a `*`."""
     tokens: list[_Token | None] = []

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.shell import readable, sh
-from pyqemu_ifctl.answer import Answer, count, lay_out, shown, to_json, wrap
+from pyqemu_ifconf.shell import readable, sh, shown
+from pyqemu_ifctl.answer import Answer, count, lay_out, to_json, wrap
 from pyqemu_ifup.agent import (
     ROOT_SOCKET,
     SOCKET_VARIABLE,

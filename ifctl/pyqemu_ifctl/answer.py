@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Status
 from pyqemu_ifconf.policy import Vlan
+from pyqemu_ifconf.shell import shown
 from pyqemu_ifup.look import ranges
 
 COLUMNS = 80
@@ -53,11 +54,6 @@ def json_vlan(vlan: Vlan | None) -> object:
         return vlan.native if vlan is not None else None
     trunk = [low if low == high else f"{low}-{high}" for low, high in ranges(vlan.trunk)]
     return {"native": vlan.native, "trunk": trunk}
-
-
-def shown(text: str) -> str:
-    """Return `text` on one line, with what is not printable escaped as by ascii()."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def count(number: int, noun: str) -> str:

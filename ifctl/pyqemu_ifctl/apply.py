@@ -13,8 +13,8 @@ from typing import Literal
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Caller, Policy, Port
-from pyqemu_ifconf.shell import Command, ifctl, readable
-from pyqemu_ifctl.answer import Answer, count, shown, to_json, wrap
+from pyqemu_ifconf.shell import Command, ifctl, readable, shown
+from pyqemu_ifctl.answer import Answer, count, to_json, wrap
 from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifctl.databases import addresses, open_each
 from pyqemu_ifctl.guests import guest_of, is_here, is_qemu

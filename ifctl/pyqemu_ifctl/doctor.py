@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from pyqemu_ifconf.failure import Status
-from pyqemu_ifctl.answer import Answer, count, shown, to_json, wrap
+from pyqemu_ifconf.shell import shown
+from pyqemu_ifctl.answer import Answer, count, to_json, wrap
 from pyqemu_ifctl.findings import Finding, find_all
 from pyqemu_ifctl.scene import look
 from pyqemu_ifup.manners import Watch

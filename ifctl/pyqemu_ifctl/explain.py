@@ -23,9 +23,9 @@ from pyqemu_ifconf.policy import (
     decide,
     port_on,
 )
-from pyqemu_ifconf.shell import Command, joined, output, piped, quote, readable, sh, vsctl
+from pyqemu_ifconf.shell import Command, joined, output, piped, quote, readable, sh, shown, vsctl
 from pyqemu_ifconf.vms import show_from
-from pyqemu_ifctl.answer import Answer, json_vlan, shown, to_json
+from pyqemu_ifctl.answer import Answer, json_vlan, to_json
 from pyqemu_ifctl.databases import addresses, open_each
 from pyqemu_ifup.access import ROOT, User, find_user, is_root_made, may_still
 from pyqemu_ifup.host import Host

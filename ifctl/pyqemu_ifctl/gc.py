@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Policy
-from pyqemu_ifconf.shell import readable
-from pyqemu_ifctl.answer import Answer, shown, to_json
+from pyqemu_ifconf.shell import readable, shown
+from pyqemu_ifctl.answer import Answer, to_json
 from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
 from pyqemu_ifdown.gc import Ended, Leftover, collect, ending, finding_ended
 from pyqemu_ifup.host import Host

@@ -10,8 +10,8 @@ from functools import partial
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Nic, Policy
-from pyqemu_ifconf.shell import readable
-from pyqemu_ifctl.answer import Answer, count, json_vlan, shown, to_json, wrap
+from pyqemu_ifconf.shell import readable, shown
+from pyqemu_ifctl.answer import Answer, count, json_vlan, to_json, wrap
 from pyqemu_ifctl.args import host_id
 from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifctl.databases import read_policy, worst

@@ -11,8 +11,8 @@ from typing import NoReturn, TextIO
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import check_tap_name
-from pyqemu_ifconf.shell import readable
-from pyqemu_ifctl.answer import Answer, shown
+from pyqemu_ifconf.shell import readable, shown
+from pyqemu_ifctl.answer import Answer
 from pyqemu_ifup.manners import explain_bug, narrator, open_log, watching
 
 PROGRAM = "pyqemu-ifctl"

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.shell import readable
-from pyqemu_ifctl.answer import shown
+from pyqemu_ifconf.shell import readable, shown
 
 SECONDS = 20.0
 """That a QEMU may take to say what it can do."""

@@ -18,9 +18,9 @@ from pyqemu_ifconf.policy import (
     policy_asks,
     port_on,
 )
-from pyqemu_ifconf.shell import ifctl, quote, readable
+from pyqemu_ifconf.shell import ifctl, quote, readable, shown
 from pyqemu_ifctl.agent import remark
-from pyqemu_ifctl.answer import Answer, Table, json_vlan, lay_out, shown, to_json, wrap
+from pyqemu_ifctl.answer import Answer, Table, json_vlan, lay_out, to_json, wrap
 from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
 from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifdown.gc import judge
