@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -235,6 +237,43 @@ def test_other_owner(etc: Path, name: str) -> None:
         f"{etc / name}: user {NOBODY} owns it and could change the policy; "
         f"run chown root {etc / name}"
     )
+
+
+LOAD = """\
+import sys
+sys.path[:0] = sys.argv[2:]
+from pyqemu_ifconf.failure import Failure
+from pyqemu_ifconf.load import load_policy
+try:
+    load_policy([sys.argv[1]])
+except Failure as failure:
+    print(failure)
+"""
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("given", "mode", "told"),
+    [("above", 0o755, ""), ("above", 0o775, "group 0 can write it"),
+     ("above/etc", 0o755, "owns it"), ("above/etc/policy.yaml", 0o644, "owns it")],
+)  # fmt: skip
+def test_folder_of_nobody_in_a_user_namespace(
+    tmp_path: Path, given: str, mode: int, told: str
+) -> None:
+    """One above the policy's own passes there: a container's `/` that is the host's, say."""
+    above = tmp_path / "above"
+    for path in (above, above / "etc"):
+        path.mkdir()
+        path.chmod(0o755)
+    policy = write(above / "etc" / "policy.yaml")
+    os.chown(tmp_path / given, 7, 0)
+    (tmp_path / given).chmod(mode)
+    said = failure_of(lambda: load_policy([str(policy)]))
+    assert "user 7 owns it and could change the policy" in str(said)
+    words = [sys.executable, "-c", LOAD, str(policy), *sys.path]
+    done = subprocess.run(["unshare", "--user", "--map-root-user", *words],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert told in done.stdout and bool(told) == bool(done.stdout), done.stdout
 
 
 @needs_root

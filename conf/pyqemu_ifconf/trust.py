@@ -1,8 +1,10 @@
 """Opens what the policy is made of, and refuses what others than its owner's could change.
 
 Trusted is what root or the effective user owns and nobody else can write, on a path of such
-folders without symbolic links; a folder of root's with the sticky bit passes. What is checked is
-what was opened, never a path that could meanwhile name another thing. ACLs are not looked at.
+folders without symbolic links; a folder of root's with the sticky bit passes. So does, in a user
+namespace, one above the policy's own that nobody has who is mapped there, as a container's `/` that
+is the host's. What is checked is what was opened, never a path that could meanwhile name another
+thing. ACLs are not looked at.
 """
 
 from __future__ import annotations
@@ -66,8 +68,8 @@ def _parent(path: str) -> Iterator[int | None]:
     folder = os.open("/", _PATH)
     here = ""
     try:
-        _check_folder("/", os.fstat(folder))
-        for name in names:
+        _check_folder("/", os.fstat(folder), above=bool(names))
+        for left, name in zip(range(len(names) - 1, -1, -1), names, strict=True):
             here = f"{here}/{name}"
             try:
                 below = os.open(name, _PATH, dir_fd=folder)
@@ -78,20 +80,20 @@ def _parent(path: str) -> Iterator[int | None]:
                 raise _unreadable(here, error) from error
             os.close(folder)
             folder = below
-            _check_folder(here, os.fstat(folder))
+            _check_folder(here, os.fstat(folder), above=left > 0)
         yield folder
     finally:
         os.close(folder)
 
 
-def _check_folder(path: str, found: os.stat_result) -> None:
+def _check_folder(path: str, found: os.stat_result, *, above: bool) -> None:
     if stat.S_ISLNK(found.st_mode):
         raise _symlink(path)
     if not stat.S_ISDIR(found.st_mode):
         raise Failure(Status.NO_POLICY, show_path(path), "it is not a folder")
     if found.st_uid == 0 and found.st_mode & stat.S_ISVTX:
         return
-    _check_owner_and_mode(path, found)
+    _check_owner_and_mode(path, found, above=above)
 
 
 def _read(path: str, name: str, folder: int | None, limit: int, sticky: bool) -> bytes | None:
@@ -137,9 +139,9 @@ def _read_up_to(opened: int, limit: int) -> bytes:
     return b"".join(parts)
 
 
-def _check_owner_and_mode(path: str, found: os.stat_result) -> None:
+def _check_owner_and_mode(path: str, found: os.stat_result, *, above: bool = False) -> None:
     shown = show_path(path)
-    if found.st_uid not in (0, os.geteuid()):
+    if found.st_uid not in (0, os.geteuid()) and not (above and _is_unmapped(found.st_uid)):
         raise Failure(
             Status.UNSAFE,
             shown,
@@ -154,6 +156,23 @@ def _check_owner_and_mode(path: str, found: os.stat_result) -> None:
             f"{who} can write it (mode {stat.S_IMODE(found.st_mode):04o})",
             f"run {sh('chmod', 'go-w', file(path))}",
         )
+
+
+def _is_unmapped(uid: int) -> bool:
+    """Tell whether this uid stands for those that our user namespace has none for.
+
+    See user_namespaces(7), "Unmapped user and group IDs". Without /proc nobody can say so.
+    """
+    try:
+        with open("/proc/sys/kernel/overflowuid", encoding="ascii") as file:
+            overflow = int(file.read())
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            mapped = [tuple(map(int, line.split())) for line in file]
+    except FileNotFoundError:
+        return False
+    return uid == overflow and not any(
+        first <= uid < first + count for first, _, count in mapped
+    )
 
 
 def show_path(path: str) -> str:
