@@ -45,10 +45,27 @@ LIMIT = 10.0
 """Seconds that one clean-up may take."""
 SHORT = 1.0
 """Seconds that a pyqemu-ifctl apply which has a tap in hand is waited for, each time."""
-USERS = 10.0
-"""Seconds after which users' taps are looked at again: who passes one on makes no event."""
+ENDS = 10.0
+"""Seconds after which processes of taps are looked at again: who passes one on makes no event."""
 AGAIN_FIRST, AGAIN_LAST = 1.0, 60.0
 """Seconds after which what failed is tried again: twice as long each time, this at the most."""
+
+
+def _may_have_ended(link: Link) -> bool:
+    """Tell whether a tap of ours is to be taken away when its process has ended.
+
+    That is a user's; and one that a QEMU of root's does not hold any more, whose down may have had
+    no privilege (-runas). What a script of root's has attached waits for who shall open it.
+    """
+    stamp = link.stamp
+    if stamp is None:
+        return False
+    return stamp.uid is not None or (not link.carrier and bool(stamp.vm or stamp.netdev))
+
+
+def _runs(link: Link, stamp: Stamp) -> bool:
+    """Tell whether a tap has its guest: under -daemonize one of `run`'s goes on in another pid."""
+    return is_alive(stamp) or (stamp.made and link.carrier)
 
 
 class Tidier:
@@ -69,8 +86,8 @@ class Tidier:
         """Taps that have gone."""
         self._changed: dict[str, float] = {}
         """Taps whose port has come or gone, and when to look whether that is as it should be."""
-        self._users_due: float | None = None
-        """When to look at the users' taps, None where there are none."""
+        self._ends_due: float | None = None
+        """When to look at whose process may have ended, None where there are none."""
         self._networks = False
         """Whether to look for networks that were made for taps, and have none."""
         self._bridges: dict[int, str] = {}
@@ -83,7 +100,7 @@ class Tidier:
     def due(self) -> float | None:
         """When there will be something to do, in seconds of time.monotonic()."""
         times = [*self._changed.values()]
-        others = (self._sweep_due, self._users_due, self.guard.due)
+        others = (self._sweep_due, self._ends_due, self.guard.due)
         times += [due for due in others if due is not None]
         return min(times, default=None)
 
@@ -92,10 +109,10 @@ class Tidier:
         due = time.monotonic() + delay
         self._sweep_due = due if self._sweep_due is None else min(due, self._sweep_due)
 
-    def _look_at_users(self, delay: float) -> None:
-        """Look at the users' taps in so many seconds at the latest."""
+    def _look_at_ends(self, delay: float) -> None:
+        """Look at whose process may have ended in so many seconds at the latest."""
         due = time.monotonic() + delay
-        self._users_due = due if self._users_due is None else min(due, self._users_due)
+        self._ends_due = due if self._ends_due is None else min(due, self._ends_due)
 
     def later(self) -> None:
         """Look at every tap of ours again, for something has failed: later each time."""
@@ -113,7 +130,7 @@ class Tidier:
                 self._networks = True
             elif event.kind == "tun":
                 # NOTE: whoever closed it may be about to end.
-                self._look_at_users(DELAY if event.idle else USERS)
+                self._look_at_ends(DELAY if event.idle else ENDS)
             elif event.kind == "bridge" and event.gone:
                 self._bridges.pop(event.index, None)
                 if self._makes_networks():
@@ -149,13 +166,13 @@ class Tidier:
             self._sweep_due = None
             # NOTE: what was flushed while nobody listened.
             self.guard.take(None)
-            self._look_at_users(0.0)
+            self._look_at_ends(0.0)
             yield from self._sweep()
-        if self._users_due is not None and now >= self._users_due:
-            self._users_due = None
-            taps = [link for link in self.pool.kernel.links() if link.stamp is not None]
-            if any(link.stamp.uid is not None for link in taps if link.stamp is not None):
-                yield "users' taps", self._end_taps(taps)
+        if self._ends_due is not None and now >= self._ends_due:
+            self._ends_due = None
+            taps = list(filter(_may_have_ended, self.pool.kernel.links()))
+            if taps:
+                yield "taps' processes", self._end_taps(taps)
         if self.guard.due is not None and now >= self.guard.due:
             yield from self._guard(now)
 
@@ -239,7 +256,7 @@ class Tidier:
         """Tell whether a running guest's tap is not on its bridge, which is there again."""
         stamp = link.stamp
         # NOTE: a down takes the link down before all else, so that it is not mistaken for a loss.
-        if stamp is None or not link.up or not is_alive(stamp):
+        if stamp is None or not link.up or not _runs(link, stamp):
             return False
         if stamp.kind == "linux":
             bridge = self.pool.kernel.look_up(stamp.bridge)
@@ -256,10 +273,10 @@ class Tidier:
         )
 
     def _end_taps(self, taps: list[Link]) -> Work[None]:
-        """Take away the taps of users whose right to them has ended."""
-        for ended in (yield from finding_ended(taps, LIMIT)):
+        """Take away the taps whose process has ended, a user's where his right to it has."""
+        for ended in (yield from finding_ended(taps, LIMIT, roots=True)):
             yield from self._do(ended.link.name, partial(self._ending, ended=ended))
-        self._look_at_users(USERS)
+        self._look_at_ends(ENDS)
 
     @staticmethod
     def _ending(host: Host, ended: Ended) -> Work[None]:
