@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -564,7 +565,27 @@ def test_a_tap_that_serves_a_living_process_is_not_given_to_another(
     assert state(inside, "t0") == now
     first.end_caller()
     was_done(calls.up("t0"))
-    assert state(inside, "t0")["alias"] == alias()
+    stamp = parse_alias(state(inside, "t0")["alias"])
+    assert stamp is not None and stamp.was is not None
+    assert replace(stamp, was=None) == parse_alias(alias())
+    inside.ip("link", "del", "t0")
+
+
+def test_a_persistent_tap_gets_back_what_it_was(calls: Calls, inside: Namespace) -> None:
+    """Also after an up that has found it attached."""
+    write_policy(calls.hooks, "mtu: 1400, txqueuelen: 77", "bridge: br0, mtu: 1400")
+    inside.ip("link", "set", "br0", "mtu", "1499")
+    inside.ip("link", "set", "br0", "mtu", "1500")
+    persistent(inside, "t0")
+    words = ("link", "set", "t0", "address", "02:00:00:00:00:10", "mtu", "1300", "txqueuelen", "50")
+    inside.ip(*words)
+    before = state(inside, "t0")
+    was_done(calls.up("t0"))
+    was_done(calls.up("t0"))
+    now = state(inside, "t0")
+    assert (now["mac"], now["mtu"], now["txqueuelen"]) == ("fe:00:00:00:00:10", 1400, 77)
+    was_done(calls.down("t0"))
+    assert state(inside, "t0") == before
     inside.ip("link", "del", "t0")
 
 

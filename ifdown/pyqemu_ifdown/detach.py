@@ -13,7 +13,7 @@ from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, Seen
 from pyqemu_ifup.manners import Watch, log
-from pyqemu_ifup.plan import DelPort, DelTap, SetAlias, SetDown, Step, plan_leave
+from pyqemu_ifup.plan import DelPort, DelTap, SetAlias, SetDown, Step, plan_leave, plan_was
 from pyqemu_ifup.stamp import BRIDGE_MARK, Here, Stamp, find_here, is_anothers
 from pyqemu_ifup.work import Work
 
@@ -117,7 +117,7 @@ def plan_down(seen: Seen, here: Here) -> tuple[Step, ...]:
         return tuple(step for step in steps if isinstance(step, DelPort))
     if tap.stamp.made and tap.stamp.uid is not None:
         return (*steps, DelTap(tap.name, tap.index))
-    return (*steps, SetAlias(tap.name, tap.index, ""))
+    return (*steps, *plan_was(seen), SetAlias(tap.name, tap.index, ""))
 
 
 def _run(host: Host, step: Step) -> Work[bool]:

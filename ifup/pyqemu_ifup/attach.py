@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import syslog
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
@@ -28,6 +29,7 @@ from pyqemu_ifup.plan import (
     refuse_foreign_ports,
     refuse_shared,
     refuse_strangers,
+    was_before,
 )
 from pyqemu_ifup.stamp import Stamp, find_here, make_stamp, renew_stamp
 from pyqemu_ifup.work import Work
@@ -171,6 +173,7 @@ def _joining(
             stamp = renew_stamp(kept, port, kind)
         else:
             stamp = make_stamp(port, kind, caller, parent, uid, by_name, made)
+            stamp = replace(stamp, was=was_before(before))
         told = False
         for op in plan_up(port, kind, before, stamp, here):
             host.watch.check()

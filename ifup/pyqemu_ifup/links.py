@@ -33,7 +33,8 @@ IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 
 IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING = 1, 5, 7
 IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_VLAN_DEFAULT_PVID = 36, 39
 IFLA_BRPORT_ISOLATED = 33
-IFLA_TUN_OWNER, IFLA_TUN_GROUP, IFLA_TUN_TYPE, IFLA_TUN_MULTI_QUEUE = 1, 2, 3, 7
+IFLA_TUN_OWNER, IFLA_TUN_GROUP, IFLA_TUN_TYPE = 1, 2, 3
+IFLA_TUN_PERSIST, IFLA_TUN_MULTI_QUEUE = 6, 7
 IFLA_TUN_NUM_QUEUES, IFLA_TUN_NUM_DISABLED_QUEUES = 8, 9
 IFF_TAP = 2
 """What IFLA_TUN_TYPE says of a tap (linux/if_tun.h)."""
@@ -298,6 +299,7 @@ def _link(data: bytes, body: int, end: int) -> Link:
         isolated=None if isolated is None else bool(isolated),
         owner=_number(U32, tun, IFLA_TUN_OWNER),
         group=_number(U32, tun, IFLA_TUN_GROUP),
+        persistent=bool(_number(U8, tun, IFLA_TUN_PERSIST)),
         multi_queue=bool(_number(U8, tun, IFLA_TUN_MULTI_QUEUE)),
         queues=(_number(U32, tun, IFLA_TUN_NUM_QUEUES) or 0)
         + (_number(U32, tun, IFLA_TUN_NUM_DISABLED_QUEUES) or 0),

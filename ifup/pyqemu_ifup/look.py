@@ -67,6 +67,7 @@ class Link:
     isolated: bool | None = None
     owner: int | None = None
     group: int | None = None
+    persistent: bool = False
     multi_queue: bool = False
     queues: int = 0
     stp: bool | None = None

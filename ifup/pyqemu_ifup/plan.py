@@ -7,7 +7,7 @@ dry-run, explain and undo.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Kind, Port, Vlan
@@ -22,7 +22,7 @@ from pyqemu_ifup.look import (
     vlan_of_vids,
     wanted_vids,
 )
-from pyqemu_ifup.stamp import OUR_KEYS, Here, Stamp, format_alias, is_anothers, row_ids
+from pyqemu_ifup.stamp import OUR_KEYS, Here, Stamp, Was, format_alias, is_anothers, row_ids
 
 IPV6_MTU_MIN = 1280
 """Bytes; IPV6_MIN_MTU of linux/ipv6.h (RFC 8200, 5)."""
@@ -656,6 +656,29 @@ def _settings_back(before: Seen, now: Seen) -> list[Step]:
     if before.ipv6_disabled is not None and now.ipv6_disabled != before.ipv6_disabled:
         plan.append(SetIpv6(tap.name, tap.index, before.ipv6_disabled))
     return plan
+
+
+def was_before(before: Seen) -> Was | None:
+    """Return what the mark is to say of a persistent tap as it was `before`; None of another."""
+    tap = before.tap
+    if tap is None or not tap.persistent:
+        return None
+    if tap.stamp is not None:
+        return tap.stamp.was
+    return Was(tap.mtu, tap.txqueuelen, tap.mac[:2], before.ipv6_disabled is False)
+
+
+def plan_was(now: Seen) -> tuple[Step, ...]:
+    """Return the steps that give a persistent tap what its mark says that it was."""
+    tap = now.tap
+    was = tap.stamp.was if tap is not None and tap.stamp is not None else None
+    if tap is None or was is None:
+        return ()
+    mac = was.mac + tap.mac[2:] if tap.mac.startswith("fe:") else tap.mac
+    old = replace(tap, mtu=was.mtu, txqueuelen=was.txqueuelen, mac=mac)
+    known = now.ipv6_disabled is not None
+    before = replace(now, tap=old, ipv6_disabled=not was.ipv6 if known else None)
+    return tuple(_settings_back(before, now))
 
 
 def plan_back(port: Port, before: Seen, now: Seen, here: Here) -> tuple[Step, ...]:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,11 +207,20 @@ class Client:
     def __init__(self, path: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(PATIENCE)
-        try:
-            self.socket.connect(path)
-        except BaseException:
-            self.socket.close()
-            raise
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self.socket.connect(path)
+                return
+            except BlockingIOError:
+                # NOTE: so many wait for the agent that there is no room for one more (unix(7)).
+                if time.monotonic() > end:
+                    self.socket.close()
+                    raise
+                time.sleep(0.01)
+            except BaseException:
+                self.socket.close()
+                raise
 
     def __enter__(self) -> Client:
         return self
