@@ -108,10 +108,15 @@ def recorder(tmp_path: Path) -> Recorder:
     return Recorder(tmp_path / "up", tmp_path / "down", log)
 
 
-def caller(tap: str, vm: str | None, netdev: str | None, mac: str | None) -> dict[str, str | None]:
+def caller(
+    tap: str, vm: str | None, netdev: str | None, mac: str | None
+) -> dict[str, str | bool | None]:
     """Return what the recorder writes of a caller that is this user."""
     user = subprocess.run(["id", "-un"], check=True, capture_output=True, text=True).stdout.strip()
-    return {"tap": tap, "vm": vm, "netdev": netdev, "mac": mac, "user": user}
+    return {
+        "tap": tap, "vm": vm, "netdev": netdev, "mac": mac, "user": user,
+        "unprivileged": False, "root_made": False,
+    }
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling.title)
