@@ -54,4 +54,4 @@ def test_many_events_are_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch.ripe(1000 + DELAY, {"lab"}) == ["lab"], "no network of ours is called other"
     assert watch.due is None
     watch.take(None)
-    assert watch.ripe(clock.now + DELAY, {"lab", "two"}) == ["lab", "two"]
+    assert sorted(watch.ripe(clock.now + DELAY, {"lab", "two"})) == ["lab", "two"]
