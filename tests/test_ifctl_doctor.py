@@ -422,7 +422,7 @@ ROWS = (
     Row("policy", another_s, f"user {NOBODY} owns it"),
     Row("policy", linked, "it is a symbolic link"),
     Row("unreachable-rule", shadowed, "is never reached: the one at "),
-    Row("long-tap-glob", long_glob, "a-very-long-[ab]*-name at "),
+    Row("long-tap-glob", long_glob, "'a-very-long-[ab]*-name' at "),
     Row("bridge-missing", gone, "there is no bridge br0, which network lan is on ("),
     Row("bridge-kind", said_to_be_openvswitch,
         "br0 is a Linux bridge, and network lan wants an Open vSwitch bridge ("),
@@ -696,7 +696,7 @@ OVS_ROWS = (
     Row("ovs-vswitchd", stopped_vswitchd, "ovs-vswitchd is stopped, process "),
     Row("ovs-vswitchd", without_its_lock, "ovs-vswitchd has not taken in what is configured"),
     Row("ovs-version", old_version, "Open vSwitch is 2.9.8 (unix:"),
-    Row("ovs-error", unusable, "Open vSwitch cannot use the port nosuch0 of br-int: could not"),
+    Row("ovs-error", unusable, "Open vSwitch cannot use the port nosuch0 of br-int: 'could not"),
     Row("ovs-stale", stale, "the port web0 of br-int is left of a guest that is gone"),
     Row("ovs-trunk", every_vlan, "the tap web0 carries every VLAN of br-int"),
 )

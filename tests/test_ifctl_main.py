@@ -38,7 +38,7 @@ USAGE = [
     ),
     (
         ("decode", "x\ny"),
-        "x\\ny is not a number; give the one that QEMU prints, such as 16640",
+        "'x\\ny' is not a number; give the one that QEMU prints, such as 16640",
     ),
 ]
 

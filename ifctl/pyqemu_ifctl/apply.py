@@ -122,7 +122,7 @@ def apply(
     from pyqemu_ifconf.load import load_host_policy
 
     policy = load_host_policy(environ)
-    with Host(None, watch, narrator("pyqemu-ifctl", "all taps")) as host:
+    with Host(None, watch, narrator("pyqemu-ifctl", None)) as host:
         outcomes, remarks = apply_policy(host, policy, taps, dry_run=dry_run, cut=cut)
     failures = [each for each in outcomes if each.failure is not None and each.result not in FINE]
     remarks += [f"{readable(each.guest.tap)}: {each.failure}" for each in outcomes if each.failure]

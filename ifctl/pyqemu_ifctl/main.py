@@ -223,7 +223,7 @@ def run(args: argparse.Namespace) -> Answer:
         return Answer(answer.out, answer.status, tuple(map(_line, answer.remarks)))
     given: str | None = getattr(args, "tap", None)
     tap = check_tap_name(given) if given is not None else None
-    tell = narrator(PROGRAM, tap or "all taps")
+    tell = narrator(PROGRAM, tap)
     if args.verb == "status" and args.graph and (args.json or args.watch):
         raise Failure(
             Status.USAGE, "--graph goes with neither --json nor --watch", "", "give one of them"

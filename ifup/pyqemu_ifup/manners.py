@@ -350,11 +350,15 @@ def log(priority: int, line: str) -> None:
         _Log.patience = max(0.0, _Log.patience - (_Log.since - began))
 
 
-def narrator(program: str, tap: str) -> Callable[[str], None]:
-    """Return what tells each step before it is taken: to stderr with PYQEMU_IFUP_DEBUG=1."""
+def narrator(program: str, tap: str | None) -> Callable[[str], None]:
+    """Return what tells each step before it is taken: to stderr with PYQEMU_IFUP_DEBUG=1.
+
+    `tap` is None where the steps are about all of them.
+    """
     if os.environ.get("PYQEMU_IFUP_DEBUG") != "1":
         return lambda command: None
-    return lambda command: say(f"{program}: {quote(tap)}: {command}")
+    whose = quote(tap) if tap is not None else "all taps"
+    return lambda command: say(f"{program}: {whose}: {command}")
 
 
 Hook = Callable[[str, list[str], Watch], None]
