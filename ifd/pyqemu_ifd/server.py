@@ -337,8 +337,8 @@ class Server:
             try:
                 self._poll.unregister(descriptor)
             except OSError as error:
-                # ENOENT, EBADF: the library has closed it.
-                if error.errno not in (errno.ENOENT, errno.EBADF):
+                # The library has closed it; EPERM: a lock's file has the number by now.
+                if error.errno not in (errno.ENOENT, errno.EBADF, errno.EPERM):
                     raise
         for descriptor, events in interest.events.items():
             try:
