@@ -20,6 +20,7 @@ from typing import IO
 
 import pytest
 
+from lab.agent import Agent
 from lab.events import LinkEvents
 from lab.hooks import Hooks
 from lab.needs import require
@@ -562,12 +563,14 @@ def test_unprivileged_qemu_with_a_tap_of_its_own(linux: Site, public: Path) -> N
     tun.chmod(0o666)
     share = 'mount --bind "$0" /dev/net/tun && exec "$@"'
     prefix = ("unshare", "--mount", "sh", "-c", share, str(tun), *as_user(NOBODY))
-    with Qemu(
-        *site.qemu_arguments("web0"),
-        netns=site.netns.name,
-        prefix=prefix,
-        env=site.hooks.environ(),
-    ) as qemu:
+    env = site.hooks.environ()
+    with ExitStack() as stack:
+        if site.hooks.agent:
+            users = stack.enter_context(Agent(site.netns, site.hooks.policy, users=True))
+            env["PYQEMU_IFUP_SOCKET"] = users.path
+        qemu = stack.enter_context(Qemu(
+            *site.qemu_arguments("web0"), netns=site.netns.name, prefix=prefix, env=env,
+        ))
         assert qemu.wait() == 1
         (line,) = our_lines(qemu.stderr)
         if site.hooks.agent:
@@ -667,7 +670,7 @@ def test_name_refused(site: Site, name: bytes) -> None:
         assert qemu.wait() == 1
         (line,) = our_lines(qemu.stderr)
         assert "failed with status 16384" in qemu.stderr
-    assert line.startswith(f"pyqemu-ifup: {ascii(os.fsdecode(name))[1:-1]}: ")
+    assert line.startswith(f"pyqemu-ifup: {ascii(os.fsdecode(name))}: ")
     assert line.isascii() and line.isprintable()
 
 

@@ -398,7 +398,7 @@ def test_run_does_not_know_a_status_of_a_later_agent(hooks: Hooks, script: Scrip
         (["--nic", "lan", "--"], "run needs a command; "),
         (["--nic", "lan", "true"], "run needs a command; write -- and QEMU's command line"),
         (["--nic", "lan", "vm", "true"], "unrecognized arguments: true"),
-        (["--nic", "", "--", "true"], "--nic : it does not begin with the name of a network; "),
+        (["--nic", "", "--", "true"], "--nic '': it does not begin with the name of a network; "),
         (["--nic", "tap=x", "--", "true"], "--nic tap=x: it does not begin with the name"),
         (["--nic", "lan,", "--", "true"], "--nic lan,: an empty word is none of tap=, id= and"),
         (["--nic", "lan,id=a,,b", "--", "true"], "--nic lan,id=a,,b: an empty word is none of"),
@@ -409,7 +409,7 @@ def test_run_does_not_know_a_status_of_a_later_agent(hooks: Hooks, script: Scrip
         (["--nic", "lan,id=0", "--", "true"], "--nic lan,id=0: 0 is no id: a letter, then"),
         (["--nic", "lan,queues=0", "--", "true"], "--nic lan,queues=0: queues= is a number from"),
         (["--nic", "lan,queues=65", "--", "true"], "--nic lan,queues=65: queues= is a number"),
-        (["--nic", "lan,queues=1\n", "--", "true"], "--nic lan,queues=1\\n: queues= is a number"),
+        (["--nic", "lan,queues=1\n", "--", "true"], "--nic 'lan,queues=1\\n': queues= is a number"),
         (["--nic", "lan", "--nic", "lan,id=net0", "--", "true"], "two NICs have the id net0; "),
     ],
 )
@@ -452,6 +452,7 @@ def test_the_helper_imports_nothing_heavy() -> None:
         [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
     )
     assert set(done.stdout.split()) <= {
-        "__future__", "pyqemu_ifd", "pyqemu_ifd.bridge_helper", "pyqemu_ifd.thin", "pyqemu_ifup",
-        "pyqemu_ifup.agent", "pyqemu_ifup.tap_client",
+        "__future__", "pyqemu_ifconf", "pyqemu_ifconf.shell", "pyqemu_ifd",
+        "pyqemu_ifd.bridge_helper", "pyqemu_ifd.thin", "pyqemu_ifup", "pyqemu_ifup.agent",
+        "pyqemu_ifup.tap_client",
     }  # fmt: skip
