@@ -195,7 +195,7 @@ def test_end(site: Site, number: signal.Signals | None) -> None:
         assert (qemu.quit() if number is None else qemu.signal(number)) == 0
         assert hooks_ran(qemu.stderr) == ["ifup web0", "ifdown web0"]
     assert site.is_clean("web0")
-    assert site.netns.link("web0")["address"] == "fe" + before[2:]
+    assert site.netns.link("web0")["address"] == before
     site.netns.ip("link", "del", "web0")
 
 
