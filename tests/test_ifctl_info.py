@@ -315,13 +315,16 @@ def test_without_privilege_it_says_what_it_could_not_see(place: Place) -> None:
 
 def test_holders(netns: Namespace) -> None:
     tap = netns.tap("onlyhere0")
-    found = find_holders()
+    assert find_holders().of("onlyhere0") == (), "it is in another network namespace"
+    with netns.enter():
+        found = find_holders()
     assert os.getpid() in found.of("onlyhere0")
     assert (os.getpid(), tap.fd, "onlyhere0") in [
         (held.pid, held.descriptor, held.tap) for held in found.held
     ]
     netns.close_kept()
-    assert find_holders().of("onlyhere0") == ()
+    with netns.enter():
+        assert find_holders().of("onlyhere0") == ()
 
 
 MONITORS: list[tuple[list[str], list[Address]]] = [
