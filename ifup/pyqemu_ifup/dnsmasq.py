@@ -101,12 +101,7 @@ def serve(
         file.write("".join(f"{line}\n" for line in settings))
     if found.unit is not None:
         tell(sh("systemctl", "start", found.unit))
-        done = yield from run_program(["systemctl", "start", found.unit], watch)
-        if done.status != 0:
-            raise Failure(
-                Status.REFUSED, f"{found.unit} does not start", _first_line(done.err),
-                f"see journalctl --unit={found.unit}",
-            )
+        yield from _have_systemd("start", found.unit, watch)
     else:
         yield from _start(folder, watch, tell)
 
@@ -268,14 +263,19 @@ def _remove(path: str) -> None:
         return
 
 
+def _have_systemd(verb: str, unit: str, watch: Watch) -> Work[None]:
+    """Have systemd `start` or `stop` a unit. Raises Failure: 71, and 75 with `watch`."""
+    done = yield from run_program(["systemctl", verb, unit], watch)
+    if done.status != 0:
+        raise Failure(
+            Status.REFUSED, f"{unit} does not {verb}", _first_line(done.err),
+            f"see journalctl --unit={unit}",
+        )
+
+
 def _end(folder: str, found: Found, watch: Watch) -> Work[None]:
     if found.unit is not None and found.active:
-        done = yield from run_program(["systemctl", "stop", found.unit], watch)
-        if done.status != 0:
-            raise Failure(
-                Status.REFUSED, f"{found.unit} does not stop", _first_line(done.err),
-                f"see journalctl --unit={found.unit}",
-            )
+        yield from _have_systemd("stop", found.unit, watch)
     try:
         if found.pid is not None:
             yield from _end_process(folder, found.pid, watch)
