@@ -153,9 +153,17 @@ def _links(namespace: Namespace) -> dict[str, Any]:
             if name in loose:
                 del kept["address"]
             switch = Path("/proc/sys/net/ipv6/conf", name, "disable_ipv6")
-            kept["disable_ipv6"] = switch.read_text().strip() if switch.exists() else None
+            kept["disable_ipv6"] = _read(switch)
             entries[f"link {name}"] = kept
     return entries
+
+
+def _read(path: Path) -> str | None:
+    """Return the file's words, None where its link, a switch's of userspace say, has gone."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return None
 
 
 def _unpinned(namespace: Namespace, names: set[str]) -> set[str]:
