@@ -10,7 +10,7 @@ from pyqemu_ifconf.globs import covers, least_length
 from pyqemu_ifconf.index import fold
 from pyqemu_ifconf.names import NAME_MAX
 from pyqemu_ifconf.policy import Rule
-from pyqemu_ifconf.shell import all_of, edit, file, output, quote, readable, sh
+from pyqemu_ifconf.shell import all_of, edit, file, ifctl, output, quote, readable, sh
 from pyqemu_ifctl.fault import Fault
 from pyqemu_ifctl.scene import Scene, is_closed
 
@@ -95,5 +95,5 @@ def find_otherwise(scene: Scene) -> Iterator[Fault]:
             f"{readable(tap)}: {words}",
             "QEMU does not change its command line: a guest that has taken it over can, to pass "
             "for another",
-            sh("pyqemu-ifctl", "status", tap),
+            ifctl("status", tap),
         )

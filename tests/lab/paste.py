@@ -23,8 +23,9 @@ HOSTILE_TEXTS = (
 
 PROGRAMS = (
     "adduser", "apt-get", "awk", "bridge", "chmod", "chown", "cp", "cut", "dnsmasq", "id", "ip",
-    "ip6tables", "iptables", "mkdir", "mknod", "modprobe", "mv", "nft", "ovs-vsctl",
-    "pyqemu-ifctl", "readlink", "sed", "sysctl", "systemctl", "touch", "vi",
+    "ip6tables", "ip6tables-legacy", "iptables", "iptables-legacy", "kill", "mkdir", "mknod",
+    "modprobe", "mv", "nft", "ovs-vsctl", "pyqemu-ifctl", "readlink", "sed", "sysctl", "systemctl",
+    "touch", "vi",
 )
 _STUB = """\
 #!/bin/sh
@@ -48,12 +49,11 @@ def words_of(line: str, folder: Path, shell: Sequence[str] = SHELLS[0]) -> list[
     seen.write_bytes(b"")
     begin = "set -o history -o histexpand\n: id\n" if shell[0] == "bash" else ""
     begin += "echo() { printf '%s\\0' \"$#\" echo \"$@\" >>\"$SEEN\"; }\n"
-    if "--posix" not in shell and shell[0] == "bash":
-        # NOTE: no fork for each; other shells have no functions of such names.
-        begin += "".join(
-            f"{name}() {{ printf '%s\\0' \"$#\" {name} \"$@\" >>\"$SEEN\"; }}\n"
-            for name in PROGRAMS
-        )
+    # NOTE: no fork for each; only bash has functions whose names are no identifiers.
+    begin += "".join(
+        f"{name}() {{ printf '%s\\0' \"$#\" {name} \"$@\" >>\"$SEEN\"; }}\n"
+        for name in PROGRAMS if name.isidentifier() or shell == SHELLS[0]
+    )
     typed = line.replace(" > ", " '>' ")
     done = subprocess.run(
         ["/usr/bin/env", "-i", f"PATH={programs}", f"SEEN={seen}", "HISTFILE=",

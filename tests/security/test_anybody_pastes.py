@@ -5,49 +5,93 @@ The remedies are run by shells that find no program but stand-ins, which note th
 
 from __future__ import annotations
 
+import ast
+import errno
 import json
+import os
 import re
-from collections.abc import Iterator
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
+from lab.needs import require
+from lab.netns import Namespace
+from lab.ovs import SCHEMA, OpenVSwitch
 from lab.paste import HOSTILE, SHELLS, words_of
 from lab.public import NOBODY
+from pyqemu_ifconf import shell as of_shell
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
-from pyqemu_ifconf.policy import Place, Policy, Port, Vlan
-from pyqemu_ifconf.shell import Command, sh
+from pyqemu_ifconf.names import is_network_name
+from pyqemu_ifconf.policy import Attach, Caller, Deny, Kind, Nat, Place, Policy, Port, Vlan
+from pyqemu_ifconf.shell import Command, ifctl, sh
+from pyqemu_ifconf.trust import read_trusted
 from pyqemu_ifctl.apply import Guest as Applied
 from pyqemu_ifctl.apply import _denied, _left
+from pyqemu_ifctl.args import args
+from pyqemu_ifctl.explain import View, explain_port
 from pyqemu_ifctl.findings import find_all
 from pyqemu_ifctl.guests import Guest
+from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifctl.scene import Chain, Qemu, Scene
+from pyqemu_ifd import thin
+from pyqemu_ifd.access import check_owner
+from pyqemu_ifd.taps import _failure
+from pyqemu_ifd.tidy import Tidier
+from pyqemu_ifup import change
+from pyqemu_ifup.attach import _take_back, _tell_of_mac, learn
 from pyqemu_ifup.caller import find_options
+from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, OvsBridge, OvsPort, OvsSwitch, Seen, Vid
+from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.nat import bridge_alias
+from pyqemu_ifup.nat_network import Held, _telling_of_firewalls, leaving
+from pyqemu_ifup.openvswitch import Database
+from pyqemu_ifup.openvswitch import wait as wait_for
 from pyqemu_ifup.plan import (
     AddPort,
     DelPort,
+    DelTap,
     JoinBridge,
+    LeaveBridge,
+    Prove,
     SetAlias,
+    SetDown,
     SetIpv6,
     SetIsolated,
+    SetMac,
     SetMtu,
     SetPort,
+    SetTxQueueLen,
+    SetUp,
     SetVlans,
+    check_bridge_mtu,
     commands,
     find_kind,
     refuse_foreign_ports,
+    refuse_shared,
     refuse_strangers,
     target_vids,
 )
-from pyqemu_ifup.stamp import Here
+from pyqemu_ifup.stamp import VERSION, Here, Stamp, format_alias
+from pyqemu_ifup.work import finish
 
 HERE = Here("boot", "4:42")
 DB = "unix:/run/x y;id"
 EVIL = "--reuid=0;id"
+PLAIN = "plainname"
+ROOT = Path(__file__).parents[2]
 
 
 def a_link(name: str, **changes: Any) -> Link:
@@ -95,13 +139,37 @@ def each_scene(name: str) -> Iterator[Scene]:
                   switches={database: switch}, ports=(port,))
     yield a_scene(name, links=(tap,), switches={database: switch},
                   ports=(replace(port, tag=None, error=None),))
+    local = a_link(name, kind="openvswitch", tap=False)
+    yield a_scene(name, links=(local,), switches={database: switch},
+                  daemons={database: ("stopped", 7)})
+    for changes in ({"tag": None, "vlan_mode": "access"}, {"tag": None, "trunks": (5,)}):
+        yield a_scene(name, switches={database: switch}, ports=(replace(port, **changes),))
+    ours = (("pyqemu-ifup", VERSION), ("pyqemu-boot-id", HERE.boot_id),
+            ("pyqemu-netns", HERE.netns), ("pyqemu-ifindex", "7"))
+    yield a_scene(name, ports=(replace(port, external_ids=ours),))
     yield a_scene(name, failed={database: Failure(Status.TRY_AGAIN, name)})
     for failure in (
         Failure(Status.NO_POLICY, f"/x y/{name}"), Failure(Status.UNSAFE, name, "", "run chmod"),
+        Failure(Status.UNSAFE, name, "", "run chown"),
         Failure(Status.UNSAFE, name, "it is a symbolic link"),
         Failure(Status.UNSAFE, name, "it has 2 hard links"),
     ):
         yield replace(a_scene("br"), policy=failure)
+    for policy in each_policy(name):
+        yield replace(a_scene("br"), policy=policy)
+
+
+def each_policy(name: str) -> Iterator[Policy | Failure]:
+    """Yield policies of a file of this name with which something is wrong."""
+    head = "version: 1\nnetworks: {lan: {bridge: br}}\nrules:\n"
+    for rules in (
+        "- {tap: '*', network: lan}\n- {tap: x, network: lan}\n",
+        "- {tap: sixteen-letters-, network: lan}\n", "- {}\n",
+    ):
+        try:
+            yield parse_policy([Source(name, (head + rules).encode())])
+        except Failure as failure:
+            yield failure
 
 
 def each_command(name: str) -> Iterator[Command]:
@@ -122,20 +190,36 @@ def each_command(name: str) -> Iterator[Command]:
         yield from commands(op)
 
 
+def without_end(words: list[str]) -> list[str]:
+    """Return the words of a verb of ours without the `--` by which no name is an option."""
+    if words[0] != "pyqemu-ifctl":
+        return words
+    own, rest = words[:2], words[2:]
+    if rest[:1] == ["--cut"]:
+        own, rest = words[:3], words[3:]
+    if rest[:1] == ["--"]:
+        return [*own, *rest[1:]]
+    assert not any(word.startswith("-") for word in rest), words
+    return words
+
+
 def bare(commands: list[list[str]], name: str) -> list[list[str]]:
     """Return commands without what goes by the name on purpose, and with PLAIN in its place.
 
-    A MAC is made of the name; `--` and `./` keep it from being an option; nft and ovs-vsctl are not
-    told of names that they have no words for.
+    A MAC is made of the name, a mark escapes it, QEMU wants each comma twice; `./` keeps it from
+    being an option; nft and ovs-vsctl are not told of names that they have no words for.
     """
     found = []
     for words in commands:
-        if words[0] == "nft" or (words[0] == "ovs-vsctl" and name == "--"):
+        if words[0] == "nft":
             continue
-        if words[0] == "pyqemu-ifctl" and words[2:3] == ["--"]:
-            words = [*words[:2], *words[3:]]
+        if name == "--" and (words[0] in ("ovs-vsctl", "cut") or words[:2] == ["ip", "-o"]):
+            # NOTE: the index of a port's link is asked for in a line for ovs-vsctl.
+            continue
+        words = [unquote(word) if word.startswith("pyqemu-ifup/1 ") else word for word in words]
         words = [re.sub("^02(:[0-9a-f]{2}){5}$", "MAC", word) for word in words]
         words = [word[2:] if word[:3] in ("./-", "./+") else word for word in words]
+        words = [word.replace(",,", ",") for word in words]
         found.append(words)
     return found
 
@@ -145,19 +229,25 @@ def test_no_name_is_more_than_a_word_of_a_command(
     shell: tuple[str, ...], tmp_path: Path
 ) -> None:
     """The very commands that come for plain names come for all others."""
-    plain = "plainname"
-    lines = [line for name in (plain, *HOSTILE) for line in (*each_command(name), sh("touch"))]
+    compare({name: list(each_command(name)) for name in (PLAIN, *HOSTILE)}, tmp_path, shell)
+
+
+def compare(lines: Mapping[str, Sequence[str]], folder: Path, shell: tuple[str, ...]) -> None:
+    """Check that the lines of each name are those of PLAIN, with that name in its place."""
     runs: list[list[list[str]]] = [[]]
-    for words in words_of("\n".join(lines), tmp_path, shell):
+    text = "\n".join(line for found in lines.values() for line in (*found, sh("touch")))
+    for words in words_of(text, folder, shell):
         if words == ["touch"]:
             runs.append([])
         else:
             runs[-1].append(words)
     told = runs[0]
     assert len(told) > 40 and len({words[0] for words in told}) > 8
-    for name, found in zip(HOSTILE, runs[1:-1], strict=True):
-        wanted = [[word.replace(plain, name) for word in words] for words in told]
-        assert bare(found, name) == bare(wanted, name)
+    for name, found in zip(lines, runs[:-1], strict=True):
+        wanted = [[word.replace(PLAIN, name) for word in words] for words in told]
+        own = [without_end(words) for words in found]
+        # NOTE: the ends of a pipe run at once.
+        assert sorted(bare(own, name)) == sorted(bare(wanted, name))
         for words in found:
             if words[0] == "nft":
                 assert len(words) == 2 and ";" not in words[1].replace("policy accept;", "")
@@ -225,3 +315,292 @@ def test_nothing_of_another_user_s_command_line_is_printed() -> None:
             pid = 8 if "QEMU 8" in each.what.partition(", and")[0] else 7
             assert f"process {pid} of user {login}" in each.do
             assert "'web; reboot' (QEMU" in each.what or "QEMU 8" in each.what
+
+
+WATCHED = {"sh", "vsctl", "ifctl", "nft_command", "write", "edit"}
+"""The functions of pyqemu_ifconf.shell by which others make a command of names."""
+NO_NAME = {
+    ("ifctl/pyqemu_ifctl/agent.py", "_connect"): "a unit of ours, one of two",
+    ("ifctl/pyqemu_ifctl/agent.py", "_mute"): "likewise",
+    ("ifctl/pyqemu_ifctl/agent.py", "_no_agent"): "likewise",
+    ("ifup/pyqemu_ifup/tap_client.py", "_connect"): "likewise",
+    ("ifctl/pyqemu_ifctl/ovs_faults.py", "start_ovs"): "a unit of the distribution's",
+    ("ifctl/pyqemu_ifctl/host_faults.py", "find_no_tun"): "/dev/net/tun",
+    ("ifctl/pyqemu_ifctl/host_faults.py", "find_closed_tun"): "likewise",
+    ("ifup/pyqemu_ifup/dnsmasq.py", "serve"): "a network's name",
+    ("ifup/pyqemu_ifup/dnsmasq.py", "_start"): "likewise",
+    ("ifup/pyqemu_ifup/dnsmasq.py", "_recorded"): "likewise",
+    ("ifup/pyqemu_ifup/nat_network.py", "_refuse_others_table"): "likewise",
+    ("ifup/pyqemu_ifup/nat_network.py", "_taking_away"): "likewise",
+    ("ifup/pyqemu_ifup/nat_network.py", "_bring_about"): "the bridge of a network with nat:",
+    ("ifup/pyqemu_ifup/nat_network.py", "_telling_of_firewalls"): "likewise",
+    ("ifup/pyqemu_ifup/nat.py", "making_commands"): "likewise",
+    ("ifup/pyqemu_ifup/nat.py", "adding_command"): "likewise",
+    ("ifup/pyqemu_ifup/nat_network.py", "_check_forwarding"):
+        "a card of this host's that heeds advertisements: no tap of ours does",
+}
+"""(file, function) -> why no name of others' comes there."""
+
+
+def places() -> dict[tuple[str, str, int, int], str]:
+    """Return where the toolkit makes commands of what may be a name: file, function, lines."""
+    found = {}
+    for path in sorted(ROOT.glob("*/pyqemu_if*/*.py")):
+        tree = ast.parse(path.read_text())
+        inside: list[tuple[ast.AST, str]] = [(tree, "")]
+        while inside:
+            node, function = inside.pop()
+            function = node.name if isinstance(node, ast.FunctionDef) else function
+            inside += [(child, function) for child in ast.iter_child_nodes(node)]
+            if (
+                isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+                and node.func.id in WATCHED and path.name != "shell.py"
+                and not all(isinstance(each, ast.Constant) for each in node.args)
+            ):
+                at = str(path.relative_to(ROOT))
+                found[at, function, node.lineno, node.end_lineno or 0] = ast.unparse(node)
+    return found
+
+
+@contextmanager
+def watching(reached: list[tuple[str, int, Command]]) -> Iterator[None]:
+    """Note each command that code of ours makes meanwhile, and where."""
+
+    def note(frame: FrameType, event: str, value: object) -> None:
+        caller = frame.f_back
+        if event == "return" and isinstance(value, Command) and caller is not None and (
+            frame.f_code.co_name in WATCHED and caller.f_code.co_filename != of_shell.__file__
+        ):
+            reached.append((caller.f_code.co_filename, caller.f_lineno, value))
+
+    sys.setprofile(note)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
+STAMP = Stamp("lan", "linux", "br0", "", 1 << 22, 1, uid=NOBODY, made=True)
+
+
+class Elsewhere:
+    """The places that need more than values: a database, sockets, files, links, a ruleset."""
+
+    def __init__(self, ovs: OpenVSwitch) -> None:
+        self.ovs = ovs
+        self.database = Database(ovs.db, None)
+        self.tell: Callable[[str], None] = lambda line: None
+
+    def host(self) -> Host:
+        return Host(None, Watch(10), self.tell)
+
+    def walk(self, name: str) -> None:
+        """Go where a command is made about something of this name."""
+        for step in (self.bridges, self.taps, self.looked_at, self.explained, self.files,
+                     self.undone, self.databases, self.networks):
+            step(name)
+
+    def refused(self, work: Callable[[], object]) -> None:
+        with pytest.raises(Failure) as caught:
+            work()
+        assert str(caught.value).isprintable()
+
+    def bridges(self, name: str) -> None:
+        port = Port(name, "lan", name, Place("p.yaml", 1, 1))
+        bridge = a_link(name, kind="bridge", tap=False, vlan_filtering=True, default_pvid=0)
+        before, now = (Seen(a_link(name), bridge=replace(bridge, mtu=mtu)) for mtu in (1500, 9))
+        self.refused(lambda: target_vids(port, bridge))
+        self.refused(lambda: check_bridge_mtu(port, "linux", before, now))
+        self.refused(lambda: check_bridge_mtu(port, "openvswitch", before, now))
+        taken = Seen(replace(before.tap, mac="fe:00:00:00:00:01"),  # type: ignore[type-var]
+                     bridge=replace(bridge, mac="fe:00:00:00:00:01"))
+        _tell_of_mac(port, before, taken)
+        nat = parse_policy([Source("p", b"version: 1\nnetworks: {lan: {bridge: br, nat: "
+                                        b"{ipv4: 10.0.0.1/24}}}\nrules: [{tap: x, network: lan}]")])
+        chains = tuple(Chain(family, name, name, "forward", legacy=legacy)
+                       for family in ("ip", "ip6") for legacy in (True, False))
+        list(find_all(a_scene("br", policy=nat, chains=chains, otherwise={name: "says a"}))[0])
+
+    def taps(self, name: str) -> None:
+        ovs = a_link("ovs-system", index=9, kind="openvswitch", tap=False)
+        for ports in ((), (a_port(name),)):
+            seen = Seen(a_link(name), master=ovs, ports=ports)
+            self.refused(partial(refuse_strangers, name, seen, 0))
+        other = a_port(name, external_ids=(("pyqemu-ifup", VERSION), ("pyqemu-boot-id", "boot"),
+                                           ("pyqemu-netns", "n")))
+        self.refused(lambda: refuse_foreign_ports(Seen(a_link(name), ports=(other,)), HERE))
+        self.refused(lambda: refuse_shared(a_link(name, multi_queue=True, owner=5), 6))
+        self.refused(lambda: check_owner(a_link(name, owner=5), 6))
+        raise_ = _failure(name, OSError(errno.EBUSY, "busy"))
+        assert str(raise_).isprintable()
+        policy = parse_policy([Source("p", b"version: 1\nnetworks: {other: {bridge: br}}\n"
+                                           b"rules: [{tap: '*', network: other}]")])
+        marked = a_link(name, alias=format_alias(replace(STAMP, uid=None, made=False)))
+        self.refused(lambda: Tidier._wanted(policy, marked, replace(STAMP, uid=None), None))
+        own, other_end = socket.socketpair()
+        other_end.close()
+        with own:
+            client = thin.Client("pyqemu-ifup", name, own)
+            assert client._wait() is None
+        # NOTE: it imports nothing, and says here what ifctl() would.
+        assert f" {ifctl('gc', name)} " in client.left
+        with self.host() as host:
+            deny = Deny("no", None)
+            for stamp in (STAMP, replace(STAMP, uid=None, made=False)):
+                link = a_link(name, alias=format_alias(stamp), carrier=False)
+                assert len(find_lost(host, policy, [link], lambda tap, stamp: deny)) == 1
+
+    def looked_at(self, name: str) -> None:
+        for op in (SetDown(name, 7), SetUp(name, 7), SetMac(name, 7, "02:00:00:00:00:01"),
+                   SetTxQueueLen(name, 7, 9), LeaveBridge(name, 7, name), DelTap(name, 7),
+                   Prove(name, True)):
+            commands(op)
+
+    def explained(self, name: str) -> None:
+        caller = Caller(name, vm="web; reboot")
+        rows: tuple[tuple[Kind, tuple[str, ...], Link | None], ...] = (
+            ("linux", (), None), ("openvswitch", (DB,), None),
+            ("linux", (), a_link(name, kind="bridge", tap=False, vlan_filtering=False)),
+        )
+        for kind, ovs_bridges, bridge in rows:
+            port = Port(name, "lan", name, Place("p.yaml", 1, 1), kind=kind, ovsdb=DB, mtu=None,
+                        vlan=Vlan(10), external_ids=(("a", "b;id"),) if ovs_bridges else ())
+            seen = Seen(None, bridge=bridge, ovs_bridges=ovs_bridges)
+            found = explain_port(caller, Attach(port, None), View(seen, HERE, frozenset(), True))
+            assert found.forms[0].commands
+
+    def files(self, name: str) -> None:
+        path = Path(name)
+        path.write_text("version: 1\n")
+        path.chmod(0o666)
+        self.refused(lambda: read_trusted(name, 9))
+        path.chmod(0o600)
+        os.chown(path, NOBODY, 0)
+        self.refused(lambda: read_trusted(name, 9))
+        path.unlink()
+        path.mkdir()
+        for hook in ("pyqemu-ifup", "pyqemu-ifdown"):
+            (path / hook).write_text("")
+            (path / hook).chmod(0o755)
+        policy = Path("policy.yaml").absolute()
+        policy.write_text(
+            "version: 1\nnetworks: {lan: {bridge: br}}\n"
+            "vms: {web: {nics: [{network: lan, mac: '52:54:00:00:00:01'}]}}\n"
+        )
+        before, sys.argv = sys.argv, [str(path.absolute() / "pyqemu-ifctl")]
+        try:
+            args("web", {"PYQEMU_IFUP_POLICY": str(policy)}, qemu="", machine=None, check=False,
+                 as_legacy=False, as_json=False)
+        finally:
+            sys.argv = before
+
+    def undone(self, name: str) -> None:
+        step = SetMtu(name, 1 << 24, 9)
+        with self.host() as host:
+            host.finish(_take_back(host, step, host.watch))
+            host.finish(change._take_back(host, step))
+            with socket.socket(socket.AF_UNIX) as bound:
+                bound.bind(f"{name}.sock")
+                self.refused(lambda: host.finish(host.open_databases([f"unix:{name}.sock"])))
+
+    def databases(self, name: str) -> None:
+        wait = partial(wait_for, [self.database], Watch(10))
+        for bridge in (name, "br0"):
+            op = AddPort(self.ovs.db, bridge, name, 7, None, False, (("pyqemu-ifup", VERSION),))
+            self.refused(partial(finish, self.database.add_port(op, Watch(10)), wait))
+        self.ovs.server.stop()
+        try:
+            watch = Watch(0.02)
+            self.refused(lambda: finish(self.database.sync(watch), wait))
+            finish(learn(self.database, name, watch), wait)
+        finally:
+            self.ovs.server.cont()
+        finish(self.database.sync(Watch(10)), wait)
+
+    def networks(self, name: str) -> None:
+        chain = {"family": "inet", "table": name, "name": name, "type": "filter",
+                 "hook": "forward", "prio": 0, "policy": "drop"}
+        table = {"table": {"family": "inet", "name": name}}
+        self.nft({"add": table}, {"add": {"chain": chain}})
+        held, nat = Held("lan", "lanbr0", "", -1), Nat("10.0.0.1/24")
+        finish(_telling_of_firewalls(held, nat, Watch(10)), time.sleep)
+        self.nft({"delete": table})
+        if "%" in name:
+            # NOTE: no link is called so; its command is another's all the same.
+            commands(DelTap(name, 7))
+            return
+        subprocess.run(["ip", "link", "add", "name", name, "type", "bridge"], check=True)
+        subprocess.run(["ip", "link", "set", "dev", name, "alias", bridge_alias("lan")], check=True)
+        with self.host() as host:
+            assert host.finish(leaving(host, "lan", "lanbr0"))
+
+    @staticmethod
+    def nft(*does: dict[str, Any]) -> None:
+        given = json.dumps({"nftables": does})
+        subprocess.run(["nft", "-j", "-f", "-"], input=given, text=True, check=True)
+
+
+@pytest.fixture
+def elsewhere(
+    inside: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Elsewhere]:
+    """The rest of what the walk needs, with a port of each name in Open vSwitch's database."""
+    require("ovs")
+    monkeypatch.chdir(tmp_path)
+    with ExitStack() as stack:
+        ovs = OpenVSwitch(inside)
+        stack.callback(ovs.close)
+        subprocess.run(["ovsdb-tool", "create", ovs.dir / "conf.db", SCHEMA], check=True)
+        ovs.start_server()
+        ovs.vsctl("--no-wait", "init", "--", "add-br", "br0")
+        rows = []
+        for number, name in enumerate((PLAIN, *HOSTILE)):
+            rows += [
+                {"op": "insert", "table": "Interface", "uuid-name": f"i{number}",
+                 "row": {"name": name}},
+                {"op": "insert", "table": "Port", "uuid-name": f"p{number}",
+                 "row": {"name": name, "interfaces": ["named-uuid", f"i{number}"]}},
+                {"op": "mutate", "table": "Bridge", "where": [],
+                 "mutations": [["ports", "insert", ["named-uuid", f"p{number}"]]]},
+            ]
+        done = subprocess.run(
+            ["ovsdb-client", "transact", ovs.db, json.dumps(["Open_vSwitch", *rows])],
+            capture_output=True, text=True, check=True,
+        )
+        assert "error" not in done.stdout
+        found = Elsewhere(ovs)
+        stack.callback(found.database.close)
+        finish(found.database.connected(Watch(10)), partial(wait_for, [found.database], Watch(10)))
+        yield found
+
+
+def test_every_place_that_makes_a_command_is_walked(elsewhere: Elsewhere) -> None:
+    reached: list[tuple[str, int, Command]] = []
+    with watching(reached):
+        list(each_command(PLAIN))
+        list(failures(PLAIN))
+        elsewhere.walk(PLAIN)
+    lines = {(os.path.relpath(file, ROOT), line) for file, line, _ in reached}
+    missed = {
+        (file, function): f"{file}:{begin}: {text}"
+        for (file, function, begin, end), text in places().items()
+        if not any((file, line) in lines for line in range(begin, end + 1))
+    }
+    new = [text for at, text in missed.items() if at not in NO_NAME]
+    assert not new, "walk there with a hostile name, or say why none can come:\n" + "\n".join(new)
+    assert not NO_NAME.keys() - missed.keys(), "what is walked needs no reason"
+    assert [name for name in HOSTILE if is_network_name(name)] == ["up"]
+
+
+def test_each_of_them_makes_one_word_of_a_name(elsewhere: Elsewhere, tmp_path: Path) -> None:
+    lines = {}
+    for name in (PLAIN, *HOSTILE):
+        reached: list[tuple[str, int, Command]] = []
+        with watching(reached):
+            elsewhere.walk(name)
+        # NOTE: the arguments of a QEMU are words of a command of the reader's own.
+        lines[name] = [f"id {line}" if file.endswith("/args.py") else line
+                       for file, _, line in reached]
+    assert len(lines[PLAIN]) > 60
+    for each in SHELLS[::2]:
+        compare(lines, tmp_path, each)
