@@ -214,6 +214,7 @@ def test_a_row_as_json() -> None:
         "mtu": 1500, "mac": "fe:54:00:aa:bb:cc", "vlan": 100, "isolated": False, "vm": "web1",
         "pid": None, "state": "differs",
         "differences": [{"setting": "mtu", "wanted": "1400", "is": "1500"}],
+        "otherwise": None,
     }]}
 
 
@@ -224,6 +225,7 @@ def test_a_stale_row_as_json() -> None:
         "tap": "tap0", "ifindex": None, "kind": "openvswitch", "bridge": "br-int",
         "network": "sw", "mtu": None, "mac": None, "vlan": {"native": 10, "trunk": [20, "30-39"]},
         "isolated": False, "vm": "web1", "pid": 12, "state": "stale", "differences": [],
+        "otherwise": None,
     }]}
 
 

@@ -29,9 +29,10 @@ from pyqemu_ifup.guest import (
     Unsaid,
     find_asked,
     find_marked,
+    find_otherwise,
     find_port,
     find_user_said,
-    says_otherwise,
+    tell_otherwise,
 )
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host
@@ -126,9 +127,9 @@ def apply(
         outcomes, remarks = apply_policy(host, policy, taps, dry_run=dry_run, cut=cut)
     failures = [each for each in outcomes if each.failure is not None and each.result not in FINE]
     remarks += [f"{readable(each.guest.tap)}: {each.failure}" for each in outcomes if each.failure]
-    for guest in (each.guest for each in outcomes):
-        other = says_otherwise(guest.tap, guest.stamp) if guest.stamp is not None else ""
-        remarks += [f"{readable(guest.tap)}: {other}"] if other else []
+    for tap, stamp in ((each.guest.tap, each.guest.stamp) for each in outcomes):
+        other = tell_otherwise(stamp, find_otherwise(tap, stamp)) if stamp is not None else ""
+        remarks += [f"{readable(tap)}: {other}"] if other else []
     status = max(
         (each.failure.status for each in failures if each.failure is not None),
         key=lambda status: SEVERITY.index(status) if status in SEVERITY else len(SEVERITY),

@@ -28,7 +28,7 @@ from pyqemu_ifctl.guests import Guest, find_guests, same_root
 from pyqemu_ifctl.rights import Lost, find_lost
 from pyqemu_ifctl.status import wanted as is_wanted
 from pyqemu_ifup.caller import Option, command_line, find_options, read_status, real_uid
-from pyqemu_ifup.guest import says_otherwise
+from pyqemu_ifup.guest import find_otherwise, tell_otherwise
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host, filters, is_there
 from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, is_local
@@ -219,7 +219,8 @@ def look(
         unseen=tuple(unseen), unread=tuple(unread), lost=tuple(lost),
         otherwise={
             link.name: words for link in links
-            if link.stamp is not None and (words := says_otherwise(link.name, link.stamp))
+            if (stamp := link.stamp) is not None
+            and (words := tell_otherwise(stamp, find_otherwise(link.name, stamp)))
         },
     )
 

@@ -26,12 +26,14 @@ from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifdown.gc import judge
 from pyqemu_ifup.caller import PID_MAX, login_of, read_number
 from pyqemu_ifup.guest import (
+    Other,
     Unsaid,
     check_place,
     check_said,
+    find_otherwise,
     find_user_said,
     said_by,
-    says_otherwise,
+    tell_otherwise,
 )
 from pyqemu_ifup.host import Host, filters
 from pyqemu_ifup.linux_bridge import read_ipv6_disabled
@@ -75,7 +77,8 @@ class System:
 class Row:
     """One tap as `status` shows it. What is unknown is None, `differences` as a whole too.
 
-    `because` tells a person more about the state.
+    `otherwise` is what its process says of itself by now and its mark does not, None where there is
+    no mark or no process. `because` tells a person more about the state.
     """
 
     tap: str
@@ -91,6 +94,7 @@ class Row:
     vm: str | None = None
     pid: int | None = None
     differences: tuple[Difference, ...] | None = ()
+    otherwise: tuple[Other, ...] | None = None
     because: str = ""
 
 
@@ -330,9 +334,10 @@ def _tap_row(link: Link, system: System, want: Want) -> Row:
     if port is not None and row.kind is None:
         row = _with_port(row, port)
     vm = None if "vm" in stamp.unsaid else stamp.vm or None
+    others = find_otherwise(link.name, stamp)
     row = replace(
-        row, network=stamp.network, vm=vm, pid=stamp.pid or None,
-        differences=None, because=_ended(stamp) or says_otherwise(link.name, stamp),
+        row, network=stamp.network, vm=vm, pid=stamp.pid or None, differences=None,
+        otherwise=others, because=_ended(stamp) or tell_otherwise(stamp, others),
     )
     if stamp.ovsdb in system.unasked:
         return replace(
@@ -439,6 +444,10 @@ def as_object(found: list[Row]) -> str:
             "differences": None if row.differences is None else [
                 {"setting": each.setting, "wanted": each.wanted, "is": each.found}
                 for each in row.differences
+            ],
+            "otherwise": None if row.otherwise is None else [
+                {"setting": each.setting, "mark": each.mark, "says": each.says}
+                for each in row.otherwise
             ],
         }
         for row in found

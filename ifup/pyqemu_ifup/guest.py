@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Caller, Policy, Port, policy_asks, why_not, why_void
+from pyqemu_ifconf.shell import readable
 from pyqemu_ifup.access import ROOT, User, may_still
 from pyqemu_ifup.caller import bounded, find_caller, find_hook, real_uid
 from pyqemu_ifup.main import PROGRAM, wanted_port
@@ -112,23 +113,40 @@ def find_marked(
     return caller, port
 
 
-def says_otherwise(tap: str, stamp: Stamp) -> str:
-    """Return in words what the tap's process says of itself by now and did not; empty: nothing."""
+@dataclass(frozen=True)
+class Other:
+    """What a tap's process says of itself by now, and what its mark says, None where nothing."""
+
+    setting: str
+    mark: str | None
+    says: str
+
+
+def find_otherwise(tap: str, stamp: Stamp) -> tuple[Other, ...] | None:
+    """Return what the tap's process says of itself by now and did not; None where it has ended."""
     if not is_alive(stamp):
-        return ""
+        return None
     now = find_caller(tap, stamp.pid, want_user=False)
     said = said_by(stamp, tap, None, root_made=False)
-    pairs = [(key, getattr(now, key), getattr(said, key)) for key in ("vm", "netdev", "mac")
+    pairs = [(key, getattr(said, key), getattr(now, key)) for key in ("vm", "netdev", "mac")
              if key not in stamp.unsaid]
     if "vm" in stamp.unsaid and now.vm is not None and not now.vm.startswith(stamp.vm):
-        pairs.append(("vm", now.vm, stamp.guest))
+        pairs.append(("vm", stamp.guest, now.vm))
     hook, _, network = (find_hook(tap, stamp.pid) or "").rpartition("/")[2].partition("@")
     if hook == PROGRAM and "by" not in stamp.unsaid:
-        pairs.append(("network", bounded(network), stamp.network if stamp.by_name else None))
+        pairs.append(("network", stamp.network if stamp.by_name else None, bounded(network)))
+    return tuple(
+        Other(key, was or None, says) for key, was, says in pairs
+        if says is not None and says != was
+    )
+
+
+def tell_otherwise(stamp: Stamp, others: tuple[Other, ...] | None) -> str:
+    """Return in words what `find_otherwise` has found, empty for nothing."""
     words = [
-        f"{key} {ascii(is_now)[1:-1]} (its mark: {ascii(was)[1:-1] if was else 'none'})"
-        for key, is_now, was in pairs
-        if is_now is not None and is_now != was
+        f"{other.setting} {readable(other.says)} "
+        f"(its mark: {readable(other.mark) if other.mark is not None else 'none'})"
+        for other in others or ()
     ]
     if not words:
         return ""

@@ -43,6 +43,7 @@ def line(vm: str = "web1", netdev: str = "n0", mac: str = MAC, script: str = "/x
 
 ATTACKS = {
     "name": (line(vm="fw-1"), "vm fw-1 (its mark: web1)"),
+    "command": (line(vm="$(id)"), "vm '$(id)' (its mark: web1)"),
     "script": (line(script="/x/pyqemu-ifup@secret"), "network secret (its mark: none)"),
     "netdev": (line(netdev="secret0"), "netdev secret0 (its mark: n0)"),
     "mac": (line(mac=OTHER_MAC), f"mac {OTHER_MAC} (its mark: {MAC})"),
@@ -106,6 +107,7 @@ def test_what_it_writes_over_its_command_line_moves_it_nowhere(place: Place) -> 
     (tap,) = place.hooks.ctl_json("status")["taps"]
     assert (tap["state"], tap["network"], tap["vm"]) == ("ok", "lan", "web1")
     assert tap["differences"] == []
+    assert tap["otherwise"] == [{"setting": "network", "mark": None, "says": "secret"}]
     # One who asks about the tap is told.
     assert told in " ".join(place.hooks.ctl("status", "web0").stdout.split())
     found = place.hooks.ctl_json("doctor")["findings"]
