@@ -297,6 +297,45 @@ def test_only_what_is_named_here_catches_everything() -> None:
     assert not new, f"{new}: catch what the callee raises"
     assert not BROAD_ALLOWED.keys() - found.keys(), "allowed, but not there any more"
 
+NFT = ("ifup/pyqemu_ifup/nft.py", "ifup/pyqemu_ifup/nft_events.py")
+"""The modules that touch nftables: the first runs the program, the second hears of changes."""
+
+
+def nft_users(tree: ast.AST) -> Iterator[int]:
+    """Yield the line of each place that has to do with nftables itself: no command is printed."""
+    printed = {
+        id(node.args[0]) for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "sh" and node.args
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
+            word = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
+            named_so = re.fullmatch(r"(?:\S*/)?nft(?:\s+-.*)?|libnftables\.so\S*", word)
+            if named_so and id(node) not in printed:
+                yield node.lineno
+        elif isinstance(node, ast.Name) and re.match("NFT_|NFNL.*_NFTABLES$", node.id):
+            yield node.lineno
+
+
+NFT_USERS = [
+    ("run(['nft', '-f', '-'])", 1), ("which('nft')", 1), ("run('/usr/sbin/nft')", 1),
+    ("system('nft -j list ruleset')", 1), ("CDLL('libnftables.so.1')", 1),
+    ("bind((0, 1 << NFNLGRP_NFTABLES))", 1), ("run([b'nft'])", 1),
+    ("sh('nft', '-f', '-')", 0), ("'nft table of'", 0), ("nft.load(text)", 0),
+]
+
+
+@pytest.mark.parametrize(("source", "count"), NFT_USERS)
+def test_each_spelling_of_a_use_of_nft_is_seen(source: str, count: int) -> None:
+    assert len(list(nft_users(ast.parse(source)))) == count
+
+
+@each_module
+def test_one_module_touches_nft(path: Path) -> None:
+    found = list(nft_users(ast.parse(path.read_text())))
+    assert bool(found) == (named(path) in NFT), found
+
+
 COMMAND = re.compile(
     r"(?:^|[\s(:;`$])(?:ip (?:-\S+ )*(?:link|address|addr|tuntap|route)|bridge (?:vlan|link)|"
     r"ovs-vsctl|pyqemu-ifctl (?:apply|gc|explain|status|run|args|info)|nft (?:-\S+|add|insert|"

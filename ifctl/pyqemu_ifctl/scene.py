@@ -6,14 +6,13 @@ Changes nothing. What may not be looked at is told in `unseen`, and never taken 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import socket
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from pyqemu_ifctl.databases import addresses, open_each, read_policy
 from pyqemu_ifctl.guests import Guest, find_guests, same_root
 from pyqemu_ifctl.rights import Lost, find_lost
 from pyqemu_ifctl.status import wanted as is_wanted
+from pyqemu_ifup import nft
 from pyqemu_ifup.caller import Option, command_line, find_options, read_status, real_uid
 from pyqemu_ifup.guest import find_otherwise, tell_otherwise
 from pyqemu_ifup.holders import find_holders
@@ -35,6 +35,7 @@ from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, is_local
 from pyqemu_ifup.manners import SAFE_PATH, Watch
 from pyqemu_ifup.nat import TABLE, Table
 from pyqemu_ifup.stamp import Here, find_here
+from pyqemu_ifup.work import finish
 
 TUN = "/dev/net/tun"
 DEFAULT_SCRIPTS = {"script": "/etc/qemu-ifup", "downscript": "/etc/qemu-ifdown"}
@@ -183,7 +184,7 @@ def look(
         f"whether the MAC of {name} is set: /sys is of another network namespace"
         for name, known in pinned.items() if known is None and name in named
     ]
-    call_iptables, chains = _look_at_filters(unseen)
+    call_iptables, chains = _look_at_filters(watch, unseen)
     holders = find_holders()
     guests = find_guests(holders)
     unread = list(guests.unread)
@@ -370,7 +371,9 @@ def _answers(switch: OvsSwitch) -> bool:
     return False
 
 
-def _look_at_filters(unseen: list[str]) -> tuple[frozenset[str], tuple[Chain, ...]]:
+def _look_at_filters(
+    watch: Watch, unseen: list[str]
+) -> tuple[frozenset[str], tuple[Chain, ...]]:
     """Return which tables bridged frames go through, and the chains that drop."""
     called = set()
     for kind in ("iptables", "ip6tables"):
@@ -381,15 +384,14 @@ def _look_at_filters(unseen: list[str]) -> tuple[frozenset[str], tuple[Chain, ..
             # br_netfilter is not loaded.
             continue
     chains: list[Chain] = []
-    nft = shutil.which("nft", path=SAFE_PATH)
-    if nft is None:
+    if not nft.is_there():
         unseen.append("the nftables rules: there is no nft(8) on this host")
     else:
-        done = _output([nft, "-j", "list", "ruleset"])
-        if isinstance(done, str):
-            unseen.append(f"the nftables rules: {done}")
-        else:
-            chains += read_ruleset(json.loads(done))
+        limit = Watch(FILTER_SECONDS, watch.interrupted)
+        try:
+            chains += read_ruleset(finish(nft.list_ruleset(limit), time.sleep))
+        except Failure as failure:
+            unseen.append(f"the nftables rules: {failure.what}: {failure.why}")
     for kind, family in (("iptables", "ip"), ("ip6tables", "ip6")):
         try:
             legacy = "filter" in _read(f"/proc/net/{family}_tables_names").split()
@@ -437,12 +439,12 @@ def read_forward(family: str, printed: str) -> list[Chain]:
     return [Chain(family, "filter", "FORWARD", "forward", None, frozenset(accepts), True)]
 
 
-def read_ruleset(told: Any) -> list[Chain]:
-    """Return the base chains that drop, but our own, of what `nft -j list ruleset` prints."""
+def read_ruleset(items: Iterable[dict[str, Any]]) -> list[Chain]:
+    """Return the base chains that drop, but our own, of the objects of a ruleset."""
     bases: dict[tuple[str, str, str], str] = {}
     accepts: dict[tuple[str, str, str], set[tuple[str, str]]] = {}
     found: list[Chain] = []
-    for each in told.get("nftables", ()):
+    for each in items:
         chain, rule = each.get("chain"), each.get("rule")
         if chain and "hook" in chain and not chain["table"].startswith(TABLE):
             key = (chain["family"], chain["table"], chain["name"])

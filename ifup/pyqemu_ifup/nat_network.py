@@ -200,7 +200,8 @@ def _making(host: Host, held: Held, nat: Nat) -> Work[None]:
 
 
 def _require_programs(nat: Nat) -> None:
-    wanted = [("nft", "nftables"), *([("dnsmasq", "dnsmasq-base")] if wants_dnsmasq(nat) else [])]
+    wanted = [(nft.PROGRAM, "nftables")]
+    wanted += [("dnsmasq", "dnsmasq-base")] if wants_dnsmasq(nat) else []
     for program, package in wanted:
         if shutil.which(program, path=SAFE_PATH) is None:
             raise Failure(

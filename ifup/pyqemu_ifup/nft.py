@@ -17,13 +17,14 @@ from pyqemu_ifup.nat import TABLE, Chain, Table, table_name
 from pyqemu_ifup.programs import Run, run_program
 from pyqemu_ifup.work import Work
 
+PROGRAM = "nft"
 _LINKS = ("iifname", "oifname")
 """The keys of `meta` whose values are names of links."""
 
 
 def is_there() -> bool:
     """Tell whether this host has nft(8)."""
-    return shutil.which("nft", path=SAFE_PATH) is not None
+    return shutil.which(PROGRAM, path=SAFE_PATH) is not None
 
 
 def read_table(network: str, watch: Watch) -> Work[Table | None]:
@@ -31,7 +32,7 @@ def read_table(network: str, watch: Watch) -> Work[Table | None]:
 
     Raises Failure: 75 with `watch`, 77 without privilege, 71.
     """
-    words = ["nft", "-j", "list", "table", "inet", table_name(network)]
+    words = [PROGRAM, "-j", "list", "table", "inet", table_name(network)]
     done = yield from run_program(words, watch)
     if done.status != 0:
         if _is_gone(done):
@@ -117,14 +118,14 @@ def _right(value: Any, quote: str) -> str:
 
 def load(text: str, watch: Watch) -> Work[None]:
     """Load commands of nft(8), all or none of them. Raises Failure as `read_table`."""
-    done = yield from run_program(["nft", "-f", "-"], watch, text)
+    done = yield from run_program([PROGRAM, "-f", "-"], watch, text)
     if done.status != 0:
         raise _failure(done)
 
 
 def delete_table(network: str, watch: Watch) -> Work[None]:
     """Delete the network's table; gone already is success. Raises Failure as `read_table`."""
-    done = yield from run_program(["nft", "delete", "table", "inet", table_name(network)], watch)
+    done = yield from run_program([PROGRAM, "delete", "table", "inet", table_name(network)], watch)
     if done.status != 0 and not _is_gone(done):
         raise _failure(done)
 
@@ -133,16 +134,25 @@ def table_networks(watch: Watch) -> Work[list[str]]:
     """Return the networks that have a table of such a name; none where that may not be seen."""
     if not is_there():
         return []
-    done = yield from run_program(["nft", "-j", "list", "tables", "inet"], watch)
+    done = yield from run_program([PROGRAM, "-j", "list", "tables", "inet"], watch)
     items = json.loads(done.out)["nftables"] if done.status == 0 else []
     names = [str(each.get("table", {}).get("name", "")) for each in items]
     networks = [name.removeprefix(TABLE) for name in names if name.startswith(TABLE)]
     return [network for network in networks if is_network_name(network)]
 
 
+def list_ruleset(watch: Watch) -> Work[list[dict[str, Any]]]:
+    """Return all objects of the ruleset (libnftables-json(5)). Raises Failure as `read_table`."""
+    done = yield from run_program([PROGRAM, "-j", "list", "ruleset"], watch)
+    if done.status != 0:
+        raise _failure(done)
+    found: list[dict[str, Any]] = json.loads(done.out)["nftables"]
+    return found
+
+
 def dropping_chains(watch: Watch) -> Work[list[tuple[str, str, str]]]:
     """Return family, table and name of the chains whose policy drops what is forwarded."""
-    done = yield from run_program(["nft", "-j", "list", "chains"], watch)
+    done = yield from run_program([PROGRAM, "-j", "list", "chains"], watch)
     items = json.loads(done.out)["nftables"] if done.status == 0 else []
     chains = [each.get("chain", {}) for each in items]
     return [
