@@ -878,6 +878,7 @@ def test_network_with_nat_is_made_for_who_comes_and_goes_with_who_leaves(
     assert (dry.result, dry.moves, dry.commands) == ("would change", False, ())
     assert [each.setting for each in dry.differences] == ["nat"]
     assert dry.differences[0].found == (
+        "net.ipv4.conf.natbr0.route_localnet is 0, not 1; net.ipv4.ip_forward is 0, not 1; "
         "the nft table inet pyqemu-ifup-nat is not as the policy says; "
         "its dnsmasq does not run as the policy says"
     )

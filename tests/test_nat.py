@@ -58,7 +58,8 @@ def write_policy(hooks: Hooks, more: dict[str, Any] | None = None, **networks: A
     given = {"lab": {"bridge": "labbr0", "nat": {k: v for k, v in nat.items() if v is not None}}}
     rules = [{"tap": "*", "network": "lab"}]
     hooks.write_policy(json.dumps(
-        {"version": 1, "networks": {**given, **networks}, "rules": rules}))  # fmt: skip
+        {"version": 1, "timeout": 60, "networks": {**given, **networks}, "rules": rules}
+    ))
 
 
 def tables(netns: Namespace) -> list[str]:

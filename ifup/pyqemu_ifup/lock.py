@@ -23,6 +23,8 @@ TAPS = f"{RUN}/.taps.lock"
 
 FIRST = 0.002
 """Seconds after which a lock that somebody has is looked at again; twice as long each time."""
+LAST = 1 << 62
+"""Where the places in line of those who let all others go first begin, in the file of a lock."""
 _MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -81,15 +83,16 @@ def lock_tap(index: int, watch: Watch) -> Work[Lock]:
                 raise cannot_use(TAPS, other) from other
             return Lock(None)
     netns = os.stat("/proc/thread-self/ns/net").st_ino
-    # NOTE: struct flock of fcntl(2); the inode of a namespace has 32 bits, an offset 63.
+    # NOTE: the inode of a namespace has 32 bits, an offset 63.
     at = (netns & 0x7FFFFFFF) << 32 | index
-    wanted = struct.pack("hhqqi4x", kind, os.SEEK_SET, at, 1, 0)
+    wanted = _flock(kind, at, 1)
     lock = Lock(descriptor)
     try:
         # NOTE: the descriptor holds it, not the process: two in one agent are two.
         yield from wait_for(
             partial(fcntl.fcntl, descriptor, fcntl.F_OFD_SETLK, wanted), watch,
-            lambda: f"{_holder(descriptor, (str(at), str(at)))} has this tap in hand",
+            lambda: f"{_holder(descriptor, str(at), str(at)) or 'another process'} "
+                    "has this tap in hand",
         )
     except BaseException:
         lock.close()
@@ -97,21 +100,65 @@ def lock_tap(index: int, watch: Watch) -> Work[Lock]:
     return lock
 
 
-def lock_file(descriptor: int, watch: Watch, what: str) -> Work[None]:
+def lock_file(descriptor: int, watch: Watch, what: str, *, last: bool = False) -> Work[None]:
     """Wait for the lock on a whole open file, which stands for `what`, in words.
 
+    They have it in the order in which their watches began, but who comes `last` after all others.
     Raises Failure, 75 with `watch`.
     """
-    yield from wait_for(
-        partial(fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB), watch,
-        lambda: f"{_holder(descriptor, ('0', 'EOF'))} has {what} in hand",
-    )
+    # NOTE: a byte of the file, whether it has that byte or not, is a place in line. Who looks only
+    # now and then whether a lock is free would be passed by those who come just then.
+    place = int(watch.start * 1e9) + (LAST if last else 0)
+    while not _lock_byte(descriptor, fcntl.F_WRLCK, place):
+        place += 1
+    before: int | None = None
+
+    def take() -> None:
+        nonlocal before
+        before = _locked_before(descriptor, place)
+        if before is not None:
+            raise BlockingIOError
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def doing() -> str:
+        holder = _holder(descriptor, "0", "EOF")
+        if holder is None and before is not None:
+            holder = _holder(descriptor, str(before), str(before))
+        return f"{holder or 'another process'} has {what} in hand"
+
+    yield from wait_for(take, watch, doing, lambda: FIRST if before is None else RETRY)
+    _lock_byte(descriptor, fcntl.F_UNLCK, place)
 
 
-def wait_for(take: Callable[[], object], watch: Watch, doing: Callable[[], str]) -> Work[None]:
+def _flock(kind: int, start: int, length: int) -> bytes:
+    """Return the struct flock of fcntl(2)."""
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0)
+
+
+def _lock_byte(descriptor: int, kind: int, at: int) -> bool:
+    """Lock a byte for this open file, or unlock it; tell whether it was free. Raises OSError."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _flock(kind, at, 1))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _locked_before(descriptor: int, end: int) -> int | None:
+    """Return a byte before `end` that another open file has locked, None where there is none."""
+    found = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, 0, end))
+    kind, _, at = struct.unpack_from("hhq", found)
+    return None if kind == fcntl.F_UNLCK else at
+
+
+def wait_for(
+    take: Callable[[], object], watch: Watch, doing: Callable[[], str],
+    longest: Callable[[], float] = lambda: RETRY,
+) -> Work[None]:
     """Take a lock when nobody has it any more; `take` raises BlockingIOError while somebody does.
 
-    Raises Failure, 75 with `watch`; `doing` tells what was waited for.
+    It is tried again after `longest` seconds at the most. Raises Failure, 75 with `watch`; `doing`
+    tells what was waited for.
     """
     pause = FIRST
     while True:
@@ -122,8 +169,9 @@ def wait_for(take: Callable[[], object], watch: Watch, doing: Callable[[], str])
             if not watch.remaining():
                 raise watch.expired(doing()) from None
             watch.check()
+            pause = min(pause, longest())
             yield min(pause, watch.remaining())
-            pause = min(2 * pause, RETRY)
+            pause *= 2
 
 
 def index_of(tap: str) -> int | None:
@@ -135,8 +183,8 @@ def index_of(tap: str) -> int | None:
         return None
 
 
-def _holder(descriptor: int, place: tuple[str, str]) -> str:
-    """Return in words who holds a lock on an open file, from `place` on: its first and last byte.
+def _holder(descriptor: int, first: str, last: str) -> str | None:
+    """Return in words who has a lock on these bytes of an open file, None where nobody is found.
 
     The last line but one of proc_pid_fdinfo(5).
     """
@@ -150,13 +198,13 @@ def _holder(descriptor: int, place: tuple[str, str]) -> str:
                 if os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), wanted):
                     with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:
                         lines = [line.split() for line in file if line.startswith("lock:")]
-                    if any(tuple(words[-2:]) == place for words in lines):
+                    if any(words[-2:] == [first, last] for words in lines):
                         with open(f"/proc/{pid}/comm", errors="replace") as file:
                             return f"process {pid} ({file.read().strip()})"
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ESRCH, *_MAY_NOT):
                 raise
-    return "another process"
+    return None
 
 
 def make_folder(path: str) -> None:

@@ -20,7 +20,7 @@ from pyqemu_ifup import bolt, dnsmasq, nft
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import RUN, Lock, cannot_use, lock_file, make_folder, open_lock
 from pyqemu_ifup.look import Link
-from pyqemu_ifup.manners import GRACE, SAFE_PATH, Watch, log
+from pyqemu_ifup.manners import SAFE_PATH, Watch, log
 from pyqemu_ifup.nat import (
     Table,
     adding_command,
@@ -41,10 +41,8 @@ from pyqemu_ifup.nat import (
 from pyqemu_ifup.plan import SetAlias, SetMtu, SetUp
 from pyqemu_ifup.work import Work
 
-HOLD = 5.0
+HOLD = 2.0
 """Seconds that a user's up or down may have a network's lock; 2 s more take back what it did."""
-WAIT = HOLD + GRACE + 1
-"""Seconds that the lock of a network is waited for."""
 RTF_ADDRCONF = 0x40000
 
 
@@ -63,15 +61,13 @@ def holding(host: Host, network: str, bridge: str) -> Work[Held]:
 
     Raises Failure: 75, telling who has it, else as `cannot_use`.
     """
-    folder, watch = _folder(network), host.watch
+    folder = _folder(network)
     try:
-        # NOTE: the deadline of the whole run, where that is sooner, is told as it is.
-        limit = watch.within(WAIT) if watch.remaining() > WAIT else watch
-        descriptor = yield from _locking(folder, network, limit)
+        descriptor = yield from _locking(folder, network, host)
     except OSError as error:
         raise cannot_use(folder, error) from error
-    if host.brief and watch.remaining() > HOLD:
-        host.watch = watch.within(HOLD)
+    if host.brief and host.watch.remaining() > HOLD:
+        host.watch = host.watch.within(HOLD)
     return Held(network, bridge, folder, descriptor)
 
 
@@ -82,7 +78,7 @@ def _folder(network: str) -> str:
     return folder_name(network, str(os.stat("/proc/self/ns/net").st_ino), own)
 
 
-def _locking(folder: str, network: str, watch: Watch) -> Work[int]:
+def _locking(folder: str, network: str, host: Host) -> Work[int]:
     path = f"{folder}/lock"
     while True:
         for each in (RUN, folder):
@@ -92,7 +88,7 @@ def _locking(folder: str, network: str, watch: Watch) -> Work[int]:
         except FileNotFoundError:
             continue  # NOTE: who takes the network away removes its folder.
         try:
-            yield from lock_file(lock, watch, f"network {network}")
+            yield from lock_file(lock, host.watch, f"network {network}", last=host.brief)
             if _is_same(path, lock):
                 return lock
         except BaseException:
@@ -182,13 +178,13 @@ def _making(host: Host, held: Held, nat: Nat) -> Work[None]:
         _refuse_used_subnets(host, held, nat)
     _check_forwarding(nat)
     try:
-        yield from _bring_about(host, held, nat)
-        found = yield from differences(host, held, nat)
-        if found:
-            raise Failure(
-                Status.REFUSED, f"network {held.network}: what was read back differs",
-                "; ".join(found), "see who else manages this bridge",
-            )
+        if link is None or (yield from differences(host, held, nat)):
+            yield from _bring_about(host, held, nat)
+            if found := (yield from differences(host, held, nat)):
+                raise Failure(
+                    Status.REFUSED, f"network {held.network}: what was read back differs",
+                    "; ".join(found), "see who else manages this bridge",
+                )
     except BaseException:
         if link is None or not ports_of(host, link):
             host.watch = host.watch.for_undo()
@@ -298,18 +294,24 @@ def _bridge(host: Host, held: Held, nat: Nat) -> Work[Link]:
         yield from host.run(SetAlias(held.bridge, link.index, alias), host.watch)
     if link.mtu != nat.mtu:
         yield from host.run(SetMtu(held.bridge, link.index, nat.mtu), host.watch)
-    settings = {"disable_ipv6": "1"}
+    _bolt(held, link, nat)
+    for name, value in _sysctls(held.bridge, nat).items():
+        _write_sysctl(name, value)
+    return link
+
+
+def _sysctls(bridge: str, nat: Nat) -> dict[str, str]:
+    """Return below /proc/sys/net what the network's bridge has, and its value."""
+    settings = {f"ipv6/conf/{bridge}/disable_ipv6": "1"}
     if nat.ipv6 is not None:
         # NOTE: an address that is still being checked for a twin can be listened at by nobody.
-        settings = {"accept_dad": "0", "accept_ra": "0", "autoconf": "0", "disable_ipv6": "0"}
-    for name, value in settings.items():
-        _write_sysctl(f"ipv6/conf/{held.bridge}/{name}", value)
+        values = {"accept_dad": "0", "accept_ra": "0", "autoconf": "0", "disable_ipv6": "0"}
+        settings = {f"ipv6/conf/{bridge}/{name}": value for name, value in values.items()}
     if nat.ipv4 is not None:
         # NOTE: the option would lead a packet to whatever address it names.
-        _write_sysctl(f"ipv4/conf/{held.bridge}/accept_source_route", "0")
-    _bolt(held, link, nat)
-    _write_sysctl(f"ipv4/conf/{held.bridge}/route_localnet", "1" if wants_loopback(nat) else "0")
-    return link
+        settings[f"ipv4/conf/{bridge}/accept_source_route"] = "0"
+    settings[f"ipv4/conf/{bridge}/route_localnet"] = "1" if wants_loopback(nat) else "0"
+    return settings
 
 
 def _bolt(held: Held, link: Link, nat: Nat) -> None:
@@ -407,16 +409,25 @@ def guarded(policy: Policy, links: Iterable[Link]) -> dict[str, Nat]:
 
 def _forwarding(held: Held, nat: Nat) -> None:
     """Turn forwarding on where it is off, and say so; it is left on."""
+    for name in _forwarding_that_is_off(nat):
+        _write_sysctl(name, "1")
+        said = f"{quote(_key(name))} turned on; it is left on"
+        log(syslog.LOG_NOTICE, f"network {held.network}: {said}")
+
+
+def _forwarding_that_is_off(nat: Nat) -> list[str]:
+    """Return what is 0 below /proc/sys/net, and keeps the host from passing on for the network."""
     if not wants_forwarding(nat):
-        return
+        return []
     names = ["ipv4/ip_forward"] if nat.ipv4 is not None else []
     if nat.ipv6 is not None and nat.outbound:
         names.append("ipv6/conf/all/forwarding")
-    for name in names:
-        if _read_sysctl(name) == "0":
-            _write_sysctl(name, "1")
-            key = f"net.{name.replace('/', '.')}"
-            log(syslog.LOG_NOTICE, f"network {held.network}: {key} turned on; it is left on")
+    return [name for name in names if _read_sysctl(name) == "0"]
+
+
+def _key(name: str) -> str:
+    """Return what sysctl(8) calls a file below /proc/sys/net; a "." in a link's name is "/"."""
+    return "net." + name.translate(str.maketrans("/.", "./"))
 
 
 def _read_sysctl(name: str) -> str | None:
@@ -472,10 +483,16 @@ def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
         found.append("the bridge does not carry our mark")
     if not link.up:
         found.append("the bridge is down")
+    if link.mtu != nat.mtu:
+        found.append(f"the bridge's MTU is {link.mtu}, not {nat.mtu}")
     present = {text for index, text in host.kernel.addresses() if index == link.index}
     for address in filter(None, (nat.ipv4, nat.ipv6)):
         if _compact(address) not in present:
             found.append(f"the bridge does not have {address}")
+    for name, value in _sysctls(held.bridge, nat).items():
+        if (now := _read_sysctl(name)) not in (value, None):
+            found.append(f"{quote(_key(name))} is {now}, not {value}")
+    found += [f"{_key(name)} is 0, not 1" for name in _forwarding_that_is_off(nat)]
     if _needs_bolt(nat) and not bolt.is_shut(link.index):
         found.append("the bridge is open to this host's loopback addresses")
     table = yield from nft.read_table(held.network, host.watch)

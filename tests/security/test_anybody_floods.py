@@ -13,13 +13,14 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from lab.agent import Agent
-from lab.floods import FLOODER, FLOODS, flood
+from lab.floods import FLOODER, FLOODS, flood, kill_tree
 from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.public import NOBODY, as_user, publish
@@ -29,6 +30,7 @@ PROMPT = 2.0
 SLOW = 8.0
 """Seconds that a program of a user's may take, which gives up after 2, its start with it."""
 RECOVERED = 5.0
+PATIENCE = 30.0
 UPS = int(os.environ.get("PYQEMU_FLOOD_UPS", "12"))
 BY_HAND = UPS >= 100
 MUTE = """
@@ -63,7 +65,7 @@ class Both:
             answer = self.root.up(tap)
             seconds = time.monotonic() - began
             assert (answer.status, answer.lines) == (0, [])
-            assert self.netns.link(tap)["master"] == "br0"
+            assert self.netns.link(tap)["master"] == ("labbr0" if tap[:3] == "lab" else "br0")
             assert self.root.down(tap).status == 0
         return seconds
 
@@ -85,18 +87,44 @@ def both(netns: Namespace, tmp_path: Path) -> Iterator[Both]:
     netns.add_bridge("br0", mac="02:00:00:00:00:01")
     netns.ip("link", "set", "dev", "lo", "up")
     policy = tmp_path / "policy.yaml"
-    networks = {"lan": {"bridge": "br0", "users": ["nobody"], "max_taps": 64}}
-    rules = [{"tap": "lan*", "network": "lan"}]
+    networks: dict[str, dict[str, object]] = {
+        "lan": {"bridge": "br0"}, "lab": {"bridge": "labbr0", "nat": {"ipv4": "10.97.0.1/24"}},
+    }
+    for network in networks.values():
+        network |= {"users": ["nobody"], "max_taps": 64}
+    rules = [{"tap": f"{name}*", "network": name} for name in networks]
     policy.write_text(json.dumps({"version": 1, "networks": networks, "rules": rules}))
     policy.chmod(0o644)
     with (
         Agent(netns, policy, before=MUTE) as root,
-        Agent(netns, policy, users=True, before=MUTE, limits=["--nofile=4096"]) as users,
+        Agent(netns, policy, users=True, before=MUTE, limits=["--nofile=4096"]) as of_users,
     ):
-        hooks = publish(Hooks(users.folder / "bin", agent=users.path), users.folder)
-        yield Both(netns, root, users, hooks)
+        hooks = publish(Hooks(of_users.folder / "bin", agent=of_users.path), of_users.folder)
+        yield Both(netns, root, of_users, hooks)
     netns.ip("link", "set", "dev", "lo", "down")
     netns.ip("link", "del", "br0")
+
+
+@contextmanager
+def coming_and_leaving(both: Both) -> Iterator[None]:
+    """Have a user come to the network with NAT, and leave it, again and again."""
+    run = f"{both.hooks.folder}/pyqemu-ifctl run --nic lab -- sleep 0.1"
+    env = {**both.hooks.environ(), "HOME": "/"}
+    words = [*as_user(NOBODY), "sh", "-c", f"while :; do {run}; done"]
+    with both.netns.enter():
+        user = subprocess.Popen(
+            ["setsid", *words], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    try:
+        yield
+    finally:
+        kill_tree(user.pid)
+        user.wait(20)
+        end = time.monotonic() + PATIENCE
+        while "labbr0" in both.netns.links():
+            assert time.monotonic() < end, "the network stays though nobody is on it"
+            time.sleep(0.1)
 
 
 def recovers(both: Both) -> None:
@@ -128,11 +156,15 @@ def test_a_flood_delays_nobody(both: Both, name: str) -> None:
 
 
 def test_all_floods_at_once(both: Both) -> None:
-    """None of root's ups fails, and they last as long as beside what only burns the processor."""
-    with flood(both.netns, ["burning"] * (len(FLOODS) + 2), []):
-        beside = [both.up(f"lan{number}") for number in range(UPS)]
-    with flood(both.netns, [*FLOODS], both.sockets):
-        during = [both.up(f"lan{number}") for number in range(UPS)]
+    """None of root's ups fails, and they last as long as beside what only burns the processor.
+
+    Each fourth is on a network with NAT, which a user comes to and leaves meanwhile.
+    """
+    taps = [f"{'lab' if number % 4 == 3 else 'lan'}{number}" for number in range(UPS)]
+    with coming_and_leaving(both), flood(both.netns, ["burning"] * (len(FLOODS) + 2), []):
+        beside = [both.up(tap) for tap in taps]
+    with coming_and_leaving(both), flood(both.netns, [*FLOODS], both.sockets):
+        during = [both.up(tap) for tap in taps]
         status, seconds = both.ask_as_user()
         assert status in (0, 75) and seconds < SLOW
     recovers(both)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -20,9 +21,10 @@ from pyqemu_ifconf.policy import Caller, Nat, Port
 from pyqemu_ifup import nat_network
 from pyqemu_ifup.attach import attach, attaching
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.lock import lock_file, open_lock
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import JoinBridge, Step
-from pyqemu_ifup.work import Work
+from pyqemu_ifup.work import Work, finish
 
 LONG = 60.0
 
@@ -69,9 +71,9 @@ def having_it(netns: Namespace, port: Port) -> Iterator[int]:
     assert wait(pid) == 0
 
 
-def up(netns: Namespace, port: Port) -> None:
+def up(netns: Namespace, port: Port, seconds: float = LONG) -> None:
     with netns.enter():
-        attach(port, Caller(port.tap), os.getpid(), [], Watch(LONG), lambda _: None)
+        attach(port, Caller(port.tap), os.getpid(), [], Watch(seconds), lambda _: None)
 
 
 def test_root_has_the_network_when_a_user_has_had_it_long_enough(
@@ -89,14 +91,66 @@ def test_root_has_the_network_when_a_user_has_had_it_long_enough(
     assert "labbr0" not in netns.links()
 
 
+def test_users_who_come_and_leave_do_not_pass_root(tmp_path: Path) -> None:
+    """Who waits for a lock looks again from time to time; a user who comes between waits, too."""
+
+    def locking(*, last: bool = False) -> tuple[int, Work[None]]:
+        descriptor = open_lock(str(tmp_path / "lock"))
+        return descriptor, lock_file(descriptor, Watch(LONG), "network lan", last=last)
+
+    def has_it(work: Work[None]) -> bool:
+        return next(work, None) is None
+
+    first, having = locking(last=True)
+    assert has_it(having)
+    user, waiting = locking(last=True)
+    root, coming = locking()
+    another_root, coming_too = locking()
+    assert not any(map(has_it, (waiting, coming, coming_too)))
+    os.close(first)
+    assert not has_it(waiting) and not has_it(coming_too) and has_it(coming)
+    late_user, too_late = locking(last=True)
+    os.close(root)
+    assert not has_it(too_late) and not has_it(waiting) and has_it(coming_too)
+    os.close(another_root)
+    assert not has_it(too_late) and has_it(waiting)
+    os.close(user)
+    assert has_it(too_late)
+    os.close(late_user)
+
+
+def test_who_is_first_in_line_is_named(tmp_path: Path) -> None:
+    """One that waits and stands still keeps those behind it waiting, as one that has the lock."""
+    path = str(tmp_path / "lock")
+
+    holder = open_lock(path)
+    assert next(lock_file(holder, Watch(LONG), "network lan"), None) is None
+    read, write = os.pipe()
+
+    def stand_still() -> None:
+        next(lock_file(open_lock(path), Watch(LONG), "network lan"))
+        os.write(write, b".")
+        time.sleep(LONG)
+
+    pid = fork(stand_still)
+    assert os.read(read, 1) == b"."
+    os.close(holder)
+    try:
+        with pytest.raises(Failure) as caught:
+            finish(lock_file(open_lock(path), Watch(0.1), "network lan"), time.sleep)
+        assert f"process {pid} (" in str(caught.value)
+    finally:
+        os.kill(pid, 9)
+        wait(pid)
+
+
 def test_root_is_told_who_has_the_network(
     netns: Namespace, port: Port, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nat_network, "HOLD", 1.0)
-    monkeypatch.setattr(nat_network, "WAIT", 0.1)
     netns.tap("root0")
     with having_it(netns, port) as user, pytest.raises(Failure) as caught:
-        up(netns, port)
+        up(netns, port, 0.1)
     assert caught.value.status is Status.TRY_AGAIN
     assert f"process {user} (" in str(caught.value)
     assert ") has network lan in hand; " in str(caught.value)
