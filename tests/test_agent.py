@@ -10,9 +10,10 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from lab.agent import Agent, Client
 from lab.agent_site import HELD, Site, asking, held, told
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
+from lab.public import NOBODY
+from lab.race import fork, wait
 from lab.taps import Tap
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifd import wire
@@ -1166,3 +1169,77 @@ def test_answers_of_a_policy_with_5000_rules(site: Site) -> None:
         assert agent.down("lan0").status == 0
 
 
+
+
+BRIEF = """
+from pyqemu_ifup import nat_network
+real = nat_network.holding
+def holding(host, network, bridge):
+    held = yield from real(host, network, bridge)
+    with open({log!r}, "a") as file:
+        print(host.tap, host.watch.remaining() <= nat_network.HOLD, file=file)
+    return held
+nat_network.holding = holding
+"""
+"""Notes for whose tap a network's lock was had, and whether for a while only."""
+
+
+def as_nobody(work: Callable[[], object]) -> None:
+    """Run `work` in a process of the user nobody's whose parent is nobody's too."""
+
+    def become() -> None:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        assert wait(fork(work)) == 0
+
+    assert wait(fork(become)) == 0
+
+
+def test_a_user_has_a_network_s_lock_for_a_while_and_root_as_long_as_it_takes(
+    netns: Namespace, tmp_path: Path
+) -> None:
+    policy = tmp_path / "policy.yaml"
+    nat = {"ipv4": "192.168.79.1/24", "dhcp": False, "dns": False, "outbound": False}
+    networks = {"lab": {"bridge": "labbr0", "nat": nat, "users": ["nobody"]}}
+    policy.write_text(json.dumps({
+        "version": 1, "timeout": 60, "networks": networks,
+        "rules": [{"tap": "*", "network": "lab"}],
+    }))
+    logs = [tmp_path / "root", tmp_path / "users"]
+
+    def up_and_down(agent: Agent, tap: Tap) -> None:
+        for verb in (agent.up, agent.down):
+            answer = verb(tap.name, descriptor=tap.fd)
+            assert answer.status == 0, answer
+
+    def ask_for_tap() -> None:
+        place = os.open("/proc/self/ns/net", os.O_RDONLY)
+        answer = users.ask("tap", "lab", "", "1", "", "", descriptors=[place])
+        os.close(place)
+        assert answer.status == 0, answer
+        answer.close()
+
+    with (
+        netns.enter(),
+        Agent(netns, policy, before=BRIEF.format(log=str(logs[0]))) as root,
+        Agent(netns, policy, before=BRIEF.format(log=str(logs[1])), users=True) as users,
+    ):
+        theirs, ours = netns.tap("user0"), netns.tap("root0")
+        theirs.set_owner(NOBODY)
+        up_and_down(root, ours)
+        as_nobody(partial(up_and_down, users, theirs))
+        as_nobody(ask_for_tap)
+        until_gone(netns, "labbr0")
+    had = [[line.split() for line in log.read_text().splitlines()] for log in logs]
+    assert had[1] == [["user0", "True"], ["user0", "True"], ["tap0", "True"]]
+    # NOTE: root's agent also takes away what users leave.
+    assert [brief for tap, brief in had[0] if tap == "root0"] == ["False", "False"]
+
+
+def until_gone(netns: Namespace, link: str) -> None:
+    """Wait until the agent has taken a link away."""
+    end = time.monotonic() + LATER
+    while link in netns.links():
+        assert time.monotonic() < end
+        time.sleep(0.01)
