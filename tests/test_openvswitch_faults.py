@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -384,6 +385,38 @@ def test_vswitchd_that_restarts_takes_the_port_in(site: Site) -> None:
     assert ended.status == 0, ended
     assert site.ovs.row("Interface", "web0")["link_state"] == "up"
     assert site.down().status == 0
+
+
+def begin_bridge(site: Site, timeout: int) -> Call:
+    """Stop ovs-vswitchd, have a bridge made meanwhile, and begin an up on it."""
+    site.open()
+    site.policy(timeout=timeout, bridge="br-new")
+    site.ovs.vswitchd.stop()
+    site.ovs.vsctl("--no-wait", "add-br", "br-new", "--", "set", "Bridge", "br-new",
+                   "datapath_type=netdev")
+    return site.calls.start("pyqemu-ifup", "web0")
+
+
+def test_bridge_that_vswitchd_has_yet_to_make_is_waited_for(site: Site) -> None:
+    """Its row is there; its interface, whose MTU the tap gets, comes while the hook waits."""
+    call = begin_bridge(site, 30)
+    time.sleep(1)
+    site.ovs.vswitchd.cont()
+    ended = call.wait()
+    assert ended.status == 0, ended
+    assert site.ovs.row("Interface", "web0")["link_state"] == "up"
+    assert site.down().status == 0
+    site.ovs.vsctl("del-br", "br-new")
+
+
+def test_bridge_that_vswitchd_does_not_make(site: Site) -> None:
+    ended = begin_bridge(site, TIMEOUT).wait()
+    assert ended.status == 75, ended
+    assert (f"not done after {TIMEOUT} s: ovs-vswitchd has not made br-new yet ({site.ovs.db}); "
+            "try again") in ended.stderr
+    site.ovs.vswitchd.cont()
+    site.ovs.vsctl("del-br", "br-new")
+    assert site.is_clean()
 
 
 @pytest.mark.alone("changes the hook's own process")

@@ -106,6 +106,9 @@ def attaching_alone(
     try:
         yield from host.open_databases([port.ovsdb, DEFAULT_OVSDB, *ovsdbs, *left])
         yield from host.catch_up(link)
+        if port.ovsdb in host.databases and host.kernel.look_up(port.bridge) is None:
+            # NOTE: the row of a bridge is there before its interface, whose MTU is looked at.
+            yield from host.databases[port.ovsdb].made(port.bridge, host.watch)
     except Failure as failure:
         try:
             before = host.look(port.tap, port.bridge)

@@ -48,6 +48,7 @@ SCHEMA: dict[str, object] = {
         "Bridge": {
             "columns": {
                 "name": _column("string"),
+                "datapath_id": _column("string", 0),
                 "ports": _column({"type": "uuid", "refTable": "Port"}, 0, _MANY),
             },
         },
@@ -209,6 +210,19 @@ class Database:
     def has_bridge(self, name: str) -> bool:
         """Tell whether there is a bridge of this name."""
         return self._bridge(name) is not None
+
+    def made(self, bridge: str, watch: Watch) -> Work[None]:
+        """Wait until ovs-vswitchd has made the bridge, or its row is not there.
+
+        Raises Failure (75).
+        """
+
+        def is_made() -> bool:
+            row = self._bridge(bridge)
+            return row is None or bool(row.datapath_id)
+
+        what = f"ovs-vswitchd has not made {quote(bridge)} yet ({quote(self.address)})"
+        yield from self._until(is_made, watch, what)
 
     def switch(self) -> OvsSwitch:
         """Return how this Open vSwitch is, of a database opened with `details`.
