@@ -308,6 +308,56 @@ def test_what_cannot_be_brought_back_is_tried_again(agent: Agent, site: Site) ->
     assert agent.down("ten0").status == 0
 
 
+@pytest.mark.parametrize("made", [False, True], ids=["of its QEMU's", "of the agent's"])
+def test_bridge_that_vswitchd_makes_late(agent: Agent, site: Site, made: bool) -> None:
+    """Its row is there, its interface later than an up may take; the tap comes back by itself.
+
+    One of the agent's making keeps its mark when it is not attached.
+    """
+    assert site.ovs is not None
+    site.write_policy(timeout=1)
+    site.tap("ten0")
+    wait(lambda: is_in_force(agent, 1), "the policy is not in force")
+    assert agent.up("ten0").status == 0
+    alias = site.netns.link("ten0")["ifalias"]
+    if made:
+        alias = alias.replace(" rule=", " made=1 rule=")
+        site.netns.ip("link", "set", "dev", "ten0", "alias", alias)
+    site.ovs.vsctl("del-br", "br-int")
+    site.ovs.vswitchd.stop()
+    try:
+        site.ovs.vsctl("--no-wait", "add-br", "br-int", "--", "set", "Bridge", "br-int",
+                       "datapath_type=netdev")
+        wait(lambda: "ten0: " in (agent.report()["last_error"] or ""), "it was not tried")
+        link = site.netns.link("ten0")
+        assert "UP" in link["flags"] and link["ifalias"] == alias
+        assert agent.report()["last_error"] == (
+            "ten0: not done after 1 s: ovs-vswitchd has not made br-int yet "
+            f"({site.ovs.db}); it is tried again"
+        )
+    finally:
+        site.ovs.vswitchd.cont()
+    wait_for_guests(site, "ten0")
+    assert agent.down("ten0").status == 0
+
+
+def test_bug_in_a_bringing_back(agent: Agent, site: Site) -> None:
+    """It is told, and the guest has not lost its network for it."""
+    site.tap("lan0")
+    assert agent.up("lan0").status == 0
+    alias = site.netns.link("lan0")["ifalias"]
+    bug = agent.folder / "before-lan0-JoinBridge-bug"
+    bug.touch()
+    remake_bridge(site)
+    wait(lambda: "lan0: internal error: LookupError" in (agent.report()["last_error"] or ""),
+         "it is not told")
+    link = site.netns.link("lan0")
+    assert "UP" in link["flags"] and link["ifalias"] == alias
+    bug.unlink()
+    wait_for_guests(site, "lan0")
+    assert agent.down("lan0").status == 0
+
+
 def is_isolated(site: Site, tap: str) -> bool:
     return bool(site.netns.link(tap)["linkinfo"]["info_slave_data"]["isolated"])
 

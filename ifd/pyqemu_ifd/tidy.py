@@ -299,7 +299,7 @@ class Tidier:
                 yield from self.turns.come(tap, turn, watch)
                 with AgentHost(self.pool, tap, watch, lambda command: None) as host:
                     yield from work(host)
-            except Failure:
+            except BaseException:
                 self.later()
                 raise
 
@@ -373,18 +373,23 @@ class Tidier:
             yield from attaching_alone(
                 host, port, caller, stamp.pid, ovsdbs, stamp.uid, kept=stamp
             )
-        except Failure:
+        except BaseException:
             self._leave_lost(link)
             raise
         self._again = AGAIN_FIRST
         log(syslog.LOG_NOTICE, f"{success_line(port, caller)}: its bridge had lost it")
 
     def _leave_lost(self, before: Link) -> None:
-        """Give a tap that could not be attached again its mark back, so that it is tried again."""
-        link = self.pool.kernel.look_at(before.index)
-        if link is not None and link.name == before.name and link.master is None and not link.alias:
-            self.pool.kernel.run(SetAlias(link.name, link.index, before.alias))
-            self.pool.kernel.run(SetUp(link.name, link.index))
+        """Give a tap that could not be attached again its mark and link back, to be tried again."""
+        kernel = self.pool.kernel
+        link = kernel.look_at(before.index)
+        if link is None or link.name != before.name or (link.alias and link.stamp is None):
+            return
+        master = kernel.look_at(link.master) if link.master is not None else None
+        # NOTE: ovs-vswitchd may take its time to let go of a port whose row has gone.
+        if master is None or master.kind == "openvswitch":
+            kernel.run(SetAlias(link.name, link.index, before.alias))
+            kernel.run(SetUp(link.name, link.index))
 
     @staticmethod
     def _wanted(

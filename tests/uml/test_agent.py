@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from typing import Any, ClassVar
 import pytest
 
 from lab.agent import Agent
+from lab.agent_site import HELD, held
 from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
@@ -28,6 +30,10 @@ from lab.taps import Tap, frame, holds, mac
 
 BRIDGE_MAC = "02:00:00:00:00:0b"
 STRANGER = 65533
+BRIEF = 8
+"""Seconds that an up may take where it shall not be done in time; enough for its first steps."""
+LATER = 60.0
+"""Seconds after which what does not happen fails its test."""
 OUT: dict[Tags, Tags | None] = {UNTAGGED: (100,), (1,): None, (20,): None}
 """How a guest's frames come out of the trunk where it has an access port in VLAN 100."""
 
@@ -42,6 +48,9 @@ class Site(ABC):
     netns: Namespace
     trunk: Tap
     agent: Agent
+    """The users'."""
+    root: Agent
+    """Root's, which brings back."""
     hooks: Hooks
 
     bridge: ClassVar[str]
@@ -153,11 +162,11 @@ class Fabric(Site):
         self.ovs.wait_until("Bridge", "br-int", f"ports=[{','.join(ports)}]")
 
 
-def write_policy(path: Path, network: dict[str, Any]) -> Path:
+def write_policy(path: Path, network: dict[str, Any], timeout: int = 60) -> Path:
     rules = [{"tap": "*", "network": "lan"}]
     lan = {"vlan": 100, "users": ["nobody"], **network}
     path.write_text(
-        json.dumps({"version": 1, "timeout": 60, "networks": {"lan": lan}, "rules": rules})
+        json.dumps({"version": 1, "timeout": timeout, "networks": {"lan": lan}, "rules": rules})
     )
     path.chmod(0o644)
     return path
@@ -166,19 +175,19 @@ def write_policy(path: Path, network: dict[str, Any]) -> Path:
 @pytest.fixture
 def lan(netns: Namespace, tmp_path: Path) -> Iterator[Lan]:
     policy = write_policy(tmp_path / "policy.yaml", {"bridge": "br0"})
-    with Agent(netns, policy, users=True) as agent, Agent(netns, policy):
+    with Agent(netns, policy, users=True) as agent, Agent(netns, policy) as root:
         own = Hooks(agent.folder / "bin", netns=netns.name, agent=agent.path)
         hooks = publish(own, agent.folder)
-        yield Lan(netns, netns.tap("trunk", up=True), agent, hooks)
+        yield Lan(netns, netns.tap("trunk", up=True), agent, root, hooks)
 
 
 @pytest.fixture
 def fabric(netns: Namespace, ovs_system: OpenVSwitch, tmp_path: Path) -> Iterator[Fabric]:
     policy = write_policy(tmp_path / "policy.yaml", {"bridge": "br-int", "ovsdb": ovs_system.db})
-    with Agent(netns, policy, users=True) as agent, Agent(netns, policy):
+    with Agent(netns, policy, users=True) as agent, Agent(netns, policy, before=HELD) as root:
         own = Hooks(agent.folder / "bin", netns=netns.name, agent=agent.path)
         hooks = publish(own, agent.folder)
-        yield Fabric(netns, netns.tap("trunk", up=True), agent, hooks, ovs_system)
+        yield Fabric(netns, netns.tap("trunk", up=True), agent, root, hooks, ovs_system)
 
 
 def check_user_s_qemu(site: Site) -> None:
@@ -257,6 +266,45 @@ def test_hooks_on_a_vlan_aware_bridge(lan: Lan) -> None:
 
 def test_hooks_on_the_kernel_datapath(fabric: Fabric) -> None:
     check_hooks(fabric)
+
+
+def test_guest_that_vswitchd_does_not_let_go_of(fabric: Fabric) -> None:
+    """What cannot be brought back in time is tried again, though its port is still in the kernel's.
+
+    ovs-vswitchd stands still once it has taken the port in, and does not hear of the undo.
+    """
+    fabric.make()
+    web0 = fabric.netns.tap("web0")
+    assert fabric.hooks.up("web0").returncode == 0
+    alias = fabric.mark("web0")
+    network = {"bridge": "br-int", "ovsdb": fabric.ovs.db}
+    write_policy(fabric.root.policy, network, BRIEF)
+    wait(lambda: fabric.root.up("none").seconds == BRIEF, "the policy is not in force")
+    try:
+        with held(fabric.root, "web0", "AddPort", "after") as stand:
+            fabric.ovs.vsctl("del-port", "web0")
+            stand()
+            fabric.ovs.vswitchd.stop()
+        told = f"web0: not done after {BRIEF} s"
+        wait(lambda: told in (fabric.root.report()["last_error"] or ""), "it was not tried")
+        link = fabric.netns.link("web0")
+        assert link["master"] == "ovs-system" and fabric.port("web0") is None
+        assert "UP" in link["flags"] and link["ifalias"] == alias
+        write_policy(fabric.root.policy, network)
+    finally:
+        fabric.ovs.vswitchd.cont()
+    wait(lambda: fabric.port("web0") == fabric.access, "it is not back")
+    assert crossing(web0, fabric.trunk, OUT) == OUT
+    assert fabric.hooks.down("web0").returncode == 0
+    fabric.unmake()
+
+
+def wait(done: Callable[[], object], what: str) -> None:
+    """Wait until it is so; fail the test where it is not in time."""
+    end = time.monotonic() + LATER
+    while not done():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
 
 
 def test_who_is_not_allowed_is_told_so(lan: Lan) -> None:
