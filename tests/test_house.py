@@ -297,6 +297,43 @@ def test_only_what_is_named_here_catches_everything() -> None:
     assert not new, f"{new}: catch what the callee raises"
     assert not BROAD_ALLOWED.keys() - found.keys(), "allowed, but not there any more"
 
+def loose_readers(tree: ast.AST) -> Iterator[int]:
+    """Yield the line of each open() of a file of /proc whose lines end at more than a newline."""
+    paths = {
+        target.id: node.value for node in ast.walk(tree) if isinstance(node, ast.Assign)
+        for target in node.targets if isinstance(target, ast.Name)
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or ast.unparse(node.func) != "open" or not node.args:
+            continue
+        path = node.args[0]
+        shown = ast.unparse(paths.get(path.id, path) if isinstance(path, ast.Name) else path)
+        binary = len(node.args) > 1 and "b" in ast.unparse(node.args[1])
+        given = {each.arg: ast.unparse(each.value) for each in node.keywords}
+        if re.match("f?['\"]/proc/(?!sys/)", shown) and not binary:
+            if given.get("newline") != repr("\n"):
+                yield node.lineno
+
+
+READERS = [
+    ("open('/proc/self/status')", 1), ("open(f'/proc/{pid}/comm', errors='replace')", 1),
+    ("path = f'/proc/{pid}/stat'\nopen(path, newline='')", 1),
+    ("open('/proc/self/status', newline='\\n')", 0), ("open(f'/proc/{pid}/stat', 'rb')", 0),
+    ("open('/proc/sys/kernel/overflowuid')", 0), ("open('/run/x')", 0),
+]
+
+
+@pytest.mark.parametrize(("source", "count"), READERS)
+def test_each_spelling_of_a_loose_reader_is_seen(source: str, count: int) -> None:
+    assert len(list(loose_readers(ast.parse(source)))) == count
+
+
+@each_module
+def test_a_line_of_proc_ends_at_a_newline_alone(path: Path) -> None:
+    """A process's name may hold all else that ends a line, with what passes for another field."""
+    assert list(loose_readers(ast.parse(path.read_text()))) == []
+
+
 NFT = ("ifup/pyqemu_ifup/nft.py", "ifup/pyqemu_ifup/nft_events.py")
 """The modules that touch nftables: the first runs the program, the second hears of changes."""
 

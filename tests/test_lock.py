@@ -81,6 +81,18 @@ def test_it_ends_with_its_process(netns: Namespace) -> None:
         take(7, seconds=5.0).close()
 
 
+def test_who_has_it_is_named_as_one_word(netns: Namespace) -> None:
+    code = f"import ctypes; ctypes.CDLL(None).prctl(15, b'\\r;id\\xff'); {HOLDER.strip()}"
+    words = [sys.executable, "-I", "-c", code, "7"]
+    with netns.popen(words) as holder, netns.enter():
+        assert holder.stdout is not None and holder.stdout.readline() == "has it\n"
+        with pytest.raises(Failure) as caught:
+            take(7)
+        holder.kill()
+        name = r"'\r;id\udcff'"
+        assert f"process {holder.pid} ({name}) has this tap in hand" in str(caught.value)
+
+
 def test_read_only_run_keeps_others_out(netns: Namespace) -> None:
     """Whose /run is read-only, as under ProtectSystem=strict, is as root as the others."""
     with netns.enter():

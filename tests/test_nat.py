@@ -178,6 +178,17 @@ def test_what_it_refuses_is_refused_before_anything_is_made(
     tap.close()
 
 
+def test_a_link_s_name_in_any_bytes_is_no_reason_to_fail(netns: Namespace) -> None:
+    netns.ip("link", "add", "gr\xfc", "type", "veth", "peer", "name", "peer0")
+    for name in ("gr\xfc", "peer0"):
+        netns.ip("link", "set", name, "up")
+    netns.ip("route", "add", "2001:db8:5::/64", "dev", "gr\xfc")
+    with netns.enter():
+        assert "gr\xfc" in Path("/proc/net/ipv6_route").read_text()
+        assert nat_network._by_advertisement() == []
+    netns.ip("link", "del", "gr\xfc")
+
+
 @pytest.mark.alone("a switch of the namespace's own, turned on by whoever comes first")
 @pytest.mark.parametrize("lifetime", [1800, 0])
 def test_ipv6_by_advertisements_is_not_given_up(

@@ -166,7 +166,7 @@ def _is_unmapped(uid: int) -> bool:
     try:
         with open("/proc/sys/kernel/overflowuid", encoding="ascii") as file:
             overflow = int(file.read())
-        with open("/proc/self/uid_map", encoding="ascii") as file:
+        with open("/proc/self/uid_map", encoding="ascii", newline="\n") as file:
             mapped = [tuple(map(int, line.split())) for line in file]
     except FileNotFoundError:
         return False

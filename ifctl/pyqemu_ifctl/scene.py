@@ -428,7 +428,7 @@ def _output(argv: list[str]) -> bytes | str:
 
 def read_forward(family: str, printed: str) -> list[Chain]:
     """Return the chain FORWARD where it drops, of what `iptables-legacy -S FORWARD` prints."""
-    lines = [line.split() for line in printed.splitlines()]
+    lines = [line.split() for line in printed.split("\n")]
     if ["-P", "FORWARD", "DROP"] not in lines:
         return []
     ways = {"-i": "iifname", "-o": "oifname"}

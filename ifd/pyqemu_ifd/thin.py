@@ -296,7 +296,8 @@ def network() -> str:
 
 def may_change_links() -> bool:
     """Tell whether this process has CAP_NET_ADMIN."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+    # NOTE: of what ends a line elsewhere, a process's name may hold all but \n.
+    with open("/proc/self/status", encoding="ascii", errors="replace", newline="\n") as file:
         line = next(line for line in file if line.startswith("CapEff:"))
     return bool(int(line.split()[1], 16) >> CAP_NET_ADMIN & 1)
 

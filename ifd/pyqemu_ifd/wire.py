@@ -173,7 +173,8 @@ def is_prompt(descriptor: int) -> bool:
     kernel writes `iff:` for a tun device alone (tun_chr_show_fdinfo of drivers/net/tun.c), and a
     name without a slash for what is in no file system that could be mounted.
     """
-    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii", errors="replace") as file:
+    path = f"/proc/self/fdinfo/{descriptor}"
+    with open(path, encoding="ascii", errors="replace", newline="\n") as file:
         if any(line.startswith("iff:") for line in file):
             return True
     return os.readlink(f"/proc/self/fd/{descriptor}").startswith("net:[")

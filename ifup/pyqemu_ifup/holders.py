@@ -130,7 +130,8 @@ def _looking_into(pid: int, until: float | None, held: list[Held]) -> Work[bool]
 
 def _tap_of(pid: int, number: str) -> str:
     """Return the name after `iff:` (tun_chr_show_fdinfo of drivers/net/tun.c), empty for none."""
-    with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii", errors="replace") as file:
+    path = f"/proc/{pid}/fdinfo/{number}"
+    with open(path, encoding="ascii", errors="replace", newline="\n") as file:
         for line in file:
             if line.startswith("iff:"):
                 return line[len("iff:"):].strip()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.shell import quote
+from pyqemu_ifconf.shell import quote, readable
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.work import RETRY, Work
 
@@ -196,11 +196,13 @@ def _holder(descriptor: int, first: str, last: str) -> str | None:
                 continue
             for number in os.listdir(f"/proc/{pid}/fd"):
                 if os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), wanted):
-                    with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:
+                    told = f"/proc/{pid}/fdinfo/{number}"
+                    with open(told, encoding="ascii", newline="\n") as file:
                         lines = [line.split() for line in file if line.startswith("lock:")]
                     if any(words[-2:] == [first, last] for words in lines):
-                        with open(f"/proc/{pid}/comm", errors="replace") as file:
-                            return f"process {pid} ({file.read().strip()})"
+                        with open(f"/proc/{pid}/comm", "rb") as file:
+                            name = os.fsdecode(file.read().removesuffix(b"\n"))
+                        return f"process {pid} ({readable(name)})"
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ESRCH, *_MAY_NOT):
                 raise

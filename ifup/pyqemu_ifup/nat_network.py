@@ -244,11 +244,11 @@ def _by_advertisement() -> list[str]:
     """
     found = []
     try:
-        with open("/proc/net/ipv6_route", encoding="ascii") as file:
+        with open("/proc/net/ipv6_route", "rb") as file:
             for line in file:
                 words = line.split()
                 if int(words[8], 16) & RTF_ADDRCONF:
-                    found.append(words[9])
+                    found.append(os.fsdecode(words[9]))
     except FileNotFoundError:
         return []
     return [name for name in dict.fromkeys(found) if name != "lo"]

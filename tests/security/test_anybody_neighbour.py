@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -24,15 +25,18 @@ from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.public import NOBODY, python
 from lab.qemu import Qemu
+from lab.race import fork, wait
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifctl.answer import wrap
 from pyqemu_ifctl.bounded import within
 from pyqemu_ifctl.guests import find_guests
 from pyqemu_ifctl.qmp import ask_nics
 from pyqemu_ifctl.status import natural
+from pyqemu_ifd.thin import may_change_links
 from pyqemu_ifup.caller import read_status, real_uid
 from pyqemu_ifup.holders import find_holders
 
+PR_SET_NAME = 15
 WAIT = "import sys, time; print(flush=True); time.sleep(300)"
 SECONDS = 25.0
 """That a verb may take beside hostile processes, on a machine that is busy."""
@@ -162,6 +166,19 @@ def test_a_users_name_for_a_process_says_nothing(netns: Namespace) -> None:
         from pyqemu_ifctl.scene import _is_confined
 
         assert _is_confined(two) is False
+
+
+def test_a_hook_s_own_name_gives_it_no_privilege() -> None:
+    """Its user chooses the name, and an agent that gives up would be passed by."""
+
+    def unprivileged() -> None:
+        os.setgroups([])
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        assert ctypes.CDLL(None).prctl(PR_SET_NAME, b"\rCapEff:\t3fffff") == 0
+        assert not may_change_links()
+
+    assert may_change_links()
+    assert wait(fork(unprivileged)) == 0
 
 
 def test_many_descriptors_hide_nobody_elses_tap(netns: Namespace, hooks: Hooks) -> None:
