@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,8 @@ def test_an_up_loads_a_table_again(netns: Namespace, site: NatSite) -> None:
     second.close()
 
 
-def to_loopback(number: int) -> list[bytes]:
+@functools.cache
+def to_loopback(number: int) -> Sequence[bytes]:
     """Return frames of a guest's for services at 127.0.0.1 and 127.9.9.9, in all wrappings."""
     from scapy.layers.inet import IP, TCP, UDP, IPOption_LSRR
 
