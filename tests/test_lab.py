@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from lab.netns import RUN_NETNS, Namespace
 from lab.ovs import OpenVSwitch
 from lab.snapshot import Snapshot, diff, leftovers
 from lab.taps import Tap, carries, frame, holds, mac, tags, vid
+from lab.warm import Warm
 
 HWADDR = "52:54:00:ff:00:01"
 
@@ -304,6 +306,47 @@ def test_netlink_master_steals(netns: Namespace) -> None:
     assert netns.link("web0")["master"] == "br1"
     netns.ip("link", "del", "br0")
     netns.ip("link", "del", "br1")
+
+
+# Warm processes
+
+TELLS = """
+import json, os, resource, signal, sys
+json.dump([
+    __name__, sys.argv, sys.flags.isolated, dict(os.environ), os.getcwd(),
+    os.listdir("/proc/self/fd"),
+    [os.path.basename(os.readlink(f"/proc/self/fd/{fd}")).split(":")[0] for fd in range(3)],
+    os.readlink("/proc/self/ns/net"), resource.getrlimit(resource.RLIMIT_NOFILE),
+    [str(signal.getsignal(each)) for each in range(1, 32)],
+    [name for name in sys.modules if name.startswith(("pyqemu", "lab"))],
+], sys.stderr, default=str)
+raise SystemExit(7)
+"""
+
+
+def test_a_warm_process_is_like_one_that_is_started(netns: Namespace) -> None:
+    env = {"LC_ALL": "C.UTF-8", "A": "b"}
+    cold = netns.popen(
+        [sys.executable, "-I", "-c", TELLS, "x"], env=env, stdout=subprocess.DEVNULL
+    )
+    _, wanted = cold.communicate(timeout=30)
+    with netns.enter():
+        warm = Warm(TELLS, ["x"], env)
+    _, said = warm.communicate(timeout=30)
+    assert (said, warm.returncode) == (wanted, cold.returncode) and warm.returncode == 7
+
+
+def test_a_warm_process_is_there_until_it_is_waited_for(inside: Namespace) -> None:
+    warm = Warm("import signal; signal.pause()", [], os.environ)
+    handle = os.pidfd_open(warm.pid)
+    warm.kill()
+    assert select.select([handle], [], [], 30)[0] == [handle]
+    os.close(handle)
+    warm.terminate()
+    warm.communicate(timeout=30)
+    assert warm.returncode == -signal.SIGKILL
+    with pytest.raises(ProcessLookupError):
+        os.kill(warm.pid, 0)
 
 
 # The rules that conftest.py keeps

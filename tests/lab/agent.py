@@ -20,6 +20,7 @@ from typing import Any
 
 from lab.hooks import SOURCE_ROOTS
 from lab.netns import Namespace
+from lab.warm import Warm
 
 READY = 20.0
 """Seconds that an agent may take to start, and to end."""
@@ -57,7 +58,7 @@ class Agent:
         self.folder = Path(tempfile.mkdtemp(prefix="ifd-", dir="/tmp"))
         self.folder.chmod(0o755)
         self.path = str(self.folder / "agent.sock")
-        self.process: subprocess.Popen[Any] | None = None
+        self.process: subprocess.Popen[Any] | Warm | None = None
         self.told: list[str] = []
         """What it has told its supervisor (sd_notify(3))."""
         self._supervisor = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -80,15 +81,21 @@ class Agent:
         assert self.process is not None, "the agent is not running"
         return self.process.pid
 
+    @property
+    def code(self) -> str:
+        """The Python that it runs."""
+        return f"import sys; sys.path[:0] = {list(SOURCE_ROOTS)!r}\n{self.before}\n{MAIN}"
+
+    @property
+    def arguments(self) -> list[str]:
+        """Its arguments."""
+        users = ["--users"] if self.users else []
+        return ["--policy", str(self.policy), "--socket", self.path, *users]
+
     def argv(self) -> list[str]:
         """Return the command that runs it."""
-        code = f"import sys; sys.path[:0] = {list(SOURCE_ROOTS)!r}\n{self.before}\n{MAIN}"
         limits = ["/usr/bin/prlimit", *self.limits] if self.limits else []
-        return [
-            *self.wrapper, *limits, sys.executable, "-I", "-c", code,
-            "--policy", str(self.policy), "--socket", self.path,
-            *(["--users"] if self.users else []),
-        ]
+        return [*self.wrapper, *limits, sys.executable, "-I", "-c", self.code, *self.arguments]
 
     def start(
         self, *, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
@@ -97,7 +104,11 @@ class Agent:
         assert self.process is None, "the agent is running"
         environ = {**os.environ, "NOTIFY_SOCKET": str(self.folder / "notify"), **(env or {})}
         self.told.clear()
-        self.process = self.namespace.popen(self.argv(), env=environ, pass_fds=pass_fds)
+        if self.wrapper or self.limits or pass_fds:
+            self.process = self.namespace.popen(self.argv(), env=environ, pass_fds=pass_fds)
+        else:
+            with self.namespace.enter():
+                self.process = Warm(self.code, self.arguments, environ)
         self.wait_told("READY=1")
 
     def wait_told(self, state: str) -> None:
@@ -116,11 +127,21 @@ class Agent:
         finally:
             os.close(handle)
 
+    def wait_stopped(self) -> None:
+        """Return when it has stopped itself. Raises TimeoutError."""
+        end = time.monotonic() + PATIENCE
+        stat = Path(f"/proc/{self.pid}/stat")
+        while stat.read_text().rpartition(")")[2].split()[0] != "T":
+            if time.monotonic() > end:
+                raise TimeoutError("the agent does not stop")
+            time.sleep(0.005)
+
     def wait(self) -> int:
         """Wait for its end and return its exit status, negative the signal; its words are told."""
         assert self.process is not None, "the agent is not running"
         _, said = self.process.communicate(timeout=READY)
         status = self.process.returncode
+        assert status is not None
         self.process = None
         if said:
             sys.stderr.write(said)

@@ -39,7 +39,7 @@ def setns(fd: int) -> None:
 
 
 @contextmanager
-def entered(path: Path) -> Iterator[None]:
+def entered(path: Path | str) -> Iterator[None]:
     """Put the calling thread into the namespace at `path` while the block runs, then back.
 
     Sockets, taps, processes and threads made meanwhile belong to that namespace. /proc/sys/net

@@ -12,6 +12,7 @@ from typing import Any
 
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
+from lab.warm import pid as warm_pid
 
 MARK = "PYQEMU_IFUP_TEST"
 """The environment variable by which a test's processes are known, wherever they went."""
@@ -232,7 +233,7 @@ def _processes(namespace: Namespace, ovs: OpenVSwitch | None) -> dict[str, Any]:
     mark = f"{MARK}={os.environ[MARK]}".encode() if MARK in os.environ else None
     found: dict[str, Any] = {}
     for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+        if not folder.name.isdigit() or int(folder.name) in (os.getpid(), warm_pid()):
             continue
         pid = int(folder.name)
         try:

@@ -138,7 +138,7 @@ def test_agent_that_stood_still_leaves_alone_what_was_done_without_it(
             attach(port, caller, parent, [], Watch(ALLOWED), print)
         (agent.folder / "stand").touch()
         with asking(agent, *fields):
-            os.waitid(os.P_PID, agent.pid, os.WSTOPPED)
+            agent.wait_stopped()
         if verb == "down":
             detach("lan0", parent, Watch(ALLOWED), print)
         attach(port, caller, parent, [], Watch(ALLOWED), print)
