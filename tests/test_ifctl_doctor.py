@@ -26,10 +26,9 @@ from lab.public import NOBODY, as_user, public_folder, publish
 from lab.qemu import end_daemon
 from pyqemu_ifconf.globs import covers, glob_fault, least_length, matches
 from pyqemu_ifctl.findings import CHECKS
-from pyqemu_ifctl.guests import Guest
+from pyqemu_ifctl.guests import guest_of
 from pyqemu_ifctl.macs import nics_of
-from pyqemu_ifctl.scene import Qemu, read_forward
-from pyqemu_ifup.caller import find_options
+from pyqemu_ifctl.scene import read_forward
 
 
 @pytest.fixture
@@ -788,9 +787,8 @@ MACS: list[tuple[list[str], list[tuple[str, str | None]]]] = [
 
 @pytest.mark.parametrize(("words", "found"), MACS, ids=[" ".join(row[0]) for row in MACS])
 def test_macs_of_a_command_line(words: list[str], found: list[tuple[str, str | None]]) -> None:
-    argv = ("qemu", *words)
-    qemu = Qemu(Guest(1, None, {}, ()), argv, tuple(find_options(argv)), None, 0, True, {})
-    assert [(nic.mac, nic.type) for nic in nics_of(qemu)] == found
+    guest = guest_of(1, ["qemu", *words], {})
+    assert [(nic.mac, nic.type) for nic in nics_of(guest)] == found
 
 
 def test_iptables_of_the_legacy_kind() -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifup.caller import (
+    Option,
     command_line,
-    read_command_line,
     read_number,
+    read_options,
     real_uid,
     split_option,
     walk_options,
@@ -28,17 +31,33 @@ if TYPE_CHECKING:
 PORT_MAX = 65535
 MONITORS_MAX = 8
 """QMP servers of one QEMU that are looked at: each may take its time."""
+THREADS = 64
+"""Guests that are looked at, or asked, at the same time."""
+OWN_THREADS = 8
+"""Those of them that begin with root's and the caller's."""
 _UNSEEN = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.EINVAL)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Guest:
-    """One running QEMU; `vm` is None without a -name. `taps`: name by descriptor."""
+    """One running QEMU; `vm` is None without a -name. `taps`: name by descriptor.
+
+    `uid` is its real user, None where that is not known, `options` are those of its network.
+    """
 
     pid: int
     vm: str | None
     taps: dict[int, str]
     monitors: tuple[Address, ...]
+    uid: int | None = None
+    options: tuple[Option, ...] = ()
+
+    @property
+    def is_own(self) -> bool:
+        """Tell whether it is root's, or of who asks."""
+        return self.uid in (0, os.geteuid())
 
 
 @dataclass(frozen=True)
@@ -52,23 +71,29 @@ class Guests:
 def find_guests(holders: Holders | None = None, others: float = OTHERS) -> Guests:
     """Return every QEMU of this network namespace that this process can see.
 
-    One is known by its program, or by a tap that it holds. Those of other users than root have
-    `others` seconds together, and who has the shortest command line comes first.
+    One is known by its program, or by a tap that it holds. Those of other users than root and the
+    caller have `others` seconds together: one of each user, then the next of each, and who has the
+    shortest command line first.
     """
     holders = holders if holders is not None else find_holders()
     taps: dict[int, dict[int, str]] = {}
     for held in holders.held:
         taps.setdefault(held.pid, {})[held.descriptor] = held.tap
-    candidates = []
+    by_user: dict[int | None, list[tuple[int, int, list[str]]]] = {}
     for name in os.listdir("/proc"):
         pid = int(name) if name.isdigit() else None
         words = command_line(pid) if pid is not None else []
         if pid is not None and words and (is_qemu(words) or pid in taps) and is_here(pid):
-            candidates.append((real_uid(pid) != 0, sum(map(len, words)), pid, words))
+            by_user.setdefault(real_uid(pid), []).append((sum(map(len, words)), pid, words))
+    candidates = [
+        (uid not in (0, os.geteuid()), turn, size, pid, words)
+        for uid, processes in by_user.items()
+        for turn, (size, pid, words) in enumerate(sorted(processes))
+    ]
     found: list[Guest] = []
     unread = [f"process {pid} has too many descriptors" for pid in holders.unread]
     until: float | None = None
-    for is_others, _, pid, words in sorted(candidates):
+    for is_others, _, _, pid, words in sorted(candidates):
         if is_others and until is None:
             until = time.monotonic() + others
         if until is not None and time.monotonic() > until:
@@ -94,8 +119,48 @@ def is_qemu(words: Sequence[str]) -> bool:
 
 def guest_of(pid: int, words: Sequence[str], taps: dict[int, str]) -> Guest:
     """Return what the command line of process `pid` tells."""
-    vm = read_command_line(words, "").vm
-    return Guest(pid, vm, taps, tuple(_where(pid, each) for each in monitors_of(words)))
+    vm, options, _ = read_options(words)
+    monitors = tuple(_where(pid, each) for each in monitors_of(words))
+    return Guest(pid, vm, taps, monitors, real_uid(pid), tuple(options))
+
+
+def each_in_time(
+    guests: Sequence[Guest], call: Callable[[Guest], T], seconds: float
+) -> dict[int, T | Failure]:
+    """Return by pid what `call` returns of each guest that it was done with in so many seconds.
+
+    Root's and the caller's come first. Those of another user come one after the other, while those
+    of others do: nobody's keep another's from being reached. What is late is left behind, in a
+    thread that ends with this process.
+    """
+    until = time.monotonic() + seconds
+    own = [guest for guest in guests if guest.is_own]
+    waiting = deque(some for number in range(OWN_THREADS) if (some := own[number::OWN_THREADS]))
+    others: dict[int | None, list[Guest]] = {}
+    for guest in guests:
+        if not guest.is_own:
+            others.setdefault(guest.uid, []).append(guest)
+    waiting.extend(others.values())
+    done: dict[int, T | Failure] = {}
+
+    def work() -> None:
+        while time.monotonic() < until:
+            try:
+                some = waiting.popleft()
+            except IndexError:
+                return
+            guest = some.pop(0)
+            done[guest.pid] = attempt(partial(call, guest))
+            if some:
+                (waiting.appendleft if guest.is_own else waiting.append)(some)
+
+    most = min(THREADS, len(waiting))
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(most)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    return dict(done)
 
 
 def monitors_of(words: Iterable[str]) -> list[Address]:

@@ -141,7 +141,7 @@ def is_ours(path: str | None, program: str) -> bool:
 def find_stock_scripts(scene: Scene) -> Iterator[Fault]:
     """A QEMU whose tap had no script=, so that QEMU's own script was called."""
     for qemu in scene.qemus:
-        for option in qemu.options:
+        for option in qemu.guest.options:
             script = script_of(option, "script")
             if script is None or "script" in option.keys:
                 continue
@@ -157,7 +157,7 @@ def find_stock_scripts(scene: Scene) -> Iterator[Fault]:
 def find_no_downscripts(scene: Scene) -> Iterator[Fault]:
     """A QEMU whose tap our script attached, and whose downscript= is missing or not ours."""
     for qemu in scene.qemus:
-        for option in qemu.options:
+        for option in qemu.guest.options:
             script = script_of(option, "script")
             ours = qemu.scripts.get(script) if script is not None else None
             if script is None or ours is None or not is_ours(ours, "pyqemu-ifup"):
@@ -184,18 +184,18 @@ def _path(qemu: Qemu, script: str) -> str:
 
     NOTE: what comes from another user's command line is nothing that root should have in hand.
     """
-    own = qemu.uid == os.geteuid() or script in DEFAULT_SCRIPTS.values()
+    own = qemu.guest.uid == os.geteuid() or script in DEFAULT_SCRIPTS.values()
     return f" {readable(script)}" if own else ""
 
 
 def _process(qemu: Qemu) -> str:
     """Return which process a QEMU is, and whose."""
-    if qemu.uid is None:
+    if qemu.guest.uid is None:
         return f"process {qemu.guest.pid}"
     try:
-        login = pwd.getpwuid(qemu.uid).pw_name
+        login = pwd.getpwuid(qemu.guest.uid).pw_name
     except KeyError:
-        login = str(qemu.uid)
+        login = str(qemu.guest.uid)
     return f"process {qemu.guest.pid} of user {readable(login)}"
 
 
@@ -204,7 +204,7 @@ def find_unconfined(scene: Scene) -> Iterator[Fault]:
     for qemu in scene.qemus:
         if qemu.confined is False:
             yield Fault(
-                f"{qemu.name} runs without -sandbox" + (", as root" if qemu.uid == 0 else ""),
+                f"{qemu.name} runs without -sandbox" + (", as root" if qemu.guest.uid == 0 else ""),
                 "a guest that breaks out of it may use all of the kernel, and gain privilege",
                 None, f"when {_process(qemu)} starts the next time, add: -sandbox on",
             )
@@ -214,7 +214,7 @@ def find_twins(scene: Scene) -> Iterator[Fault]:
     """Two running QEMUs with the same MAC on one bridge, or where that cannot be told."""
     seen: dict[str, list[tuple[Qemu, str | None]]] = {}
     for qemu in scene.qemus:
-        for nic in nics_of(qemu):
+        for nic in nics_of(qemu.guest):
             if nic.mac is None or nic.type == "user":
                 continue
             place = _place(scene, qemu, nic.tap)
@@ -244,9 +244,9 @@ def _place(scene: Scene, qemu: Qemu, tap: str | None) -> str | None:
 
 
 def _fresh(scene: Scene, qemu: Qemu, mac: str) -> str:
-    """Return a MAC for one of two: made of both guests' command lines, and nobody's here."""
-    taken = {nic.mac for each in scene.qemus for nic in nics_of(each)}
-    seed = "\0".join((mac, *qemu.argv)).encode(errors="surrogateescape")
+    """Return a MAC for one of two guests: always the same, and nobody's here."""
+    taken = {nic.mac for each in scene.qemus for nic in nics_of(each.guest)}
+    seed = f"{mac} {qemu.name}".encode()
     while True:
         seed = hashlib.sha256(seed).digest()
         found = "52:54:00:" + seed[:3].hex(":")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pyqemu_ifctl.scene import Qemu
-from pyqemu_ifup.caller import Option, canonical_mac, find_options
+from pyqemu_ifctl.guests import Guest
+from pyqemu_ifup.caller import Option, canonical_mac
 
 DEFAULT_MAC = "52:54:00:12:34:56"
 """The MAC of the first NIC without one; the next ones count on (qemu_macaddr_default_if_unset)."""
@@ -24,9 +23,9 @@ class CommandNic:
     tap: str | None
 
 
-def nics_of(qemu: Qemu) -> list[CommandNic]:
+def nics_of(guest: Guest) -> list[CommandNic]:
     """Return the NICs that have a backend, in the order in which QEMU gives them their MACs."""
-    found = list(_options_of(qemu.argv))
+    found = guest.options
     netdevs = {each.id: each for each in found if each.name == "netdev"}
     hub = [each for each in found if each.name == "net" and each.keys.get("type") != "nic"]
     # NOTE: those of -net and -nic are the machine's own, which is made before any -device.
@@ -47,30 +46,22 @@ def nics_of(qemu: Qemu) -> list[CommandNic]:
         else:
             backend = netdevs.get(option.keys["netdev"])
         kind = backend.keys.get("type") if backend is not None else None
-        answer.append(CommandNic(mac, kind, _tap_of(qemu, backend)))
+        answer.append(CommandNic(mac, kind, _tap_of(guest, backend)))
     return answer
-
-
-def _options_of(argv: Sequence[str]) -> Iterator[Option]:
-    """Yield each network option."""
-    for at in range(2, len(argv)):
-        name = argv[at - 1].lstrip("-")
-        if argv[at - 1].startswith("-") and name in ("device", "netdev", "nic", "net"):
-            yield from find_options([argv[0], *argv[at - 1 : at + 1]])
 
 
 def _mac_key(option: Option) -> str:
     return "macaddr" if option.name == "net" else "mac"
 
 
-def _tap_of(qemu: Qemu, backend: Option | None) -> str | None:
+def _tap_of(guest: Guest, backend: Option | None) -> str | None:
     """Return the name of a backend's tap: by its ifname=, its descriptor, or as the only one."""
     if backend is None or backend.keys.get("type") not in ("tap", "bridge"):
         return None
     descriptor = (backend.keys.get("fd") or backend.keys.get("fds", "")).partition(":")[0]
     if descriptor.isdecimal():
-        return qemu.guest.taps.get(int(descriptor))
+        return guest.taps.get(int(descriptor))
     if "ifname" in backend.keys:
         return backend.keys["ifname"]
-    taps = set(qemu.guest.taps.values())
+    taps = set(guest.taps.values())
     return taps.pop() if len(taps) == 1 else None

@@ -14,20 +14,18 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Policy
 from pyqemu_ifconf.shell import Command, readable, sh
 from pyqemu_ifctl.answer import count
-from pyqemu_ifctl.bounded import attempt, within
 from pyqemu_ifctl.databases import addresses, open_each, read_policy
-from pyqemu_ifctl.guests import Guest, find_guests, same_root
+from pyqemu_ifctl.guests import Guest, each_in_time, find_guests, same_root
 from pyqemu_ifctl.rights import Lost, find_lost
 from pyqemu_ifctl.status import wanted as is_wanted
 from pyqemu_ifup import nft
-from pyqemu_ifup.caller import Option, command_line, find_options, read_status, real_uid
+from pyqemu_ifup.caller import Option, command_line, read_status, real_uid
 from pyqemu_ifup.guest import find_otherwise, tell_otherwise
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host, filters, is_there
@@ -43,8 +41,8 @@ DEFAULT_SCRIPTS = {"script": "/etc/qemu-ifup", "downscript": "/etc/qemu-ifdown"}
 SETTLE = 1.0
 """Seconds in which a healthy ovs-vswitchd has taken in what is configured."""
 FILTER_SECONDS = 5.0
-GUEST_SECONDS = 1.0
-"""What one guest may take to be looked at: where its paths lead, the guest's maker decides."""
+PATHS_SECONDS = 1.5
+"""What all guests together may take to be looked at: where a path leads, its maker decides."""
 
 _NO_PROGRAM = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _HIDDEN = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
@@ -55,7 +53,7 @@ Daemon = Literal["running", "stopped", "gone"]
 
 @dataclass(frozen=True)
 class Qemu:
-    """One running QEMU and its network options.
+    """One running QEMU.
 
     `scripts` holds each script= and downscript= that it has: what the path leads to, None where
     there is no such program. `confined`: system calls are filtered, and no privilege can be
@@ -63,10 +61,6 @@ class Qemu:
     """
 
     guest: Guest
-    argv: tuple[str, ...]
-    options: tuple[Option, ...]
-    cwd: str | None
-    uid: int | None
     confined: bool | None
     scripts: Mapping[str, str | None]
 
@@ -189,16 +183,13 @@ def look(
     guests = find_guests(holders)
     unread = list(guests.unread)
     qemus = []
+    seen = each_in_time(guests.found, _qemu, PATHS_SECONDS)
     for guest in guests.found:
-        try:
-            qemu = within(GUEST_SECONDS, partial(attempt, partial(_qemu, guest)))
-        except TimeoutError:
-            unread.append(f"QEMU {guest.pid} was not seen in {GUEST_SECONDS:g} s")
-            continue
-        if isinstance(qemu, Failure):
-            unread.append(f"QEMU {guest.pid}: {qemu}")
-        else:
+        qemu = seen.get(guest.pid, "where its scripts lead was not seen in time")
+        if isinstance(qemu, Qemu):
             qemus.append(qemu)
+        else:
+            unread.append(f"QEMU {guest.pid}: {qemu}")
     if holders.hidden and os.geteuid() != 0:
         processes = count(len(holders.hidden), "process")
         unseen.append(f"the taps that {processes} of other users may hold; run as root")
@@ -476,28 +467,23 @@ def _links_of(part: Any) -> set[tuple[str, str]]:
 
 
 def _qemu(guest: Guest) -> Qemu:
-    words = tuple(command_line(guest.pid))
-    options = tuple(find_options(words))
     root = "" if same_root(guest.pid) else f"/proc/{guest.pid}/root"
-    scripts: dict[str, str | None] = {}
-    for option in options:
-        for key in DEFAULT_SCRIPTS:
-            path = script_of(option, key)
-            if path:
-                scripts[path] = _leads_to(root + path)
-    try:
-        cwd: str | None = os.readlink(f"/proc/{guest.pid}/cwd")
-    except OSError:
-        # It has ended, or is hidden from us; a command can do without.
-        cwd = None
-    return Qemu(guest, words, options, cwd, real_uid(guest.pid), _is_confined(guest.pid), scripts)
+    paths = {path for option in guest.options for key in DEFAULT_SCRIPTS
+             if (path := script_of(option, key)) is not None}
+    scripts = {path: _leads_to(root + path) for path in paths}
+    return Qemu(guest, _is_confined(guest.pid), scripts)
 
 
 def _leads_to(path: str) -> str | None:
     """Return where a program really lies, None where there is none; hidden ones count as there."""
+    found = -1
     try:
-        if not os.stat(path).st_mode & 0o111:
+        # NOTE: the kernel walks it, once, while other threads go on: where it leads, and for how
+        # long, whoever has made it decides.
+        found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        if not os.fstat(found).st_mode & 0o111:
             return None
+        return os.readlink(f"/proc/self/fd/{found}")
     except ValueError:
         # No path: a NUL in it, or half a character.
         return None
@@ -507,7 +493,9 @@ def _leads_to(path: str) -> str | None:
         if error.errno not in _HIDDEN:
             raise
         return path
-    return os.path.realpath(path)
+    finally:
+        if found >= 0:
+            os.close(found)
 
 
 def script_of(option: Option, key: str) -> str | None:

@@ -69,7 +69,7 @@ def find_caller(tap: str, pid: int, *, want_user: bool) -> Caller:
 
 def find_hook(tap: str, pid: int) -> str | None:
     """Return the path of the script= that process `pid` calls for `tap`, None where unknown."""
-    _, options, all_seen = _read_options(command_line(pid))
+    _, options, all_seen = read_options(command_line(pid))
     backend = _find_backend(options, tap, all_seen)
     return backend.keys.get("script", DEFAULT_HOOK) if backend is not None else None
 
@@ -89,7 +89,7 @@ def find_hook_at_work(tap: str, pid: int) -> int | None:
 
 def find_options(argv: Sequence[str]) -> list[Option]:
     """Return the -netdev, -nic, -net and -device of a QEMU's command line, in order."""
-    return _read_options(argv)[1]
+    return read_options(argv)[1]
 
 
 def process_start(pid: int) -> int | None:
@@ -130,8 +130,7 @@ def read_command_line(argv: Sequence[str], tap: str) -> Caller:
     name like `tap`; its MAC is that of the only device on it. What another program's command line
     or one that is hard to read leaves open is None.
     """
-    vm, options, all_seen = _read_options(argv)
-    vm = bounded(vm)
+    vm, options, all_seen = read_options(argv)
     backend = _find_backend(options, tap, all_seen)
     if backend is None:
         return Caller(tap, vm=vm)
@@ -151,7 +150,7 @@ def bounded(text: str | None) -> str | None:
         return None
 
 
-def _read_options(argv: Sequence[str]) -> tuple[str | None, list[Option], bool]:
+def read_options(argv: Sequence[str]) -> tuple[str | None, list[Option], bool]:
     """Return the guest's name, the network options in order, and whether they are all of them."""
     vm: str | None = None
     options: list[Option] = []
@@ -176,7 +175,7 @@ def _read_options(argv: Sequence[str]) -> tuple[str | None, list[Option], bool]:
         elif argument.startswith("-") and argument.lstrip("-") in _IMPLIED:
             # An option unknown to us that may take no argument: then a netdev just went by.
             all_seen = False
-    return vm or None, options, all_seen
+    return bounded(vm), options, all_seen
 
 
 def walk_options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from lab.crowd import crowd
 from lab.hooks import Hooks
 from lab.needs import require
 from lab.netns import Namespace
@@ -200,6 +201,40 @@ def test_who_is_not_reached_in_time_is_told(netns: Namespace) -> None:
         found = find_guests(others=-1.0)
     assert pid not in {guest.pid for guest in found.found}
     assert f"process {pid} was not reached in -1 s" in found.unread
+
+
+def chain(folder: Path) -> Path:
+    """Make a program that 38 links lead to, through 60,000 folders; return the first of them."""
+    (folder / "d").mkdir()
+    (folder / "link38").write_text("")
+    (folder / "link38").chmod(0o755)
+    for number in range(38):
+        os.symlink("d/../" * 800 + f"link{number + 1}", folder / f"link{number}")
+    return folder / "link0"
+
+
+@pytest.mark.parametrize("kind", ["long", "mute"])
+def test_no_script_s_path_ends_doctor(
+    netns: Namespace, hooks: Hooks, folder: Path, kind: str
+) -> None:
+    """A path that is long takes its time, and one on a server that is mute has no end."""
+    if kind == "long":
+        first, mute, users = chain(folder), "", [NOBODY] * 11
+    else:
+        (folder / "mute").mkdir()
+        first, mute, users = folder / "mute" / "x", str(folder / "mute"), [*range(70_000, 70_014)]
+    words = [f"tap,id=a,script={folder}/{'./' * number}{first.relative_to(folder)}"
+             for number in range(40)]
+    netdevs = [word for each in words for word in ("-netdev", each)]
+    with crowd(netns, users, *netdevs, mute=mute) as hostile, \
+            crowd(netns, [71_000], "-netdev", "user,id=b") as honest, \
+            crowd(netns, [0], "-netdev", "user,id=b") as own:
+        told = json.loads(hooks.ctl("doctor", "--json").stdout)
+    seen = {each["what"].partition(" runs")[0] for each in told["findings"]
+            if each["check"] == "qemu-sandbox"}
+    assert {f"QEMU {pid}" for pid in [*honest, *own]} <= seen, told
+    late = {each.partition(":")[0] for each in told["unseen"] if "not seen in time" in each}
+    assert {f"QEMU {pid}" for pid in hostile} <= (late if mute else late | seen), told
 
 
 # QMP peers.

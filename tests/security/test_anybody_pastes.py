@@ -303,9 +303,9 @@ def test_nothing_of_another_user_s_command_line_is_printed() -> None:
              f"tap,id=a,script=/x/pyqemu-ifup,downscript=/{EVIL}", "-device", "e1000,netdev=a")
     scripts = {"/x/pyqemu-ifup": "/x/pyqemu-ifup", f"/{EVIL}": None}
     for uid, login in ((1 << 20, str(1 << 20)), (NOBODY, "nobody")):
-        qemu = Qemu(Guest(7, "web; reboot", {}, ()), words, tuple(find_options(words)), f"/{EVIL}",
-                    uid, False, scripts)
-        twin = replace(qemu, guest=Guest(8, None, {}, ()))
+        guest = Guest(7, "web; reboot", {}, (), uid, tuple(find_options(words)))
+        qemu = Qemu(guest, False, scripts)
+        twin = replace(qemu, guest=replace(guest, pid=8, vm=None))
         found = [each for each in find_all(a_scene("br", qemus=(qemu, twin)))[0]
                  if each.check.startswith("qemu-")]
         assert {each.check for each in found} == {"qemu-downscript", "qemu-mac", "qemu-sandbox"}
