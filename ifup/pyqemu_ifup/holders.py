@@ -6,11 +6,15 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
+import signal
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NoReturn
 
-from pyqemu_ifup.caller import real_uid
+from pyqemu_ifup.caller import read_status
 from pyqemu_ifup.work import Work, finish
 
 BATCH = 64
@@ -21,6 +25,20 @@ TUNGETDEVNETNS = 0x54E3
 """_IO('T', 227) of linux/if_tun.h."""
 PIDFD_GETFD = 438
 """The system call pidfd_getfd(2), on every architecture."""
+PR_SET_NAME = 15
+"""linux/prctl.h."""
+PATIENCE = 1.0
+"""Seconds that it may take to be told which taps are elsewhere; of the others it is not certain."""
+PAUSE = 0.002
+"""Seconds after which an answer is looked for again."""
+LOOKER = "pyqemu-looker"
+"""The name of the processes that take descriptors of others'."""
+LOOKERS_MAX = 8
+"""How many of them may be kept from their end at a time, beyond which there are no others."""
+ELSEWHERE = 1
+"""The byte that stands for a tap that is elsewhere."""
+_children: list[int] = []
+"""Those of this process."""
 _HIDDEN = (errno.EACCES, errno.EPERM)
 _GONE = (errno.ENOENT, errno.ESRCH)
 
@@ -62,7 +80,7 @@ def find_holders(others: float = OTHERS) -> Holders:
     Those of other users than root have `others` seconds together, and who has few comes first, so
     that nobody hides another's tap behind descriptors of his own.
     """
-    return finish(finding_holders(others), lambda pause: None)
+    return finish(finding_holders(others), time.sleep)
 
 
 def finding_holders(others: float) -> Work[Holders]:
@@ -72,8 +90,10 @@ def finding_holders(others: float) -> Work[Holders]:
     unread: list[int] = []
     until: float | None = None
     processes = []
-    for number, process in enumerate(_processes()):
+    lookers = 0
+    for number, (name, process) in enumerate(_processes()):
         processes.append(process)
+        lookers += name == LOOKER and not process[0]
         if number % BATCH == BATCH - 1:
             yield 0.0
     for is_others, _, pid in sorted(processes):
@@ -87,11 +107,13 @@ def finding_holders(others: float) -> Work[Holders]:
                 hidden.append(pid)
             elif error.errno not in _GONE:
                 raise
+    elsewhere = yield from _finding_elsewhere(held, lookers)
+    held = [each for each in held if each not in elsewhere]
     return Holders(tuple(held), tuple(sorted(hidden)), tuple(sorted(unread)))
 
 
-def _processes() -> Iterator[tuple[bool, int, int]]:
-    """Yield of each process whether it is another's than root's, its descriptors, and its pid."""
+def _processes() -> Iterator[tuple[str, tuple[bool, int, int]]]:
+    """Yield each process's name; whether it is another's than root's, its descriptors, its pid."""
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
@@ -102,7 +124,9 @@ def _processes() -> Iterator[tuple[bool, int, int]]:
                     raise
                 number = 0
             # NOTE: not the folder's owner, which is root where the process says so (prctl(2)).
-            yield real_uid(int(name)) != 0, number, int(name)
+            found = read_status(int(name), ("Name", "Uid"))
+            is_others = found.get("Uid", "").split()[:1] != ["0"]
+            yield found.get("Name", ""), (is_others, number, int(name))
 
 
 def _looking_into(pid: int, until: float | None, held: list[Held]) -> Work[bool]:
@@ -123,12 +147,12 @@ def _looking_into(pid: int, until: float | None, held: list[Held]) -> Work[bool]
                 if error.errno not in _GONE:
                     raise
                 continue
-            if tap and not _is_elsewhere(pid, int(entry.name)):
+            if tap:
                 held.append(Held(pid, int(entry.name), tap))
     return True
 
 
-def _tap_of(pid: int, number: str) -> str:
+def _tap_of(pid: int | str, number: str) -> str:
     """Return the name after `iff:` (tun_chr_show_fdinfo of drivers/net/tun.c), empty for none."""
     path = f"/proc/{pid}/fdinfo/{number}"
     with open(path, encoding="ascii", errors="replace", newline="\n") as file:
@@ -138,28 +162,83 @@ def _tap_of(pid: int, number: str) -> str:
     return ""
 
 
-def _is_elsewhere(pid: int, number: int) -> bool:
-    """Tell whether a descriptor's tap is certainly in another network namespace than we are.
+def _finding_elsewhere(held: Collection[Held], lookers: int) -> Work[set[Held]]:
+    """Return those whose tap is certainly in another network namespace than we are.
 
-    It takes the right to trace that process (pidfd_getfd(2)), Linux 5.6 and, of a tap that is not
-    ours to change, CAP_NET_ADMIN there; without, it is not certain.
+    It takes the right to trace the process (pidfd_getfd(2)), Linux 5.6 and, of a tap that is not
+    ours to change, CAP_NET_ADMIN there; without, it is not certain of one that has the name of a
+    link here. `lookers` of our processes have not come to their end.
     """
-    taken = namespace = -1
+    links = {name for _, name in socket.if_nameindex()}
+    found = {each for each in held if each.tap not in links}
+    asked = [each for each in held if each.tap in links]
+    _children[:] = [pid for pid in _children if os.waitpid(pid, os.WNOHANG)[0] == 0]
+    if not asked or lookers >= LOOKERS_MAX:
+        return found
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
     try:
-        process = os.pidfd_open(pid)
+        os.set_blocking(ours, False)
         try:
-            taken = ctypes.CDLL(None).syscall(PIDFD_GETFD, process, number, 0)
+            pid = os.fork()
+            if pid == 0:
+                _be_looker(theirs, asked)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.ENOMEM):
+                raise
+            return found
         finally:
-            os.close(process)
-        if taken < 0:
+            os.close(theirs)
+        _children.append(pid)
+        answers = b""
+        until = time.monotonic() + PATIENCE
+        while len(answers) < len(asked) and time.monotonic() < until:
+            try:
+                data = os.read(ours, len(asked))
+            except BlockingIOError:
+                yield PAUSE
+                continue
+            if not data:
+                break
+            answers += data
+    finally:
+        os.close(ours)
+    told = zip(asked, answers, strict=False)
+    return found | {each for each, answer in told if answer == ELSEWHERE}
+
+
+def _be_looker(pipe: int, asked: Iterable[Held]) -> NoReturn:
+    """Tell of each descriptor where its tap is, as the process that has just been made for it.
+
+    By the time we take it, it may be of another file: whose close may wait for as long as its maker
+    likes (a FUSE server), whatever signal comes, and so may the end of who has taken it.
+    """
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        # NOTE: who reads what our caller writes is not to wait for this process.
+        pipe = os.dup2(pipe, 0)
+        os.closerange(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        libc = ctypes.CDLL(None)
+        libc.prctl(PR_SET_NAME, LOOKER.encode())
+        for each in asked:
+            os.write(pipe, bytes([ELSEWHERE if _is_elsewhere(libc, each) else 0]))
+    finally:
+        os._exit(0)
+
+
+def _is_elsewhere(libc: ctypes.CDLL, held: Held) -> bool:
+    """Tell whether the tap is certainly in another network namespace."""
+    try:
+        process = os.pidfd_open(held.pid)
+        taken = libc.syscall(PIDFD_GETFD, process, held.descriptor, 0)
+        os.close(process)
+        if taken < 0 or _tap_of("self", str(taken)) != held.tap:
             return False
         namespace = fcntl.ioctl(taken, TUNGETDEVNETNS)
-        return not os.path.samestat(os.fstat(namespace), os.stat("/proc/thread-self/ns/net"))
-    except OSError as error:
-        if error.errno not in (*_HIDDEN, *_GONE, errno.ENOTTY, errno.EBADFD, errno.ENOSYS):
-            raise
+        found = os.fstat(namespace)
+        # NOTE: these two wait for nobody; another file stays open until our end.
+        os.close(namespace)
+        os.close(taken)
+        return not os.path.samestat(found, os.stat("/proc/thread-self/ns/net"))
+    except OSError:
         return False
-    finally:
-        for each in (taken, namespace):
-            if each >= 0:
-                os.close(each)
