@@ -8,13 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
 from pyqemu_ifconf.globs import glob_fault
 from pyqemu_ifconf.names import NETWORK_NAME
 from pyqemu_ifconf.nodes import Broken, Errors, List, Map, Node, Scalar, entries, quote, show
-from pyqemu_ifconf.policy import Vlan
+from pyqemu_ifconf.policy import Vids, Vlan
 
 Schema = dict[str, object]
 
@@ -326,22 +325,6 @@ class Users:
         return {"type": "array", "items": {"anyOf": [user, *_NOT_TEXT]}}
 
 
-_ALL_VIDS = tuple(range(VID_MAX + 1))
-
-
-@lru_cache(maxsize=256)
-def _vids_of(bits: int) -> tuple[int, ...]:
-    """Return the VIDs, ascending, of which each is a bit; their numbers are shared by all."""
-    found: tuple[int, ...] = ()
-    at = 0
-    while rest := bits >> at:
-        first = at + (rest & -rest).bit_length() - 1
-        ones = bits >> first
-        at = first + (~ones & (ones + 1)).bit_length() - 1
-        found += _ALL_VIDS[first:at]
-    return found
-
-
 @dataclass(frozen=True)
 class VlanPort:
     """A VID, or the VIDs of a trunk: `{native: 10, trunk: [20, 30-39]}`."""
@@ -370,7 +353,7 @@ class VlanPort:
         if trunk is None:
             write = f"vlan: {native}" if isinstance(native, int) else "trunk: [20, 30-39]"
             errors.add(node, f"{name} has no trunk; write {write}")
-        if isinstance(trunk, tuple) and (native is None or isinstance(native, int)):
+        if isinstance(trunk, Vids) and (native is None or isinstance(native, int)):
             return Vlan(native, trunk)
         return BAD
 
@@ -407,7 +390,7 @@ class VlanPort:
             if bits & ~seen:
                 before.append((vids, item))
             seen |= bits
-        return _vids_of(seen) if good else BAD
+        return Vids(seen) if good else BAD
 
     def _vids(self, node: Node, errors: Errors) -> range | Bad:
         words = f"VIDs from {VID_MIN} to {VID_MAX} and ranges of them such as 30-39"

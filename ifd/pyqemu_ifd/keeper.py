@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import os
 import pickle
 import resource
@@ -12,7 +13,7 @@ import signal
 import struct
 import syslog
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import DROP_INS, ETC, MAIN_FILE, load_host_policy, load_policy
@@ -120,7 +121,7 @@ class PolicyKeeper:
             "see syslog; make the policy smaller",
         )
         if told:
-            policy, given = pickle.loads(told)
+            policy, given = load_told(told)
             found = policy if policy is not None else Failure(*given)
         self._put(found)
         if self._again:
@@ -179,6 +180,9 @@ class PolicyKeeper:
             resource.setrlimit(resource.RLIMIT_CPU, (READER_SECONDS, READER_SECONDS))
             found = self._read()
             told = (None, found.args) if isinstance(found, Failure) else (found, None)
+            if not isinstance(found, Failure):
+                # NOTE: it comes along, so that no hook has to wait for it.
+                assert found.index is not None
             with open(pipe, "wb") as file:
                 pickle.dump(told, file)
             status = 0
@@ -262,6 +266,15 @@ class PolicyKeeper:
         code = ctypes.get_errno()
         if code not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
             raise _no_watch(f"inotify_add_watch(2) of {folder}")
+
+
+def load_told(told: bytes) -> Any:
+    """Return what the reader has told: a policy, and what a Failure is of in its place."""
+    gc.disable()  # NOTE: it would look through all that is being made, again and again.
+    try:
+        return pickle.loads(told)
+    finally:
+        gc.enable()
 
 
 def _size_of(file: str) -> int:

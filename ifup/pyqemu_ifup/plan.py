@@ -232,8 +232,8 @@ def vlan_columns(vlan: Vlan | None) -> tuple[str, int | None, tuple[int, ...]]:
     if not vlan.trunk:
         return "access", vlan.native, ()
     if vlan.native is None:
-        return "trunk", None, vlan.trunk
-    return "native-untagged", vlan.native, vlan.trunk
+        return "trunk", None, tuple(vlan.trunk)
+    return "native-untagged", vlan.native, tuple(vlan.trunk)
 
 
 def vlan_of_columns(port: OvsPort) -> Vlan | None:
