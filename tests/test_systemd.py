@@ -226,16 +226,64 @@ sys.stdin.read()
 """
 
 
-def helped(systemd: Systemd, network: str) -> subprocess.Popen[str]:
-    """Start what the helper makes a tap on the network for; it is OTHER's, and tells the name."""
+def helped(systemd: Systemd, network: str, then: str = "") -> subprocess.Popen[str]:
+    """Start what the helper makes a tap on the network for; it is OTHER's, and tells the name.
+
+    It ends with its standard input, and does `then` before.
+    """
     return subprocess.Popen(
         systemd.argv(
             "setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups",
             "--inh-caps=-all", "--bounding-set=-all", systemd.python, "-I", "-c",
-            HELPER.format(roots=systemd.path, network=network),
+            HELPER.format(roots=systemd.path, network=network) + then,
         ),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+HOLDING = """
+import socket, sys
+place = socket.socket(socket.AF_UNIX)
+place.bind(chr(0) + "taps")
+place.listen()
+print("listens", flush=True)
+taps = []
+while True:
+    taps += socket.recv_fds(place.accept()[0], 1, 1)[1]
+"""
+PASSING = """
+passing = socket.socket(socket.AF_UNIX)
+passing.connect(chr(0) + "taps")
+fcntl.ioctl(tap, 0x400454CB, 1)
+socket.send_fds(passing, [b"x"], [tap])
+"""
+
+
+def test_a_user_s_tap_that_another_user_has_by_now_goes(place: Path, netns: Namespace) -> None:
+    """By gc's unit as by the agent's: other users' processes are no secret to them."""
+    policy = POLICY.replace("isolated: true", f"users: ['{OTHER}']")
+    with Systemd(netns, place, policy) as systemd, ExitStack() as stack:
+        systemd.ctl("start", USERS_SERVICE)
+        words = ("setpriv", f"--reuid={OTHER + 1}", f"--regid={OTHER}", "--clear-groups",
+                 systemd.python, "-I", "-c", HOLDING)
+        holder = subprocess.Popen(systemd.argv(*words), stdout=subprocess.PIPE, text=True)
+        stack.enter_context(holder)
+        stack.callback(holder.kill)
+        assert holder.stdout is not None and holder.stdout.readline() == "listens\n"
+        for unit in (GC, SERVICE):
+            # Who had it has another process, which has another tap.
+            with helped(systemd, "lan", PASSING) as user, helped(systemd, "lan") as other:
+                assert user.stdout is not None and other.stdout is not None
+                tap = user.stdout.readline().strip()
+                other.stdout.readline()
+                user.communicate()
+                assert netns.link(tap)["master"] == "br0"
+                systemd.ctl("start", unit)
+                end = time.monotonic() + LATER
+                while tap in netns.links():
+                    assert time.monotonic() < end, unit
+                    time.sleep(0.05)
+                other.communicate()
 
 
 def test_a_network_that_a_user_comes_to_first(place: Path, netns: Namespace) -> None:
