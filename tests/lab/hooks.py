@@ -7,9 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from lab.netns import RUN_NETNS, entered
+from lab.warm import Warm
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SOURCE_ROOTS = tuple(
@@ -140,6 +144,22 @@ class Hooks:
         """Run pyqemu-ifctl."""
         policy = {"PYQEMU_IFUP_POLICY": str(self.policy)}
         return self.run("pyqemu-ifctl", *arguments, **{**policy, **self.env, **env})
+
+    def ctl_warm(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run pyqemu-ifctl as `ctl` does, without the start of an interpreter (lab.warm).
+
+        `stdout` has all that it printed. /sys is not that of the namespace.
+        """
+        code = f"import os, sys; os.dup2(2, 1); sys.path[:0] = {list(self.roots)!r}\n"
+        code += f"from {PROGRAMS['pyqemu-ifctl']} import main; raise SystemExit(main())"
+        with ExitStack() as stack:
+            if self.netns is not None:
+                stack.enter_context(entered(RUN_NETNS / self.netns))
+            env = {**self.environ(), "PYQEMU_IFUP_POLICY": str(self.policy)}
+            process = Warm(code, arguments, env)
+        said = process.communicate(TIMEOUT)[1]
+        assert process.returncode is not None
+        return subprocess.CompletedProcess(arguments, process.returncode, said, "")
 
     def ctl_json(self, *arguments: str) -> Any:
         """Run pyqemu-ifctl with --json and return what it prints."""

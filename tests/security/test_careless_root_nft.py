@@ -95,13 +95,13 @@ def test_gc_loads_a_table_again(netns: Namespace, site: NatSite) -> None:
     for undoing in UNDOINGS:
         netns.run(["nft", undoing])
         before = site.table()
-        dry = site.hooks.ctl("gc", "--dry-run")
+        dry = site.hooks.ctl_warm("gc", "--dry-run")
         assert "would load the nft table of network lab again: " in dry.stdout, undoing
         assert site.table() == before != wanted
-        done = site.hooks.ctl("gc")
+        done = site.hooks.ctl_warm("gc")
         assert "loaded the nft table of network lab again: " in done.stdout, (undoing, done)
         assert site.table() == wanted
-    assert site.hooks.ctl("gc").stdout == "nothing to remove\n"
+    assert site.hooks.ctl_warm("gc").stdout == "nothing to remove\n"
     site.close()
 
 
