@@ -17,8 +17,10 @@ from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifup.caller import (
     Option,
     command_line,
+    command_size,
     read_number,
     read_options,
+    read_program,
     real_uid,
     split_option,
     walk_options,
@@ -79,25 +81,26 @@ def find_guests(holders: Holders | None = None, others: float = OTHERS) -> Guest
     taps: dict[int, dict[int, str]] = {}
     for held in holders.held:
         taps.setdefault(held.pid, {})[held.descriptor] = held.tap
-    by_user: dict[int | None, list[tuple[int, int, list[str]]]] = {}
-    for name in os.listdir("/proc"):
-        pid = int(name) if name.isdigit() else None
-        words = command_line(pid) if pid is not None else []
-        if pid is not None and words and (is_qemu(words) or pid in taps) and is_here(pid):
-            by_user.setdefault(real_uid(pid), []).append((sum(map(len, words)), pid, words))
-    candidates = [
-        (uid not in (0, os.geteuid()), turn, size, pid, words)
+    by_user: dict[int | None, list[tuple[int, int]]] = {}
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        if (pid in taps or _may_be_qemu(read_program(pid))) and is_here(pid):
+            by_user.setdefault(real_uid(pid), []).append((command_size(pid), pid))
+    turns = sorted(
+        (uid not in (0, os.geteuid()), turn, size, pid)
         for uid, processes in by_user.items()
-        for turn, (size, pid, words) in enumerate(sorted(processes))
-    ]
+        for turn, (size, pid) in enumerate(sorted(processes))
+    )
     found: list[Guest] = []
     unread = [f"process {pid} has too many descriptors" for pid in holders.unread]
     until: float | None = None
-    for is_others, _, _, pid, words in sorted(candidates):
+    for is_others, _, _, pid in turns:
         if is_others and until is None:
             until = time.monotonic() + others
         if until is not None and time.monotonic() > until:
             unread.append(f"process {pid} was not reached in {others:g} s")
+            continue
+        words = command_line(pid)
+        if not words or not (pid in taps or is_qemu(words)):
             continue
         guest = attempt(partial(guest_of, pid, words, taps.get(pid, {})))
         if isinstance(guest, Failure):
@@ -115,6 +118,10 @@ def is_qemu(words: Sequence[str]) -> bool:
     if program.startswith("ld-linux"):
         program = next((os.path.basename(word) for word in words if "qemu" in word), program)
     return program.startswith("qemu-system-") or program in ("qemu-kvm", "kvm", "qemu")
+
+
+def _may_be_qemu(program: str) -> bool:
+    return is_qemu([program]) or os.path.basename(program).startswith("ld-linux")
 
 
 def guest_of(pid: int, words: Sequence[str], taps: dict[int, str]) -> Guest:

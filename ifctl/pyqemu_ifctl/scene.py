@@ -25,7 +25,7 @@ from pyqemu_ifctl.guests import Guest, each_in_time, find_guests, same_root
 from pyqemu_ifctl.rights import Lost, find_lost
 from pyqemu_ifctl.status import wanted as is_wanted
 from pyqemu_ifup import nft
-from pyqemu_ifup.caller import Option, command_line, read_status, real_uid
+from pyqemu_ifup.caller import Option, command_line, read_program, read_status, real_uid
 from pyqemu_ifup.guest import find_otherwise, tell_otherwise
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host, filters, is_there
@@ -305,26 +305,28 @@ def _find_daemons(switches: Any) -> dict[str, tuple[Daemon, int]]:
     local = [each for each in switches if is_local(each.ovsdb) and each.ovsdb.startswith("unix:")]
     if not local:
         return found
-    running = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            words = command_line(int(name))
-            if words and os.path.basename(words[0]) == "ovs-vswitchd":
-                running.append((int(name), words))
+    running = [
+        int(name) for name in os.listdir("/proc")
+        if name.isdigit() and os.path.basename(read_program(int(name))) == "ovs-vswitchd"
+    ]
     for switch in local:
         # NOTE: anybody may have a process that is called so.
         owners = (0, _owner(switch.ovsdb[len("unix:"):]))
-        pids = [
-            pid for pid, words in running
-            if real_uid(pid) in owners and (switch.ovsdb in words
-            or (switch.ovsdb == DEFAULT_OVSDB and not any(w.startswith("unix:") for w in words)))
-        ]
+        pids = [pid for pid in running if real_uid(pid) in owners and _serves(pid, switch.ovsdb)]
         if pids:
             halted = all(_is_halted(pid) for pid in pids)
             found[switch.ovsdb] = ("stopped" if halted else "running", pids[0])
         elif not _answers(switch):
             found[switch.ovsdb] = ("gone", 0)
     return found
+
+
+def _serves(pid: int, ovsdb: str) -> bool:
+    """Tell whether an ovs-vswitchd is of this database, by its command line."""
+    words = command_line(pid)
+    if not words or ovsdb in words:
+        return bool(words)
+    return ovsdb == DEFAULT_OVSDB and not any(word.startswith("unix:") for word in words)
 
 
 def _owner(path: str) -> int | None:

@@ -40,6 +40,9 @@ SIZE_MAX = 1 << 18
 TEXT_MAX = 255
 """Bytes of a name that QEMU or a user gives; a longer one is unknown."""
 
+PATH_MAX = 4096
+"""Bytes of a path, linux/limits.h."""
+
 PID_MAX = 1 << 22
 """PID_MAX_LIMIT of linux/threads.h."""
 _GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM)
@@ -82,7 +85,7 @@ def find_hook_at_work(tap: str, pid: int) -> int | None:
     others = (int(name) for name in os.listdir("/proc") if name.isdigit())
     for other in others:
         if other != os.getpid() and find_parent(other) == pid:
-            if command_line(other)[-1:] == [tap]:
+            if _read_line(other).endswith(b"\0" + os.fsencode(tap) + b"\0"):
                 return other
     return None
 
@@ -401,10 +404,27 @@ def login_of(uid: int) -> str | None:
 
 def command_line(pid: int) -> list[str]:
     """Return the words of process `pid`; none where it has ended, is hidden, or has too many."""
+    return [os.fsdecode(word) for word in _read_line(pid).split(b"\0")[:-1]]
+
+
+def read_program(pid: int) -> str:
+    """Return the first word of process `pid`, as far as it is no longer than a path may be.
+
+    That takes the same time whatever other words there are. It is empty where the process has ended
+    or is hidden.
+    """
+    return os.fsdecode(_read_proc(pid, "cmdline", PATH_MAX).partition(b"\0")[0])
+
+
+def command_size(pid: int) -> int:
+    """Return the bytes of the words of process `pid`, 0 where `command_line` returns none."""
+    return len(_read_line(pid))
+
+
+def _read_line(pid: int) -> bytes:
+    """Return the command line of process `pid`, a NUL after each word, as `command_line` does."""
     line = _read_proc(pid, "cmdline", SIZE_MAX + 1)
-    if len(line) > SIZE_MAX:
-        return []
-    return [os.fsdecode(word) for word in line.split(b"\0")[:-1]]
+    return line if len(line) <= SIZE_MAX else b""
 
 
 def read_number(text: str, most: int) -> int | None:

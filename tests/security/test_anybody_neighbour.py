@@ -32,10 +32,12 @@ from pyqemu_ifctl.answer import wrap
 from pyqemu_ifctl.bounded import within
 from pyqemu_ifctl.guests import find_guests
 from pyqemu_ifctl.qmp import ask_nics
+from pyqemu_ifctl.scene import _find_daemons
 from pyqemu_ifctl.status import natural
 from pyqemu_ifd.thin import may_change_links
-from pyqemu_ifup.caller import read_status, real_uid
+from pyqemu_ifup.caller import find_hook_at_work, read_status, real_uid
 from pyqemu_ifup.holders import find_holders
+from pyqemu_ifup.look import OvsSwitch
 
 PR_SET_NAME = 15
 WAIT = "import sys, time; print(flush=True); time.sleep(300)"
@@ -235,6 +237,20 @@ def test_no_script_s_path_ends_doctor(
     assert {f"QEMU {pid}" for pid in [*honest, *own]} <= seen, told
     late = {each.partition(":")[0] for each in told["unseen"] if "not seen in time" in each}
     assert {f"QEMU {pid}" for pid in hostile} <= (late if mute else late | seen), told
+
+
+def test_command_lines_of_no_qemu_take_no_time(netns: Namespace, folder: Path) -> None:
+    """Once, all words of each process of the host were made before its first one was looked at."""
+    switch = OvsSwitch(f"unix:{folder}/no.sock", None, False, ())
+    with crowd(netns, [NOBODY] * 120, *[""] * 125_000, name="idle") as idle, \
+            crowd(netns, [71_000], "-netdev", "user,id=b") as honest, netns.enter():
+        begun = time.thread_time()
+        found = find_guests()
+        assert _find_daemons([switch]) == {switch.ovsdb: ("gone", 0)}
+        assert find_hook_at_work("web0", idle[0]) is None
+        assert time.thread_time() - begun < 2
+        assert [guest.pid for guest in found.found] == honest
+        assert found.unread == ()
 
 
 # QMP peers.
