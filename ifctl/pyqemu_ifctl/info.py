@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,20 +14,19 @@ from pyqemu_ifctl.answer import Answer, count, json_vlan, to_json, wrap
 from pyqemu_ifctl.args import host_id
 from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifctl.databases import read_policy, worst
-from pyqemu_ifctl.guests import Guest, find_guests
+from pyqemu_ifctl.guests import Guest, each_in_time, find_guests
 from pyqemu_ifctl.nics import macs_of
 from pyqemu_ifctl.qmp import Address, Backend, GuestNic, ask_nics, show
 from pyqemu_ifctl.status import Row, System, look, rows, wanted
-from pyqemu_ifup.caller import real_uid
 from pyqemu_ifup.holders import Holders, find_holders
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Counters, show_vlan
 from pyqemu_ifup.manners import Watch
 
 PATIENCE = 3.0
-"""Seconds that one QEMU may take to answer."""
-USERS_MAX = 64
-"""Users whose QEMUs are asked at the same time."""
+"""Seconds that one QEMU may take to answer, at all its sockets together."""
+SPARE = 2.0
+"""Seconds before the deadline at which nobody is waited for any more: there is more to do."""
 NO_ANSWER = (Status.BUG, Status.REFUSED)
 """How a guest fails that answers, but not as QEMU does: then the verb fails too."""
 
@@ -114,7 +112,8 @@ def info(
             for row in rows(system, lambda name, stamp: wanted(policy, name, stamp))
         }
     views = []
-    for guest, told in zip(guests, ask_each(guests, qmp, watch), strict=True):
+    answers = ask_each(guests, qmp, watch)
+    for guest, told in zip(guests, answers, strict=True):
         view = attempt(partial(view_of, guest, told, found, policy))
         views.append(
             View(guest, None, (), str(view), view.status) if isinstance(view, Failure) else view
@@ -128,50 +127,35 @@ def info(
     out = as_object(views) if as_json else as_text(views)
     status = worst(failed.values())
     if status is Status.DONE:
-        unread = Status.TRY_AGAIN if running.unread else Status.DONE
+        late = running.unread or NO_TIME in answers
+        unread = Status.TRY_AGAIN if late else Status.DONE
         status = max((view.status for view in views if view.status in NO_ANSWER), default=unread)
     return Answer(out, status, tuple(remarks))
 
 
 def ask_each(guests: Sequence[Guest], qmp: str | None, watch: Watch) -> list[Told]:
-    """Ask the QMP sockets of each guest, or just `qmp`; return what each has told.
-
-    The guests of one user are asked one after the other, while those of others are: nobody's
-    keep another's from being asked.
-    """
-    told: dict[int, Told] = {}
-    until = time.monotonic() + watch.remaining()
-    by_user: dict[int | None, list[Guest]] = {}
-    for guest in guests:
-        by_user.setdefault(real_uid(guest.pid), []).append(guest)
-
-    def ask(some: list[Guest]) -> None:
-        for guest in some:
-            told[guest.pid] = _ask(guest, qmp, until)
-
-    threads = [threading.Thread(target=ask, args=(some,), daemon=True)
-               for some in list(by_user.values())[:USERS_MAX]]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(max(0.0, until - time.monotonic()))
-    return [told.get(guest.pid, NO_TIME) for guest in guests]
+    """Ask the QMP sockets of each guest, or just `qmp`; return what each has told in time."""
+    seconds = watch.remaining() - SPARE
+    until = time.monotonic() + seconds
+    told = each_in_time(guests, partial(_ask, qmp, until), seconds)
+    answers = (told.get(guest.pid, NO_TIME) for guest in guests)
+    return [Told(None, None, str(each), each.status) if isinstance(each, Failure) else each
+            for each in answers]
 
 
-def _ask(guest: Guest, qmp: str | None, until: float) -> Told:
+def _ask(qmp: str | None, until: float, guest: Guest) -> Told:
     monitors: list[Address] = [qmp] if qmp is not None else list(guest.monitors)
-    missing, status = "", Status.DONE
-    if not monitors:
-        missing = "it has no QMP socket: give it -qmp unix:PATH,server=on,wait=off"
-    for address in monitors:
-        seconds = min(PATIENCE, until - time.monotonic())
+    until = min(until, time.monotonic() + PATIENCE)
+    told = Told(None, None, "it has no QMP socket: give it -qmp unix:PATH,server=on,wait=off")
+    for number, address in enumerate(monitors):
+        seconds = round((until - time.monotonic()) / (len(monitors) - number), 1)
         if seconds <= 0:
             return NO_TIME
         nics = attempt(partial(ask_nics, address, seconds))
         if not isinstance(nics, Failure):
             return Told(tuple(nics), address)
-        missing, status = str(nics), nics.status
-    return Told(None, None, missing, status)
+        told = Told(None, None, str(nics), nics.status)
+    return told
 
 
 def _is_called(guest: Guest, vm: str, policy: Policy | Failure) -> bool:

@@ -27,10 +27,12 @@ from lab.ovs import OpenVSwitch
 from lab.public import NOBODY, python
 from lab.qemu import Qemu
 from lab.race import fork, wait
-from pyqemu_ifconf.failure import Failure
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.policy import POLICY_VARIABLE
 from pyqemu_ifctl.answer import wrap
 from pyqemu_ifctl.bounded import within
 from pyqemu_ifctl.guests import find_guests
+from pyqemu_ifctl.info import ask_each, info
 from pyqemu_ifctl.qmp import ask_nics
 from pyqemu_ifctl.scene import _find_daemons
 from pyqemu_ifctl.status import natural
@@ -38,6 +40,7 @@ from pyqemu_ifd.thin import may_change_links
 from pyqemu_ifup.caller import find_hook_at_work, read_status, real_uid
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.look import OvsSwitch
+from pyqemu_ifup.manners import Watch
 
 PR_SET_NAME = 15
 WAIT = "import sys, time; print(flush=True); time.sleep(300)"
@@ -426,6 +429,36 @@ def test_no_peer_ends_info_for_others(netns: Namespace, hooks: Hooks, folder: Pa
         assert guests[qemu.pid]["missing"] is None
         assert all(guests[pid]["missing"] for pid in hostile)
         assert done.returncode == 71, "who says nonsense is told, and the status says so"
+
+
+def test_the_guest_of_each_user_is_asked(netns: Namespace, folder: Path) -> None:
+    words = ["-qmp", f"unix:{folder}/none"]
+    with crowd(netns, range(70_000, 70_066), *words) as many, netns.enter(), \
+            crowd(netns, [71_000], *words) as honest:
+        guests = find_guests().found
+        told = ask_each(guests, None, Watch(30.0))
+        assert {guest.pid for guest in guests} == {*many, *honest}
+        assert all("No such file or directory" in each.missing for each in told), told
+
+
+def test_who_is_mute_leaves_time_to_tell_it(
+    netns: Namespace, hooks: Hooks, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = Peer(folder / "peer", *PEERS["mute"])
+    try:
+        with crowd(netns, [NOBODY], *["-qmp", f"unix:{folder}/peer"] * 5) as pids, netns.enter():
+            watch = Watch(3.0)
+            (told,) = ask_each(find_guests().found, None, watch)
+            assert watch.remaining() > 0.5
+            assert told.status is Status.TRY_AGAIN
+            monkeypatch.setattr("pyqemu_ifctl.info.SPARE", 60.0)
+            environ = {POLICY_VARIABLE: str(hooks.policy)}
+            answer = info(None, None, environ, Watch(60.0), print, as_json=True)
+    finally:
+        peer.close()
+    (guest,) = json.loads(answer.out)["guests"]
+    assert (guest["pid"], guest["missing"]) == (pids[0], "there was no time to ask it")
+    assert answer.status is Status.TRY_AGAIN
 
 
 def test_what_does_not_end_is_left_behind() -> None:
