@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute, NetlinkError
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
@@ -21,7 +21,8 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_valid_name
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifup.links import IFF_UP, NLMSGHDR, LinkReader
-from pyqemu_ifup.look import Counters, Flow, Link, Vid, ranges
+from pyqemu_ifup.look import Counters, Link, Vid, ranges
+from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import (
     DelTap,
     JoinBridge,
@@ -37,6 +38,10 @@ from pyqemu_ifup.plan import (
     SetVlans,
     commands,
 )
+from pyqemu_ifup.work import Work
+
+if TYPE_CHECKING:
+    from pyqemu_ifup.flows import Flow
 
 VLAN_PVID, VLAN_UNTAGGED = 0x2, 0x4
 VLAN_RANGE_BEGIN, VLAN_RANGE_END = 0x8, 0x10
@@ -194,12 +199,12 @@ class Netlink:
                     found.append((out, f"{to}/{message['dst_len']}"))
         return found
 
-    def forget_flows(self, which: Callable[[Flow], bool]) -> None:
-        """Have the kernel forget those flows: their next packet is a first one. Raises Failure."""
-        from pyqemu_ifup.flows import forget_flows  # rare
+    def forgetting(self, which: Callable[[Flow], bool], watch: Watch) -> Work[bool]:
+        """Do as `flows.forgetting`. Raises Failure."""
+        from pyqemu_ifup.flows import forgetting  # rare
 
         with _explained("cannot forget the flows of a network"):
-            forget_flows(which)
+            return (yield from forgetting(which, watch))
 
     def run(self, op: LinkOp) -> None:
         """Execute one op. Raises Failure, 77 where the kernel forbids it, else 71."""

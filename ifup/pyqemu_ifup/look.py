@@ -21,23 +21,6 @@ class Vid:
 
 
 @dataclass(frozen=True)
-class Flow:
-    """Packets that the kernel tracks: from where they are sent to where, and the way back.
-
-    `protocol` is IP's number, `port` where they are sent to, 0 without ports. Another than
-    `destination` answers where a rule leads them there, and to another than `source` where a rule
-    has changed that.
-    """
-
-    protocol: int
-    source: str
-    destination: str
-    port: int
-    answers: str
-    answered: str
-
-
-@dataclass(frozen=True)
 class Link:
     """A network interface, as rtnetlink(7) gives it.
 

@@ -5,21 +5,25 @@ nft(8): one table for each network, loaded in one transaction. dnsmasq(8) serves
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from socket import IPPROTO_UDP
+from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.policy import DEFAULT_MTU, Forward, Nat, Service
 from pyqemu_ifconf.shell import Command, fed, sh, write
 from pyqemu_ifup.bolt import BYTECODE, LED
 from pyqemu_ifup.lock import RUN
-from pyqemu_ifup.look import Flow
 from pyqemu_ifup.stamp import ALIAS_MARK, BRIDGE_MARK
+
+if TYPE_CHECKING:
+    from pyqemu_ifup.flows import Flow
 
 TABLE = "pyqemu-ifup-"
 
 LO = '"lo"'
+ANY4 = bytes(4)
 LOOPBACK4, MULTICAST4, BROADCAST4 = "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255"
 MULTICAST6, LINK_LOCAL6, MAPPED6 = "ff00::/8", "fe80::/10", "::ffff:0.0.0.0/96"
 METADATA4 = ("169.254.0.0/16", "100.100.100.200", "168.63.129.16")
@@ -292,32 +296,46 @@ def _to_guest(forward: Forward) -> str:
     )
 
 
-def is_astray(nat: Nat, flow: Flow, own: Collection[str]) -> bool:
-    """Tell whether a flow does not go as the network's table would have it, were it begun now.
+def astray(nat: Nat, own: Iterable[str]) -> Callable[[Flow], bool]:
+    """Return what tells whether a flow does not go as the table would have it, were it begun now.
 
     `own` are this host's addresses. A flow goes on as its first packet went, whatever the rules
     say since (nf_nat of the kernel): UDP that a forward has led or would lead, and whatever left
     the subnet with an address of it.
     """
-    if flow.source == flow.answered and _is_within(nat, flow.source):
-        return flow.destination not in own and not _is_within(nat, flow.destination)
-    if flow.protocol != IPPROTO_UDP or nat.ipv4 is None or ":" in flow.source:
-        return False
-    if flow.answers != flow.destination:
-        return _is_within(nat, flow.answers)
-    return flow.destination in own and any(
-        forward.protocol == "udp" and forward.port == flow.port
-        and forward.address in ("", "0.0.0.0", flow.destination)
-        for forward in nat.forward
-    )
+    from ipaddress import ip_address, ip_interface
 
+    hosts = {ip_address(each).packed for each in own}
+    networks = [ip_interface(address).network for _, address in _families(nat)]
+    # NOTE: a host tracks some 100,000 flows; that of an address's length, and its bits.
+    subnets = {
+        each.max_prefixlen // 8: (int(each.netmask), int(each.network_address))
+        for each in networks
+    }
+    led = {
+        (forward.port, ip_address(forward.address or "0.0.0.0").packed)
+        for forward in nat.forward if forward.protocol == "udp"
+    }
 
-def _is_within(nat: Nat, address: str) -> bool:
-    """Tell whether an address is of the network's subnet."""
-    from ipaddress import ip_address, ip_network
+    def is_within(address: bytes) -> bool:
+        mask, bits = subnets.get(len(address), (0, 1))
+        return int.from_bytes(address, "big") & mask == bits
 
-    found = ip_address(address)
-    return any(found in ip_network(subnet(each)) for _, each in _families(nat))
+    def is_astray(flow: Flow) -> bool:
+        if flow.source == flow.answered and is_within(flow.source):
+            return flow.destination not in hosts and not is_within(flow.destination)
+        if nat.ipv4 is None or len(flow.source) != len(ANY4):
+            return False
+        protocol, port = flow.protocol
+        if protocol != IPPROTO_UDP:
+            return False
+        if flow.answers != flow.destination:
+            return is_within(flow.answers)
+        return flow.destination in hosts and not led.isdisjoint(
+            ((port, ANY4), (port, flow.destination))
+        )
+
+    return is_astray
 
 
 def wants_loopback(nat: Nat) -> bool:

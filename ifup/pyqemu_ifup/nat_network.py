@@ -24,11 +24,11 @@ from pyqemu_ifup.manners import SAFE_PATH, Watch, log
 from pyqemu_ifup.nat import (
     Table,
     adding_command,
+    astray,
     bridge_alias,
     bridge_mac,
     dnsmasq_settings,
     folder_name,
-    is_astray,
     network_of,
     ruleset,
     subnet,
@@ -357,7 +357,14 @@ def _loading(host: Host, held: Held, nat: Nat) -> Work[None]:
     host.tell(sh("nft", "-f", "-"))
     yield from nft.load(ruleset(held.network, held.bridge, nat), host.watch)
     own = {text.partition("/")[0] for _, text in host.kernel.addresses()}
-    host.kernel.forget_flows(lambda flow: is_astray(nat, flow, own))
+    # NOTE: who fills what the kernel tracks may delay this, and no more.
+    limit = host.watch.within(host.watch.remaining() / 2)
+    if not (yield from host.kernel.forgetting(astray(nat, own), limit)):
+        log(
+            syslog.LOG_WARNING,
+            f"network {held.network}: the kernel tracks more flows than there was time to look at; "
+            "some that other rules let in may go on; see whose they are: conntrack -L",
+        )
 
 
 def guarding(

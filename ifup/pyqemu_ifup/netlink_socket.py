@@ -37,21 +37,25 @@ class NetlinkSocket:
 
         `flags` have NLM_F_ACK or NLM_F_DUMP, by which the answer has an end.
         """
+        return [each for told in self.asking(kind, flags, body) for each in told]
+
+    def asking(self, kind: int, flags: int, body: bytes) -> Iterator[list[bytes]]:
+        """Do as `ask`, a packet of the answer at a time: of a dump, the kernel makes each then."""
         self._sequence += 1
         length = NLMSGHDR.size + len(body)
         header = NLMSGHDR.pack(length, kind, NLM_F_REQUEST | flags, self._sequence, 0)
         self._socket.send(header + body)
-        return list(self._answers())
-
-    def _answers(self) -> Iterator[bytes]:
         while True:
             data = self._socket.recv(MESSAGE_MAX)
-            for kind, _, sequence, begin, end in messages(data):
+            told: list[bytes] = []
+            for answer, _, sequence, begin, end in messages(data):
                 if sequence != self._sequence:
                     continue
-                if kind in (NLMSG_ERROR, NLMSG_DONE):
+                if answer in (NLMSG_ERROR, NLMSG_DONE):
                     code = -S32.unpack_from(data, begin)[0]
                     if code:
                         raise OSError(code, os.strerror(code))
+                    yield told
                     return
-                yield data[begin:end]
+                told.append(data[begin:end])
+            yield told
