@@ -1,7 +1,8 @@
 """When to look at the tables of networks with `nat:`, after somebody has touched the ruleset.
 
-Each soon after it was touched; one that somebody else changes again and again, a firewall's
-manager say, later each time.
+Soon, however often it is touched: until a table is loaded again its guests are not kept from other
+networks. One that somebody else changes at each of our loads, a firewall's manager say, is loaded
+so often and no more, and told of ever less.
 """
 
 from __future__ import annotations
@@ -16,18 +17,23 @@ from pyqemu_ifup.nat import table_name
 
 DELAY = 0.2
 """Seconds after an event in which what belongs to it may still follow; no look is sooner."""
-PATIENT, PAUSE_MAX = 1.0, 60.0
-"""Seconds between two loads of a table: from the first on it is no mishap; the most."""
-PEACE = 60.0
-"""Seconds beyond its pause that a table was left alone, so that the next change is a first one."""
+PAUSE = 0.5
+"""Seconds after a load of a table in which it is left as it is."""
+SILENCE_FIRST, SILENCE_LAST = 60.0, 3600.0
+"""Seconds in which no other load of a table is told: twice as long each time, this at the most.
+
+A load after none in the last of them is a first one.
+"""
 
 
 @dataclass
 class Loads:
-    """When a table was last loaded again, and for how long it is left after that."""
+    """When a table was last loaded again, and what was told of that."""
 
     last: float
-    pause: float = DELAY
+    told: float
+    silence: float = SILENCE_FIRST
+    untold: int = 0
 
 
 class Guard:
@@ -59,7 +65,7 @@ class Guard:
 
     def _due(self, name: str, since: float) -> float:
         loads = self._loads.get(name)
-        return max(since + DELAY, loads.last + loads.pause if loads is not None else 0.0)
+        return max(since + DELAY, loads.last + PAUSE if loads is not None else 0.0)
 
     def ripe(self, now: float, networks: Collection[str]) -> list[str]:
         """Return those of the `networks` to look at now; what is of no other is forgotten."""
@@ -78,24 +84,20 @@ class Guard:
     def loaded(self, network: str, fault: str) -> None:
         """Take in that a table was loaded again since it was `fault`; say so, but not too often."""
         now = time.monotonic()
+        head = f"network {network}: the nft table inet {table_name(network)} is"
         loads = self._loads.get(network)
-        if loads is None or now > loads.last + loads.pause + PEACE:
-            loads = self._loads[network] = Loads(now)
-        else:
-            was, loads.last = loads.pause, now
-            loads.pause = min(2 * was, PAUSE_MAX)
-            if was >= PATIENT:
-                return
-            if loads.pause >= PATIENT:
-                log(
-                    syslog.LOG_WARNING,
-                    f"network {network}: the nft table inet {table_name(network)} is changed again "
-                    f"and again, and loaded again later each time, every {PAUSE_MAX:g} s at the "
-                    "most; see who else manages the ruleset: nft monitor",
-                )
-                return
+        if loads is None or now > loads.last + SILENCE_LAST:
+            self._loads[network] = Loads(now, now)
+            log(syslog.LOG_NOTICE, f"{head} loaded again: it was {fault}")
+            return
+        loads.last = now
+        loads.untold += 1
+        if now < loads.told + loads.silence:
+            return
         log(
-            syslog.LOG_NOTICE,
-            f"network {network}: the nft table inet {table_name(network)} is loaded again: it was "
-            f"{fault}",
+            syslog.LOG_WARNING,
+            f"{head} {fault} again and again, and was loaded again as often: {loads.untold} times "
+            f"in {now - loads.told:.0f} s; see who else manages the ruleset: nft monitor",
         )
+        loads.told, loads.untold = now, 0
+        loads.silence = min(2 * loads.silence, SILENCE_LAST)

@@ -82,7 +82,7 @@ def test_the_agent_loads_a_table_again_within_a_second(told: NatSite, netns: Nam
         for undoing in UNDOINGS[:3]:
             netns.run(["nft", undoing])
             times.append(told.wait_table(wanted, 20))
-    # NOTE: a loaded machine may be late once; the third waits for a while on purpose.
+    # NOTE: a loaded machine may be late.
     assert min(times) < 1, times
     told.close()
 
