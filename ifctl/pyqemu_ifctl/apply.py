@@ -21,9 +21,9 @@ from pyqemu_ifctl.guests import guest_of, is_here, is_qemu
 from pyqemu_ifctl.rights import cut_command
 from pyqemu_ifctl.status import natural, stamp_of
 from pyqemu_ifdown.detach import detaching_alone, leaving_networks
-from pyqemu_ifup.access import check_given, find_user, is_root_made
+from pyqemu_ifup.access import ROOT, check_given, find_user, is_root_made, may_still
 from pyqemu_ifup.attach import success_line
-from pyqemu_ifup.caller import command_line, find_hook, find_hook_at_work
+from pyqemu_ifup.caller import command_line, find_hook, find_hook_at_work, real_uid
 from pyqemu_ifup.change import Change, Holder, changing, find_change
 from pyqemu_ifup.guest import (
     Unsaid,
@@ -227,6 +227,9 @@ def _guest(
         # A tap that has lost its mark, but not its port.
         rows = [row for row in host.ports(tap) if row.ours and row.is_of(link.index, here)]
         stamp = stamp_of(rows[0]) if rows else None
+    if stamp is None:
+        # NOTE: what it gets is what those may have who are not root.
+        pids = [pid for pid in pids if real_uid(pid) not in (ROOT, None)] or pids
     pid = next(filter(_is_qemu, pids), next(iter(pids), None))
     if stamp is not None and is_alive(stamp) and (stamp.pid in pids or not pids):
         pid = stamp.pid
@@ -330,8 +333,11 @@ def _apply_one(
             )
         pid = guest.pid if guest.pid is not None else guest.holder.pid
         try:
+            uid = stamp.uid if stamp is not None else _find_uid(pid)
+            if stamp is None and uid is not None and guest.ours and not named:
+                return Outcome(guest, "left", failure=_unmarked(guest, uid))
             check_given(link)
-            caller, port = _wanted(policy, guest, link, pid)
+            caller, port = _wanted(policy, guest, link, pid, uid)
         except Unsaid as unsaid:
             return Outcome(guest, "left", vm=_vm(guest, caller), failure=unsaid)
         except Failure as failure:
@@ -346,7 +352,8 @@ def _apply_one(
             return Outcome(guest, "left", port, caller.vm, failure=_left(guest, port))
         caller = replace(caller, vm=_vm(guest, caller))
         with _network(host, port, stamp, dry_run=dry_run) as (assumed, different):
-            change = find_change(host, port, caller, guest.holder, failed, assumed)
+            holder = replace(guest.holder, uid=uid)
+            change = find_change(host, port, caller, holder, failed, assumed)
             steps = [
                 line for op in change.plan if not isinstance(op, Prove) for line in commands(op)
             ]
@@ -407,18 +414,39 @@ def _cut(host: Host, outcome: Outcome, *, dry_run: bool) -> Outcome:
     return replace(outcome, result="cut", failure=why)
 
 
-def _wanted(policy: Policy, guest: Guest, link: Link, pid: int) -> tuple[Caller, Port]:
+def _find_uid(pid: int) -> int | None:
+    """Return the user as whose request a tap without a mark counts, None for root's own.
+
+    A process without root's right writes its own command line. Raises Failure (75) where it has
+    ended.
+    """
+    uid = real_uid(pid)
+    if uid is None:
+        raise Failure(Status.TRY_AGAIN, f"its process {pid} has ended meanwhile", "", "try again")
+    return uid if uid != ROOT else None
+
+
+def _wanted(
+    policy: Policy, guest: Guest, link: Link, pid: int, uid: int | None
+) -> tuple[Caller, Port]:
     """Return who the guest is and what the policy says of its tap, by its mark if it has one.
 
-    Raises Failure (77) where it is denied, and Unsaid.
+    `uid` is the user whose tap it is, None for root. Raises Failure (77) where it is denied, and
+    Unsaid.
     """
     stamp = guest.stamp
-    asked = find_asked(policy, pid, None) if stamp is None else find_user_said(policy, stamp)
+    asked = find_asked(policy, pid, uid) if stamp is None else find_user_said(policy, stamp)
     user = find_user(asked) if asked is not None else None
-    if stamp is None:
-        return find_port(policy, guest.tap, pid, None, guest.network, user, root_made=False)
-    root_made = is_root_made(link, stamp.uid)
-    return find_marked(policy, guest.tap, stamp, user, root_made=root_made)
+    root_made = is_root_made(link, uid)
+    if stamp is not None:
+        return find_marked(policy, guest.tap, stamp, user, root_made=root_made)
+    caller, port = find_port(
+        policy, guest.tap, pid, uid, guest.network, user, root_made=root_made
+    )
+    if uid is not None:
+        assert user is not None
+        may_still(policy, port, user)
+    return caller, port
 
 
 def _tell_guest(guest: Guest, change: Change) -> str | None:
@@ -513,6 +541,15 @@ def _denied(guest: Guest, failure: Failure) -> Failure:
         else f"{failure.what}; it is left as it is, on {place}",
         failure.why,
         f"cut it off: {cut_command(guest.tap)}; or end its QEMU, or mend the policy",
+    )
+
+
+def _unmarked(guest: Guest, uid: int) -> Failure:
+    return Failure(
+        Status.DENIED, "left alone",
+        f"it has no mark of ours, and user {uid}, as whom its process {guest.pid} runs, writes "
+        "what that says of itself",
+        f"start its QEMU anew, or attach it by that user's right: {ifctl('apply', guest.tap)}",
     )
 
 

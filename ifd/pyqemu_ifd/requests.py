@@ -145,13 +145,13 @@ def _down(tap: str, debug: str, place: Place | None, context: Context) -> Work[N
         context.begin(watch)
         yield from context.turns.come(tap, turn, watch)
         tell = context.teller("pyqemu-ifdown", tap, debug)
-        brief = context.client.peer.uid != ROOT
-        with AgentHost(context.pool, tap, watch, tell, brief) as host:
+        by_user = context.client.peer.uid != ROOT
+        with AgentHost(context.pool, tap, watch, tell, by_user) as host:
             try:
                 index = place.index if place is not None else None
                 # NOTE: whoever has ended has no tap any more, and whoever has its pid may have one.
                 parent = 0 if process.has_ended() else process.pid
-                yield from detaching(host, tap, parent, index)
+                yield from detaching(host, tap, parent, index, by_user=by_user)
             except Failure as failure:
                 leave_to_gc(tap, failure)
 

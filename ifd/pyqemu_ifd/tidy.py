@@ -54,13 +54,16 @@ AGAIN_FIRST, AGAIN_LAST = 1.0, 60.0
 def _may_have_ended(link: Link) -> bool:
     """Tell whether a tap of ours is to be taken away when its process has ended.
 
-    That is a user's; and one that a QEMU of root's does not hold any more, whose down may have had
-    no privilege (-runas). What a script of root's has attached waits for who shall open it.
+    That is a user's; one that a QEMU of root's does not hold any more, whose down may have had
+    no privilege (-runas); and one of root's whose down a user has asked for, which leaves the mark.
+    What a script of root's has attached waits for who shall open it.
     """
     stamp = link.stamp
     if stamp is None:
         return False
-    return stamp.uid is not None or (not link.carrier and bool(stamp.vm or stamp.netdev))
+    if stamp.uid is not None or (not link.up and link.master is None):
+        return True
+    return not link.carrier and bool(stamp.vm or stamp.netdev)
 
 
 def _runs(link: Link, stamp: Stamp) -> bool:

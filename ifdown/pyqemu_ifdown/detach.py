@@ -32,15 +32,22 @@ def detach(tap: str, parent: int, watch: Watch, tell: Callable[[str], None]) -> 
         host.finish(detaching(host, tap, parent))
 
 
-def detaching(host: Host, tap: str, parent: int, index: int | None = None) -> Work[None]:
-    """Do as `detach`, on a host that is there already; a tap without this ifindex is another."""
+def detaching(
+    host: Host, tap: str, parent: int, index: int | None = None, *, by_user: bool = False
+) -> Work[None]:
+    """Do as `detach`, on a host that is there already; a tap without this ifindex is another.
+
+    `by_user`: whoever asks is not root, and root's mark stays.
+    """
     with (yield from lock_by_name(tap, host.watch)):
         # NOTE: whoever asked may have done it himself since, or have gone: then nothing is touched.
         host.watch.check()
-        yield from detaching_alone(host, tap, parent, index)
+        yield from detaching_alone(host, tap, parent, index, by_user=by_user)
 
 
-def detaching_alone(host: Host, tap: str, parent: int, index: int | None = None) -> Work[None]:
+def detaching_alone(
+    host: Host, tap: str, parent: int, index: int | None = None, *, by_user: bool = False
+) -> Work[None]:
     """Do as `detaching`, with the tap's lock held."""
     link = host.kernel.look_up(tap)
     if link is not None and index not in (None, link.index):
@@ -59,7 +66,7 @@ def detaching_alone(host: Host, tap: str, parent: int, index: int | None = None)
         yield from _run(host, SetDown(tap, link.index))
     yield from host.open_databases(_databases(link))
     yield from host.catch_up(link)
-    plan = plan_down(host.look(tap, None), find_here())
+    plan = plan_down(host.look(tap, None), find_here(), by_user=by_user)
     allowed = True
     for step in plan:
         host.watch.check()
@@ -106,10 +113,12 @@ def _databases(link: Link | None) -> list[str]:
     return [stamp.ovsdb] if stamp.ovsdb is not None else []
 
 
-def plan_down(seen: Seen, here: Here) -> tuple[Step, ...]:
+def plan_down(seen: Seen, here: Here, *, by_user: bool = False) -> tuple[Step, ...]:
     """Return the steps that take away what of the tap carries our mark, the mark itself last.
 
-    With it goes a tap that we have made for a user, to whom it would belong without it.
+    With it goes a tap that we have made for a user, to whom it would belong without it. A mark of
+    root's stays where a user asks (`by_user`): a guest that has taken its QEMU over would be free
+    of it. With the tap's last process it goes.
     """
     tap = seen.tap
     steps = plan_leave(seen, here)
@@ -117,6 +126,8 @@ def plan_down(seen: Seen, here: Here) -> tuple[Step, ...]:
         return tuple(step for step in steps if isinstance(step, DelPort))
     if tap.stamp.made and tap.stamp.uid is not None:
         return (*steps, DelTap(tap.name, tap.index))
+    if by_user and tap.stamp.uid is None:
+        return (*steps, *plan_was(seen))
     return (*steps, *plan_was(seen), SetAlias(tap.name, tap.index, ""))
 
 

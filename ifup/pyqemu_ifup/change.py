@@ -39,17 +39,14 @@ from pyqemu_ifup.work import Work
 class Holder:
     """The QEMU that a tap serves: its process, and how it came to its network.
 
-    `stamp` is the mark that the tap has, None where it has none; `by_name` is as in Stamp.
+    `stamp` is the mark that the tap has, None where it has none; `by_name` is as in Stamp. `uid`
+    is the user whose tap it is, None for root.
     """
 
     pid: int
     stamp: Stamp | None = None
     by_name: bool = False
-
-    @property
-    def uid(self) -> int | None:
-        """The user whose tap it is, None for root."""
-        return self.stamp.uid if self.stamp is not None else None
+    uid: int | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def _find_stamp(port: Port, kind: Kind, caller: Caller, holder: Holder) -> Stamp
     """
     old = holder.stamp
     if old is None:
-        return make_stamp(port, kind, caller, holder.pid, by_name=holder.by_name)
+        return make_stamp(port, kind, caller, holder.pid, holder.uid, holder.by_name)
     stamp = renew_stamp(old, port, kind)
     if holder.pid != old.pid or not old.start:
         stamp = replace(stamp, pid=holder.pid, start=process_start(holder.pid) or 0)

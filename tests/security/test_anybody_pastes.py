@@ -38,7 +38,7 @@ from pyqemu_ifconf.policy import Attach, Caller, Deny, Kind, Nat, Place, Policy,
 from pyqemu_ifconf.shell import Command, ifctl, sh
 from pyqemu_ifconf.trust import read_trusted
 from pyqemu_ifctl.apply import Guest as Applied
-from pyqemu_ifctl.apply import _denied, _left
+from pyqemu_ifctl.apply import _denied, _left, _unmarked
 from pyqemu_ifctl.args import args
 from pyqemu_ifctl.explain import View, explain_port
 from pyqemu_ifctl.findings import find_all
@@ -276,7 +276,8 @@ def failures(name: str) -> Iterator[tuple[Failure, list[str]]]:
     end = ["--"] if name[0] == "-" else []
     yield (_denied(applied, Failure(Status.DENIED, "denied", name)),
            ["pyqemu-ifctl", "apply", "--cut", *end, name])
-    yield _left(applied, port), ["pyqemu-ifctl", "apply", *end, name]
+    for left in (_left(applied, port), _unmarked(applied, NOBODY)):
+        yield left, ["pyqemu-ifctl", "apply", *end, name]
 
 
 def test_a_remedy_says_the_command_that_is_meant(tmp_path: Path) -> None:

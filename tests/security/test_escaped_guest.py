@@ -14,9 +14,11 @@ import pytest
 from lab.agent import Agent
 from lab.argv import rewrite_argv
 from lab.clinic import until
+from lab.holder import Holder
 from lab.hooks import Hooks
 from lab.needs import QEMU, require
 from lab.netns import Namespace
+from lab.public import NOBODY
 from lab.qemu import Qemu
 
 MAC, OTHER_MAC = "52:54:00:00:00:01", "52:54:00:00:00:99"
@@ -144,3 +146,71 @@ def test_it_gains_nothing_by_what_its_mark_had_no_room_for(place: Place) -> None
         assert "asks for netdev, which the tap's mark does not say" in shown
     finally:
         place.netns.ip("link", "set", "dev", "web0", "alias", mark)
+
+
+@dataclass
+class Taken:
+    """A process that root had web0 put on lan for, and that has dropped to nobody since."""
+
+    netns: Namespace
+    hooks: Hooks
+    holder: Holder
+
+    def says(self, script: str) -> None:
+        """Have it say what a QEMU of web1's would, with this script."""
+        rewrite_argv(self.holder.process.pid, QEMU, *line(script=script))
+
+    def link(self) -> tuple[str | None, bool, str]:
+        """Return the tap's master, whether it is up, and its mark."""
+        link = self.netns.link("web0")
+        return link.get("master"), "UP" in link["flags"], link.get("ifalias", "")
+
+
+@pytest.fixture
+def taken(tmp_path: Path) -> Iterator[Taken]:
+    require("root", "tun", "ip")
+    with Namespace() as netns:
+        for name in ("br0", "br2"):
+            netns.add_bridge(name, mac=f"02:00:00:00:00:0{name[2]}")
+        hooks = Hooks(tmp_path, netns=netns.name)
+        hooks.write_policy(POLICY)
+        with Agent(netns, hooks.policy, users=True) as agent:
+            env = {**hooks.environ(), "PYQEMU_IFUP_SOCKET": agent.path, "TUN": "/dev/net/tun"}
+            with Holder(netns, 0, env) as holder:
+                taken = Taken(netns, hooks, holder)
+                assert holder("open_it('web0')") is None
+                taken.says(hooks.ifup)
+                up = "import subprocess; status = subprocess.call([{!r}, 'web0'])"
+                holder(f"exec({up.format(hooks.ifup)!r}, globals())")
+                assert holder("status") == 0
+                assert holder(f"os.setgid({NOBODY}) or os.setuid({NOBODY})") is None
+                assert taken.link()[:2] == ("br0", True)
+                yield taken
+
+
+def test_its_own_down_frees_it_of_nothing(taken: Taken) -> None:
+    mark = taken.link()[2]
+    assert taken.holder("hook('down', 'web0', '')").startswith("=0 ")
+    assert taken.link() == (None, False, mark), "it is off, and root's word stands"
+    taken.says("/x/pyqemu-ifup@secret")
+    done = taken.hooks.ctl("apply")
+    assert done.returncode == 0 and "1 tap changed" in done.stdout, done
+    assert taken.link() == ("br0", True, mark)
+
+
+def test_without_a_mark_it_gets_no_more_than_its_user_may_ask_for(taken: Taken) -> None:
+    taken.netns.ip("link", "set", "dev", "web0", "down", "alias", "")
+    taken.netns.ip("link", "set", "dev", "web0", "nomaster")
+    taken.says("/x/pyqemu-ifup@secret")
+    done = taken.hooks.ctl("apply")
+    assert (done.returncode, done.stdout) == (0, "1 tap left alone\n"), done
+    assert f"web0: left alone: it has no mark of ours, and user {NOBODY}" in done.stderr
+    done = taken.hooks.ctl("apply", "web0")
+    assert done.returncode == 77, done
+    assert "user nobody may not use network secret" in done.stderr
+    assert taken.link() == (None, False, "")
+    taken.hooks.write_policy(POLICY.replace("bridge: br2", "bridge: br2, users: [nobody]"))
+    done = taken.hooks.ctl("apply", "web0")
+    assert done.returncode == 0, done
+    master, up, mark = taken.link()
+    assert (master, up) == ("br2", True) and f" uid={NOBODY} by=name " in mark

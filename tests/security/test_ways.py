@@ -32,6 +32,8 @@ from lab.public import NOBODY, as_user, public_folder, publish
 from lab.qemu import Qemu, end_daemon
 
 PATIENCE = 40.0
+SOON = "import pyqemu_ifd.tidy; pyqemu_ifd.tidy.ENDS = 0.5"
+"""An agent that looks at taps' processes more often."""
 ROOT, USERS = "agent.sock", "users.sock"
 DEVICES = {"null": (1, 3), "zero": (1, 5), "random": (1, 8), "urandom": (1, 9), "tun": (10, 200)}
 AS_ON_A_HOST = """\
@@ -54,12 +56,12 @@ class Host:
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @contextmanager
-    def serving(self, *sockets: str) -> Iterator[list[Agent]]:
+    def serving(self, *sockets: str, before: str = "") -> Iterator[list[Agent]]:
         """Have those agents serve whose sockets are named, where the programs look for them."""
         with ExitStack() as stack:
             agents = []
             for name in sockets:
-                agent = Agent(self.netns, self.hooks.policy, users=name == USERS)
+                agent = Agent(self.netns, self.hooks.policy, users=name == USERS, before=before)
                 agent.wrapper = self.prefix
                 agents.append(stack.enter_context(agent))
                 (self.folder / "run" / name).symlink_to(agent.path)
@@ -165,13 +167,16 @@ def has_gone(ovs: OpenVSwitch, port: str) -> bool:
 def test_a_down_under_runas(
     both: Host, ovs: OpenVSwitch, by: str, sockets: Sequence[str]
 ) -> None:
-    """It is done by the users' agent; else what it may not is left to root's, or to gc."""
+    """It is done by the users' agent; else what it may not is left to root's, or to gc.
+
+    So is the mark, which is root's word.
+    """
     both.netns.ip("tuntap", "add", "dev", "lan0", "mode", "tap")
     scripts = f"script={both.hooks.ifup},downscript={both.hooks.ifdown}"
     words = ["-name", "web", "-runas", "nobody"]
     for tap in ("lan0", "int0"):
         words += ["-netdev", f"tap,id=n-{tap},ifname={tap},{scripts}"]
-    with both.serving(*sockets) as agents:
+    with both.serving(*sockets, before=SOON) as agents:
         with both.qemu(*words, prefix=(), env=both.env(alone=not agents)) as qemu:
             assert qemu.greeting
             link = both.netns.link("lan0")
@@ -187,7 +192,9 @@ def test_a_down_under_runas(
         told = [text for _, text in both.log.of("[") if "left to pyqemu-ifctl gc: " in text]
         if by == "users":
             assert told == []
-            assert both.is_loose("lan0") and has_gone(ovs, "int0")
+            left = both.netns.link("lan0")
+            assert left.pop("ifalias") == link["ifalias"]
+            assert is_loose(left) and has_gone(ovs, "int0")
         else:
             assert {text.split()[1] for text in told} == {"lan0:", "int0:"}, told
             assert all(text.startswith("pyqemu-ifdown[") for text in told), told
