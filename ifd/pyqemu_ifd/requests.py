@@ -7,6 +7,7 @@ import syslog
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import FileIO
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
@@ -29,7 +30,9 @@ from pyqemu_ifup.caller import find_helped, find_parent
 from pyqemu_ifup.guest import find_asked, find_port
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import Watch, log, prove_tap
+from pyqemu_ifup.plan import is_open_to_all
 from pyqemu_ifup.stamp import Here
+from pyqemu_ifup.tun import set_owner
 from pyqemu_ifup.work import Work
 
 if TYPE_CHECKING:
@@ -97,7 +100,8 @@ def serve(request: Request, place: Place | None, context: Context) -> Work[None]
 def _up(tap: str, network: str, debug: str, place: Place | None, context: Context) -> Work[None]:
     check_tap_name(tap)
     peer = context.client.peer
-    prove_tap(tap, _held(place, peer))
+    held = _held(place, peer)
+    prove_tap(tap, held)
     process = context.process(find_parent)
     parent = process.pid
     policy = context.keeper.get()
@@ -125,13 +129,23 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
             policy, tap, parent, uid, network, user, root_made=root_made
         )
         watch.check()
+        if place is not None and place.queue is not None:
+            _give_owner(kernel.look_up(tap), place.queue)
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         tell = context.teller("pyqemu-ifup", tap, debug)
         with AgentHost(context.pool, tap, watch, tell, uid is not None) as host:
             yield from attaching(
-                host, port, caller, parent, ovsdbs, uid, admit, by_name=bool(network)
+                host, port, caller, parent, ovsdbs, uid, admit, by_name=bool(network),
+                handed=len(held),
             )
     log(syslog.LOG_INFO, success_line(port, caller))
+
+
+def _give_owner(link: Link | None, queue: FileIO) -> None:
+    """Make the persistent tap of a descriptor root's where it is nobody's, and let it go."""
+    with queue:
+        if link is not None and is_open_to_all(link):
+            set_owner(queue.fileno(), ROOT)
 
 
 def _down(tap: str, debug: str, place: Place | None, context: Context) -> Work[None]:

@@ -478,7 +478,10 @@ class Server:
                 )
             connection.request = wire.parse_request(data, len(descriptors) + cut)
             del self._silent[connection]
-            place = wire.place_of(descriptors[0], connection.peer) if descriptors else None
+            keep = connection.request.verb == "up" and uid == ROOT
+            place = (
+                wire.place_of(descriptors[0], connection.peer, keep=keep) if descriptors else None
+            )
             # NOTE: its close waits for nobody, and it goes with its QEMU.
             connection.socket.recv(1)
             self.closer.close(uid, descriptors)

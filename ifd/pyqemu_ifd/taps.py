@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import struct
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import readable, sh
-
-TUN = "/dev/net/tun"
-TUNSETIFF = 0x400454CA
-TUNSETOWNER = 0x400454CC
-IFF_TAP = 0x0002
-IFF_MULTI_QUEUE = 0x0100
-IFF_NO_PI = 0x1000
-IFF_VNET_HDR = 0x4000
-IFF_TUN_EXCL = 0x8000
-"""linux/if_tun.h; with IFF_TUN_EXCL a name that is there already is EBUSY."""
-IFREQ = struct.Struct("16sH22x")
+from pyqemu_ifup.tun import (
+    IFF_MULTI_QUEUE,
+    IFF_NO_PI,
+    IFF_TAP,
+    IFF_TUN_EXCL,
+    IFF_VNET_HDR,
+    TUN,
+    attach_queue,
+    set_owner,
+)
 
 QUEUES_MAX = 64
 """Queues of one tap: their descriptors go in one packet, of at most 253 (SCM_MAX_FD)."""
@@ -39,15 +36,12 @@ def open_taps(name_pattern: str, queues: int, vnet_hdr: bool) -> tuple[str, list
     descriptors: list[int] = []
     try:
         for queue in range(queues):
-            descriptor = os.open(TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            descriptors.append(descriptor)
             first = IFF_TUN_EXCL if queue == 0 else 0
-            request = IFREQ.pack(os.fsencode(name), flags | first)
-            answer = fcntl.ioctl(descriptor, TUNSETIFF, request)
-            name = os.fsdecode(answer[:16].split(b"\0", 1)[0])
+            descriptor, name = attach_queue(name, flags | first)
+            descriptors.append(descriptor)
             if queue == 0:
                 # NOTE: without an owner the kernel lets anybody open it (tun_not_capable).
-                fcntl.ioctl(descriptor, TUNSETOWNER, 0)
+                set_owner(descriptor, 0)
     except OSError as error:
         close_all(descriptors)
         raise _failure(name, error) from error

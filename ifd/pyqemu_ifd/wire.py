@@ -11,12 +11,14 @@ import sys
 import time
 from array import array
 from dataclasses import dataclass
+from io import FileIO
 from typing import Literal
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup.agent import REQUEST_MAX, WIRE
 from pyqemu_ifup.holders import TUNGETDEVNETNS
 from pyqemu_ifup.manners import read_tap_name
+from pyqemu_ifup.tun import is_persistent
 
 VERSION = WIRE.encode()
 NS_GET_NSTYPE = 0xB703
@@ -140,11 +142,14 @@ class Place:
     tap: str | None
     index: int | None = None
     """The tap's ifindex, None where it is not in this process's namespace."""
+    queue: FileIO | None = None
+    """A persistent tap's, by which it can be given an owner while its QEMU has it."""
 
 
-def place_of(descriptor: int, peer: Peer) -> Place:
+def place_of(descriptor: int, peer: Peer, *, keep: bool = False) -> Place:
     """Return what the descriptor of a tap, or of a network namespace, that `peer` sent proves.
 
+    `keep`: a persistent tap's is kept in it.
     Raises Failure (64) for any other descriptor, Elsewhere where a tap's namespace cannot be told.
     """
     if peer.uid != 0 and not is_prompt(descriptor):
@@ -161,7 +166,10 @@ def place_of(descriptor: int, peer: Peer) -> Place:
         # An older kernel, a tap of a user namespace that is not ours, too many open files.
         raise Elsewhere(f"no network namespace to be told of: {error.strerror}") from error
     try:
-        return Place(_netns(namespace), tap, _index(tap))
+        kept = keep and is_persistent(descriptor)
+        return Place(
+            _netns(namespace), tap, _index(tap), FileIO(os.dup(descriptor)) if kept else None
+        )
     finally:
         os.close(namespace)
 

@@ -23,6 +23,7 @@ from pyqemu_ifup.plan import (
     check_bridge_mtu,
     differences,
     find_kind,
+    is_open_to_all,
     is_ours_to_touch,
     plan_undo,
     plan_up,
@@ -49,16 +50,20 @@ def attach(
     watch: Watch,
     tell: Callable[[str], None],
     by_name: bool = False,
+    handed: int = 0,
 ) -> None:
     """Attach the tap as `port` says, for the process `parent`, and prove that it is so.
 
     `ovsdbs` are the databases of the policy: the tap's name is looked up in each that this host
     has. `by_name`: it is for the network's name that the tap gets there, whatever the rules say.
+    `handed` is how many of the tap's queues the caller has handed over.
     Raises Failure; then the tap is down, attached nowhere, and as it was before, but for
     somebody else's tap or name, which is not touched.
     """
     with Host(port.tap, watch, tell) as host:
-        host.finish(attaching(host, port, caller, parent, ovsdbs, by_name=by_name))
+        host.finish(
+            attaching(host, port, caller, parent, ovsdbs, by_name=by_name, handed=handed)
+        )
 
 
 def attaching(
@@ -71,6 +76,7 @@ def attaching(
     admit: Callable[[Link], None] = lambda link: None,
     by_name: bool = False,
     made: bool = False,
+    handed: int = 0,
 ) -> Work[None]:
     """Do as `attach`, on a host that is there already, for the user `uid`; None is root.
 
@@ -80,7 +86,9 @@ def attaching(
     with (yield from lock_by_name(port.tap, host.watch)):
         # NOTE: whoever asked may have done it himself since, or have gone: then nothing is touched.
         host.watch.check()
-        yield from attaching_alone(host, port, caller, parent, ovsdbs, uid, admit, by_name, made)
+        yield from attaching_alone(
+            host, port, caller, parent, ovsdbs, uid, admit, by_name, made, handed
+        )
 
 
 def attaching_alone(
@@ -93,6 +101,7 @@ def attaching_alone(
     admit: Callable[[Link], None] = lambda link: None,
     by_name: bool = False,
     made: bool = False,
+    handed: int = 0,
     kept: Stamp | None = None,
 ) -> Work[None]:
     """Do as `attaching`, with the tap's lock held.
@@ -125,6 +134,8 @@ def attaching_alone(
     refuse_shared(link, uid if uid is not None else os.getuid())
     refuse_foreign_ports(before, find_here())
     made = made or (link.stamp is not None and link.stamp.made)
+    if uid is None and not made:
+        yield from owning_it(host, link, parent, handed)
     if port.nat is None:
         yield from _joining(host, port, caller, parent, before, uid, by_name, made, kept)
         return
@@ -141,6 +152,19 @@ def attaching_alone(
             raise
     finally:
         held.close()
+
+
+def owning_it(host: Host, link: Link, parent: int, handed: int) -> Work[None]:
+    """See to it that nobody but root has a tap of root's, or can open it. Raises Failure (77).
+
+    One with our mark has been looked at before it got that. The rest is as for `owning`.
+    """
+    is_new = link.stamp is None and (link.multi_queue or link.persistent)
+    if is_open_to_all(link) or (is_new and link.group is None and link.owner == os.getuid()):
+        # NOTE: most taps are neither, and a hook need not have it loaded.
+        from pyqemu_ifup.owner import owning
+
+        yield from owning(host.kernel, link, parent, handed)
 
 
 def _taking_away(host: Host, port: Port, work: Work[bool]) -> Work[None]:

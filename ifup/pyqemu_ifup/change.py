@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Caller, Kind, Port
 from pyqemu_ifconf.shell import ifctl, quote, readable
-from pyqemu_ifup.attach import PATIENCE, learn, prove, require_database
+from pyqemu_ifup.attach import PATIENCE, learn, owning_it, prove, require_database
 from pyqemu_ifup.caller import process_start
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, OvsPort, Seen
@@ -25,6 +25,7 @@ from pyqemu_ifup.plan import (
     differences,
     find_kind,
     is_in_place,
+    is_open_to_all,
     plan_back,
     plan_change,
     refuse_foreign_ports,
@@ -53,9 +54,10 @@ class Holder:
 class Change:
     """What is to be done about one tap: what differs, and the steps; none where it is so already.
 
-    `mark` is the ifalias that the tap shall have.
+    `mark` is the ifalias that the tap shall have; `holder` is whom it serves.
     """
 
+    holder: Holder
     port: Port
     kind: Kind
     before: Seen
@@ -110,10 +112,12 @@ def find_change(
         found = (Difference("network", port.network, tap.stamp.network), *found)
     if tap.stamp != stamp and not found:
         found = (Difference("our mark", _told(stamp), _told(tap.stamp)),)
+    if holder.uid is None and is_open_to_all(tap):
+        found = (*found, Difference("owner", "root", "none"))
     if found and not plan:
         # What no step of ours can mend, as a link that ovs-vswitchd has yet to see up.
         plan = (Prove(port.tap, up=True),)
-    return Change(port, kind, before, mark, found, plan)
+    return Change(holder, port, kind, before, mark, found, plan)
 
 
 def _find_stamp(port: Port, kind: Kind, caller: Caller, holder: Holder) -> Stamp:
@@ -143,7 +147,9 @@ def changing(host: Host, change: Change) -> Work[None]:
 
     Raises Failure; then the tap is attached as it was before, as far as that can be.
     """
-    port = change.port
+    port, link = change.port, change.before.tap
+    if change.holder.uid is None and change.plan and link is not None:
+        yield from owning_it(host, link, change.holder.pid, 0)
     try:
         for op in change.plan:
             host.watch.check()

@@ -112,6 +112,17 @@ def finding_holders(others: float) -> Work[Holders]:
     return Holders(tuple(held), tuple(sorted(hidden)), tuple(sorted(unread)))
 
 
+def finding_held(pid: int) -> Work[tuple[Held, ...]]:
+    """Return the taps' descriptors of one process; none where it has ended or is hidden."""
+    held: list[Held] = []
+    try:
+        yield from _looking_into(pid, None, held)
+    except OSError as error:
+        if error.errno not in (*_GONE, *_HIDDEN):
+            raise
+    return tuple(held)
+
+
 def _processes() -> Iterator[tuple[str, tuple[bool, int, int]]]:
     """Yield each process's name; whether it is another's than root's, its descriptors, its pid."""
     for name in os.listdir("/proc"):

@@ -54,7 +54,8 @@ def up(tap: str, inherited: list[str], watch: Watch) -> None:
     from pyqemu_ifup.attach import attach, success_line
 
     ovsdbs = [each.ovsdb for each in policy.networks.values()]
-    attach(port, caller, parent, ovsdbs, watch, narrator(PROGRAM, tap), bool(network))
+    handed = inherited.count(tap)
+    attach(port, caller, parent, ovsdbs, watch, narrator(PROGRAM, tap), bool(network), handed)
     log(syslog.LOG_INFO, success_line(port, caller))
 
 

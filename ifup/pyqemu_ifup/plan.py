@@ -345,6 +345,11 @@ def refuse_strangers(tap: str, seen: Seen, parent: int) -> Link:
     return link
 
 
+def is_open_to_all(link: Link) -> bool:
+    """Tell whether anybody may open the tap, now or when its QEMU has let it go."""
+    return link.owner is None and link.group is None and (link.multi_queue or link.persistent)
+
+
 def refuse_shared(link: Link, uid: int) -> None:
     """Check that nobody but root and the user `uid` may open the tap while that one has it.
 

@@ -47,7 +47,7 @@ QEMU_BLOCKS = (signal.SIGALRM, signal.SIGIO, signal.SIGUSR1, signal.SIGBUS)
 """What QEMU's main thread blocks, so its scripts too (os-posix.c: os_setup_signal_handling)."""
 MONITOR = b"system_powerdown\n"
 """What stands in the hook's standard input, and is not the hook's to read."""
-DEVICES = {"null": (1, 3), "full": (1, 7), "urandom": (1, 9)}
+DEVICES = {"null": (1, 3), "full": (1, 7), "urandom": (1, 9), "net/tun": (10, 200)}
 PATIENCE = 60.0
 """Seconds after which a call that does not end fails its test."""
 BROKEN = 99
@@ -124,6 +124,7 @@ class Syslog:
         if libc.mount(b"tmpfs", b"/dev", b"tmpfs", 0, b"mode=755"):
             raise OSError(ctypes.get_errno(), "mount")
         umask = os.umask(0)
+        os.mkdir("/dev/net", 0o755)
         for name, numbers in DEVICES.items():
             os.mknod(f"/dev/{name}", 0o666 | stat.S_IFCHR, os.makedev(*numbers))
         os.umask(umask)

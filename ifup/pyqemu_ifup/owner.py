@@ -1,0 +1,110 @@
+"""Makes a tap root's: the kernel lets anybody open one that has neither owner nor group.
+
+That is so of a multi-queue one, and of a persistent one while nobody has it (tun_not_capable and
+tun_attach of drivers/net/tun.c). Whoever has a queue is on the tap's network, and can set its
+owner.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifup.caller import real_uid
+from pyqemu_ifup.holders import OTHERS, PIDFD_GETFD, Held, finding_held, finding_holders
+from pyqemu_ifup.linux_bridge import Netlink
+from pyqemu_ifup.look import Link
+from pyqemu_ifup.manners import read_tap_name
+from pyqemu_ifup.tun import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, attach_queue, set_owner
+from pyqemu_ifup.work import Work
+
+
+def owning(kernel: Netlink, link: Link, parent: int, handed: int) -> Work[None]:
+    """Give a tap without an owner to this process's user, and see that nobody else has it already.
+
+    `handed` is how many of its queues were handed over to us; the others may be those of the
+    process `parent`, or of another of the same user's. Raises Failure: 71 where it has gone, 77.
+    """
+    if link.owner is None:
+        yield from _giving(link, parent)
+        # NOTE: only now, when no more can come.
+        now = kernel.look_at(link.index)
+        if now is None or now.owner is None:
+            raise Failure(
+                Status.REFUSED, "the tap has gone meanwhile", "its QEMU has ended or closed it",
+                "see whether the calling process still runs",
+            )
+        link = now
+    queues = link.queues if link.multi_queue else int(link.carrier)
+    if queues > handed and queues > len((yield from _finding_ours(link.name, parent, queues))):
+        raise _in_other_hands()
+
+
+def _in_other_hands() -> Failure:
+    return Failure(
+        Status.DENIED, "in other hands",
+        "a process that is neither the caller nor another of the same user's has it open",
+        "end that process, and let QEMU call this program itself",
+    )
+
+
+def _giving(link: Link, parent: int) -> Work[None]:
+    """Set the owner by a queue of our own, or by the only one there can be, its holder's."""
+    descriptor = -1
+    try:
+        try:
+            flags = IFF_TAP | IFF_NO_PI | (IFF_MULTI_QUEUE if link.multi_queue else 0)
+            descriptor, _ = attach_queue(link.name, flags)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            ours = yield from _finding_ours(link.name, parent, 1)
+            if not ours:
+                raise _in_other_hands() from error
+            descriptor = _take(ours[0])
+            if read_tap_name(descriptor) != link.name:
+                raise _in_other_hands() from error
+        set_owner(descriptor, os.getuid())
+    except OSError as error:
+        raise Failure(
+            Status.DENIED, "it has no owner, and cannot be given one",
+            os.strerror(error.errno or 0),
+            "make it anew with one: ip tuntap add ... user root",
+        ) from error
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _finding_ours(tap: str, parent: int, queues: int) -> Work[list[Held]]:
+    """Return the tap's descriptors of the process of ours that has the most, `parent` first.
+
+    All queues are one process's, and what others have may be copies of them.
+    """
+    uid = os.getuid()
+    if real_uid(parent) == uid:
+        held = yield from finding_held(parent)
+        found = [each for each in held if each.tap == tap]
+        if len(found) >= queues:
+            return found
+    holders = yield from finding_holders(OTHERS)
+    each = [
+        [held for held in holders.held if (held.pid, held.tap) == (pid, tap)]
+        for pid in holders.of(tap) if real_uid(pid) == uid
+    ]
+    return max(each, key=len, default=[])
+
+
+def _take(held: Held) -> int:
+    """Return a descriptor of our own for another process's. Raises OSError."""
+    process = os.pidfd_open(held.pid)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        taken: int = libc.syscall(PIDFD_GETFD, process, held.descriptor, 0)
+        if taken < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return taken
+    finally:
+        os.close(process)
