@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789@%+=:,./-_")
+_UNSEEN = frozenset(
+    chr(number)
+    for first, last in (
+        (0x034F, 0x034F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x2800, 0x2800),
+        (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0xE0100, 0xE01EF),
+    )
+    for number in range(first, last + 1)
+)
+"""What isprintable() takes for printable, and nobody sees: those of Default_Ignorable_Code_Point
+(DerivedCoreProperties.txt of Unicode), and the empty braille pattern."""
 _NEWLINE = "${IFS#??}"
 """A newline: what is left of the default IFS, blank, tab and newline, without the first two."""
 
@@ -53,8 +63,8 @@ def printable(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """Return `text` on one line, with what is not printable Unicode escaped as by ascii()."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    """Return `text` on one line, with what is not visible Unicode escaped as by ascii()."""
+    return "".join(c if c.isprintable() and c not in _UNSEEN else ascii(c)[1:-1] for c in text)
 
 
 def readable(name: str) -> str:

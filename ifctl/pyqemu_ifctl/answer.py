@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ LEAST = 5
 CUT = "~"
 """The last character of a cell that was cut."""
 JSON_VERSION = 1
+_UNPRINTED = re.compile("[^\n -~]")
+"""What JSON may have as it is, and a terminal obey."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,18 @@ class Table:
 
 
 def to_json(values: Mapping[str, object]) -> str:
-    """Return one JSON object, as ASCII, with the version of its form; bytes that are no text as
-    U+FFFD."""
+    """Return one JSON object, as visible ASCII, with the version of its form; bytes that are no
+    text as `?`."""
     text = json.dumps({"version": JSON_VERSION, **values}, indent=2, ensure_ascii=False)
-    return text.encode("utf-8", "replace").decode() + "\n"
+    return _UNPRINTED.sub(_escaped, text) + "\n"
+
+
+def _escaped(match: re.Match[str]) -> str:
+    """Return one letter as JSON writes it in ASCII."""
+    letter = match[0]
+    if letter == "\x7f":
+        return "\\u007f"
+    return json.dumps("?" if "\ud800" <= letter <= "\udfff" else letter)[1:-1]
 
 
 def json_vlan(vlan: Vlan | None) -> object:

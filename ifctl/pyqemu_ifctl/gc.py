@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Policy
-from pyqemu_ifconf.shell import readable, shown
+from pyqemu_ifconf.shell import readable
 from pyqemu_ifctl.answer import Answer, to_json
 from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
 from pyqemu_ifdown.gc import Ended, Leftover, collect, ending, finding_ended
@@ -158,7 +158,7 @@ def as_text(
     """
     did = "would remove" if dry_run else "removed"
     lines = [
-        f"{did} {shown(each.link.name)} from {shown(bridge_of(each) or '')}: {each.because}"
+        f"{did} {readable(each.link.name)} from {readable(bridge_of(each) or '')}: {each.because}"
         for each in ended
     ]
     for leftover in sorted(found, key=lambda each: each.remove is None):

@@ -238,9 +238,10 @@ def faults_of(
             except Failure:
                 mac = None
         if mac is not None and mac != nic.mac.lower():
-            found.append(f"its MAC is {nic.mac}, the policy has {mac} ({want.place})")
+            found.append(f"its MAC is {readable(nic.mac)}, the policy has {mac} ({want.place})")
         if want.model not in (nic.model, "virtio-net") and want.model != nic.model:
-            found.append(f"it is a {nic.model}, the policy has {want.model} ({want.place})")
+            model = readable(nic.model)
+            found.append(f"it is a {model}, the policy has {want.model} ({want.place})")
     return tuple(found)
 
 
@@ -271,12 +272,12 @@ def _with_twins(views: list[View]) -> list[View]:
     holders: dict[str, list[str]] = {}
     for view in views:
         for nic in {card.nic for card in view.cards if card.nic is not None}:
-            holders.setdefault(nic.mac.lower(), []).append(f"{nic.name} of {_name(view.guest)}")
+            holders.setdefault(nic.mac.lower(), []).append(_of(nic, view.guest))
     found = []
     for view in views:
         cards = []
         for card in view.cards:
-            own = f"{card.nic.name} of {_name(view.guest)}" if card.nic is not None else ""
+            own = _of(card.nic, view.guest) if card.nic is not None else ""
             same = holders.get(card.nic.mac.lower(), []) if card.nic is not None else []
             others = [each for each in same if each != own]
             more = (f"{' and '.join(others)} has the same MAC",) if others else ()
@@ -285,8 +286,12 @@ def _with_twins(views: list[View]) -> list[View]:
     return found
 
 
+def _of(nic: GuestNic, guest: Guest) -> str:
+    return f"{readable(nic.name)} of {_name(guest)}"
+
+
 def _name(guest: Guest) -> str:
-    return guest.vm if guest.vm is not None else f"process {guest.pid}"
+    return readable(guest.vm) if guest.vm is not None else f"process {guest.pid}"
 
 
 def as_text(views: list[View]) -> str:
@@ -296,7 +301,7 @@ def as_text(views: list[View]) -> str:
     lines: list[str] = []
     for view in views:
         lines += [""] if lines else []
-        where = f", QMP {show(view.monitor)}" if view.monitor is not None else ""
+        where = f", QMP {readable(show(view.monitor))}" if view.monitor is not None else ""
         lines.append(f"{_name(view.guest)}, pid {view.guest.pid}{where}")
         lines += [f"  not known of its NICs: {view.missing}"] if view.missing else []
         if not view.cards and not view.missing:
@@ -310,18 +315,19 @@ def _card_lines(card: Card) -> list[str]:
     nic = card.nic
     lines = []
     if nic is not None:
-        place = f" at {nic.bus} {nic.addr}" if nic.addr is not None else ""
-        lines.append(f"  {nic.name}: {nic.model} {nic.mac}{place}")
+        bus = f"{readable(nic.bus)} " if nic.bus is not None else ""
+        place = f" at {bus}{nic.addr}" if nic.addr is not None else ""
+        lines.append(f"  {readable(nic.name)}: {readable(nic.model)} {readable(nic.mac)}{place}")
         lines += [f"    {_backend_words(each)}" for each in nic.backends]
     elif card.tap is not None:
-        lines.append(f"  tap {card.tap}")
+        lines.append(f"  tap {readable(card.tap)}")
     if card.side is not None:
         row = card.side.row
-        words = [f"on {row.bridge}" if row.bridge is not None else "on no bridge"]
+        words = [f"on {readable(row.bridge)}" if row.bridge is not None else "on no bridge"]
         words += [f"vlan {show_vlan(row.vlan)}"] if row.vlan is not None else []
         words += [f"mtu {row.mtu}"]
-        words += [f"network {row.network}"] if row.network is not None else []
-        lines.append(f"    {row.tap} {', '.join(words)}")
+        words += [f"network {readable(row.network)}"] if row.network is not None else []
+        lines.append(f"    {readable(row.tap)} {', '.join(words)}")
     if card.side is not None and card.side.counters is not None:
         # NOTE: what the tap receives is what the guest has sent.
         it = card.side.counters
@@ -334,8 +340,8 @@ def _card_lines(card: Card) -> list[str]:
 
 def _backend_words(backend: Backend) -> str:
     queues = f", {count(backend.queues, 'queue')}" if backend.queues > 1 else ""
-    words = f" ({backend.words})" if backend.type != "tap" and backend.words else ""
-    return f"netdev {backend.id}, {backend.type}{words}{queues}"
+    words = f" ({readable(backend.words)})" if backend.type != "tap" and backend.words else ""
+    return f"netdev {readable(backend.id)}, {readable(backend.type)}{words}{queues}"
 
 
 def _amount(packets: int, size: int, dropped: int) -> str:

@@ -131,18 +131,24 @@ def _talk(talk: Callable[[], Awaitable[T]], address: Address, seconds: float) ->
         # NOTE: a line of JSON that is too long, too deep, no UTF-8, or with too long a number.
         raise Failure(
             Status.REFUSED, f"its QMP socket {readable(show(address))} cannot be asked",
-            f"what it says is not QEMU's: {str(error)[:TEXT_MAX] or type(error).__name__}",
+            f"what it says is not QEMU's: {_told(error) or type(error).__name__}",
             "see its -qmp",
         ) from error
     except (QMPError, OSError, EOFError) as error:
         cause = error.__cause__ if error.__cause__ is not None else error
         denied = isinstance(cause, PermissionError)
-        why = getattr(cause, "strerror", None) or str(cause)
+        why = getattr(cause, "strerror", None) or _told(cause)
         raise Failure(
             Status.DENIED if denied else Status.UNAVAILABLE,
             f"its QMP socket {readable(show(address))} cannot be asked", why,
             "run as root, or as the user of that QEMU" if denied else "see its -qmp",
         ) from error
+
+
+def _told(error: BaseException) -> str:
+    """Return what an error says, which may be what its peer has sent."""
+    text = str(error)[:TEXT_MAX]
+    return readable(text) if text else ""
 
 
 def show(address: Address) -> str:

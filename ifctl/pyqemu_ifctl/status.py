@@ -471,7 +471,10 @@ def as_table(found: list[Row]) -> str:
         said += [row.because] if row.because else []
         if number in table.cut:
             cells = _cells(row)
-            said += [f"{HEADS[at]} {cells[at]}" for at in LONG if cells[at] != "-"]
+            said += [
+                f"{HEADS[at]} {cells[at] if HEADS[at] == 'VLAN' else readable(cells[at])}"
+                for at in LONG if cells[at] != "-"
+            ]
         if said:
             details += wrap(shown(f"{readable(row.tap)}: {'; '.join(said)}"))
     return "\n".join([*lines, *([""] if details else []), *details]) + "\n"

@@ -18,6 +18,8 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.globs import matches
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Caller
+from pyqemu_ifconf.shell import shown
+from pyqemu_ifctl.answer import to_json
 from pyqemu_ifup.caller import TEXT_MAX, read_command_line
 from pyqemu_ifup.main import wanted_port
 
@@ -97,3 +99,27 @@ def test_globs_take_time_that_grows_with_the_name() -> None:
     assert seconds(1_000_000) < 30 * max(seconds(100_000), 0.001)
 
 
+
+
+IGNORED = (
+    (0x00AD, 0x00AD), (0x034F, 0x034F), (0x061C, 0x061C), (0x115F, 0x1160), (0x17B4, 0x17B5),
+    (0x180B, 0x180F), (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164),
+    (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0x1BCA0, 0x1BCA3),
+    (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF),
+)
+"""Default_Ignorable_Code_Point of Unicode 16, DerivedCoreProperties.txt."""
+
+
+def test_no_letter_is_unseen() -> None:
+    for first, last in (*IGNORED, (0x2800, 0x2800), (0x7F, 0xA0)):
+        for letter in map(chr, range(first, last + 1)):
+            assert shown(letter).isascii(), ascii(letter)
+
+
+def test_json_is_visible_ascii() -> None:
+    """No terminal obeys it, and whoever reads it gets each letter; bytes that are none: `?`."""
+    text = "".join(map(chr, (*range(0x180), 0x202E, 0x3164, 0x2028, 0x1F600)))
+    out = to_json({"vm": text, "tap": "\udc80\ud83d"})
+    assert set(out) <= {"\n", *map(chr, range(0x20, 0x7F))}
+    read = json.loads(out)
+    assert read["vm"] == text and read["tap"] == "??"

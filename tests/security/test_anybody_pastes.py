@@ -28,14 +28,14 @@ import pytest
 from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import SCHEMA, OpenVSwitch
-from lab.paste import HOSTILE, SHELLS, words_of
+from lab.paste import HOSTILE, HOSTILE_TEXTS, SHELLS, words_of
 from lab.public import NOBODY
 from pyqemu_ifconf import shell as of_shell
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Attach, Caller, Deny, Kind, Nat, Place, Policy, Port, Vlan
-from pyqemu_ifconf.shell import Command, ifctl, sh
+from pyqemu_ifconf.shell import Command, ifctl, readable, sh
 from pyqemu_ifconf.trust import read_trusted
 from pyqemu_ifctl.apply import Guest as Applied
 from pyqemu_ifctl.apply import _denied, _left, _unmarked
@@ -43,8 +43,13 @@ from pyqemu_ifctl.args import args
 from pyqemu_ifctl.explain import View, explain_port
 from pyqemu_ifctl.findings import find_all
 from pyqemu_ifctl.guests import Guest
+from pyqemu_ifctl.info import Side, Told, view_of
+from pyqemu_ifctl.info import _with_twins as with_twins
+from pyqemu_ifctl.info import as_text as info_text
+from pyqemu_ifctl.qmp import Backend, GuestNic
 from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifctl.scene import Chain, Qemu, Scene
+from pyqemu_ifctl.status import Row
 from pyqemu_ifd import thin
 from pyqemu_ifd.access import check_owner
 from pyqemu_ifd.taps import _failure
@@ -316,6 +321,27 @@ def test_nothing_of_another_user_s_command_line_is_printed() -> None:
             pid = 8 if "QEMU 8" in each.what.partition(", and")[0] else 7
             assert f"process {pid} of user {login}" in each.do
             assert "'web; reboot' (QEMU" in each.what or "QEMU 8" in each.what
+
+
+def test_info_quotes_what_a_guest_says() -> None:
+    """A QEMU that a guest has taken over says what it likes, over QMP too."""
+    for text in HOSTILE_TEXTS:
+        said = []
+        for name in (PLAIN, text):
+            backend = Backend(name, name, name)
+            tap = Backend(name, "tap", name, ifname=name)
+            guest = Guest(7, name, {3: name}, ())
+            nic = GuestNic(name, name, name, name, "01.0", (backend, tap), False, 9000)
+            row = Row(name, "loose", bridge=name, network=name, mtu=1500)
+            sides = {name: Side(row, None)}
+            views = [
+                view_of(guest, Told(nics, name), sides, a_policy("br")) for nics in ((nic,), None)
+            ]
+            lines = info_text(with_twins([*views, replace(views[0], guest=replace(guest, pid=8))]))
+            said.append("".join(line.removeprefix("      ") for line in lines.split("\n")))
+        assert PLAIN in said[0]
+        wanted = said[0].replace(PLAIN, readable(text))
+        assert said[1].replace(" ", "") == wanted.replace(" ", ""), said[1]
 
 
 WATCHED = {"sh", "vsctl", "ifctl", "nft_command", "write", "edit"}
