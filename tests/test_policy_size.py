@@ -15,7 +15,12 @@ from pyqemu_ifconf.failure import PolicyError, PolicyInvalid
 from pyqemu_ifconf.load import SIZE_MAX, Source, parse_policy
 from pyqemu_ifconf.nodes import ERRORS_MAX
 from pyqemu_ifconf.policy import Caller, Policy, choose
+from pyqemu_ifconf.shell import sh
+from pyqemu_ifctl.check import find_warnings
+from pyqemu_ifctl.findings import find_all
+from pyqemu_ifctl.scene import Scene
 from pyqemu_ifd import keeper
+from pyqemu_ifup.stamp import Here
 
 FOUND = ("rules", "globs", "sets of globs", "a glob", "guests")
 """The shapes in which a rule is looked for."""
@@ -40,6 +45,23 @@ def nothing() -> float:
     return min(times)
 
 
+def judge(policy: Policy, shape: str, most: float) -> None:
+    """Have check and doctor judge the policy, each in this processor time at the most."""
+    before = time.process_time()
+    find_warnings(policy)
+    assert time.process_time() - before < most
+    scene = Scene(
+        policy, Here("boot", "4:42"), (), {}, {}, {}, (), {}, frozenset(), {}, frozenset(), (), {},
+        0o666, True, (), None, sh("true"), (),
+    )
+    before = time.process_time()
+    found, failed = find_all(scene)
+    assert time.process_time() - before < most
+    assert failed == []
+    untold = [each for each in found if "was not looked at" in each.what]
+    assert bool(untold) == (shape in ("rules", "rules that are hard to compare"))
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_policy_is_read_in_time(shape: str, nothing: float) -> None:
     """And a rule is found in time, each time that a tap comes, once the index of rules is made.
@@ -62,6 +84,7 @@ def test_a_policy_is_read_in_time(shape: str, nothing: float) -> None:
         before = time.process_time()
         assert keeper.load_told(told) == found
         assert time.process_time() - before < TIMES * nothing / 5
+        judge(found, shape, TIMES * nothing)
     if shape in FOUND:
         assert isinstance(found, Policy)
         before = time.process_time()

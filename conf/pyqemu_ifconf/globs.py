@@ -150,7 +150,7 @@ def least_length(glob: str) -> int:
     return sum(token is not None for token in _tokens(glob))
 
 
-COVER_MAX = 20_000
+COVER_MAX = 2_000
 """Places that `covers` looks at before it gives up; globs of people's need some hundreds."""
 
 

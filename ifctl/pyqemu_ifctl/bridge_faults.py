@@ -14,7 +14,6 @@ from pyqemu_ifctl.fault import (
     kinds_of,
     vids_wanted,
     wanted_kind,
-    wants,
 )
 from pyqemu_ifctl.scene import Scene
 from pyqemu_ifup.look import Link, OvsPort, spans
@@ -227,8 +226,7 @@ def _largest(scene: Scene, network: Network) -> tuple[int, str]:
     """Return the largest MTU that a tap on the bridge has or is to have, and who has it."""
     found = [
         (want.mtu, f"network {quote(want.network.name)} ({want.place})")
-        for want in wants(scene.policy)
-        if want.network.bridge == network.bridge and want.mtu is not None
+        for want in scene.wanted.get(network.bridge, ()) if want.mtu is not None
     ]
     names = {port.name for port in scene.ports
              if port.bridge == network.bridge and port.ovsdb == network.ovsdb}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Network, Place, Policy, Rule, Vlan, merge
 from pyqemu_ifconf.shell import Command
+from pyqemu_ifconf.values import VID_MAX
 from pyqemu_ifctl.scene import Scene
 
 
@@ -55,11 +56,14 @@ def wants(policy: Policy | Failure) -> Iterator[Wanted]:
 def vids_wanted(scene: Scene, bridge: str) -> dict[int, Wanted]:
     """Return the VIDs that the policy wants on a bridge, each with the first that wants it."""
     found: dict[int, Wanted] = {}
-    for want in wants(scene.policy):
-        if want.network.bridge == bridge and want.vlan is not None:
-            native = () if want.vlan.native is None else (want.vlan.native,)
-            for vid in (*native, *want.vlan.trunk):
-                found.setdefault(vid, want)
+    looked_at = set()
+    for want in scene.wanted.get(bridge, ()):
+        if want.vlan is None or want.vlan in looked_at or len(found) == VID_MAX:
+            continue
+        looked_at.add(want.vlan)
+        native = () if want.vlan.native is None else (want.vlan.native,)
+        for vid in (*native, *want.vlan.trunk):
+            found.setdefault(vid, want)
     return found
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pyqemu_ifconf.failure import Failure, PolicyInvalid, Status
-from pyqemu_ifconf.globs import covers, least_length
+from pyqemu_ifconf.globs import covers, is_glob, least_length, literal_start, matches
 from pyqemu_ifconf.index import fold
 from pyqemu_ifconf.names import NAME_MAX
-from pyqemu_ifconf.policy import Rule
+from pyqemu_ifconf.policy import MatchKey, Rule
 from pyqemu_ifconf.shell import all_of, edit, file, ifctl, output, quote, readable, sh
 from pyqemu_ifctl.fault import Fault
 from pyqemu_ifctl.scene import Scene, is_closed
+
+Words = Mapping[MatchKey, set[str]]
+WORK_MAX = 400_000
+"""What comparing the rules may cost, in looks at one; some tenths of a second."""
+COVER_WORK = 4
+"""How many such looks it costs to compare a character of a glob with one of another."""
 
 
 def find_policy(scene: Scene) -> Iterator[Fault]:
@@ -46,9 +52,18 @@ def find_unreachable_rules(scene: Scene) -> Iterator[Fault]:
     """A rule that never decides, since an earlier one matches all that it could."""
     if isinstance(scene.policy, Failure):
         return
-    rules = scene.policy.rules
-    for number, later in enumerate(rules):
-        earlier = next((rule for rule in rules[:number] if _is_wider(rule, later)), None)
+    comparison = Comparison()
+    for later in scene.policy.rules:
+        try:
+            earlier = comparison.find_wider(later)
+        except OverflowError:
+            yield Fault(
+                f"whether the rule at {later.place}, or one after it, is ever reached was not "
+                "looked at: the policy has too many patterns",
+                "a rule is never reached if an earlier one matches all that it could", None,
+                "ask pyqemu-ifctl explain for a tap that such a rule is for",
+            )
+            return
         if earlier is not None:
             yield Fault(
                 f"the rule at {later.place} is never reached: the one at {earlier.place} matches "
@@ -58,19 +73,65 @@ def find_unreachable_rules(scene: Scene) -> Iterator[Fault]:
             )
 
 
-def _is_wider(wide: Rule, narrow: Rule) -> bool:
-    """Tell whether `wide` matches each caller that `narrow` does.
+class Comparison:
+    """Finds the rules that an earlier one keeps from being reached, with bounded work in all."""
 
-    NOTE: what is unknown matches nothing, not even `*`; only a tap's name is always known.
-    """
-    for key, globs in wide.match.items():
-        others = narrow.match.get(key, ("*",) if key == "tap" else None)
-        if others is None:
-            return False
-        for other in others:
-            if not any(covers(fold(key, glob), fold(key, other)) for glob in globs):
+    def __init__(self) -> None:
+        self.left = WORK_MAX
+        self.plain: dict[tuple[str, str], list[Rule]] = {}
+        """The rules that ask for one of a few plain words by a key, under each of the words."""
+        self.others: list[Rule] = []
+
+    def find_wider(self, later: Rule) -> Rule | None:
+        """Return a rule of those given before that matches each caller that this one does.
+
+        Raises OverflowError where that is too much work by now.
+        """
+        words = {key: {fold(key, glob) for glob in globs} for key, globs in later.match.items()}
+        found = next(
+            (rule for rule in self._candidates(words) if self._is_wider(rule, words)), None
+        )
+        key = next((key for key in words if not any(map(is_glob, words[key]))), None)
+        if key is None:
+            self.others.append(later)
+        else:
+            for word in words[key]:
+                self.plain.setdefault((key, word), []).append(later)
+        return found
+
+    def _candidates(self, narrow: Words) -> Iterator[Rule]:
+        for key, words in narrow.items():
+            yield from self.plain.get((key, next(iter(words), "")), ())
+        yield from self.others
+
+    def _is_wider(self, wide: Rule, narrow: Words) -> bool:
+        """Tell whether `wide` matches each caller that a rule with these globs does.
+
+        NOTE: what is unknown matches nothing, not even `*`; only a tap's name is always known.
+        """
+        self._work(1)
+        for key, globs in wide.match.items():
+            others = narrow.get(key, {"*"} if key == "tap" else set())
+            if not others:
                 return False
-    return True
+            self._work(len(globs))
+            own = {fold(key, glob) for glob in globs}
+            for other in others - own:
+                if not any(self._covers(glob, other) for glob in own):
+                    return False
+        return True
+
+    def _covers(self, wide: str, narrow: str) -> bool:
+        self._work(1)
+        if not is_glob(wide) or not literal_start(narrow).startswith(literal_start(wide)):
+            return False
+        self._work(COVER_WORK * len(wide) * len(narrow))
+        return covers(wide, narrow) if is_glob(narrow) else matches(wide, narrow)
+
+    def _work(self, much: int) -> None:
+        self.left -= much
+        if self.left < 0:
+            raise OverflowError
 
 
 def find_long_globs(scene: Scene) -> Iterator[Fault]:

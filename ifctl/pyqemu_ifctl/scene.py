@@ -14,7 +14,8 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Policy
@@ -34,6 +35,9 @@ from pyqemu_ifup.manners import SAFE_PATH, Watch
 from pyqemu_ifup.nat import TABLE, Table
 from pyqemu_ifup.stamp import Here, find_here
 from pyqemu_ifup.work import finish
+
+if TYPE_CHECKING:
+    from pyqemu_ifctl.fault import Wanted
 
 TUN = "/dev/net/tun"
 DEFAULT_SCRIPTS = {"script": "/etc/qemu-ifup", "downscript": "/etc/qemu-ifdown"}
@@ -129,6 +133,16 @@ class Scene:
     unread: tuple[str, ...] = ()
     lost: tuple[Lost, ...] = ()
     otherwise: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def wanted(self) -> dict[str, list[Wanted]]:
+        """What the policy wants of each bridge."""
+        from pyqemu_ifctl.fault import wants
+
+        found: dict[str, list[Wanted]] = {}
+        for want in wants(self.policy):
+            found.setdefault(want.network.bridge, []).append(want)
+        return found
 
     def link(self, name: str) -> Link | None:
         """Return the link of this name."""

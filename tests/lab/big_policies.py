@@ -63,6 +63,9 @@ SHAPES: dict[str, Callable[[], str]] = {
         f"{NETWORKS}" + "".join(f" net{n}: {{bridge: b}}\n" for n in range(4000)) + "rules:\n",
         each(lambda n: f" - {{tap: a, network: nt{n}}}\n")),
     "rules": lambda: fill(f"{LAN}rules:\n", each(lambda n: f" - {{vm: '*{n}*', network: lan}}\n")),
+    "rules that are hard to compare": lambda: fill(
+        f"{LAN}rules:\n",
+        each(lambda n: f" - {{vm: '*a*[ab]*a?*b*a*[bc]*{n}*', network: lan}}\n")),
     "the shortest rules": lambda: fill(f"{LAN}rules:\n", each(lambda n: " - {vm: a, deny: b}\n")),
     "globs": lambda: fill(f"{LAN}rules:\n - network: lan\n   vm: [", each(lambda n: "a,"), "]\n"),
     "sets of globs": lambda: fill(
