@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,38 @@ def test_who_has_it_is_named_as_one_word(netns: Namespace) -> None:
         holder.kill()
         name = r"'\r;id\udcff'"
         assert f"process {holder.pid} ({name}) has this tap in hand" in str(caught.value)
+
+
+HOG = """
+import os, resource, sys
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+for number in range(min(hard, 20000) - 20):
+    os.dup(0)
+os.setresuid(int(sys.argv[1]), 0, 0)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("uid", [0, NOBODY])
+def test_no_process_of_many_descriptors_makes_the_search_long(netns: Namespace, uid: int) -> None:
+    """Neither one of root's, nor one of a user's that has become root, as su(1) at its prompt."""
+    require("root")
+    words = [sys.executable, "-I", "-c"]
+    with ExitStack() as stack:
+        hog = stack.enter_context(netns.popen([*words, HOG, str(uid)], stdin=subprocess.PIPE))
+        stack.callback(hog.kill)
+        assert hog.stdout is not None and hog.stdout.readline() == "ready\n"
+        holder = stack.enter_context(netns.popen([*words, HOLDER, "7"]))
+        stack.callback(holder.kill)
+        assert holder.stdout is not None and holder.stdout.readline() == "has it\n"
+        stack.enter_context(netns.enter())
+        began = time.thread_time()
+        with pytest.raises(Failure) as caught:
+            take(7, seconds=0.0)
+        assert time.thread_time() - began < 0.12
+        assert uid == 0 or f"process {holder.pid} (" in str(caught.value)
 
 
 def test_read_only_run_keeps_others_out(netns: Namespace) -> None:

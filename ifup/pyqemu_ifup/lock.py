@@ -8,11 +8,13 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Callable
 from functools import partial
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import quote, readable
+from pyqemu_ifup.caller import real_uid
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.work import RETRY, Work
 
@@ -25,6 +27,8 @@ FIRST = 0.002
 """Seconds after which a lock that somebody has is looked at again; twice as long each time."""
 LAST = 1 << 62
 """Where the places in line of those who let all others go first begin, in the file of a lock."""
+SEARCH = 0.05
+"""Seconds of the processor that it may take to find who has a lock."""
 _MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -186,20 +190,33 @@ def index_of(tap: str) -> int | None:
 def _holder(descriptor: int, first: str, last: str) -> str | None:
     """Return in words who has a lock on these bytes of an open file, None where nobody is found.
 
-    The last line but one of proc_pid_fdinfo(5).
+    The last line but one of proc_pid_fdinfo(5). It takes SEARCH seconds of the processor at most.
     """
     wanted = os.fstat(descriptor)
+    file_name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
+    until = time.thread_time() + SEARCH
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            # NOTE: nobody but root can open it; others may have more descriptors than we have time.
+            # NOTE: nobody but root can open it; others, and a su(1) of theirs, may have more
+            # descriptors than we have time.
             if os.stat(f"/proc/{pid}").st_uid != wanted.st_uid:
                 continue
-            for number in os.listdir(f"/proc/{pid}/fd"):
-                if os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), wanted):
-                    told = f"/proc/{pid}/fdinfo/{number}"
+            if real_uid(int(pid)) != wanted.st_uid:
+                continue
+            with os.scandir(f"/proc/{pid}/fd") as entries:
+                for entry in entries:
+                    if time.thread_time() > until:
+                        return None
+                    # NOTE: not stat(2), for which another's file may keep us waiting.
+                    if os.path.basename(os.readlink(entry.path)) != file_name:
+                        continue
+                    told = f"/proc/{pid}/fdinfo/{entry.name}"
                     with open(told, encoding="ascii", newline="\n") as file:
                         lines = [line.split() for line in file if line.startswith("lock:")]
-                    if any(words[-2:] == [first, last] for words in lines):
+                    if any(
+                        words[-2:] == [first, last] and words[-3].endswith(f":{wanted.st_ino}")
+                        for words in lines
+                    ):
                         with open(f"/proc/{pid}/comm", "rb") as file:
                             name = os.fsdecode(file.read().removesuffix(b"\n"))
                         return f"process {pid} ({readable(name)})"
