@@ -788,7 +788,7 @@ MACS: list[tuple[list[str], list[tuple[str, str | None]]]] = [
 @pytest.mark.parametrize(("words", "found"), MACS, ids=[" ".join(row[0]) for row in MACS])
 def test_macs_of_a_command_line(words: list[str], found: list[tuple[str, str | None]]) -> None:
     guest = guest_of(1, ["qemu", *words], {})
-    assert [(nic.mac, nic.type) for nic in nics_of(guest)] == found
+    assert [(nic.mac, nic.type) for nic in nics_of(guest, 8)] == found
 
 
 def test_iptables_of_the_legacy_kind() -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.shell import Command, all_of, nft_command, quote, readable, sh
 from pyqemu_ifctl.fault import Fault
-from pyqemu_ifctl.macs import nics_of
 from pyqemu_ifctl.scene import DEFAULT_SCRIPTS, TUN, Chain, Qemu, Scene, script_of
 from pyqemu_ifup.nat import table_name, wants_forwarding
 
@@ -177,6 +176,7 @@ def find_no_downscripts(scene: Scene) -> Iterator[Fault]:
                     f"when {_process(qemu)} starts the next time, let its downscript= be the "
                     "pyqemu-ifdown beside the pyqemu-ifup that is its script=",
                 )
+            break
 
 
 def _path(qemu: Qemu, script: str) -> str:
@@ -212,43 +212,43 @@ def find_unconfined(scene: Scene) -> Iterator[Fault]:
 
 def find_twins(scene: Scene) -> Iterator[Fault]:
     """Two running QEMUs with the same MAC on one bridge, or where that cannot be told."""
-    seen: dict[str, list[tuple[Qemu, str | None]]] = {}
+    places = _find_places(scene)
+    taken = {nic.mac for qemu in scene.qemus for nic in qemu.nics}
+    seen: dict[str, dict[str | None, Qemu]] = {}
     for qemu in scene.qemus:
-        for nic in nics_of(qemu.guest):
-            if nic.mac is None or nic.type == "user":
-                continue
-            place = _place(scene, qemu, nic.tap)
-            others = [
-                other for other, where in seen.get(nic.mac, [])
-                if other is not qemu and (where is None or place is None or where == place)
-            ]
-            if others:
-                mac = _fresh(scene, qemu, nic.mac)
+        own: dict[str, set[str | None]] = {}
+        for nic in qemu.nics:
+            if nic.mac is not None and nic.type != "user":
+                own.setdefault(nic.mac, set()).add(places.get(nic.tap or ""))
+        for mac, where in own.items():
+            others = seen.setdefault(mac, {})
+            twin = next((other for place, other in others.items()
+                         if place is None or None in where or place in where), None)
+            if twin is not None:
+                fresh = _fresh(taken, f"{mac} {qemu.name}")
                 yield Fault(
-                    f"{qemu.name} has the MAC {nic.mac}, and so has {others[0].name}",
+                    f"{qemu.name} has the MAC {mac}, and so has {twin.name}",
                     "the switch sends the frames of both to whichever has sent last",
-                    None, f"end {_process(qemu)}, and start it with another MAC: mac={mac}",
+                    None, f"end {_process(qemu)}, and start it with another MAC: mac={fresh}",
                 )
-            seen.setdefault(nic.mac, []).append((qemu, place))
+            for place in where:
+                others.setdefault(place, qemu)
 
 
-def _place(scene: Scene, qemu: Qemu, tap: str | None) -> str | None:
-    """Return the bridge that a tap is on, None where it is not known."""
-    link = scene.link(tap) if tap is not None else None
-    if link is None:
-        return None
-    port = next((each for each in scene.ports if each.name == tap and each.bridge), None)
-    if port is not None:
-        return f"{port.ovsdb} {port.bridge}"
-    return next((each.name for each in scene.links if each.index == link.master), None)
+def _find_places(scene: Scene) -> dict[str, str]:
+    """Return the bridge that each link is on, but of those that are on none."""
+    ports = {each.name: f"{each.ovsdb} {each.bridge}" for each in scene.ports if each.bridge}
+    names = {link.index: link.name for link in scene.links}
+    places = {link.name: names[link.master] for link in scene.links if link.master in names}
+    return places | {link.name: ports[link.name] for link in scene.links if link.name in ports}
 
 
-def _fresh(scene: Scene, qemu: Qemu, mac: str) -> str:
-    """Return a MAC for one of two guests: always the same, and nobody's here."""
-    taken = {nic.mac for each in scene.qemus for nic in nics_of(each.guest)}
-    seed = f"{mac} {qemu.name}".encode()
+def _fresh(taken: set[str | None], seed: str) -> str:
+    """Return a MAC for one of two guests, always the same, and add it to those that are taken."""
+    digest = seed.encode()
     while True:
-        seed = hashlib.sha256(seed).digest()
-        found = "52:54:00:" + seed[:3].hex(":")
+        digest = hashlib.sha256(digest).digest()
+        found = "52:54:00:" + digest[:3].hex(":")
         if found not in taken:
+            taken.add(found)
             return found

@@ -23,8 +23,11 @@ class CommandNic:
     tap: str | None
 
 
-def nics_of(guest: Guest) -> list[CommandNic]:
-    """Return the NICs that have a backend, in the order in which QEMU gives them their MACs."""
+def nics_of(guest: Guest, most: int) -> tuple[CommandNic, ...]:
+    """Return the NICs that have a backend, in the order in which QEMU gives them their MACs.
+
+    There are `most` of them at most.
+    """
     found = guest.options
     netdevs = {each.id: each for each in found if each.name == "netdev"}
     hub = [each for each in found if each.name == "net" and each.keys.get("type") != "nic"]
@@ -34,7 +37,7 @@ def nics_of(guest: Guest) -> list[CommandNic]:
     nics += [each for each in found if each.name == "device" and "netdev" in each.keys]
     given = 0
     answer = []
-    for option in nics:
+    for option in nics[:most]:
         mac = canonical_mac(option.keys.get(_mac_key(option), ""))
         if mac is None:
             mac = DEFAULT_MAC[:-2] + f"{int(DEFAULT_MAC[-2:], 16) + given:02x}"
@@ -47,7 +50,7 @@ def nics_of(guest: Guest) -> list[CommandNic]:
             backend = netdevs.get(option.keys["netdev"])
         kind = backend.keys.get("type") if backend is not None else None
         answer.append(CommandNic(mac, kind, _tap_of(guest, backend)))
-    return answer
+    return tuple(answer)
 
 
 def _mac_key(option: Option) -> str:

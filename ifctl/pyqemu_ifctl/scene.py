@@ -23,6 +23,7 @@ from pyqemu_ifconf.shell import Command, readable, sh
 from pyqemu_ifctl.answer import count
 from pyqemu_ifctl.databases import addresses, open_each, read_policy
 from pyqemu_ifctl.guests import Guest, each_in_time, find_guests, same_root
+from pyqemu_ifctl.macs import CommandNic, nics_of
 from pyqemu_ifctl.rights import Lost, find_lost
 from pyqemu_ifctl.status import wanted as is_wanted
 from pyqemu_ifup import nft
@@ -45,6 +46,8 @@ DEFAULT_SCRIPTS = {"script": "/etc/qemu-ifup", "downscript": "/etc/qemu-ifdown"}
 SETTLE = 1.0
 """Seconds in which a healthy ovs-vswitchd has taken in what is configured."""
 FILTER_SECONDS = 5.0
+NICS_MAX = 64
+"""NICs of one guest that are looked at."""
 PATHS_SECONDS = 1.5
 """What all guests together may take to be looked at: where a path leads, its maker decides."""
 
@@ -61,12 +64,13 @@ class Qemu:
 
     `scripts` holds each script= and downscript= that it has: what the path leads to, None where
     there is no such program. `confined`: system calls are filtered, and no privilege can be
-    gained; None where that cannot be told.
+    gained; None where that cannot be told. `nics` are the first of its NICs.
     """
 
     guest: Guest
     confined: bool | None
     scripts: Mapping[str, str | None]
+    nics: tuple[CommandNic, ...] = ()
 
     @property
     def name(self) -> str:
@@ -202,6 +206,9 @@ def look(
         qemu = seen.get(guest.pid, "where its scripts lead was not seen in time")
         if isinstance(qemu, Qemu):
             qemus.append(qemu)
+            if len(qemu.nics) > NICS_MAX:
+                unread.append(f"QEMU {guest.pid} has more than {NICS_MAX} NICs: the others were "
+                              "not looked at")
         else:
             unread.append(f"QEMU {guest.pid}: {qemu}")
     if holders.hidden and os.geteuid() != 0:
@@ -487,7 +494,7 @@ def _qemu(guest: Guest) -> Qemu:
     paths = {path for option in guest.options for key in DEFAULT_SCRIPTS
              if (path := script_of(option, key)) is not None}
     scripts = {path: _leads_to(root + path) for path in paths}
-    return Qemu(guest, _is_confined(guest.pid), scripts)
+    return Qemu(guest, _is_confined(guest.pid), scripts, nics_of(guest, NICS_MAX + 1))
 
 
 def _leads_to(path: str) -> str | None:

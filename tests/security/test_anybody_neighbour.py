@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import resource
 import shutil
 import socket
@@ -240,6 +241,22 @@ def test_no_script_s_path_ends_doctor(
     assert {f"QEMU {pid}" for pid in [*honest, *own]} <= seen, told
     late = {each.partition(":")[0] for each in told["unseen"] if "not seen in time" in each}
     assert {f"QEMU {pid}" for pid in hostile} <= (late if mute else late | seen), told
+
+
+def test_many_nics_hide_no_twins_of_others(netns: Namespace, hooks: Hooks) -> None:
+    """Once, the time grew with the square of the NICs, and more than that with those alike."""
+    many = ["-nic", "tap,mac=52:54:00:00:00:01"] * 6000
+    twin = ["-sandbox", "on", "-nic", "tap,mac=52:54:00:00:00:02"]
+    with crowd(netns, [NOBODY, NOBODY + 1], *many) as hostile, crowd(netns, [0, 0], *twin) as own:
+        told = json.loads(hooks.ctl("doctor", "--json").stdout)
+    found = [each for each in told["findings"] if each["check"] == "qemu-mac"]
+    assert [{int(pid) for pid in re.findall("QEMU ([0-9]+)", each["what"])} for each in found] in (
+        [{*hostile}, {*own}], [{*own}, {*hostile}],
+    )
+    fresh = {each["do"].rpartition("mac=")[2] for each in found}
+    assert len(fresh) == 2, "no MAC is told of twice"
+    for pid in hostile:
+        assert f"QEMU {pid} has more than 64 NICs: the others were not looked at" in told["unseen"]
 
 
 def test_command_lines_of_no_qemu_take_no_time(netns: Namespace, folder: Path) -> None:

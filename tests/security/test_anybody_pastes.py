@@ -46,6 +46,7 @@ from pyqemu_ifctl.guests import Guest
 from pyqemu_ifctl.info import Side, Told, view_of
 from pyqemu_ifctl.info import _with_twins as with_twins
 from pyqemu_ifctl.info import as_text as info_text
+from pyqemu_ifctl.macs import nics_of
 from pyqemu_ifctl.qmp import Backend, GuestNic
 from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifctl.scene import Chain, Qemu, Scene
@@ -310,7 +311,7 @@ def test_nothing_of_another_user_s_command_line_is_printed() -> None:
     scripts = {"/x/pyqemu-ifup": "/x/pyqemu-ifup", f"/{EVIL}": None}
     for uid, login in ((1 << 20, str(1 << 20)), (NOBODY, "nobody")):
         guest = Guest(7, "web; reboot", {}, (), uid, tuple(find_options(words)))
-        qemu = Qemu(guest, False, scripts)
+        qemu = Qemu(guest, False, scripts, nics_of(guest, 8))
         twin = replace(qemu, guest=replace(guest, pid=8, vm=None))
         found = [each for each in find_all(a_scene("br", qemus=(qemu, twin)))[0]
                  if each.check.startswith("qemu-")]
