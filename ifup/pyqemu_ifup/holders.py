@@ -183,7 +183,7 @@ def _finding_elsewhere(held: Collection[Held], lookers: int) -> Work[set[Held]]:
     links = {name for _, name in socket.if_nameindex()}
     found = {each for each in held if each.tap not in links}
     asked = [each for each in held if each.tap in links]
-    _children[:] = [pid for pid in _children if os.waitpid(pid, os.WNOHANG)[0] == 0]
+    _wait_for_children()
     if not asked or lookers >= LOOKERS_MAX:
         return found
     ours, theirs = os.pipe2(os.O_CLOEXEC)
@@ -211,10 +211,18 @@ def _finding_elsewhere(held: Collection[Held], lookers: int) -> Work[set[Held]]:
             if not data:
                 break
             answers += data
+        while pid in _wait_for_children() and time.monotonic() < until:
+            yield PAUSE
     finally:
         os.close(ours)
     told = zip(asked, answers, strict=False)
     return found | {each for each, answer in told if answer == ELSEWHERE}
+
+
+def _wait_for_children() -> list[int]:
+    """Wait for those of our processes that have ended; return the others."""
+    _children[:] = [pid for pid in _children if os.waitpid(pid, os.WNOHANG)[0] == 0]
+    return _children
 
 
 def _be_looker(pipe: int, asked: Iterable[Held]) -> NoReturn:
