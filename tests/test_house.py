@@ -390,7 +390,7 @@ SHELL = "conf/pyqemu_ifconf/shell.py"
 QUOTED_ALREADY = {
     (THIN, "self.name"): "quoted as it is set; it imports nothing",
     ("ifctl/pyqemu_ifctl/host_faults.py", "qemu.name"): "quotes the guest's name itself",
-    ("ifctl/pyqemu_ifctl/host_faults.py", "others[0].name"): "likewise",
+    ("ifctl/pyqemu_ifctl/host_faults.py", "twin.name"): "likewise",
 }
 """(file, expression) -> why it is no bare name."""
 QUOTES = {
