@@ -840,7 +840,7 @@ def test_descriptor_of_a_terminal_that_has_hung_up(agent: Agent) -> None:
 
 
 def test_bug_in_what_takes_a_request(site: Site) -> None:
-    bug = "import pyqemu_ifd.wire as wire; wire.place_of = lambda descriptor, peer: {}[descriptor]"
+    bug = "import pyqemu_ifd.wire as wire; wire.place_of = lambda *_, **__: {}[0]"
     with site.start(before=HELD + bug) as agent:
         answer = agent.up("lan0")
         assert answer.status == 70 and "internal error: KeyError" in told(answer)
