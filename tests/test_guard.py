@@ -27,7 +27,7 @@ class Clock:
         assert watch.ripe(watch.due - 0.01, {"lab"}) == []
         self.now = watch.due
         assert watch.ripe(self.now, {"lab"}) == ["lab"]
-        watch.loaded("lab", "gone")
+        watch.found("lab", "gone", "")
         return self.now - begun
 
 

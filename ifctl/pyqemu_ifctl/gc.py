@@ -94,16 +94,19 @@ def _tables(
 ) -> Iterator[tuple[str, str]]:
     """Load the tables that are not as they were loaded; yield their networks, and what was wrong.
 
-    One that fails does not keep the others from being looked at.
+    One that fails, or that the policy does not have, keeps no other from being looked at.
     """
-    if isinstance(policy, Failure) or not any(each.nat for each in policy.networks.values()):
-        return
     from pyqemu_ifup.nat_network import guarded, guarding
 
-    for network, nat in guarded(policy, host.kernel.links()).items():
-        bridge = policy.networks[network].bridge
+    in_force = policy if isinstance(policy, Policy) else None
+    for network, each in guarded(in_force, host.kernel.links()).items():
         try:
-            fault = host.finish(guarding(host, network, bridge, nat, dry_run=dry_run))
+            fault = host.finish(guarding(host, network, each.bridge, each.nat, dry_run=dry_run))
+            if fault and each.nat is None:
+                raise Failure(
+                    Status.REFUSED, f"the nft table of network {network} is {fault}",
+                    "the policy does not have what to load", each.remedy,
+                )
         except Failure as failure:
             failures.append(failure)
             continue

@@ -8,10 +8,12 @@ import pwd
 from collections.abc import Iterator
 
 from pyqemu_ifconf.failure import Failure
+from pyqemu_ifconf.policy import Policy
 from pyqemu_ifconf.shell import Command, all_of, nft_command, quote, readable, sh
 from pyqemu_ifctl.fault import Fault
 from pyqemu_ifctl.scene import DEFAULT_SCRIPTS, TUN, Chain, Qemu, Scene, script_of
 from pyqemu_ifup.nat import table_name, wants_forwarding
+from pyqemu_ifup.nat_network import OLDER, guarded
 
 
 def find_netfilter(scene: Scene) -> Iterator[Fault]:
@@ -62,14 +64,23 @@ def find_nat_filters(scene: Scene) -> Iterator[Fault]:
 
 
 def find_nat_tables(scene: Scene) -> Iterator[Fault]:
-    """A network with NAT whose nft table is gone, or is not as it was loaded."""
+    """A network with NAT whose nft table is gone, or is not as it was loaded, or as it shall be."""
+    in_force = scene.policy if isinstance(scene.policy, Policy) else None
+    networks = guarded(in_force, scene.links)
     for network, fault in scene.tables.items():
-        if fault:
-            yield Fault(
-                f"the nft table inet {table_name(network)} of network {network} is {fault}",
-                "nothing keeps its guests from other networks, or others from its guests, and what "
-                "they send may leave with their own addresses", sh("pyqemu-ifctl", "gc"),
-            )
+        what = f"the nft table inet {table_name(network)} of network {network} is {fault}"
+        why = (
+            "nothing keeps its guests from other networks, or others from its guests, and what "
+            "they send may leave with their own addresses"
+        )
+        if fault == OLDER:
+            why = "what the policy says since is not in force"
+            yield Fault(what, why, sh("pyqemu-ifctl", "apply"))
+        elif fault and networks[network].nat is None:
+            why += ", and the policy does not have what to load"
+            yield Fault(what, why, None, do=networks[network].remedy)
+        elif fault:
+            yield Fault(what, why, sh("pyqemu-ifctl", "gc"))
 
 
 def _accept(chain: Chain, way: str, bridge: str) -> Command:

@@ -31,9 +31,9 @@ from pyqemu_ifup.caller import Option, command_line, read_program, read_status, 
 from pyqemu_ifup.guest import find_otherwise, tell_otherwise
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host, filters, is_there
-from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, is_local
+from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, has_networks, is_local
 from pyqemu_ifup.manners import SAFE_PATH, Watch
-from pyqemu_ifup.nat import TABLE, Table
+from pyqemu_ifup.nat import TABLE
 from pyqemu_ifup.stamp import Here, find_here
 from pyqemu_ifup.work import finish
 
@@ -241,16 +241,17 @@ def look(
 def _look_at_tables(
     host: Host, policy: Policy | Failure, links: tuple[Link, ...], unseen: list[str]
 ) -> dict[str, str]:
-    if isinstance(policy, Failure) or not any(each.nat for each in policy.networks.values()):
+    if not has_networks(links):
         return {}
-    from pyqemu_ifup.nat_network import read_tables
+    from pyqemu_ifup.nat_network import find_table_faults
 
     found = {}
-    for network, table in host.finish(read_tables(host, policy, links)).items():
-        if isinstance(table, Failure):
-            unseen.append(f"the nft table of network {network}: {table}")
+    in_force = policy if isinstance(policy, Policy) else None
+    for network, fault in host.finish(find_table_faults(host, in_force, links)).items():
+        if isinstance(fault, Failure):
+            unseen.append(f"the nft table of network {network}: {fault}")
         else:
-            found[network] = Table.fault(table)
+            found[network] = fault
     return found
 
 

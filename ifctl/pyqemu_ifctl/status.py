@@ -37,7 +37,15 @@ from pyqemu_ifup.guest import (
 )
 from pyqemu_ifup.host import Host, filters
 from pyqemu_ifup.linux_bridge import read_ipv6_disabled
-from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, show_vlan, vlan_of_vids
+from pyqemu_ifup.look import (
+    Link,
+    OvsPort,
+    Seen,
+    Vid,
+    has_networks,
+    show_vlan,
+    vlan_of_vids,
+)
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import Difference, differences, find_kind, vlan_of_columns
 from pyqemu_ifup.stamp import (
@@ -180,22 +188,17 @@ def _with_tables(
     host: Host, policy: Policy | Failure, system: System, found: list[Row], remarks: list[str]
 ) -> list[Row]:
     """Return the rows, those of taps on a network with `nat:` with what its table differs in."""
-    if isinstance(policy, Failure) or not any(each.nat for each in policy.networks.values()):
+    if not has_networks(system.links):
         return found
-    from pyqemu_ifup.nat import Table, wanted_table
-    from pyqemu_ifup.nat_network import read_tables
+    from pyqemu_ifup.nat_network import find_table_faults
 
     faults = {}
-    for name, table in host.finish(read_tables(host, policy, system.links)).items():
-        network = policy.networks[name]
-        assert network.nat is not None
-        if isinstance(table, Failure):
-            remarks.append(f"the nft table of network {name}: {table}")
-            continue
-        fault = Table.fault(table)
-        if not fault and table != wanted_table(name, network.bridge, network.nat):
-            fault = "not as the policy says"
-        if fault:
+    in_force = policy if isinstance(policy, Policy) else None
+    looks = find_table_faults(host, in_force, system.links)
+    for name, fault in host.finish(looks).items():
+        if isinstance(fault, Failure):
+            remarks.append(f"the nft table of network {name}: {fault}")
+        elif fault:
             faults[name] = Difference("nat", "as the policy says", f"its nft table is {fault}")
     return [
         replace(row, state="differs", differences=(*row.differences, faults[row.network]))

@@ -81,23 +81,33 @@ class Guard:
             del self._touched[name]
         return [name for name in found if name in networks]
 
-    def loaded(self, network: str, fault: str) -> None:
-        """Take in that a table was loaded again since it was `fault`; say so, but not too often."""
+    def found(self, network: str, fault: str, remedy: str) -> None:
+        """Take in that a table was `fault`, and was loaded again; say so, but not too often.
+
+        With a `remedy`, what is to be done, it was not: the policy does not have the network.
+        """
         now = time.monotonic()
         head = f"network {network}: the nft table inet {table_name(network)} is"
+        unguarded = (
+            f"{head} {fault}, the policy does not have what to load, and nothing keeps its guests "
+            f"from other networks; {remedy}"
+        )
         loads = self._loads.get(network)
         if loads is None or now > loads.last + SILENCE_LAST:
             self._loads[network] = Loads(now, now)
-            log(syslog.LOG_NOTICE, f"{head} loaded again: it was {fault}")
+            if remedy:
+                log(syslog.LOG_ERR, unguarded)
+            else:
+                log(syslog.LOG_NOTICE, f"{head} loaded again: it was {fault}")
             return
         loads.last = now
         loads.untold += 1
         if now < loads.told + loads.silence:
             return
-        log(
-            syslog.LOG_WARNING,
+        again = (
             f"{head} {fault} again and again, and was loaded again as often: {loads.untold} times "
-            f"in {now - loads.told:.0f} s; see who else manages the ruleset: nft monitor",
+            f"in {now - loads.told:.0f} s; see who else manages the ruleset: nft monitor"
         )
+        log(syslog.LOG_WARNING, unguarded if remedy else again)
         loads.told, loads.untold = now, 0
         loads.silence = min(2 * loads.silence, SILENCE_LAST)

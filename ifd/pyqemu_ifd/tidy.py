@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name, is_valid_name
-from pyqemu_ifconf.policy import Caller, Nat, Policy, Port
+from pyqemu_ifconf.policy import Caller, Policy, Port
 from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifd.guard import Guard
 from pyqemu_ifd.keeper import PolicyKeeper
@@ -30,7 +30,7 @@ from pyqemu_ifup.guest import find_marked, find_user_said
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.links import LinkEvent
 from pyqemu_ifup.lock import lock_by_name, lock_tap
-from pyqemu_ifup.look import Link
+from pyqemu_ifup.look import Link, has_networks
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import SetAlias, SetUp
 from pyqemu_ifup.stamp import BRIDGE_MARK, Here, Stamp, is_alive
@@ -206,23 +206,21 @@ class Tidier:
 
     def _guard(self, now: float) -> Iterator[tuple[str, Work[None]]]:
         """Return the bridges of the networks whose tables are to be looked at, and the work."""
-        policy = self.keeper.policy
-        if policy is None or not self._makes_networks():
+        links = self.pool.kernel.links()
+        if not has_networks(links):
             self.guard.ripe(now, ())
             return
-        from pyqemu_ifup.nat_network import guarded, guarding
+        from pyqemu_ifup.nat_network import Guarded, guarded, guarding
 
-        networks = guarded(policy, self.pool.kernel.links())
+        networks = guarded(self.keeper.policy, links)
         for name in self.guard.ripe(now, networks):
-            bridge, nat = policy.networks[name].bridge, networks[name]
 
-            def guard(
-                host: Host, name: str = name, bridge: str = bridge, nat: Nat = nat
-            ) -> Work[None]:
-                fault = yield from guarding(host, name, bridge, nat)
+            def guard(host: Host, name: str = name, each: Guarded = networks[name]) -> Work[None]:
+                fault = yield from guarding(host, name, each.bridge, each.nat)
                 if fault:
-                    self.guard.loaded(name, fault)
+                    self.guard.found(name, fault, each.remedy if each.nat is None else "")
 
+            bridge = networks[name].bridge
             yield bridge, self._do(bridge, guard)
 
     def _look_at(self, name: str) -> Iterator[tuple[str, Work[None]]]:

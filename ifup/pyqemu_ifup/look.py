@@ -166,6 +166,11 @@ class OvsSwitch:
     bridges: tuple[OvsBridge, ...]
 
 
+def has_networks(links: Iterable[Link]) -> bool:
+    """Tell whether bridges are among the links that were made for taps."""
+    return any(link.alias.startswith(stamps.BRIDGE_MARK) for link in links)
+
+
 def is_local(ovsdb: str) -> bool:
     """Tell whether a database address can only be this host's."""
     return ovsdb.startswith(("unix:", "tcp:127.", "tcp:[::1]:", "tcp:localhost:"))

@@ -11,6 +11,7 @@ import os
 import shutil
 import syslog
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name
@@ -44,6 +45,8 @@ from pyqemu_ifup.work import Work
 HOLD = 2.0
 """Seconds that a user's up or down may have a network's lock; 2 s more take back what it did."""
 RTF_ADDRCONF = 0x40000
+OLDER = "not as the policy says"
+"""What is wrong with a table that is as it was loaded, by an older policy."""
 
 
 class Held(Lock):
@@ -368,12 +371,13 @@ def _loading(host: Host, held: Held, nat: Nat) -> Work[None]:
 
 
 def guarding(
-    host: Host, network: str, bridge: str, nat: Nat, *, dry_run: bool = False
+    host: Host, network: str, bridge: str, nat: Nat | None, *, dry_run: bool = False
 ) -> Work[str]:
     """Load the table of a network that taps are on, where it is not as it was loaded.
 
-    One that is as it was loaded by an older policy stays. Returns in words what was wrong, "" for
-    nothing. Raises Failure: 75 with the host's watch, 77, 71.
+    One that is as it was loaded by an older policy stays; without `nat` it is only looked at.
+    Returns in words what was wrong, "" for nothing. Raises Failure: 75 with the host's watch, 77,
+    71.
     """
     held = yield from holding(host, network, bridge)
     try:
@@ -382,7 +386,7 @@ def guarding(
             return ""
         table = yield from nft.read_table(network, host.watch)
         fault = Table.fault(table)
-        if not dry_run:
+        if nat is not None and not dry_run:
             _bolt(held, link, nat)
             if fault:
                 yield from _loading(host, held, nat)
@@ -391,27 +395,58 @@ def guarding(
         held.close()
 
 
-def read_tables(
-    host: Host, policy: Policy, links: Iterable[Link]
-) -> Work[dict[str, Table | Failure | None]]:
-    """Return the tables of the networks that taps are on, a Failure in place of each unread."""
-    found: dict[str, Table | Failure | None] = {}
-    for network in guarded(policy, links):
+def find_table_faults(
+    host: Host, policy: Policy | None, links: Iterable[Link]
+) -> Work[dict[str, str | Failure]]:
+    """Return in words what is wrong with the table of each network that taps are on, or "".
+
+    A Failure in place of each that could not be read.
+    """
+    found: dict[str, str | Failure] = {}
+    for name, each in guarded(policy, links).items():
         try:
-            found[network] = yield from nft.read_table(network, host.watch)
+            table = yield from nft.read_table(name, host.watch)
         except Failure as failure:
-            found[network] = failure
+            found[name] = failure
+            continue
+        found[name] = Table.fault(table)
+        if each.nat is not None and not found[name]:
+            wanted = wanted_table(name, each.bridge, each.nat)
+            found[name] = "" if table == wanted else OLDER
     return found
 
 
-def guarded(policy: Policy, links: Iterable[Link]) -> dict[str, Nat]:
-    """Return the networks of the policy that taps are on, and what is wanted of each."""
-    found = {link.index: network_of(link.alias) for link in links if link.kind == "bridge"}
-    in_use = {found.get(link.master or 0) for link in links}
-    return {
-        name: network.nat for name, network in policy.networks.items()
-        if network.nat is not None and name in in_use
-    }
+@dataclass(frozen=True)
+class Guarded:
+    """A network that taps are on: its bridge, and what the policy wants of it there.
+
+    `nat` is None where the policy has no such network, or another bridge for it.
+    """
+
+    bridge: str
+    nat: Nat | None
+
+    @property
+    def remedy(self) -> str:
+        """What is to be done where the policy does not say what to load."""
+        return (
+            "take its taps down, or have the policy give the network back its nat: and bridge: "
+            f"{quote(self.bridge)}"
+        )
+
+
+def guarded(policy: Policy | None, links: Iterable[Link]) -> dict[str, Guarded]:
+    """Return the networks that were made for taps and have some; `policy` None: there is none."""
+    links = list(links)
+    masters = {link.master for link in links}
+    found = {}
+    for link in links:
+        name = network_of(link.alias) if link.kind == "bridge" else None
+        if name is not None and is_network_name(name) and link.index in masters:
+            network = policy.networks.get(name) if policy is not None else None
+            wanted = network is not None and network.bridge == link.name
+            found[name] = Guarded(link.name, network.nat if network and wanted else None)
+    return found
 
 
 def _forwarding(held: Held, nat: Nat) -> None:

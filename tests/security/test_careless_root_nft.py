@@ -144,6 +144,12 @@ def test_what_has_begun_without_the_table_does_not_go_on_so(
     site.close()
 
 
+def of_table(site: NatSite) -> list[dict[str, Any]]:
+    """Return what doctor finds of the table."""
+    found = site.hooks.ctl_json("doctor")["findings"]
+    return [each for each in found if each["check"] == "nat-table"]
+
+
 @pytest.mark.alone("the agent does it")
 def test_status_doctor_and_apply_tell_of_a_table_that_is_not_as_it_was(
     netns: Namespace, site: NatSite
@@ -159,15 +165,50 @@ def test_status_doctor_and_apply_tell_of_a_table_that_is_not_as_it_was(
         "setting": "nat", "wanted": "as the policy says",
         "is": "its nft table is changed by somebody else",
     }])  # fmt: skip
-    found = site.hooks.ctl_json("doctor")["findings"]
-    assert [each["command"] for each in found if each["check"] == "nat-table"] == [
-        "pyqemu-ifctl gc"
-    ]  # fmt: skip
+    assert [each["command"] for each in of_table(site)] == ["pyqemu-ifctl gc"]
     dry = site.hooks.ctl("apply", "--dry-run")
     assert f"the nft table inet {TABLE} is not as the policy says" in dry.stdout, dry
     assert site.hooks.ctl("apply", "web0").returncode == 0
     assert [row["state"] for row in site.hooks.ctl_json("status")["taps"]] == ["ok"]
     site.close()
+
+
+def test_a_table_that_the_policy_does_not_have_is_told_of(
+    netns: Namespace, tmp_path: Path
+) -> None:
+    """When it is flushed while its network has taps, and it is loaded once the policy has it."""
+    path = str(tmp_path / "log")
+    with Namespace() as outside, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.bind(path)
+        log.settimeout(20)
+        site = NatSite(netns, outside, tmp_path, FORWARDS)
+        site.up()
+        wanted = site.table()
+        good = site.hooks.policy.read_text()
+        site.hooks.write_policy('{"version": 1, "networks": {"lan": {"bridge": "br0"}}, '
+                                '"rules": [{"tap": "*", "network": "lan"}]}')  # fmt: skip
+        before = f"import pyqemu_ifup.manners as manners; manners.LOG_SOCKET = {path!r}"
+        with Agent(netns, site.hooks.policy, before=before) as agent:
+            site.serve(agent)
+            netns.run(["nft", "flush", "ruleset"])
+            while b"nothing keeps its guests" not in (line := log.recv(4096)):
+                continue
+            assert f"network lab: the nft table inet {TABLE} is gone".encode() in line
+            (finding,) = of_table(site)
+            assert finding["command"] is None
+            assert "give the network back its nat: and bridge: labbr0" in finding["do"]
+            done = site.hooks.ctl("gc")
+            assert done.returncode == 71, done
+            assert "the nft table of network lab is gone" in done.stderr
+            site.hooks.write_policy(good)
+            site.wait_table(wanted, 20)
+            site.write_policy({})
+            (finding,) = of_table(site)
+            assert finding["command"] == "pyqemu-ifctl apply"
+            assert site.hooks.ctl("apply").returncode == 0
+            assert of_table(site) == []
+            site.close()
+        outside.close_kept()
 
 
 @pytest.mark.alone("the agent does it")
