@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pyqemu_ifup.links import NLM_F_ACK, NLM_F_DUMP, attribute, attributes
+from pyqemu_ifup.links import NLM_F_ACK, NLM_F_DUMP, RTATTR, attribute, attributes
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.netlink_socket import NetlinkSocket
 from pyqemu_ifup.work import Work
@@ -25,23 +25,42 @@ CTA_IP_SRC: dict[int, int] = {socket.AF_INET: 1, socket.AF_INET6: 3}
 CTA_PROTO_NUM, CTA_PROTO_DST_PORT = 1, 3
 
 
+def _layout(size: int, source: int) -> tuple[struct.Struct, tuple[bytes, bytes]]:
+    """Return how a tuple begins: its length, type, and addresses of `size` bytes.
+
+    And what stands before each of them.
+    """
+    each = RTATTR.size + size
+    both = RTATTR.pack(RTATTR.size + 2 * each, CTA_TUPLE_IP | NESTED)
+    heads = both + RTATTR.pack(each, source), RTATTR.pack(each, source + 1)
+    return struct.Struct(f"HH{len(heads[0])}s{size}s{len(heads[1])}s{size}s"), heads
+
+
+LAYOUTS: dict[int, tuple[struct.Struct, tuple[bytes, bytes]]] = {
+    socket.AF_INET: _layout(4, CTA_IP_SRC[socket.AF_INET]),
+    socket.AF_INET6: _layout(16, CTA_IP_SRC[socket.AF_INET6]),
+}
+
+
 class Flow(NamedTuple):
     """Packets that the kernel tracks: from where they are sent to where, and the way back.
 
     Addresses are those of packets, 4 or 16 bytes. Another than `destination` answers where a rule
-    leads them there, and to another than `source` where a rule has changed that.
+    leads them there, and to another than `source` where a rule has changed that. `told` is the
+    kernel's whole message.
     """
 
     source: bytes
     destination: bytes
     answers: bytes
     answered: bytes
-    protocol_data: bytes
+    told: bytes
 
     @property
     def protocol(self) -> tuple[int, int]:
         """IP's number of the protocol, and the port where they are sent to, 0 without ports."""
-        found = attributes(self.protocol_data)
+        begun = attributes(attributes(self.told[NFGENMSG.size :])[CTA_TUPLE_ORIG])
+        found = attributes(begun[CTA_TUPLE_PROTO])
         return found[CTA_PROTO_NUM][0], int.from_bytes(found.get(CTA_PROTO_DST_PORT, b""), "big")
 
 
@@ -69,9 +88,9 @@ def forgetting(which: Callable[[Flow], bool], watch: Watch) -> Work[bool]:
 
 def _forget(kernel: NetlinkSocket, told: bytes, which: Callable[[Flow], bool]) -> None:
     family = told[0]
-    found = attributes(told[NFGENMSG.size :])
-    if family not in CTA_IP_SRC or not which(_flow(CTA_IP_SRC[family], found)):
+    if family not in CTA_IP_SRC or not which(parse_flow(told)):
         return
+    found = attributes(told[NFGENMSG.size :])
     body = NFGENMSG.pack(family, 0, 0)
     body += attribute(CTA_TUPLE_ORIG | NESTED, found[CTA_TUPLE_ORIG])
     if CTA_ZONE in found:
@@ -83,7 +102,20 @@ def _forget(kernel: NetlinkSocket, told: bytes, which: Callable[[Flow], bool]) -
             raise
 
 
-def _flow(at: int, found: dict[int, bytes]) -> Flow:
-    begun, answer = attributes(found[CTA_TUPLE_ORIG]), attributes(found[CTA_TUPLE_REPLY])
-    there, back = attributes(begun[CTA_TUPLE_IP]), attributes(answer[CTA_TUPLE_IP])
-    return Flow(there[at], there[at + 1], back[at], back[at + 1], begun[CTA_TUPLE_PROTO])
+def parse_flow(told: bytes) -> Flow:
+    """Return the flow of a message of the kernel's, of IPv4 or IPv6."""
+    # NOTE: a host tracks some 100,000, and the kernel writes both tuples first, and their addresses
+    # first of all (ctnetlink_fill_info); else each attribute is looked for.
+    family = told[0]
+    layout, heads = LAYOUTS[family]
+    length, begun, a, source, b, destination = layout.unpack_from(told, NFGENMSG.size)
+    _, answer, c, answers, d, answered = layout.unpack_from(told, NFGENMSG.size + length)
+    usual = (begun, answer) == (CTA_TUPLE_ORIG | NESTED, CTA_TUPLE_REPLY | NESTED)
+    if usual and (a, b) == (c, d) == heads:
+        return Flow(source, destination, answers, answered, told)
+    found, at = attributes(told[NFGENMSG.size :]), CTA_IP_SRC[family]
+    there, back = (
+        attributes(attributes(found[kind])[CTA_TUPLE_IP])
+        for kind in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY)
+    )
+    return Flow(there[at], there[at + 1], back[at], back[at + 1], told)

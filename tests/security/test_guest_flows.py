@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,20 @@ from lab.agent import Agent
 from lab.nat_site import GATEWAY, GUEST, TABLE, NatSite
 from lab.netns import Namespace
 from lab.taps import Tap
-from pyqemu_ifup.flows import forgetting
+from pyqemu_ifup.flows import (
+    CTA_IP_SRC,
+    CTA_PROTO_DST_PORT,
+    CTA_PROTO_NUM,
+    CTA_TUPLE_IP,
+    CTA_TUPLE_ORIG,
+    CTA_TUPLE_PROTO,
+    CTA_TUPLE_REPLY,
+    NESTED,
+    NFGENMSG,
+    forgetting,
+    parse_flow,
+)
+from pyqemu_ifup.links import attribute
 from pyqemu_ifup.manners import Watch
 
 FLOWS = 12_000
@@ -87,3 +102,35 @@ def test_many_flows_stop_the_agent_for_no_moment(
         with pytest.raises(StopIteration) as end:
             next(looks)
         assert end.value.value is False
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_flow_is_read_in_whatever_order_the_kernel_tells_of_it(
+    family: socket.AddressFamily,
+) -> None:
+    size = 4 if family == socket.AF_INET else 16
+    source, destination, answers, answered = (bytes([each]) * size for each in (1, 2, 3, 4))
+
+    def one(kind: int, first: bytes, second: bytes, back: bool) -> bytes:
+        at = CTA_IP_SRC[family]
+        ends = [attribute(at, first), attribute(at + 1, second)]
+        ports = attribute(CTA_PROTO_NUM, b"\x11") + attribute(CTA_PROTO_DST_PORT, b"\0\x35")
+        if back:
+            ends.reverse()
+        parts = [
+            attribute(CTA_TUPLE_IP | NESTED, b"".join(ends)),
+            attribute(CTA_TUPLE_PROTO | NESTED, ports),
+        ]
+        return attribute(kind | NESTED, b"".join(reversed(parts) if back else parts))
+
+    for back, turned in product((False, True), repeat=2):
+        tuples = [
+            one(CTA_TUPLE_ORIG, source, destination, back),
+            one(CTA_TUPLE_REPLY, answers, answered, back),
+        ]
+        if turned:
+            tuples.reverse()
+        told = NFGENMSG.pack(family, 0, 0) + b"".join(tuples)
+        flow = parse_flow(told)
+        assert flow == (source, destination, answers, answered, told)
+        assert flow.protocol == (17, 53)
