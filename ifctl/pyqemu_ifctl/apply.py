@@ -15,9 +15,9 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Caller, Policy, Port
 from pyqemu_ifconf.shell import Command, ifctl, readable, shown
 from pyqemu_ifctl.answer import Answer, count, to_json, wrap
-from pyqemu_ifctl.bounded import attempt
+from pyqemu_ifctl.bounded import attempt, within
 from pyqemu_ifctl.databases import addresses, open_each
-from pyqemu_ifctl.guests import guest_of, is_here, is_qemu
+from pyqemu_ifctl.guests import guest_of, is_here, is_qemu, leads_to, runs_qemu
 from pyqemu_ifctl.rights import cut_command
 from pyqemu_ifctl.status import natural, stamp_of
 from pyqemu_ifdown.detach import detaching_alone, leaving_networks
@@ -26,6 +26,7 @@ from pyqemu_ifup.attach import success_line
 from pyqemu_ifup.caller import command_line, find_hook, find_hook_at_work, real_uid
 from pyqemu_ifup.change import Change, Holder, changing, find_change
 from pyqemu_ifup.guest import (
+    Patience,
     Unsaid,
     find_asked,
     find_marked,
@@ -46,6 +47,8 @@ from pyqemu_ifup.stamp import Here, Stamp, find_here, is_alive
 from pyqemu_ifup.work import RETRY
 
 HOOK = "pyqemu-ifup"
+HOOK_SECONDS = 0.5
+"""Seconds that a script's path may take: where it leads, its maker decides."""
 TELL = 2.0
 """Seconds that a QEMU may take to tell its guest."""
 SETTLE = 2.0
@@ -127,8 +130,10 @@ def apply(
         outcomes, remarks = apply_policy(host, policy, taps, dry_run=dry_run, cut=cut)
     failures = [each for each in outcomes if each.failure is not None and each.result not in FINE]
     remarks += [f"{readable(each.guest.tap)}: {each.failure}" for each in outcomes if each.failure]
+    patience = Patience()
     for tap, stamp in ((each.guest.tap, each.guest.stamp) for each in outcomes):
-        other = tell_otherwise(stamp, find_otherwise(tap, stamp)) if stamp is not None else ""
+        others = find_otherwise(tap, stamp, patience) if stamp is not None else ()
+        other = tell_otherwise(stamp, others) if stamp is not None else ""
         remarks += [f"{readable(tap)}: {other}"] if other else []
     status = max(
         (each.failure.status for each in failures if each.failure is not None),
@@ -209,11 +214,6 @@ def find_guests(host: Host, links: Iterable[Link], taps: Sequence[str]) -> list[
     return [guest for guest in found if taps or guest.stamp is not None or _is_running(guest)]
 
 
-def _is_qemu(pid: int) -> bool:
-    words = command_line(pid)
-    return bool(words) and is_qemu(words)
-
-
 def _is_running(guest: Guest) -> bool:
     """Tell whether somebody has the tap: a process that lives, by its mark or its descriptor."""
     return guest.pid is not None or (guest.stamp is not None and is_alive(guest.stamp))
@@ -230,7 +230,7 @@ def _guest(
     if stamp is None:
         # NOTE: what it gets is what those may have who are not root.
         pids = [pid for pid in pids if real_uid(pid) not in (ROOT, None)] or pids
-    pid = next(filter(_is_qemu, pids), next(iter(pids), None))
+    pid = next(filter(runs_qemu, pids), next(iter(pids), None))
     if stamp is not None and is_alive(stamp) and (stamp.pid in pids or not pids):
         pid = stamp.pid
     if stamp is not None:
@@ -239,8 +239,16 @@ def _guest(
     name, _, network = os.path.basename(hook or "").partition("@")
     if name != HOOK:
         network = ""
-    ours = hook is not None and HOOK in (name, os.path.basename(os.path.realpath(hook)))
+    ours = name == HOOK or (hook is not None and pid is not None and _leads_to_ours(pid, hook))
     return Guest(tap, None, pid, network, ours)
+
+
+def _leads_to_ours(pid: int, hook: str) -> bool:
+    try:
+        path = within(HOOK_SECONDS, partial(leads_to, pid, hook))
+    except TimeoutError:
+        return False
+    return os.path.basename(path or "") == HOOK
 
 
 @contextmanager
@@ -347,7 +355,7 @@ def _apply_one(
                 raise
             return Outcome(guest, "denied", vm=_vm(guest, caller), failure=_denied(guest, failure))
         if stamp is None and not (named or guest.ours):
-            if not _is_qemu(pid):
+            if not runs_qemu(pid):
                 return None
             return Outcome(guest, "left", port, caller.vm, failure=_left(guest, port))
         caller = replace(caller, vm=_vm(guest, caller))

@@ -18,6 +18,7 @@ from pyqemu_ifup.caller import (
     Option,
     command_line,
     command_size,
+    find_word,
     read_number,
     read_options,
     read_program,
@@ -38,7 +39,9 @@ THREADS = 64
 OWN_THREADS = 8
 """Those of them that begin with root's and the caller's."""
 _UNSEEN = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.EINVAL)
-
+_NO_PROGRAM = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_HIDDEN = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
+"""How stat(2) answers for a program that nobody can run, and for one that we cannot look at."""
 T = TypeVar("T")
 
 
@@ -83,7 +86,7 @@ def find_guests(holders: Holders | None = None, others: float = OTHERS) -> Guest
         taps.setdefault(held.pid, {})[held.descriptor] = held.tap
     by_user: dict[int | None, list[tuple[int, int]]] = {}
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
-        if (pid in taps or _may_be_qemu(read_program(pid))) and is_here(pid):
+        if (pid in taps or runs_qemu(pid)) and is_here(pid):
             by_user.setdefault(real_uid(pid), []).append((command_size(pid), pid))
     turns = sorted(
         (uid not in (0, os.geteuid()), turn, size, pid)
@@ -100,7 +103,7 @@ def find_guests(holders: Holders | None = None, others: float = OTHERS) -> Guest
             unread.append(f"process {pid} was not reached in {others:g} s")
             continue
         words = command_line(pid)
-        if not words or not (pid in taps or is_qemu(words)):
+        if not words:
             continue
         guest = attempt(partial(guest_of, pid, words, taps.get(pid, {})))
         if isinstance(guest, Failure):
@@ -120,8 +123,12 @@ def is_qemu(words: Sequence[str]) -> bool:
     return program.startswith("qemu-system-") or program in ("qemu-kvm", "kvm", "qemu")
 
 
-def _may_be_qemu(program: str) -> bool:
-    return is_qemu([program]) or os.path.basename(program).startswith("ld-linux")
+def runs_qemu(pid: int) -> bool:
+    """Tell whether a process is a QEMU, in the same time whatever other words it has."""
+    program = read_program(pid)
+    if os.path.basename(program).startswith("ld-linux"):
+        return is_qemu([program, find_word(pid, "qemu")])
+    return is_qemu([program])
 
 
 def guest_of(pid: int, words: Sequence[str], taps: dict[int, str]) -> Guest:
@@ -239,3 +246,30 @@ def same_root(pid: int) -> bool:
             raise
         return True
     return same_mounts and (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def leads_to(pid: int, path: str) -> str | None:
+    """Return where a program of process `pid` really lies; hidden ones count as there.
+
+    None where there is none. It may have no end, in which other threads go on.
+    """
+    path = path if same_root(pid) else f"/proc/{pid}/root{path}"
+    found = -1
+    try:
+        # NOTE: the kernel walks it, once: where it leads, and for how long, its maker decides.
+        found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        if not os.fstat(found).st_mode & 0o111:
+            return None
+        return os.readlink(f"/proc/self/fd/{found}")
+    except ValueError:
+        # No path: a NUL in it, or half a character.
+        return None
+    except OSError as error:
+        if error.errno in _NO_PROGRAM:
+            return None
+        if error.errno not in _HIDDEN:
+            raise
+        return path
+    finally:
+        if found >= 0:
+            os.close(found)

@@ -22,13 +22,13 @@ from pyqemu_ifconf.policy import DEFAULT_OVSDB, Policy
 from pyqemu_ifconf.shell import Command, readable, sh
 from pyqemu_ifctl.answer import count
 from pyqemu_ifctl.databases import addresses, open_each, read_policy
-from pyqemu_ifctl.guests import Guest, each_in_time, find_guests, same_root
+from pyqemu_ifctl.guests import Guest, each_in_time, find_guests, leads_to
 from pyqemu_ifctl.macs import CommandNic, nics_of
 from pyqemu_ifctl.rights import Lost, find_lost
 from pyqemu_ifctl.status import wanted as is_wanted
 from pyqemu_ifup import nft
 from pyqemu_ifup.caller import Option, command_line, read_program, read_status, real_uid
-from pyqemu_ifup.guest import find_otherwise, tell_otherwise
+from pyqemu_ifup.guest import Patience, find_otherwise, tell_otherwise
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host, filters, is_there
 from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, has_networks, is_local
@@ -50,10 +50,6 @@ NICS_MAX = 64
 """NICs of one guest that are looked at."""
 PATHS_SECONDS = 1.5
 """What all guests together may take to be looked at: where a path leads, its maker decides."""
-
-_NO_PROGRAM = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-_HIDDEN = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
-"""How stat(2) answers for a program that nobody can run, and for one that we cannot look at."""
 
 Daemon = Literal["running", "stopped", "gone"]
 
@@ -211,6 +207,15 @@ def look(
                               "not looked at")
         else:
             unread.append(f"QEMU {guest.pid}: {qemu}")
+    otherwise = {}
+    patience = Patience()
+    for tap, stamp in ((link.name, link.stamp) for link in links if link.stamp is not None):
+        others = find_otherwise(tap, stamp, patience)
+        words = tell_otherwise(stamp, others)
+        if words and others is None:
+            unread.append(f"{readable(tap)}: {words}")
+        elif words:
+            otherwise[tap] = words
     if holders.hidden and os.geteuid() != 0:
         processes = count(len(holders.hidden), "process")
         unseen.append(f"the taps that {processes} of other users may hold; run as root")
@@ -230,11 +235,7 @@ def look(
             else sh("apt-get", "install", "openvswitch-switch")
         ),
         unseen=tuple(unseen), unread=tuple(unread), lost=tuple(lost),
-        otherwise={
-            link.name: words for link in links
-            if (stamp := link.stamp) is not None
-            and (words := tell_otherwise(stamp, find_otherwise(link.name, stamp)))
-        },
+        otherwise=otherwise,
     )
 
 
@@ -491,35 +492,10 @@ def _links_of(part: Any) -> set[tuple[str, str]]:
 
 
 def _qemu(guest: Guest) -> Qemu:
-    root = "" if same_root(guest.pid) else f"/proc/{guest.pid}/root"
     paths = {path for option in guest.options for key in DEFAULT_SCRIPTS
              if (path := script_of(option, key)) is not None}
-    scripts = {path: _leads_to(root + path) for path in paths}
+    scripts = {path: leads_to(guest.pid, path) for path in paths}
     return Qemu(guest, _is_confined(guest.pid), scripts, nics_of(guest, NICS_MAX + 1))
-
-
-def _leads_to(path: str) -> str | None:
-    """Return where a program really lies, None where there is none; hidden ones count as there."""
-    found = -1
-    try:
-        # NOTE: the kernel walks it, once, while other threads go on: where it leads, and for how
-        # long, whoever has made it decides.
-        found = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        if not os.fstat(found).st_mode & 0o111:
-            return None
-        return os.readlink(f"/proc/self/fd/{found}")
-    except ValueError:
-        # No path: a NUL in it, or half a character.
-        return None
-    except OSError as error:
-        if error.errno in _NO_PROGRAM:
-            return None
-        if error.errno not in _HIDDEN:
-            raise
-        return path
-    finally:
-        if found >= 0:
-            os.close(found)
 
 
 def script_of(option: Option, key: str) -> str | None:

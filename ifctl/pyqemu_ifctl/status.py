@@ -27,6 +27,7 @@ from pyqemu_ifdown.gc import judge
 from pyqemu_ifup.caller import PID_MAX, login_of, read_number
 from pyqemu_ifup.guest import (
     Other,
+    Patience,
     Unsaid,
     check_place,
     check_said,
@@ -86,7 +87,7 @@ class Row:
     """One tap as `status` shows it. What is unknown is None, `differences` as a whole too.
 
     `otherwise` is what its process says of itself by now and its mark does not, None where there is
-    no mark or no process. `because` tells a person more about the state.
+    no mark, no process, or no time. `because` tells a person more about the state.
     """
 
     tap: str
@@ -285,8 +286,9 @@ def wanted(policy: Policy | Failure, tap: str, stamp: Stamp) -> Port | Deny | Un
 
 def rows(system: System, want: Want) -> list[Row]:
     """Return a row for each tap, and one for each port of ours whose tap is not here."""
+    patience = Patience()
     found = [
-        _tap_row(link, system, want) for link in system.links
+        _tap_row(link, system, want, patience) for link in system.links
         if link.tap and not _is_of_openvswitch(link, system)
     ]
     for leftover in judge(system.ports, system.links, system.here):
@@ -317,7 +319,7 @@ def _is_of_openvswitch(link: Link, system: System) -> bool:
     return is_local_port or (link.name == DATAPATH_TAP and not link.alias)
 
 
-def _tap_row(link: Link, system: System, want: Want) -> Row:
+def _tap_row(link: Link, system: System, want: Want, patience: Patience) -> Row:
     ports = [port for port in system.ports if port.name == link.name]
     master = next((each for each in system.links if each.index == link.master), None)
     row = Row(link.name, None, ifindex=link.index, mtu=link.mtu, mac=link.mac)
@@ -337,7 +339,7 @@ def _tap_row(link: Link, system: System, want: Want) -> Row:
     if port is not None and row.kind is None:
         row = _with_port(row, port)
     vm = None if "vm" in stamp.unsaid else stamp.vm or None
-    others = find_otherwise(link.name, stamp)
+    others = find_otherwise(link.name, stamp, patience)
     row = replace(
         row, network=stamp.network, vm=vm, pid=stamp.pid or None, differences=None,
         otherwise=others, because=_ended(stamp) or tell_otherwise(stamp, others),

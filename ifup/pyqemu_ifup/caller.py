@@ -416,6 +416,13 @@ def read_program(pid: int) -> str:
     return os.fsdecode(_read_proc(pid, "cmdline", PATH_MAX).partition(b"\0")[0])
 
 
+def find_word(pid: int, part: str) -> str:
+    """Return the first word of process `pid` that has `part` in it, empty for none."""
+    line = _read_line(pid)
+    at = line.find(os.fsencode(part))
+    return os.fsdecode(line[line.rfind(b"\0", 0, at) + 1:].partition(b"\0")[0]) if at >= 0 else ""
+
+
 def command_size(pid: int) -> int:
     """Return the bytes of the words of process `pid`, 0 where `command_line` returns none."""
     return len(_read_line(pid))

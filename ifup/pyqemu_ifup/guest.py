@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 
 from pyqemu_ifconf.failure import Failure, Status
@@ -122,10 +123,31 @@ class Other:
     says: str
 
 
-def find_otherwise(tap: str, stamp: Stamp) -> tuple[Other, ...] | None:
-    """Return what the tap's process says of itself by now and did not; None where it has ended."""
+@dataclass
+class Patience:
+    """How long what processes of others than root say of themselves is read yet, in seconds."""
+
+    left: float = 1.0
+
+
+def find_otherwise(tap: str, stamp: Stamp, patience: Patience) -> tuple[Other, ...] | None:
+    """Return what the tap's process says of itself by now and did not.
+
+    None where it has ended, or there was no `patience` left, which is one for all taps.
+    """
     if not is_alive(stamp):
         return None
+    if real_uid(stamp.pid) == 0:
+        return _find_otherwise(tap, stamp)
+    if patience.left <= 0:
+        return None
+    begun = time.monotonic()
+    found = _find_otherwise(tap, stamp)
+    patience.left -= time.monotonic() - begun
+    return found
+
+
+def _find_otherwise(tap: str, stamp: Stamp) -> tuple[Other, ...]:
     now = find_caller(tap, stamp.pid, want_user=False)
     said = said_by(stamp, tap, None, root_made=False)
     pairs = [(key, getattr(said, key), getattr(now, key)) for key in ("vm", "netdev", "mac")
@@ -143,6 +165,8 @@ def find_otherwise(tap: str, stamp: Stamp) -> tuple[Other, ...] | None:
 
 def tell_otherwise(stamp: Stamp, others: tuple[Other, ...] | None) -> str:
     """Return in words what `find_otherwise` has found, empty for nothing."""
+    if others is None and is_alive(stamp):
+        return f"there was no time to read what its process {stamp.pid} says of itself by now"
     words = [
         f"{other.setting} {readable(other.says)} "
         f"(its mark: {readable(other.mark) if other.mark is not None else 'none'})"

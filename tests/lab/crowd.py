@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from lab.netns import Namespace
 from lab.public import python
 
 CODE = """
-import ctypes, os
-users, mount = {users}, {mount!r}
-libc = ctypes.CDLL(None)
-if mount:
-    assert libc.unshare(0x20000) == 0
-    assert libc.mount(b"none", b"/", None, 0x44000, None) == 0
-    server = os.open("/dev/fuse", os.O_RDWR)
-    options = b"fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other" % server
-    assert libc.mount(b"mute", mount, b"fuse", 0, options) == 0
+import os
+users = {users}
 parent, pids, uid = os.getpid(), [os.getpid()], users[0]
 read_end, write_end = os.pipe()
 for other in users[1:]:
@@ -45,15 +40,13 @@ for _ in users[1:]:
 
 @contextmanager
 def crowd(
-    netns: Namespace, users: Sequence[int], *words: str, name: str = "qemu-system-x86_64",
-    mute: str = "",
+    netns: Namespace, users: Sequence[int], *words: str, name: str = "qemu-system-x86_64"
 ) -> Iterator[list[int]]:
     """Have a process of each of the users that is called `name` and has these arguments.
 
-    `mute` is a folder that is a file system there whose server, of FUSE, answers nothing. Yields
-    their pids; they end when their standard input does.
+    Yields their pids; they end when their standard input does.
     """
-    code = CODE.format(users=list(users), mount=os.fsencode(mute))
+    code = CODE.format(users=list(users))
     with netns.enter():
         first = subprocess.Popen(
             [name, "-c", code, *map(os.fsencode, words)], executable=python(), cwd="/",
@@ -62,3 +55,20 @@ def crowd(
     assert first.stdout is not None
     with first:
         yield [int(pid) for pid in first.stdout.readline().split()]
+
+
+@contextmanager
+def mute(folder: Path) -> Iterator[None]:
+    """Have a file system on a folder whose server, of FUSE, answers nothing."""
+    server = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    options = f"fd={server},rootmode=40000,user_id=0,group_id=0,allow_other"
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        if libc.mount(b"mute", bytes(folder), b"fuse", 0, options.encode()) != 0:
+            raise OSError(ctypes.get_errno(), "mount")
+        try:
+            yield
+        finally:
+            libc.umount2(bytes(folder), 2)  # MNT_DETACH
+    finally:
+        os.close(server)

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from lab.crowd import crowd
+from lab.crowd import crowd, mute
 from lab.hooks import Hooks
 from lab.needs import require
 from lab.netns import Namespace
@@ -31,6 +31,7 @@ from lab.race import fork, wait
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import POLICY_VARIABLE
 from pyqemu_ifctl.answer import wrap
+from pyqemu_ifctl.apply import _guest
 from pyqemu_ifctl.bounded import within
 from pyqemu_ifctl.guests import find_guests
 from pyqemu_ifctl.info import ask_each, info
@@ -38,10 +39,13 @@ from pyqemu_ifctl.qmp import ask_nics
 from pyqemu_ifctl.scene import _find_daemons
 from pyqemu_ifctl.status import natural
 from pyqemu_ifd.thin import may_change_links
-from pyqemu_ifup.caller import find_hook_at_work, read_status, real_uid
+from pyqemu_ifup.caller import find_hook_at_work, process_start, read_status, real_uid
+from pyqemu_ifup.guest import Patience, find_otherwise, tell_otherwise
 from pyqemu_ifup.holders import find_holders
+from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import OvsSwitch
 from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.stamp import Stamp, find_here
 
 PR_SET_NAME = 15
 WAIT = "import sys, time; print(flush=True); time.sleep(300)"
@@ -225,22 +229,43 @@ def test_no_script_s_path_ends_doctor(
 ) -> None:
     """A path that is long takes its time, and one on a server that is mute has no end."""
     if kind == "long":
-        first, mute, users = chain(folder), "", [NOBODY] * 11
+        first, users = chain(folder), [NOBODY] * 11
     else:
         (folder / "mute").mkdir()
-        first, mute, users = folder / "mute" / "x", str(folder / "mute"), [*range(70_000, 70_014)]
+        first, users = folder / "mute" / "x", [*range(70_000, 70_014)]
     words = [f"tap,id=a,script={folder}/{'./' * number}{first.relative_to(folder)}"
              for number in range(40)]
     netdevs = [word for each in words for word in ("-netdev", each)]
-    with crowd(netns, users, *netdevs, mute=mute) as hostile, \
-            crowd(netns, [71_000], "-netdev", "user,id=b") as honest, \
-            crowd(netns, [0], "-netdev", "user,id=b") as own:
+    with ExitStack() as stack:
+        if kind == "mute":
+            stack.enter_context(mute(folder / "mute"))
+        hostile = stack.enter_context(crowd(netns, users, *netdevs))
+        honest = stack.enter_context(crowd(netns, [71_000], "-netdev", "user,id=b"))
+        own = stack.enter_context(crowd(netns, [0], "-netdev", "user,id=b"))
         told = json.loads(hooks.ctl("doctor", "--json").stdout)
     seen = {each["what"].partition(" runs")[0] for each in told["findings"]
             if each["check"] == "qemu-sandbox"}
     assert {f"QEMU {pid}" for pid in [*honest, *own]} <= seen, told
     late = {each.partition(":")[0] for each in told["unseen"] if "not seen in time" in each}
-    assert {f"QEMU {pid}" for pid in hostile} <= (late if mute else late | seen), told
+    assert {f"QEMU {pid}" for pid in hostile} <= (late if kind == "mute" else late | seen), told
+
+
+def test_no_script_s_path_ends_apply(netns: Namespace, folder: Path) -> None:
+    with mute(folder), crowd(netns, [NOBODY], "-netdev", f"tap,id=a,script={folder}/x") as pids:
+        with Host(None, Watch(30.0), print) as host:
+            guest = within(20.0, lambda: _guest(host, "tap0", None, pids, find_here()))
+    assert not guest.ours
+
+
+def test_many_taps_of_one_user_end_no_verb(netns: Namespace) -> None:
+    """Each of them may have a process whose command line takes long to read."""
+    with crowd(netns, [NOBODY], *["-netdev", f"tap{',a' * 60_000}"] * 2) as (pid,):
+        stamp = Stamp("lan", "linux", "br0", "", pid, process_start(pid) or 0, uid=NOBODY)
+        patience, begun = Patience(), time.thread_time()
+        found = [find_otherwise(f"tap{number}", stamp, patience) for number in range(48)]
+        assert time.thread_time() - begun < 4
+        assert found[0] == () and found[-1] is None
+        assert tell_otherwise(stamp, None).startswith("there was no time to read what its process")
 
 
 def test_many_nics_hide_no_twins_of_others(netns: Namespace, hooks: Hooks) -> None:
