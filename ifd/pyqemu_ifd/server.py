@@ -21,6 +21,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import partial
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB
@@ -47,9 +48,8 @@ CONNECTIONS_OF_USER = 64
 """Connections at a time: of all, and of each user but root until they are really closed."""
 CLOSING_MAX = 1024
 """Connections that are not really closed yet, beyond which no other is taken."""
-DESCRIPTORS_OF_USER = 64
-DESCRIPTORS_OF_USERS = 512
-"""Descriptors of a user's, and of all users', that are not closed yet: no more are taken."""
+KNOWN_MAX = 4096
+"""Users that have been given what they asked for, as far as we remember."""
 BACKLOG = 4096
 """Connections that may wait for root's agent."""
 BACKLOG_OF_USERS = 256
@@ -172,6 +172,8 @@ class Server:
         """Those that have not sent their request yet, the earliest first."""
         self._of_user: Counter[int] = Counter()
         """Connections of each user that are not really closed yet."""
+        self._known: set[int] = set()
+        """Users that have been given what they asked for."""
         self._closing = 0
         """Those of all users that are being closed."""
         self._poll = select.epoll()
@@ -192,6 +194,7 @@ class Server:
         """
         wakeup, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._catch_signals(write_end)
+        self.closer.wakeup = write_end
         self.listener.setblocking(False)
         for descriptor in (self.listener, self.keeper, wakeup):
             self._poll.register(descriptor, select.EPOLLIN)
@@ -461,32 +464,28 @@ class Server:
             return False
 
     def _take(self, connection: Connection) -> bool:
-        descriptors: list[int] = []
         uid = connection.peer.uid
-        of_user, of_users = self.closer.held(uid), self.closer.held()
-        full = of_user >= DESCRIPTORS_OF_USER or of_users >= DESCRIPTORS_OF_USERS
-        room = 0 if full and uid != ROOT else wire.DESCRIPTORS_MAX
+        taken: list[int] = []
         try:
-            data, descriptors, cut = wire.look_at_request(connection.socket, room)
-            if not data:
-                self._drop(connection)
-                return False
-            if cut and len(descriptors) < wire.DESCRIPTORS_MAX:
+            # NOTE: the first look is at the bytes alone, and whether a descriptor comes with them.
+            if uid == ROOT or not wire.look_at_request(connection.socket, 0)[2]:
+                request, place = self._look(connection, taken)
+            elif self.closer.has_room(uid, known=uid in self._known):
+                request, place = self.closer.apart(
+                    uid, connection.socket.fileno(), partial(self._look, connection)
+                )
+            else:
                 raise Failure(
                     Status.TRY_AGAIN, "cannot take a descriptor",
-                    "too many are open", "try again",
+                    "too many wait to be closed", "try again",
                 )
-            connection.request = wire.parse_request(data, len(descriptors) + cut)
+            connection.request = request
             del self._silent[connection]
-            keep = connection.request.verb == "up" and uid == ROOT
-            place = (
-                wire.place_of(descriptors[0], connection.peer, keep=keep) if descriptors else None
-            )
             # NOTE: its close waits for nobody, and it goes with its QEMU.
             connection.socket.recv(1)
-            self.closer.close(uid, descriptors)
-            descriptors = []
-            return self._begin(connection, connection.request, place)
+            while taken:
+                os.close(taken.pop())
+            return self._begin(connection, request, place)
         except BlockingIOError:
             return False
         except ConnectionResetError:
@@ -497,8 +496,30 @@ class Server:
             connection.say(f"pyqemu-ifd: {failure}")
             self._end(connection, b"=%d" % failure.status)
         finally:
-            self.closer.close(uid, descriptors)
+            while taken:
+                os.close(taken.pop())
         return False
+
+    def _look(
+        self, connection: Connection, taken: list[int]
+    ) -> tuple[wire.Request, wire.Place | None]:
+        """Return a client's request, and what its descriptor proves, which is added to `taken`.
+
+        Raises OSError as recvmsg(2), Failure, Elsewhere.
+        """
+        data, descriptors, cut = wire.look_at_request(connection.socket, wire.DESCRIPTORS_MAX)
+        taken += descriptors
+        if not data:
+            raise ConnectionResetError
+        if cut and len(descriptors) < wire.DESCRIPTORS_MAX:
+            raise Failure(
+                Status.TRY_AGAIN, "cannot take a descriptor", "too many are open", "try again"
+            )
+        request = wire.parse_request(data, len(descriptors) + cut)
+        keep = request.verb == "up" and connection.peer.uid == ROOT
+        if not descriptors:
+            return request, None
+        return request, wire.place_of(descriptors[0], connection.peer, keep=keep)
 
     def _begin(
         self, connection: Connection, request: wire.Request, place: wire.Place | None
@@ -557,6 +578,10 @@ class Server:
         connection = job.connection
         if connection is not None and connection.request is not None:
             self.report.count(connection.request.verb, status, time.monotonic() - job.started)
+            # NOTE: a down ends well for everybody.
+            given = status is Status.DONE and connection.request.verb != "down"
+            if given and len(self._known) < KNOWN_MAX:
+                self._known.add(connection.peer.uid)
             self._end(connection, b"=%d" % status)
         return True
 

@@ -181,11 +181,11 @@ def is_prompt(descriptor: int) -> bool:
     kernel writes `iff:` for a tun device alone (tun_chr_show_fdinfo of drivers/net/tun.c), and a
     name without a slash for what is in no file system that could be mounted.
     """
-    path = f"/proc/self/fdinfo/{descriptor}"
+    path = f"/proc/thread-self/fdinfo/{descriptor}"
     with open(path, encoding="ascii", errors="replace", newline="\n") as file:
         if any(line.startswith("iff:") for line in file):
             return True
-    return os.readlink(f"/proc/self/fd/{descriptor}").startswith("net:[")
+    return os.readlink(f"/proc/thread-self/fd/{descriptor}").startswith("net:[")
 
 
 def _index(tap: str) -> int | None:

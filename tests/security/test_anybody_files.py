@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,14 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from lab.agent import Agent
 from lab.fuse import mute_file
 from lab.holder import Holder, tun_for_all
+from lab.needs import require
 from lab.netns import Namespace
-from lab.public import NOBODY, public_folder
+from lab.public import NOBODY, public_folder, python
 from lab.race import fork, wait
 from pyqemu_ifup.caller import read_status
 from pyqemu_ifup.holders import find_holders
 
+SLOW = 40.0
+"""Seconds that an answer may take on a machine that is busy."""
 LOOKER = "pyqemu-looker"
 
 
@@ -81,3 +87,60 @@ def test_a_tap_that_is_another_file_by_the_time_it_is_taken(
     while waiting():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+SENDING = """
+import array, os, socket, sys
+path, file, first, count = sys.argv[1:]
+rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [os.open(file, os.O_RDONLY)]))]
+for uid in range(int(first), int(first) + int(count)):
+    os.setresuid(uid, uid, 0)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(path)
+    connection.sendmsg([b"pyqemu-ifup/1\\0up\\0lan0\\0\\0"], rights)
+    connection.settimeout(10)
+    print(connection.recv(4096).split()[-1].decode(), flush=True)
+    os.setresuid(0, 0, 0)
+os.setresuid(int(first), int(first), int(first))
+sys.stdin.read()
+"""
+
+
+def test_files_that_many_users_send_keep_nobody_else_from_a_tap(
+    netns: Namespace, folder: Path
+) -> None:
+    """Neither while they are looked at, nor while the agent runs a program, as for `nat:`.
+
+    Once, all threads waited, and so did each program, before it was executed.
+    """
+    require("dnsmasq", "nft")
+    policy = folder / "policy.yaml"
+    nat = {"ipv4": "192.168.79.1/24", "outbound": False}
+    lab = {"bridge": "labbr0", "nat": nat, "users": ["nobody"], "tap_name": "lab%d"}
+    policy.write_text(json.dumps(
+        {"version": 1, "networks": {"lab": lab}, "rules": [{"tap": "*", "network": "lab"}]}
+    ))
+
+    def ask() -> None:
+        while (done := honest('tap("lab", "lab0")')) != "=0":
+            # NOTE: a machine that is busy takes its time for nft.
+            assert done == "=75", (done, honest("said"))
+        while not (down := honest('hook("down", "lab0", "")')).startswith("=0"):
+            assert down.startswith("=75"), down
+        honest("close()")
+
+    with ExitStack() as stack:
+        agent = stack.enter_context(Agent(netns, policy, users=True))
+        env = {"TUN": "", "PYQEMU_IFUP_SOCKET": agent.path}
+        honest = stack.enter_context(Holder(netns, NOBODY, env))
+        file = stack.enter_context(mute_file(folder))
+        # Who has had a tap is known.
+        ask()
+        words = [python(), "-I", "-c", SENDING, agent.path, str(file), "200000", "40"]
+        sender = stack.enter_context(netns.popen(words, stdin=subprocess.PIPE))
+        stack.callback(sender.kill)
+        assert sender.stdout is not None
+        said = [sender.stdout.readline() for _ in range(40)]
+        assert wait(fork(ask), SLOW) == 0
+        # Each is told that it is no tap, and, when too many wait, to try again.
+        assert said == ["docs/agent.md\n"] * 32 + ["again\n"] * 8
