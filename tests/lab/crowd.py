@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from lab.netns import Namespace
 from lab.public import python
@@ -55,20 +53,3 @@ def crowd(
     assert first.stdout is not None
     with first:
         yield [int(pid) for pid in first.stdout.readline().split()]
-
-
-@contextmanager
-def mute(folder: Path) -> Iterator[None]:
-    """Have a file system on a folder whose server, of FUSE, answers nothing."""
-    server = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    options = f"fd={server},rootmode=40000,user_id=0,group_id=0,allow_other"
-    libc = ctypes.CDLL(None, use_errno=True)
-    try:
-        if libc.mount(b"mute", bytes(folder), b"fuse", 0, options.encode()) != 0:
-            raise OSError(ctypes.get_errno(), "mount")
-        try:
-            yield
-        finally:
-            libc.umount2(bytes(folder), 2)  # MNT_DETACH
-    finally:
-        os.close(server)

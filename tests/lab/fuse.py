@@ -1,7 +1,8 @@
-"""A file system (fuse(4)) with one file, which never answers root's close of it."""
+"""File systems (fuse(4)) that answer nothing: at all, or no close by root of their one file."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -68,3 +69,25 @@ def mute_file(folder: Path) -> Iterator[Path]:
         server.wait()
         server.stdout.close()
         subprocess.run(["umount", "-l", place], check=True)
+
+
+@contextmanager
+def mute_folder(folder: Path) -> Iterator[None]:
+    """Have a file system mounted on `folder` while the block runs, in which a look at a name waits.
+
+    Who waits for it then gets an error.
+    """
+    if not os.path.exists("/dev/fuse"):
+        lack("no /dev/fuse")
+    server = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    libc = ctypes.CDLL(None, use_errno=True)
+    data = f"fd={server},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
+    try:
+        if libc.mount(b"mute", bytes(folder), b"fuse", 0, data) != 0:
+            raise OSError(ctypes.get_errno(), "cannot mount it")
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "-l", folder], check=True)
+    finally:
+        os.close(server)

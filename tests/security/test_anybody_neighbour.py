@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from lab.crowd import crowd, mute
+from lab.crowd import crowd
+from lab.fuse import mute_folder
 from lab.hooks import Hooks
 from lab.needs import require
 from lab.netns import Namespace
@@ -238,7 +239,7 @@ def test_no_script_s_path_ends_doctor(
     netdevs = [word for each in words for word in ("-netdev", each)]
     with ExitStack() as stack:
         if kind == "mute":
-            stack.enter_context(mute(folder / "mute"))
+            stack.enter_context(mute_folder(folder / "mute"))
         hostile = stack.enter_context(crowd(netns, users, *netdevs))
         honest = stack.enter_context(crowd(netns, [71_000], "-netdev", "user,id=b"))
         own = stack.enter_context(crowd(netns, [0], "-netdev", "user,id=b"))
@@ -251,7 +252,8 @@ def test_no_script_s_path_ends_doctor(
 
 
 def test_no_script_s_path_ends_apply(netns: Namespace, folder: Path) -> None:
-    with mute(folder), crowd(netns, [NOBODY], "-netdev", f"tap,id=a,script={folder}/x") as pids:
+    words = ["-netdev", f"tap,id=a,script={folder}/x"]
+    with mute_folder(folder), crowd(netns, [NOBODY], *words) as pids:
         with Host(None, Watch(30.0), print) as host:
             guest = within(20.0, lambda: _guest(host, "tap0", None, pids, find_here()))
     assert not guest.ours
