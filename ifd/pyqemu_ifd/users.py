@@ -12,8 +12,12 @@ from pyqemu_ifup.work import SLICE, Work
 
 FIRST = 0.0005
 """Seconds after which an answer is looked for at first: files on this host give it at once."""
-THREADS = 16
-"""Users who are asked for at a time."""
+THREADS, THREADS_OF_KNOWN = 16, 24
+"""Users who are asked for at a time: beyond the first, those whom the directory has known."""
+KNOWN_MAX = 4096
+"""How many of those we remember."""
+PATIENCE = 1.0
+"""Seconds that a user may have to wait until others have been asked for."""
 
 
 class Users:
@@ -21,14 +25,18 @@ class Users:
 
     def __init__(self) -> None:
         self._asked: dict[int, Future[User]] = {}
+        self._known: set[int] = set()
 
     def find(self, uid: int, watch: Watch) -> Work[User]:
         """Do as `find_user`. Raises Failure (75), also with `watch`."""
         answer = self._asked.get(uid)
         if answer is None or answer.done():
-            while len(self._asked) >= THREADS:
-                watch.check("the directory of users does not say who others are")
-                yield min(SLICE, watch.remaining())
+            most = THREADS_OF_KNOWN if uid in self._known else THREADS
+            patience = watch.within(PATIENCE)
+            self._forget()
+            while len(self._asked) >= most:
+                patience.check("the directory of users does not say who others are")
+                yield min(SLICE, patience.remaining())
                 self._forget()
             answer = self._asked[uid] = Future()
             try:
@@ -44,9 +52,12 @@ class Users:
         if self._asked.get(uid) is answer:
             del self._asked[uid]
         try:
-            return answer.result()
+            user = answer.result()
         except OSError as error:
             raise _failure(uid, error) from error
+        if user.login != str(uid) and len(self._known) < KNOWN_MAX:
+            self._known.add(uid)
+        return user
 
     def _forget(self) -> None:
         """Forget the answers that nobody waits for any more."""

@@ -1,4 +1,4 @@
-"""Anybody's files whose close lasts as long as their maker likes: they keep nobody else waiting."""
+"""Anybody's files whose close lasts, and users whom nobody knows, keep nobody else waiting."""
 
 from __future__ import annotations
 
@@ -91,16 +91,18 @@ def test_a_tap_that_is_another_file_by_the_time_it_is_taken(
 
 SENDING = """
 import array, os, socket, sys
-path, file, first, count = sys.argv[1:]
+path, file, first, count, *fields = sys.argv[1:]
 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [os.open(file, os.O_RDONLY)]))]
+kept = []
 for uid in range(int(first), int(first) + int(count)):
     os.setresuid(uid, uid, 0)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.connect(path)
-    connection.sendmsg([b"pyqemu-ifup/1\\0up\\0lan0\\0\\0"], rights)
+    connection.sendmsg(["\\0".join(["pyqemu-ifup/1", *fields]).encode()], rights)
     connection.settimeout(10)
     print(connection.recv(4096).split()[-1].decode(), flush=True)
     os.setresuid(0, 0, 0)
+    kept.append(connection)
 os.setresuid(int(first), int(first), int(first))
 sys.stdin.read()
 """
@@ -136,7 +138,8 @@ def test_files_that_many_users_send_keep_nobody_else_from_a_tap(
         file = stack.enter_context(mute_file(folder))
         # Who has had a tap is known.
         ask()
-        words = [python(), "-I", "-c", SENDING, agent.path, str(file), "200000", "40"]
+        words = [python(), "-I", "-c", SENDING, agent.path, str(file), "200000", "40",
+                 "up", "lan0", "", ""]
         sender = stack.enter_context(netns.popen(words, stdin=subprocess.PIPE))
         stack.callback(sender.kill)
         assert sender.stdout is not None
@@ -144,3 +147,45 @@ def test_files_that_many_users_send_keep_nobody_else_from_a_tap(
         assert wait(fork(ask), SLOW) == 0
         # Each is told that it is no tap, and, when too many wait, to try again.
         assert said == ["docs/agent.md\n"] * 32 + ["again\n"] * 8
+
+
+MUTE = """
+import pwd, time
+real = pwd.getpwuid
+def getpwuid(uid):
+    if uid >= 200000:
+        time.sleep(300)
+    return real(uid)
+pwd.getpwuid = getpwuid
+"""
+
+
+def test_users_whom_the_directory_does_not_know_take_no_other_s_turn(
+    netns: Namespace, folder: Path
+) -> None:
+    """Who has been known is asked for, and another is told soon to try again."""
+    netns.add_bridge("br0", mac="02:00:00:00:00:01")
+    policy = folder / "policy.yaml"
+    lan = {"bridge": "br0", "users": ["nobody"]}
+    policy.write_text(json.dumps(
+        {"version": 1, "timeout": 300, "networks": {"lan": lan},
+         "rules": [{"tap": "*", "network": "lan"}]}
+    ))
+
+    def ask(uid: int, answer: str) -> None:
+        with Holder(netns, uid, {"PYQEMU_IFUP_SOCKET": agent.path}) as user:
+            assert user('tap("lan", "")') == answer
+
+    with ExitStack() as stack:
+        stack.callback(lambda: netns.ip("link", "del", "br0"))
+        agent = stack.enter_context(Agent(netns, policy, before=MUTE, users=True))
+        ask(NOBODY, "=0")
+        words = [python(), "-I", "-c", SENDING, agent.path, "/proc/self/ns/net", "200000", "20",
+                 "tap", "lan", "", "1", "", ""]
+        sender = stack.enter_context(netns.popen(words, stdin=subprocess.PIPE))
+        stack.callback(sender.kill)
+        assert sender.stdout is not None
+        for _ in range(20):
+            assert sender.stdout.readline() == "!300\n"
+        assert wait(fork(lambda: ask(NOBODY, "=0")), SLOW) == 0
+        assert wait(fork(lambda: ask(NOBODY - 1, "=75")), SLOW) == 0
