@@ -96,7 +96,7 @@ def _tables(
 
     One that fails, or that the policy does not have, keeps no other from being looked at.
     """
-    from pyqemu_ifup.nat_network import guarded, guarding
+    from pyqemu_ifup.nat_network import forgetting, guarded, guarding
 
     in_force = policy if isinstance(policy, Policy) else None
     for network, each in guarded(in_force, host.kernel.links()).items():
@@ -107,6 +107,8 @@ def _tables(
                     Status.REFUSED, f"the nft table of network {network} is {fault}",
                     "the policy does not have what to load", each.remedy,
                 )
+            if fault and each.nat is not None and not dry_run:
+                host.finish(forgetting(host, network, each.nat))
         except Failure as failure:
             failures.append(failure)
             continue

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name, is_valid_name
-from pyqemu_ifconf.policy import Caller, Policy, Port
+from pyqemu_ifconf.policy import Caller, Nat, Policy, Port
 from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifd.guard import Guard
 from pyqemu_ifd.keeper import PolicyKeeper
@@ -96,6 +96,8 @@ class Tidier:
         self._bridges: dict[int, str] = {}
         self.guard = Guard()
         """Which tables of networks to look at, and when."""
+        self._astray: dict[str, Nat] = {}
+        """Networks whose tables were loaded again, and flows of which may not go by them."""
         self._connected: set[str] = set()
         """The databases that were connected when last looked at."""
 
@@ -105,6 +107,7 @@ class Tidier:
         times = [*self._changed.values()]
         others = (self._sweep_due, self._ends_due, self.guard.due)
         times += [due for due in others if due is not None]
+        times += [0.0] if self._astray else []
         return min(times, default=None)
 
     def everything(self, delay: float = DELAY) -> None:
@@ -178,6 +181,8 @@ class Tidier:
                 yield "taps' processes", self._end_taps(taps)
         if self.guard.due is not None and now >= self.guard.due:
             yield from self._guard(now)
+        while self._astray:
+            yield self._forget_flows(*self._astray.popitem())
 
     def _makes_networks(self) -> bool:
         """Tell whether the policy has networks that are made for taps."""
@@ -219,9 +224,18 @@ class Tidier:
                 fault = yield from guarding(host, name, each.bridge, each.nat)
                 if fault:
                     self.guard.found(name, fault, each.remedy if each.nat is None else "")
+                if fault and each.nat is not None:
+                    self._astray[name] = each.nat
 
             bridge = networks[name].bridge
             yield bridge, self._do(bridge, guard)
+
+    def _forget_flows(self, network: str, nat: Nat) -> tuple[str, Work[None]]:
+        """Return what keeps flows from going on, and a name for it, of no tap or bridge."""
+        from pyqemu_ifup.nat_network import forgetting
+
+        name = f"flows of network {network}"
+        return name, self._do(name, partial(forgetting, network=network, nat=nat))
 
     def _look_at(self, name: str) -> Iterator[tuple[str, Work[None]]]:
         ports = [port for each in self._databases().values() for port in each.ports(name)]

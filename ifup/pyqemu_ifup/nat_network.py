@@ -353,19 +353,23 @@ def _filtering(host: Host, held: Held, nat: Nat) -> Work[None]:
     table = yield from nft.read_table(held.network, host.watch)
     if table != wanted_table(held.network, held.bridge, nat):
         yield from _loading(host, held, nat)
+        yield from forgetting(host, held.network, nat)
 
 
 def _loading(host: Host, held: Held, nat: Nat) -> Work[None]:
-    """Load the network's table, and have no flow go on that does not go by it."""
     host.tell(sh("nft", "-f", "-"))
     yield from nft.load(ruleset(held.network, held.bridge, nat), host.watch)
+
+
+def forgetting(host: Host, network: str, nat: Nat) -> Work[None]:
+    """Have no flow go on that does not go by the network's table. Raises Failure."""
     own = {text.partition("/")[0] for _, text in host.kernel.addresses()}
     # NOTE: who fills what the kernel tracks may delay this, and no more.
     limit = host.watch.within(host.watch.remaining() / 2)
     if not (yield from host.kernel.forgetting(astray(nat, own), limit)):
         log(
             syslog.LOG_WARNING,
-            f"network {held.network}: the kernel tracks more flows than there was time to look at; "
+            f"network {network}: the kernel tracks more flows than there was time to look at; "
             "some that other rules let in may go on; see whose they are: conntrack -L",
         )
 
@@ -376,8 +380,8 @@ def guarding(
     """Load the table of a network that taps are on, where it is not as it was loaded.
 
     One that is as it was loaded by an older policy stays; without `nat` it is only looked at.
-    Returns in words what was wrong, "" for nothing. Raises Failure: 75 with the host's watch, 77,
-    71.
+    `forgetting` is due then, for which nobody needs to wait. Returns in words what was wrong, ""
+    for nothing. Raises Failure: 75 with the host's watch, 77, 71.
     """
     held = yield from holding(host, network, bridge)
     try:
