@@ -32,6 +32,7 @@ from pyqemu_ifup import access
 from pyqemu_ifup.access import find_user
 from pyqemu_ifup.caller import find_helped
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.manners import Watch
 
 UID, OTHER = 65534, 65533
@@ -80,7 +81,8 @@ def lan(inside: Namespace) -> Namespace:
 
 
 def test_open_taps_makes_what_is_asked_for(inside: Namespace) -> None:
-    name, taps = open_taps("vm%d", 3, True)
+    with Netlink() as kernel:
+        name, taps = open_taps(kernel, "vm%d", 3, True)
     try:
         link = inside.link(name)
         assert (name, len(taps)) == ("vm0", 3)
@@ -94,7 +96,8 @@ def test_open_taps_makes_what_is_asked_for(inside: Namespace) -> None:
 
 
 def test_one_queue_without_a_header_is_a_plain_tap(inside: Namespace) -> None:
-    name, taps = open_taps("web0", 1, False)
+    with Netlink() as kernel:
+        name, taps = open_taps(kernel, "web0", 1, False)
     try:
         info = inside.link(name)["linkinfo"]["info_data"]
         assert (info["vnet_hdr"], info["multi_queue"]) == (False, False)
@@ -110,8 +113,8 @@ def test_a_tap_that_is_there_is_never_taken(
     with Tap("web0", persist=persist, multi_queue=multi_queue) as tap:
         if persist:
             tap.close()
-        with pytest.raises(Failure) as caught:
-            open_taps("web0", 2 if multi_queue else 1, False)
+        with Netlink() as kernel, pytest.raises(Failure) as caught:
+            open_taps(kernel, "web0", 2 if multi_queue else 1, False)
         assert caught.value.status is Status.DENIED
         assert "an interface of this name is there already" in str(caught.value)
     if persist:
@@ -123,11 +126,12 @@ def test_a_tap_that_is_there_is_never_taken(
     ("name", "status"), [("lo", Status.DENIED), ("all", Status.REFUSED), ("..", Status.REFUSED)]
 )
 def test_a_name_that_cannot_be(name: str, status: Status) -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(Failure) as caught:
-        open_taps(name, 2, False)
-    assert caught.value.status is status
-    assert len(os.listdir("/proc/self/fd")) == before
+    with Netlink() as kernel:
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(Failure) as caught:
+            open_taps(kernel, name, 2, False)
+        assert caught.value.status is status
+        assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize(

@@ -127,10 +127,9 @@ def make_tap(
     # NOTE: nothing waits between the count and _under_way, so that no two requests count the same.
     if uid != ROOT:
         check_quota(network, uid, login, _taps(kernel.links(), network, uid))
-    name, descriptors = open_taps(pattern, wish.queues, wish.vnet_hdr)
+    name, descriptors = open_taps(kernel, pattern, wish.queues, wish.vnet_hdr)
     try:
         refuse_bridge_name(policy, name)
-        check_queues(kernel.look_up(name), wish.queues)
     except Failure:
         close_all(descriptors)
         raise
@@ -164,18 +163,6 @@ def attach_tap(host: Host, policy: Policy, tap: NewTap) -> Work[None]:
     finally:
         del _under_way[tap.name]
     log(syslog.LOG_INFO, f"{success_line(port, caller)}, user {readable(tap.login)}")
-
-
-def check_queues(link: Link | None, queues: int) -> None:
-    """Check that a tap that has just been made has just our queues. Raises Failure (75).
-
-    Until it has its owner, anybody may have opened another queue of it.
-    """
-    if link is not None and link.multi_queue and link.queues != queues:
-        raise Failure(
-            Status.TRY_AGAIN, "in other hands", "somebody else has opened the new tap too",
-            "try again",
-        )
 
 
 def may_attach(

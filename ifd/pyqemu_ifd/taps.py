@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import readable, sh
+from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.tun import (
     IFF_MULTI_QUEUE,
     IFF_NO_PI,
@@ -15,6 +17,7 @@ from pyqemu_ifup.tun import (
     IFF_VNET_HDR,
     TUN,
     attach_queue,
+    rename_tap,
     set_owner,
 )
 
@@ -22,30 +25,64 @@ QUEUES_MAX = 64
 """Queues of one tap: their descriptors go in one packet, of at most 253 (SCM_MAX_FD)."""
 
 
-def open_taps(name_pattern: str, queues: int, vnet_hdr: bool) -> tuple[str, list[int]]:
+ATTEMPTS = 8
+"""How often somebody else may have been as fast as we, before we give up."""
+
+
+def open_taps(
+    kernel: Netlink, name_pattern: str, queues: int, vnet_hdr: bool
+) -> tuple[str, list[int]]:
     """Make a tap in this network namespace; return its name and a descriptor for each queue.
 
     A `%d` in the name is the first free number. It is root's, so that nobody else opens it again,
-    and gone with the last descriptor. Raises Failure: 77 where there is such a link already, or the
-    kernel forbids it, else 71.
+    and gone with the last descriptor. Raises Failure: 75 where somebody else has opened it each
+    time, 77 where there is such a link already, or the kernel forbids it, else 71.
     """
     flags = IFF_TAP | IFF_NO_PI
     flags |= IFF_VNET_HDR if vnet_hdr else 0
-    flags |= IFF_MULTI_QUEUE if queues > 1 else 0
     name = name_pattern
     descriptors: list[int] = []
     try:
-        for queue in range(queues):
-            first = IFF_TUN_EXCL if queue == 0 else 0
-            descriptor, name = attach_queue(name, flags | first)
+        if queues == 1:
+            descriptor, name = attach_queue(name, flags | IFF_TUN_EXCL)
             descriptors.append(descriptor)
-            if queue == 0:
-                # NOTE: without an owner the kernel lets anybody open it (tun_not_capable).
-                set_owner(descriptor, 0)
+            set_owner(descriptor, 0)
+        else:
+            flags |= IFF_MULTI_QUEUE
+            descriptor = _open_alone(kernel, flags)
+            descriptors.append(descriptor)
+            name = rename_tap(descriptor, name)
+            descriptors += [attach_queue(name, flags)[0] for _ in range(queues - 1)]
     except OSError as error:
         close_all(descriptors)
         raise _failure(name, error) from error
     return name, descriptors
+
+
+def _open_alone(kernel: Netlink, flags: int) -> int:
+    """Make a multi-queue tap that nobody else has, under a name that nobody knows beforehand.
+
+    Until it has its owner, anybody may open another queue of it (tun_not_capable), and keep it
+    from going (TUNSETPERSIST). Raises OSError, Failure (75).
+    """
+    for _ in range(ATTEMPTS):
+        descriptor, name = attach_queue(f"new-{secrets.token_hex(5)}", flags | IFF_TUN_EXCL)
+        link = None
+        try:
+            set_owner(descriptor, 0)
+            link = kernel.look_up(name)
+            if link is not None and (link.queues, link.owner, link.persistent) == (1, 0, False):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        if link is not None:
+            kernel.delete_link(link.index)
+    raise Failure(
+        Status.TRY_AGAIN, "in other hands", "somebody else has opened each new tap too",
+        "see whose processes open /dev/net/tun, or let only some users open it (its mode)",
+    )
 
 
 def close_all(descriptors: list[int]) -> None:
@@ -56,7 +93,7 @@ def close_all(descriptors: list[int]) -> None:
 
 def _failure(name: str, error: OSError) -> Failure:
     what, why = f"cannot make the tap {readable(name)}", os.strerror(error.errno or 0)
-    if error.errno == errno.EBUSY:
+    if error.errno in (errno.EBUSY, errno.EEXIST):
         return Failure(
             Status.DENIED, what, "an interface of this name is there already",
             "take another name, or see who has it: "

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 import struct
 
 TUN = "/dev/net/tun"
 TUNSETIFF = 0x400454CA
 TUNSETOWNER = 0x400454CC
 TUNGETIFF = 0x800454D2
+SIOCSIFNAME = 0x8923
 IFF_TAP = 0x0002
 IFF_MULTI_QUEUE = 0x0100
 IFF_PERSIST = 0x0800
@@ -38,6 +40,22 @@ def attach_queue(name: str, flags: int) -> tuple[int, str]:
 def set_owner(descriptor: int, uid: int) -> None:
     """Let nobody but the user `uid`, and whoever may change links, open the tap of a queue."""
     fcntl.ioctl(descriptor, TUNSETOWNER, uid)
+
+
+def rename_tap(descriptor: int, name: str) -> str:
+    """Give the tap of a queue, which is down, another name, and return it.
+
+    A `%d` in it is the first free number. Raises OSError: EEXIST where there is such a link.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
+        request = struct.pack("16s24s", os.fsencode(_name_of(descriptor)), os.fsencode(name))
+        fcntl.ioctl(any_socket, SIOCSIFNAME, request)
+    return _name_of(descriptor)
+
+
+def _name_of(descriptor: int) -> str:
+    request = fcntl.ioctl(descriptor, TUNGETIFF, bytes(IFREQ.size))
+    return os.fsdecode(request[:16].split(b"\0", 1)[0])
 
 
 def is_persistent(descriptor: int) -> bool:

@@ -16,8 +16,14 @@ from lab.agent import Agent
 from lab.holder import Holder, tun_for_all
 from lab.hooks import Hooks
 from lab.netns import Namespace
-from lab.public import NOBODY, public_folder
+from lab.public import NOBODY, as_user, public_folder, python
 from lab.taps import frame, mac
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifd import taps as taps_module
+from pyqemu_ifd.taps import ATTEMPTS, close_all, open_taps
+from pyqemu_ifup.linux_bridge import Netlink
+from pyqemu_ifup.manners import read_tap_name
+from pyqemu_ifup.tun import set_owner
 
 QUEUE, PLAIN = 0x1102, 0x1002
 DENIED = "Operation not permitted"
@@ -32,6 +38,8 @@ class Lan:
     netns: Namespace
     hooks: Hooks
     nobody: Holder
+    env: dict[str, str]
+    """The environment of that user's processes."""
 
     def opens(self, tap: str, flags: int) -> bool:
         """Tell whether the user opens the tap; the only other answer is the kernel's no."""
@@ -58,11 +66,11 @@ def lan(request: pytest.FixtureRequest, netns: Namespace) -> Iterator[Lan]:
         env = {"TUN": tun_for_all(folder), "HOME": "/"}
         with Holder(netns, NOBODY, env) as nobody:
             if getattr(request, "param", ALONE) == ALONE:
-                yield Lan(netns, hooks, nobody)
+                yield Lan(netns, hooks, nobody, env)
             else:
                 with Agent(netns, Path(hooks.policy)) as agent:
                     hooks.agent = agent.path
-                    yield Lan(netns, hooks, nobody)
+                    yield Lan(netns, hooks, nobody, env)
     netns.ip("link", "del", "br0")
 
 
@@ -142,3 +150,72 @@ def test_a_tap_that_a_group_may_open_stays_its(lan: Lan) -> None:
     assert lan.hooks.up("t0").returncode == 0
     assert lan.owner("t0") is None
     lan.netns.ip("link", "del", "t0")
+
+
+SPIN = """
+import fcntl, os, struct
+request = struct.pack("16sH22x", b"web0", 0x1102)
+print("spins", flush=True)
+while True:
+    descriptor = os.open(os.environ["TUN"], os.O_RDWR)
+    try:
+        while True:
+            try:
+                fcntl.ioctl(descriptor, 0x400454CA, request)
+                break
+            except OSError:
+                continue
+        fcntl.ioctl(descriptor, 0x400454CB, 1)
+        print("opened", flush=True)
+    except OSError:
+        os.close(descriptor)
+"""
+
+
+def test_nobody_is_there_before_us_when_we_make_a_tap(lan: Lan) -> None:
+    """Who opens its name again and again gets no queue, so that it is not taken either."""
+    argv = [*as_user(NOBODY), python(), "-I", "-c", SPIN]
+    tries = [lan.netns.popen(argv, env=lan.env) for _ in range(2)]
+    try:
+        for each in tries:
+            assert each.stdout is not None and each.stdout.readline() == "spins\n"
+        with lan.netns.enter(), Netlink() as kernel:
+            for _ in range(20):
+                name, taps = open_taps(kernel, "web0", 3, False)
+                queues = lan.netns.link("web0")["linkinfo"]["info_data"]["numqueues"]
+                close_all(taps)
+                assert (name, queues) == ("web0", 3)
+    finally:
+        for each in tries:
+            each.kill()
+            assert each.communicate()[0] == ""
+    assert "web0" not in lan.netns.links()
+
+
+@pytest.mark.parametrize("times", [1, ATTEMPTS])
+def test_a_tap_that_somebody_else_has_opened_is_deleted(
+    lan: Lan, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And made anew: the name is not blocked by one that the other keeps from going."""
+    won: list[str | None] = []
+
+    def set_owner_late(descriptor: int, uid: int) -> None:
+        if len(won) < times:
+            won.append(read_tap_name(descriptor))
+            assert lan.opens(won[-1] or "", QUEUE)
+            lan.nobody("control(PERSIST, 1)")
+            lan.nobody("close()")
+        set_owner(descriptor, uid)
+
+    monkeypatch.setattr(taps_module, "set_owner", set_owner_late)
+    with lan.netns.enter(), Netlink() as kernel:
+        before = lan.netns.links().keys()
+        if times < ATTEMPTS:
+            name, taps = open_taps(kernel, "web%d", 2, False)
+            assert name == "web0" and lan.owner("web0") == "root"
+            close_all(taps)
+        else:
+            with pytest.raises(Failure) as caught:
+                open_taps(kernel, "web%d", 2, False)
+            assert caught.value.status is Status.TRY_AGAIN
+        assert lan.netns.links().keys() == before
