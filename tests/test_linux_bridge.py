@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import mmap
 import os
@@ -424,6 +425,8 @@ def test_without_privilege_up_is_refused_and_down_left_to_gc(
     (folder / "policy.yaml").write_text(calls.hooks.policy.read_text())
     (folder / "policy.yaml").chmod(0o644)
     calls.hooks.env["PYQEMU_IFUP_POLICY"] = str(folder / "policy.yaml")
+    # NOTE: Python loads it when it is wanted, and nobody may be unable to read where Python is.
+    codecs.lookup("ascii")
 
     def drop() -> None:
         os.setgroups([])
