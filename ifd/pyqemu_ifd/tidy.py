@@ -24,7 +24,7 @@ from pyqemu_ifd.turns import Turns
 from pyqemu_ifd.users import Users
 from pyqemu_ifdown.detach import PATIENCE
 from pyqemu_ifdown.gc import Ended, ending, finding_ended, judge
-from pyqemu_ifup.access import User, is_root_made
+from pyqemu_ifup.access import User, check_given, is_root_made
 from pyqemu_ifup.attach import attaching_alone, success_line
 from pyqemu_ifup.guest import find_marked, find_user_said
 from pyqemu_ifup.host import Host
@@ -412,8 +412,10 @@ class Tidier:
     ) -> tuple[Caller, Port]:
         """Return what the tap shall have by now, on the network that it was put on.
 
-        Raises Failure (77) where the rules, or the network's users, have it there no more.
+        Raises Failure (77) where the rules, or the network's users, have it there no more, or its
+        holder has given it away.
         """
+        check_given(link)
         caller, port = find_marked(
             policy, link.name, stamp, user, root_made=is_root_made(link, stamp.uid)
         )

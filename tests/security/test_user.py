@@ -302,3 +302,21 @@ def test_apply_cuts_a_tap_whose_holder_gave_it_away(lan: Lan) -> None:
         assert f"whoever held it has given it to user {OTHER}, and it was root's" in done.stderr
         assert lan.hooks.ctl("apply", "--cut").stdout == "1 tap cut off\n"
         assert not lan.reaches(user)
+
+
+def test_a_tap_that_is_given_away_is_not_brought_back(lan: Lan) -> None:
+    """When its bridge has lost it: the other user could open it again there."""
+    with lan.holder(NOBODY) as user, lan.holder(OTHER) as other:
+        assert user('tap("lan", "ten0")') == "=0"
+        assert user(f"control(OWNER, {OTHER})") == 0
+        assert other('tap("lan", "ten1")') == "=0"
+        for name in ("ten0", "ten1"):
+            lan.netns.ip("link", "set", "dev", name, "nomaster")
+        # A bridge that comes makes it look at everything.
+        lan.netns.add_bridge("br9")
+        end = time.monotonic() + 40
+        while "master" not in lan.netns.link("ten1"):
+            assert time.monotonic() < end, "nothing is brought back"
+            time.sleep(0.1)
+        assert "master" not in lan.netns.link("ten0")
+    lan.netns.ip("link", "del", "br9")
