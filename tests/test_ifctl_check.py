@@ -80,6 +80,8 @@ rules:
   - {vm: mgmt*, deny: never}
 vms:
   web: {nics: [{network: lan, vlan: 7}]}
+  db: {users: [alice], nics: [{network: lan, vlan: 8}]}
+  plain: {nics: [{network: lan, isolated: true}, {network: san, vlan: 9}]}
 """
 
 
@@ -91,17 +93,19 @@ def test_rules_that_count_for_no_user_of_their_network(hooks: Hooks) -> None:
         (8, "vlan by netdev and mac", ""), (9, "vlan by tap", made),
     ]
     texts = [
-        (line, f"network lan is open to users: it changes {what}, which counts for no unprivileged "
-         f"user{more}; name them by user:") for line, what, more in expected
+        (line, 5, f"network lan is open to users: it changes {what}, which counts for no "
+         f"unprivileged user{more}; name them by user:") for line, what, more in expected
     ]
+    texts.append((18, 16, "network lan is open to users: each of them may have this tap of guest "
+                  "web, and with it another vlan; name those who may by the guest's users:"))
     done = hooks.ctl("check", path)
-    assert (done.returncode, done.stdout) == (0, "ok: 2 networks, 11 rules, 1 guest\n")
-    said = "".join(f"{path}:{line}:5: warning: {text}\n" for line, text in texts)
+    assert (done.returncode, done.stdout) == (0, "ok: 2 networks, 11 rules, 3 guests\n")
+    said = "".join(f"{path}:{line}:{at}: warning: {text}\n" for line, at, text in texts)
     assert done.stderr == said
     done = hooks.ctl("check", "--json", path)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["warnings"] == [
-        {"file": path, "line": line, "column": 5, "message": text} for line, text in texts
+        {"file": path, "line": line, "column": at, "message": text} for line, at, text in texts
     ]
 
 

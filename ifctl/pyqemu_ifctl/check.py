@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from pyqemu_ifconf.failure import Failure, PolicyInvalid
 from pyqemu_ifconf.globs import literal_start, matches
 from pyqemu_ifconf.load import check_policy, load_host_policy, render
-from pyqemu_ifconf.policy import SAID_KEYS, Caller, Place, Policy, why_void
+from pyqemu_ifconf.policy import (
+    SAID_KEYS,
+    Caller,
+    Place,
+    Policy,
+    changed_settings,
+    nic_rule,
+    why_void,
+)
+from pyqemu_ifconf.shell import readable
 from pyqemu_ifctl.answer import Answer, count, to_json
 
 
@@ -40,7 +49,8 @@ def check(files: Sequence[str], environ: Mapping[str, str], *, as_json: bool) ->
 def find_warnings(policy: Policy) -> list[tuple[Place, str]]:
     """Return the rules that do not count for the users of their network, and why.
 
-    A rule by the tap's name alone is one where a user can have a tap of such a name from us.
+    A rule by the tap's name alone is one where a user can have a tap of such a name from us. And
+    the NICs whose settings each of those users has, since their guest names none.
     """
     user = Caller("", unprivileged=True)
     names = [each.tap_name.partition("%d")[0] for each in policy.networks.values() if each.users]
@@ -69,6 +79,19 @@ def find_warnings(policy: Policy) -> list[tuple[Place, str]]:
         ):
             text = f"network {network.name} is open to users: {because}; name them by user:"
             found.append((rule.place, text))
+    for vm in policy.vms.values():
+        for nic in vm.nics if vm.users is None else ():
+            network = policy.networks[nic.network] if nic.network is not None else None
+            if network is None or not (network.users or policy.bridge_conf):
+                continue
+            changed = changed_settings(policy, nic_rule(nic))
+            if changed:
+                text = (
+                    f"network {network.name} is open to users: each of them may have this tap of "
+                    f"guest {readable(vm.name)}, and with it another {', '.join(changed)}; name "
+                    "those who may by the guest's users:"
+                )
+                found.append((nic.place, text))
     return found
 
 

@@ -14,6 +14,7 @@ from pyqemu_ifconf.policy import Network, Nic, Policy, Vm, find_nic
 from pyqemu_ifconf.shell import quote, readable, sh
 from pyqemu_ifup.access import ROOT, User, check_given, may_have, may_use
 from pyqemu_ifup.look import Link
+from pyqemu_ifup.stamp import is_alive
 
 
 def find_network(
@@ -125,7 +126,8 @@ def refuse_bridge_name(policy: Policy, name: str) -> None:
 def check_owner(link: Link, uid: int) -> None:
     """Check that the tap belongs to the user; root may use any.
 
-    One that we have made is the user's whom its mark names, any other its owner's (TUNSETOWNER).
+    One that we have made is the user's whom its mark names, any other its owner's (TUNSETOWNER),
+    but for one that root has had attached for a process that runs: that may have set the owner.
     Raises Failure (77).
     """
     stamp = link.stamp
@@ -137,6 +139,11 @@ def check_owner(link: Link, uid: int) -> None:
         raise Failure(
             Status.DENIED, f"somebody else's tap: it was made for {whose}, not for user {uid}", "",
             "ask for another: pyqemu-ifctl run",
+        )
+    if uid != ROOT and stamp is not None and stamp.uid is None and is_alive(stamp):
+        raise Failure(
+            Status.DENIED, f"root's tap: root has had it attached for process {stamp.pid}",
+            f"what user {uid} asks for moves it nowhere", "let root do it",
         )
     if uid in (ROOT, link.owner):
         return

@@ -144,12 +144,13 @@ def may_still(policy: Policy, port: Port, user: User) -> None:
 def is_root_made(link: Link, uid: int | None) -> bool:
     """Tell whether root has made the tap for the user `uid`, and not we.
 
-    An older mark does not say whether we have: ours are asked for by a network's name. None is
-    root, who needs no such tap.
+    An older mark does not say whether we have: ours are asked for by a network's name. One that
+    root has had attached is root's, whatever owner its holder has given it. None is root, who
+    needs no such tap.
     """
     stamp = link.stamp
-    ours = stamp is not None and (stamp.made or stamp.by_name)
-    return uid is not None and link.owner == uid and not ours
+    others = stamp is not None and (stamp.made or stamp.by_name or stamp.uid is None)
+    return uid is not None and link.owner == uid and not others
 
 
 def check_given(link: Link) -> None:

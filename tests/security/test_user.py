@@ -320,3 +320,17 @@ def test_a_tap_that_is_given_away_is_not_brought_back(lan: Lan) -> None:
             time.sleep(0.1)
         assert "master" not in lan.netns.link("ten0")
     lan.netns.ip("link", "del", "br9")
+
+
+def test_a_guest_of_root_s_does_not_become_the_user_s_own(lan: Lan) -> None:
+    """A QEMU under -runas, taken over: it gives its tap to the user, who may use the network."""
+    with lan.holder(0) as qemu:
+        qemu("open_it('t0')")
+        env = {**lan.hooks.environ(), "PYQEMU_IFUP_POLICY": str(lan.hooks.policy)}
+        assert qemu(f"os.spawnve(os.P_WAIT, {lan.hooks.ifup!r}, ['ifup', 't0'], {env!r})") == 0
+        mark = lan.netns.link("t0")["ifalias"]
+        qemu(f"os.setresuid({NOBODY}, {NOBODY}, {NOBODY})")
+        assert qemu(f"control(OWNER, {NOBODY})") == 0
+        said = qemu('hook("up", "t0", "", "")')
+        assert said.startswith("=77") and "root's tap" in said, said
+        assert lan.netns.link("t0")["ifalias"] == mark
