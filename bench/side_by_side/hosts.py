@@ -92,6 +92,8 @@ class Place:
 class InstalledAgent(Agent):
     """The agent of an installation, run in a host's place with a policy file of its own."""
 
+    warm = False
+
     def __init__(self, place: Place, prefix: Path, policy: Path) -> None:
         super().__init__(place.netns, policy)
         self.place = place

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lab.hooks import SOURCE_ROOTS
 from lab.netns import Namespace
@@ -37,6 +37,9 @@ class Agent:
     `before` is Python that it runs first: what a test changes in it. `limits` are options of
     prlimit(1). `users`: it is that of everybody but root, not root's.
     """
+
+    warm: ClassVar[bool] = True
+    """Whether it may be forked from an interpreter that has the libraries, and not be started."""
 
     def __init__(
         self,
@@ -104,7 +107,7 @@ class Agent:
         assert self.process is None, "the agent is running"
         environ = {**os.environ, "NOTIFY_SOCKET": str(self.folder / "notify"), **(env or {})}
         self.told.clear()
-        if self.wrapper or self.limits or pass_fds:
+        if self.wrapper or self.limits or pass_fds or not self.warm:
             self.process = self.namespace.popen(self.argv(), env=environ, pass_fds=pass_fds)
         else:
             with self.namespace.enter():
