@@ -6,8 +6,8 @@ import os
 import syslog
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from io import FileIO
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
@@ -25,14 +25,12 @@ from pyqemu_ifdown.detach import detaching, leave_to_gc
 from pyqemu_ifdown.main import TIMEOUT as DOWN_TIMEOUT
 from pyqemu_ifdown.main import present_name
 from pyqemu_ifup.access import ROOT, is_root_made
-from pyqemu_ifup.attach import attaching, success_line
+from pyqemu_ifup.attach import Handed, attaching, success_line
 from pyqemu_ifup.caller import find_helped, find_parent
 from pyqemu_ifup.guest import find_asked, find_port
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import Watch, log, prove_tap
-from pyqemu_ifup.plan import is_open_to_all
 from pyqemu_ifup.stamp import Here
-from pyqemu_ifup.tun import set_owner
 from pyqemu_ifup.work import Work
 
 if TYPE_CHECKING:
@@ -129,23 +127,19 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
             policy, tap, parent, uid, network, user, root_made=root_made
         )
         watch.check()
-        if place is not None and place.queue is not None:
-            _give_owner(kernel.look_up(tap), place.queue)
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         tell = context.teller("pyqemu-ifup", tap, debug)
-        with AgentHost(context.pool, tap, watch, tell, uid is not None) as host:
+        queue = place.queue if place is not None else None
+        handed = Handed(len(held), queue.fileno() if queue is not None else None)
+        with (
+            queue or nullcontext(),
+            AgentHost(context.pool, tap, watch, tell, uid is not None) as host,
+        ):
             yield from attaching(
                 host, port, caller, parent, ovsdbs, uid, admit, by_name=bool(network),
-                handed=len(held),
+                handed=handed,
             )
     log(syslog.LOG_INFO, success_line(port, caller))
-
-
-def _give_owner(link: Link | None, queue: FileIO) -> None:
-    """Make the persistent tap of a descriptor root's where it is nobody's, and let it go."""
-    with queue:
-        if link is not None and is_open_to_all(link):
-            set_owner(queue.fileno(), ROOT)
 
 
 def _down(tap: str, debug: str, place: Place | None, context: Context) -> Work[None]:

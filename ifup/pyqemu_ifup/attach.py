@@ -6,7 +6,7 @@ import os
 import syslog
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Port
@@ -42,6 +42,16 @@ PATIENCE = 0.5
 """Seconds that a failed up waits for ovs-vswitchd to let the port go, once its row is gone."""
 
 
+class Handed(NamedTuple):
+    """How many of a tap's queues were handed over to us, and a descriptor of one, if it is kept."""
+
+    queues: int = 0
+    descriptor: int | None = None
+
+
+NOTHING = Handed()
+
+
 def attach(
     port: Port,
     caller: Caller,
@@ -50,13 +60,13 @@ def attach(
     watch: Watch,
     tell: Callable[[str], None],
     by_name: bool = False,
-    handed: int = 0,
+    handed: Handed = NOTHING,
 ) -> None:
     """Attach the tap as `port` says, for the process `parent`, and prove that it is so.
 
     `ovsdbs` are the databases of the policy: the tap's name is looked up in each that this host
     has. `by_name`: it is for the network's name that the tap gets there, whatever the rules say.
-    `handed` is how many of the tap's queues the caller has handed over.
+    `handed` is what of the tap the caller has handed over.
     Raises Failure; then the tap is down, attached nowhere, and as it was before, but for
     somebody else's tap or name, which is not touched.
     """
@@ -76,7 +86,7 @@ def attaching(
     admit: Callable[[Link], None] = lambda link: None,
     by_name: bool = False,
     made: bool = False,
-    handed: int = 0,
+    handed: Handed = NOTHING,
 ) -> Work[None]:
     """Do as `attach`, on a host that is there already, for the user `uid`; None is root.
 
@@ -101,7 +111,7 @@ def attaching_alone(
     admit: Callable[[Link], None] = lambda link: None,
     by_name: bool = False,
     made: bool = False,
-    handed: int = 0,
+    handed: Handed = NOTHING,
     kept: Stamp | None = None,
 ) -> Work[None]:
     """Do as `attaching`, with the tap's lock held.
@@ -154,7 +164,7 @@ def attaching_alone(
         held.close()
 
 
-def owning_it(host: Host, link: Link, parent: int, handed: int) -> Work[None]:
+def owning_it(host: Host, link: Link, parent: int, handed: Handed) -> Work[None]:
     """See to it that nobody but root has a tap of root's, or can open it. Raises Failure (77).
 
     One with our mark has been looked at before it got that. The rest is as for `owning`.
@@ -164,7 +174,7 @@ def owning_it(host: Host, link: Link, parent: int, handed: int) -> Work[None]:
         # NOTE: most taps are neither, and a hook need not have it loaded.
         from pyqemu_ifup.owner import owning
 
-        yield from owning(host.kernel, link, parent, handed)
+        yield from owning(host.kernel, link, parent, *handed)
 
 
 def _taking_away(host: Host, port: Port, work: Work[bool]) -> Work[None]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Caller, Kind, Port
 from pyqemu_ifconf.shell import ifctl, quote, readable
-from pyqemu_ifup.attach import PATIENCE, learn, owning_it, prove, require_database
+from pyqemu_ifup.attach import NOTHING, PATIENCE, learn, owning_it, prove, require_database
 from pyqemu_ifup.caller import process_start
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, OvsPort, Seen
@@ -149,7 +149,7 @@ def changing(host: Host, change: Change) -> Work[None]:
     """
     port, link = change.port, change.before.tap
     if change.holder.uid is None and change.plan and link is not None:
-        yield from owning_it(host, link, change.holder.pid, 0)
+        yield from owning_it(host, link, change.holder.pid, NOTHING)
     try:
         for op in change.plan:
             host.watch.check()

@@ -51,10 +51,10 @@ def up(tap: str, inherited: list[str], watch: Watch) -> None:
     port = wanted_port(policy, caller, network)
     watch.check()
 
-    from pyqemu_ifup.attach import attach, success_line
+    from pyqemu_ifup.attach import Handed, attach, success_line
 
     ovsdbs = [each.ovsdb for each in policy.networks.values()]
-    handed = inherited.count(tap)
+    handed = Handed(inherited.count(tap))
     attach(port, caller, parent, ovsdbs, watch, narrator(PROGRAM, tap), bool(network), handed)
     log(syslog.LOG_INFO, success_line(port, caller))
 

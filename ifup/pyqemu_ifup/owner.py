@@ -21,14 +21,20 @@ from pyqemu_ifup.tun import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, attach_queue, s
 from pyqemu_ifup.work import Work
 
 
-def owning(kernel: Netlink, link: Link, parent: int, handed: int) -> Work[None]:
+def owning(
+    kernel: Netlink, link: Link, parent: int, handed: int, descriptor: int | None
+) -> Work[None]:
     """Give a tap without an owner to this process's user, and see that nobody else has it already.
 
-    `handed` is how many of its queues were handed over to us; the others may be those of the
-    process `parent`, or of another of the same user's. Raises Failure: 71 where it has gone, 77.
+    Of its queues, that many were handed over to us, with a `descriptor` that is of one; the others
+    may be those of the process `parent`, or of another of the same user's. Raises Failure: 71 where
+    it has gone, 77.
     """
     if link.owner is None:
-        yield from _giving(link, parent)
+        if descriptor is not None:
+            set_owner(descriptor, os.getuid())
+        else:
+            yield from _giving(link, parent)
         # NOTE: only now, when no more can come.
         now = kernel.look_at(link.index)
         if now is None or now.owner is None:
