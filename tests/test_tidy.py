@@ -18,6 +18,7 @@ from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.plug import UNTAGGED, crossing
 from lab.taps import Tap
+from pyqemu_ifup.tun import set_owner
 
 LATER = 20.0
 SOON = 1.0
@@ -316,11 +317,12 @@ def test_bridge_that_vswitchd_makes_late(agent: Agent, site: Site, made: bool) -
     """
     assert site.ovs is not None
     site.write_policy(timeout=1)
-    site.tap("ten0")
+    tap = site.tap("ten0")
     wait(lambda: is_in_force(agent, 1), "the policy is not in force")
     assert agent.up("ten0").status == 0
     alias = site.netns.link("ten0")["ifalias"]
     if made:
+        set_owner(tap.fd, 0)
         alias = alias.replace(" rule=", " made=1 rule=")
         site.netns.ip("link", "set", "dev", "ten0", "alias", alias)
     site.ovs.vsctl("del-br", "br-int")
