@@ -54,6 +54,7 @@ class Host:
     log: Syslog
     hooks: Hooks
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    was_late: bool = False
 
     @contextmanager
     def serving(self, *sockets: str, before: str = "") -> Iterator[list[Agent]]:
@@ -90,8 +91,16 @@ class Host:
         return self.netns.run([*self.prefix, program, *words], env=env, check=False)
 
     def gc(self) -> list[str]:
-        """Run gc; return the taps that it has dealt with."""
-        done = self.ctl("gc", "--json")
+        """Run gc, until it has had the time for all; return the taps that the last has dealt with.
+
+        `was_late`: there was another before, which has not said what it has dealt with.
+        """
+        self.was_late = False
+        for _ in range(6):
+            done = self.ctl("gc", "--json")
+            if done.returncode != 75:
+                break
+            self.was_late = True
         assert done.returncode == 0, done.stderr
         return [each["tap"] for each in json.loads(done.stdout)["removed"]]
 
@@ -203,7 +212,8 @@ def test_a_down_under_runas(
         for agent in agents[:1]:
             os.kill(agent.pid, signal.SIGCONT)
             wait_until(lambda: both.is_loose("lan0") and has_gone(ovs, "int0"))
-        assert set(both.gc()) == ({"lan0", "int0"} if by == "gc" else set())
+        dealt_with = set(both.gc())
+        assert both.was_late or dealt_with == ({"lan0", "int0"} if by == "gc" else set())
         assert both.is_loose("lan0") and has_gone(ovs, "int0")
     both.netns.ip("link", "del", "lan0")
 
