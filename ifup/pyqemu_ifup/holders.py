@@ -237,21 +237,34 @@ def _be_looker(pipe: int, asked: Iterable[Held]) -> NoReturn:
         # NOTE: who reads what our caller writes is not to wait for this process.
         pipe = os.dup2(pipe, 0)
         os.closerange(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-        libc = ctypes.CDLL(None)
-        libc.prctl(PR_SET_NAME, LOOKER.encode())
+        ctypes.CDLL(None).prctl(PR_SET_NAME, LOOKER.encode())
         for each in asked:
-            os.write(pipe, bytes([ELSEWHERE if _is_elsewhere(libc, each) else 0]))
+            os.write(pipe, bytes([ELSEWHERE if _is_elsewhere(each) else 0]))
     finally:
         os._exit(0)
 
 
-def _is_elsewhere(libc: ctypes.CDLL, held: Held) -> bool:
+def take_descriptor(held: Held) -> int:
+    """Return a descriptor of our own for another process's, of whatever it is by now.
+
+    Raises OSError as pidfd_open(2) and pidfd_getfd(2).
+    """
+    process = os.pidfd_open(held.pid)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        taken: int = libc.syscall(PIDFD_GETFD, process, held.descriptor, 0)
+        if taken < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return taken
+    finally:
+        os.close(process)
+
+
+def _is_elsewhere(held: Held) -> bool:
     """Tell whether the tap is certainly in another network namespace."""
     try:
-        process = os.pidfd_open(held.pid)
-        taken = libc.syscall(PIDFD_GETFD, process, held.descriptor, 0)
-        os.close(process)
-        if taken < 0 or _tap_of("self", str(taken)) != held.tap:
+        taken = take_descriptor(held)
+        if _tap_of("self", str(taken)) != held.tap:
             return False
         namespace = fcntl.ioctl(taken, TUNGETDEVNETNS)
         found = os.fstat(namespace)

@@ -7,13 +7,12 @@ owner.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup.caller import real_uid
-from pyqemu_ifup.holders import OTHERS, PIDFD_GETFD, Held, finding_held, finding_holders
+from pyqemu_ifup.holders import OTHERS, Held, finding_held, finding_holders, take_descriptor
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import read_tap_name
@@ -69,7 +68,7 @@ def _giving(link: Link, parent: int) -> Work[None]:
             ours = yield from _finding_ours(link.name, parent, 1)
             if not ours:
                 raise _in_other_hands() from error
-            descriptor = _take(ours[0])
+            descriptor = take_descriptor(ours[0])
             if read_tap_name(descriptor) != link.name:
                 raise _in_other_hands() from error
         set_owner(descriptor, os.getuid())
@@ -101,16 +100,3 @@ def _finding_ours(tap: str, parent: int, queues: int) -> Work[list[Held]]:
         for pid in holders.of(tap) if real_uid(pid) == uid
     ]
     return max(each, key=len, default=[])
-
-
-def _take(held: Held) -> int:
-    """Return a descriptor of our own for another process's. Raises OSError."""
-    process = os.pidfd_open(held.pid)
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        taken: int = libc.syscall(PIDFD_GETFD, process, held.descriptor, 0)
-        if taken < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        return taken
-    finally:
-        os.close(process)

@@ -7,10 +7,11 @@ import os
 import socket
 import struct
 
+from pyqemu_ifup.manners import TUNGETIFF, read_tap_name
+
 TUN = "/dev/net/tun"
 TUNSETIFF = 0x400454CA
 TUNSETOWNER = 0x400454CC
-TUNGETIFF = 0x800454D2
 SIOCSIFNAME = 0x8923
 IFF_TAP = 0x0002
 IFF_MULTI_QUEUE = 0x0100
@@ -47,15 +48,11 @@ def rename_tap(descriptor: int, name: str) -> str:
 
     A `%d` in it is the first free number. Raises OSError: EEXIST where there is such a link.
     """
+    before = read_tap_name(descriptor) or ""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
-        request = struct.pack("16s24s", os.fsencode(_name_of(descriptor)), os.fsencode(name))
+        request = struct.pack("16s24s", os.fsencode(before), os.fsencode(name))
         fcntl.ioctl(any_socket, SIOCSIFNAME, request)
-    return _name_of(descriptor)
-
-
-def _name_of(descriptor: int) -> str:
-    request = fcntl.ioctl(descriptor, TUNGETIFF, bytes(IFREQ.size))
-    return os.fsdecode(request[:16].split(b"\0", 1)[0])
+    return read_tap_name(descriptor) or ""
 
 
 def is_persistent(descriptor: int) -> bool:
