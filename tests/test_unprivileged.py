@@ -22,7 +22,7 @@ from lab.hooks import Hooks
 from lab.needs import QEMU, require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
-from lab.public import NOBODY, as_user, publish, python
+from lab.public import NOBODY, as_user, mute_directory, publish, python
 from lab.qemu import Qemu
 
 STRANGER = 65533
@@ -169,17 +169,6 @@ def test_a_user_gets_a_tap_on_a_plain_bridge(place: Place, way: str) -> None:
     assert place.taps() == set()
 
 
-MUTE_DIRECTORY = f"""
-import pwd, time
-real = pwd.getpwuid
-def getpwuid(uid):
-    if uid == {NOBODY}:
-        time.sleep(60)
-    return real(uid)
-pwd.getpwuid = getpwuid
-"""
-
-
 def test_a_mute_directory_of_users_keeps_nobody_else_waiting(
     netns: Namespace, tmp_path: Path
 ) -> None:
@@ -188,7 +177,7 @@ def test_a_mute_directory_of_users_keeps_nobody_else_waiting(
     policy = tmp_path / "policy.yaml"
     policy.write_text(json.dumps(
         {"version": 1, "timeout": 3, "networks": PLAIN, "rules": RULES}))  # fmt: skip
-    with Agent(netns, policy, before=MUTE_DIRECTORY, users=True) as agent:
+    with Agent(netns, policy, before=mute_directory(f"uid == {NOBODY}"), users=True) as agent:
         hooks = publish(Hooks(agent.folder / "bin", agent=agent.path), agent.folder)
         run = [str(hooks.folder / "pyqemu-ifctl"), "run", "--nic", "lan,id=n", "--", "false"]
         words = [*AS_NOBODY, *run]

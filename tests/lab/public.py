@@ -71,3 +71,16 @@ def publish(hooks: Hooks, folder: Path) -> Hooks:
     if hooks.policy.exists():
         public.write_policy(hooks.policy.read_text())
     return public
+
+
+def mute_directory(which: str) -> str:
+    """Return Python after which the directory of users tells nothing of each `uid` that is so."""
+    return f"""
+import pwd, time
+real = pwd.getpwuid
+def getpwuid(uid):
+    if {which}:
+        time.sleep(300)
+    return real(uid)
+pwd.getpwuid = getpwuid
+"""
