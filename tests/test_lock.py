@@ -124,7 +124,7 @@ def test_no_process_of_many_descriptors_makes_the_search_long(netns: Namespace, 
         with pytest.raises(Failure) as caught:
             take(7, seconds=0.0)
         assert time.thread_time() - began < 0.12
-        assert uid == 0 or f"process {holder.pid} (" in str(caught.value)
+        assert f"process {holder.pid} (" in str(caught.value)
 
 
 def test_read_only_run_keeps_others_out(netns: Namespace) -> None:

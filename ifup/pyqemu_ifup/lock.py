@@ -27,8 +27,12 @@ FIRST = 0.002
 """Seconds after which a lock that somebody has is looked at again; twice as long each time."""
 LAST = 1 << 62
 """Where the places in line of those who let all others go first begin, in the file of a lock."""
-SEARCH = 0.05
+SEARCH = 0.1
 """Seconds of the processor that it may take to find who has a lock."""
+PIECE = 0.002
+"""Seconds of the processor after which others of the same process go on before that search does."""
+FEW = 64
+"""Descriptors of a process that are looked at before it is asked whose it is, which costs more."""
 _MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -91,13 +95,15 @@ def lock_tap(index: int, watch: Watch) -> Work[Lock]:
     at = (netns & 0x7FFFFFFF) << 32 | index
     wanted = _flock(kind, at, 1)
     lock = Lock(descriptor)
+
+    def doing() -> Work[str]:
+        holder = yield from _holder(descriptor, str(at), str(at))
+        return f"{holder or 'another process'} has this tap in hand"
+
     try:
         # NOTE: the descriptor holds it, not the process: two in one agent are two.
-        yield from wait_for(
-            partial(fcntl.fcntl, descriptor, fcntl.F_OFD_SETLK, wanted), watch,
-            lambda: f"{_holder(descriptor, str(at), str(at)) or 'another process'} "
-                    "has this tap in hand",
-        )
+        take = partial(fcntl.fcntl, descriptor, fcntl.F_OFD_SETLK, wanted)
+        yield from wait_for(take, watch, doing)
     except BaseException:
         lock.close()
         raise
@@ -124,10 +130,10 @@ def lock_file(descriptor: int, watch: Watch, what: str, *, last: bool = False) -
             raise BlockingIOError
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def doing() -> str:
-        holder = _holder(descriptor, "0", "EOF")
+    def doing() -> Work[str]:
+        holder = yield from _holder(descriptor, "0", "EOF")
         if holder is None and before is not None:
-            holder = _holder(descriptor, str(before), str(before))
+            holder = yield from _holder(descriptor, str(before), str(before))
         return f"{holder or 'another process'} has {what} in hand"
 
     yield from wait_for(take, watch, doing, lambda: FIRST if before is None else RETRY)
@@ -156,7 +162,7 @@ def _locked_before(descriptor: int, end: int) -> int | None:
 
 
 def wait_for(
-    take: Callable[[], object], watch: Watch, doing: Callable[[], str],
+    take: Callable[[], object], watch: Watch, doing: Callable[[], Work[str]],
     longest: Callable[[], float] = lambda: RETRY,
 ) -> Work[None]:
     """Take a lock when nobody has it any more; `take` raises BlockingIOError while somebody does.
@@ -171,7 +177,7 @@ def wait_for(
             return
         except BlockingIOError:
             if not watch.remaining():
-                raise watch.expired(doing()) from None
+                raise watch.expired((yield from doing())) from None
             watch.check()
             pause = min(pause, longest())
             yield min(pause, watch.remaining())
@@ -187,43 +193,63 @@ def index_of(tap: str) -> int | None:
         return None
 
 
-def _holder(descriptor: int, first: str, last: str) -> str | None:
+def _holder(descriptor: int, first: str, last: str) -> Work[str | None]:
     """Return in words who has a lock on these bytes of an open file, None where nobody is found.
 
     The last line but one of proc_pid_fdinfo(5). It takes SEARCH seconds of the processor at most.
     """
+    end = "/" + os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
     wanted = os.fstat(descriptor)
-    file_name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
-    until = time.thread_time() + SEARCH
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    spent, began = 0.0, time.thread_time()
+    # NOTE: who waits has most often met one that began lately.
+    for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc"))), reverse=True):
+        took = time.thread_time() - began
+        if took > PIECE:
+            yield 0.0
+            spent, began = spent + took, time.thread_time()
+        if spent > SEARCH:
+            return None
         try:
-            # NOTE: nobody but root can open it; others, and a su(1) of theirs, may have more
-            # descriptors than we have time.
-            if os.stat(f"/proc/{pid}").st_uid != wanted.st_uid:
-                continue
-            if real_uid(int(pid)) != wanted.st_uid:
-                continue
-            with os.scandir(f"/proc/{pid}/fd") as entries:
-                for entry in entries:
-                    if time.thread_time() > until:
-                        return None
-                    # NOTE: not stat(2), for which another's file may keep us waiting.
-                    if os.path.basename(os.readlink(entry.path)) != file_name:
-                        continue
-                    told = f"/proc/{pid}/fdinfo/{entry.name}"
-                    with open(told, encoding="ascii", newline="\n") as file:
-                        lines = [line.split() for line in file if line.startswith("lock:")]
-                    if any(
-                        words[-2:] == [first, last] and words[-3].endswith(f":{wanted.st_ino}")
-                        for words in lines
-                    ):
-                        with open(f"/proc/{pid}/comm", "rb") as file:
-                            name = os.fsdecode(file.read().removesuffix(b"\n"))
-                        return f"process {pid} ({readable(name)})"
+            if _has_locked(pid, end, wanted, (first, last), began + SEARCH - spent):
+                with open(f"/proc/{pid}/comm", "rb") as file:
+                    name = os.fsdecode(file.read().removesuffix(b"\n"))
+                return f"process {pid} ({readable(name)})"
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ESRCH, *_MAY_NOT):
                 raise
     return None
+
+
+def _has_locked(
+    pid: int, end: str, wanted: os.stat_result, span: tuple[str, str], until: float
+) -> bool:
+    """Tell whether a process of the file's owner has locked these bytes of it. Raises OSError.
+
+    `end` is that of the file's path, and `until` the thread's time when the look ends.
+    """
+    # NOTE: nobody but root can open it; others, and a su(1) of theirs, may have more descriptors
+    # than we have time.
+    if os.stat(f"/proc/{pid}").st_uid != wanted.st_uid:
+        return False
+    with os.scandir(f"/proc/{pid}/fd") as entries:
+        for count, entry in enumerate(entries):
+            if count == FEW and real_uid(pid) != wanted.st_uid:
+                return False
+            if count % FEW == 0 and time.thread_time() > until:
+                return False
+            try:
+                # NOTE: not stat(2), for which another's file may keep us waiting.
+                if not os.readlink(entry.path).endswith(end):
+                    continue
+                told = f"/proc/{pid}/fdinfo/{entry.name}"
+                with open(told, encoding="ascii", newline="\n") as file:
+                    locks = [line.split() for line in file if line.startswith("lock:")]
+            except FileNotFoundError:
+                continue
+            of_it = f":{wanted.st_ino}"
+            if any(words[-3].endswith(of_it) and (*words[-2:],) == span for words in locks):
+                return real_uid(pid) == wanted.st_uid
+    return False
 
 
 def make_folder(path: str) -> None:
