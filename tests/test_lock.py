@@ -127,6 +127,42 @@ def test_no_process_of_many_descriptors_makes_the_search_long(netns: Namespace, 
         assert f"process {holder.pid} (" in str(caught.value)
 
 
+CROWD = """
+import os, signal, sys
+for number in range(20):
+    os.dup(0)
+children = []
+for number in range(300):
+    children.append(os.fork())
+    if not children[-1]:
+        signal.pause()
+print("ready", flush=True)
+sys.stdin.read()
+for child in children:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+"""
+
+
+def test_who_has_it_is_found_among_hundreds_of_root_s_processes(netns: Namespace) -> None:
+    """As a host has them; some began before whoever has it, and some later."""
+    require("root")
+    words = [sys.executable, "-I", "-c"]
+    with ExitStack() as stack:
+        started = []
+        for code in (CROWD, HOLDER, CROWD):
+            process = stack.enter_context(netns.popen([*words, code, "7"], stdin=subprocess.PIPE))
+            if code is HOLDER:
+                stack.callback(process.kill)
+            assert process.stdout is not None
+            assert process.stdout.readline() == ("has it\n" if code is HOLDER else "ready\n")
+            started.append(process)
+        stack.enter_context(netns.enter())
+        with pytest.raises(Failure) as caught:
+            take(7, seconds=0.0)
+        assert f"process {started[1].pid} (" in str(caught.value)
+
+
 def test_read_only_run_keeps_others_out(netns: Namespace) -> None:
     """Whose /run is read-only, as under ProtectSystem=strict, is as root as the others."""
     with netns.enter():
