@@ -268,6 +268,23 @@ def test_guests_on_a_linux_bridge_are_back(agent: Agent, site: Site) -> None:
     assert agent.down("lan0").status == agent.down("lan1").status == 0
 
 
+def test_tap_that_is_taken_from_its_bridge(agent: Agent, site: Site) -> None:
+    """By whoever else manages links; taking the link down, as apply --cut does, is what lasts."""
+    lan0, lan1 = site.tap("lan0"), site.tap("lan1")
+    assert agent.up("lan0").status == agent.up("lan1").status == 0
+    for _ in range(3):
+        site.netns.ip("link", "set", "dev", "lan0", "nomaster")
+        wait_for_guests(site, "lan0")
+    assert crossing(lan0, lan1, {UNTAGGED: UNTAGGED}) == {UNTAGGED: UNTAGGED}
+    site.netns.ip("link", "set", "dev", "lan0", "nomaster", "down")
+    site.netns.ip("link", "set", "dev", "lan1", "nomaster")
+    wait_for_guests(site, "lan1")
+    assert "master" not in site.netns.link("lan0")
+    site.netns.ip("link", "set", "dev", "lan0", "up")
+    wait_for_guests(site, "lan0")
+    assert agent.down("lan0").status == agent.down("lan1").status == 0
+
+
 def test_a_down_is_no_loss(agent: Agent, site: Site) -> None:
     """Of our own, by the agent or by a hook that does without it: it stays detached."""
     for _ in range(3):

@@ -137,6 +137,8 @@ class Tidier:
             elif event.kind == "tun":
                 # NOTE: whoever closed it may be about to end.
                 self._look_at_ends(DELAY if event.idle else ENDS)
+                if event.loose:
+                    self._changed.setdefault(event.name, time.monotonic() + DELAY)
             elif event.kind == "bridge" and event.gone:
                 self._bridges.pop(event.index, None)
                 if self._makes_networks():

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyqemu_ifup.look import Counters, Link
+from pyqemu_ifup.stamp import ALIAS_MARK
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -141,7 +142,8 @@ class LinkReader:
 class LinkEvent:
     """A link that has come (or changed), or has gone; `kind` as Link has it.
 
-    `idle`: it is up and has no carrier, as a tap that no process holds.
+    `idle`: it is up and has no carrier, as a tap that no process holds. `loose`: it is up, has our
+    mark and no master.
     """
 
     gone: bool
@@ -149,6 +151,7 @@ class LinkEvent:
     name: str
     kind: str | None
     idle: bool = False
+    loose: bool = False
 
 
 class LinkEvents:
@@ -264,7 +267,10 @@ def _event(gone: bool, data: bytes, body: int, end: int) -> LinkEvent:
     kind = _text(_nested(found, IFLA_LINKINFO), IFLA_INFO_KIND)
     _, _, index, flags, _ = IFINFOMSG.unpack_from(data, body)
     idle = flags & (IFF_UP | IFF_LOWER_UP) == IFF_UP
-    return LinkEvent(gone, index, _text(found, IFLA_IFNAME), kind or None, idle)
+    loose = bool(flags & IFF_UP) and IFLA_MASTER not in found and (
+        found.get(IFLA_IFALIAS, b"").startswith(ALIAS_MARK.encode())
+    )
+    return LinkEvent(gone, index, _text(found, IFLA_IFNAME), kind or None, idle, loose)
 
 
 def _link(data: bytes, body: int, end: int) -> Link:
