@@ -65,9 +65,17 @@ def another_s(clinic: Clinic) -> Faulty:
 
 
 def linked(clinic: Clinic) -> Faulty:
-    yield
     clinic.hooks.policy.rename(clinic.folder / "real.yaml")
     clinic.hooks.policy.symlink_to(clinic.folder / "real.yaml")
+    yield
+    os.chown(clinic.hooks.policy, NOBODY, 0, follow_symlinks=False)
+    yield
+
+
+def linked_to_nothing(clinic: Clinic) -> Faulty:
+    yield
+    clinic.hooks.policy.unlink()
+    clinic.hooks.policy.symlink_to("nowhere/real.yaml")
     yield
 
 
@@ -419,7 +427,8 @@ ROWS = (
     Row("policy", missing, "it does not exist"),
     Row("policy", anybody_s, "everybody can write it (mode 0666)"),
     Row("policy", another_s, f"user {NOBODY} owns it"),
-    Row("policy", linked, "it is a symbolic link"),
+    Row("policy", linked, f"user {NOBODY} owns it"),
+    Row("policy", linked_to_nothing, "nowhere, which does not exist"),
     Row("unreachable-rule", shadowed, "is never reached: the one at "),
     Row("long-tap-glob", long_glob, "'a-very-long-[ab]*-name' at "),
     Row("bridge-missing", gone, "there is no bridge br0, which network lan is on ("),

@@ -88,6 +88,56 @@ def test_atomic_rename(keeper: PolicyKeeper, etc: Path) -> None:
     wait_for(keeper, "lan")
 
 
+@pytest.mark.parametrize("name", ["", "policy.yaml", "policy.d", "policy.d/a.yaml"])
+def test_what_a_link_leads_to(etc: Path, tmp_path: Path, name: str) -> None:
+    """As NixOS, stow and Kubernetes have it: the link stays, and what it leads over changes."""
+    etc = tmp_path / "etc"
+    for generation in ("one", "two"):
+        policy_d = tmp_path / generation / "policy.d"
+        policy_d.mkdir(parents=True, mode=0o755)
+        write(tmp_path / generation / "policy.yaml", policy(generation))
+        write(policy_d / "a.yaml", policy(f"{generation}-a"))
+    (tmp_path / "now").symlink_to("one")
+    fixed = tmp_path / "fixed"
+    (fixed / "policy.d").mkdir(parents=True, mode=0o755)
+    write(fixed / "policy.yaml", policy("fixed"))
+    write(fixed / "policy.d" / "a.yaml", policy("fixed-a"))
+    fixed.rename(etc)
+    (etc / name).rename(tmp_path / "away")
+    up = "../" * (name.count("/") + bool(name))
+    Path(os.path.normpath(etc / name)).symlink_to(f"{up}now/{name}")
+
+    def wanted(generation: str) -> list[str]:
+        fixed = {"": (generation, generation), "policy.yaml": ("fixed", generation)}
+        drop_in, main = fixed.get(name, (generation, "fixed"))
+        return [f"{drop_in}-a", main]
+
+    keeper = PolicyKeeper(None, str(etc))
+    try:
+        assert networks(keeper) == wanted("one")
+        for generation in ("two", "one", "two"):
+            (tmp_path / "next").symlink_to(generation)
+            (tmp_path / "next").rename(tmp_path / "now")
+            wait_for(keeper, *wanted(generation))
+        watches = len(keeper._watched)
+        # In the place where it leads, and where it leads to nothing for a while.
+        text = "main" if name in ("", "policy.yaml") else "drop-in"
+        last = "policy.yaml" if text == "main" else "policy.d/a.yaml"
+        (tmp_path / "two" / last).unlink()
+        write(tmp_path / "two" / last, policy("anew"))
+        while "anew" not in networks(keeper):
+            settle(keeper)
+        (tmp_path / "two").rename(tmp_path / "old")
+        while keeper.failure is None:
+            settle(keeper)
+        (tmp_path / "old").rename(tmp_path / "two")
+        while keeper.failure is not None:
+            settle(keeper)
+        assert len(keeper._watched) == watches, "what is no longer on the way is watched no more"
+    finally:
+        keeper.close()
+
+
 def test_drop_ins(keeper: PolicyKeeper, etc: Path) -> None:
     (etc / "policy.d").mkdir(mode=0o755)
     write(etc / "policy.d" / "10.yaml", policy("dmz"))

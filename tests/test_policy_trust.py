@@ -297,36 +297,152 @@ def test_effective_user_may_own_it(etc: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("name", ["", "policy.yaml", "policy.d", "policy.d/a.yaml"])
-def test_symlink(etc: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("target", ["{}/real/one", "../real/./two", "../../{name}/real/one"])
+def test_symlink(tmp_path: Path, name: str, target: str) -> None:
+    """One is followed wherever it stands, and so is one that it leads to."""
+    etc = tmp_path / "etc"
+    (etc / "policy.d").mkdir(mode=0o755, parents=True)
+    write(etc / "policy.yaml")
     write(etc / "policy.d" / "a.yaml")
-    path = etc / name
-    target = tmp_path / "real"
-    path.rename(target)
-    path.symlink_to(target)
+    (tmp_path / "real").mkdir()
+    (etc / name).rename(tmp_path / "real" / "one")
+    (tmp_path / "real" / "two").symlink_to("one")
+    up = "../" * name.count("/")
+    link = Path(os.path.normpath(etc / name))
+    text = target.format(tmp_path, name=tmp_path.name)
+    link.symlink_to(text if text.startswith("/") else up + text.removeprefix("" if name else "../"))
+    files = (str(etc / "policy.d" / "a.yaml"), str(etc / "policy.yaml"))
+    assert load_host_policy({}, str(etc)).files == files
+    assert load_policy(files).files == check_policy(files).files == files
+
+
+def given_away(etc: Path, real: Path) -> None:
+    os.chown(real / "policy.yaml", NOBODY, NOBODY)
+
+
+def written_by_all(etc: Path, real: Path) -> None:
+    (real / "policy.yaml").chmod(0o666)
+
+
+def in_a_folder_of_another(etc: Path, real: Path) -> None:
+    os.chown(real, NOBODY, NOBODY)
+
+
+def in_a_folder_of_all(etc: Path, real: Path) -> None:
+    real.chmod(0o777)
+
+
+def below_a_folder_of_all(etc: Path, real: Path) -> None:
+    real.parent.chmod(0o777)
+
+
+def over_a_link_of_another(etc: Path, real: Path) -> None:
+    os.chown(etc.parent / "between", NOBODY, NOBODY, follow_symlinks=False)
+
+
+def over_a_folder_of_all(etc: Path, real: Path) -> None:
+    """From which the way leads out again."""
+    (etc.parent / "open").mkdir()
+    (etc.parent / "open").chmod(0o777)
+    (etc / "policy.yaml").unlink()
+    (etc / "policy.yaml").symlink_to("../open/../far/real/policy.yaml")
+
+
+def hard_linked(etc: Path, real: Path) -> None:
+    """A link of root's that is old, under a new name in a folder where anybody makes some."""
+    etc.chmod(0o1777)
+    os.link(etc / "policy.yaml", etc / "old", follow_symlinks=False)
+
+
+def hard_linked_file(etc: Path, real: Path) -> None:
+    real.chmod(0o1777)
+    os.link(real / "policy.yaml", real / "old")
+
+
+def in_a_ring(etc: Path, real: Path) -> None:
+    (real / "policy.yaml").unlink()
+    (real / "policy.yaml").symlink_to("../../etc/policy.yaml")
+
+
+def to_nowhere(etc: Path, real: Path) -> None:
+    (real / "policy.yaml").unlink()
+
+
+def to_no_folder(etc: Path, real: Path) -> None:
+    (etc.parent / "between").unlink()
+    (etc.parent / "between").symlink_to("nowhere/real")
+
+
+def to_a_folder(etc: Path, real: Path) -> None:
+    (etc / "policy.yaml").unlink()
+    (etc / "policy.yaml").symlink_to("/")
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("spoil", "status", "where", "why"),
+    [
+        (given_away, 78, "far/real/policy.yaml", "owns it and could change the policy; run chown"),
+        (written_by_all, 78, "far/real/policy.yaml", "everybody can write it"),
+        (in_a_folder_of_another, 78, "far/real", f"user {NOBODY} owns it"),
+        (in_a_folder_of_all, 78, "far/real", "everybody can write it"),
+        (below_a_folder_of_all, 78, "far", "everybody can write it"),
+        (over_a_link_of_another, 78, "between", "owns it and could change the policy; "
+         "run chown -h root "),
+        (over_a_folder_of_all, 78, "open", "everybody can write it"),
+        (hard_linked, 78, "etc/policy.yaml", "it has 2 hard links"),
+        (hard_linked_file, 78, "far/real/policy.yaml", "it has 2 hard links"),
+        (in_a_ring, 66, "etc/policy.yaml", "it leads over more than 40 symbolic links"),
+        (to_nowhere, 66, "etc/policy.yaml",
+         "it leads to {}/far/real/policy.yaml, which does not exist"),
+        (to_no_folder, 66, "etc/policy.yaml", "it leads to {}/nowhere, which does not exist"),
+        (to_a_folder, 66, "", "it is not a regular file"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)  # fmt: skip
+def test_symlink_that_is_not_trusted_all_the_way(
+    etc: Path, spoil: Callable[[Path, Path], None], status: int, where: str, why: str
+) -> None:
+    """/etc/policy.yaml leads over the link /between to /far/real/policy.yaml."""
+    here = etc.parent
+    real = here / "far" / "real"
+    real.mkdir(parents=True)
+    (etc / "policy.yaml").rename(real / "policy.yaml")
+    (etc / "policy.yaml").symlink_to("../between/policy.yaml")
+    (here / "between").symlink_to(real)
+    write(etc / "policy.d" / "a.yaml")
+    files = (str(etc / "policy.d" / "a.yaml"), str(etc / "policy.yaml"))
+    assert load_host_policy({}, str(etc)).files == files
+    spoil(etc, real)
     failure = failure_of(lambda: load_host_policy({}, str(etc)))
-    assert failure.status == Status.UNSAFE
-    assert str(failure) == (
-        f"{path}: it is a symbolic link, which the policy must not depend on; "
-        "put the real thing there, or name a path without links"
+    assert (int(failure.status), failure.what) == (status, str(here / where) if where else "/")
+    assert why.format(here) in str(failure)
+    if spoil is over_a_link_of_another:
+        subprocess.run(["sh", "-c", str(failure).partition("; run ")[2]], check=True)
+        assert load_host_policy({}, str(etc)).files == files
+
+
+def test_a_link_above_an_absent_policy_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "etc").symlink_to("real")
+    failure = failure_of(lambda: load_host_policy({}, str(tmp_path / "etc")))
+    assert (failure.status, failure.why) == (
+        Status.NO_POLICY, "there is no policy on this host"
     )
+    write(tmp_path / "real" / "policy.yaml")
+    assert load_host_policy({}, str(tmp_path / "etc")).files == (str(tmp_path / "etc/policy.yaml"),)
 
 
-def test_symlink_to_check(tmp_path: Path) -> None:
+@needs_root
+def test_check_follows_a_link_wherever_it_leads(tmp_path: Path) -> None:
+    """As it looks at no folder: at the owner and the mode of what is read."""
     real = write(tmp_path / "real.yaml")
     link = tmp_path / "link.yaml"
     link.symlink_to(real)
+    os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
+    assert check_policy([str(link)]).files == (str(link),)
+    real.chmod(0o666)
     assert failure_of(lambda: check_policy([str(link)])).status == Status.UNSAFE
-    folder = tmp_path / "folder"
-    folder.symlink_to(tmp_path)
-    check_policy([str(folder / "real.yaml")])
-    assert failure_of(lambda: load_policy([str(folder / "real.yaml")])).what == str(folder)
-
-
-def test_dangling_symlink_is_not_an_absent_file(etc: Path) -> None:
-    (etc / "policy.yaml").unlink()
-    (etc / "policy.yaml").symlink_to("nowhere")
-    write(etc / "policy.d" / "a.yaml")
-    assert failure_of(lambda: load_host_policy({}, str(etc))).status == Status.UNSAFE
 
 
 def test_relative_path(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,6 +475,11 @@ def test_nothing_stays_open(etc: Path) -> None:
     load_host_policy({}, str(etc))
     (etc / "policy.yaml").chmod(0o666)
     failure_of(lambda: load_host_policy({}, str(etc)))
+    (etc / "policy.yaml").unlink()
+    for target in ("policy.d/../policy.yaml", "nowhere", "/", "policy.d", "../etc/../etc/."):
+        (etc / "policy.yaml").symlink_to(target)
+        failure_of(lambda: load_host_policy({}, str(etc)))
+        (etc / "policy.yaml").unlink()
     etc.chmod(0o777)
     failure_of(lambda: load_host_policy({}, str(etc)))
     assert len(os.listdir("/proc/self/fd")) == before

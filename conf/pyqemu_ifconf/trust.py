@@ -1,10 +1,11 @@
 """Opens what the policy is made of, and refuses what others than its owner's could change.
 
 Trusted is what root or the effective user owns and nobody else can write, on a path of such
-folders without symbolic links; a folder of root's with the sticky bit passes. So does, in a user
-namespace, one above the policy's own that nobody has who is mapped there, as a container's `/` that
-is the host's. What is checked is what was opened, never a path that could meanwhile name another
-thing. ACLs are not looked at.
+folders; a folder of root's with the sticky bit passes. So does, in a user namespace, one above the
+policy's own that nobody has who is mapped there, as a container's `/` that is the host's. A
+symbolic link is followed if its owner, and each step of the way it leads, passes too. What is
+checked is what was opened, never a path that could meanwhile name another thing. ACLs are not
+looked at.
 """
 
 from __future__ import annotations
@@ -12,30 +13,35 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import file, sh
 
+LINKS_MAX = 40
+"""Symbolic links on the way to one file: as many as the kernel follows (path_resolution(7))."""
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def read_trusted(path: str, limit: int, *, folders: bool = True) -> bytes | None:
     """Return the first `limit` bytes of the regular file `path`, None where it does not exist.
 
-    Without `folders`, the file's own owner and mode are checked but not the folders on its path.
+    Without `folders`, the file's own owner and mode are checked but not the way to it.
     Raises Failure: 66 where it cannot be read, 78 where it is not to be trusted.
     """
-    if folders:
-        with _parent(path) as parent:
-            if parent is None:
-                return None
-            sticky = bool(os.fstat(parent).st_mode & _WRITABLE_BY_OTHERS)
-            return _read(path, os.path.basename(_absolute(path)), parent, limit, sticky)
-    return _read(path, path, None, limit, False)
+    if not folders:
+        try:
+            opened = os.open(path, _READ)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _cannot_open(path, error) from error
+        return _read(path, opened, limit)
+    with closing(_Way(path)) as way:
+        opened = way.open_last()
+        return None if opened < 0 else _read(way.last, opened, limit, sticky=way.is_sticky())
 
 
 def list_trusted(path: str) -> list[str] | None:
@@ -43,12 +49,12 @@ def list_trusted(path: str) -> list[str] | None:
 
     Raises Failure: 66 where it cannot be listed, 78 where it is not to be trusted.
     """
-    # NOTE: with a name below it, the folder itself is the last one on the path.
-    with _parent(os.path.join(path, "*")) as folder:
-        if folder is None:
+    # NOTE: with a name below it, the folder itself is the last one on the way.
+    with closing(_Way(os.path.join(path, "*"))) as way:
+        if not way.go():
             return None
         try:
-            listing = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+            listing = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=way.folder)
             try:
                 return sorted(os.listdir(listing), key=os.fsencode)
             finally:
@@ -57,38 +63,123 @@ def list_trusted(path: str) -> list[str] | None:
             raise _unreadable(path, error) from error
 
 
-def _absolute(path: str) -> str:
-    return os.path.normpath(os.path.join(os.getcwd(), path))
+class _Way:
+    """The way to a file, step by step: `folder` is open, and `here` is its name without links.
 
+    Each folder and link is checked when it is come to. Raises Failure: 78 where one is not to be
+    trusted, 66 where the way cannot be gone.
+    """
 
-@contextmanager
-def _parent(path: str) -> Iterator[int | None]:
-    """Open the folder that `path` is in, each folder on the way checked; None where one is not."""
-    names = _absolute(path).strip("/").split("/")[:-1]
-    folder = os.open("/", _PATH)
-    here = ""
-    try:
-        _check_folder("/", os.fstat(folder), above=bool(names))
-        for left, name in zip(range(len(names) - 1, -1, -1), names, strict=True):
-            here = f"{here}/{name}"
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.folder = -1
+        self.here = ""
+        self._names = steps(path if path.startswith("/") else os.path.join(os.getcwd(), path))
+        """What is still to be gone, the file's own name last."""
+        self._given = len(self._names)
+        """How many of these are of the path itself, and of no link."""
+        self._links = 0
+
+    def close(self) -> None:
+        if self.folder >= 0:
+            os.close(self.folder)
+
+    @property
+    def last(self) -> str:
+        """The file's own name, with those of the folders that it really is in."""
+        return os.path.normpath(os.path.join(self.here, self._names[-1]))
+
+    def is_sticky(self) -> bool:
+        """Tell whether others may make names in this folder, and not take away ours."""
+        return bool(os.fstat(self.folder).st_mode & _WRITABLE_BY_OTHERS)
+
+    def open_last(self) -> int:
+        """Go to the end, and return a descriptor of what is there; -1 if the path does not exist.
+
+        NOTE: opened as a file at once, since of a descriptor of a path nothing can be read.
+        """
+        while self.go():
+            (name,) = self._names
             try:
-                below = os.open(name, _PATH, dir_fd=folder)
+                return os.open(name, _READ | os.O_NOFOLLOW, dir_fd=self.folder)
             except FileNotFoundError:
-                yield None
-                return
+                self._check_absent(self.last)
+                return -1
             except OSError as error:
-                raise _unreadable(here, error) from error
-            os.close(folder)
-            folder = below
-            _check_folder(here, os.fstat(folder), above=left > 0)
-        yield folder
-    finally:
-        os.close(folder)
+                # O_NOFOLLOW on a symbolic link; see open(2).
+                if error.errno != errno.ELOOP:
+                    raise _cannot_open(self.last, error) from error
+                self._step()
+        return -1
+
+    def go(self) -> bool:
+        """Go to the folder that the file is in; tell whether there is one."""
+        while len(self._names) > 1:
+            if not self._step():
+                return False
+        return True
+
+    def _step(self) -> bool:
+        """Go into the next folder, or follow the next link; tell whether it exists."""
+        name = self._names[0]
+        at = os.path.normpath(os.path.join(self.here, name))
+        try:
+            below = os.open(name, _PATH, dir_fd=self.folder)
+        except FileNotFoundError:
+            self._check_absent(at)
+            return False
+        except OSError as error:
+            raise _unreadable(at, error) from error
+        del self._names[0]
+        self._given = min(self._given, len(self._names))
+        found = os.fstat(below)
+        if not stat.S_ISLNK(found.st_mode) and self._names:
+            self._enter(at, below)
+            return True
+        try:
+            # NOTE: EINVAL of readlink(2): the file was a link a moment ago.
+            self._check_link(at, found)
+            self._names[:0] = steps(os.readlink("", dir_fd=below))
+        except OSError as error:
+            raise _unreadable(at, error) from error
+        finally:
+            os.close(below)
+        return True
+
+    def _enter(self, here: str, folder: int) -> None:
+        before, self.folder, self.here = self.folder, folder, here
+        if before >= 0:
+            os.close(before)
+        _check_folder(here, os.fstat(folder), above=len(self._names) > 1)
+
+    def _check_link(self, path: str, found: os.stat_result) -> None:
+        _check_owner(path, found, above=bool(self._names))
+        if self.is_sticky():
+            _check_hard_links(path, found)
+        self._links += 1
+        if self._links > LINKS_MAX:
+            raise Failure(
+                Status.NO_POLICY, show_path(self.path),
+                f"it leads over more than {LINKS_MAX} symbolic links", "lead it straight there",
+            )
+
+    def _check_absent(self, path: str) -> None:
+        """Refuse a link to what does not exist, the next name: the policy is not merely absent."""
+        if len(self._names) > self._given:
+            raise Failure(
+                Status.NO_POLICY, show_path(self.path),
+                f"it leads to {show_path(path)}, which does not exist",
+                "lead it to what is there, or take the symbolic link away",
+            )
+
+
+def steps(path: str) -> list[str]:
+    """Return the names of a path, with `/` for the root of an absolute one."""
+    names = [name for name in path.split("/") if name]
+    return ["/", *names] if path.startswith("/") else names
 
 
 def _check_folder(path: str, found: os.stat_result, *, above: bool) -> None:
-    if stat.S_ISLNK(found.st_mode):
-        raise _symlink(path)
     if not stat.S_ISDIR(found.st_mode):
         raise Failure(Status.NO_POLICY, show_path(path), "it is not a folder")
     if found.st_uid == 0 and found.st_mode & stat.S_ISVTX:
@@ -96,33 +187,27 @@ def _check_folder(path: str, found: os.stat_result, *, above: bool) -> None:
     _check_owner_and_mode(path, found, above=above)
 
 
-def _read(path: str, name: str, folder: int | None, limit: int, sticky: bool) -> bytes | None:
-    try:
-        opened = os.open(name, _READ, dir_fd=folder)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        # O_NOFOLLOW on a symbolic link; see open(2).
-        if error.errno == errno.ELOOP:
-            raise _symlink(path) from error
-        # A socket; see open(2).
-        if error.errno == errno.ENXIO:
-            raise _not_regular(path) from error
-        raise _unreadable(path, error) from error
+def _check_hard_links(path: str, found: os.stat_result) -> None:
+    # NOTE: where anybody may make names, a hard link can pass an old file of root's off as
+    # the policy; elsewhere only root can make one.
+    if found.st_nlink > 1:
+        raise Failure(
+            Status.UNSAFE,
+            show_path(path),
+            f"it has {found.st_nlink} hard links, in a folder that everybody can write",
+            "move it to a folder that only root can write",
+        )
+
+
+def _read(path: str, opened: int, limit: int, *, sticky: bool = False) -> bytes:
+    """Return the first `limit` bytes of what is `opened`, and close it."""
     try:
         found = os.fstat(opened)
         if not stat.S_ISREG(found.st_mode):
             raise _not_regular(path)
         _check_owner_and_mode(path, found)
-        # NOTE: where anybody may make names, a hard link can pass an old file of root's off as
-        # the policy; elsewhere only root can make one.
-        if sticky and found.st_nlink > 1:
-            raise Failure(
-                Status.UNSAFE,
-                show_path(path),
-                f"it has {found.st_nlink} hard links, in a folder that everybody can write",
-                "move it to a folder that only root can write",
-            )
+        if sticky:
+            _check_hard_links(path, found)
         return _read_up_to(opened, limit)
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -139,15 +224,20 @@ def _read_up_to(opened: int, limit: int) -> bytes:
     return b"".join(parts)
 
 
+def _check_owner(path: str, found: os.stat_result, *, above: bool = False) -> None:
+    if found.st_uid in (0, os.geteuid()) or (above and _is_unmapped(found.st_uid)):
+        return
+    raise Failure(
+        Status.UNSAFE,
+        show_path(path),
+        f"user {found.st_uid} owns it and could change the policy",
+        f"run {sh('chown', *(['-h'] if stat.S_ISLNK(found.st_mode) else []), 'root', file(path))}",
+    )
+
+
 def _check_owner_and_mode(path: str, found: os.stat_result, *, above: bool = False) -> None:
     shown = show_path(path)
-    if found.st_uid not in (0, os.geteuid()) and not (above and _is_unmapped(found.st_uid)):
-        raise Failure(
-            Status.UNSAFE,
-            shown,
-            f"user {found.st_uid} owns it and could change the policy",
-            f"run {sh('chown', 'root', file(path))}",
-        )
+    _check_owner(path, found, above=above)
     if found.st_mode & _WRITABLE_BY_OTHERS:
         who = "everybody" if found.st_mode & stat.S_IWOTH else f"group {found.st_gid}"
         raise Failure(
@@ -181,17 +271,13 @@ def show_path(path: str) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def _symlink(path: str) -> Failure:
-    return Failure(
-        Status.UNSAFE,
-        show_path(path),
-        "it is a symbolic link, which the policy must not depend on",
-        "put the real thing there, or name a path without links",
-    )
-
-
 def _not_regular(path: str) -> Failure:
     return Failure(Status.NO_POLICY, show_path(path), "it is not a regular file")
+
+
+def _cannot_open(path: str, error: OSError) -> Failure:
+    # A socket; see open(2).
+    return _not_regular(path) if error.errno == errno.ENXIO else _unreadable(path, error)
 
 
 def _unreadable(path: str, error: OSError) -> Failure:

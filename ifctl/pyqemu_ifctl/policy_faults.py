@@ -10,7 +10,7 @@ from pyqemu_ifconf.globs import covers, is_glob, least_length, literal_start, ma
 from pyqemu_ifconf.index import fold
 from pyqemu_ifconf.names import NAME_MAX
 from pyqemu_ifconf.policy import MatchKey, Rule
-from pyqemu_ifconf.shell import all_of, edit, file, ifctl, output, quote, readable, sh
+from pyqemu_ifconf.shell import all_of, edit, file, ifctl, quote, readable, sh
 from pyqemu_ifctl.fault import Fault
 from pyqemu_ifctl.scene import Scene, is_closed
 
@@ -34,15 +34,16 @@ def find_policy(scene: Scene) -> Iterator[Fault]:
         return
     command = edit(failure.what)
     if failure.status == Status.NO_POLICY:
-        command = all_of(sh("mkdir", "-p", file(os.path.dirname(failure.what) or ".")), command)
+        # NOTE: of a symbolic link to nothing, what it leads to.
+        path = os.path.realpath(failure.what)
+        command = all_of(sh("mkdir", "-p", file(os.path.dirname(path))), edit(path))
     if failure.status == Status.UNSAFE:
         path = file(failure.what)
         if failure.remedy.startswith("run chmod"):
             command = sh("chmod", "go-w", path)
         elif failure.remedy.startswith("run chown"):
-            command = sh("chown", "root", path)
-        elif "symbolic link" in failure.why:
-            command = sh("cp", "--remove-destination", output(sh("readlink", "-f", path)), path)
+            # NOTE: -h, of a symbolic link's own owner.
+            command = sh("chown", "-h", "root", path)
         elif "hard links" in failure.why:
             command = all_of(sh("cp", "-p", path, f"{path}.new"), sh("mv", f"{path}.new", path))
     yield Fault(f"the policy cannot be read: {readable(failure.what)}: {failure.why}", why, command)

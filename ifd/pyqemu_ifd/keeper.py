@@ -13,11 +13,13 @@ import signal
 import struct
 import syslog
 import time
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import DROP_INS, ETC, MAIN_FILE, load_host_policy, load_policy
 from pyqemu_ifconf.policy import Policy
+from pyqemu_ifconf.trust import LINKS_MAX, steps
 from pyqemu_ifup.manners import log
 
 IN_CHANGES = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
@@ -53,8 +55,8 @@ class PolicyKeeper:
         """What the reader has told so far."""
         self._again = False
         """Whether the policy has changed since the reader began."""
-        self._watched: dict[int, str | None] = {}
-        """For each watch the one name that counts in its folder, None where each does."""
+        self._watched: dict[int, frozenset[str] | None] = {}
+        """For each watch the names that count in its folder, None where each does."""
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._inotify: int = self._libc.inotify_init1(IN_NONBLOCK | IN_CLOEXEC)
         if self._inotify < 0:
@@ -131,15 +133,18 @@ class PolicyKeeper:
 
     def _size(self) -> int:
         """Return how many bytes the policy has, as far as that can be told."""
+        return sum(map(_size_of, self._files()))
+
+    def _files(self) -> list[str]:
+        """Return what the policy may be made of, as far as that can be told."""
         if self.file is not None:
-            return _size_of(self.file)
+            return [self.file]
         folder = os.path.join(self.etc, DROP_INS)
         try:
             names = os.listdir(folder)
         except OSError:
             names = []
-        files = [os.path.join(self.etc, MAIN_FILE), *(os.path.join(folder, name) for name in names)]
-        return sum(map(_size_of, files))
+        return [os.path.join(self.etc, MAIN_FILE), *(os.path.join(folder, name) for name in names)]
 
     def _read(self) -> Policy | Failure:
         try:
@@ -232,12 +237,13 @@ class PolicyKeeper:
                     self._watched.pop(watch, None)
                     continue
                 only = self._watched.get(watch)
-                changed = changed or only is None or os.fsdecode(name) == only
+                changed = changed or only is None or os.fsdecode(name) in only
 
     def _folders(self) -> list[tuple[str, str | None]]:
-        """Return the folders to watch, and of each the one name that counts, None for all.
+        """Return the folders to watch, and of each one name that counts, None for all.
 
-        A folder that is not there yet is seen to come in the nearest one that is.
+        A folder that is not there yet is seen to come in the nearest one that is; a symbolic link
+        is seen to lead elsewhere.
         """
         if self.file is not None:
             folders = [os.path.dirname(os.path.abspath(self.file))]
@@ -247,25 +253,58 @@ class PolicyKeeper:
         folder = folders[0]
         while not os.path.isdir(folder):
             folder, name = os.path.split(folder)
-            found.insert(0, (folder, name))
+            found.append((folder, name))
         parent, name = os.path.split(folder)
         if name:
-            found.insert(0, (parent, name))
+            found.append((parent, name))
+        for path in (*self._files(), *folders):
+            found += _beyond_links(path)
         return found
 
     def _watch_all(self) -> None:
+        watched: dict[int, frozenset[str] | None] = {}
         for folder, only in self._folders():
-            self._watch(folder, only)
+            watch = self._watch(folder)
+            names = watched.get(watch, frozenset())
+            if watch >= 0:
+                watched[watch] = None if only is None or names is None else names | {only}
+        for watch in self._watched.keys() - watched.keys():
+            self._libc.inotify_rm_watch(self._inotify, watch)
+        self._watched = watched
 
-    def _watch(self, folder: str, only: str | None) -> None:
-        # A folder that is watched already keeps its number.
-        watch = self._libc.inotify_add_watch(self._inotify, os.fsencode(folder), IN_CHANGES)
-        if watch >= 0:
-            self._watched[watch] = only
-            return
-        code = ctypes.get_errno()
-        if code not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
-            raise _no_watch(f"inotify_add_watch(2) of {folder}")
+    def _watch(self, folder: str) -> int:
+        """Watch `folder` and return the number of that, -1 where there is no such folder."""
+        # NOTE: one that is watched already keeps its number, by whatever path it is come to.
+        watch: int = self._libc.inotify_add_watch(self._inotify, os.fsencode(folder), IN_CHANGES)
+        if watch < 0:
+            code = ctypes.get_errno()
+            if code not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+                raise _no_watch(f"inotify_add_watch(2) of {folder}")
+        return watch
+
+
+def _beyond_links(path: str) -> Iterator[tuple[str, str]]:
+    """Yield each folder and the name in it that decide where `path` leads, from its first link on.
+
+    Nothing without a symbolic link.
+    """
+    here, links = "/", 0
+    names = steps(os.path.abspath(path))[1:]
+    while names and links <= LINKS_MAX:
+        name = names.pop(0)
+        at = os.path.normpath(os.path.join(here, name))
+        try:
+            target = os.readlink(at)
+        except OSError:
+            # No link, or it is told of when the policy is read.
+            target = ""
+        links += bool(target)
+        if links:
+            yield here, name
+        if target:
+            names[:0] = steps(target)
+        else:
+            here = at
 
 
 def load_told(told: bytes) -> Any:
