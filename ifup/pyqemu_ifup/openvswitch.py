@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
@@ -29,6 +30,10 @@ from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import AddPort, DelPort, SetPort, vlan_columns
 from pyqemu_ifup.stamp import KEY_VERSION, OUR_KEYS
 from pyqemu_ifup.work import RETRY, SLICE, Work
+
+# NOTE: the library names each connection and transaction by a UUID of the time, for which libuuid
+# waits for uuidd, or for a lock, as long as those like, deaf to signals; any is as good.
+uuid.uuid1 = uuid.uuid4  # type: ignore[assignment]  # nobody gives it the arguments it may have
 
 
 def _column(key: object, low: int = 1, high: object = 1, **more: object) -> dict[str, object]:
