@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,13 +23,14 @@ from hypothesis import strategies as st
 
 from lab.agent import Agent, Client
 from lab.agent_site import HELD, Site, asking, held, told
+from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.public import NOBODY
 from lab.race import fork, wait
 from lab.taps import Tap
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifd import wire
+from pyqemu_ifd import thin, wire
 
 STRANGER = 4242
 LATER = 20.0
@@ -364,6 +366,44 @@ def test_many_at_once_on_open_vswitch(agent_on_both: Agent, both: Site) -> None:
     print(json.dumps(agent_on_both.report()["requests"]))
     with ThreadPoolExecutor(len(names)) as pool:
         assert {answer.status for answer in pool.map(agent_on_both.down, names)} == {0}
+
+
+SLOW = """
+import time
+from pyqemu_ifup.host import Host
+
+real = Host.run
+
+def run(self, step, watch, patience=None):
+    if type(step).__name__ == "JoinBridge":
+        time.sleep(0.25)
+    return (yield from real(self, step, watch, patience))
+
+Host.run = run
+"""
+"""An agent that does nothing else for so long with each tap."""
+
+
+def test_who_waits_for_its_turn_is_told_so(site: Site, tmp_path: Path) -> None:
+    names = [f"lan{number}" for number in range(24)]
+    site.write_policy(timeout=1)
+    with site.start(before=SLOW) as agent, ExitStack() as stack:
+        hooks = Hooks(tmp_path / "hooks", agent=agent.path)
+        with site.netns.enter():
+            for name in names:
+                stack.enter_context(Tap(name))
+            ups = [
+                stack.enter_context(subprocess.Popen(
+                    [hooks.ifup, name], env=hooks.environ(), stderr=subprocess.PIPE, text=True
+                ))
+                for name in names
+            ]  # fmt: skip
+        began = time.monotonic()
+        said = [up.communicate(timeout=60)[1] for up in ups]
+        # NOTE: longer than one of them may take, with what a hook waits beyond that.
+        assert time.monotonic() > began + 1 + thin.MARGIN
+        assert [(up.returncode, words) for up, words in zip(ups, said)] == [(0, "")] * len(names)
+        assert agent.report()["requests"]["up"]["count"] == len(names)
 
 
 # What happens meanwhile

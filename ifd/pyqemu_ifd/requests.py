@@ -56,8 +56,9 @@ class Context:
 
     def begin(self, watch: Watch) -> None:
         """Count the request's time from now, where it has waited long behind others."""
+        self.client.begin()
         if time.monotonic() > watch.start + QUEUED:
-            self.client.send(b"!%d" % watch.seconds)
+            self.client.allow(watch.seconds)
             watch.start = time.monotonic()
 
     def watch(self, seconds: float, process: Process) -> Watch:
@@ -65,7 +66,7 @@ class Context:
 
         So does the end of the process for which it asks.
         """
-        self.client.send(b"!%d" % seconds)
+        self.client.stand_in_line(seconds)
         watch = AskingWatch(seconds, self.client.why_stopped)
         watch.process = process
         return watch

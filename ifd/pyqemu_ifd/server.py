@@ -64,6 +64,8 @@ SILENCE = 5.0
 """Seconds that a connection may take to send its request."""
 LOOK = 5.0
 """Seconds between looks for a database that has come up since."""
+AGAIN = 1.0
+"""Seconds after which whoever waits for its turn is told once more that it is not forgotten."""
 RESPITE = 0.1
 """Seconds without a look at new connections, once there was no descriptor or memory for one."""
 PROGRAMS = {"up": "pyqemu-ifup", "down": "pyqemu-ifdown", "tap": "pyqemu-bridge-helper"}
@@ -91,6 +93,10 @@ class Connection:
     stopped: str | None = None
     heard: bool = True
     """Whether the loop listens to it."""
+    in_line: float | None = None
+    """The seconds that its request may take once its turn has come, None from then on."""
+    told: float = 0.0
+    """When it was told so last."""
 
     def send(self, packet: bytes, descriptors: tuple[int, ...] = ()) -> None:
         """Send one packet; a client that has gone, or that does not read, stops its request."""
@@ -103,6 +109,20 @@ class Connection:
             if error.errno not in _GONE:
                 raise
             self.stopped = self.stopped or "the client has hung up"
+
+    def allow(self, seconds: float) -> None:
+        """Tell that its request is done, or has failed, in `seconds` from now."""
+        self.told = time.monotonic()
+        self.send(b"!%d" % seconds)
+
+    def stand_in_line(self, seconds: float) -> None:
+        """Tell the same, and go on telling until `begin`: its request waits for others."""
+        self.in_line = seconds
+        self.allow(seconds)
+
+    def begin(self) -> None:
+        """Note that the turn of its request has come."""
+        self.in_line = None
 
     def why_stopped(self) -> str | None:
         """Return why its request must stop, None where it need not, as it is this very moment."""
@@ -551,6 +571,11 @@ class Server:
     def _work(self, changed: bool) -> None:
         """Run the jobs that may have something to do, those that somebody waits for first."""
         began = time.monotonic()
+        for job in self.jobs:
+            waiting = job.connection
+            if waiting is not None and waiting.in_line and began > waiting.told + AGAIN:
+                # NOTE: a deadline that a hook counts meanwhile would pass before its turn comes.
+                waiting.allow(waiting.in_line)
         ready = [job for job in self.jobs if changed or job.stopped or began >= job.due]
         line = deque(sorted(ready, key=lambda job: job.connection is None))
         while line:
