@@ -310,6 +310,24 @@ REFUSALS: list[tuple[str, str, str, int, str]] = [
 ]
 
 
+def test_alternative_name_is_nobody_s(calls: Calls, inside: Namespace) -> None:
+    """The kernel finds a link by it, and all else that is there knows the link by its own."""
+    write_policy(calls.hooks)
+    with inside.tap("t0"):
+        inside.ip("link", "property", "add", "dev", "t0", "altname", "other0")
+        inside.ip("link", "property", "add", "dev", "br0", "altname", "bridge0")
+        before = Snapshot.take(inside)
+        ended = calls.up("other0")
+        assert ended.status in (71, 77), ended
+        assert diff(before, Snapshot.take(inside)) == []
+        write_policy(calls.hooks, network="bridge: bridge0")
+        ended = calls.up("t0")
+        assert ended.status == 69, ended
+        assert "bridge0" in said(ended)
+        assert diff(before, Snapshot.take(inside)) == []
+    inside.ip("link", "property", "del", "dev", "br0", "altname", "bridge0")
+
+
 def test_each_refusal(calls: Calls, inside: Namespace) -> None:
     inside.add_bridge("br1", mac="02:00:00:00:00:02")
     inside.ip("link", "add", "veth0", "type", "veth", "peer", "name", "veth1")

@@ -35,8 +35,9 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifdown.gc import collect
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.manners import GRACE, Watch
-from pyqemu_ifup.plan import AddPort, Step
-from pyqemu_ifup.work import Work
+from pyqemu_ifup.openvswitch import Database
+from pyqemu_ifup.plan import AddPort, DelPort, Step
+from pyqemu_ifup.work import Work, finish
 
 # The hook imports it when it gets there, and is forked: so it has it already.
 IMPORTED = pyqemu_ifup.openvswitch
@@ -661,6 +662,40 @@ def test_server_that_falls_silent_is_given_up_in_time(site: Site) -> None:
         assert "unix:/tmp/ovsdb-" in ended.stderr and "; try again" in ended.stderr
         number += 2
     assert number > 5
+
+
+def test_row_that_is_written_meanwhile_is_waited_for(inside: Namespace, ovs: OpenVSwitch) -> None:
+    """What refuses a commit comes late: it is not tried anew, again and again, before that."""
+    late: list[threading.Timer] = []
+    hold = threading.Event()
+
+    def delay(session: Session, message: dict[str, Any]) -> None:
+        if hold.is_set() and message.get("method") != "echo" and message.get("id") is None:
+            late.append(threading.Timer(1, session.give, (message,)))
+            late[-1].start()
+        else:
+            session.give(message)
+
+    watch = Watch(TIMEOUT * 30)
+    ids = (("pyqemu-ifup", "1"), ("pyqemu-ifindex", "7"))
+    ovs.add_bridge("br-int")
+    ovs.add_port("br-int", "web0")
+    ovs.vsctl("set", "interface", "web0", *(f"external_ids:{key}={value}" for key, value in ids))
+    with Proxy(ovs.db, delay) as proxy, Database(proxy.address, "web0") as database:
+        def wait(seconds: float) -> None:
+            pyqemu_ifup.openvswitch.wait([database], watch, seconds)
+
+        finish(database.connected(watch), wait)
+        hold.set()
+        ovs.vsctl("set", "interface", "web0", "external_ids:other=1")
+        began = time.monotonic()
+        assert finish(database.del_port(DelPort(proxy.address, "br-int", "web0", ids), watch), wait)
+        assert time.monotonic() > began + 0.9
+        assert len(proxy.requests("transact")) == 2
+        for timer in late:
+            timer.join()
+    assert ovs.find("Port", "web0") is None
+    ovs.vsctl("del-br", "br-int")
 
 
 # Killed

@@ -509,6 +509,9 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
     (plan_ovs, OVS_PORT, replace(OVS_FRESH, bridge=None), Status.REFUSED,
      "the MTU of br0 cannot be told: it has no interface in this network namespace; give "
      "network lan an mtu:"),
+    (bridge_mtu("linux", 1500, 1499), PORT, FRESH, Status.REFUSED,
+     "the tap's MTU would lower that of br0 from 1500 to 1499: its other ports would lose "
+     "longer frames; pin it: ip link set dev br0 mtu 1499 && ip link set dev br0 mtu 1500"),
     (bridge_mtu("linux", 1500, 1400), PORT, FRESH, Status.REFUSED,
      "the tap's MTU would lower that of br0 from 1500 to 1400: its other ports would lose "
      "longer frames; pin it: ip link set dev br0 mtu 1499 && ip link set dev br0 mtu 1500"),
@@ -519,7 +522,7 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("call", "port", "found", "status", "text"), FAILURES, ids=[row[4][:60] for row in FAILURES]
+    ("call", "port", "found", "status", "text"), FAILURES, ids=[row[4][:70] for row in FAILURES]
 )
 def test_each_refusal_is_told_whole(
     call: Any, port: Port, found: Seen, status: Status, text: str
