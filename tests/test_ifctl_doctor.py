@@ -410,6 +410,39 @@ def _twins(clinic: Clinic, words: list[str]) -> Faulty:
             clinic.end(name)
 
 
+def _on_hub(clinic: Clinic, name: str, *ends: str) -> None:
+    words = [word for end in ends for word in ("-net", "nic,model=e1000", "-net", end)]
+    clinic.qemu(name, *words)
+    for number in range(len(ends)):
+        if clinic.netns.links().get(f"web{number}"):
+            clinic.ip("link", "set", "dev", f"web{number}", "up", "master", "br0")
+
+
+def joined_taps(clinic: Clinic) -> Faulty:
+    try:
+        _on_hub(clinic, "one", "tap,ifname=web0,script=no,downscript=no")
+        yield
+        clinic.end("one")
+        _on_hub(
+            clinic, "one", "tap,ifname=web0,script=no,downscript=no",
+            "tap,ifname=web1,script=no,downscript=no",
+        )
+        yield
+    finally:
+        clinic.end("one")
+
+
+def joined_with_user_mode(clinic: Clinic) -> Faulty:
+    try:
+        _on_hub(clinic, "one", "tap,ifname=web0,script=no,downscript=no")
+        yield
+        clinic.end("one")
+        _on_hub(clinic, "one", "tap,ifname=web0,script=no,downscript=no", "user")
+        yield
+    finally:
+        clinic.end("one")
+
+
 def unconfined(clinic: Clinic) -> Faulty:
     words = tap(clinic, "web0", clinic.hooks.ifup, clinic.hooks.ifdown)
     clinic.qemu("one", *words, "-sandbox", "on")
@@ -456,6 +489,7 @@ ROWS = (
 QEMU_ROWS = (
     Row("qemu-script", stock_script, "has a tap without script=, and /etc/qemu-ifup is not ours"),
     Row("qemu-downscript", default_downscript, "the downscript /etc/qemu-ifdown of one (QEMU "),
+    Row("qemu-hub", joined_taps, "web0 and web1 of one (QEMU "),
 )
 
 NEXT_TIME = (
@@ -467,6 +501,8 @@ NEXT_TIME = (
      "web1", ("-device", "virtio-net-pci,netdev=n0,{}"), "mac=52:54:00:"),
     (Row("qemu-mac", twins_by_default, "has the MAC 52:54:00:12:34:56, and so has one (QEMU "),
      "web1", ("-device", "e1000,netdev=n0,{}"), "mac=52:54:00:"),
+    (Row("qemu-hub-mixed", joined_with_user_mode, "web0 of one (QEMU "),
+     "web0", (), "give each tap a -netdev and a -device of its own"),
     (Row("qemu-sandbox", unconfined, "one (QEMU "), "web0", ("-sandbox", "on"), "add: -sandbox on"),
 )
 """What only another start of a guest mends: its tap, words that it gets, and what is said."""

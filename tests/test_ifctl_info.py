@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -114,7 +115,7 @@ def test_both_sides_of_each_nic(place: Place, version: str) -> None:
             assert set(lan["host"].pop(way)) == set(nothing)
         assert lan == {
             "nic": "lan0", "model": "virtio-net-pci", "mac": MAC, "bus": "pcie.0",
-            "addr": "08.0", "host_mtu": None,
+            "addr": "08.0", "host_mtu": None, "hub": None,
             "backends": [{"id": "n0", "type": "tap", "queues": 4}], "tap": "web0",
             "host": {
                 "tap": "web0", "ifindex": index, "kind": "linux", "bridge": "br0",
@@ -191,6 +192,39 @@ def test_the_old_form_on_a_hub(place: Place, version: str) -> None:
         assert (guest["vm"], nic["model"], nic["tap"]) == (None, "e1000", "web0")
         assert (nic["host"]["state"], nic["faults"]) == ("ok", [])
         assert qemu.quit() == 0
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_two_taps_on_a_hub(place: Place, version: str) -> None:
+    """Each NIC is told once, and the hub that joins their taps."""
+    ends = ["-net", "tap,ifname=web0,script=no", "-netdev", "tap,id=n1,ifname=web1,script=no"]
+    ends += ["-netdev", "hubport,id=h1,hubid=5,netdev=n1", "-netdev", "hubport,id=h2,hubid=5"]
+    ends += ["-netdev", "hubport,id=h3,hubid=0,netdev=h2", "-net", "nic,model=e1000"]
+    words = ["-net", "nic,model=rtl8139", *ends]
+    with place.start(*place.monitor(), *words, machine="pc", program=qemu_of(version)) as qemu:
+        assert qemu.greeting
+        (guest,) = place.guests()
+        told = [(nic["model"], nic["hub"], nic["tap"]) for nic in guest["nics"]]
+        assert sorted(told[:2]) == [("e1000", 0, None), ("rtl8139", 0, None)]
+        assert sorted(told[2:]) == [(None, None, "web0"), (None, None, "web1")]
+        for nic in guest["nics"][:2]:
+            (fault,) = nic["faults"]
+            assert sorted(fault.partition(": ")[0].split()[3::2]) == ["web0", "web1"]
+            assert fault.startswith("hub 0 joins web")
+        for nic in guest["nics"][2:]:
+            assert nic["faults"] == [f"{nic['tap']} is on no bridge"]
+        assert place.hooks.ctl("info").stdout.count("    hub 0\n") == 2
+        qemu.signal(signal.SIGKILL)
+
+
+def test_a_tap_on_a_hub_with_user_mode(place: Place) -> None:
+    words = ["-net", "nic,model=e1000", "-net", "tap,ifname=web0,script=no", "-net", "user"]
+    with place.start(*place.monitor(), *words, machine="pc") as qemu:
+        assert qemu.greeting
+        ((nic,),) = [guest["nics"] for guest in place.guests()]
+        assert (nic["hub"], nic["tap"], len(nic["backends"])) == (0, "web0", 2)
+        assert [fault for fault in nic["faults"] if fault.startswith("hub 0 joins ")]
+        qemu.signal(signal.SIGKILL)
 
 
 OPEN = """\

@@ -149,6 +149,15 @@ def tagged(ovs: OpenVSwitch, place: Place) -> Iterator[Place]:
 WAYS = {"directly": "{helper}", "by a shell": "{helper} --use-vnet"}
 
 
+def test_two_by_helper_on_one_hub_are_refused(place: Place) -> None:
+    """A helper knows no netdev: the tap may be any that a helper brings."""
+    ends = ("-net", "nic", "-net", f"tap,br=br0,helper={place.helper}") * 2
+    with place.qemu("-S", *ends, machine="pc") as qemu:
+        assert qemu.wait() == 1
+        assert "on one hub with a -net tap: QEMU's hub passes " in qemu.stderr
+    assert place.taps() == set()
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_user_gets_a_tap_on_a_plain_bridge(place: Place, way: str) -> None:
     helper = WAYS[way].format(helper=place.helper)

@@ -53,7 +53,8 @@ class Caller:
 
     None is unknown, and what is unknown matches nothing, not even `*`. `unprivileged`: a user
     asks who has no privilege, and what that user can make up changes no settings; `root_made`:
-    root has made the tap for that user.
+    root has made the tap for that user. `joined` are the other taps, in words, that the QEMU has on
+    the same hub of its own.
     """
 
     tap: str
@@ -63,6 +64,7 @@ class Caller:
     user: str | None = None
     unprivileged: bool = False
     root_made: bool = False
+    joined: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)

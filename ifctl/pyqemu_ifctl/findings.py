@@ -91,6 +91,8 @@ CHECKS: tuple[Check, ...] = (
     Check("tun-closed", "advice", host_faults.find_closed_tun),
     Check("qemu-script", "warning", host_faults.find_stock_scripts),
     Check("qemu-downscript", "warning", host_faults.find_no_downscripts),
+    Check("qemu-hub", "error", host_faults.find_joined_taps),
+    Check("qemu-hub-mixed", "warning", host_faults.find_mixed_hubs),
     Check("qemu-mac", "error", host_faults.find_twins),
     Check("qemu-otherwise", "warning", policy_faults.find_otherwise),
     Check("qemu-sandbox", "advice", host_faults.find_unconfined),

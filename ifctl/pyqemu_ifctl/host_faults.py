@@ -12,6 +12,7 @@ from pyqemu_ifconf.policy import Policy
 from pyqemu_ifconf.shell import Command, all_of, nft_command, quote, readable, sh
 from pyqemu_ifctl.fault import Fault
 from pyqemu_ifctl.scene import DEFAULT_SCRIPTS, TUN, Chain, Qemu, Scene, script_of
+from pyqemu_ifup.hubs import NAMED_MAX, REMEDY, WHY, WHY_MIXED, call_it, find_hubs, tap_name
 from pyqemu_ifup.nat import table_name, wants_forwarding
 from pyqemu_ifup.nat_network import OLDER, guarded
 
@@ -208,6 +209,39 @@ def _process(qemu: Qemu) -> str:
     except KeyError:
         login = str(qemu.guest.uid)
     return f"process {qemu.guest.pid} of user {readable(login)}"
+
+
+def find_joined_taps(scene: Scene) -> Iterator[Fault]:
+    """A QEMU that joins two taps, whose links are up, on a hub of its own."""
+    up = {link.name for link in scene.links if link.up}
+    for qemu in scene.qemus:
+        # NOTE: anybody can write any name on a command line; which taps are held, the kernel tells.
+        held = set(qemu.guest.taps.values())
+        for hub in find_hubs(qemu.guest.options):
+            names = [tap_name(tap) for tap in hub.taps]
+            running = [name for name in names if name in held & up]
+            unnamed = min(names.count(None), len((held & up).difference(running)))
+            if len(names) < 2 or (held and len(running) + unnamed < 2):
+                continue
+            yield Fault(
+                f"{' and '.join(map(call_it, hub.taps[:NAMED_MAX]))} of {qemu.name} are on one hub",
+                WHY,
+                sh("ip", "link", "set", "dev", running[-1], "down") if len(running) > 1 else None,
+                f"when {_process(qemu)} starts the next time, {REMEDY}",
+            )
+
+
+def find_mixed_hubs(scene: Scene) -> Iterator[Fault]:
+    """A QEMU that joins a tap and a backend that is none on a hub of its own."""
+    for qemu in scene.qemus:
+        for hub in find_hubs(qemu.guest.options):
+            others = {end.keys["type"] for end in hub.ends if end not in hub.taps}
+            if hub.taps and others:
+                what = ' and '.join(map(readable, sorted(others)))
+                yield Fault(
+                    f"{call_it(hub.taps[0])} of {qemu.name} is on one hub with {what}", WHY_MIXED,
+                    None, f"when {_process(qemu)} starts the next time, {REMEDY}",
+                )
 
 
 def find_unconfined(scene: Scene) -> Iterator[Fault]:

@@ -20,6 +20,7 @@ from pyqemu_ifctl.qmp import Address, Backend, GuestNic, ask_nics, show
 from pyqemu_ifctl.status import Row, System, look, rows, wanted
 from pyqemu_ifup.holders import Holders, find_holders
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.hubs import WHY, WHY_MIXED
 from pyqemu_ifup.look import Counters, show_vlan
 from pyqemu_ifup.manners import Watch
 
@@ -189,15 +190,26 @@ def view_of(
     nics = told.nics
     cards = []
     left = dict.fromkeys(guest.taps.values())
+    joined: set[str] = set()
     for nic in nics or ():
-        for backend in nic.backends or (None,):
-            tap = tap_of(backend, guest)
-            left.pop(tap or "", None)
-            side = sides.get(tap) if tap is not None else None
-            cards.append(Card(nic, tap, side, faults_of(nic, backend, tap, side, policy)))
+        ends = {each: tap_of(each, guest) for each in nic.backends}
+        taps = [each for each in ends if each.type == "tap"]
+        names = {tap for tap in ends.values() if tap is not None}
+        if len(taps) > 1:
+            # NOTE: only a hub has several, and each leads to the host.
+            joined |= names
+            cards.append(Card(nic, None, None, faults_of(nic, None, None, None, policy)))
+            continue
+        for name in names:
+            left.pop(name, None)
+        backend = next(iter(taps or ends), None)
+        tap = ends[backend] if backend is not None else None
+        side = sides.get(tap) if tap is not None else None
+        cards.append(Card(nic, tap, side, faults_of(nic, backend, tap, side, policy)))
     for tap in left:
         side = sides.get(tap)
-        because = ("no NIC of the guest is on it",) if nics is not None else ()
+        idle = nics is not None and tap not in joined
+        because = ("no NIC of the guest is on it",) if idle else ()
         cards.append(Card(None, tap, side, (*because, *_of_host(tap, side))))
     return View(guest, told.monitor, tuple(cards), told.missing, told.status)
 
@@ -215,11 +227,16 @@ def faults_of(
     nic: GuestNic, backend: Backend | None, tap: str | None, side: Side | None,
     policy: Policy | Failure,
 ) -> tuple[str, ...]:
-    """Return what does not fit together of a NIC, its backend and its tap."""
+    """Return what does not fit together of a NIC, its backend and its tap.
+
+    `backend` is None where it has none, or is on a hub with several taps.
+    """
     found: list[str] = []
-    if backend is None:
+    if not nic.backends:
         found.append("it has no netdev: nothing is at its other end")
-    elif backend.queues > 1 and not nic.mq:
+    if len(nic.backends) > 1:
+        found.append(_of_hub(nic))
+    if backend is not None and backend.queues > 1 and not nic.mq:
         found.append(f"its netdev has {backend.queues} queues, and it uses one; add mq=on")
     if backend is not None and backend.type == "tap":
         if tap is None:
@@ -243,6 +260,16 @@ def faults_of(
             model = readable(nic.model)
             found.append(f"it is a {model}, the policy has {want.model} ({want.place})")
     return tuple(found)
+
+
+def _of_hub(nic: GuestNic) -> str:
+    """Return what is wrong with a hub that joins several backends."""
+    names = [
+        readable(each.ifname) if each.ifname else f"{readable(each.type)} {readable(each.id)}"
+        for each in nic.backends
+    ]
+    several = sum(each.type == "tap" for each in nic.backends) > 1
+    return f"hub {nic.hub} joins {' and '.join(names)}: {WHY if several else WHY_MIXED}"
 
 
 def _wish(tap: str | None, policy: Policy | Failure) -> tuple[str, Nic] | None:
@@ -318,6 +345,7 @@ def _card_lines(card: Card) -> list[str]:
         bus = f"{readable(nic.bus)} " if nic.bus is not None else ""
         place = f" at {bus}{nic.addr}" if nic.addr is not None else ""
         lines.append(f"  {readable(nic.name)}: {readable(nic.model)} {readable(nic.mac)}{place}")
+        lines += [f"    hub {nic.hub}"] if nic.hub is not None else []
         lines += [f"    {_backend_words(each)}" for each in nic.backends]
     elif card.tap is not None:
         lines.append(f"  tap {readable(card.tap)}")
@@ -379,6 +407,7 @@ def _entry(card: Card) -> dict[str, object]:
         "nic": nic.name if nic else None, "model": nic.model if nic else None,
         "mac": nic.mac if nic else None, "bus": nic.bus if nic else None,
         "addr": nic.addr if nic else None, "host_mtu": nic.host_mtu if nic else None,
+        "hub": nic.hub if nic else None,
         "backends": [
             {"id": each.id, "type": each.type, "queues": each.queues}
             for each in (nic.backends if nic else ())

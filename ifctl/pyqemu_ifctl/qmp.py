@@ -62,7 +62,8 @@ class Backend:
 class GuestNic:
     """A NIC as QEMU has it. `addr` is slot and function on `bus`; None where there is none.
 
-    `mq` and `host_mtu` are virtio's, None elsewhere.
+    `mq` and `host_mtu` are virtio's, None elsewhere. On a `hub` of QEMU's, `backends` are all that
+    the hub joins.
     """
 
     name: str
@@ -73,6 +74,7 @@ class GuestNic:
     backends: tuple[Backend, ...]
     mq: bool | None = None
     host_mtu: int | None = None
+    hub: int | None = None
 
 
 def ask_nics(address: Address, seconds: float) -> list[GuestNic]:
@@ -246,7 +248,7 @@ def read_network(text: str) -> list[Client]:
     hub: int | None = None
     above: str | None = None
     for line in text.splitlines():
-        heading = re.fullmatch(r"hub ([0-9]{1,9})", line)
+        heading = re.fullmatch(r"hub (-?[0-9]{1,10})", line)
         if heading is not None:
             hub = int(heading[1])
             continue
@@ -271,9 +273,11 @@ def nic_of(path: str, values: Mapping[str, Any], network: list[Client]) -> Guest
     netdev = _text(values["netdev"])
     own = path.removeprefix("/machine/peripheral/") if "/peripheral/" in path else ""
     port = next((c for c in network if c.port == netdev), None)
-    if port is not None:
+    hubs: set[int] = set()
+    if port is not None and port.hub is not None:
         name = own or port.name
-        ends = [c for c in network if c.hub == port.hub and c.type != "nic"]
+        hubs = _joined_hubs(network, port.hub)
+        ends = [c for c in network if c.hub in hubs and c.type not in ("nic", "hubport")]
     else:
         ends = [c for c in network if c.name == netdev and c.type != "nic"]
         name = own or next((c.peer for c in ends if c.peer), netdev)
@@ -291,7 +295,25 @@ def nic_of(path: str, values: Mapping[str, Any], network: list[Client]) -> Guest
         backends=tuple(_backends(ends)),
         mq=mq,
         host_mtu=_number(values.get("host_mtu"), MTU_MAX) or None,
+        hub=min(hubs, default=None),
     )
+
+
+def _joined_hubs(network: list[Client], hub: int) -> set[int]:
+    """Return a hub and those that are joined to it: a port of one may have a port of another."""
+    hub_of = {client.port: client.hub for client in network if client.hub is not None}
+    joined: dict[int, set[int]] = {}
+    for client in network:
+        other = hub_of.get(client.name) if client.type == "hubport" else None
+        if client.hub is not None and other is not None:
+            joined.setdefault(client.hub, set()).add(other)
+            joined.setdefault(other, set()).add(client.hub)
+    found, waiting = {hub}, [hub]
+    while waiting:
+        new = joined.get(waiting.pop(), set()) - found
+        found |= new
+        waiting += new
+    return found
 
 
 def _backends(ends: list[Client]) -> list[Backend]:

@@ -37,6 +37,7 @@ from pyqemu_ifup.access import (
 from pyqemu_ifup.attach import attaching, success_line
 from pyqemu_ifup.caller import find_caller
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.hubs import refuse_joined
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import log
@@ -144,7 +145,9 @@ def attach_tap(host: Host, policy: Policy, tap: NewTap) -> Work[None]:
     """
     try:
         # NOTE: the netdev is not known: QEMU's helper has no name for it.
-        vm = find_caller(tap.name, tap.holder, want_user=False).vm
+        asking = find_caller(tap.name, tap.holder, want_user=False, helped=True)
+        refuse_joined(asking)
+        vm = asking.vm
         if tap.nic is not None:
             guest, nic = tap.nic
             port, vm = nic_port(policy, nic), vm or guest.name

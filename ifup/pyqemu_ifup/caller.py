@@ -59,21 +59,21 @@ class Option:
     json: bool = False
 
 
-def find_caller(tap: str, pid: int, *, want_user: bool) -> Caller:
+def find_caller(tap: str, pid: int, *, want_user: bool, helped: bool = False) -> Caller:
     """Return what is known of process `pid`, which asks for `tap`.
 
     `want_user`: look up its real uid's login name too, which may ask a directory service; the
-    number where there is none. A process that has ended or is hidden is unknown; raises OSError
-    for every other fault of /proc.
+    number where there is none. `helped`: a bridge helper brings it the tap. A process that has
+    ended or is hidden is unknown; raises OSError for every other fault of /proc.
     """
-    caller = read_command_line(command_line(pid), tap)
+    caller = read_command_line(command_line(pid), tap, helped=helped)
     return replace(caller, user=_find_user(pid)) if want_user else caller
 
 
 def find_hook(tap: str, pid: int) -> str | None:
     """Return the path of the script= that process `pid` calls for `tap`, None where unknown."""
     _, options, all_seen = read_options(command_line(pid))
-    backend = _find_backend(options, tap, all_seen)
+    backend = _pick_backend(*_find_backends(options, tap), all_seen)
     return backend.keys.get("script", DEFAULT_HOOK) if backend is not None else None
 
 
@@ -126,19 +126,27 @@ def find_parent(pid: int) -> int | None:
     return int(fields[1]) if len(fields) > 1 else None
 
 
-def read_command_line(argv: Sequence[str], tap: str) -> Caller:
+def read_command_line(argv: Sequence[str], tap: str, *, helped: bool = False) -> Caller:
     """Return what QEMU's command line `argv`, its own name included, tells about `tap`.
 
     The netdev is the one whose ifname= is `tap`, else the only one that lets the kernel choose a
     name like `tap`; its MAC is that of the only device on it. What another program's command line
-    or one that is hard to read leaves open is None.
+    or one that is hard to read leaves open is None. `helped` is as in `find_caller`.
     """
     vm, options, all_seen = read_options(argv)
-    backend = _find_backend(options, tap, all_seen)
+    named, numbered = ([], []) if helped else _find_backends(options, tap)
+    joined: tuple[str, ...] = ()
+    if any(_type(option) == "hubport" or is_on_hub_0(option) for option in options):
+        # NOTE: few guests have a hub.
+        from pyqemu_ifup.hubs import joined_with
+
+        asking = filter(_calls_helper, options) if helped else named or numbered
+        joined = joined_with(options, asking)
+    backend = _pick_backend(named, numbered, all_seen)
     if backend is None:
-        return Caller(tap, vm=vm)
+        return Caller(tap, vm=vm, joined=joined)
     mac = canonical_mac(bounded(_find_mac(options, backend, all_seen)) or "")
-    return Caller(tap, vm=vm, netdev=bounded(backend.id), mac=mac)
+    return Caller(tap, vm=vm, netdev=bounded(backend.id), mac=mac, joined=joined)
 
 
 def bounded(text: str | None) -> str | None:
@@ -250,8 +258,12 @@ def _parse_json(name: str, argument: str) -> Option | None:
         return None
     if not isinstance(values, dict):
         return None
-    keys = {key: value for key, value in values.items() if isinstance(value, str)}
-    return Option(name, keys.get("id"), keys, json=True)
+    keys = {
+        key: str(value) for key, value in values.items()
+        if isinstance(value, str | int) and not isinstance(value, bool)
+    }
+    id = keys.get("id") if isinstance(values.get("id"), str) else None
+    return Option(name, id, keys, json=True)
 
 
 def _double_quoted(text: str) -> str:
@@ -286,18 +298,24 @@ def _set(by_id: dict[tuple[str, str], Option], argument: str) -> None:
         option.keys[key] = value
 
 
-def _find_backend(options: list[Option], tap: str, all_seen: bool) -> Option | None:
-    """Return the option whose tap is called `tap`; None where none or several may be."""
+def _find_backends(options: list[Option], tap: str) -> tuple[list[Option], list[Option]]:
+    """Return the options whose tap is called `tap`, and those that let the kernel call it so."""
     backends = [option for option in options if _calls_script(option)]
-    named = [option for option in backends if _cut(option.keys.get("ifname", "")) == _cut(tap)]
-    if named:
-        return named[0] if len(named) == 1 else None
+    asked = cut_name(tap)
+    named = [option for option in backends if cut_name(option.keys.get("ifname", "")) == asked]
     # NOTE: without ifname= QEMU asks for "tap%d", and the kernel puts a number for each %d.
     numbered = [
         option
         for option in backends
-        if _is_numbered(_cut(option.keys.get("ifname") or "tap%d"), _cut(tap))
+        if _is_numbered(cut_name(option.keys.get("ifname") or "tap%d"), asked)
     ]
+    return named, numbered
+
+
+def _pick_backend(named: list[Option], numbered: list[Option], all_seen: bool) -> Option | None:
+    """Return the option that a tap is of; None where none or several may be."""
+    if named:
+        return named[0] if len(named) == 1 else None
     return numbered[0] if all_seen and len(numbered) == 1 else None
 
 
@@ -311,7 +329,18 @@ def _calls_script(option: Option) -> bool:
     )
 
 
-def _cut(name: str) -> bytes:
+def _calls_helper(option: Option) -> bool:
+    """Tell whether a bridge helper brings the option its tap (net_init_bridge, net_init_tap)."""
+    kind = _type(option)
+    return kind == "bridge" or (kind == "tap" and "helper" in option.keys)
+
+
+def is_on_hub_0(option: Option) -> bool:
+    """Tell whether the option is a backend of -net's, which all are on one hub (net/net.c)."""
+    return option.name == "net" and _type(option) not in ("nic", "none", "hubport")
+
+
+def cut_name(name: str) -> bytes:
     """Return an interface name as the kernel gets it from QEMU: its first 15 bytes."""
     try:
         return os.fsencode(name)[:NAME_MAX]

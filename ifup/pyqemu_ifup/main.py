@@ -62,8 +62,18 @@ def up(tap: str, inherited: list[str], watch: Watch) -> None:
 def wanted_port(policy: Policy, caller: Caller, network: str) -> Port:
     """Return the Port that `caller` shall have: on `network` where one is named, else by the rules.
 
-    Raises Failure (77) where no rule, or a `deny` rule, matches, or there is no such network.
+    Raises Failure: 77 where no rule, or a `deny` rule, matches, or there is no such network, 71
+    where another tap is on the same hub of the QEMU's.
     """
+    port = _find_port(policy, caller, network)
+    if caller.joined:
+        from pyqemu_ifup.hubs import refuse_joined
+
+        refuse_joined(caller)
+    return port
+
+
+def _find_port(policy: Policy, caller: Caller, network: str) -> Port:
     if network:
         if bounded(network) is None:
             raise Failure(
