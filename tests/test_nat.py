@@ -26,7 +26,7 @@ from lab.netns import Namespace
 from lab.qemu import Qemu
 from lab.snapshot import Snapshot, leftovers
 from pyqemu_ifconf.load import Source, parse_policy
-from pyqemu_ifup import bolt, dnsmasq, nat_network, nft
+from pyqemu_ifup import bolt, dnsmasq, nat_needs, nat_network, nft
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.manners import Watch
@@ -185,7 +185,7 @@ def test_a_link_s_name_in_any_bytes_is_no_reason_to_fail(netns: Namespace) -> No
     netns.ip("route", "add", "2001:db8:5::/64", "dev", "gr\xfc")
     with netns.enter():
         assert "gr\xfc" in Path("/proc/net/ipv6_route").read_text()
-        assert nat_network._by_advertisement() == []
+        assert nat_needs._by_advertisement() == []
     netns.ip("link", "del", "gr\xfc")
 
 
@@ -314,7 +314,7 @@ def mortal_at(call: int, *doors: tuple[Any, str]) -> Callable[[], None]:
 
 
 MAKES: list[tuple[Any, str]] = [
-    (os, "mkdir"), (nft, "run_program"), (nat_network, "_write_sysctl"), (bolt, "shut"),
+    (os, "mkdir"), (nft, "run_program"), (nat_network, "write_sysctl"), (bolt, "shut"),
     *((dnsmasq, name) for name in ("look", "_end", "_start", "_record", "_let_go")),
     *((Netlink, name) for name in ("add_bridge", "add_address", "run")),
 ]  # fmt: skip

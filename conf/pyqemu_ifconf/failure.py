@@ -2,6 +2,7 @@
 
     Failure             exit status, what failed, why, what to do
     +-- PolicyInvalid   all the errors of a policy, each with its place
+    +-- Forbidden       this process may not: that says nothing of what is there
 
 Modules raise; only the programs' `main` prints and exits.
 """
@@ -43,6 +44,13 @@ class Failure(Exception):
     def __str__(self) -> str:
         text = f"{self.what}: {self.why}" if self.why else self.what
         return f"{text}; {self.remedy}" if self.remedy else text
+
+
+class Forbidden(Failure):
+    """The kernel does not let this process do it, or look at it (77); another may."""
+
+    def __init__(self, what: str, why: str = "", remedy: str = "run as root") -> None:
+        super().__init__(Status.DENIED, what, why, remedy)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.shell import quote, sh
 from pyqemu_ifup.manners import SAFE_PATH, Watch
 from pyqemu_ifup.programs import SHORT, run_program
@@ -282,9 +282,7 @@ def _end(folder: str, found: Found, watch: Watch) -> Work[None]:
         if text := _read(f"{folder}/{RECORD}"):
             yield from _end_rest(int(text.split()[0]), watch)
     except PermissionError as error:
-        raise Failure(
-            Status.DENIED, "cannot end dnsmasq", error.strerror or str(error), "run as root"
-        ) from error
+        raise Forbidden("cannot end dnsmasq", error.strerror or str(error)) from error
     _remove(f"{folder}/{RECORD}")
 
 

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.shell import quote, vsctl
 from pyqemu_ifup.linux_bridge import Netlink, read_ipv6_disabled
 from pyqemu_ifup.look import Link, OvsPort, Seen
@@ -197,11 +197,9 @@ def is_there(address: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        denied = isinstance(error, PermissionError)
-        raise Failure(
-            Status.DENIED if denied else Status.REFUSED,
-            f"cannot look for Open vSwitch at {quote(address)}", str(error.strerror),
-            "run as root" if denied else "correct ovsdb: in the policy",
-        ) from error
+        what, why = f"cannot look for Open vSwitch at {quote(address)}", str(error.strerror)
+        if isinstance(error, PermissionError):
+            raise Forbidden(what, why) from error
+        raise Failure(Status.REFUSED, what, why, "correct ovsdb: in the policy") from error
 
 

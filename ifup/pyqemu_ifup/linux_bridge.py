@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pyroute2 import IPRoute, NetlinkError
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
-from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.names import is_valid_name
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifup.links import IFF_UP, NLMSGHDR, LinkReader
@@ -53,8 +53,8 @@ ATTEMPTS = 5
 def _failure(what: str, code: int) -> Failure:
     """Return what a netlink error number means to the person who must mend it."""
     if code in (errno.EPERM, errno.EACCES):
-        return Failure(
-            Status.DENIED, what, f"the kernel refuses it ({os.strerror(code)})",
+        return Forbidden(
+            what, f"the kernel refuses it ({os.strerror(code)})",
             "run as root, or with CAP_NET_ADMIN in the tap's network namespace",
         )
     if code == errno.EXFULL:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.shell import quote, readable
 from pyqemu_ifup.caller import real_uid
 from pyqemu_ifup.manners import Watch
@@ -269,8 +269,7 @@ def open_lock(path: str) -> int:
 
 def cannot_use(path: str, error: OSError) -> Failure:
     """Return the Failure, 77 or 71, of one who could not open a lock."""
-    denied = isinstance(error, PermissionError)
-    return Failure(
-        Status.DENIED if denied else Status.REFUSED, f"cannot use {quote(path)}",
-        error.strerror or str(error), "run as root" if denied else "see whether /run is there",
-    )
+    what, why = f"cannot use {quote(path)}", error.strerror or str(error)
+    if isinstance(error, PermissionError):
+        return Forbidden(what, why)
+    return Failure(Status.REFUSED, what, why, "see whether /run is there, and can be written to")

@@ -66,6 +66,20 @@ def folder_name(network: str, netns: str, own: bool) -> str:
     return f"{RUN}/{network}" if own else f"{RUN}/{network}@{netns}"
 
 
+def switches(bridge: str, nat: Nat) -> dict[str, str]:
+    """Return below /proc/sys/net what the network's bridge has, and its value."""
+    settings = {f"ipv6/conf/{bridge}/disable_ipv6": "1"}
+    if nat.ipv6 is not None:
+        # NOTE: an address that is still being checked for a twin can be listened at by nobody.
+        values = {"accept_dad": "0", "accept_ra": "0", "autoconf": "0", "disable_ipv6": "0"}
+        settings = {f"ipv6/conf/{bridge}/{name}": value for name, value in values.items()}
+    if nat.ipv4 is not None:
+        # NOTE: the option would lead a packet to whatever address it names.
+        settings[f"ipv4/conf/{bridge}/accept_source_route"] = "0"
+    settings[f"ipv4/conf/{bridge}/route_localnet"] = "1" if wants_loopback(nat) else "0"
+    return settings
+
+
 def subnet(address: str) -> str:
     """Return the subnet of a host's ADDRESS/LENGTH."""
     from ipaddress import ip_interface

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import syslog
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ from dataclasses import dataclass
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Nat, Policy, Port
-from pyqemu_ifconf.shell import all_of, nft_command, quote, readable, sh, write
+from pyqemu_ifconf.shell import all_of, nft_command, quote, readable, sh
 from pyqemu_ifup import bolt, dnsmasq, nft
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import RUN, Lock, cannot_use, lock_file, make_folder, open_lock
 from pyqemu_ifup.look import Link
-from pyqemu_ifup.manners import SAFE_PATH, Watch, log
+from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.nat import (
     Table,
     adding_command,
@@ -29,22 +28,30 @@ from pyqemu_ifup.nat import (
     bridge_alias,
     bridge_mac,
     dnsmasq_settings,
-    folder_name,
     network_of,
     ruleset,
-    subnet,
+    switches,
     table_name,
     wanted_table,
     wants_dnsmasq,
     wants_forwarding,
     wants_loopback,
 )
+from pyqemu_ifup.nat_needs import (
+    Wanted,
+    folder_of,
+    forwarding_that_is_off,
+    is_ours,
+    own_bridge,
+    require,
+    require_programs,
+)
 from pyqemu_ifup.plan import SetAlias, SetMtu, SetUp
+from pyqemu_ifup.sysctl import key, read_sysctl, write_sysctl
 from pyqemu_ifup.work import Work
 
 HOLD = 2.0
 """Seconds that a user's up or down may have a network's lock; 2 s more take back what it did."""
-RTF_ADDRCONF = 0x40000
 OLDER = "not as the policy says"
 """What is wrong with a table that is as it was loaded, by an older policy."""
 
@@ -64,7 +71,7 @@ def holding(host: Host, network: str, bridge: str) -> Work[Held]:
 
     Raises Failure: 75, telling who has it, else as `cannot_use`.
     """
-    folder = _folder(network)
+    folder = folder_of(network)
     try:
         descriptor = yield from _locking(folder, network, host)
     except OSError as error:
@@ -72,13 +79,6 @@ def holding(host: Host, network: str, bridge: str) -> Work[Held]:
     if host.brief and host.watch.remaining() > HOLD:
         host.watch = host.watch.within(HOLD)
     return Held(network, bridge, folder, descriptor)
-
-
-def _folder(network: str) -> str:
-    # NOTE: what each namespace does not have for itself is there in the first one alone, and who
-    # may not look into process 1 can tell, too (sysctl_core_net_init of net/core).
-    own = os.path.exists("/proc/sys/net/core/netdev_max_backlog")
-    return folder_name(network, str(os.stat("/proc/self/ns/net").st_ino), own)
 
 
 def _locking(folder: str, network: str, host: Host) -> Work[int]:
@@ -116,16 +116,6 @@ def ports_of(host: Host, bridge: Link) -> list[str]:
     return [link.name for link in host.kernel.links() if link.master == bridge.index]
 
 
-def is_ours(link: Link, network: str) -> bool:
-    """Tell whether the link is the network's bridge as we have made it, or have begun to."""
-    if link.kind != "bridge":
-        return False
-    # NOTE: whoever was killed after the first step has not marked it yet.
-    return link.alias == bridge_alias(network) or (
-        not link.alias and not link.up and link.mac == bridge_mac(network)
-    )
-
-
 # Making
 
 
@@ -152,7 +142,7 @@ def differing(host: Host, port: Port) -> Work[list[str]]:
     Raises Failure: 75 with the host's watch, 77 where its bridge is somebody else's.
     """
     assert port.nat is not None
-    if _own_bridge(host, port.network, port.bridge) is None:
+    if own_bridge(host, port.network, port.bridge) is None:
         return []
     held = yield from holding(host, port.network, port.bridge)
     try:
@@ -161,33 +151,19 @@ def differing(host: Host, port: Port) -> Work[list[str]]:
         held.close()
 
 
-def _own_bridge(host: Host, network: str, bridge: str) -> Link | None:
-    """Return the bridge, None where there is none. Raises Failure (77): somebody else's."""
-    link = host.kernel.look_up(bridge)
-    if link is not None and not is_ours(link, network):
-        raise Failure(
-            Status.DENIED, f"{quote(bridge)} is somebody else's",
-            f"network {network} has nat:, and makes a bridge of its own",
-            f"give network {network} another bridge:",
-        )
-    return link
-
-
 def _making(host: Host, held: Held, nat: Nat) -> Work[None]:
-    link = _own_bridge(host, held.network, held.bridge)
-    _require_programs(nat)
-    if link is None:
-        yield from _refuse_others_table(host, held)
-        _refuse_used_subnets(host, held, nat)
-    _check_forwarding(nat)
+    link = own_bridge(host, held.network, held.bridge)
+    require_programs(held.network, nat)
+    if link is not None and not (yield from differences(host, held, nat)):
+        return
+    yield from require(host, Wanted(held.network, held.bridge, nat))
     try:
-        if link is None or (yield from differences(host, held, nat)):
-            yield from _bring_about(host, held, nat)
-            if found := (yield from differences(host, held, nat)):
-                raise Failure(
-                    Status.REFUSED, f"network {held.network}: what was read back differs",
-                    "; ".join(found), "see who else manages this bridge",
-                )
+        yield from _bring_about(host, held, nat)
+        if found := (yield from differences(host, held, nat)):
+            raise Failure(
+                Status.REFUSED, f"network {held.network}: what was read back differs",
+                "; ".join(found), "see who else manages this bridge",
+            )
     except BaseException:
         if link is None or not ports_of(host, link):
             host.watch = host.watch.for_undo()
@@ -196,65 +172,6 @@ def _making(host: Host, held: Held, nat: Nat) -> Work[None]:
     if link is None:
         log(syslog.LOG_INFO, f"network {held.network}: made, on bridge {quote(held.bridge)}")
         yield from _telling_of_firewalls(held, nat, host.watch)
-
-
-def _require_programs(nat: Nat) -> None:
-    wanted = [(nft.PROGRAM, "nftables")]
-    wanted += [("dnsmasq", "dnsmasq-base")] if wants_dnsmasq(nat) else []
-    for program, package in wanted:
-        if shutil.which(program, path=SAFE_PATH) is None:
-            raise Failure(
-                Status.UNAVAILABLE, f"there is no {program} in {SAFE_PATH}",
-                "a network with nat: needs it", f"apt-get install {package}",
-            )
-
-
-def _refuse_used_subnets(host: Host, held: Held, nat: Nat) -> None:
-    """Raise Failure (71) where another link has an address or a route in the network's subnets."""
-    from ipaddress import ip_interface, ip_network
-
-    names = {link.index: link.name for link in host.kernel.links()}
-    for address in filter(None, (nat.ipv4, nat.ipv6)):
-        own = ip_network(subnet(address))
-        for index, text in host.kernel.destinations():
-            other = ip_interface(text).network
-            if other.version == own.version and other.prefixlen > 0 and other.overlaps(own):
-                raise Failure(
-                    Status.REFUSED, f"subnet {own} of network {held.network} is in use",
-                    f"{quote(names[index]) if index in names else f'link {index}'} has {text}",
-                    f"give network {held.network} another subnet",
-                )
-
-
-def _check_forwarding(nat: Nat) -> None:
-    """Raise Failure (71) where IPv6 forwarding would cost this host its own address and route."""
-    if nat.ipv6 is None or not nat.outbound or _read_sysctl("ipv6/conf/all/forwarding") == "1":
-        return
-    for name in _by_advertisement():
-        if _read_sysctl(f"ipv6/conf/{name}/accept_ra") in ("0", "1"):
-            raise Failure(
-                Status.REFUSED, "IPv6 forwarding is off, and cannot be turned on as it is",
-                f"{quote(name)} lives by router advertisements, which it would heed no more",
-                "let it heed them all the same: "
-                + write("2", f"/proc/sys/net/ipv6/conf/{name}/accept_ra"),
-            )
-
-
-def _by_advertisement() -> list[str]:
-    """Return the links that have a route by a router's advertisement: a default one, or its prefix.
-
-    /proc/net/ipv6_route: RTF_ADDRCONF is 0x40000 (linux/ipv6_route.h).
-    """
-    found = []
-    try:
-        with open("/proc/net/ipv6_route", "rb") as file:
-            for line in file:
-                words = line.split()
-                if int(words[8], 16) & RTF_ADDRCONF:
-                    found.append(os.fsdecode(words[9]))
-    except FileNotFoundError:
-        return []
-    return [name for name in dict.fromkeys(found) if name != "lo"]
 
 
 def _bring_about(host: Host, held: Held, nat: Nat) -> Work[None]:
@@ -298,23 +215,9 @@ def _bridge(host: Host, held: Held, nat: Nat) -> Work[Link]:
     if link.mtu != nat.mtu:
         yield from host.run(SetMtu(held.bridge, link.index, nat.mtu), host.watch)
     _bolt(held, link, nat)
-    for name, value in _sysctls(held.bridge, nat).items():
-        _write_sysctl(name, value)
+    for name, value in switches(held.bridge, nat).items():
+        write_sysctl(name, value)
     return link
-
-
-def _sysctls(bridge: str, nat: Nat) -> dict[str, str]:
-    """Return below /proc/sys/net what the network's bridge has, and its value."""
-    settings = {f"ipv6/conf/{bridge}/disable_ipv6": "1"}
-    if nat.ipv6 is not None:
-        # NOTE: an address that is still being checked for a twin can be listened at by nobody.
-        values = {"accept_dad": "0", "accept_ra": "0", "autoconf": "0", "disable_ipv6": "0"}
-        settings = {f"ipv6/conf/{bridge}/{name}": value for name, value in values.items()}
-    if nat.ipv4 is not None:
-        # NOTE: the option would lead a packet to whatever address it names.
-        settings[f"ipv4/conf/{bridge}/accept_source_route"] = "0"
-    settings[f"ipv4/conf/{bridge}/route_localnet"] = "1" if wants_loopback(nat) else "0"
-    return settings
 
 
 def _bolt(held: Held, link: Link, nat: Nat) -> None:
@@ -334,18 +237,7 @@ def _bolt(held: Held, link: Link, nat: Nat) -> None:
 
 def _needs_bolt(nat: Nat) -> bool:
     """Tell whether a frame for 127.0.0.0/8 would be taken in, if no table of ours dropped it."""
-    return wants_loopback(nat) or _read_sysctl("ipv4/conf/all/route_localnet") == "1"
-
-
-def _refuse_others_table(host: Host, held: Held) -> Work[None]:
-    """Raise Failure (77) where the table of a network that is not there is somebody else's."""
-    table = yield from nft.read_table(held.network, host.watch)
-    if table is not None and not table.ours:
-        raise Failure(
-            Status.DENIED, f"the nft table inet {table_name(held.network)} is somebody else's",
-            "it does not carry our mark",
-            f"if it shall go: {sh('nft', 'delete', 'table', 'inet', table_name(held.network))}",
-        )
+    return wants_loopback(nat) or read_sysctl("ipv4/conf/all/route_localnet") == "1"
 
 
 def _filtering(host: Host, held: Held, nat: Nat) -> Work[None]:
@@ -455,52 +347,10 @@ def guarded(policy: Policy | None, links: Iterable[Link]) -> dict[str, Guarded]:
 
 def _forwarding(held: Held, nat: Nat) -> None:
     """Turn forwarding on where it is off, and say so; it is left on."""
-    for name in _forwarding_that_is_off(nat):
-        _write_sysctl(name, "1")
-        said = f"{quote(_key(name))} turned on; it is left on"
+    for name in forwarding_that_is_off(nat):
+        write_sysctl(name, "1")
+        said = f"{quote(key(name))} turned on; it is left on"
         log(syslog.LOG_NOTICE, f"network {held.network}: {said}")
-
-
-def _forwarding_that_is_off(nat: Nat) -> list[str]:
-    """Return what is 0 below /proc/sys/net, and keeps the host from passing on for the network."""
-    if not wants_forwarding(nat):
-        return []
-    names = ["ipv4/ip_forward"] if nat.ipv4 is not None else []
-    if nat.ipv6 is not None and nat.outbound:
-        names.append("ipv6/conf/all/forwarding")
-    return [name for name in names if _read_sysctl(name) == "0"]
-
-
-def _key(name: str) -> str:
-    """Return what sysctl(8) calls a file below /proc/sys/net; a "." in a link's name is "/"."""
-    return "net." + name.translate(str.maketrans("/.", "./"))
-
-
-def _read_sysctl(name: str) -> str | None:
-    try:
-        with open(f"/proc/sys/net/{name}", encoding="ascii") as file:
-            return file.read().strip()
-    except FileNotFoundError:
-        return None
-
-
-def _write_sysctl(name: str, value: str) -> None:
-    """Write a value that is not there yet; a switch that the kernel does not have is passed over.
-
-    Raises Failure, 77 or 71.
-    """
-    if _read_sysctl(name) in (value, None):
-        return
-    try:
-        with open(f"/proc/sys/net/{name}", "wb", buffering=0) as file:
-            file.write(value.encode())
-    except OSError as error:
-        denied = isinstance(error, PermissionError)
-        raise Failure(
-            Status.DENIED if denied or error.errno == errno.EROFS else Status.REFUSED,
-            f"cannot write {quote(f'/proc/sys/net/{name}')}", error.strerror or str(error),
-            "run as root",
-        ) from error
 
 
 def _serving(host: Host, held: Held, nat: Nat) -> Work[None]:
@@ -535,10 +385,10 @@ def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
     for address in filter(None, (nat.ipv4, nat.ipv6)):
         if _compact(address) not in present:
             found.append(f"the bridge does not have {address}")
-    for name, value in _sysctls(held.bridge, nat).items():
-        if (now := _read_sysctl(name)) not in (value, None):
-            found.append(f"{quote(_key(name))} is {now}, not {value}")
-    found += [f"{_key(name)} is 0, not 1" for name in _forwarding_that_is_off(nat)]
+    for name, value in switches(held.bridge, nat).items():
+        if (now := read_sysctl(name)) not in (value, None):
+            found.append(f"{quote(key(name))} is {now}, not {value}")
+    found += [f"{key(name)} is 0, not 1" for name in forwarding_that_is_off(nat)]
     if _needs_bolt(nat) and not bolt.is_shut(link.index):
         found.append("the bridge is open to this host's loopback addresses")
     table = yield from nft.read_table(held.network, host.watch)
@@ -668,5 +518,5 @@ def _folders() -> list[str]:
     networks = {name.partition("@")[0] for name in names if os.path.isdir(f"{RUN}/{name}")}
     return sorted(
         network for network in networks
-        if is_network_name(network) and os.path.isdir(_folder(network))
+        if is_network_name(network) and os.path.isdir(folder_of(network))
     )

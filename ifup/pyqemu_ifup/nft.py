@@ -10,7 +10,7 @@ import json
 import shutil
 from typing import Any
 
-from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifup.manners import SAFE_PATH, Watch
 from pyqemu_ifup.nat import TABLE, Chain, Table, table_name
@@ -116,9 +116,13 @@ def _right(value: Any, quote: str) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def load(text: str, watch: Watch) -> Work[None]:
-    """Load commands of nft(8), all or none of them. Raises Failure as `read_table`."""
-    done = yield from run_program([PROGRAM, "-f", "-"], watch, text)
+def load(text: str, watch: Watch, *, try_only: bool = False) -> Work[None]:
+    """Load commands of nft(8), all or none of them. Raises Failure as `read_table`.
+
+    `try_only`: see whether the kernel takes them, and change nothing.
+    """
+    check = ["-c"] if try_only else []
+    done = yield from run_program([PROGRAM, *check, "-f", "-"], watch, text)
     if done.status != 0:
         raise _failure(done)
 
@@ -167,9 +171,9 @@ def _is_gone(done: Run) -> bool:
 
 def _failure(done: Run) -> Failure:
     said = done.err.strip().splitlines()
-    denied = "Operation not permitted" in done.err
+    why = said[0] if said else f"it ended with {done.status}"
+    if "Operation not permitted" in done.err:
+        return Forbidden("nft does not do it", why)
     return Failure(
-        Status.DENIED if denied else Status.REFUSED, "nft does not do it",
-        said[0] if said else f"it ended with {done.status}",
-        "run as root" if denied else "see whether this kernel has nf_tables and NAT",
+        Status.REFUSED, "nft does not do it", why, "see whether this kernel has nf_tables and NAT"
     )

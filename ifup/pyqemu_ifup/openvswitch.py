@@ -23,7 +23,7 @@ from ovs.db.idl import ROW_CREATE, ROW_DELETE, Idl, SchemaHelper, Transaction
 from ovs.db.types import UuidType
 from ovs.poller import Poller
 
-from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.shell import quote, vsctl
 from pyqemu_ifup.look import OvsBridge, OvsPort, OvsSwitch
 from pyqemu_ifup.manners import Watch
@@ -632,9 +632,9 @@ def try_connect(address: str, watch: Watch) -> Work[None]:
             if code not in (0, errno.EISCONN):
                 raise OSError(code, os.strerror(code))
     except PermissionError as error:
-        raise Failure(
-            Status.DENIED, f"the database of Open vSwitch at {quote(address)} may not be used",
-            os.strerror(error.errno or errno.EACCES), "run as root",
+        raise Forbidden(
+            f"the database of Open vSwitch at {quote(address)} may not be used",
+            os.strerror(error.errno or errno.EACCES),
         ) from error
     except OSError as error:
         raise Failure(

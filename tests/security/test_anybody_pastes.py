@@ -358,13 +358,15 @@ NO_NAME = {
     ("ifup/pyqemu_ifup/dnsmasq.py", "serve"): "a network's name",
     ("ifup/pyqemu_ifup/dnsmasq.py", "_start"): "likewise",
     ("ifup/pyqemu_ifup/dnsmasq.py", "_recorded"): "likewise",
-    ("ifup/pyqemu_ifup/nat_network.py", "_refuse_others_table"): "likewise",
+    ("ifup/pyqemu_ifup/nat_needs.py", "_table"): "likewise",
     ("ifup/pyqemu_ifup/nat_network.py", "_taking_away"): "likewise",
+    ("ifup/pyqemu_ifup/nat_needs.py", "_install"): "a package",
+    ("ifup/pyqemu_ifup/nat_needs.py", "_require_port"): "the number of a port",
     ("ifup/pyqemu_ifup/nat_network.py", "_bring_about"): "the bridge of a network with nat:",
     ("ifup/pyqemu_ifup/nat_network.py", "_telling_of_firewalls"): "likewise",
     ("ifup/pyqemu_ifup/nat.py", "making_commands"): "likewise",
     ("ifup/pyqemu_ifup/nat.py", "adding_command"): "likewise",
-    ("ifup/pyqemu_ifup/nat_network.py", "_check_forwarding"):
+    ("ifup/pyqemu_ifup/nat_needs.py", "_advertisements"):
         "a card of this host's that heeds advertisements: no tap of ours does",
 }
 """(file, function) -> why no name of others' comes there."""

@@ -1,0 +1,321 @@
+"""What a network with `nat:` needs of this host: one list, by which up, `explain` and `doctor` go.
+
+Each need looks, changes nothing, and raises the Failure that an up ends with.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pyqemu_ifconf.failure import Failure, Forbidden, Status
+from pyqemu_ifconf.policy import Nat
+from pyqemu_ifconf.shell import Command, quote, sh, write
+from pyqemu_ifup import dnsmasq, nft
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.lock import RUN, cannot_use
+from pyqemu_ifup.look import Link
+from pyqemu_ifup.manners import SAFE_PATH
+from pyqemu_ifup.nat import (
+    bridge_alias,
+    bridge_mac,
+    folder_name,
+    ruleset,
+    subnet,
+    switches,
+    table_name,
+    wants_dnsmasq,
+    wants_forwarding,
+)
+from pyqemu_ifup.sysctl import read_sysctl, require_writable
+from pyqemu_ifup.work import Work
+
+RTF_ADDRCONF = 0x40000
+IP_FREEBIND, IPV6_FREEBIND = 15, 78
+"""linux/in.h, linux/in6.h: an address that is not there yet can be bound to."""
+DNS, DHCP = 53, 67
+
+
+class Wanted(NamedTuple):
+    """A network that is to be made, or to be as the policy says."""
+
+    network: str
+    bridge: str
+    nat: Nat
+
+
+def require(host: Host, wanted: Wanted) -> Work[None]:
+    """Check that all is there that making the network needs. Raises Failure, that of the first."""
+    for need in NEEDS:
+        yield from need(host, wanted)
+
+
+def find_unmet(host: Host, wanted: Wanted) -> Work[list[Failure]]:
+    """Return why an up could not make the network, the first as it would end; changes nothing.
+
+    A Forbidden among them is what this process may not look at. Raises Failure (75) with the
+    host's watch.
+    """
+    found: list[Failure] = []
+    for need in (*NEEDS, *TRIALS):
+        try:
+            yield from need(host, wanted)
+        except Failure as failure:
+            if failure.status == Status.TRY_AGAIN:
+                raise
+            found.append(failure)
+        except PermissionError as error:
+            what = f"cannot look at {quote(str(error.filename))}"
+            found.append(Forbidden(what, error.strerror or str(error)))
+    return found
+
+
+def own_bridge(host: Host, network: str, bridge: str) -> Link | None:
+    """Return the bridge, None where there is none. Raises Failure (77): somebody else's."""
+    link = host.kernel.look_up(bridge)
+    if link is not None and not is_ours(link, network):
+        raise Failure(
+            Status.DENIED, f"{quote(bridge)} is somebody else's",
+            f"network {network} has nat:, and makes a bridge of its own",
+            f"correct bridge: of network {network} to a name that no interface has",
+        )
+    return link
+
+
+def is_ours(link: Link, network: str) -> bool:
+    """Tell whether the link is the network's bridge as we have made it, or have begun to."""
+    if link.kind != "bridge":
+        return False
+    # NOTE: whoever was killed after the first step has not marked it yet.
+    return link.alias == bridge_alias(network) or (
+        not link.alias and not link.up and link.mac == bridge_mac(network)
+    )
+
+
+def folder_of(network: str) -> str:
+    """Return the folder of the network's files, in the network namespace of this process."""
+    # NOTE: what each namespace does not have for itself is there in the first one alone, and who
+    # may not look into process 1 can tell, too (sysctl_core_net_init of net/core).
+    own = os.path.exists("/proc/sys/net/core/netdev_max_backlog")
+    return folder_name(network, str(os.stat("/proc/self/ns/net").st_ino), own)
+
+
+def require_programs(network: str, nat: Nat) -> None:
+    """Raise Failure (69) where a program that the network needs is not there."""
+    wanted = [(nft.PROGRAM, "nftables", "nat:")]
+    if wants_dnsmasq(nat):
+        # NOTE: with neither DHCP nor DNS it is there for the router advertisements alone.
+        given = {"dhcp:": nat.dhcp is not None, "dns:": nat.dns is not None}
+        keys = [name for name, is_given in given.items() if is_given] or ["ipv6:"]
+        wanted.append(("dnsmasq", "dnsmasq-base", " and ".join(keys)))
+    for program, package, needed_by in wanted:
+        if shutil.which(program, path=SAFE_PATH) is None:
+            raise Failure(
+                Status.UNAVAILABLE, f"there is no {program} in {SAFE_PATH}",
+                f"{needed_by} of network {network} needs it", _install(package),
+            )
+
+
+def _install(package: str) -> Command:
+    if shutil.which("dnf", path=SAFE_PATH):
+        return sh("dnf", "install", package.removesuffix("-base"))
+    return sh("apt-get", "install", package)
+
+
+# The needs
+
+
+def _bridge(host: Host, wanted: Wanted) -> Work[None]:
+    own_bridge(host, wanted.network, wanted.bridge)
+    yield from ()
+
+
+def _programs(host: Host, wanted: Wanted) -> Work[None]:
+    require_programs(wanted.network, wanted.nat)
+    yield from ()
+
+
+def _account(host: Host, wanted: Wanted) -> Work[None]:
+    """dnsmasq has a user to run as."""
+    if wants_dnsmasq(wanted.nat):
+        dnsmasq.account()
+    yield from ()
+
+
+def _folder(host: Host, wanted: Wanted) -> Work[None]:
+    """The network's folder can be made. access(2) tells of a file system that is read-only."""
+    above = RUN if os.path.isdir(RUN) else os.path.dirname(RUN)
+    if not os.access(above, os.W_OK | os.X_OK):
+        code = errno.EROFS if os.geteuid() == 0 else errno.EACCES
+        raise cannot_use(folder_of(wanted.network), OSError(code, os.strerror(code)))
+    yield from ()
+
+
+def _table(host: Host, wanted: Wanted) -> Work[None]:
+    """The nft table of a network that is not there is not somebody else's (77)."""
+    if _is_there(host, wanted) or not nft.is_there():
+        return
+    table = yield from nft.read_table(wanted.network, host.watch)
+    if table is not None and not table.ours:
+        raise Failure(
+            Status.DENIED,
+            f"the nft table inet {table_name(wanted.network)} is somebody else's",
+            "it does not carry our mark",
+            f"if it shall go: {sh('nft', 'delete', 'table', 'inet', table_name(wanted.network))}",
+        )
+
+
+def _is_there(host: Host, wanted: Wanted) -> bool:
+    """Tell whether the network's bridge is there, and its own."""
+    link = host.kernel.look_up(wanted.bridge)
+    return link is not None and is_ours(link, wanted.network)
+
+
+def _subnets(host: Host, wanted: Wanted) -> Work[None]:
+    """No other link has an address or a route in the network's subnets (71)."""
+    from ipaddress import ip_interface, ip_network
+
+    if _is_there(host, wanted):
+        return
+    names = {link.index: link.name for link in host.kernel.links()}
+    for address in filter(None, (wanted.nat.ipv4, wanted.nat.ipv6)):
+        own = ip_network(subnet(address))
+        for index, text in host.kernel.destinations():
+            other = ip_interface(text).network
+            if other.version == own.version and other.prefixlen > 0 and other.overlaps(own):
+                raise Failure(
+                    Status.REFUSED, f"subnet {own} of network {wanted.network} is in use",
+                    f"{quote(names[index]) if index in names else f'link {index}'} has {text}",
+                    f"give network {wanted.network} another subnet",
+                )
+    yield from ()
+
+
+def _advertisements(host: Host, wanted: Wanted) -> Work[None]:
+    """IPv6 forwarding would not cost this host its own address and route (71)."""
+    nat = wanted.nat
+    if nat.ipv6 is None or not nat.outbound or read_sysctl("ipv6/conf/all/forwarding") == "1":
+        return
+    for name in _by_advertisement():
+        if read_sysctl(f"ipv6/conf/{name}/accept_ra") in ("0", "1"):
+            raise Failure(
+                Status.REFUSED, "IPv6 forwarding is off, and cannot be turned on as it is",
+                f"{quote(name)} lives by router advertisements, which it would heed no more",
+                "let it heed them all the same: "
+                + write("2", f"/proc/sys/net/ipv6/conf/{name}/accept_ra"),
+            )
+    yield from ()
+
+
+def _by_advertisement() -> list[str]:
+    """Return the links that have a route by a router's advertisement: a default one, or its prefix.
+
+    /proc/net/ipv6_route: RTF_ADDRCONF is 0x40000 (linux/ipv6_route.h).
+    """
+    found = []
+    try:
+        with open("/proc/net/ipv6_route", "rb") as file:
+            for line in file:
+                words = line.split()
+                if int(words[8], 16) & RTF_ADDRCONF:
+                    found.append(os.fsdecode(words[9]))
+    except FileNotFoundError:
+        return []
+    return [name for name in dict.fromkeys(found) if name != "lo"]
+
+
+def forwarding_that_is_off(nat: Nat) -> list[str]:
+    """Return what is 0 below /proc/sys/net, and keeps the host from passing on for the network."""
+    if not wants_forwarding(nat):
+        return []
+    names = ["ipv4/ip_forward"] if nat.ipv4 is not None else []
+    if nat.ipv6 is not None and nat.outbound:
+        names.append("ipv6/conf/all/forwarding")
+    return [name for name in names if read_sysctl(name) == "0"]
+
+
+def _switches(host: Host, wanted: Wanted) -> Work[None]:
+    """Each switch below /proc/sys/net is as it shall be, or can be written."""
+    # NOTE: a bridge that is not there yet has what the kernel gives to each new link.
+    name = wanted.bridge if _is_there(host, wanted) else "default"
+    values = switches(name, wanted.nat) | dict.fromkeys(forwarding_that_is_off(wanted.nat), "1")
+    for path, value in values.items():
+        if read_sysctl(path) not in (value, None):
+            require_writable(path, value)
+    yield from ()
+
+
+def _ports(host: Host, wanted: Wanted) -> Work[None]:
+    """Nobody has the ports of a dnsmasq that is to be started (71)."""
+    nat = wanted.nat
+    if not wants_dnsmasq(nat):
+        return
+    if _is_there(host, wanted):
+        server = yield from dnsmasq.look(folder_of(wanted.network), host.watch)
+        if server.settings is not None:
+            return
+    addresses = [each.partition("/")[0] for each in (nat.ipv4, nat.ipv6) if each]
+    if nat.dns is not None:
+        for address in addresses:
+            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                _require_port(wanted, kind, address, DNS, "dns")
+    if nat.dhcp is not None:
+        _require_port(wanted, socket.SOCK_DGRAM, "0.0.0.0", DHCP, "dhcp")
+
+
+def _require_port(
+    wanted: Wanted, kind: socket.SocketKind, address: str, port: int, key: str
+) -> None:
+    """Raise Failure (71) where dnsmasq could not bind a socket as it does; nothing is sent or got.
+
+    It does with these options (make_sock and make_fd of its network.c and dhcp.c).
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+        else:
+            probe.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+        if port == DHCP:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            # NOTE: it takes nothing that is for others; who listens on all links is in its way.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
+            probe.bind((address, port))
+        except PermissionError as error:
+            raise Forbidden(f"cannot tell whether port {port} is free", str(error)) from error
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            protocol = "tcp" if kind == socket.SOCK_STREAM else "udp"
+            show = sh("ss", "--no-header", "--listening", "--numeric", "--processes",
+                      f"--{protocol}", f"sport = :{port}")
+            raise Failure(
+                Status.REFUSED,
+                f"port {port}/{protocol} of {quote(address)} is taken, which "
+                f"network {wanted.network} needs for its dnsmasq",
+                "somebody listens there on all addresses of this host",
+                f"see who: {show}; let that listen at addresses of its own alone, or set {key}: "
+                f"false for network {wanted.network}",
+            ) from error
+
+
+def _loading(host: Host, wanted: Wanted) -> Work[None]:
+    """The kernel takes the network's table; an up finds out as it loads it."""
+    if nft.is_there():
+        text = ruleset(wanted.network, wanted.bridge, wanted.nat)
+        yield from nft.load(text, host.watch, try_only=True)
+
+
+Need = Callable[[Host, Wanted], Work[None]]
+NEEDS: tuple[Need, ...] = (
+    _bridge, _programs, _account, _folder, _table, _subnets, _advertisements, _switches, _ports,
+)
+TRIALS: tuple[Need, ...] = (_loading,)
+"""What an up need not look at before, since it does no more than that itself."""
