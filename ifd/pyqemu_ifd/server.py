@@ -197,8 +197,6 @@ class Server:
         self._closing = 0
         """Those of all users that are being closed."""
         self._poll = select.epoll()
-        self._watched: dict[int, int] = {}
-        """The descriptors of the databases, which come and go, and what they are waited for."""
         self._listen_due: float | None = None
         self._databases_due: float | None = None
         self._reload_due: float | None = None
@@ -281,10 +279,9 @@ class Server:
 
     def _turn(self, wakeup: int, beat: float | None) -> None:
         """Wait for the next thing to happen, and deal with it."""
-        due = self._watch_databases(beat)
-        timeout = max(0.0, due - time.monotonic()) if due is not None else -1
-        changed = comes = loaded = False
-        for descriptor, events in self._poll.poll(timeout):
+        changed = self._wait(beat)
+        comes = loaded = False
+        for descriptor, events in self._poll.poll(0):
             if descriptor == self.listener.fileno():
                 comes = True
             elif descriptor == wakeup:
@@ -302,8 +299,6 @@ class Server:
             elif descriptor in self.connections:
                 # NOTE: a request looks at the databases as they are when it comes.
                 changed = self._hear(self.connections[descriptor], events) or changed
-            else:
-                changed = True
         if comes:
             # NOTE: last, so that no number of a connection that has gone is another's by now.
             self._accept()
@@ -349,26 +344,11 @@ class Server:
         for tap in [*self._chores][:max(0, room)]:
             self.jobs[Job(tap, self._chores.pop(tap))] = None
 
-    def _watch_databases(self, beat: float | None) -> float | None:
-        """Watch what the databases wait for; return when something is due, None for nothing."""
+    def _wait(self, beat: float | None) -> bool:
+        """Wait until something happens or is due; tell whether a database has something new."""
         interest = Interest()
         for database in self.pool.databases.values():
             database.wait(interest)
-        for descriptor in self._watched.keys() - interest.events.keys():
-            if descriptor in self.connections:
-                continue  # the library has closed it, and a client got the number
-            try:
-                self._poll.unregister(descriptor)
-            except OSError as error:
-                # The library has closed it; EPERM: a lock's file has the number by now.
-                if error.errno not in (errno.ENOENT, errno.EBADF, errno.EPERM):
-                    raise
-        for descriptor, events in interest.events.items():
-            try:
-                self._poll.modify(descriptor, events)
-            except FileNotFoundError:
-                self._poll.register(descriptor, events)
-        self._watched = interest.events
         self._databases_due = interest.due
         times = [
             interest.due, beat, self._listen_due, self._reload_due, self._look_due,
@@ -376,7 +356,16 @@ class Server:
         ]
         times += [job.due for job in self.jobs]
         times += [connection.since + SILENCE for connection in [*self._silent][:1]]
-        return min((each for each in times if each is not None), default=None)
+        due = min((each for each in times if each is not None), default=None)
+        # NOTE: the library closes its sockets when it likes, and tells nobody: their numbers are
+        # good for this one wait, and what lasts has nothing but what we close ourselves.
+        poll = select.poll()
+        poll.register(self._poll, select.POLLIN)
+        for descriptor, events in interest.events.items():
+            poll.register(descriptor, events)
+        timeout = max(0.0, due - time.monotonic()) * 1000 if due is not None else None
+        ready = {descriptor for descriptor, _ in poll.poll(timeout)}
+        return not ready.isdisjoint(interest.events)
 
     def _look_for_databases(self) -> None:
         """Connect to the databases that this host has by now."""
