@@ -124,8 +124,16 @@ install: ## install into PREFIX (/usr/local), under DESTDIR
 			>"$$tree/$$program"
 		put 0755 "$$tree/$$program" "$$PREFIX/bin/$$program"
 	done
+	# NOTE: sed takes a & and a comma here for its own.
+	place=$$(printf %s "$$PREFIX" | sed 's/[&,\]/\\&/g')
+	here="s,/usr/local/\\(s\\?bin\\|lib\\|share\\)/,$$place/\\1/,g"
+	# Puts a page there that says where what it tells of is: /usr/local in the sources.
+	put_page() {
+		sed "$$here" "$$1" >"$$tree/page"
+		put 0644 "$$tree/page" "$$2"
+	}
 	for page in $(PAGES); do
-		put 0644 "$$page" "$$PREFIX/share/man/man$${page##*.}/$${page##*/}"
+		put_page "$$page" "$$PREFIX/share/man/man$${page##*.}/$${page##*/}"
 	done
 	for shell in bash zsh; do
 		"$$root/bin/python3" -I -m pyqemu_ifctl.completion $$shell >"$$tree/$$shell"
@@ -146,7 +154,7 @@ install: ## install into PREFIX (/usr/local), under DESTDIR
 		put 0644 "$$file" "$$PREFIX/share/pyqemu-ifup/$${file##*/}"
 	done
 	for file in $(DOCS); do
-		put 0644 "$$file" "$$PREFIX/share/doc/pyqemu-ifup/$${file##*/}"
+		put_page "$$file" "$$PREFIX/share/doc/pyqemu-ifup/$${file##*/}"
 	done
 	[ ! -e "$$tree/folders" ] || cat "$$tree/folders" >>"$$root/installed"
 	# What an earlier version put there and this one does not; the folders that it made stay noted.

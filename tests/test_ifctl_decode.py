@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from lab.hooks import Hooks
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifctl import decode
 
@@ -81,3 +83,11 @@ def test_what_a_process_really_ends_with() -> None:
         _, raw = os.waitpid(child.pid, 0)
         child.returncode = raw
         assert decode.decode(raw).meaning == words
+
+
+@pytest.mark.parametrize("number", ["256", "32512"])
+def test_a_hook_that_did_not_run_is_told_where_ours_are(tmp_path: Path, number: str) -> None:
+    """Since a path that is copied from elsewhere is the most usual cause."""
+    hooks = Hooks(tmp_path / "hooks")
+    ours = f"; ours are {hooks.ifup} and {hooks.ifdown}\n"
+    assert hooks.ctl("decode", number).stdout.endswith(ours)

@@ -494,9 +494,9 @@ QEMU_ROWS = (
 
 NEXT_TIME = (
     (Row("qemu-downscript", no_downscript, "the downscript "),
-     "web1", (), "let its downscript= be the pyqemu-ifdown beside the pyqemu-ifup"),
+     "web1", (), "add: downscript="),
     (Row("qemu-downscript", another_downscript, "the downscript /bin/true of one (QEMU "),
-     "web0", (), "let its downscript= be the pyqemu-ifdown beside the pyqemu-ifup"),
+     "web0", (), "add: downscript="),
     (Row("qemu-mac", twins, "has the MAC 52:54:00:00:00:01, and so has one (QEMU "),
      "web1", ("-device", "virtio-net-pci,netdev=n0,{}"), "mac=52:54:00:"),
     (Row("qemu-mac", twins_by_default, "has the MAC 52:54:00:12:34:56, and so has one (QEMU "),
@@ -537,6 +537,8 @@ def test_what_another_start_mends(
         assert f"process {named[2]} of user root" in found["do"]
         last = found["do"].rpartition(" ")[2]
         clinic.end(named[1])
+        if last.startswith("downscript="):
+            assert last == f"downscript={clinic.hooks.ifdown}"
         clinic.qemu(named[1], *tap(clinic, name, clinic.hooks.ifup, clinic.hooks.ifdown),
                     *(word.format(last) for word in words))
 

@@ -184,11 +184,29 @@ def test_pages_and_samples_are_installed(installed: Installed) -> None:
     pages = [*ROOT.glob("if*/*.8"), *ROOT.glob("conf/*.5")]
     for page in pages:
         copy = share / "man" / f"man{page.suffix[1:]}" / page.name
-        assert copy.read_text() == page.read_text()
+        assert copy.read_text() == page.read_text().replace("/usr/local/", f"{installed.prefix}/")
     for sample in (ROOT / "conf/policy.yaml", *ROOT.glob("conf/*.schema.json")):
         assert (share / "pyqemu-ifup" / sample.name).read_text() == sample.read_text()
     policy = installed.destdir / "etc/pyqemu-ifup/policy.yaml"
     assert policy.read_text() == (ROOT / "conf/policy.yaml").read_text()
+
+
+def test_what_is_installed_says_where_it_is(installed: Installed) -> None:
+    """Each path below the prefix that a page names is there, and none names another prefix."""
+    named = set()
+    texts = (
+        path for name in ("share", "lib/systemd") for path in (installed.prefix / name).rglob("*")
+    )
+    for text in filter(Path.is_file, texts):
+        said = text.read_text()
+        assert "/usr/local/" not in said and "PREFIX/" not in said, text
+        named |= {
+            (text.name, path.rstrip("."))
+            for path in re.findall(rf"{re.escape(str(installed.prefix))}(?:/[\w.@-]+)+", said)
+        }
+    assert {path.rpartition("/")[2] for _, path in named} >= {*HOOKS, "pyqemu-bridge-helper"}
+    for name, path in named:
+        assert Path(path).exists() or Path(path.removesuffix("/pyqemu-if")).is_dir(), (name, path)
 
 
 def test_completion_is_where_the_shells_look(installed: Installed) -> None:

@@ -16,9 +16,8 @@ from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.names import is_plain_tap_name, tap_name_of
 from pyqemu_ifconf.policy import Attach, Caller, Policy, Vlan, choose, decide
 from pyqemu_ifctl import args
-from pyqemu_ifctl.args import find_hooks, find_macs
+from pyqemu_ifctl.args import find_macs
 from pyqemu_ifctl.nics import (
-    Hooks,
     by_hooks,
     find_vm,
     legacy,
@@ -29,6 +28,7 @@ from pyqemu_ifctl.nics import (
     on_hubs,
     tap_by_descriptors,
 )
+from pyqemu_ifctl.place import Hooks, find_hooks
 from pyqemu_ifctl.qemu import check_arguments, find_qemu, models_of
 
 HOOKS = Hooks("/opt/a,b/pyqemu-ifup", "/opt/a,b/pyqemu-ifdown")

@@ -20,6 +20,7 @@ from lab.needs import QEMU, lack, require
 from lab.netns import Namespace
 from lab.qemu import Qemu
 from test_install import ROOT, need_success, run
+from test_readme import first_steps
 
 PYTHON = Path("/usr/bin/python3")
 """The distribution's own, which the package depends on."""
@@ -180,8 +181,13 @@ def test_the_debian_package(system: Clean, files: Files) -> None:
     assert system.run("pyqemu-ifctl", "gc").stdout == "nothing to remove\n"
     assert system.run("pyqemu-ifctl", "version").stdout != "pyqemu-ifctl of a checkout\n"
     system.write("/etc/pyqemu-ifup/policy.yaml", POLICY)
-    ours = ",script=/usr/bin/pyqemu-ifup,downscript=/usr/bin/pyqemu-ifdown"
+    readme = system.path("/usr/share/doc/pyqemu-ifup/README.md").read_text()
+    words = first_steps(readme)[1]
+    ours = words[-1].removeprefix("tap,id=n0,ifname=web0")
+    assert ours == ",script=/usr/bin/pyqemu-ifup,downscript=/usr/bin/pyqemu-ifdown"
     serves(system, ours)
+    told = system.run("pyqemu-ifctl", "decode", "256").stdout
+    assert told.endswith("; ours are /usr/bin/pyqemu-ifup and /usr/bin/pyqemu-ifdown\n")
     with start(system, ours, "other0") as qemu:
         assert qemu.wait() == 1
         assert "network script /usr/bin/pyqemu-ifup failed with status 19712" in qemu.stderr

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import load_host_policy
 from pyqemu_ifconf.policy import Policy, Vm
-from pyqemu_ifconf.shell import readable, sh
+from pyqemu_ifconf.shell import sh
 from pyqemu_ifctl.answer import Answer, to_json
 from pyqemu_ifctl.nics import (
-    Hooks,
     Macs,
     by_hooks,
     find_vm,
@@ -22,6 +20,7 @@ from pyqemu_ifctl.nics import (
     modern,
     on_hubs,
 )
+from pyqemu_ifctl.place import find_hooks
 from pyqemu_ifctl.qemu import check_arguments, find_qemu
 
 MACHINE_IDS = ("/etc/machine-id", "/var/lib/dbus/machine-id")
@@ -88,20 +87,3 @@ def find_host_id() -> str | None:
         if found and found != "uninitialized":
             return found
     return None
-
-
-def find_hooks(program: str) -> Hooks:
-    """Return the hooks of the installation that `program`, this one, is of.
-
-    Raises Failure (69) where they are not beside it.
-    """
-    # NOTE: a link to the program may lie anywhere, and its hooks beside it or beside the program.
-    folders = [os.path.dirname(find(program)) for find in (os.path.abspath, os.path.realpath)]
-    found = [Hooks(f"{folder}/pyqemu-ifup", f"{folder}/pyqemu-ifdown") for folder in folders]
-    for hooks in found:
-        if os.access(hooks.ifup, os.X_OK) and os.access(hooks.ifdown, os.X_OK):
-            return hooks
-    raise Failure(
-        Status.UNAVAILABLE, f"the hooks are not in {readable(folders[-1])}",
-        "they are installed beside this", "install them: make install",
-    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.shell import readable
+from pyqemu_ifconf.shell import quote, readable
 from pyqemu_ifctl.answer import Answer, to_json
+from pyqemu_ifctl.place import know_hooks
 
 MEANING = {
     Status.DONE: "done",
@@ -50,6 +52,9 @@ def answer(text: str, *, as_json: bool) -> Answer:
     """Return what the number in `text` means. Raises Failure (64) where it is no number."""
     number = parse(text)
     decoded = decode(number)
+    if decoded.exit in OTHERS and (hooks := know_hooks(sys.argv[0])) is not None:
+        ours = f"; ours are {quote(hooks.ifup)} and {quote(hooks.ifdown)}"
+        decoded = replace(decoded, meaning=decoded.meaning + ours)
     if as_json:
         return Answer(to_json({
             "status": number, "exit": decoded.exit, "signal": decoded.signal,

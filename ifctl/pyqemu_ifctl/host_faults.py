@@ -183,10 +183,11 @@ def find_no_downscripts(scene: Scene) -> Iterator[Fault]:
             if down == DEFAULT_SCRIPTS["downscript"]:
                 yield Fault(what, why, sh("pyqemu-takeover"))
             else:
+                ours = scene.hooks.ifdown if scene.hooks else "PREFIX/bin/pyqemu-ifdown"
                 yield Fault(
                     what, why, None,
-                    f"when {_process(qemu)} starts the next time, let its downscript= be the "
-                    "pyqemu-ifdown beside the pyqemu-ifup that is its script=",
+                    f"when {_process(qemu)} starts the next time, add: downscript="
+                    f"{quote(ours)}",
                 )
             break
 

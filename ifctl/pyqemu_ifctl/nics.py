@@ -7,27 +7,19 @@ QEMU's options: qemu-options.hx of QEMU, -netdev, -device and -net; a comma in a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Forward, Nic, Policy, UserMode, Vm, nic_port
 from pyqemu_ifconf.shell import quote, readable
 from pyqemu_ifconf.vms import is_virtio
+from pyqemu_ifctl.place import Hooks
 
 MTU_OF_ETHERNET = 1500
 MAC_PREFIX = "52:54:00"
 """That of QEMU's own MACs."""
 NO_NIC = ("-nic", "none")
 """Of a guest without a NIC: QEMU gives one in user mode to a guest of which it is told none."""
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """The paths of the two programs, for QEMU's script= and downscript=."""
-
-    ifup: str
-    ifdown: str
 
 
 def find_vm(policy: Policy, name: str) -> Vm:

@@ -11,6 +11,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from pyqemu_ifctl.answer import count
 from pyqemu_ifctl.databases import addresses, open_each, read_policy
 from pyqemu_ifctl.guests import Guest, each_in_time, find_guests, leads_to
 from pyqemu_ifctl.macs import CommandNic, nics_of
+from pyqemu_ifctl.place import Hooks, know_hooks
 from pyqemu_ifctl.rights import Lost, find_lost
 from pyqemu_ifctl.status import wanted as is_wanted
 from pyqemu_ifup import nft
@@ -108,7 +110,8 @@ class Scene:
     has its driver. `ovs_service` is the unit of Open vSwitch, None without systemd, and
     `install_ovs` the command that installs its package. `unseen` is what may not be looked at,
     `unread` are the processes that do not let themselves be. `otherwise` is what the process of a
-    tap says of itself by now that the tap's mark says otherwise.
+    tap says of itself by now that the tap's mark says otherwise. `hooks` are those of this
+    installation, None for none.
     """
 
     policy: Policy | Failure
@@ -133,6 +136,7 @@ class Scene:
     unread: tuple[str, ...] = ()
     lost: tuple[Lost, ...] = ()
     otherwise: Mapping[str, str] = field(default_factory=dict)
+    hooks: Hooks | None = None
 
     @cached_property
     def wanted(self) -> dict[str, list[Wanted]]:
@@ -235,7 +239,7 @@ def look(
             else sh("apt-get", "install", "openvswitch-switch")
         ),
         unseen=tuple(unseen), unread=tuple(unread), lost=tuple(lost),
-        otherwise=otherwise,
+        otherwise=otherwise, hooks=know_hooks(sys.argv[0]),
     )
 
 

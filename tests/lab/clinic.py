@@ -6,12 +6,14 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from lab.hooks import Hooks
 from lab.netns import Namespace
@@ -86,7 +88,8 @@ class Clinic:
             done = self.run(words)
             out, status, lines = done.stdout, done.returncode, done.stderr
         else:
-            with self.netns.enter():
+            program = [str(self.hooks.folder / "pyqemu-ifctl")]
+            with self.netns.enter(), mock.patch.object(sys, "argv", program):
                 answer = doctor(
                     {POLICY_VARIABLE: str(self.hooks.policy)}, Watch(PATIENCE), print, as_json=True
                 )
