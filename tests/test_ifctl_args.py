@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from lab.needs import lack, require
 from lab.netns import Namespace
 from lab.qemu import Qemu
 from lab.versions import VERSIONS, qemu_of
+from pyqemu_ifctl.main import NO_ARGUMENTS
 
 NETWORKS = {"lan": {"bridge": "br0"}, "big": {"bridge": "br0", "mtu": 1400}}
 MODELS = ("virtio-net-pci", "e1000", "e1000e", "rtl8139")
@@ -116,6 +119,74 @@ def test_the_old_form_keeps_the_networks_of_several_nics_apart(
         ]
         assert qemu.quit() == 0
     assert set(netns.links()) == {"lo", "br0"}
+
+
+FAILURES: dict[int, tuple[str, ...]] = {
+    64: ("args",),
+    65: ("args", "web1"),
+    66: ("args", "web1"),
+    69: ("args", "nobody"),
+    70: ("args", "web1"),
+    71: ("args", "web1"),
+}
+"""Words by the status that they end with, once it is made so."""
+
+
+@pytest.mark.alone("no hook is called")
+@pytest.mark.parametrize("status", FAILURES)
+def test_what_fails_prints_a_word_that_no_qemu_takes(hooks: Hooks, status: int) -> None:
+    write_vm(hooks, {"network": "lan", "model": "e1000" if status != 71 else "rtl8029"})
+    if status == 65:
+        hooks.write_policy("version: 2\n")
+    elif status == 66:
+        hooks.policy.unlink()
+    elif status == 70:
+        launcher = hooks.folder / "pyqemu-ifctl"
+        launcher.write_text(launcher.read_text().replace(
+            "raise SystemExit",
+            "import pyqemu_ifctl.args\ndel pyqemu_ifctl.args.find_vm\nraise SystemExit",
+        ))
+    words = FAILURES[status]
+    done = hooks.ctl(*words)
+    assert (done.returncode, done.stdout) == (status, f"{NO_ARGUMENTS}\n")
+    assert done.stderr.startswith("pyqemu-ifctl: ")
+    if status not in (64, 69):
+        assert hooks.ctl(*words, "--json").stdout == ""
+
+
+@pytest.mark.alone("no hook is called")
+def test_help_is_no_failure(hooks: Hooks) -> None:
+    done = hooks.ctl("args", "--help")
+    assert (done.returncode, NO_ARGUMENTS in done.stdout) == (0, False)
+
+
+@pytest.mark.alone("no hook is called")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_what_is_stopped_prints_the_word_too(hooks: Hooks, number: signal.Signals) -> None:
+    write_vm(hooks, {"network": "lan"})
+    slow = hooks.folder / "slow-qemu"
+    slow.write_text("#!/bin/sh\nkill -$STOP $PPID\ncat\n")
+    slow.chmod(0o755)
+    done = hooks.ctl("args", "web1", "--qemu", str(slow), STOP=str(int(number)))
+    assert (done.returncode, done.stdout) == (-number, f"{NO_ARGUMENTS}\n")
+
+
+@pytest.mark.alone("no hook is called")
+@pytest.mark.parametrize("line", ["QEMU $(CTL args typo)", "QEMU $(CTL args typo) -m 128"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_shell_s_eval_starts_no_qemu(hooks: Hooks, version: str, line: str) -> None:
+    """QEMU ends at once; without the word it would run, in user mode."""
+    write_vm(hooks, {"network": "lan"})
+    program = f"{qemu_of(version)} -M pc -accel tcg -display none -S"
+    line = line.replace("QEMU", program).replace("CTL", f"{hooks.folder}/pyqemu-ifctl")
+    words = ["timeout", "30", "sh", "-c", 'eval "$1"', "sh", f'eval "{line}"']
+    done = subprocess.run(
+        words, env={**hooks.environ(), "PYQEMU_IFUP_POLICY": str(hooks.policy)}, text=True,
+        stdin=subprocess.DEVNULL, capture_output=True, check=False,
+    )
+    assert done.returncode == 1, done
+    assert "pyqemu-ifctl: the policy has no guest typo" in done.stderr
+    assert f"{NO_ARGUMENTS}: invalid option" in done.stderr
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -235,7 +306,8 @@ def test_failures(hooks: Hooks, words: list[str], status: int, text: str) -> Non
     require("qemu")
     write_vm(hooks, {"network": "lan"})
     done = hooks.ctl(*words)
-    assert (done.returncode, done.stdout) == (status, "")
+    out = f"{NO_ARGUMENTS}\n" if words[0] == "args" else ""
+    assert (done.returncode, done.stdout) == (status, out)
     assert done.stderr.startswith(f"pyqemu-ifctl: {text}")
 
 

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import sys
+from dataclasses import replace
 from typing import NoReturn, TextIO
 
 from pyqemu_ifconf.failure import Failure, Status
@@ -19,6 +20,11 @@ PROGRAM = "pyqemu-ifctl"
 DEFAULT_QEMU = "qemu-system-x86_64"
 TIMEOUT = 10.0
 """Seconds that a verb may take which looks at the switches."""
+NO_ARGUMENTS = "-pyqemu-ifctl-args-failed"
+"""What `args` prints where it fails, for eval: a word to a shell, and to no QEMU an option.
+
+NOTE: without a word about the network, QEMU starts with its user mode.
+"""
 FOREVER = 1e8
 """Seconds of a verb that goes on until it is stopped."""
 
@@ -51,7 +57,14 @@ def main() -> int:
     # NOTE: Ctrl-C ends what only reads files, without a traceback; `watching` sees to the rest.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     open_log(PROGRAM)
-    answer = answer_or_failure(sys.argv[1:])
+    words = sys.argv[1:]
+    for_qemu = words[:1] == ["args"] and "--json" not in words
+    if for_qemu:
+        for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(stop, _give_no_arguments)
+    answer = answer_or_failure(words)
+    if for_qemu and answer.status != Status.DONE:
+        answer = replace(answer, out=f"{NO_ARGUMENTS}\n")
     try:
         _write(sys.stdout, answer.out)
     except OSError as error:
@@ -65,6 +78,14 @@ def main() -> int:
             if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
                 raise
     return int(answer.status)
+
+
+def _give_no_arguments(number: int, frame: object) -> NoReturn:
+    """End by a signal, with the word that keeps a QEMU from starting."""
+    signal.signal(number, signal.SIG_DFL)
+    _write(sys.stdout, f"{NO_ARGUMENTS}\n")
+    os.kill(os.getpid(), number)
+    os._exit(Status.TRY_AGAIN)
 
 
 def answer_or_failure(words: list[str]) -> Answer:
