@@ -41,7 +41,7 @@ rules:
 HERE = Here("b007-1d", "4:42")
 TAP = Link(
     index=7, name="web0", kind="tun", tap=True, up=False, mtu=1500, mac="52:54:00:aa:bb:cc",
-    txqueuelen=1000, master=None, alias="", carrier=True,
+    txqueuelen=1000, master=None, alias="", carrier=True, ipv6_disabled=False, addrgenmode=0,
 )
 BR0 = replace(TAP, index=2, name="br0", kind="bridge", tap=False, mtu=1450, vlan_filtering=False)
 VLAN_BR0 = replace(BR0, vlan_filtering=True, default_pvid=1)
@@ -65,8 +65,7 @@ def view(
     ovs: tuple[str, ...] = (),
     unasked: frozenset[str] = frozenset(),
 ) -> View:
-    disabled = None if tap is None else False
-    seen = Seen(tap, disabled, master, bridge, ports=ports, ovs_bridges=ovs)
+    seen = Seen(tap, master, bridge, ports=ports, ovs_bridges=ovs)
     remarks = tuple(f"could not tell: {address} may not be used" for address in sorted(unasked))
     return View(seen, HERE, unasked, True, remarks)
 
@@ -122,6 +121,7 @@ web0: attached to network lan by policy.yaml:13
 {WEB_RULES}
 {WANTED_WEB}\
   mac           fe: and the other five bytes of the tap's own
+  addrgenmode   none
   disable_ipv6  true
   link          up
 
@@ -129,6 +129,7 @@ commands, br0 being a Linux bridge:
   {WEB_ALIAS}'
   ip link set dev web0 address {MAC.format("web0")}
   ip link set dev web0 mtu 1450
+  ip link set dev web0 addrgenmode none
   echo 1 > /proc/sys/net/ipv6/conf/web0/disable_ipv6
   ip link set dev web0 master br0
   ip link set dev web0 up
@@ -146,6 +147,7 @@ web0: attached to network lan by policy.yaml:13
 {WEB_RULES.replace("vm is unknown", "vm fw-* does not match x")}
 {WANTED_WEB}\
   mac           fe:54:00:aa:bb:cc
+  addrgenmode   none
   disable_ipv6  true
   link          up
 
@@ -153,6 +155,7 @@ commands, br0 being a Linux bridge:
   {WEB_ALIAS} mac=52:54:00:00:00:01 vm=x'
   ip link set dev web0 address fe:54:00:aa:bb:cc
   ip link set dev web0 mtu 1450
+  ip link set dev web0 addrgenmode none
   echo 1 > /proc/sys/net/ipv6/conf/web0/disable_ipv6
   ip link set dev web0 master br0
   bridge vlan del dev web0 vid 1-4094
@@ -204,6 +207,7 @@ wanted:
   external_ids  none
   txqueuelen    left alone
   mac           fe: and the other five bytes of the tap's own
+  addrgenmode   none
   disable_ipv6  true
   link          up
 
@@ -213,6 +217,7 @@ commands, br-int being an Open vSwitch bridge:
   ip link set dev sw0 down
   ip link set dev sw0 address {MAC.format("sw0")}
   ip link set dev sw0 mtu 8950
+  ip link set dev sw0 addrgenmode none
   echo 1 > /proc/sys/net/ipv6/conf/sw0/disable_ipv6
   ovs-vsctl --db=unix:/run/db add-port br-int sw0 vlan_mode=native-untagged tag=10 \
 trunks=20,30,31,32,33,34,35,36,37,38,39 protected=false other_config:transient=true -- \
@@ -343,6 +348,7 @@ def test_both_forms_are_labelled_in_json() -> None:
         f"ip link set dev web0 address {MAC.format('web0')}",
         mtu,
         "ip link set dev web0 txqueuelen 9",
+        "ip link set dev web0 addrgenmode none",
         "echo 1 > /proc/sys/net/ipv6/conf/web0/disable_ipv6",
     ]
     answer = json.loads(as_object(explanation))
@@ -358,7 +364,7 @@ def test_both_forms_are_labelled_in_json() -> None:
         "port": {
             "network": "lan", "bridge": "br0", "kind": None, "ovsdb": db, "mtu": None,
             "vlan": None, "isolated": False, "external_ids": {}, "txqueuelen": 9, "mac": None,
-            "disable_ipv6": True, "link": "up",
+            "addrgenmode": "none", "disable_ipv6": True, "link": "up",
         },
         "commands": [
             "# commands, br0 being a Linux bridge",

@@ -46,7 +46,7 @@ def graphviz() -> None:
 
 def system(*links: Link, ports: tuple[OvsPort, ...] = (), **more: object) -> System:
     found = System(
-        links=links, ports=ports, vids={3: (Vid(10), Vid(20))}, ipv6_disabled={},
+        links=links, ports=ports, vids={3: (Vid(10), Vid(20))},
         ovs_bridges={"br-int": ("unix:/run/db",)} if ports else {}, unasked=frozenset(),
         here=Here("boot", "4:42"),
     )

@@ -80,7 +80,6 @@ def system(
 ) -> System:
     return System(
         links=(BR0, OTHER, BOND, DATAPATH, *links), ports=ports, vids={},
-        ipv6_disabled={link.name: True for link in links},
         ovs_bridges={} if unasked else {"br-int": (DB,)}, unasked=unasked, here=HERE,
     )
 

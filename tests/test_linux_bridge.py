@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 import mmap
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroute2 import NetlinkError
 
 import pyqemu_ifup.attach
 import pyqemu_ifup.plan
@@ -25,6 +27,7 @@ from lab.netns import Namespace
 from lab.snapshot import Snapshot, diff
 from lab.taps import Tap, frame, holds, mac
 from pyqemu_ifup.caller import process_start
+from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.plan import JoinBridge, LinkOp, Plan, SetUp
 from pyqemu_ifup.stamp import parse_alias
 
@@ -63,6 +66,9 @@ def write_policy(hooks: Hooks, rule: str = "vlan: none", network: str = "bridge:
     hooks.write_policy(POLICY.format(rule=rule, network=network))
 
 
+IPV6 = ("addrgenmode", "disable_ipv6")
+
+
 def state(netns: Namespace, tap: str) -> dict[str, Any]:
     """Return all of a tap that an up changes."""
     link = netns.link(tap)
@@ -75,6 +81,7 @@ def state(netns: Namespace, tap: str) -> dict[str, Any]:
         "txqueuelen": link.get("txqlen", 0),
         "isolated": link["linkinfo"].get("info_slave_data", {}).get("isolated"),
         "alias": link.get("ifalias"),
+        "addrgenmode": link.get("inet6_addr_gen_mode"),
         "disable_ipv6": switch.read_text().strip() if switch.exists() else None,
     }
 
@@ -87,7 +94,7 @@ def attached(before: dict[str, Any], alias: str, **more: Any) -> dict[str, Any]:
     """Return what `before` has become once it is attached to br0."""
     return {
         **before, "up": True, "master": "br0", "mac": high(before["mac"]), "isolated": False,
-        "alias": alias, "disable_ipv6": "1", **more,
+        "alias": alias, "addrgenmode": "none", "disable_ipv6": "1", **more,
     }
 
 
@@ -140,7 +147,7 @@ def test_each_setting(calls: Calls, inside: Namespace) -> None:
             now = state(inside, tap.name)
             assert now == attached(before, alias(), **changes), rule
             was_done(calls.down(tap.name))
-            kept = {key: now[key] for key in ("mtu", "mac", "txqueuelen", "disable_ipv6")}
+            kept = {key: now[key] for key in ("mtu", "mac", "txqueuelen", *IPV6)}
             assert state(inside, tap.name) == {**before, **kept}, rule
 
 
@@ -600,6 +607,7 @@ def test_a_persistent_tap_gets_back_what_it_was(calls: Calls, inside: Namespace)
     persistent(inside, "t0")
     words = ("link", "set", "t0", "address", "02:00:00:00:00:10", "mtu", "1300", "txqueuelen", "50")
     inside.ip(*words)
+    inside.ip("link", "set", "t0", "addrgenmode", "random")
     before = state(inside, "t0")
     was_done(calls.up("t0"))
     was_done(calls.up("t0"))
@@ -706,6 +714,45 @@ def test_the_tap_is_closed_while_it_is_detached(
     tap.close()
     call.go_on()
     was_done(call.wait())
+
+
+READ_ONLY = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys"
+
+
+@pytest.mark.parametrize("too", [False, True])
+@pytest.mark.alone("changes the hook's own process")
+def test_an_address_that_cannot_be_kept_away_is_told(
+    calls: Calls, inside: Namespace, too: bool
+) -> None:
+    """A kernel without the mode (fault injection), and `too` no /proc/sys to write."""
+
+    def change() -> None:
+        set_link = Netlink._set
+
+        def refuse(self: Netlink, index: int, *given: tuple[str, object], up: bool | None = None
+                   ) -> None:
+            if [name for name, _ in given] == ["IFLA_AF_SPEC"]:
+                raise NetlinkError(errno.EOPNOTSUPP)
+            set_link(self, index, *given, up=up)
+
+        setattr(Netlink, "_set", refuse)  # noqa: B010  mypy lets no method be assigned
+        if too:
+            subprocess.check_call(["sh", "-c", READ_ONLY])
+
+    with fresh(inside):
+        ended = calls.up("t0", change)
+        was_done(ended)
+        now = state(inside, "t0")
+        assert (now["up"], now["disable_ipv6"]) == (True, "0" if too else "1")
+        told = [line.partition("]: ")[2] for line in ended.log if "IPv6" in line]
+        assert told == [
+            "t0: the host's end may get an IPv6 address, by which its guest reaches the host: "
+            "ip link set dev t0 addrgenmode none fails (Operation not supported), and what is "
+            "below /proc/sys/net cannot be written"
+        ] * too
+        rows = calls.hooks.ctl_json("status")["taps"]
+        assert [each["setting"] for each in rows[0]["differences"]] == ["disable_ipv6"] * too
+        was_done(calls.down("t0"))
 
 
 @pytest.mark.alone("changes the hook's own process")

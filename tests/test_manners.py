@@ -85,6 +85,7 @@ def state(netns: Namespace, tap: str = "t0") -> dict[str, Any]:
         "mac": link["address"],
         "txqueuelen": link["txqlen"],
         "alias": link.get("ifalias"),
+        "addrgenmode": link["inet6_addr_gen_mode"],
         "disable_ipv6": Path(f"/proc/sys/net/ipv6/conf/{tap}/disable_ipv6").read_text().strip(),
     }
 
@@ -474,6 +475,7 @@ def test_each_step_is_told_first_where_that_is_asked_for(
                 "ip link set dev t0 address fe:00:00:00:00:10",
                 "ip link set dev t0 mtu 9000",
                 "ip link set dev t0 txqueuelen 500",
+                "ip link set dev t0 addrgenmode none",
                 "echo 1 > /proc/sys/net/ipv6/conf/t0/disable_ipv6",
                 "ip link set dev t0 master br0",
                 "bridge link set dev t0 isolated on",

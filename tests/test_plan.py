@@ -24,6 +24,7 @@ from pyqemu_ifup.look import (
     wanted_vids,
 )
 from pyqemu_ifup.plan import (
+    NO_ADDRESS,
     AddPort,
     DelPort,
     JoinBridge,
@@ -85,7 +86,7 @@ OLD_ALIAS = "pyqemu-ifup/1 network=lan kind=linux bridge=br0 vm=web pid=42 start
 
 TAP = Link(
     7, "web0", "tun", tap=True, up=False, mtu=1500, mac="16:00:00:00:00:07", txqueuelen=1000,
-    master=None, alias="", carrier=True,
+    master=None, alias="", carrier=True, ipv6_disabled=False, addrgenmode=0,
 )
 BRIDGE = replace(
     TAP, index=3, name="br0", kind="bridge", tap=False, up=True, mac="02:00:00:00:00:03",
@@ -97,8 +98,8 @@ NO_KERNEL = replace(BRIDGE, vlan_filtering=None, default_pvid=None)
 OVS_BRIDGE = replace(BRIDGE, kind="openvswitch", vlan_filtering=None, default_pvid=None)
 OVS_SYSTEM = replace(OVS_BRIDGE, index=2, name="ovs-system")
 
-FRESH = Seen(TAP, ipv6_disabled=False, bridge=BRIDGE)
-OVS_FRESH = Seen(TAP, ipv6_disabled=False, bridge=OVS_BRIDGE, ovs_bridges=(DEFAULT_OVSDB,))
+FRESH = Seen(TAP, bridge=BRIDGE)
+OVS_FRESH = Seen(TAP, bridge=OVS_BRIDGE, ovs_bridges=(DEFAULT_OVSDB,))
 
 IDS = row_ids(OVS_STAMP, 7, HERE)
 ROW = OvsPort(
@@ -109,20 +110,20 @@ ROW = OvsPort(
 DEL_ROW = DelPort(DEFAULT_OVSDB, "br0", "web0", ROW.external_ids)
 
 DONE = replace(
-    TAP, up=True, mac="fe:00:00:00:00:07", alias=ALIAS, master=3, isolated=False
+    TAP, up=True, mac="fe:00:00:00:00:07", alias=ALIAS, master=3, isolated=False,
+    ipv6_disabled=True, addrgenmode=NO_ADDRESS,
 )
-ATTACHED = Seen(DONE, ipv6_disabled=True, master=BRIDGE, bridge=BRIDGE)
+ATTACHED = Seen(DONE, master=BRIDGE, bridge=BRIDGE)
 OVS_DONE = replace(DONE, alias=OVS_ALIAS, master=2, isolated=None)
 OVS_ATTACHED = replace(
-    OVS_FRESH, tap=OVS_DONE, ipv6_disabled=True, master=OVS_SYSTEM, ports=(ROW,)
+    OVS_FRESH, tap=OVS_DONE, master=OVS_SYSTEM, ports=(ROW,)
 )
 
 # The steps that are the same for nearly all, in their order.
 DOWN, UP = SetDown("web0", 7), SetUp("web0", 7)
 MARK, UNMARK = SetAlias("web0", 7, ALIAS), SetAlias("web0", 7, "")
-MAC, MTU, IPV6 = (
-    SetMac("web0", 7, "fe:00:00:00:00:07"), SetMtu("web0", 7, 1500), SetIpv6("web0", 7, True)
-)
+MAC, MTU = SetMac("web0", 7, "fe:00:00:00:00:07"), SetMtu("web0", 7, 1500)
+IPV6 = SetIpv6("web0", 7, True, NO_ADDRESS)
 JOIN, LEAVE = JoinBridge("web0", 7, "br0", 3), LeaveBridge("web0", 7, "br0")
 PROVE, PROVE_UP = Prove("web0", up=False), Prove("web0", up=True)
 BEGIN, END = (MARK, MAC, MTU, IPV6), (PROVE, UP, PROVE_UP)
@@ -151,12 +152,22 @@ LINUX_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
      (MARK, MAC, SetMtu("web0", 7, 8950), IPV6, JOIN, *END)),
     ("txqueuelen", replace(PORT, txqueuelen=0), FRESH,
      (MARK, MAC, MTU, SetTxQueueLen("web0", 7, 0), IPV6, JOIN, *END)),
-    ("no IPv6 in the kernel", PORT, replace(FRESH, ipv6_disabled=None),
+    ("no IPv6 in the kernel", PORT, seen(FRESH, ipv6_disabled=None, addrgenmode=None),
      (MARK, MAC, MTU, JOIN, *END)),
-    ("IPv6 off already", PORT, replace(FRESH, ipv6_disabled=True), (MARK, MAC, MTU, JOIN, *END)),
+    ("IPv6 off already", PORT, seen(FRESH, ipv6_disabled=True, addrgenmode=NO_ADDRESS),
+     (MARK, MAC, MTU, JOIN, *END)),
+    ("its switch is off already", PORT, seen(FRESH, ipv6_disabled=True),
+     (MARK, MAC, MTU, SetIpv6("web0", 7, None, NO_ADDRESS), JOIN, *END)),
+    ("no address by itself already", PORT, seen(FRESH, addrgenmode=NO_ADDRESS),
+     (MARK, MAC, MTU, SetIpv6("web0", 7, True, None), JOIN, *END)),
+    ("/proc/sys is read-only", PORT, replace(FRESH, sysctl=False),
+     (MARK, MAC, MTU, SetIpv6("web0", 7, None, NO_ADDRESS), JOIN, *END)),
+    ("/proc/sys is read-only, once more", PORT,
+     replace(seen(FRESH, addrgenmode=NO_ADDRESS), sysctl=False), (MARK, MAC, MTU, JOIN, *END)),
     ("too small for IPv6", replace(PORT, mtu=1279), FRESH,
      (MARK, MAC, SetMtu("web0", 7, 1279), JOIN, *END)),
-    ("was too small for IPv6", PORT, replace(seen(FRESH, mtu=68), ipv6_disabled=None),
+    ("was too small for IPv6", PORT,
+     seen(FRESH, mtu=68, ipv6_disabled=None, addrgenmode=None),
      (*BEGIN, JOIN, *END)),
     ("its MAC is high already", PORT, seen(FRESH, mac="fe:00:00:00:00:07"),
      (MARK, MTU, IPV6, JOIN, *END)),
@@ -270,13 +281,16 @@ def simulate(found: Seen, plan: tuple[Op, ...]) -> list[Seen]:
         elif isinstance(op, SetMtu):
             old, now = now, seen(now, mtu=op.mtu)
             if op.mtu < 1280:
-                now = replace(now, ipv6_disabled=None)
+                now = seen(now, ipv6_disabled=None, addrgenmode=None)
             elif old.tap is not None and old.tap.mtu < 1280:
-                now = replace(now, ipv6_disabled=False)
+                now = seen(now, ipv6_disabled=False, addrgenmode=0)
         elif isinstance(op, SetTxQueueLen):
             now = seen(now, txqueuelen=op.length)
         elif isinstance(op, SetIpv6):
-            now = replace(now, ipv6_disabled=op.disabled)
+            if op.disabled is not None:
+                now = seen(now, ipv6_disabled=op.disabled)
+            if op.addrgenmode is not None:
+                now = seen(now, addrgenmode=op.addrgenmode)
         elif isinstance(op, JoinBridge):
             now = replace(seen(now, master=op.master, isolated=False), master=masters[op.master])
             if now.bridge is not None and now.bridge.vlan_filtering and now.bridge.default_pvid:
@@ -636,8 +650,12 @@ COMMANDS: list[tuple[Op, tuple[str, ...]]] = [
     (MAC, ("ip link set dev web0 address fe:00:00:00:00:07",)),
     (MTU, ("ip link set dev web0 mtu 1500",)),
     (SetTxQueueLen("web0", 7, 500), ("ip link set dev web0 txqueuelen 500",)),
-    (IPV6, ("echo 1 > /proc/sys/net/ipv6/conf/web0/disable_ipv6",)),
-    (SetIpv6("a b", 7, False), ("echo 0 > '/proc/sys/net/ipv6/conf/a b/disable_ipv6'",)),
+    (IPV6, ("ip link set dev web0 addrgenmode none",
+            "echo 1 > /proc/sys/net/ipv6/conf/web0/disable_ipv6")),
+    (SetIpv6("a b", 7, False, 2),
+     ("ip link set dev 'a b' addrgenmode stable_secret",
+      "echo 0 > '/proc/sys/net/ipv6/conf/a b/disable_ipv6'")),
+    (SetIpv6("a b", 7, None, 3), ("ip link set dev 'a b' addrgenmode random",)),
     (JOIN, ("ip link set dev web0 master br0",)),
     (LEAVE, ("ip link set dev web0 nomaster",)),
     (SetIsolated("web0", 7, True), ("bridge link set dev web0 isolated on",)),
@@ -710,7 +728,8 @@ STAMPS = st.builds(
     mac=st.none() | st.just("52:54:00:12:34:56"),
     netdev=st.none() | NAMES.filter(bool),
     was=st.none() | st.builds(
-        Was, st.integers(68, 65535), st.integers(0, 2**32), st.just("0a"), st.booleans()
+        Was, st.integers(68, 65535), st.integers(0, 2**32), st.just("0a"), st.booleans(),
+        st.none() | st.integers(0, 3),
     ),
     unsaid=st.frozensets(st.just("user")),
 )
@@ -739,6 +758,17 @@ def test_an_alias_gives_its_stamp_back(stamp: Stamp) -> None:
 def test_no_alias_breaks_the_reader(alias: str) -> None:
     stamp = parse_alias(alias)
     assert stamp is None or stamp.kind in ("linux", "openvswitch")
+
+
+@pytest.mark.parametrize(
+    ("was", "found"),
+    [("1500,9,0a,1", Was(1500, 9, "0a", True)), ("1500,9,0a,1,3", Was(1500, 9, "0a", True, 3))],
+)
+def test_an_older_mark_says_nothing_of_addrgenmode(was: str, found: Was) -> None:
+    stamp = parse_alias(f"{OLD_ALIAS} was={was}")
+    assert stamp is not None and stamp.was == found
+    for other in (f"{was},x", f"{was},-1", f"{was},256"):
+        assert was.count(",") == 4 or parse_alias(f"{OLD_ALIAS} was={other}") is None
 
 
 def test_a_name_is_cut_between_letters() -> None:

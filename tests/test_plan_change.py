@@ -39,6 +39,7 @@ from test_plan import (
     DOWN,
     FILTERING,
     HERE,
+    IPV6,
     LEAVE,
     OVS_ATTACHED,
     OVS_STAMP,
@@ -78,8 +79,10 @@ LINUX: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
      (SetIsolated("web0", 7, False), PROVE_UP)),
     ("a network of another name, all else alike", RENAMED, ATTACHED, (RENAMED_MARK, PROVE_UP)),
     ("MAC and IPv6 that somebody changed", PORT,
-     seen(replace(ATTACHED, ipv6_disabled=False), mac="16:00:00:00:00:07"),
-     (SetMac("web0", 7, "fe:00:00:00:00:07"), SetIpv6("web0", 7, True), PROVE_UP)),
+     seen(ATTACHED, mac="16:00:00:00:00:07", ipv6_disabled=False, addrgenmode=3),
+     (SetMac("web0", 7, "fe:00:00:00:00:07"), IPV6, PROVE_UP)),
+    ("IPv6 that gives no address by itself", PORT, seen(ATTACHED, ipv6_disabled=False), ()),
+    ("an older up's, whose switch alone is off", PORT, seen(ATTACHED, addrgenmode=0), ()),
     ("a link that is down", PORT, seen(ATTACHED, up=False), (PROVE, UP, PROVE_UP)),
     ("its VLAN", IN_100, ON_FILTERING, ()),
     ("another VLAN", replace(PORT, vlan=Vlan(20)), ON_FILTERING,
@@ -158,7 +161,7 @@ def test_what_the_bridge_cannot_do_is_refused(port: Port, what: str) -> None:
 
 
 LOST = replace(seen(ATTACHED, master=None), master=None)
-LOOSE = replace(seen(LOST, alias=""), ipv6_disabled=False)
+LOOSE = seen(LOST, alias="", ipv6_disabled=False, addrgenmode=0)
 BR1 = replace(BRIDGE, index=4, name="br1")
 ON_BR1 = replace(
     seen(ATTACHED, master=4, alias=format_alias(replace(STAMP, bridge="br1")), up=False),
@@ -179,7 +182,7 @@ BACK: list[tuple[str, Seen, Seen, tuple[Step, ...]]] = [
      (replace(LEAVE, bridge="br1"), OLD_MARK, JoinBridge("web0", 7, "br0", 3), UP)),
     ("it is on the bridge that it had lost", LOST, ATTACHED, (DOWN, LEAVE, UP)),
     ("it was loose", LOOSE, seen(ATTACHED, up=False),
-     (LEAVE, SetIpv6("web0", 7, False), SetAlias("web0", 7, ""), UP)),
+     (LEAVE, SetIpv6("web0", 7, False, 0), SetAlias("web0", 7, ""), UP)),
     ("its row was changed", OVS_ATTACHED, replace(
         OVS_ATTACHED, ports=(replace(ROW, tag=100, protected=True),)),
      (DOWN, set_port(), UP)),

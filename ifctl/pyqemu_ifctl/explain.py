@@ -237,8 +237,9 @@ def _form(
     seen = view.seen
     fresh = seen.tap is None
     tap = seen.tap or replace(FRESH, name=port.tap)
-    disabled = (False if view.ipv6 else None) if fresh else seen.ipv6_disabled
-    seen = replace(seen, tap=tap, ipv6_disabled=disabled)
+    if fresh and view.ipv6:
+        tap = replace(tap, ipv6_disabled=False)
+    seen = replace(seen, tap=tap)
     fault = None
     try:
         # NOTE: no process, which a fresh tap's commands leave open, is 0 in a stamp.
@@ -334,8 +335,11 @@ def _wanted(port: Port, kind: Kind | None, seen: Seen, ipv6: bool) -> tuple[Want
             found.append(Wanted(field.name, value, "left alone" if value is None else str(value)))
     mac = host_mac(seen.tap.mac) if seen.tap is not None and seen.tap.mac else None
     found.append(Wanted("mac", mac, mac or "fe: and the other five bytes of the tap's own"))
-    no_ipv6 = None if not ipv6 else True
-    found.append(Wanted("disable_ipv6", no_ipv6, "true" if ipv6 else "this kernel has no IPv6"))
+    none = "this kernel has no IPv6"
+    found.append(Wanted("addrgenmode", "none" if ipv6 else None, "none" if ipv6 else none))
+    written = ipv6 and seen.sysctl
+    why = "left alone: /proc/sys/net cannot be written" if ipv6 else none
+    found.append(Wanted("disable_ipv6", written or None, "true" if written else why))
     found.append(Wanted("link", "up", "up"))
     return tuple(found)
 

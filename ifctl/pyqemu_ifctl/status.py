@@ -37,7 +37,6 @@ from pyqemu_ifup.guest import (
     tell_otherwise,
 )
 from pyqemu_ifup.host import Host, filters
-from pyqemu_ifup.linux_bridge import read_ipv6_disabled
 from pyqemu_ifup.look import (
     Link,
     OvsPort,
@@ -68,15 +67,13 @@ DATAPATH_TAP = "ovs-netdev"
 class System:
     """This host at one moment: its links, and the ports of the databases that answered.
 
-    `vids` are those of the ports of a Linux bridge that filters VLANs, `ipv6_disabled` each tap's
-    switch, `ovs_bridges` the databases that have a bridge of the name. `unasked` are the
-    databases that are there and did not answer.
+    `vids` are those of the ports of a Linux bridge that filters VLANs, `ovs_bridges` the databases
+    that have a bridge of the name. `unasked` are the databases that are there and did not answer.
     """
 
     links: tuple[Link, ...]
     ports: tuple[OvsPort, ...]
     vids: Mapping[int, tuple[Vid, ...]]
-    ipv6_disabled: Mapping[str, bool | None]
     ovs_bridges: Mapping[str, tuple[str, ...]]
     unasked: frozenset[str]
     here: Here
@@ -233,7 +230,6 @@ def look(host: Host, policy: Policy | Failure) -> tuple[System, dict[str, Failur
     ports = tuple(port for port in ports if port.ovsdb not in failed)
     links = tuple(host.kernel.links())
     by_index = {link.index: link for link in links}
-    taps = [link for link in links if link.tap]
     networks = policy.networks.values() if isinstance(policy, Policy) else ()
     bridges = {network.bridge for network in networks}
     system = System(
@@ -244,7 +240,6 @@ def look(host: Host, policy: Policy | Failure) -> tuple[System, dict[str, Failur
             for link in links
             if link.master is not None and filters(by_index.get(link.master))
         },
-        ipv6_disabled={link.name: read_ipv6_disabled(link.name) for link in taps},
         ovs_bridges={
             bridge: tuple(
                 address for address, each in host.databases.items() if each.has_bridge(bridge)
@@ -349,8 +344,7 @@ def _tap_row(link: Link, system: System, want: Want, patience: Patience) -> Row:
             row, kind=row.kind or stamp.kind, bridge=row.bridge or stamp.bridge,
             because="its database does not answer",
         )
-    seen = Seen(link, system.ipv6_disabled.get(link.name), master,
-                vids=system.vids.get(link.index, ()), ports=tuple(ports))
+    seen = Seen(link, master, vids=system.vids.get(link.index, ()), ports=tuple(ports))
     wish = want(link.name, stamp)
     if isinstance(wish, Unsaid):
         row, wish = replace(row, because="; ".join(filter(None, [row.because, str(wish)]))), None

@@ -12,7 +12,6 @@ import pwd
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.shell import quote, sh
 from pyqemu_ifup.manners import SAFE_PATH, Watch
-from pyqemu_ifup.programs import SHORT, run_program
+from pyqemu_ifup.programs import SHORT, run_program, scratch
 from pyqemu_ifup.work import Work
 
 SETTINGS, RECORD, READY = "dnsmasq.conf", "dnsmasq.process", "dnsmasq.pid"
@@ -217,7 +216,7 @@ def _start(folder: str, watch: Watch, tell: Callable[[str], None]) -> Work[None]
     ]
     tell(sh("dnsmasq", *words[1:]))
     _remove(f"{folder}/{READY}")
-    with tempfile.TemporaryFile() as said:
+    with scratch() as said:
         child = subprocess.Popen(
             ["sh", "-c", CHILD, "sh", *words], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
             stderr=said, cwd="/", env={"PATH": SAFE_PATH, "LC_ALL": "C"}, start_new_session=True,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.shell import quote, vsctl
-from pyqemu_ifup.linux_bridge import Netlink, read_ipv6_disabled
+from pyqemu_ifup.linux_bridge import Netlink, can_write_sysctl
 from pyqemu_ifup.look import Link, OvsPort, Seen
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import AddPort, DelPort, SetPort, Step, commands
@@ -149,7 +149,6 @@ class Host:
             master = self.kernel.look_at(link.master)
         return Seen(
             tap=link,
-            ipv6_disabled=read_ipv6_disabled(tap) if link is not None else None,
             master=master,
             bridge=self.kernel.look_up(bridge) if bridge is not None else None,
             vids=self.kernel.vids(link.index) if link and filters(master) else (),
@@ -159,6 +158,7 @@ class Host:
                 for address, database in self.databases.items()
                 if bridge is not None and database.has_bridge(bridge)
             ),
+            sysctl=can_write_sysctl(),
         )
 
     def run(self, step: Step, watch: Watch, patience: float | None = None) -> Work[bool]:

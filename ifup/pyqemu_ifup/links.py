@@ -30,6 +30,9 @@ IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_TXQLEN = 1, 3, 4, 10, 13
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_STATS64, IFLA_CARRIER = 18, 20, 23, 33
+IFLA_AF_SPEC, IFLA_INET6_CONF, IFLA_INET6_ADDR_GEN_MODE = 26, 2, 8
+DEVCONF_DISABLE_IPV6 = 26
+"""Which of the numbers of IFLA_INET6_CONF is `disable_ipv6` (linux/ipv6.h)."""
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING = 1, 5, 7
 IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_VLAN_DEFAULT_PVID = 36, 39
@@ -282,6 +285,7 @@ def _link(data: bytes, body: int, end: int) -> Link:
     own = _nested(info, IFLA_INFO_DATA) if kind in ("bridge", "tun") else {}
     bridge = own if kind == "bridge" else {}
     tun = own if kind == "tun" else {}
+    ipv6 = _nested(_nested(found, IFLA_AF_SPEC), socket.AF_INET6) if own else {}
     on_bridge = _text(info, IFLA_INFO_SLAVE_KIND) == "bridge"
     port = _nested(info, IFLA_INFO_SLAVE_DATA) if on_bridge else {}
     filtering = _number(U8, bridge, IFLA_BR_VLAN_FILTERING)
@@ -312,4 +316,15 @@ def _link(data: bytes, body: int, end: int) -> Link:
         stp=None if stp is None else bool(stp),
         forward_delay=_number(U32, bridge, IFLA_BR_FORWARD_DELAY),
         calls_iptables=None if calls_iptables is None else bool(calls_iptables),
+        ipv6_disabled=_is_ipv6_disabled(ipv6),
+        addrgenmode=_number(U8, ipv6, IFLA_INET6_ADDR_GEN_MODE),
     )
+
+
+def _is_ipv6_disabled(ipv6: dict[int, bytes]) -> bool | None:
+    """Tell whether IPv6 is off on a link, None where it has none."""
+    settings = ipv6.get(IFLA_INET6_CONF)
+    if settings is None:
+        return None
+    (disabled,) = S32.unpack_from(settings, DEVCONF_DISABLE_IPV6 * S32.size)
+    return bool(disabled)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import syslog
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -22,8 +23,9 @@ from pyqemu_ifconf.names import is_valid_name
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifup.links import IFF_UP, NLMSGHDR, LinkReader
 from pyqemu_ifup.look import Counters, Link, Vid, ranges
-from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import (
+    NO_ADDRESS,
     DelTap,
     JoinBridge,
     LeaveBridge,
@@ -47,6 +49,7 @@ VLAN_PVID, VLAN_UNTAGGED = 0x2, 0x4
 VLAN_RANGE_BEGIN, VLAN_RANGE_END = 0x8, 0x10
 """BRIDGE_VLAN_INFO_* of linux/if_bridge.h."""
 TRANSIENT = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS)
+_MAY_NOT = (errno.EPERM, errno.EACCES, errno.EROFS)
 ATTEMPTS = 5
 
 
@@ -231,7 +234,7 @@ class Netlink:
         elif isinstance(op, SetTxQueueLen):
             self._set(op.index, ("IFLA_TXQLEN", op.length))
         elif isinstance(op, SetIpv6):
-            write_ipv6_disabled(op.tap, op.index, op.disabled)
+            self._set_ipv6(op)
         elif isinstance(op, JoinBridge):
             self._join(op)
         elif isinstance(op, LeaveBridge):
@@ -257,6 +260,36 @@ class Netlink:
             self._reader.change(bytes(message.data[NLMSGHDR.size :]))
         except OSError as error:
             raise NetlinkError(error.errno) from error
+
+    def _set_ipv6(self, op: SetIpv6) -> None:
+        """Set both parts; where neither keeps an address away, syslog is told."""
+        refused = None
+        if op.addrgenmode is not None:
+            settings = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", op.addrgenmode)]}
+            try:
+                self._set(op.index, ("IFLA_AF_SPEC", {"attrs": [("AF_INET6", settings)]}))
+            except NetlinkError as error:
+                if error.code == errno.EAFNOSUPPORT:
+                    return  # NOTE: the link has no IPv6.
+                if op.addrgenmode != NO_ADDRESS or error.code in _MAY_NOT:
+                    raise
+                refused = os.strerror(error.code)
+        if op.disabled is not None:
+            try:
+                write_ipv6_disabled(op.tap, op.index, op.disabled)
+                return
+            except OSError as error:
+                # NOTE: who may set a link, and not write there, is in a container.
+                if not op.disabled or error.errno not in _MAY_NOT:
+                    path = quote(_ipv6_switch(op.tap))
+                    raise _failure(f"cannot write {path}", error.errno or errno.EIO) from error
+        if refused is not None:
+            log(
+                syslog.LOG_WARNING,
+                f"{quote(op.tap)}: the host's end may get an IPv6 address, by which its guest "
+                f"reaches the host: {commands(op)[0]} fails ({refused}), and what is below "
+                "/proc/sys/net cannot be written",
+            )
 
     def _join(self, op: JoinBridge) -> None:
         # NOTE: the kernel takes a port from another bridge without a word.
@@ -307,31 +340,24 @@ def _ipv6_switch(tap: str) -> str:
     return f"/proc/sys/net/ipv6/conf/{tap}/disable_ipv6"
 
 
-def read_ipv6_disabled(tap: str) -> bool | None:
-    """Tell whether IPv6 is off on the link, None where the kernel or the link has no IPv6."""
-    try:
-        with open(_ipv6_switch(tap), encoding="ascii") as file:
-            return file.read().strip() == "1"
-    except FileNotFoundError:
-        return None
+def can_write_sysctl() -> bool:
+    """Tell whether /proc/sys/net can be written: in a container it may be there to be read only."""
+    return os.access(_ipv6_switch("default"), os.W_OK)
 
 
 def write_ipv6_disabled(tap: str, index: int, disabled: bool) -> None:
     """Turn IPv6 off or on on the link `tap` where its ifindex is `index`, and it has IPv6.
 
-    Raises Failure, 77 where that is forbidden, else 71.
+    Raises OSError, and Failure (71) where the link is another by now.
     """
-    path = _ipv6_switch(tap)
     try:
-        with open(path, "wb", buffering=0) as file:
+        with open(_ipv6_switch(tap), "wb", buffering=0) as file:
             # NOTE: the switch goes by the link's name. An open one stays with its link, whoever
             # takes the name now.
             _check_name(tap, index)
             file.write(b"%d" % disabled)
     except FileNotFoundError:
         _check_name(tap, index)
-    except OSError as error:
-        raise _failure(f"cannot write {quote(path)}", error.errno or errno.EIO) from error
 
 
 def _check_name(tap: str, index: int) -> None:

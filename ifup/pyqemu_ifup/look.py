@@ -31,7 +31,8 @@ class Link:
     (TUNSETGROUP) that may open a tap, without both anybody may; a `multi_queue` one may be opened
     while somebody has it, and has so many `queues`. `stp`, `forward_delay` (hundredths of a
     second) and `calls_iptables`, whether it by itself has frames go through iptables, are a
-    bridge's.
+    bridge's. `ipv6_disabled` and `addrgenmode` (IN6_ADDR_GEN_MODE_* of linux/if_link.h) are a
+    tap's or a bridge's, None where it or the kernel has no IPv6.
     """
 
     index: int
@@ -56,6 +57,8 @@ class Link:
     stp: bool | None = None
     forward_delay: int | None = None
     calls_iptables: bool | None = None
+    ipv6_disabled: bool | None = None
+    addrgenmode: int | None = None
 
     @property
     def stamp(self) -> Stamp | None:
@@ -180,19 +183,19 @@ def is_local(ovsdb: str) -> bool:
 class Seen:
     """One look at a tap and what is about it.
 
-    `tap` is None where there is no such link. `ipv6_disabled` is None where the kernel has no
-    IPv6. `bridge` is the link that has the wanted bridge's name, `vids` the tap's own on a Linux
-    bridge, `ports` every row of the tap's name in the databases looked at, and `ovs_bridges`
-    those databases which have a bridge of the wanted name.
+    `tap` is None where there is no such link. `bridge` is the link that has the wanted bridge's
+    name, `vids` the tap's own on a Linux bridge, `ports` every row of the tap's name in the
+    databases looked at, and `ovs_bridges` those databases which have a bridge of the wanted name.
+    `sysctl`: what is below /proc/sys/net can be written here.
     """
 
     tap: Link | None
-    ipv6_disabled: bool | None = None
     master: Link | None = None
     bridge: Link | None = None
     vids: tuple[Vid, ...] = ()
     ports: tuple[OvsPort, ...] = ()
     ovs_bridges: tuple[str, ...] = ()
+    sysctl: bool = True
 
 
 def wanted_vids(vlan: Vlan) -> tuple[Vid, ...]:

@@ -26,6 +26,12 @@ from pyqemu_ifup.stamp import OUR_KEYS, Here, Stamp, Was, format_alias, is_anoth
 
 IPV6_MTU_MIN = 1280
 """Bytes; IPV6_MIN_MTU of linux/ipv6.h (RFC 8200, 5)."""
+NO_ADDRESS = 1
+"""IN6_ADDR_GEN_MODE_NONE (linux/if_link.h): the kernel gives the link no address by itself."""
+ADDRGENMODES = ("eui64", "none", "stable_secret", "random")
+"""What ip-link(8) calls each mode, by its number."""
+IPV6 = "disable_ipv6"
+"""What a Difference calls it that the host's end may get an IPv6 address."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +88,16 @@ class SetTxQueueLen:
 
 @dataclass(frozen=True)
 class SetIpv6:
-    """Turn IPv6 off, or on again, on the host's end, where it has IPv6."""
+    """Set whether the host's end gets an IPv6 address, where it has IPv6; None leaves a part alone.
+
+    `addrgenmode` is set over netlink, `disabled` by a file below /proc/sys, which a container may
+    not have to write.
+    """
 
     tap: str
     index: int
-    disabled: bool
+    disabled: bool | None
+    addrgenmode: int | None
 
 
 @dataclass(frozen=True)
@@ -482,8 +493,7 @@ def plan_up(port: Port, kind: Kind, seen: Seen, stamp: Stamp, here: Here) -> Pla
     plan.append(SetMtu(name, index, mtu))
     if port.txqueuelen is not None:
         plan.append(SetTxQueueLen(name, index, port.txqueuelen))
-    if _has_ipv6(tap, seen, mtu):
-        plan.append(SetIpv6(name, index, True))
+    plan += _no_address(tap, seen, mtu)
     if kind == "linux":
         bridge = seen.bridge
         assert bridge is not None  # find_kind saw it
@@ -504,11 +514,28 @@ def plan_up(port: Port, kind: Kind, seen: Seen, stamp: Stamp, here: Here) -> Pla
     return tuple(plan)
 
 
-def _has_ipv6(tap: Link, seen: Seen, mtu: int) -> bool:
-    """Tell whether the host's end has IPv6, or will have it with this MTU, in bytes."""
-    # NOTE: a link has IPv6, and so a switch, while its MTU is 1280 at least.
-    hidden = seen.ipv6_disabled is None and tap.mtu < IPV6_MTU_MIN
-    return mtu >= IPV6_MTU_MIN and (seen.ipv6_disabled is False or hidden)
+def gets_address(tap: Link) -> bool | None:
+    """Tell whether the host's end may get an IPv6 address, None where it has no IPv6."""
+    if tap.ipv6_disabled is None:
+        return None
+    return not tap.ipv6_disabled and tap.addrgenmode != NO_ADDRESS
+
+
+def _no_address(tap: Link, seen: Seen, mtu: int) -> tuple[SetIpv6, ...]:
+    """Return the step after which the host's end, with this MTU in bytes, gets no IPv6 address."""
+    # NOTE: a link has IPv6 while its MTU is 1280 at least.
+    hidden = tap.ipv6_disabled is None and tap.mtu < IPV6_MTU_MIN
+    if mtu < IPV6_MTU_MIN or (tap.ipv6_disabled is None and not hidden):
+        return ()
+    disabled = True if seen.sysctl and not tap.ipv6_disabled else None
+    mode = NO_ADDRESS if tap.addrgenmode != NO_ADDRESS else None
+    return _set_ipv6(tap, disabled, mode)
+
+
+def _set_ipv6(tap: Link, disabled: bool | None, mode: int | None) -> tuple[SetIpv6, ...]:
+    if disabled is None and mode is None:
+        return ()
+    return (SetIpv6(tap.name, tap.index, disabled, mode),)
 
 
 def _linux_vids(port: Port, bridge: Link) -> tuple[Vid, ...] | None:
@@ -574,8 +601,8 @@ def plan_change(port: Port, kind: Kind, seen: Seen, stamp: Stamp, here: Here) ->
     if port.txqueuelen not in (None, tap.txqueuelen):
         assert port.txqueuelen is not None
         plan.append(SetTxQueueLen(name, index, port.txqueuelen))
-    if _has_ipv6(tap, seen, mtu):
-        plan.append(SetIpv6(name, index, True))
+    if gets_address(tap) is not False:
+        plan += _no_address(tap, seen, mtu)
     if kind == "linux":
         assert seen.bridge is not None  # it is in place
         vids = _linux_vids(port, seen.bridge)
@@ -658,8 +685,11 @@ def _settings_back(before: Seen, now: Seen) -> list[Step]:
         plan.append(SetMtu(tap.name, tap.index, old.mtu))
     if tap.txqueuelen != old.txqueuelen:
         plan.append(SetTxQueueLen(tap.name, tap.index, old.txqueuelen))
-    if before.ipv6_disabled is not None and now.ipv6_disabled != before.ipv6_disabled:
-        plan.append(SetIpv6(tap.name, tap.index, before.ipv6_disabled))
+    plan += _set_ipv6(
+        tap,
+        old.ipv6_disabled if old.ipv6_disabled != tap.ipv6_disabled and now.sysctl else None,
+        old.addrgenmode if old.addrgenmode != tap.addrgenmode else None,
+    )
     return plan
 
 
@@ -670,7 +700,9 @@ def was_before(before: Seen) -> Was | None:
         return None
     if tap.stamp is not None:
         return tap.stamp.was
-    return Was(tap.mtu, tap.txqueuelen, tap.mac[:2], before.ipv6_disabled is False)
+    return Was(
+        tap.mtu, tap.txqueuelen, tap.mac[:2], tap.ipv6_disabled is False, tap.addrgenmode
+    )
 
 
 def plan_was(now: Seen) -> tuple[Step, ...]:
@@ -680,10 +712,12 @@ def plan_was(now: Seen) -> tuple[Step, ...]:
     if tap is None or was is None:
         return ()
     mac = was.mac + tap.mac[2:] if tap.mac.startswith("fe:") else tap.mac
-    old = replace(tap, mtu=was.mtu, txqueuelen=was.txqueuelen, mac=mac)
-    known = now.ipv6_disabled is not None
-    before = replace(now, tap=old, ipv6_disabled=not was.ipv6 if known else None)
-    return tuple(_settings_back(before, now))
+    old = replace(
+        tap, mtu=was.mtu, txqueuelen=was.txqueuelen, mac=mac,
+        ipv6_disabled=not was.ipv6 if tap.ipv6_disabled is not None else None,
+        addrgenmode=was.addrgenmode if was.addrgenmode is not None else tap.addrgenmode,
+    )
+    return tuple(_settings_back(replace(now, tap=old), now))
 
 
 def plan_back(port: Port, before: Seen, now: Seen, here: Here) -> tuple[Step, ...]:
@@ -802,8 +836,8 @@ def differences(port: Port, kind: Kind, seen: Seen, *, up: bool) -> tuple[Differ
     if port.txqueuelen is not None:
         compare("txqueuelen", port.txqueuelen, tap.txqueuelen)
     compare("mac", host_mac(tap.mac), tap.mac)
-    if seen.ipv6_disabled is not None:
-        compare("disable_ipv6", True, seen.ipv6_disabled)
+    if gets_address(tap):
+        compare(IPV6, True, tap.ipv6_disabled)
     if kind == "linux" and seen.bridge is not None and seen.master is not None:
         try:
             vids = target_vids(port, seen.bridge)
@@ -903,8 +937,7 @@ def commands(op: Op) -> tuple[Command, ...]:
     if isinstance(op, SetTxQueueLen):
         return (_set_link(op.tap, "txqueuelen", str(op.length)),)
     if isinstance(op, SetIpv6):
-        path = f"/proc/sys/net/ipv6/conf/{op.tap}/disable_ipv6"
-        return (write(str(int(op.disabled)), path),)
+        return _ipv6_commands(op)
     if isinstance(op, JoinBridge):
         return (_set_link(op.tap, "master", op.bridge),)
     if isinstance(op, LeaveBridge):
@@ -929,6 +962,18 @@ def commands(op: Op) -> tuple[Command, ...]:
     if isinstance(op, SetPort):
         return (_set_port_command(op),)
     return (sh("ip", "-d", "link", "show", "dev", op.tap),)
+
+
+def _ipv6_commands(op: SetIpv6) -> tuple[Command, ...]:
+    lines = []
+    if op.addrgenmode is not None:
+        known = op.addrgenmode < len(ADDRGENMODES)
+        mode = ADDRGENMODES[op.addrgenmode] if known else str(op.addrgenmode)
+        lines.append(_set_link(op.tap, "addrgenmode", mode))
+    if op.disabled is not None:
+        path = f"/proc/sys/net/ipv6/conf/{op.tap}/disable_ipv6"
+        lines.append(write(str(int(op.disabled)), path))
+    return tuple(lines)
 
 
 def _set_link(tap: str, *words: str) -> Command:

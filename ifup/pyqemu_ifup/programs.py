@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from pyqemu_ifup.manners import SAFE_PATH, Watch
 from pyqemu_ifup.work import Work
@@ -23,16 +24,19 @@ class Run:
     err: str
 
 
+def scratch() -> BinaryIO:
+    """Return an empty file for what a program is given or says."""
+    # NOTE: in memory, for a container may have no folder that can be written.
+    return open(os.memfd_create("pyqemu-ifup"), "w+b")
+
+
 def run_program(words: Sequence[str], watch: Watch, text: str = "") -> Work[Run]:
     """Run a program to its end, with `text` on its standard input; it inherits nothing else.
 
     Raises Failure, 75 with `watch`; then it is killed.
     """
     # NOTE: files, not pipes: what stays in the background keeps no end of a pipe open.
-    with (
-        tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out,
-        tempfile.TemporaryFile() as err,
-    ):
+    with scratch() as given, scratch() as out, scratch() as err:
         given.write(text.encode())
         given.seek(0)
         process = subprocess.Popen(

@@ -19,6 +19,7 @@ BRIDGE_MARK = f"{ALIAS_MARK} bridge network="
 """Our mark in the ifalias of a bridge that we have made, the network's name behind it."""
 ALIAS_MAX = 254
 """Bytes of an ifalias: IFALIASZ of linux/if.h is 256, and what reads it may add a NUL."""
+_MODE_MAX = 255
 _LETTER_MAX = 12
 """Bytes of an encoded letter: UTF-8 has four at the most."""
 UNSAID = "~"
@@ -42,13 +43,15 @@ OUR_KEYS = (
 class Was:
     """What a persistent tap was before: `mac` is the first byte of its MAC, as two digits.
 
-    `mtu` in bytes, `txqueuelen` in packets; `ipv6` tells whether its host's end had IPv6.
+    `mtu` in bytes, `txqueuelen` in packets; `ipv6` tells whether its host's end had IPv6, and
+    `addrgenmode` is that of Link, None also in an older mark, with which it was left alone.
     """
 
     mtu: int
     txqueuelen: int
     mac: str
     ipv6: bool
+    addrgenmode: int | None = None
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ def format_alias(stamp: Stamp) -> str:
     if stamp.was is not None:
         was = stamp.was
         behind["was"] = f"{was.mtu},{was.txqueuelen},{was.mac},{int(was.ipv6)}"
+        behind["was"] += f",{was.addrgenmode}" if was.addrgenmode is not None else ""
     told = {"rule": _encode(stamp.rule)}
     told |= {key: _encode(value) for key, value in (("mac", stamp.mac), ("netdev", stamp.netdev))
              if value is not None}
@@ -258,8 +262,11 @@ def parse_alias(alias: str) -> Stamp | None:
 
 def _parse_was(text: str) -> Was:
     """Return what a tap was before. Raises ValueError."""
-    mtu, txqueuelen, mac, ipv6 = text.split(",")
-    return Was(int(mtu), int(txqueuelen), f"{int(mac, 16):02x}", ipv6 == "1")
+    mtu, txqueuelen, mac, ipv6, *mode = text.split(",")
+    number = int(mode[0]) if mode else None
+    if number is not None and not 0 <= number <= _MODE_MAX:
+        raise ValueError(text)
+    return Was(int(mtu), int(txqueuelen), f"{int(mac, 16):02x}", ipv6 == "1", number)
 
 
 def is_alive(stamp: Stamp) -> bool:

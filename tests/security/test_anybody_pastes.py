@@ -187,7 +187,7 @@ def each_command(name: str) -> Iterator[Command]:
             assert all(map(str.isprintable, (finding.what, finding.why)))
     ids = (("k", "it's \";id"), ("a=b", ";id"))
     for op in (
-        SetAlias(name, 7, "x y"), SetMtu(name, 7, 9), SetIpv6(name, 7, True),
+        SetAlias(name, 7, "x y"), SetMtu(name, 7, 9), SetIpv6(name, 7, True, 1),
         JoinBridge(name, 7, name, 8), SetIsolated(name, 7, True), DelPort(DB, name, name, ids),
         SetVlans(name, 7, (Vid(5, True, True),)),
         AddPort(DB, name, name, 7, Vlan(5), True, ids),
