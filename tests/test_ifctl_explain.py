@@ -43,7 +43,9 @@ TAP = Link(
     index=7, name="web0", kind="tun", tap=True, up=False, mtu=1500, mac="52:54:00:aa:bb:cc",
     txqueuelen=1000, master=None, alias="", carrier=True, ipv6_disabled=False, addrgenmode=0,
 )
-BR0 = replace(TAP, index=2, name="br0", kind="bridge", tap=False, mtu=1450, vlan_filtering=False)
+BR0 = replace(
+    TAP, index=2, name="br0", kind="bridge", tap=False, up=True, mtu=1450, vlan_filtering=False
+)
 VLAN_BR0 = replace(BR0, vlan_filtering=True, default_pvid=1)
 BR_INT = replace(TAP, index=3, name="br-int", kind="openvswitch", tap=False)
 STALE = OvsPort(
@@ -246,8 +248,16 @@ def test_text(caller: Caller, seen: View, text: str) -> None:
 
 
 SW = Caller("sw0", vm="x")
-NO_BRIDGE = "ip link add name br0 type bridge or ovs-vsctl add-br br0"
+NO_BRIDGE = "ip link add name br0 up type bridge or ovs-vsctl add-br br0"
 NOTES = [
+    (
+        "a bridge that is down",
+        Caller("web0", vm="x"),
+        view(bridge=replace(BR0, up=False)),
+        ["linux"],
+        ["an up would fail now (69): the bridge br0 is down: it passes no frame; bring it up: "
+         "ip link set dev br0 up"],
+    ),
     (
         "a bridge that does not filter",
         Caller("vlan0", vm="x"),
@@ -456,7 +466,7 @@ def check_as_up_does(netns: Namespace, hooks: Hooks, tap: str, vlan: object) -> 
 
 
 def test_its_commands_do_what_up_does_on_a_linux_bridge(netns: Namespace, hooks: Hooks) -> None:
-    netns.ip("link", "add", "br0", "type", "bridge")
+    netns.ip("link", "add", "br0", "up", "type", "bridge")
     netns.ip("link", "set", "br0", "address", "52:54:00:00:00:01", "mtu", "1450", "up")
     hooks.write_policy(
         "version: 1\n"
@@ -552,7 +562,7 @@ def test_it_needs_no_privilege(netns: Namespace, ovs: OpenVSwitch, public: Path)
         f"  sw: {{bridge: br-int, ovsdb: '{ovs.db}'}}\n"
         "rules: [{tap: web*, network: lan}, {tap: sw*, network: sw}, {tap: '*', deny: no}]\n"
     )
-    netns.ip("link", "add", "br0", "type", "bridge")
+    netns.ip("link", "add", "br0", "up", "type", "bridge")
     tap = netns.tap("web0")
     try:
         lan, sw, denied = (unprivileged(hooks, "explain", name) for name in ("web0", "sw0", "x"))

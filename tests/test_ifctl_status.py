@@ -124,7 +124,7 @@ STATES: list[tuple[str, System, Port | Deny | None, list[tuple[str, State | None
     (
         "the wanted bridge has gone", system(ON_LAN), replace(LAN_PORT, bridge="br9", kind="linux"),
         [("tap0", "differs", "bridge is br0, wanted br9 (there is no bridge br9: network lan names "
-          "it; make it (ip link add name br9 type bridge) or correct the policy)")],
+          "it; make it (ip link add name br9 up type bridge) or correct the policy)")],
     ),
     (
         "moved away by hand", system(replace(ON_LAN, master=3)), LAN_PORT,
@@ -436,7 +436,7 @@ def states(hooks: Hooks, *words: str) -> dict[str, str]:
 @pytest.fixture
 def bridges(netns: Namespace, ovs: OpenVSwitch) -> Iterator[None]:
     """A Linux bridge br0 and an Open vSwitch bridge br-int, made before the test's snapshot."""
-    netns.ip("link", "add", "br0", "type", "bridge")
+    netns.ip("link", "add", "br0", "up", "type", "bridge")
     # NOTE: a bridge keeps an MTU that has been set, and it counts as set when it changes.
     for mtu in ("1400", "1500"):
         netns.ip("link", "set", "br0", "address", "52:54:00:00:00:01", "mtu", mtu, "up")

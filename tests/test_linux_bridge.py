@@ -25,7 +25,7 @@ from lab.calls import Call, Calls, Ended, at_op, on_ops, stop
 from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.snapshot import Snapshot, diff
-from lab.taps import Tap, frame, holds, mac
+from lab.taps import Tap, carries, frame, holds, mac
 from pyqemu_ifup.caller import process_start
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.plan import JoinBridge, LinkOp, Plan, SetUp
@@ -277,11 +277,11 @@ REFUSALS: list[tuple[str, str, str, int, str]] = [
     ("", "vlan: {trunk: [20, 30-39]}", "bridge: br0", 71,
      "br0 does not filter VLANs: vlan trunk 20,30-39 is wanted; {filtering}"),
     ("", "mtu: bridge", "bridge: nope", 69,
-     "there is no bridge nope: network lan names it; make it (ip link add name nope type bridge "
+     "there is no bridge nope: network lan names it; make it (ip link add name nope up type bridge "
      "or ovs-vsctl add-br nope) or correct the policy"),
     ("", "mtu: bridge", "bridge: nope, kind: linux", 69,
-     "there is no bridge nope: network lan names it; make it (ip link add name nope type bridge) "
-     "or correct the policy"),
+     "there is no bridge nope: network lan names it; make it "
+     "(ip link add name nope up type bridge) or correct the policy"),
     ("", "mtu: bridge", "bridge: br0, kind: openvswitch", 69,
      "Open vSwitch is not there: no socket at unix:/run/openvswitch/db.sock: br0 of network lan "
      "is its bridge; start Open vSwitch by its own service"),
@@ -368,6 +368,32 @@ def test_each_refusal(calls: Calls, inside: Namespace) -> None:
             inside.ip("link", "del", name)
     for name in ("tun0", "veth0", "br1"):
         inside.ip("link", "del", name)
+
+
+def test_a_bridge_that_is_down_is_refused_until_it_is_up(
+    calls: Calls, inside: Namespace
+) -> None:
+    write_policy(calls.hooks, network="bridge: br1")
+    inside.add_bridge("br1", mac="02:00:00:00:00:02")
+    with Tap("t0") as first, Tap("t1") as second:
+        for words, text in (
+            ("set br1 down", "the bridge br1 is down: it passes no frame; bring it up: "),
+            ("del br1", "there is no bridge br1: network lan names it; make it ("),
+        ):
+            inside.ip("link", *words.split())
+            before = Snapshot.take(inside)
+            ended = calls.up("t0")
+            told = said(ended, "t0")
+            assert ended.status == 69 and told.startswith(text), told
+            assert diff(before, Snapshot.take(inside)) == []
+            command = told[len(text):].partition(" or ")[0]
+            subprocess.run(["sh", "-c", command], check=True)
+            for tap in (first, second):
+                was_done(calls.up(tap.name))
+            assert carries(first, second, b"a frame of a guest's", timeout=5.0)
+            for tap in (first, second):
+                was_done(calls.down(tap.name))
+    inside.ip("link", "del", "br1")
 
 
 def test_a_down_leaves_alone_what_is_not_ours(calls: Calls, inside: Namespace) -> None:

@@ -447,11 +447,17 @@ def bridge_mtu(kind: Kind, before: int, after: int) -> Any:
 BOTH = replace(FRESH, ovs_bridges=(DEFAULT_OVSDB,))
 FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
     (kind_of, PORT, replace(FRESH, bridge=None), Status.UNAVAILABLE,
-     "there is no bridge br0: network lan names it; make it (ip link add name br0 type bridge or "
-     "ovs-vsctl add-br br0) or correct the policy"),
+     "there is no bridge br0: network lan names it; make it (ip link add name br0 up type bridge "
+     "or ovs-vsctl add-br br0) or correct the policy"),
     (kind_of, replace(PORT, kind="linux"), replace(FRESH, bridge=None), Status.UNAVAILABLE,
-     "there is no bridge br0: network lan names it; make it (ip link add name br0 type bridge) or "
-     "correct the policy"),
+     "there is no bridge br0: network lan names it; make it (ip link add name br0 up type bridge) "
+     "or correct the policy"),
+    (kind_of, replace(PORT, kind="linux", vlan=VLAN), replace(FRESH, bridge=None),
+     Status.UNAVAILABLE,
+     "there is no bridge br0: network lan names it; make it "
+     "(ip link add name br0 up type bridge vlan_filtering 1) or correct the policy"),
+    (plan_linux, PORT, replace(FRESH, bridge=replace(BRIDGE, up=False)), Status.UNAVAILABLE,
+     "the bridge br0 is down: it passes no frame; bring it up: ip link set dev br0 up"),
     (kind_of, replace(PORT, kind="openvswitch"), replace(FRESH, bridge=None), Status.UNAVAILABLE,
      "there is no bridge br0: network lan names it; make it (ovs-vsctl add-br br0) or correct "
      "the policy"),
@@ -470,8 +476,8 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
      "or bridge:"),
     (kind_of, replace(PORT, ovsdb="unix:/other"), replace(OVS_FRESH, bridge=None),
      Status.UNAVAILABLE,
-     "there is no bridge br0: network lan names it; make it (ip link add name br0 type bridge or "
-     "ovs-vsctl add-br br0) or correct the policy"),
+     "there is no bridge br0: network lan names it; make it (ip link add name br0 up type bridge "
+     "or ovs-vsctl --db=unix:/other add-br br0) or correct the policy"),
     (strangers, PORT, Seen(None), Status.REFUSED,
      "there is no such tap in this network namespace; the caller must open it first, as QEMU "
      "does"),
@@ -588,6 +594,8 @@ DIFFERENCES: list[tuple[str, Port, Kind, Seen, list[str]]] = [
     ("filtering is off", replace(PORT, vlan=VLAN), "linux", ATTACHED,
      ["vlan is br0 does not filter VLANs: vlan 100 is wanted; turn it on: "
       "ip link set dev br0 type bridge vlan_filtering 1, wanted 100"]),
+    ("the bridge is down", PORT, "linux", replace(ATTACHED, bridge=replace(BRIDGE, up=False)),
+     ["bridge link is down, wanted up"]),
     ("a VID too many", replace(PORT, vlan=VLAN), "linux",
      replace(ATTACHED, bridge=FILTERING, master=FILTERING, vids=(Vid(1), ACCESS)),
      ["vlan is native 100 trunk 1, wanted 100"]),

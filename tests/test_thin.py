@@ -577,7 +577,7 @@ def test_the_real_hook_does_the_work_of_an_agent_that_dies(
         "version: 1\nnetworks: {lan: {bridge: br0}}\nrules: [{tap: web0, network: lan}]\n"
     )
     asking = Hooks(folder / "asking", netns=inside.name, agent=str(folder / "agent"))
-    inside.ip("link", "add", "br0", "type", "bridge")
+    inside.ip("link", "add", "br0", "up", "type", "bridge")
     try:
         with Tap("web0"):
             up = plain.up("web0")

@@ -18,6 +18,7 @@ from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.plug import UNTAGGED, crossing
 from lab.taps import Tap
+from pyqemu_ifd.tidy import DELAY
 from pyqemu_ifup.tun import set_owner
 
 LATER = 20.0
@@ -265,6 +266,15 @@ def test_guests_on_a_linux_bridge_are_back(agent: Agent, site: Site) -> None:
     assert "master" not in site.netns.link("lan0")
     site.netns.ip("link", "set", "dev", "other", "name", "br0")
     wait_for_guests(site, "lan0", "lan1")
+    # One that comes up is one that comes: until then it takes in nobody.
+    site.netns.ip("link", "del", "br0")
+    site.netns.ip("link", "add", "br0", "address", LAN_MAC, "type", "bridge")
+    time.sleep(2 * DELAY)
+    assert "master" not in site.netns.link("lan0")
+    assert "UP" in site.netns.link("lan0")["flags"]
+    site.netns.ip("link", "set", "br0", "up")
+    wait_for_guests(site, "lan0", "lan1")
+    assert crossing(lan0, lan1, {UNTAGGED: UNTAGGED}) == {UNTAGGED: UNTAGGED}
     assert agent.down("lan0").status == agent.down("lan1").status == 0
 
 

@@ -17,6 +17,7 @@ from pyqemu_ifctl.fault import (
 )
 from pyqemu_ifctl.scene import Scene
 from pyqemu_ifup.look import Link, OvsPort, spans
+from pyqemu_ifup.plan import adding_bridge
 
 QUICK = 400
 """Hundredths of a second: the least forward delay that IEEE 802.1D allows."""
@@ -51,9 +52,8 @@ def find_missing_bridges(scene: Scene) -> Iterator[Fault]:
         command = vsctl(network.ovsdb, ("add-br", network.bridge))
         if linux:
             mac = "02:" + hashlib.sha256(network.bridge.encode()).digest()[:5].hex(":")
-            words = ["vlan_filtering", "1"] if vids_wanted(scene, network.bridge) else []
-            command = sh("ip", "link", "add", "name", network.bridge, "address", mac, "up",
-                         "type", "bridge", *words)
+            filtering = bool(vids_wanted(scene, network.bridge))
+            command = adding_bridge(network.bridge, mac, filtering=filtering)
         yield Fault(
             f"there is no bridge {quote(network.bridge)}, which network {quote(network.name)} is "
             "on "

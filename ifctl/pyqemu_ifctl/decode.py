@@ -16,7 +16,7 @@ MEANING = {
     Status.USAGE: "usage, or not a valid tap name",
     Status.POLICY_INVALID: "the policy is invalid; pyqemu-ifctl check tells where",
     Status.NO_POLICY: "the policy cannot be read, or there is none; see pyqemu-ifctl check",
-    Status.UNAVAILABLE: "the bridge, or Open vSwitch, is not there",
+    Status.UNAVAILABLE: "the bridge, or Open vSwitch, is not there, or the Linux bridge is down",
     Status.BUG: "a bug; the traceback is in syslog, please report it",
     Status.REFUSED: "the kernel or the switch refused, cannot do it, or what was read back "
     "differs; or no such tap",

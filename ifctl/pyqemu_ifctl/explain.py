@@ -263,6 +263,7 @@ def _able_bridge(port: Port, kind: Kind, bridge: Link | None) -> Link:
     if bridge is None or bridge.kind != "bridge":
         mtu = bridge.mtu if bridge is not None else FRESH.mtu
         bridge = replace(FRESH, name=port.bridge, kind="bridge", tap=False, mtu=mtu)
+    bridge = replace(bridge, up=True)
     if kind == "linux":
         return replace(bridge, vlan_filtering=port.vlan is not None)
     return bridge

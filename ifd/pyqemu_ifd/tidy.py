@@ -93,7 +93,7 @@ class Tidier:
         """When to look at whose process may have ended, None where there are none."""
         self._networks = False
         """Whether to look for networks that were made for taps, and have none."""
-        self._bridges: dict[int, str] = {}
+        self._bridges: dict[int, tuple[str, bool]] = {}
         self.guard = Guard()
         """Which tables of networks to look at, and when."""
         self._astray: dict[str, Nat] = {}
@@ -143,9 +143,12 @@ class Tidier:
                 self._bridges.pop(event.index, None)
                 if self._makes_networks():
                     self.everything()
-            elif event.kind == "bridge" and self._bridges.get(event.index) != event.name:
-                self._bridges[event.index] = event.name
-                self.everything()
+            elif event.kind == "bridge":
+                # NOTE: one that comes up takes in taps, as one that comes.
+                now = event.name, event.up
+                if self._bridges.get(event.index) != now:
+                    self._bridges[event.index] = now
+                    self.everything()
 
     def work(self) -> Iterator[tuple[str, Work[None]]]:
         """Return the taps that something is to be done about now, and the work. Raises Failure."""
@@ -277,11 +280,12 @@ class Tidier:
             return False
         if stamp.kind == "linux":
             bridge = self.pool.kernel.look_up(stamp.bridge)
-            if bridge is None:
-                policy = self.keeper.policy
-                network = policy.networks.get(stamp.network) if policy is not None else None
-                return link.master is None and network is not None and network.nat is not None
-            return link.master is None and bridge.kind == "bridge"
+            if bridge is not None and (bridge.kind != "bridge" or bridge.up):
+                return link.master is None and bridge.kind == "bridge"
+            # NOTE: one that is made for taps is made, and brought up, as a tap is attached.
+            policy = self.keeper.policy
+            network = policy.networks.get(stamp.network) if policy is not None else None
+            return link.master is None and network is not None and network.nat is not None
         database = self._databases().get(stamp.ovsdb or "")
         return (
             database is not None

@@ -28,6 +28,7 @@ from pyqemu_ifup.plan import (
     is_ours_to_touch,
     plan_undo,
     plan_up,
+    refuse_down,
     refuse_foreign_ports,
     refuse_shared,
     refuse_strangers,
@@ -244,7 +245,7 @@ def require_database(host: Host, port: Port, before: Seen) -> None:
 def prove(
     host: Host, port: Port, kind: Kind, before: Seen, *, up: bool, told: bool = False
 ) -> Work[None]:
-    """Look again. Raises Failure (71) where what is differs from what was wanted.
+    """Look again. Raises Failure where what is differs from what was wanted: 71, or refuse_down.
 
     `told`: the server of Open vSwitch has just told all that it knew, and need not be asked.
     """
@@ -265,6 +266,7 @@ def prove(
         )
     # NOTE: first the cause, then its effects: with mtu: bridge, a bridge whose MTU the tap has
     # lowered agrees with the tap.
+    refuse_down(port, kind, now.bridge)
     check_bridge_mtu(port, kind, before, now)
     # NOTE: a host that can keep no IPv6 address away is told so, and not that its taps fail.
     found = [each for each in differences(port, kind, now, up=up) if each.setting != IPV6]

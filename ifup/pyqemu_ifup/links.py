@@ -155,6 +155,7 @@ class LinkEvent:
     kind: str | None
     idle: bool = False
     loose: bool = False
+    up: bool = False
 
 
 class LinkEvents:
@@ -270,10 +271,11 @@ def _event(gone: bool, data: bytes, body: int, end: int) -> LinkEvent:
     kind = _text(_nested(found, IFLA_LINKINFO), IFLA_INFO_KIND)
     _, _, index, flags, _ = IFINFOMSG.unpack_from(data, body)
     idle = flags & (IFF_UP | IFF_LOWER_UP) == IFF_UP
-    loose = bool(flags & IFF_UP) and IFLA_MASTER not in found and (
+    up = bool(flags & IFF_UP)
+    loose = up and IFLA_MASTER not in found and (
         found.get(IFLA_IFALIAS, b"").startswith(ALIAS_MARK.encode())
     )
-    return LinkEvent(gone, index, _text(found, IFLA_IFNAME), kind or None, idle, loose)
+    return LinkEvent(gone, index, _text(found, IFLA_IFNAME), kind or None, idle, loose, up)
 
 
 def _link(data: bytes, body: int, end: int) -> Link:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import Kind, Port, Vlan
+from pyqemu_ifconf.policy import DEFAULT_OVSDB, Kind, Port, Vlan
 from pyqemu_ifconf.shell import Command, all_of, ovs_value, quote, readable, sh, vsctl, write
 from pyqemu_ifup.look import (
     Link,
@@ -296,8 +296,8 @@ def find_kind(port: Port, seen: Seen) -> Kind:
             f"correct bridge: of network {quote(port.network)}",
         )
     how = {
-        "linux": sh("ip", "link", "add", "name", port.bridge, "type", "bridge"),
-        "openvswitch": vsctl("", ("add-br", port.bridge)),
+        "linux": adding_bridge(port.bridge, filtering=port.vlan is not None),
+        "openvswitch": vsctl(_shortest(port.ovsdb), ("add-br", port.bridge)),
     }
     remedy = how[port.kind] if port.kind else " or ".join(how.values())
     raise Failure(
@@ -305,6 +305,33 @@ def find_kind(port: Port, seen: Seen) -> Kind:
         f"there is no bridge {quote(port.bridge)}",
         f"network {quote(port.network)} names it",
         f"make it ({remedy}) or correct the policy",
+    )
+
+
+def adding_bridge(name: str, mac: str | None = None, *, filtering: bool = False) -> Command:
+    """Return the command that makes a Linux bridge which passes frames: it is up."""
+    address = ("address", mac) if mac is not None else ()
+    words = ("vlan_filtering", "1") if filtering else ()
+    return sh("ip", "link", "add", "name", name, *address, "up", "type", "bridge", *words)
+
+
+def _shortest(ovsdb: str) -> str:
+    """Return a database's address as ovs-vsctl needs it: none where it is the default one."""
+    return "" if ovsdb == DEFAULT_OVSDB else ovsdb
+
+
+def refuse_down(port: Port, kind: Kind, bridge: Link | None) -> None:
+    """Raise Failure (69) where a Linux bridge is down: it passes no frame.
+
+    The bridge of a network that is made for taps is brought up with its first one.
+    """
+    if kind != "linux" or port.nat is not None or bridge is None or bridge.up:
+        return
+    raise Failure(
+        Status.UNAVAILABLE,
+        f"the bridge {quote(bridge.name)} is down",
+        "it passes no frame",
+        f"bring it up: {sh('ip', 'link', 'set', 'dev', bridge.name, 'up')}",
     )
 
 
@@ -482,6 +509,7 @@ def plan_up(port: Port, kind: Kind, seen: Seen, stamp: Stamp, here: Here) -> Pla
     tap = seen.tap
     assert tap is not None  # refuse_strangers came before
     name, index = tap.name, tap.index
+    refuse_down(port, kind, seen.bridge)
     mtu = target_mtu(port, seen)
     mark = SetAlias(name, index, format_alias(stamp))
     leave = plan_leave(seen, here)
@@ -590,6 +618,7 @@ def plan_change(port: Port, kind: Kind, seen: Seen, stamp: Stamp, here: Here) ->
     tap = seen.tap
     assert tap is not None  # it is in place
     name, index = tap.name, tap.index
+    refuse_down(port, kind, seen.bridge)
     mtu = target_mtu(port, seen)
     plan: list[Op] = []
     if tap.stamp != stamp:
@@ -848,6 +877,7 @@ def differences(port: Port, kind: Kind, seen: Seen, *, up: bool) -> tuple[Differ
                 wanted = show_vlan(vlan_of_vids(vids))
                 found.append(Difference("vlan", wanted, show_vids(seen.vids)))
         compare("isolated", port.isolated, bool(tap.isolated))
+        compare("bridge link", "up", "up" if seen.bridge.up else "down")
     if up:
         compare("link", "up", "up" if tap.up else "down")
     return tuple(found)
@@ -912,7 +942,9 @@ def check_bridge_mtu(port: Port, kind: Kind, before: Seen, now: Seen) -> None:
         all_of(*(sh("ip", "link", "set", "dev", port.bridge, "mtu", str(mtu))
                for mtu in (was - 1, was)))
         if kind == "linux"
-        else vsctl("", ("set", "interface", port.bridge, f"mtu_request={was}"))
+        else vsctl(
+            _shortest(port.ovsdb), ("set", "interface", port.bridge, f"mtu_request={was}")
+        )
     )
     raise Failure(
         Status.REFUSED,

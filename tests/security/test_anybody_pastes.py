@@ -85,6 +85,7 @@ from pyqemu_ifup.plan import (
     check_bridge_mtu,
     commands,
     find_kind,
+    refuse_down,
     refuse_foreign_ports,
     refuse_shared,
     refuse_strangers,
@@ -265,7 +266,9 @@ def failures(name: str) -> Iterator[tuple[Failure, list[str]]]:
     tap, bridge = a_link(name), a_link(name, kind="bridge", tap=False, vlan_filtering=False)
     for check, words in (
         (lambda: find_kind(replace(port, kind="linux"), Seen(None)),
-         ["ip", "link", "add", "name", name, "type", "bridge"]),
+         ["ip", "link", "add", "name", name, "up", "type", "bridge", "vlan_filtering", "1"]),
+        (lambda: refuse_down(port, "linux", replace(bridge, up=False)),
+         ["ip", "link", "set", "dev", name, "up"]),
         (lambda: refuse_strangers(name, Seen(replace(tap, alias=name)), 0),
          ["ip", "link", "set", "dev", name, "alias", ""]),
         (lambda: refuse_strangers(name, Seen(tap, master=bridge), 0),
