@@ -113,7 +113,7 @@ def errors_of_bad(path: object) -> list[tuple[int, int, str, str]]:
     return [
         (3, 27, "mtu must be a whole number from 68 to 65521 or bridge, not 99999",
          "  lan: {bridge: br0, mtu: 99999}"),
-        (5, 5, "the rule has neither network nor deny; give one of them",
+        (5, 5, "the rule has none of network, deny and leave; give one of them",
          '  - {tap: "*", netwrok: lan}'),
         (5, 16, "a rule has no key netwrok; did you mean network?",
          '  - {tap: "*", netwrok: lan}'),

@@ -17,7 +17,7 @@ from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from pyqemu_ifconf.load import Source, parse_policy
-from pyqemu_ifconf.policy import Deny, Place, Policy, Port, Vlan
+from pyqemu_ifconf.policy import Deny, Leave, Place, Policy, Port, Vlan
 from pyqemu_ifctl.answer import COLUMNS, width
 from pyqemu_ifctl.status import (
     Row,
@@ -341,7 +341,7 @@ def qemu(*words: str) -> Iterator[Stamp]:
         yield replace(LAN, pid=process.pid, start=start)
 
 
-def network_of(want: Port | Deny | Unsaid | None) -> str | None:
+def network_of(want: Port | Deny | Leave | Unsaid | None) -> str | None:
     assert isinstance(want, Port | Deny | None)
     return want.network if isinstance(want, Port) else want.because if want else None
 

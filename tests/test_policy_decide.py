@@ -13,10 +13,12 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.globs import glob_fault, matches
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import (
+    LEAVE_IS_ROOTS,
     MATCH_KEYS,
     Attach,
     Caller,
     Deny,
+    Leave,
     MatchKey,
     Network,
     Place,
@@ -26,6 +28,7 @@ from pyqemu_ifconf.policy import (
     Vlan,
     choose,
     decide,
+    is_left,
     policy_asks,
     port_on,
     why_not,
@@ -128,6 +131,19 @@ def policy_of(text: str) -> Policy:
 
 def port(tap: str, line: int) -> Port:
     return Port(tap, "lan", "br0", Place("policy.yaml", line, 5))
+
+
+def test_a_tap_is_left_alone_for_root_only() -> None:
+    rules = "[{tap: own*, vm: fw, leave: true}, {tap: own*, deny: no}]"
+    policy = policy_of(f"version: 1\nrules: {rules}")
+    who = Caller("own0", vm="fw")
+    assert decide(policy, who) == choose(policy, who) == Leave(policy.rules[0])
+    assert is_left(policy_of("version: 1\nrules: [{tap: own*, leave: true}]"), "own0")
+    assert not is_left(policy, "own0"), "its guest's name is not known"
+    for way in (decide, choose):
+        for root_made in (False, True):
+            user = replace(who, unprivileged=True, root_made=root_made)
+            assert way(policy, user) == Deny(LEAVE_IS_ROOTS, policy.rules[0])
 
 
 TENANTS = Port(

@@ -129,6 +129,11 @@ SAMPLE_ERRORS = [
         "address is a number such as 127.0.0.1 or [::1], the port 1 to 65535",
     ),
     ("bad-rule-both-with-settings", "5:31: the rule has both network and deny; keep one of them"),
+    (
+        "bad-rule-all-three",
+        "5:41: the rule has network, deny and leave; keep one of them",
+    ),
+    ("bad-rule-both-leave", "5:31: the rule has both network and leave; keep one of them"),
     ("bad-rule-both", "5:31: the rule has both network and deny; keep one of them"),
     ("bad-rule-bridge", "5:31: a rule has no key bridge; bridge belongs to a network"),
     ("bad-rule-deny-empty", '5:23: deny must be the reason, one line of text, not ""'),
@@ -148,7 +153,10 @@ SAMPLE_ERRORS = [
         "5:11: tap web[0-9 is not a glob: its [ has no ]; to match a [ itself, write [[]",
     ),
     ("bad-rule-globs-empty", "5:11: tap has an empty list of globs, which matches nothing"),
-    ("bad-rule-neither", "5:5: the rule has neither network nor deny; give one of them"),
+    ("bad-rule-leave-false", "5:24: leave must be true, not false; take leave out"),
+    ("bad-rule-leave-settings", "5:30: a leave rule takes no port settings; remove mtu"),
+    ("bad-rule-leave-yes", "5:24: leave must be true, not yes; write true"),
+    ("bad-rule-neither", "5:5: the rule has none of network, deny and leave; give one of them"),
     ("bad-rule-network-list", "5:26: network must be the name of a network, not a list"),
     (
         "bad-rule-no-match",
@@ -896,7 +904,7 @@ TEXT_ERRORS = [
     ]),
     ("key of no kind", LAN + "rules: [{tap: a, network: lan, 日本: 1}]", [
         "3:32: a rule has no key 日本; the keys are tap, vm, netdev, mac, user, network, deny, "
-        "mtu, vlan, isolated, external_ids and txqueuelen"
+        "leave, mtu, vlan, isolated, external_ids and txqueuelen"
     ]),
     ("port setting at the top", HEAD + "mtu: 1500\n", [
         "2:1: the policy has no key mtu; mtu belongs to a network, a rule or a NIC"
@@ -943,9 +951,9 @@ TEXT_ERRORS = [
         "2:10: timeout must be a whole number from 1 to 300, not 0",
         "3:12: network l has no bridge; write bridge: NAME",
         "3:21: mtu must be a whole number from 68 to 65521 or bridge, not 1",
-        "4:9: the rule has neither network nor deny; give one of them",
+        "4:9: the rule has none of network, deny and leave; give one of them",
         "4:9: the rule has no match key; give at least one of tap, vm, netdev, mac or user",
-        "4:13: the rule has neither network nor deny; give one of them",
+        "4:13: the rule has none of network, deny and leave; give one of them",
         "4:19: tap [ is not a glob: its [ has no ]; to match a [ itself, write [[]",
     ]),
 ]  # fmt: skip
@@ -1076,7 +1084,7 @@ def test_size_is_of_all_files() -> None:
         ),
         (
             "version: 1\nrules: [{vm: 日本, tap: []}]\n",
-            "p:2:9: the rule has neither network nor deny; give one of them\n"
+            "p:2:9: the rule has none of network, deny and leave; give one of them\n"
             "  rules: [{vm: 日本, tap: []}]\n"
             "          ^",
         ),

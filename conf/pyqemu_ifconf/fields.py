@@ -41,6 +41,7 @@ from pyqemu_ifconf.values import (
     Type,
     Users,
     VlanPort,
+    Yes,
     is_line,
     is_ovsdb_address,
     unknown_key,
@@ -200,6 +201,7 @@ FIELDS: tuple[Field, ...] = (
         Text("the reason, one line of text", is_line, LINE_PATTERN),
         "Refuses the tap, with this reason.",
     ),
+    Field("leave", "rule", Yes(), "Leaves the tap as it is, which others have set up."),
     Field(
         "mtu",
         "port",

@@ -46,6 +46,11 @@ class Place:
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
 
+    @property
+    def name(self) -> str:
+        """The place without the file's folder, as marks and syslog have it."""
+        return f"{self.file.rpartition('/')[2]}:{self.line}"
+
 
 @dataclass(frozen=True)
 class Caller:
@@ -212,8 +217,9 @@ class Network:
 
 @dataclass(frozen=True)
 class Rule:
-    """Who goes where: `match` holds each key's globs; exactly one of `network`, `deny` is set.
+    """Who goes where: `match` holds each key's globs.
 
+    Exactly one of `network`, `deny` and `leave` is set; `leave`: the tap stays as it is.
     `of_nic`: a NIC of `vms` is the rule, for its own tap and no other.
     """
 
@@ -223,6 +229,7 @@ class Rule:
     deny: str | None = None
     settings: Settings = field(default_factory=Settings)
     of_nic: bool = False
+    leave: bool = False
 
 
 @dataclass(frozen=True)
@@ -326,8 +333,17 @@ class Deny:
     passed_over: tuple[PassedOver, ...] = ()
 
 
-Decision = Attach | Deny
+@dataclass(frozen=True)
+class Leave:
+    """A `leave` rule has the tap stay as it is."""
+
+    rule: Rule
+    passed_over: tuple[PassedOver, ...] = ()
+
+
+Decision = Attach | Deny | Leave
 NO_RULE = "no rule matches"
+LEAVE_IS_ROOTS = "leave: is for taps of root's alone"
 
 
 def decide(policy: Policy, caller: Caller) -> Decision:
@@ -357,11 +373,20 @@ def choose(policy: Policy, caller: Caller) -> Decision:
 
 def _outcome(policy: Policy, rule: Rule, caller: Caller) -> Decision:
     """Return what a rule that matches says."""
+    if rule.leave and caller.unprivileged:
+        return Deny(LEAVE_IS_ROOTS, rule)
+    if rule.leave:
+        return Leave(rule)
     if rule.network is None:
         return Deny(rule.deny or "", rule)
     network = policy.networks[rule.network]
     settings = merge(network.settings, rule.settings)
     return Attach(_port(network, settings, caller.tap, rule.place), rule)
+
+
+def is_left(policy: Policy, tap: str) -> bool:
+    """Tell whether a `leave` rule has the tap, if nothing but its name is known."""
+    return isinstance(choose(policy, Caller(tap)), Leave)
 
 
 def port_on(policy: Policy, network_name: str, tap: str) -> Port:

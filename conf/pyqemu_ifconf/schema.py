@@ -68,15 +68,20 @@ def _network() -> Schema:
 
 
 def _rule() -> Schema:
-    """Return the schema of a rule: a match key, and a network with settings or a deny without."""
+    """Return the schema of a rule: a match key, and a network with settings, or no network."""
     settings = [name for name, field in fields_of("rule").items() if field.where == "port"]
-    not_with_deny = ("network", *settings)
     return {
         **_object("rule"),
         "anyOf": [{"required": [key]} for key in MATCH_KEYS],
         "oneOf": [
-            {"required": ["network"], "properties": {"deny": False}},
-            {"required": ["deny"], "properties": {name: False for name in not_with_deny}},
+            {"required": ["network"], "properties": {"deny": False, "leave": False}},
+            *(
+                {
+                    "required": [one],
+                    "properties": {name: False for name in ("network", other, *settings)},
+                }
+                for one, other in (("deny", "leave"), ("leave", "deny"))
+            ),
         ],
     }
 

@@ -160,6 +160,23 @@ class Flag:
 
 
 @dataclass(frozen=True)
+class Yes(Flag):
+    """`true`: without it, what it turns on is off."""
+
+    words: str = "true"
+
+    def read(self, name: str, node: Node, errors: Errors) -> object:
+        """Return True; of `false`, say that the key is to be left out."""
+        if isinstance(node, Scalar) and node.plain and node.text == "false":
+            return must_be(name, self.words, node, errors, f"take {name} out")
+        return super().read(name, node, errors)
+
+    def schema(self) -> Schema:
+        """Return the one value."""
+        return {"const": True}
+
+
+@dataclass(frozen=True)
 class Choice:
     """One of `choices`."""
 

@@ -38,6 +38,9 @@ from pyqemu_ifconf.vms import DEFAULT_USER_IPV4, is_host_of, is_virtio
 ONCE = ("timeout", "bridge_conf")
 """What may stand in one file of a policy, and holds for all of it."""
 
+OUTCOMES = ("network", "deny", "leave")
+"""What a rule says of the taps that it matches: one of these."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -269,17 +272,21 @@ def _read_rule(node: Node, errors: Errors, draft: _Draft) -> None:
         must_be("a rule", "a mapping such as {tap: web*, network: lan}", node, errors)
         return
     given = _read_fields(node, "rule", "a rule", errors)
-    if "network" in given.keys and "deny" in given.keys:
-        later = max(given.keys["network"], given.keys["deny"], key=lambda k: (k.line, k.column))
-        errors.add(later, "the rule has both network and deny; keep one of them")
-    if "network" not in given.keys and "deny" not in given.keys:
-        errors.add(node, "the rule has neither network nor deny; give one of them")
+    said = [key for key in OUTCOMES if key in given.keys]
+    if len(said) > 1:
+        later = max((given.keys[key] for key in said), key=lambda k: (k.line, k.column))
+        both = "both " if len(said) == 2 else ""
+        errors.add(later, f"the rule has {both}{listed(said, 'and')}; keep one of them")
+    if not said:
+        errors.add(node, f"the rule has none of {listed(OUTCOMES, 'and')}; give one of them")
     if not any(key in given.keys for key in MATCH_KEYS):
         errors.add(node, f"the rule has no match key; give at least one of {listed(MATCH_KEYS)}")
-    if "deny" in given.keys and "network" not in given.keys:
+    if said and "network" not in said:
         for name, row in fields_of("rule").items():
             if row.where == "port" and name in given.keys:
-                errors.add(given.keys[name], f"a deny rule takes no port settings; remove {name}")
+                errors.add(
+                    given.keys[name], f"a {said[0]} rule takes no port settings; remove {name}"
+                )
     match: dict[MatchKey, tuple[str, ...]] = {
         key: given.values[key] for key in MATCH_KEYS if key in given.values
     }
@@ -289,6 +296,7 @@ def _read_rule(node: Node, errors: Errors, draft: _Draft) -> None:
         given.values.get("network"),
         given.values.get("deny"),
         _settings(given),
+        leave=given.values.get("leave", False),
     )
     draft.rules.append((rule, given, errors))
 

@@ -20,7 +20,7 @@ from pyqemu_ifctl.databases import addresses, open_each
 from pyqemu_ifctl.guests import guest_of, is_here, is_qemu, leads_to, runs_qemu
 from pyqemu_ifctl.rights import cut_command
 from pyqemu_ifctl.status import natural, stamp_of
-from pyqemu_ifdown.detach import detaching_alone, leaving_networks
+from pyqemu_ifdown.detach import detaching_alone
 from pyqemu_ifup.access import ROOT, check_given, find_user, is_root_made, may_still
 from pyqemu_ifup.attach import success_line
 from pyqemu_ifup.caller import command_line, find_hook, find_hook_at_work, real_uid
@@ -37,8 +37,10 @@ from pyqemu_ifup.guest import (
 )
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.leave import leaving_networks
 from pyqemu_ifup.lock import Lock, lock_tap
 from pyqemu_ifup.look import Link
+from pyqemu_ifup.main import Left
 from pyqemu_ifup.manners import GRACE, Watch, log, narrator
 from pyqemu_ifup.nat import making_commands
 from pyqemu_ifup.nat_network import differing, leaving_held, making
@@ -346,8 +348,10 @@ def _apply_one(
                 return Outcome(guest, "left", failure=_unmarked(guest, uid))
             check_given(link)
             caller, port = _wanted(policy, guest, link, pid, uid)
-        except Unsaid as unsaid:
-            return Outcome(guest, "left", vm=_vm(guest, caller), failure=unsaid)
+        except (Unsaid, Left) as left:
+            if stamp is None and not named:
+                return None
+            return Outcome(guest, "left", vm=_vm(guest, caller), failure=left)
         except Failure as failure:
             if stamp is None and not named:
                 return None

@@ -16,6 +16,7 @@ from pyqemu_ifconf.policy import (
     Decision,
     Deny,
     Kind,
+    Leave,
     Nat,
     Policy,
     Port,
@@ -41,6 +42,7 @@ from pyqemu_ifup.plan import (
     commands,
     find_kind,
     host_mac,
+    plan_leaving,
     plan_up,
     refuse_foreign_ports,
     refuse_strangers,
@@ -133,6 +135,8 @@ def explain(
         return Answer(
             show(Explanation(caller, decision)), Status.DENIED, (remark,) if as_json else ()
         )
+    if isinstance(decision, Leave):
+        return Answer(show(_explain_leave(caller, decision, policy, watch, tell)))
     view = look(decision.port, policy, watch, tell)
     explanation = explain_port(caller, decision, view)
     if user is not None:
@@ -142,6 +146,21 @@ def explain(
             notes = (*explanation.notes, _would_fail(failure))
             explanation = replace(explanation, notes=notes)
     return Answer(show(explanation), remarks=explanation.notes if as_json else ())
+
+
+def _explain_leave(
+    caller: Caller, decision: Leave, policy: Policy, watch: Watch, tell: Callable[[str], None]
+) -> Explanation:
+    """Return what leaving the tap as it is takes: nothing, but for an old mark of ours."""
+    with Host(caller.tap, watch, tell) as host:
+        failed = open_each(host, [DEFAULT_OVSDB, *addresses(policy)])
+        seen = host.look(caller.tap, None)
+    notes = tuple(f"could not tell: {failure}" for failure in failed.values())
+    steps = plan_leaving(seen, find_here())
+    kind = seen.tap.stamp.kind if seen.tap is not None and seen.tap.stamp is not None else "linux"
+    lines = tuple(line for step in steps for line in commands(step))
+    forms = (Form(kind, lines),) if lines else ()
+    return Explanation(caller, decision, forms=forms, notes=notes)
 
 
 def _unprivileged(name: str | None) -> User | None:
@@ -389,6 +408,7 @@ def as_object(explanation: Explanation) -> str:
     """Return the explanation as JSON; with both forms, a comment stands before each."""
     decision = explanation.decision
     attach = isinstance(decision, Attach)
+    words = {Attach: "attach", Deny: "deny", Leave: "leave"}
     lines: list[str] = []
     for form in explanation.forms:
         if len(explanation.forms) > 1 or form.cannot:
@@ -396,7 +416,7 @@ def as_object(explanation: Explanation) -> str:
         lines += form.commands
     return to_json({
         "tap": explanation.caller.tap,
-        "decision": "attach" if attach else "deny",
+        "decision": words[type(decision)],
         "rule": str(decision.rule.place) if decision.rule is not None else None,
         "passed_over": [
             {"rule": str(passed.rule.place), "because": passed.because}
@@ -431,6 +451,8 @@ def _verdict(decision: Decision) -> str:
         if decision.rule is None:
             return "denied: no rule of the policy matches; add one"
         return f"denied by {decision.rule.place}: {decision.because}"
+    if isinstance(decision, Leave):
+        return f"left as it is by {decision.rule.place}"
     port = decision.port
     if decision.rule is None:
         return (
@@ -441,6 +463,8 @@ def _verdict(decision: Decision) -> str:
 
 
 def _title(form: Form, decision: Decision) -> str:
+    if isinstance(decision, Leave):
+        return "commands, which take away what carries an old mark of ours"
     bridge = decision.port.bridge if isinstance(decision, Attach) else ""
     if form.cannot:
         return f"cannot be on a {KIND_WORDS[form.kind]}: {form.cannot}"

@@ -22,6 +22,7 @@ NAME_MAX = 40
 """Columns of a guest's name that are drawn."""
 COLOURS: dict[State | None, str] = {
     "ok": "#2e7d32", "differs": "#e65100", "foreign": "#616161", "loose": "#616161",
+    "left": "#616161",
     "stale": "#c62828", "elsewhere": "#616161", None: "#c62828",
 }
 """The line of a tap in each state."""

@@ -8,7 +8,7 @@ import pwd
 from collections.abc import Iterator
 
 from pyqemu_ifconf.failure import Failure
-from pyqemu_ifconf.policy import Policy
+from pyqemu_ifconf.policy import Policy, is_left
 from pyqemu_ifconf.shell import Command, all_of, nft_command, quote, readable, sh
 from pyqemu_ifctl.fault import Fault
 from pyqemu_ifctl.scene import DEFAULT_SCRIPTS, TUN, Chain, Qemu, Scene, script_of
@@ -156,6 +156,8 @@ def find_stock_scripts(scene: Scene) -> Iterator[Fault]:
             script = script_of(option, "script")
             if script is None or "script" in option.keys:
                 continue
+            if _is_left(scene, option.keys.get("ifname")):
+                continue
             if not is_ours(qemu.scripts.get(script), "pyqemu-ifup"):
                 yield Fault(
                     f"{qemu.name} has a tap without script=, and {readable(script)} is not ours",
@@ -163,6 +165,11 @@ def find_stock_scripts(scene: Scene) -> Iterator[Fault]:
                     sh("pyqemu-takeover"),
                 )
                 break
+
+
+def _is_left(scene: Scene, tap: str | None) -> bool:
+    """Tell whether a `leave` rule of the policy has the tap."""
+    return tap is not None and isinstance(scene.policy, Policy) and is_left(scene.policy, tap)
 
 
 def find_no_downscripts(scene: Scene) -> Iterator[Fault]:

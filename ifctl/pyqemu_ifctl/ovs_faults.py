@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.policy import Policy, is_left
 from pyqemu_ifconf.shell import Command, ifctl, quote, readable, sh, vsctl
 from pyqemu_ifctl.fault import Fault, each_bridge, wanted_kind
 from pyqemu_ifctl.scene import Scene
@@ -125,6 +126,8 @@ def find_trunks(scene: Scene) -> Iterator[Fault]:
     for port in scene.ports:
         link = scene.link(port.name)
         is_guest_s = link is not None and link.tap and port.name != port.bridge
+        if isinstance(scene.policy, Policy) and not port.ours and is_left(scene.policy, port.name):
+            continue
         if is_guest_s and _concerns(scene, port) and port.vlan_mode in (None, "trunk"):
             if port.tag is None and not port.trunks:
                 yield Fault(

@@ -11,10 +11,12 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import (
     Deny,
     Kind,
+    Leave,
     Policy,
     Port,
     Vlan,
     decide,
+    is_left,
     policy_asks,
     port_on,
 )
@@ -58,7 +60,7 @@ from pyqemu_ifup.stamp import (
     is_alive,
 )
 
-State = Literal["ok", "differs", "foreign", "loose", "stale", "elsewhere"]
+State = Literal["ok", "differs", "foreign", "left", "loose", "stale", "elsewhere"]
 DATAPATH_TAP = "ovs-netdev"
 """The tap that ovs-vswitchd itself makes for its userspace datapath."""
 
@@ -69,6 +71,7 @@ class System:
 
     `vids` are those of the ports of a Linux bridge that filters VLANs, `ovs_bridges` the databases
     that have a bridge of the name. `unasked` are the databases that are there and did not answer.
+    `left` are the taps without a mark of ours that a `leave` rule has by their name.
     """
 
     links: tuple[Link, ...]
@@ -77,6 +80,7 @@ class System:
     ovs_bridges: Mapping[str, tuple[str, ...]]
     unasked: frozenset[str]
     here: Here
+    left: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class Row:
     because: str = ""
 
 
-Want = Callable[[str, Stamp], Port | Deny | Unsaid | None]
+Want = Callable[[str, Stamp], Port | Deny | Leave | Unsaid | None]
 """What the policy says now of a tap with this stamp; None or Unsaid where that cannot be told."""
 
 
@@ -248,11 +252,17 @@ def look(host: Host, policy: Policy | Failure) -> tuple[System, dict[str, Failur
         },
         unasked=frozenset(failed),
         here=find_here(),
+        left=frozenset(
+            link.name for link in links if link.tap
+            and link.stamp is None and isinstance(policy, Policy) and is_left(policy, link.name)
+        ),
     )
     return system, failed
 
 
-def wanted(policy: Policy | Failure, tap: str, stamp: Stamp) -> Port | Deny | Unsaid | None:
+def wanted(
+    policy: Policy | Failure, tap: str, stamp: Stamp
+) -> Port | Deny | Leave | Unsaid | None:
     """Return what the policy says now of the tap, for the QEMU that its stamp tells of.
 
     None without a policy; Unsaid where a rule asks for what the stamp does not say.
@@ -271,7 +281,7 @@ def wanted(policy: Policy | Failure, tap: str, stamp: Stamp) -> Port | Deny | Un
     try:
         check_said(policy, caller, stamp)
         decision = decide(policy, caller)
-        if isinstance(decision, Deny):
+        if isinstance(decision, Deny | Leave):
             return decision
         check_place(decision.port, stamp)
     except Unsaid as unsaid:
@@ -377,13 +387,16 @@ def _ended(stamp: Stamp) -> str:
 
 
 def _compare(
-    want: Port | Deny | None, stamp: Stamp, seen: Seen, system: System
+    want: Port | Deny | Leave | None, stamp: Stamp, seen: Seen, system: System
 ) -> tuple[Difference, ...] | None:
     """Return what is not as the policy wants it now; None where that cannot be told."""
     if want is None:
         return None
     if isinstance(want, Deny):
         return (Difference("network", f"none (denied: {want.because})", stamp.network),)
+    if isinstance(want, Leave):
+        left = f"none (left alone from its next start on: {want.rule.place})"
+        return (Difference("network", left, stamp.network),)
     if want.ovsdb in system.unasked and want.kind != "linux" and stamp.kind == "openvswitch":
         return None
     bridge = next((link for link in system.links if link.name == want.bridge), None)
@@ -405,6 +418,8 @@ def _others_row(
     """Return the row of a tap that is not ours: somebody else's, or nobody's."""
     foreign = next((port for port in ports if not port.ours), None)
     if master is None and foreign is None:
+        if link.name in system.left:
+            return replace(row, state="left")
         if system.unasked:
             because = "a database that does not answer may hold it"
             return replace(row, because=because, differences=None)
@@ -414,7 +429,7 @@ def _others_row(
     elif master is not None and row.kind is None:
         kind: Kind | None = "openvswitch" if master.kind == "openvswitch" else None
         row = replace(row, kind=kind, bridge=ports[0].bridge if ports else master.name)
-    return replace(row, state="foreign")
+    return replace(row, state="left" if link.name in system.left else "foreign")
 
 
 def _with_port(row: Row, port: OvsPort) -> Row:

@@ -28,7 +28,9 @@ from pyqemu_ifup.access import ROOT, is_root_made
 from pyqemu_ifup.attach import Handed, attaching, success_line
 from pyqemu_ifup.caller import find_helped, find_parent
 from pyqemu_ifup.guest import find_asked, find_port
+from pyqemu_ifup.leave import leaving
 from pyqemu_ifup.look import Link
+from pyqemu_ifup.main import Left
 from pyqemu_ifup.manners import Watch, log, prove_tap
 from pyqemu_ifup.stamp import Here
 from pyqemu_ifup.work import Work
@@ -124,12 +126,17 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
         user = (yield from context.users.find(asked, watch)) if asked is not None else None
         link = kernel.look_up(tap) if uid is not None else None
         root_made = link is not None and is_root_made(link, uid)
-        caller, port = find_port(
-            policy, tap, parent, uid, network, user, root_made=root_made
-        )
-        watch.check()
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         tell = context.teller("pyqemu-ifup", tap, debug)
+        try:
+            caller, port = find_port(
+                policy, tap, parent, uid, network, user, root_made=root_made
+            )
+        except Left as left:
+            with AgentHost(context.pool, tap, watch, tell) as host:
+                yield from leaving(host, tap, left.rule, parent, ovsdbs)
+            return
+        watch.check()
         queue = place.queue if place is not None else None
         handed = Handed(len(held), queue.fileno() if queue is not None else None)
         with (

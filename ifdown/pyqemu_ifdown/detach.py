@@ -6,15 +6,15 @@ import syslog
 from collections.abc import Callable
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import DEFAULT_OVSDB
 from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.leave import leaving_networks
 from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, Seen
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import DelPort, DelTap, SetAlias, SetDown, Step, plan_leave, plan_was
-from pyqemu_ifup.stamp import BRIDGE_MARK, Here, Stamp, find_here, is_anothers
+from pyqemu_ifup.stamp import Here, find_here, is_anothers
 from pyqemu_ifup.work import Work
 
 PATIENCE = 2.0
@@ -75,27 +75,6 @@ def detaching_alone(
         log(syslog.LOG_INFO, f"{quote(tap)}: detached from {readable(stamp.bridge)}, "
         f"network {readable(stamp.network)}")
     yield from leaving_networks(host, stamp)
-
-
-def leaving_networks(host: Host, stamp: Stamp | None) -> Work[None]:
-    """Take away the networks that were made for taps, where the last one has left.
-
-    With a stamp only that tap's own.
-    """
-    if stamp is not None:
-        bridge = host.kernel.look_up(stamp.bridge) if stamp.kind == "linux" else None
-        bridges = [bridge] if bridge is not None else []
-    else:
-        bridges = [link for link in host.kernel.links() if link.kind == "bridge"]
-    for link in bridges:
-        if not link.alias.startswith(BRIDGE_MARK):
-            continue
-        from pyqemu_ifup.nat import network_of
-        from pyqemu_ifup.nat_network import leaving
-
-        network = network_of(link.alias)
-        if network is not None and is_network_name(network):
-            yield from leaving(host, network, link.name)
 
 
 def leave_to_gc(tap: str, failure: Failure) -> None:

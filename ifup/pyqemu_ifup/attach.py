@@ -351,7 +351,7 @@ def success_line(port: Port, caller: Caller) -> str:
     if port.isolated:
         words.append("isolated")
     words.append(f"network {quote(port.network)}")
-    words.append(f"{port.place.file.rpartition('/')[2]}:{port.place.line}")
+    words.append(port.place.name)
     if caller.vm:
         words.append(f"vm {readable(caller.vm)}")
     return f"{quote(port.tap)}: " + ", ".join(words)

@@ -10,10 +10,13 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import check_tap_name
 from pyqemu_ifconf.policy import (
     DEFAULT_TIMEOUT,
+    LEAVE_IS_ROOTS,
     Caller,
     Deny,
+    Leave,
     Policy,
     Port,
+    Rule,
     choose,
     policy_asks,
     port_on,
@@ -29,6 +32,17 @@ from pyqemu_ifup.manners import (
 )
 
 PROGRAM = "pyqemu-ifup"
+
+
+class Left(Failure):
+    """A `leave` rule has the tap stay as it is (77 for whoever must have it on a network)."""
+
+    def __init__(self, rule: Rule) -> None:
+        super().__init__(
+            Status.DENIED, "left alone", f"the rule at {rule.place} leaves it as it is",
+            "nothing is to be done",
+        )
+        self.rule = rule
 
 
 def main() -> int:
@@ -48,12 +62,20 @@ def up(tap: str, inherited: list[str], watch: Watch) -> None:
     watch.allow(policy.timeout)
     caller = find_caller(tap, parent, want_user=policy_asks(policy, "user"))
     network = program_name(sys.argv).partition("@")[2]
-    port = wanted_port(policy, caller, network)
+    ovsdbs = [each.ovsdb for each in policy.networks.values()]
+    try:
+        port = wanted_port(policy, caller, network)
+    except Left as left:
+        if os.geteuid() != 0:
+            raise denial(Deny(LEAVE_IS_ROOTS, left.rule), policy) from None
+        from pyqemu_ifup.leave import leave
+
+        leave(tap, left.rule, parent, ovsdbs, watch, narrator(PROGRAM, tap))
+        return
     watch.check()
 
     from pyqemu_ifup.attach import Handed, attach, success_line
 
-    ovsdbs = [each.ovsdb for each in policy.networks.values()]
     handed = Handed(inherited.count(tap))
     attach(port, caller, parent, ovsdbs, watch, narrator(PROGRAM, tap), bool(network), handed)
     log(syslog.LOG_INFO, success_line(port, caller))
@@ -63,7 +85,7 @@ def wanted_port(policy: Policy, caller: Caller, network: str) -> Port:
     """Return the Port that `caller` shall have: on `network` where one is named, else by the rules.
 
     Raises Failure: 77 where no rule, or a `deny` rule, matches, or there is no such network, 71
-    where another tap is on the same hub of the QEMU's.
+    where another tap is on the same hub of the QEMU's; and Left.
     """
     port = _find_port(policy, caller, network)
     if caller.joined:
@@ -84,6 +106,8 @@ def _find_port(policy: Policy, caller: Caller, network: str) -> Port:
     decision = choose(policy, caller)
     if isinstance(decision, Deny):
         raise denial(decision, policy)
+    if isinstance(decision, Leave):
+        raise Left(decision.rule)
     return decision.port
 
 

@@ -358,14 +358,8 @@ def refuse_strangers(tap: str, seen: Seen, parent: int) -> Link:
             f"its alias is {readable(link.alias)}",
             f"if it is not, remove it: {sh('ip', 'link', 'set', 'dev', tap, 'alias', '')}",
         )
-    if stamp is not None and is_anothers(stamp, parent):
-        raise Failure(
-            Status.DENIED,
-            "in use",
-            f"attached to {readable(stamp.bridge)} for process {stamp.pid}"
-            + (f", vm {readable(stamp.guest)}" if stamp.guest else ""),
-            "end that process first",
-        )
+    if stamp is not None:
+        refuse_anothers(stamp, parent)
     if seen.master is not None and not is_our_master(seen, seen.master):
         holder = quote(seen.master.name)
         remedy = sh("ip", "link", "set", "dev", tap, "nomaster")
@@ -381,6 +375,18 @@ def refuse_strangers(tap: str, seen: Seen, parent: int) -> Link:
             f"if it shall go, take it out: {remedy}",
         )
     return link
+
+
+def refuse_anothers(stamp: Stamp, parent: int) -> None:
+    """Raise Failure (77) where the tap serves a living process that is not `parent`."""
+    if is_anothers(stamp, parent):
+        raise Failure(
+            Status.DENIED,
+            "in use",
+            f"attached to {readable(stamp.bridge)} for process {stamp.pid}"
+            + (f", vm {readable(stamp.guest)}" if stamp.guest else ""),
+            "end that process first",
+        )
 
 
 def is_open_to_all(link: Link) -> bool:
@@ -683,6 +689,21 @@ def plan_leave(seen: Seen, here: Here) -> tuple[Step, ...]:
     if tap is not None and master is not None and master.kind == "bridge" and not taken:
         plan.append(LeaveBridge(tap.name, tap.index, master.name))
     return tuple(plan)
+
+
+def plan_leaving(seen: Seen, here: Here) -> tuple[Step, ...]:
+    """Return the steps that take away what of a tap carries our mark, and touch nothing else.
+
+    Where it is still attached it is taken from there and is what it was before.
+    """
+    tap, master = seen.tap, seen.master
+    rows = [port for port in seen.ports if port.ours and not port.is_elsewhere(here)]
+    if tap is None or tap.stamp is None:
+        return tuple(map(del_port, rows))
+    mark = SetAlias(tap.name, tap.index, "")
+    if not rows and (master is None or not is_our_master(seen, master)):
+        return (mark,)
+    return (*plan_leave(seen, here), *plan_was(seen), mark)
 
 
 def plan_undo(before: Seen, now: Seen, here: Here) -> tuple[Step, ...]:

@@ -130,7 +130,7 @@ def make_stamp(
         ovsdb=port.ovsdb if kind == "openvswitch" else None,
         uid=uid,
         by_name=by_name,
-        rule=_rule(port),
+        rule=port.place.name,
         mac=caller.mac,
         netdev=caller.netdev,
         user=(real_uid(pid) or None) if uid is None else None,
@@ -146,12 +146,8 @@ def renew_stamp(stamp: Stamp, port: Port, kind: Kind) -> Stamp:
         kind=kind,
         bridge=port.bridge,
         ovsdb=port.ovsdb if kind == "openvswitch" else None,
-        rule=_rule(port),
+        rule=port.place.name,
     )
-
-
-def _rule(port: Port) -> str:
-    return f"{port.place.file.rpartition('/')[2]}:{port.place.line}"
 
 
 def _encode(text: str) -> str:

@@ -1,0 +1,76 @@
+"""Leaves a tap as it is, as a `leave` rule says: what of it carries an old mark of ours goes."""
+
+from __future__ import annotations
+
+import syslog
+from collections.abc import Callable, Iterable
+
+from pyqemu_ifconf.names import is_network_name
+from pyqemu_ifconf.policy import DEFAULT_OVSDB, Rule
+from pyqemu_ifconf.shell import quote
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.lock import lock_by_name
+from pyqemu_ifup.manners import Watch, log
+from pyqemu_ifup.plan import plan_leaving, refuse_anothers
+from pyqemu_ifup.stamp import BRIDGE_MARK, Stamp, find_here
+from pyqemu_ifup.work import Work
+
+
+def leave(
+    tap: str,
+    rule: Rule,
+    parent: int,
+    ovsdbs: Iterable[str],
+    watch: Watch,
+    tell: Callable[[str], None],
+) -> None:
+    """Leave `tap` to whoever has set it up, as `rule` says, for the process `parent`.
+
+    `ovsdbs` are the databases of the policy. Raises Failure: 77 where it is attached for another
+    process that lives, else as the switches do; what is ours of it is left to gc then.
+    """
+    with Host(tap, watch, tell) as host:
+        host.finish(leaving(host, tap, rule, parent, ovsdbs))
+
+
+def leaving(
+    host: Host, tap: str, rule: Rule, parent: int, ovsdbs: Iterable[str]
+) -> Work[None]:
+    """Do as `leave`, on a host that is there already."""
+    with (yield from lock_by_name(tap, host.watch)):
+        host.watch.check()
+        link = host.kernel.look_up(tap)
+        stamp = link.stamp if link is not None else None
+        if stamp is not None:
+            refuse_anothers(stamp, parent)
+        marked = [stamp.ovsdb] if stamp is not None and stamp.ovsdb is not None else []
+        # NOTE: the frames of a port of ours that a dead tap has left would reach this one.
+        yield from host.open_databases([DEFAULT_OVSDB, *ovsdbs, *marked])
+        yield from host.catch_up(link)
+        for step in plan_leaving(host.look(tap, None), find_here()):
+            host.watch.check()
+            yield from host.run(step, host.watch)
+    if stamp is not None:
+        yield from leaving_networks(host, stamp)
+    log(syslog.LOG_INFO, f"{quote(tap)}: left as it is, " + rule.place.name)
+
+
+def leaving_networks(host: Host, stamp: Stamp | None) -> Work[None]:
+    """Take away the networks that were made for taps, where the last one has left.
+
+    With a stamp only that tap's own.
+    """
+    if stamp is not None:
+        bridge = host.kernel.look_up(stamp.bridge) if stamp.kind == "linux" else None
+        bridges = [bridge] if bridge is not None else []
+    else:
+        bridges = [link for link in host.kernel.links() if link.kind == "bridge"]
+    for link in bridges:
+        if not link.alias.startswith(BRIDGE_MARK):
+            continue
+        from pyqemu_ifup.nat import network_of
+        from pyqemu_ifup.nat_network import leaving as leaving_network
+
+        network = network_of(link.alias)
+        if network is not None and is_network_name(network):
+            yield from leaving_network(host, network, link.name)
