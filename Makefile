@@ -150,8 +150,8 @@ install: ## install into PREFIX (/usr/local), under DESTDIR
 		sed "s|@bin@|$$bin|" "$$unit" >"$$tree/unit"
 		put 0644 "$$tree/unit" "$$PREFIX/lib/systemd/system/$${unit##*/}"
 	done
-	for file in $(SCHEMAS) conf/policy.yaml; do
-		put 0644 "$$file" "$$PREFIX/share/pyqemu-ifup/$${file##*/}"
+	for file in $(SCHEMAS) conf/policy.yaml conf/first.yaml; do
+		put_page "$$file" "$$PREFIX/share/pyqemu-ifup/$${file##*/}"
 	done
 	for file in $(DOCS); do
 		put_page "$$file" "$$PREFIX/share/doc/pyqemu-ifup/$${file##*/}"
@@ -172,8 +172,8 @@ install: ## install into PREFIX (/usr/local), under DESTDIR
 		echo "make install: $$policy is there already: left as it is"
 	else
 		mkdir -p "$${policy%/*}"
-		install -m 0644 conf/policy.yaml "$$policy"
-		echo "make install: the sample policy, in $$policy: now make it yours"
+		install -m 0644 "$$DESTDIR$$PREFIX/share/pyqemu-ifup/first.yaml" "$$policy"
+		echo "make install: a first policy, in $$policy: now make it yours"
 	fi
 
 uninstall: ## take away all that install put there, but the policy

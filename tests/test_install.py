@@ -185,10 +185,11 @@ def test_pages_and_samples_are_installed(installed: Installed) -> None:
     for page in pages:
         copy = share / "man" / f"man{page.suffix[1:]}" / page.name
         assert copy.read_text() == page.read_text().replace("/usr/local/", f"{installed.prefix}/")
-    for sample in (ROOT / "conf/policy.yaml", *ROOT.glob("conf/*.schema.json")):
-        assert (share / "pyqemu-ifup" / sample.name).read_text() == sample.read_text()
+    for sample in (*ROOT.glob("conf/*.yaml"), *ROOT.glob("conf/*.schema.json")):
+        copy = share / "pyqemu-ifup" / sample.name
+        assert copy.read_text() == sample.read_text().replace("/usr/local/", f"{installed.prefix}/")
     policy = installed.destdir / "etc/pyqemu-ifup/policy.yaml"
-    assert policy.read_text() == (ROOT / "conf/policy.yaml").read_text()
+    assert policy.read_text() == (share / "pyqemu-ifup/first.yaml").read_text()
 
 
 def test_what_is_installed_says_where_it_is(installed: Installed) -> None:

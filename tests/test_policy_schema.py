@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pyqemu_ifconf.failure import PolicyInvalid
 from pyqemu_ifconf.fields import FIELDS
 from pyqemu_ifconf.load import Source, _compose, check_policy, parse_policy
 from pyqemu_ifconf.nodes import Errors, List, Map, Node, Scalar
+from pyqemu_ifconf.policy import Attach, Caller, Deny, decide
 from pyqemu_ifconf.schema import policy_schema, schema_text
 from pyqemu_ifconf.values import NUMBER
 
@@ -97,3 +99,17 @@ def test_check_reads_the_sample_policy(tmp_path: Path) -> None:
     path.write_bytes((CONF / "policy.yaml").read_bytes())
     path.chmod(0o644)
     assert check_policy([str(path)]).files == (str(path),)
+
+
+def test_the_first_policy_is_right_and_so_is_what_becomes_of_it() -> None:
+    """It denies each tap, without a network; with the # taken off, web0 goes to lan."""
+    text = (CONF / "first.yaml").read_text()
+    denied = decide(parse_policy([Source("first.yaml", text.encode())]), Caller("web0"))
+    assert isinstance(denied, Deny)
+    head, version, body = text.partition("version: 1\n")
+    opened = re.sub(r"^# ", "", body, flags=re.MULTILINE)
+    assert opened.count("#") == 0
+    policy = parse_policy([Source("first.yaml", (head + version + opened).encode())])
+    attached = decide(policy, Caller("web0"))
+    assert isinstance(attached, Attach) and attached.port.bridge == "br0"
+    assert isinstance(decide(policy, Caller("db0")), Deny)
