@@ -15,7 +15,8 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Attach, Caller, Network, Policy, choose, port_on
 from pyqemu_ifconf.shell import readable
-from pyqemu_ifd.access import (
+from pyqemu_ifup.access import User, find_user, may_use
+from pyqemu_ifup.entitled import (
     check_owner,
     check_quota,
     find_network,
@@ -23,7 +24,6 @@ from pyqemu_ifd.access import (
     refuse_bridge_name,
     taps_of,
 )
-from pyqemu_ifup.access import User, find_user, may_use
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.stamp import Stamp, format_alias
 

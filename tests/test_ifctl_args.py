@@ -16,8 +16,9 @@ import pytest
 
 from lab import boot
 from lab.hooks import Hooks
-from lab.needs import lack, require
+from lab.needs import QEMU, lack, require
 from lab.netns import Namespace
+from lab.ovs import OpenVSwitch
 from lab.qemu import Qemu
 from lab.versions import VERSIONS, qemu_of
 from pyqemu_ifctl.main import NO_ARGUMENTS
@@ -187,6 +188,82 @@ def test_a_shell_s_eval_starts_no_qemu(hooks: Hooks, version: str, line: str) ->
     assert done.returncode == 1, done
     assert "pyqemu-ifctl: the policy has no guest typo" in done.stderr
     assert f"{NO_ARGUMENTS}: invalid option" in done.stderr
+
+
+def start(hooks: Hooks, netns: Namespace, *words: str, qemu: str = QEMU) -> Qemu:
+    """Start a QEMU by `run`, as root, which has no agent."""
+    run = (str(hooks.folder / "pyqemu-ifctl"), "run", *words, "--")
+    return Qemu(
+        "-S", netns=netns.name, machine="q35", env=hooks.environ(), prefix=run, program=qemu
+    )
+
+
+@pytest.mark.alone("there is no agent")
+def test_root_s_run_needs_no_agent(hooks: Hooks, netns: Namespace) -> None:
+    require("qemu")
+    write_vm(hooks, {"network": "big", "queues": 2}, {"network": "lan", "model": "e1000"})
+    with start(hooks, netns, "web1", "--nic", "lan,id=more") as qemu:
+        assert qemu.greeting
+        told = qemu.hmp("info network")
+        assert told.count("type=tap,fd=") + told.count("type=tap,ifname=") >= 3, told
+        links = netns.links()
+        assert {links[tap]["master"] for tap in ("web1-0", "web1-1", "tap0")} == {"br0"}
+        assert links["web1-0"]["mtu"] == 1400
+        assert f"network=big kind=linux bridge=br0 pid={qemu.pid} " in links["web1-0"]["ifalias"]
+        assert {tap["state"] for tap in hooks.ctl_json("status")["taps"]} == {"ok"}
+        assert qemu.quit() == 0
+        assert "no agent" not in qemu.stderr
+    assert set(netns.links()) == {"lo", "br0"}
+
+
+def write_switch(hooks: Hooks, ovs: OpenVSwitch) -> None:
+    networks = {"sw": {"bridge": "br-int", "ovsdb": ovs.db, "vlan": 100}, **NETWORKS}
+    policy = {"version": 1, "networks": networks, "vms": {"web1": {"nics": [{"network": "sw"}]}}}
+    hooks.write_policy(json.dumps(policy))
+
+
+@pytest.mark.alone("there is no agent")
+def test_root_s_run_says_what_it_leaves_in_openvswitch(
+    ovs: OpenVSwitch, hooks: Hooks, netns: Namespace
+) -> None:
+    require("qemu")
+    ovs.add_bridge("br-int", hwaddr="02:00:00:00:00:09", mtu=1500)
+    write_switch(hooks, ovs)
+    with start(hooks, netns, "web1") as qemu:
+        assert qemu.greeting
+        assert ovs.row("Port", "web1-0")["tag"] == 100
+        assert qemu.quit() == 0
+        assert qemu.stderr == (
+            "pyqemu-ifctl: no agent runs: when QEMU ends, the port web1-0 of Open vSwitch will "
+            "stay until pyqemu-ifctl gc\n"
+        )
+    assert ovs.find("Port", "web1-0") is not None
+    assert hooks.ctl("gc").returncode == 0
+    assert ovs.find("Port", "web1-0") is None
+    ovs.vsctl("del-br", "br-int")
+
+
+@pytest.mark.alone("there is no agent")
+@pytest.mark.parametrize("how", ["a tap", "the program"])
+def test_root_s_run_takes_back_what_it_did(
+    ovs: OpenVSwitch, hooks: Hooks, netns: Namespace, how: str
+) -> None:
+    ovs.add_bridge("br-int", hwaddr="02:00:00:00:00:09", mtu=1500)
+    write_switch(hooks, ovs)
+    program = hooks.folder / "broken"
+    program.write_text("#!/nowhere\n")
+    program.chmod(0o755)
+    more = ["--nic", "lan,tap=br0,id=more"] if how == "a tap" else []
+    done = hooks.run("pyqemu-ifctl", "run", "web1", *more, "--", str(program))
+    if how == "a tap":
+        assert done.returncode == 77
+        assert done.stderr.startswith("pyqemu-ifctl: br0: the name br0 is not for a tap: ")
+    else:
+        assert done.returncode == 69
+        assert f"cannot run {program}: No such file or directory" in done.stderr
+    assert ovs.find("Port", "web1-0") is None
+    assert "web1-0" not in netns.links()
+    ovs.vsctl("del-br", "br-int")
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -20,20 +20,20 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Attach, Caller, Policy, choose, port_on
 from pyqemu_ifd.asking import check_holder
-from pyqemu_ifd.tap_request import (
-    attach_tap,
-    make_tap,
-    may_attach,
-    parse_wish,
-    serve_tap,
-)
-from pyqemu_ifd.taps import QUEUES_MAX, close_all, open_taps
 from pyqemu_ifup import access
 from pyqemu_ifup.access import find_user
 from pyqemu_ifup.caller import find_helped
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.tap_request import (
+    attach_tap,
+    make_tap,
+    may_attach,
+    parse_wish,
+    serve_tap,
+)
+from pyqemu_ifup.taps import QUEUES_MAX, close_all, open_taps
 
 UID, OTHER = 65534, 65533
 """The user nobody, and one without a name."""

@@ -158,6 +158,16 @@ def test_two_by_helper_on_one_hub_are_refused(place: Place) -> None:
     assert place.taps() == set()
 
 
+def test_a_user_s_run_needs_the_agent(place: Place) -> None:
+    gone = ("env", "PYQEMU_IFUP_SOCKET=/nowhere/agent.sock")
+    words = ("run", "--nic", "lan", "--", "true")
+    done = place.run("pyqemu-ifctl", *words, prefix=(*AS_NOBODY, *gone))
+    assert (done.returncode, done.stderr) == (
+        69, "pyqemu-ifctl: lan: no agent at /nowhere/agent.sock: No such file or directory; start "
+        "one: systemctl start pyqemu-ifd-users.socket\n",
+    )
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_user_gets_a_tap_on_a_plain_bridge(place: Place, way: str) -> None:
     helper = WAYS[way].format(helper=place.helper)

@@ -1,4 +1,7 @@
-"""pyqemu-ifctl run: open the taps of a QEMU that may open none, and become that QEMU."""
+"""pyqemu-ifctl run: open the taps of a QEMU that may open none, and become that QEMU.
+
+The agent opens them; where there is none, root does it here.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,24 @@ import os
 import re
 import shutil
 import signal
+import syslog
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.shell import readable
+from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifctl.answer import Answer
 from pyqemu_ifctl.nics import NO_NIC, device, find_vm, tap_by_descriptors, user_mode
-from pyqemu_ifup.tap_client import QUEUES_MAX, NoTap, ask_for_tap, find_socket
+from pyqemu_ifup.manners import GRACE, log, narrator, say, watching
+from pyqemu_ifup.tap_client import QUEUES_MAX, NoAgent, NoTap, ask_for_tap, find_socket
 
+if TYPE_CHECKING:
+    from pyqemu_ifconf.policy import Policy
+    from pyqemu_ifup.host import Host
+    from pyqemu_ifup.tap_request import NewTap
+
+PROGRAM = "pyqemu-ifctl"
 VHOST = "/dev/vhost-net"
 KEYS = ("tap", "id", "queues")
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
@@ -36,6 +47,66 @@ class Nic:
     queues: int = 1
     backend: str = ""
     device: tuple[str, ...] = ()
+
+
+class OwnTaps:
+    """The taps that root opens without an agent, as the agent would, for this process."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ = environ
+        self.names: list[str] = []
+        self.leftovers: list[str] = []
+
+    def open(self, nic: Nic) -> list[int]:
+        """Return the descriptors of a new tap, which is attached. Raises Failure."""
+        from pyqemu_ifconf.load import load_host_policy
+        from pyqemu_ifup.access import ROOT, find_user
+        from pyqemu_ifup.host import Host
+        from pyqemu_ifup.linux_bridge import Netlink
+        from pyqemu_ifup.tap_request import Wish, attach_tap, make_tap
+
+        policy = load_host_policy(self.environ)
+        wish = Wish(nic.network, nic.tap, nic.queues, vnet_hdr=True, for_parent=False)
+        try:
+            with watching(policy.timeout, hook=False) as watch, Netlink() as kernel:
+                new = make_tap(kernel, policy, find_user(ROOT), os.getpid(), wish)
+                with Host(new.name, watch, narrator(PROGRAM, new.name), kernel) as host:
+                    host.finish(attach_tap(host, policy, new))
+                    self.names.append(new.name)
+                    self._note(host, policy, new)
+        except Failure as failure:
+            raise Failure(
+                failure.status, f"{quote(nic.tap or nic.network)}: {failure.what}", failure.why,
+                failure.remedy,
+            ) from failure
+        return new.descriptors
+
+    def _note(self, host: Host, policy: Policy, new: NewTap) -> None:
+        """Note what of the tap is left when its QEMU ends."""
+        if policy.networks[new.network].nat is not None:
+            self.leftovers.append(f"network {quote(new.network)}")
+        if any(database.ports(new.name) for database in host.databases.values()):
+            self.leftovers.append(f"the port {quote(new.name)} of Open vSwitch")
+
+    def tell_what_stays(self) -> None:
+        """Say what is left when QEMU ends, where nobody takes it away."""
+        if self.leftovers:
+            what = ", ".join(dict.fromkeys(self.leftovers))
+            say(f"{PROGRAM}: no agent runs: when QEMU ends, {what} will stay until {ifctl('gc')}")
+
+    def take_back(self) -> None:
+        """Detach them all again; what cannot be done is left to gc, and told in syslog."""
+        if not self.names:
+            return
+        from pyqemu_ifdown.detach import detach
+
+        for name in self.names:
+            with watching(GRACE, hook=False) as watch:
+                try:
+                    detach(name, os.getpid(), watch, narrator(PROGRAM, name))
+                except Failure as failure:
+                    log(syslog.LOG_ERR,
+                        f"{quote(name)}: not taken back: {failure}; {ifctl('gc', name)} will")
 
 
 def run(
@@ -59,24 +130,39 @@ def run(
     nics = [*(_of_vm(vm, environ) if vm is not None else ()), *parse_nics(texts)]
     _refuse_twice([nic.id for nic in nics])
     words, inherited, at = list(command), list[int](), ""
+    own = OwnTaps(environ)
     try:
-        path = find_socket() if any(not nic.backend for nic in nics) else ""
         for nic in nics:
             at = f"{nic.network}: "
             backend = nic.backend
             if not backend:
-                _, taps = ask_for_tap(
-                    path, nic.network, nic.tap, nic.queues, vnet_hdr=True, for_parent=False
-                )
+                taps = _open(nic, own)
                 vhosts = open_vhosts(nic.queues)
                 inherited += [*taps, *vhosts]
                 backend = tap_by_descriptors(nic.id, taps, vhosts)
             words += ["-netdev", backend, *nic.device]
         words += () if nics else NO_NIC
+        own.tell_what_stays()
+        _become(program, words, inherited)
     except NoTap as failure:
+        own.take_back()
         status = next((each for each in Status if each == failure.status), Status.REFUSED)
         return Answer("", status, tuple(_remarks(failure, at)))
-    _become(program, words, inherited)
+    except BaseException:
+        own.take_back()
+        raise
+
+
+def _open(nic: Nic, own: OwnTaps) -> list[int]:
+    """Return the descriptors of a new tap. Raises NoTap, and Failure where there is no agent."""
+    try:
+        return ask_for_tap(
+            find_socket(), nic.network, nic.tap, nic.queues, vnet_hdr=True, for_parent=False
+        )[1]
+    except NoAgent:
+        if os.geteuid() != 0:
+            raise
+        return own.open(nic)
 
 
 def _remarks(failure: NoTap, at: str) -> Iterator[str]:

@@ -16,8 +16,6 @@ from pyqemu_ifconf.shell import quote
 from pyqemu_ifd.asking import AskingWatch, Process, find_asking
 from pyqemu_ifd.keeper import PolicyKeeper
 from pyqemu_ifd.pool import AgentHost, Pool
-from pyqemu_ifd.tap_request import attach_tap, make_tap, may_attach, parse_wish
-from pyqemu_ifd.taps import close_all
 from pyqemu_ifd.turns import Turns
 from pyqemu_ifd.users import Users
 from pyqemu_ifd.wire import Peer, Place, Request
@@ -33,6 +31,8 @@ from pyqemu_ifup.look import Link
 from pyqemu_ifup.main import Left
 from pyqemu_ifup.manners import Watch, log, prove_tap
 from pyqemu_ifup.stamp import Here
+from pyqemu_ifup.tap_request import attach_tap, make_tap, may_attach, parse_wish
+from pyqemu_ifup.taps import close_all
 from pyqemu_ifup.work import Work
 
 if TYPE_CHECKING:

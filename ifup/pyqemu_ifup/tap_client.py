@@ -43,11 +43,15 @@ class NoTap(Exception):
         self.told = told
 
 
+class NoAgent(NoTap):
+    """There is no agent (69)."""
+
+
 def find_socket() -> str:
-    """Return the path of the agent's socket. Raises NoTap (69) where there shall be no agent."""
+    """Return the path of the agent's socket. Raises NoAgent where there shall be no agent."""
     path = find_agent()
     if not path:
-        raise NoTap(
+        raise NoAgent(
             UNAVAILABLE,
             f"no agent: {SOCKET_VARIABLE} is empty; unset it, or name the socket of pyqemu-ifd",
         )
@@ -60,7 +64,7 @@ def ask_for_tap(
     """Have the agent at `path` make a tap on `network`; return its name and its descriptors.
 
     `name` may be empty. `for_parent`: the tap is for the process that started this one, and its
-    end ends the request. Raises NoTap.
+    end ends the request. Raises NoTap, NoAgent where none listens there.
     """
     parent = os.getppid() if for_parent else None
     start = time.monotonic()
@@ -90,7 +94,7 @@ def _connect(path: str) -> _socket.socket:
             raise NoTap(TRY_AGAIN, f"the agent at {readable(path)} does not answer: {why}; "
                         "see pyqemu-ifctl agent") from error
         unit = "pyqemu-ifd.socket" if os.geteuid() == 0 else "pyqemu-ifd-users.socket"
-        raise NoTap(
+        raise NoAgent(
             UNAVAILABLE,
             f"no agent at {readable(path)}: {why}; start one: "
             + sh("systemctl", "start", unit),

@@ -52,12 +52,11 @@ from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifctl.scene import Chain, Qemu, Scene
 from pyqemu_ifctl.status import Row
 from pyqemu_ifd import thin
-from pyqemu_ifd.access import check_owner
-from pyqemu_ifd.taps import _failure
 from pyqemu_ifd.tidy import Tidier
 from pyqemu_ifup import change
 from pyqemu_ifup.attach import _take_back, _tell_of_mac, learn
 from pyqemu_ifup.caller import find_options
+from pyqemu_ifup.entitled import check_owner
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, OvsBridge, OvsPort, OvsSwitch, Seen, Vid
 from pyqemu_ifup.manners import Watch
@@ -92,6 +91,7 @@ from pyqemu_ifup.plan import (
     target_vids,
 )
 from pyqemu_ifup.stamp import VERSION, Here, Stamp, format_alias
+from pyqemu_ifup.taps import _failure
 from pyqemu_ifup.work import finish
 
 HERE = Here("boot", "4:42")

@@ -18,15 +18,6 @@ from pyqemu_ifconf.policy import (
     port_on,
 )
 from pyqemu_ifconf.shell import readable
-from pyqemu_ifd.access import (
-    check_owner,
-    check_quota,
-    find_network,
-    pick_name,
-    refuse_bridge_name,
-    taps_of,
-)
-from pyqemu_ifd.taps import QUEUES_MAX, close_all, open_taps
 from pyqemu_ifup.access import (
     ROOT,
     User,
@@ -36,11 +27,20 @@ from pyqemu_ifup.access import (
 )
 from pyqemu_ifup.attach import attaching, success_line
 from pyqemu_ifup.caller import find_caller
+from pyqemu_ifup.entitled import (
+    check_owner,
+    check_quota,
+    find_network,
+    pick_name,
+    refuse_bridge_name,
+    taps_of,
+)
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.hubs import refuse_joined
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import log
+from pyqemu_ifup.taps import QUEUES_MAX, close_all, open_taps
 from pyqemu_ifup.work import Work
 
 _under_way: dict[str, tuple[str, int]] = {}
