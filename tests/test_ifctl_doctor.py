@@ -24,11 +24,13 @@ from lab.netns import Namespace
 from lab.ovs import DAEMONS, OpenVSwitch
 from lab.public import NOBODY, as_user, public_folder, publish
 from lab.qemu import end_daemon
+from lab.taps import who_has
 from pyqemu_ifconf.globs import covers, glob_fault, least_length, matches
 from pyqemu_ifctl.findings import CHECKS
 from pyqemu_ifctl.guests import guest_of
 from pyqemu_ifctl.macs import nics_of
 from pyqemu_ifctl.scene import read_forward
+from pyqemu_ifup.own_mac import NO_MAC, mac_for, this_host
 
 
 @pytest.fixture
@@ -151,6 +153,42 @@ def loose_mac(clinic: Clinic) -> Faulty:
     clinic.ip("link", "del", "br0")
     clinic.netns.add_bridge("br0")
     yield
+
+
+def let_the_last_guest_go(clinic: Clinic) -> None:
+    clinic.ip("link", "del", "br0")
+    clinic.netns.add_bridge("br0")
+    clinic.netns.tap("web0", up=True, master="br0")
+    clinic.netns.close_kept()
+    assert clinic.netns.link("br0")["address"] == NO_MAC
+
+
+def emptied(clinic: Clinic) -> Faulty:
+    clinic.through = ["ip", "netns", "exec", clinic.netns.name]
+    yield
+    let_the_last_guest_go(clinic)
+    yield
+    answers_guests(clinic)
+
+
+def without_mac(clinic: Clinic) -> Faulty:
+    yield
+    let_the_last_guest_go(clinic)
+    # NOTE: Linux looks at no MAC that a link has already (netif_set_mac_address).
+    clinic.ip("link", "set", "br0", "address", NO_MAC)
+    clinic.netns.tap("web0", up=True, master="br0")
+    assert clinic.netns.link("br0")["address"] == NO_MAC
+    yield
+    answers_guests(clinic)
+
+
+def answers_guests(clinic: Clinic) -> None:
+    """Check that the host answers a guest that asks for its address, with a MAC of its own."""
+    clinic.netns.close_kept()
+    clinic.ip("address", "add", "192.0.2.1/24", "dev", "br0")
+    guest = clinic.netns.tap("web1", up=True, master="br0")
+    assert who_has(guest, "192.0.2.1") == mac_for("br0", this_host())
+    clinic.netns.close_kept()
 
 
 def small_bridge(clinic: Clinic) -> Faulty:
@@ -472,6 +510,8 @@ ROWS = (
     Row("bridge-stp", slow, "br0 runs STP with a forward delay of 15 s"),
     Row("bridge-stp", slow_with_a_loop, "br0 runs STP with a forward delay of 15 s"),
     Row("bridge-mac", loose_mac, "the MAC of br0 is not set, and it has no uplink"),
+    Row("bridge-mac", emptied, "the MAC of br0 is not set, and it has no uplink"),
+    Row("bridge-no-mac", without_mac, "the MAC of br0 is 00:00:00:00:00:00"),
     Row("bridge-mtu", small_bridge, "br0 has an MTU of 1500, and network lan ("),
     Row("uplink-mtu", small_uplink, "eth0, an uplink of br0, has an MTU of 1500, and network lan"),
     Row("uplink-down", uplink_down, "eth0, an uplink of br0, is down"),

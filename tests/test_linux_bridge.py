@@ -28,6 +28,7 @@ from lab.snapshot import Snapshot, diff
 from lab.taps import Tap, carries, frame, holds, mac
 from pyqemu_ifup.caller import process_start
 from pyqemu_ifup.linux_bridge import Netlink
+from pyqemu_ifup.own_mac import mac_for, this_host
 from pyqemu_ifup.plan import JoinBridge, LinkOp, Plan, SetUp
 from pyqemu_ifup.stamp import parse_alias
 
@@ -236,7 +237,7 @@ def test_an_empty_bridge_without_a_mac_takes_the_taps_and_syslog_tells(
     calls: Calls, inside: Namespace
 ) -> None:
     inside.ip("link", "add", "br1", "up", "type", "bridge")
-    own = inside.link("br1")["address"]
+    own = mac_for("br1", this_host())
     with Tap("x0"):
         ended = calls.up("x0")
         was_done(ended)

@@ -15,7 +15,6 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.names import is_plain_tap_name, tap_name_of
 from pyqemu_ifconf.policy import Attach, Caller, Policy, Vlan, choose, decide
-from pyqemu_ifctl import args
 from pyqemu_ifctl.args import find_macs
 from pyqemu_ifctl.nics import (
     by_hooks,
@@ -30,6 +29,7 @@ from pyqemu_ifctl.nics import (
 )
 from pyqemu_ifctl.place import Hooks, find_hooks
 from pyqemu_ifctl.qemu import check_arguments, find_qemu, models_of
+from pyqemu_ifup import own_mac
 
 HOOKS = Hooks("/opt/a,b/pyqemu-ifup", "/opt/a,b/pyqemu-ifdown")
 MAC = "52:54:00:00:00:01"
@@ -154,7 +154,8 @@ def test_a_host_without_an_id_makes_no_mac(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And needs none where each NIC of the guest has one, whatever other guests have."""
-    monkeypatch.setattr(args, "MACHINE_IDS", (str(tmp_path / "machine-id"), str(tmp_path / "id")))
+    paths = str(tmp_path / "machine-id"), str(tmp_path / "id")
+    monkeypatch.setattr(own_mac, "MACHINE_IDS", paths)
     policy = policy_of(f"{{user: {{}}, mac: '{MAC}'}}", more=", db: {nics: [{user: {}}]}")
     assert find_macs(policy, policy.vms["web1"]) == {("web1", "net0"): MAC}
     (tmp_path / "machine-id").write_text("uninitialized\n")

@@ -22,9 +22,7 @@ from pyqemu_ifctl.nics import (
 )
 from pyqemu_ifctl.place import find_hooks
 from pyqemu_ifctl.qemu import check_arguments, find_qemu
-
-MACHINE_IDS = ("/etc/machine-id", "/var/lib/dbus/machine-id")
-"""Where a host's own id is (machine-id(5))."""
+from pyqemu_ifup import own_mac
 
 
 def args(
@@ -60,30 +58,17 @@ def find_macs(policy: Policy, vm: Vm) -> Macs:
 
     Raises Failure: 65 where two are alike, 71 where the host has no id to make one of.
     """
-    macs = macs_of(policy, find_host_id())
+    macs = macs_of(policy, own_mac.find_host_id())
     return macs if all((vm.name, nic.id) in macs for nic in vm.nics) else macs_of(policy, host_id())
 
 
 def host_id() -> str:
     """Return what no other host is called. Raises Failure (71) where this one has no id."""
-    found = find_host_id()
+    found = own_mac.find_host_id()
     if found is None:
         raise Failure(
-            Status.REFUSED, "the host has no id to make MACs of", f"no {MACHINE_IDS[0]}",
+            Status.REFUSED, "the host has no id to make MACs of", f"no {own_mac.MACHINE_IDS[0]}",
             "make one: systemd-machine-id-setup, or: dbus-uuidgen --ensure=/etc/machine-id; or "
             "give each NIC of the guest its mac:",
         )
     return found
-
-
-def find_host_id() -> str | None:
-    """Return what no other host is called, None where this one has no id."""
-    for path in MACHINE_IDS:
-        try:
-            with open(path, encoding="ascii", errors="replace") as file:
-                found = file.read().strip()
-        except (FileNotFoundError, PermissionError):
-            continue
-        if found and found != "uninitialized":
-            return found
-    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 from pyqemu_ifconf.failure import Failure
@@ -17,6 +16,7 @@ from pyqemu_ifctl.fault import (
 )
 from pyqemu_ifctl.scene import Scene
 from pyqemu_ifup.look import Link, OvsPort, spans
+from pyqemu_ifup.own_mac import NO_MAC, mac_for
 from pyqemu_ifup.plan import adding_bridge
 
 QUICK = 400
@@ -51,7 +51,7 @@ def find_missing_bridges(scene: Scene) -> Iterator[Fault]:
         )
         command = vsctl(network.ovsdb, ("add-br", network.bridge))
         if linux:
-            mac = "02:" + hashlib.sha256(network.bridge.encode()).digest()[:5].hex(":")
+            mac = mac_for(network.bridge, scene.host_id)
             filtering = bool(vids_wanted(scene, network.bridge))
             command = adding_bridge(network.bridge, mac, filtering=filtering)
         yield Fault(
@@ -262,17 +262,33 @@ def find_loose_macs(scene: Scene) -> Iterator[Fault]:
         if scene.pinned.get(name) is False and not scene.uplinks(bridge):
             yield Fault(
                 f"the MAC of {quote(name)} is not set, and it has no uplink", why,
-                sh("ip", "link", "set", "dev", name, "address", bridge.mac),
+                _set_mac(scene, name),
             )
     for network in _ovs_bridges(scene):
         row = next(each for each in scene.switches[network.ovsdb].bridges
                    if each.name == network.bridge)
-        link = scene.link(network.bridge)
-        if not row.pinned and link is not None and not _ovs_uplinks(scene, network):
+        mac = mac_for(row.name, scene.host_id)
+        if not row.pinned and scene.link(row.name) and not _ovs_uplinks(scene, network):
             yield Fault(
                 f"the MAC of {quote(row.name)} is not set, and it has no uplink", why,
-                vsctl(row.ovsdb, ("set", "Bridge", row.name, f'other_config:hwaddr="{link.mac}"')),
+                vsctl(row.ovsdb, ("set", "Bridge", row.name, f'other_config:hwaddr="{mac}"')),
             )
+
+
+def find_zero_macs(scene: Scene) -> Iterator[Fault]:
+    """A Linux bridge that has no MAC, and would have if nobody had set it so."""
+    for name, bridge in scene.bridges().items():
+        # NOTE: one without a port, whose MAC nobody set, takes that of its next one.
+        has_port = any(link.master == bridge.index for link in scene.links)
+        if bridge.mac == NO_MAC and (has_port or scene.pinned.get(name)):
+            yield Fault(
+                f"the MAC of {quote(name)} is {NO_MAC}", "no guest on it reaches this host",
+                _set_mac(scene, name),
+            )
+
+
+def _set_mac(scene: Scene, bridge: str) -> Command:
+    return sh("ip", "link", "set", "dev", bridge, "address", mac_for(bridge, scene.host_id))
 
 
 def find_slow_bridges(scene: Scene) -> Iterator[Fault]:

@@ -36,6 +36,7 @@ from pyqemu_ifup.host import Host, filters, is_there
 from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, has_networks, is_local
 from pyqemu_ifup.manners import SAFE_PATH, Watch
 from pyqemu_ifup.nat import TABLE
+from pyqemu_ifup.own_mac import this_host
 from pyqemu_ifup.stamp import Here, find_here
 from pyqemu_ifup.work import finish
 
@@ -111,7 +112,7 @@ class Scene:
     `install_ovs` the command that installs its package. `unseen` is what may not be looked at,
     `unread` are the processes that do not let themselves be. `otherwise` is what the process of a
     tap says of itself by now that the tap's mark says otherwise. `hooks` are those of this
-    installation, None for none.
+    installation, None for none. `host_id` is no other host's.
     """
 
     policy: Policy | Failure
@@ -136,6 +137,7 @@ class Scene:
     unread: tuple[str, ...] = ()
     lost: tuple[Lost, ...] = ()
     otherwise: Mapping[str, str] = field(default_factory=dict)
+    host_id: str = ""
     hooks: Hooks | None = None
 
     @cached_property
@@ -239,7 +241,7 @@ def look(
             else sh("apt-get", "install", "openvswitch-switch")
         ),
         unseen=tuple(unseen), unread=tuple(unread), lost=tuple(lost),
-        otherwise=otherwise, hooks=know_hooks(sys.argv[0]),
+        otherwise=otherwise, host_id=this_host(), hooks=know_hooks(sys.argv[0]),
     )
 
 

@@ -284,18 +284,15 @@ def _tell_of_mac(port: Port, before: Seen, now: Seen) -> None:
     if before.bridge is None or now.bridge is None or now.tap is None:
         return
     if now.bridge.mac == now.tap.mac != before.bridge.mac:
+        from pyqemu_ifup.own_mac import mac_for, this_host  # rare
+
         log(
             syslog.LOG_NOTICE,
             f"{quote(port.tap)}: {quote(port.bridge)} has no MAC of its own and has taken the "
             "tap's; pin one: "
             + sh("ip", "link", "set", "dev", port.bridge, "address",
-                 _unicast_mac(before.bridge.mac)),
+                 mac_for(port.bridge, this_host())),
         )
-
-
-def _unicast_mac(mac: str) -> str:
-    """Return `mac`, or where it is all zeros (a bridge that lost its last port) an example."""
-    return mac if mac != "00:00:00:00:00:00" else "02:00:00:00:00:01"
 
 
 def _undo(host: Host, port: Port, before: Seen) -> Work[None]:
