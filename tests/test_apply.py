@@ -177,6 +177,8 @@ def test_what_differs_is_told_and_put_in_force(site: Site, tmp_path: Path) -> No
     before = site.snapshot()
     dry = hooks.ctl("apply", "--dry-run")
     assert (dry.returncode, dry.stderr) == (0, "")
+    coded = hooks.ctl("apply", "--dry-run", "--exit-code")
+    assert (coded.returncode, coded.stdout) == (1, dry.stdout)
     assert diff(before, site.snapshot()) == []
     # NOTE: the place in the policy, a long path here, may have a line of its own.
     head, _, rest = dry.stdout.partition("\n  - ")
@@ -215,7 +217,7 @@ def test_what_differs_is_told_and_put_in_force(site: Site, tmp_path: Path) -> No
     site.apply("tap: web0, network: tenants, vlan: 10, mtu: 1500")
     for command in commands:
         site.netns.run(["sh", "-c", command])
-    again = hooks.ctl("apply", "web0")
+    again = hooks.ctl("apply", "web0", "--dry-run", "--exit-code")
     assert (again.returncode, again.stdout, again.stderr) == (0, "1 tap as the policy says\n", "")
     unplug(site.netns, "web0")
 

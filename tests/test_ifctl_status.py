@@ -460,6 +460,8 @@ def test_every_state_for_real(netns: Namespace, ovs: OpenVSwitch, hooks: Hooks) 
     add_row(ovs, "x", vm_name="web7", vm_pid="77")
     try:
         done = hooks.ctl("status")
+        codes = [hooks.ctl("status", "--exit-code", *tap).returncode
+                 for tap in ((), ("a",), ("b",), ("sw0",), ("sw1",), ("web1",), ("x",))]
         one = hooks.ctl("status", "sw0")
         tables = hooks.ctl_json("status")
         gone, none = hooks.ctl("status", "sw1"), hooks.ctl("status", "y")
@@ -489,6 +491,7 @@ def test_every_state_for_real(netns: Namespace, ovs: OpenVSwitch, hooks: Hooks) 
         "web1: mtu is 1400, wanted 1500 "
         "x: it is of another network namespace"
     )
+    assert codes == [1, 0, 0, 0, 1, 1, 0]
     assert one.returncode == 0 and one.stdout.startswith("tap          sw0\nstate        ok\n")
     assert gone.returncode == 0 and "\nstate        stale\n" in gone.stdout
     assert (none.returncode, none.stdout, none.stderr) == (
@@ -509,9 +512,11 @@ def test_what_the_policy_says_now(netns: Namespace, ovs: OpenVSwitch, hooks: Hoo
         now = hooks.ctl_json("status", "web0")["taps"][0]
         hooks.write_policy("version: 1\nbridge: br0\n")
         invalid = hooks.ctl("status")
+        assert hooks.ctl("status", "--exit-code").returncode == 65
         parsed = hooks.ctl_json("status")
         hooks.policy.unlink()
         absent = hooks.ctl("status")
+        unknown = hooks.ctl("status", "--exit-code")
     finally:
         write_policy(hooks, ovs)
         for tap in taps:
@@ -530,7 +535,7 @@ def test_what_the_policy_says_now(netns: Namespace, ovs: OpenVSwitch, hooks: Hoo
         "policy has no key bridge; bridge belongs to a network; run pyqemu-ifctl check\n"
     )
     assert [row["differences"] for row in parsed["taps"]] == [None, None]
-    assert absent.returncode == 0
+    assert (absent.returncode, unknown.returncode) == (0, 66)
     assert absent.stderr == (
         f"pyqemu-ifctl: what is wanted is not known: {hooks.policy}: it does not exist\n"
     )
@@ -550,7 +555,7 @@ def test_a_database_that_fails_does_not_hide_the_rest(
     else:
         ovs.server.kill()
     try:
-        done, gc = hooks.ctl("status"), hooks.ctl("gc")
+        done, gc = hooks.ctl("status", "--exit-code"), hooks.ctl("gc")
     finally:
         if fault == "mute":
             ovs.server.cont()
@@ -584,6 +589,13 @@ def test_names_and_aliases_of_any_bytes(netns: Namespace, hooks: Hooks) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[1].split()[:2] == ["a\\udcffb", "loose"]
     assert parsed["taps"][0]["tap"] == "a?b"
+
+
+@pytest.mark.parametrize("words", [("status", "--watch"), ("apply",)])
+def test_an_exit_code_that_nobody_would_see(hooks: Hooks, words: tuple[str, ...]) -> None:
+    done = hooks.ctl(*words, "--exit-code")
+    assert (done.returncode, done.stdout) == (64, "")
+    assert "--exit-code" in done.stderr
 
 
 def test_nothing_to_show(netns: Namespace, hooks: Hooks) -> None:

@@ -20,6 +20,8 @@ LEAST = 5
 CUT = "~"
 """The last character of a cell that was cut."""
 JSON_VERSION = 1
+FOUND = 1
+"""The exit status of `doctor` that has found an error, and of --exit-code if something differs."""
 _UNPRINTED = re.compile("[^\n -~]")
 """What JSON may have as it is, and a terminal obey."""
 
@@ -28,7 +30,7 @@ _UNPRINTED = re.compile("[^\n -~]")
 class Answer:
     """What a verb prints: `out` for standard output, `remarks` as lines for standard error.
 
-    `status` is a Status, but for `doctor`, which ends 1 where it has found an error.
+    `status` is a Status, or FOUND.
     """
 
     out: str

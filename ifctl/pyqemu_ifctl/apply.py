@@ -14,7 +14,7 @@ from typing import Literal
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Caller, Policy, Port
 from pyqemu_ifconf.shell import Command, ifctl, readable, shown
-from pyqemu_ifctl.answer import Answer, count, to_json, wrap
+from pyqemu_ifctl.answer import FOUND, Answer, count, to_json, wrap
 from pyqemu_ifctl.bounded import attempt, within
 from pyqemu_ifctl.databases import addresses, open_each
 from pyqemu_ifctl.guests import guest_of, is_here, is_qemu, leads_to, runs_qemu
@@ -119,11 +119,13 @@ def apply(
     dry_run: bool,
     as_json: bool,
     cut: bool = False,
+    exit_code: bool = False,
 ) -> Answer:
     """Put this host's policy in force on the taps of running guests, on `taps` alone where given.
 
     `cut`: the link of one of ours that the policy denies by now is taken down. One tap's failure
-    does not keep the others from it. Raises Failure where the policy, or the links, cannot be had.
+    does not keep the others from it. `exit_code`: the status is 1 where a dry run tells of
+    something that it would change. Raises Failure where the policy, or the links, cannot be had.
     """
     from pyqemu_ifconf.load import load_host_policy
 
@@ -137,14 +139,16 @@ def apply(
         others = find_otherwise(tap, stamp, patience) if stamp is not None else ()
         other = tell_otherwise(stamp, others) if stamp is not None else ""
         remarks += [f"{readable(tap)}: {other}"] if other else []
-    status = max(
+    status: int = max(
         (each.failure.status for each in failures if each.failure is not None),
         key=lambda status: SEVERITY.index(status) if status in SEVERITY else len(SEVERITY),
         default=Status.DONE,
     )
     if watch.interrupted() is not None:
         remarks.append(f"stopped: {watch.interrupted()}; what was done stays done")
-        status = Status.TRY_AGAIN if status is Status.DONE else status
+        status = Status.TRY_AGAIN if status == Status.DONE else status
+    if exit_code and status == Status.DONE:
+        status = FOUND if any(each.result.startswith("would") for each in outcomes) else status
     out = as_object(outcomes) if as_json else as_text(outcomes)
     return Answer(out, status, tuple(remarks))
 

@@ -7,13 +7,10 @@ from dataclasses import asdict
 
 from pyqemu_ifconf.failure import Status
 from pyqemu_ifconf.shell import shown
-from pyqemu_ifctl.answer import Answer, count, to_json, wrap
+from pyqemu_ifctl.answer import FOUND, Answer, count, to_json, wrap
 from pyqemu_ifctl.findings import Finding, find_all
 from pyqemu_ifctl.scene import look
 from pyqemu_ifup.manners import Watch
-
-FOUND = 1
-"""The exit status where there is an error."""
 
 
 def doctor(

@@ -156,11 +156,17 @@ def build_parser() -> Parser:
         "--graph", choices=("dot", "svg"), metavar="dot|svg",
         help="draw guests, taps, VLANs, bridges and uplinks",
     )
+    status.add_argument(
+        "--exit-code", action="store_true", help="end 1 if a tap differs or is stale"
+    )
     apply = verb("apply", "Put the policy in force on the taps of running guests.")
     apply.add_argument("taps", metavar="TAP", nargs="*", help="only these")
     apply.add_argument("--dry-run", action="store_true", help="tell what would be changed")
     apply.add_argument(
         "--cut", action="store_true", help="take down the links of taps that are denied by now"
+    )
+    apply.add_argument(
+        "--exit-code", action="store_true", help="of a dry run: end 1 if a tap would be changed"
     )
     gc = verb("gc", "Remove what is ours and whose tap is gone.")
     gc.add_argument("tap", metavar="TAP", nargs="?", help="only what is left of this one")
@@ -236,10 +242,15 @@ def run(args: argparse.Namespace) -> Answer:
     if args.verb == "apply":
         from pyqemu_ifctl.apply import apply
 
+        if args.exit_code and not args.dry_run:
+            raise Failure(
+                Status.USAGE, "--exit-code goes with --dry-run alone", "", "add --dry-run"
+            )
         taps = [check_tap_name(tap) for tap in args.taps]
         with watching(TIMEOUT, hook=False) as watch:
             answer = apply(
-                taps, os.environ, watch, dry_run=args.dry_run, as_json=args.json, cut=args.cut
+                taps, os.environ, watch, dry_run=args.dry_run, as_json=args.json, cut=args.cut,
+                exit_code=args.exit_code,
             )
         return Answer(answer.out, answer.status, tuple(map(_line, answer.remarks)))
     given: str | None = getattr(args, "tap", None)
@@ -249,6 +260,8 @@ def run(args: argparse.Namespace) -> Answer:
         raise Failure(
             Status.USAGE, "--graph goes with neither --json nor --watch", "", "give one of them"
         )
+    if args.verb == "status" and args.watch and args.exit_code:
+        raise Failure(Status.USAGE, "--exit-code does not go with --watch", "", "give one of them")
     if args.verb == "status" and args.watch:
         from pyqemu_ifctl.watch import watch_status
 
@@ -280,7 +293,8 @@ def run(args: argparse.Namespace) -> Answer:
             from pyqemu_ifctl.status import status
 
             answer = status(
-                tap, os.environ, watch, tell, as_json=args.json, graph=args.graph
+                tap, os.environ, watch, tell, as_json=args.json, graph=args.graph,
+                exit_code=args.exit_code,
             )
         else:
             from pyqemu_ifctl.gc import gc

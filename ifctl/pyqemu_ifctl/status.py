@@ -22,7 +22,7 @@ from pyqemu_ifconf.policy import (
 )
 from pyqemu_ifconf.shell import ifctl, quote, readable, shown
 from pyqemu_ifctl.agent import remark
-from pyqemu_ifctl.answer import Answer, Table, json_vlan, lay_out, to_json, wrap
+from pyqemu_ifctl.answer import FOUND, Answer, Table, json_vlan, lay_out, to_json, wrap
 from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
 from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifdown.gc import judge
@@ -114,12 +114,16 @@ Want = Callable[[str, Stamp], Port | Deny | Leave | Unsaid | None]
 
 @dataclass(frozen=True)
 class View:
-    """What is to be shown of this host at one moment; `failures` are those of its databases."""
+    """What is to be shown of this host at one moment; `failures` are those of its databases.
+
+    `unknown` are those for which it cannot be told whether something differs.
+    """
 
     rows: list[Row]
     system: System
     remarks: tuple[str, ...]
     failures: tuple[Failure, ...]
+    unknown: tuple[Failure, ...]
 
 
 def status(
@@ -130,9 +134,12 @@ def status(
     *,
     as_json: bool,
     graph: str | None = None,
+    exit_code: bool = False,
 ) -> Answer:
     """Show every tap, or all there is to `tap`; raises Failure (69) where that is no tap.
 
+    With `exit_code` the status is 1 where one of them differs or is stale, and not 0 where that
+    cannot be told.
     `graph` is `dot` or `svg` for a picture. Neither a policy that cannot be had nor a database
     that fails keeps the rest from being shown.
     """
@@ -151,7 +158,15 @@ def status(
         out = as_svg(out, watch.remaining()) if graph == "svg" else out
     else:
         out = as_shown(view.rows, tap, as_json=as_json)
-    return Answer(out, worst(view.failures), view.remarks)
+    return Answer(out, _status(view, exit_code), view.remarks)
+
+
+def _status(view: View, exit_code: bool) -> int:
+    status = worst(view.failures)
+    if exit_code and status == Status.DONE:
+        differs = any(row.state in ("differs", "stale") for row in view.rows)
+        return FOUND if differs else worst(view.unknown)
+    return status
 
 
 def find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
@@ -161,13 +176,17 @@ def find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
     found = rows(system, lambda name, stamp: wanted(policy, name, stamp))
     found = _with_rights(host, policy, system, found)
     remarks = [str(failure) for failure in failed.values()]
+    unknown = []
     if isinstance(policy, Failure):
         remarks.insert(0, f"what is wanted is not known: {policy}")
-    found = _with_tables(host, policy, system, found, remarks)
+        unknown.append(policy)
+    found, unread = _with_tables(host, policy, system, found)
+    remarks += [f"the nft table of network {name}: {fault}" for name, fault in unread.items()]
+    unknown += unread.values()
     remarks += remark(host.watch.remaining())
     if tap is not None:
         found = [row for row in found if row.tap == tap]
-    return View(found, system, tuple(remarks), tuple(failed.values()))
+    return View(found, system, tuple(remarks), tuple(failed.values()), tuple(unknown))
 
 
 def _with_rights(
@@ -187,27 +206,31 @@ def _with_rights(
 
 
 def _with_tables(
-    host: Host, policy: Policy | Failure, system: System, found: list[Row], remarks: list[str]
-) -> list[Row]:
-    """Return the rows, those of taps on a network with `nat:` with what its table differs in."""
+    host: Host, policy: Policy | Failure, system: System, found: list[Row]
+) -> tuple[list[Row], dict[str, Failure]]:
+    """Return the rows, those of taps on a network with `nat:` with what its table differs in.
+
+    And, by network, why a table could not be read.
+    """
     if not has_networks(system.links):
-        return found
+        return found, {}
     from pyqemu_ifup.nat_network import find_table_faults
 
-    faults = {}
+    faults, unread = {}, {}
     in_force = policy if isinstance(policy, Policy) else None
     looks = find_table_faults(host, in_force, system.links)
     for name, fault in host.finish(looks).items():
         if isinstance(fault, Failure):
-            remarks.append(f"the nft table of network {name}: {fault}")
+            unread[name] = fault
         elif fault:
             faults[name] = Difference("nat", "as the policy says", f"its nft table is {fault}")
-    return [
+    rows = [
         replace(row, state="differs", differences=(*row.differences, faults[row.network]))
         if row.network in faults and row.state in ("ok", "differs") and row.differences is not None
         else row
         for row in found
     ]
+    return rows, unread
 
 
 def as_shown(found: list[Row], tap: str | None, *, as_json: bool) -> str:
