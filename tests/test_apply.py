@@ -204,8 +204,8 @@ def test_what_differs_is_told_and_put_in_force(site: Site, tmp_path: Path) -> No
         "rule": f"{hooks.policy}:8", "result": "changed", "link_down": True, "because": None,
         "guest_told": None,
         "differences": [
-            {"setting": "vlan", "wanted": "20", "is": "10"},
-            {"setting": "mtu", "wanted": "1400", "is": "1500"},
+            {"setting": "vlan", "wanted": "20", "is": "10", "because": None},
+            {"setting": "mtu", "wanted": "1400", "is": "1500", "because": None},
         ],
     }
     assert settings(site, "web0")["tag"] == 20

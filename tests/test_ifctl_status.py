@@ -119,12 +119,12 @@ STATES: list[tuple[str, System, Port | Deny | None, list[tuple[str, State | None
     ),
     (
         "denied by now", system(ON_LAN), Deny("ask us", None),
-        [("tap0", "differs", "network is lan, wanted none (denied: ask us)")],
+        [("tap0", "differs", "network is lan, wanted none: denied: ask us")],
     ),
     (
         "the wanted bridge has gone", system(ON_LAN), replace(LAN_PORT, bridge="br9", kind="linux"),
-        [("tap0", "differs", "bridge is br0, wanted br9 (there is no bridge br9: network lan names "
-          "it; make it (ip link add name br9 up type bridge) or correct the policy)")],
+        [("tap0", "differs", "bridge is br0, wanted br9: there is no bridge br9: network lan names "
+          "it; make it (ip link add name br9 up type bridge) or correct the policy")],
     ),
     (
         "moved away by hand", system(replace(ON_LAN, master=3)), LAN_PORT,
@@ -206,13 +206,29 @@ def test_state(
     assert found(seen, want) == expected
 
 
+def test_why_a_tap_cannot_be_as_wanted_stands_beside_what_it_is() -> None:
+    (row,) = rows(system(ON_LAN), lambda tap, stamp: replace(LAN_PORT, vlan=Vlan(20)))
+    because = (
+        "br0 does not filter VLANs: vlan 20 is wanted; turn it on: "
+        "ip link set dev br0 type bridge vlan_filtering 1"
+    )
+    assert json.loads(as_object([row]))["taps"][0]["differences"] == [
+        {"setting": "vlan", "wanted": "20", "is": "none", "because": because}
+    ]
+    one, table = (" ".join(text.split()) for text in (as_list(row), as_table([row])))
+    assert f"differences vlan is none, wanted 20 because {because}" in one
+    assert f"tap0: vlan is none, wanted 20: {because}" in table
+
+
 def test_a_row_as_json() -> None:
     table = rows(system(ON_SW, ports=(port(),)), lambda tap, stamp: replace(SW_PORT, mtu=1400))
     assert json.loads(as_object(table)) == {"version": 1, "taps": [{
         "tap": "tap0", "ifindex": 7, "kind": "openvswitch", "bridge": "br-int", "network": "sw",
         "mtu": 1500, "mac": "fe:54:00:aa:bb:cc", "vlan": 100, "isolated": False, "vm": "web1",
         "pid": None, "state": "differs",
-        "differences": [{"setting": "mtu", "wanted": "1400", "is": "1500"}],
+        "differences": [
+            {"setting": "mtu", "wanted": "1400", "is": "1500", "because": None}
+        ],
         "otherwise": None,
     }]}
 
@@ -523,8 +539,8 @@ def test_what_the_policy_says_now(netns: Namespace, ovs: OpenVSwitch, hooks: Hoo
             assert hooks.down(tap.name).returncode == 0
             tap.close()
     assert (now["state"], now["differences"]) == ("differs", [
-        {"setting": "mtu", "wanted": "1400", "is": "1500"},
-        {"setting": "isolated", "wanted": "true", "is": "false"},
+        {"setting": "mtu", "wanted": "1400", "is": "1500", "because": None},
+        {"setting": "isolated", "wanted": "true", "is": "false", "because": None},
     ])
     assert invalid.returncode == 0
     assert [line.split()[:3] for line in invalid.stdout.splitlines()[1:]] == [

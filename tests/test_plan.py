@@ -592,8 +592,8 @@ DIFFERENCES: list[tuple[str, Port, Kind, Seen, list[str]]] = [
     ("not isolated", PORT, "linux", seen(ATTACHED, isolated=True),
      ["isolated is true, wanted false"]),
     ("filtering is off", replace(PORT, vlan=VLAN), "linux", ATTACHED,
-     ["vlan is br0 does not filter VLANs: vlan 100 is wanted; turn it on: "
-      "ip link set dev br0 type bridge vlan_filtering 1, wanted 100"]),
+     ["vlan is none, wanted 100: br0 does not filter VLANs: vlan 100 is wanted; turn it on: "
+      "ip link set dev br0 type bridge vlan_filtering 1"]),
     ("the bridge is down", PORT, "linux", replace(ATTACHED, bridge=replace(BRIDGE, up=False)),
      ["bridge link is down, wanted up"]),
     ("a VID too many", replace(PORT, vlan=VLAN), "linux",

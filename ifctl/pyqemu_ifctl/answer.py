@@ -7,11 +7,15 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Status
 from pyqemu_ifconf.policy import Vlan
 from pyqemu_ifconf.shell import shown
 from pyqemu_ifup.look import ranges
+
+if TYPE_CHECKING:
+    from pyqemu_ifup.plan import Difference
 
 COLUMNS = 80
 GAP = 2
@@ -67,6 +71,15 @@ def json_vlan(vlan: Vlan | None) -> object:
         return vlan.native if vlan is not None else None
     trunk = [low if low == high else f"{low}-{high}" for low, high in ranges(vlan.trunk)]
     return {"native": vlan.native, "trunk": trunk}
+
+
+def json_differences(found: Iterable[Difference] | None) -> object:
+    """Return for JSON what is not as wanted, null where that cannot be told."""
+    return None if found is None else [
+        {"setting": each.setting, "wanted": each.wanted, "is": each.found,
+         "because": each.because or None}
+        for each in found
+    ]
 
 
 def count(number: int, noun: str) -> str:

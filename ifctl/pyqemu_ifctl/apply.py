@@ -14,7 +14,7 @@ from typing import Literal
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Caller, Policy, Port
 from pyqemu_ifconf.shell import Command, ifctl, readable, shown
-from pyqemu_ifctl.answer import FOUND, Answer, count, to_json, wrap
+from pyqemu_ifctl.answer import FOUND, Answer, count, json_differences, to_json, wrap
 from pyqemu_ifctl.bounded import attempt, within
 from pyqemu_ifctl.databases import addresses, open_each
 from pyqemu_ifctl.guests import guest_of, is_here, is_qemu, leads_to, runs_qemu
@@ -588,10 +588,7 @@ def as_object(outcomes: Iterable[Outcome]) -> str:
             "network": each.port.network if each.port is not None else None,
             "rule": str(each.port.place) if each.port is not None else None,
             "result": each.result,
-            "differences": [
-                {"setting": one.setting, "wanted": one.wanted, "is": one.found}
-                for one in each.differences
-            ],
+            "differences": json_differences(each.differences),
             "link_down": each.moves,
             "guest_told": None if each.untold is None else not each.untold,
             "commands": list(each.commands),
@@ -631,6 +628,7 @@ def _diff(outcome: Outcome) -> list[str]:
     for each in outcome.differences:
         lines.append(f"  - {each.setting:<{width}}  {each.found}")
         lines.append(f"  + {each.setting:<{width}}  {each.wanted}")
+        lines += [f"    because: {each.because}"] if each.because else []
     steps: list[str] = []
     if outcome.result == "would change":
         lines += ["  its link would go down and up"] if outcome.moves else []

@@ -22,7 +22,16 @@ from pyqemu_ifconf.policy import (
 )
 from pyqemu_ifconf.shell import ifctl, quote, readable, shown
 from pyqemu_ifctl.agent import remark
-from pyqemu_ifctl.answer import FOUND, Answer, Table, json_vlan, lay_out, to_json, wrap
+from pyqemu_ifctl.answer import (
+    FOUND,
+    Answer,
+    Table,
+    json_differences,
+    json_vlan,
+    lay_out,
+    to_json,
+    wrap,
+)
 from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
 from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifdown.gc import judge
@@ -199,7 +208,7 @@ def _with_rights(
         row if (each := by_index.get(row.ifindex or 0)) is None else replace(
             row, state="differs", because=f"mend it: {each.command}",
             differences=(*(row.differences or ()),
-                         Difference("right", "by the policy", f"ended ({each.why})")),
+                         Difference("right", "by the policy", "ended", each.why)),
         )
         for row in found
     ]
@@ -416,10 +425,10 @@ def _compare(
     if want is None:
         return None
     if isinstance(want, Deny):
-        return (Difference("network", f"none (denied: {want.because})", stamp.network),)
+        return (Difference("network", "none", stamp.network, f"denied: {want.because}"),)
     if isinstance(want, Leave):
-        left = f"none (left alone from its next start on: {want.rule.place})"
-        return (Difference("network", left, stamp.network),)
+        left = f"left alone from its next start on: {want.rule.place}"
+        return (Difference("network", "none", stamp.network, left),)
     if want.ovsdb in system.unasked and want.kind != "linux" and stamp.kind == "openvswitch":
         return None
     bridge = next((link for link in system.links if link.name == want.bridge), None)
@@ -429,7 +438,7 @@ def _compare(
         found = differences(want, kind, seen, up=True)
     except Failure as failure:
         is_now = seen.master.name if seen.master else stamp.bridge
-        found = (Difference("bridge", f"{quote(want.bridge)} ({failure})", is_now),)
+        found = (Difference("bridge", want.bridge, is_now, str(failure)),)
     if want.network != stamp.network:
         found = (Difference("network", want.network, stamp.network), *found)
     return found
@@ -478,10 +487,7 @@ def as_object(found: list[Row]) -> str:
             "tap": row.tap, "ifindex": row.ifindex, "kind": row.kind, "bridge": row.bridge,
             "network": row.network, "mtu": row.mtu, "mac": row.mac, "vlan": json_vlan(row.vlan),
             "isolated": row.isolated, "vm": row.vm, "pid": row.pid, "state": row.state,
-            "differences": None if row.differences is None else [
-                {"setting": each.setting, "wanted": each.wanted, "is": each.found}
-                for each in row.differences
-            ],
+            "differences": json_differences(row.differences),
             "otherwise": None if row.otherwise is None else [
                 {"setting": each.setting, "mark": each.mark, "says": each.says}
                 for each in row.otherwise
@@ -535,6 +541,8 @@ def as_list(row: Row) -> str:
     lines = [f"{name:<11}  {'-' if value is None else value}" for name, value in pairs]
     if row.differences is None:
         lines.append("differences  not known")
-    lines += [f"differences  {each}" for each in row.differences or ()]
+    for each in row.differences or ():
+        lines.append(f"differences  {each.sides}")
+        lines += [f"  because    {each.because}"] if each.because else []
     lines += [f"because      {row.because}"] if row.because else []
     return "\n".join(line for each in lines for line in wrap(shown(each), " " * 13)) + "\n"

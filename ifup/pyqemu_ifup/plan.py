@@ -214,14 +214,23 @@ Plan = tuple[Op, ...]
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that is not as wanted; both sides in words."""
+    """One thing that is not as wanted; both sides in words.
+
+    `because` tells why it is so, or cannot be as wanted, "" where that is not known.
+    """
 
     setting: str
     wanted: str
     found: str
+    because: str = ""
+
+    @property
+    def sides(self) -> str:
+        """What is and what was wanted, in words."""
+        return f"{self.setting} is {self.found}, wanted {self.wanted}"
 
     def __str__(self) -> str:
-        return f"{self.setting} is {self.found}, wanted {self.wanted}"
+        return self.sides + (f": {self.because}" if self.because else "")
 
 
 def host_mac(mac: str) -> str:
@@ -892,7 +901,9 @@ def differences(port: Port, kind: Kind, seen: Seen, *, up: bool) -> tuple[Differ
         try:
             vids = target_vids(port, seen.bridge)
         except Failure as failure:
-            found.append(Difference("vlan", show_vlan(port.vlan), str(failure)))
+            found.append(
+                Difference("vlan", show_vlan(port.vlan), show_vids(seen.vids), str(failure))
+            )
         else:
             if vids is not None and vids != tuple(sorted(seen.vids)):
                 wanted = show_vlan(vlan_of_vids(vids))

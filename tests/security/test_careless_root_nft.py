@@ -163,7 +163,7 @@ def test_status_doctor_and_apply_tell_of_a_table_that_is_not_as_it_was(
     (row,) = site.hooks.ctl_json("status")["taps"]
     assert (row["state"], row["differences"]) == ("differs", [{
         "setting": "nat", "wanted": "as the policy says",
-        "is": "its nft table is changed by somebody else",
+        "is": "its nft table is changed by somebody else", "because": None,
     }])  # fmt: skip
     assert [each["command"] for each in of_table(site)] == ["pyqemu-ifctl gc"]
     dry = site.hooks.ctl("apply", "--dry-run")

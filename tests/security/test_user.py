@@ -234,8 +234,8 @@ def told(lan: Lan, why: str, command: str) -> None:
     """Assert that status and doctor call the tap by name, and say what mends it."""
     (row,) = lan.hooks.ctl_json("status")["taps"]
     assert (row["tap"], row["state"]) == ("ten0", "differs")
-    (right,) = [each["is"] for each in row["differences"] if each["setting"] == "right"]
-    assert right.startswith(f"ended ({why}"), right
+    (right,) = [each for each in row["differences"] if each["setting"] == "right"]
+    assert right["is"] == "ended" and right["because"].startswith(why), right
     assert f"mend it: {command}" in " ".join(lan.hooks.ctl("status").stdout.split())
     done = lan.hooks.ctl("doctor", "--json")
     (found,) = [e for e in json.loads(done.stdout)["findings"] if e["check"] == "tap-right"]

@@ -554,7 +554,9 @@ def test_ifctl_shows_explains_and_cleans_up(fabric: Fabric, hooks: Hooks) -> Non
     ovs.wait_until("Interface", "web0", "ofport=-1")
     shown = status()
     assert (shown["web0"]["state"], shown["db0"]["state"]) == ("stale", "differs")
-    assert shown["db0"]["differences"] == [{"setting": "vlan", "wanted": "50", "is": "40"}]
+    assert shown["db0"]["differences"] == [
+        {"setting": "vlan", "wanted": "50", "is": "40", "because": None}
+    ]
     gone = hooks.ctl_json("gc")
     assert [entry["tap"] for entry in gone["removed"]] == ["web0"]
     assert ovs.find("Port", "web0") is None and ovs.find("Interface", "web0") is None
