@@ -355,6 +355,18 @@ def test_loose_tap_that_is_named_is_attached_or_left(
     unplug(site.netns, "web0")
 
 
+def test_persistent_tap_that_it_attaches_is_given_back(site: Site) -> None:
+    """What it was before stands in its mark, as if a hook had attached it; but it stays root's."""
+    site.netns.ip("tuntap", "add", "dev", "web0", "mode", "tap", "user", "root")
+    site.netns.tap("web0", up=True)
+    before = site.snapshot()
+    for rule in ("network: lan, mtu: 1400", "network: tenants, txqueuelen: 9"):
+        site.plug("web0", rule)
+        unplug(site.netns, "web0")
+        assert diff(before, site.snapshot()) == []
+    site.netns.ip("link", "del", "dev", "web0")
+
+
 def expect(lines: list[str]) -> None:
     assert lines == []
 

@@ -642,6 +642,17 @@ def test_a_persistent_tap_gets_back_what_it_was(calls: Calls, inside: Namespace)
     assert (now["mac"], now["mtu"], now["txqueuelen"]) == ("fe:00:00:00:00:10", 1400, 77)
     was_done(calls.down("t0"))
     assert state(inside, "t0") == before
+    # Its link too; but a failed up leaves it down, and else as it was before all of ours.
+    inside.ip("link", "set", "t0", "up")
+    was_done(calls.up("t0"))
+    was_done(calls.down("t0"))
+    assert state(inside, "t0") == {**before, "up": True}
+    was_done(calls.up("t0"))
+    write_policy(calls.hooks, "mtu: 1400", "bridge: br9")
+    assert calls.up("t0").status == 69
+    assert state(inside, "t0") == before
+    was_done(calls.down("t0"))
+    assert state(inside, "t0") == before
     inside.ip("link", "del", "t0")
 
 

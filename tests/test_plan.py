@@ -737,7 +737,7 @@ STAMPS = st.builds(
     netdev=st.none() | NAMES.filter(bool),
     was=st.none() | st.builds(
         Was, st.integers(68, 65535), st.integers(0, 2**32), st.just("0a"), st.booleans(),
-        st.none() | st.integers(0, 3),
+        st.none() | st.integers(0, 3), st.booleans(),
     ),
     unsaid=st.frozensets(st.just("user")),
 )
@@ -775,8 +775,15 @@ def test_no_alias_breaks_the_reader(alias: str) -> None:
 def test_an_older_mark_says_nothing_of_addrgenmode(was: str, found: Was) -> None:
     stamp = parse_alias(f"{OLD_ALIAS} was={was}")
     assert stamp is not None and stamp.was == found
-    for other in (f"{was},x", f"{was},-1", f"{was},256"):
-        assert was.count(",") == 4 or parse_alias(f"{OLD_ALIAS} was={other}") is None
+    for other in (f"{was},x", f"{was},-1", f"{was},256", f"{was},,down", f"{was},"):
+        assert parse_alias(f"{OLD_ALIAS} was={other}") is None
+
+
+def test_a_mark_tells_of_the_link_too() -> None:
+    for mode in (None, 1):
+        was = Was(1500, 9, "0a", True, mode, up=True)
+        found = parse_alias(format_alias(replace(STAMP, was=was)))
+        assert found is not None and found.was == was
 
 
 def test_a_name_is_cut_between_letters() -> None:

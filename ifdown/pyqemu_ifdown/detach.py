@@ -13,7 +13,15 @@ from pyqemu_ifup.leave import leaving_networks
 from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, Seen
 from pyqemu_ifup.manners import Watch, log
-from pyqemu_ifup.plan import DelPort, DelTap, SetAlias, SetDown, Step, plan_leave, plan_was
+from pyqemu_ifup.plan import (
+    DelPort,
+    DelTap,
+    SetDown,
+    Step,
+    plan_given_back,
+    plan_leave,
+    plan_was,
+)
 from pyqemu_ifup.stamp import Here, find_here, is_anothers
 from pyqemu_ifup.work import Work
 
@@ -95,6 +103,7 @@ def _databases(link: Link | None) -> list[str]:
 def plan_down(seen: Seen, here: Here, *, by_user: bool = False) -> tuple[Step, ...]:
     """Return the steps that take away what of the tap carries our mark, the mark itself last.
 
+    A persistent tap is given back as its mark says that it was, its link too.
     With it goes a tap that we have made for a user, to whom it would belong without it. A mark of
     root's stays where a user asks (`by_user`): a guest that has taken its QEMU over would be free
     of it. With the tap's last process it goes.
@@ -107,7 +116,7 @@ def plan_down(seen: Seen, here: Here, *, by_user: bool = False) -> tuple[Step, .
         return (*steps, DelTap(tap.name, tap.index))
     if by_user and tap.stamp.uid is None:
         return (*steps, *plan_was(seen))
-    return (*steps, *plan_was(seen), SetAlias(tap.name, tap.index, ""))
+    return (*steps, *plan_given_back(seen))
 
 
 def _run(host: Host, step: Step) -> Work[bool]:

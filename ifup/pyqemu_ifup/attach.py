@@ -138,7 +138,7 @@ def attaching_alone(
             raise failure from None
         if before.tap is not None and is_ours_to_touch(port.tap, before, parent):
             admit(before.tap)
-            yield from _undo(host, port, before)
+            yield from _undo(host, port, before, kept)
         raise
     before = host.look(port.tap, port.bridge)
     link = refuse_strangers(port.tap, before, parent)
@@ -223,7 +223,7 @@ def _joining(
             told = isinstance(op, AddPort)
         host.watch.finish()
     except BaseException:
-        yield from _undo(host, port, before)
+        yield from _undo(host, port, before, kept)
         raise
 
 
@@ -295,7 +295,7 @@ def _tell_of_mac(port: Port, before: Seen, now: Seen) -> None:
         )
 
 
-def _undo(host: Host, port: Port, before: Seen) -> Work[None]:
+def _undo(host: Host, port: Port, before: Seen, kept: Stamp | None) -> Work[None]:
     """Take back what was done, as far as it can be; what cannot is told in syslog."""
     host.watch = watch = host.watch.for_undo()
     for database in host.databases.values():
@@ -308,7 +308,8 @@ def _undo(host: Host, port: Port, before: Seen) -> Work[None]:
             yield from _take_back(host, SetDown(now.tap.name, now.tap.index), watch)
         for database in host.databases.values():
             yield from learn(database, port.tap, watch)
-        plan = plan_undo(before, host.look(port.tap, port.bridge), find_here())
+        now = host.look(port.tap, port.bridge)
+        plan = plan_undo(before, now, find_here(), again=kept is not None)
     except Failure as failure:
         log(syslog.LOG_ERR, f"{quote(port.tap)}: cannot look at what is left: {failure}")
         return

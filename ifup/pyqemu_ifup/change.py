@@ -31,6 +31,7 @@ from pyqemu_ifup.plan import (
     refuse_foreign_ports,
     refuse_shared,
     refuse_strangers,
+    was_before,
 )
 from pyqemu_ifup.stamp import Stamp, find_here, format_alias, make_stamp, renew_stamp
 from pyqemu_ifup.work import Work
@@ -104,7 +105,7 @@ def find_change(
     kind = find_kind(port, before)
     if unasked and not is_in_place(port, kind, before, here):
         raise next(iter(unasked.values()))
-    stamp = _find_stamp(port, kind, caller, holder)
+    stamp = _find_stamp(port, kind, caller, holder, before)
     mark = tap.alias if stamp == tap.stamp else format_alias(stamp)
     plan = plan_change(port, kind, before, stamp, here)
     found = differences(port, kind, before, up=True)
@@ -120,14 +121,19 @@ def find_change(
     return Change(holder, port, kind, before, mark, found, plan)
 
 
-def _find_stamp(port: Port, kind: Kind, caller: Caller, holder: Holder) -> Stamp:
+def _find_stamp(
+    port: Port, kind: Kind, caller: Caller, holder: Holder, before: Seen
+) -> Stamp:
     """Return the mark that the tap shall have: what it says of its process stays.
 
     The place of the rule alone, which may stand on another line by now, is no change.
     """
     old = holder.stamp
     if old is None:
-        return make_stamp(port, kind, caller, holder.pid, holder.uid, holder.by_name)
+        stamp = make_stamp(port, kind, caller, holder.pid, holder.uid, holder.by_name)
+        # NOTE: of a tap that is attached already nobody knows what it was before.
+        is_loose = before.master is None and not before.ports
+        return replace(stamp, was=was_before(before)) if is_loose else stamp
     stamp = renew_stamp(old, port, kind)
     if holder.pid != old.pid or not old.start:
         stamp = replace(stamp, pid=holder.pid, start=process_start(holder.pid) or 0)

@@ -709,16 +709,18 @@ def plan_leaving(seen: Seen, here: Here) -> tuple[Step, ...]:
     rows = [port for port in seen.ports if port.ours and not port.is_elsewhere(here)]
     if tap is None or tap.stamp is None:
         return tuple(map(del_port, rows))
-    mark = SetAlias(tap.name, tap.index, "")
     if not rows and (master is None or not is_our_master(seen, master)):
-        return (mark,)
-    return (*plan_leave(seen, here), *plan_was(seen), mark)
+        return (SetAlias(tap.name, tap.index, ""),)
+    return (*plan_leave(seen, here), *plan_given_back(seen))
 
 
-def plan_undo(before: Seen, now: Seen, here: Here) -> tuple[Step, ...]:
+def plan_undo(
+    before: Seen, now: Seen, here: Here, *, again: bool = False
+) -> tuple[Step, ...]:
     """Return the steps from `now` back to a tap that is down, attached nowhere, and as it was.
 
-    One of our making keeps the mark that it had, which tells whose it is.
+    One that had a mark of ours is what it was before that, but where it is to be attached `again`:
+    its guest runs. One of our making keeps the mark, which tells whose it is.
     """
     tap, old = now.tap, before.tap
     assert old is not None
@@ -726,7 +728,7 @@ def plan_undo(before: Seen, now: Seen, here: Here) -> tuple[Step, ...]:
         return tuple(
             del_port(port) for port in now.ports if port.ours and port.is_of(old.index, here)
         )
-    plan = [*plan_leave(now, here), *_settings_back(before, now)]
+    plan = [*plan_leave(now, here), *_settings_back(before if again else _as_it_was(before), now)]
     alias = old.alias if old.stamp is not None and old.stamp.made else ""
     if tap.alias != alias:
         plan.append(SetAlias(tap.name, tap.index, alias))
@@ -760,23 +762,42 @@ def was_before(before: Seen) -> Was | None:
     if tap.stamp is not None:
         return tap.stamp.was
     return Was(
-        tap.mtu, tap.txqueuelen, tap.mac[:2], tap.ipv6_disabled is False, tap.addrgenmode
+        tap.mtu, tap.txqueuelen, tap.mac[:2], tap.ipv6_disabled is False, tap.addrgenmode, tap.up
     )
 
 
 def plan_was(now: Seen) -> tuple[Step, ...]:
-    """Return the steps that give a persistent tap what its mark says that it was."""
-    tap = now.tap
+    """Return the steps that give a persistent tap the settings that its mark says it had."""
+    return tuple(_settings_back(_as_it_was(now), now)) if now.tap is not None else ()
+
+
+def plan_given_back(now: Seen) -> tuple[Step, ...]:
+    """Return the steps that give a tap of ours, which has left its bridge, back as it was.
+
+    Its mark goes, and its link comes up last: one with our mark that is up has lost its bridge.
+    """
+    tap, master = now.tap, now.master
+    assert tap is not None
+    mark = SetAlias(tap.name, tap.index, "")
+    was = tap.stamp.was if tap.stamp is not None else None
+    taken = master is not None and not is_our_master(now, master)
+    up = [SetUp(tap.name, tap.index)] if was is not None and was.up and not taken else []
+    return (*plan_was(now), mark, *up)
+
+
+def _as_it_was(seen: Seen) -> Seen:
+    """Return what was seen, a persistent tap of ours with the settings that it had before."""
+    tap = seen.tap
     was = tap.stamp.was if tap is not None and tap.stamp is not None else None
     if tap is None or was is None:
-        return ()
-    mac = was.mac + tap.mac[2:] if tap.mac.startswith("fe:") else tap.mac
+        return seen
     old = replace(
-        tap, mtu=was.mtu, txqueuelen=was.txqueuelen, mac=mac,
+        tap, mtu=was.mtu, txqueuelen=was.txqueuelen,
+        mac=was.mac + tap.mac[2:] if tap.mac.startswith("fe:") else tap.mac,
         ipv6_disabled=not was.ipv6 if tap.ipv6_disabled is not None else None,
         addrgenmode=was.addrgenmode if was.addrgenmode is not None else tap.addrgenmode,
     )
-    return tuple(_settings_back(replace(now, tap=old), now))
+    return replace(seen, tap=old)
 
 
 def plan_back(port: Port, before: Seen, now: Seen, here: Here) -> tuple[Step, ...]:

@@ -44,7 +44,8 @@ class Was:
     """What a persistent tap was before: `mac` is the first byte of its MAC, as two digits.
 
     `mtu` in bytes, `txqueuelen` in packets; `ipv6` tells whether its host's end had IPv6, and
-    `addrgenmode` is that of Link, None also in an older mark, with which it was left alone.
+    `addrgenmode` is that of Link, None also in an older mark, with which it was left alone. `up`:
+    its link was up, of which an older mark says nothing.
     """
 
     mtu: int
@@ -52,6 +53,7 @@ class Was:
     mac: str
     ipv6: bool
     addrgenmode: int | None = None
+    up: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,9 @@ def format_alias(stamp: Stamp) -> str:
     if stamp.was is not None:
         was = stamp.was
         behind["was"] = f"{was.mtu},{was.txqueuelen},{was.mac},{int(was.ipv6)}"
-        behind["was"] += f",{was.addrgenmode}" if was.addrgenmode is not None else ""
+        mode = "" if was.addrgenmode is None else str(was.addrgenmode)
+        behind["was"] += f",{mode}" if mode or was.up else ""
+        behind["was"] += ",up" if was.up else ""
     told = {"rule": _encode(stamp.rule)}
     told |= {key: _encode(value) for key, value in (("mac", stamp.mac), ("netdev", stamp.netdev))
              if value is not None}
@@ -258,11 +262,12 @@ def parse_alias(alias: str) -> Stamp | None:
 
 def _parse_was(text: str) -> Was:
     """Return what a tap was before. Raises ValueError."""
-    mtu, txqueuelen, mac, ipv6, *mode = text.split(",")
-    number = int(mode[0]) if mode else None
-    if number is not None and not 0 <= number <= _MODE_MAX:
+    mtu, txqueuelen, mac, ipv6, *rest = text.split(",")
+    mode, up = rest[:1], rest[1:]
+    number = int(mode[0]) if mode and (mode[0] or not up) else None
+    if (number is not None and not 0 <= number <= _MODE_MAX) or up not in ([], ["up"]):
         raise ValueError(text)
-    return Was(int(mtu), int(txqueuelen), f"{int(mac, 16):02x}", ipv6 == "1", number)
+    return Was(int(mtu), int(txqueuelen), f"{int(mac, 16):02x}", ipv6 == "1", number, bool(up))
 
 
 def is_alive(stamp: Stamp) -> bool:
