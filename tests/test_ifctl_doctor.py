@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import signal
@@ -820,6 +821,13 @@ def test_what_a_person_reads(clinic: Clinic) -> None:
         clinic.policy("networks: {lan: {bridge: nosuch}}\n" + ALL)
         done = clinic.run([program, "doctor"])
         assert (done.returncode, done.stderr) == (1, "")
+        quiet = clinic.run([program, "doctor", "--quiet"])
+        assert quiet.returncode == 1 and quiet.stdout.endswith("\n1 finding, 1 error\n")
+        assert quiet.stdout.startswith("error: there is no bridge nosuch")
+        only = clinic.run([program, "doctor", "bridge-stp", "bridge-missing"])
+        assert (only.returncode, only.stdout) == (1, quiet.stdout)
+        other = clinic.run([program, "doctor", "bridge-stp", "--json"])
+        assert other.returncode == 0 and json.loads(other.stdout)["findings"] == []
         text = " ".join(done.stdout.split())
         assert "error: there is no bridge nosuch, which network lan is on (" in text
         lines = done.stdout.splitlines()
@@ -832,7 +840,17 @@ def test_what_a_person_reads(clinic: Clinic) -> None:
         assert done.returncode == 0
         assert done.stdout.startswith("warning: the rule at")
         assert done.stdout.splitlines()[-1].endswith(", 0 errors")
+        quiet = clinic.run([program, "doctor", "--quiet"])
+        assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
         call_iptables(clinic, "1")
+
+
+def test_a_check_that_there_is_none_of(clinic: Clinic) -> None:
+    done = clinic.hooks.ctl("doctor", "bridge-makc")
+    assert (done.returncode, done.stdout) == (64, "")
+    told = "pyqemu-ifctl: doctor has no check bridge-makc; did you mean bridge-mac?\n"
+    assert done.stderr == told
+    assert "its checks are policy, unreach" in clinic.hooks.ctl("doctor", "%").stderr
 
 
 def test_nothing_is_wrong(clinic: Clinic) -> None:

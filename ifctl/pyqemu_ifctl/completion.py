@@ -10,11 +10,14 @@ import argparse
 import sys
 from dataclasses import dataclass
 
+from pyqemu_ifctl.findings import CHECKS
 from pyqemu_ifctl.main import PROGRAM, build_parser
 
 TAPS, FILES, NOTHING = "taps", "files", ""
 KINDS = {"TAP": TAPS, "FILE": FILES}
 """Metavar -> what is offered for it; for any other nothing is."""
+WORDS = {"CHECK": tuple(check.name for check in CHECKS)}
+"""Metavar -> the words to choose from, where the parser does not know them."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def _verb(name: str, told: str, parser: argparse.ArgumentParser) -> Verb:
 def _value(action: argparse.Action) -> Value:
     choices = tuple(map(str, action.choices or ()))
     name = action.metavar if isinstance(action.metavar, str) else action.dest
-    return Value(name, KINDS.get(name, NOTHING), choices)
+    return Value(name, KINDS.get(name, NOTHING), choices or WORDS.get(name, ()))
 
 
 BASH = """\

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 from pyqemu_ifconf.failure import Status
 from pyqemu_ifconf.shell import shown
 from pyqemu_ifctl.answer import FOUND, Answer, count, to_json, wrap
-from pyqemu_ifctl.findings import Finding, find_all
+from pyqemu_ifctl.findings import Finding, checks_of, find_all
 from pyqemu_ifctl.scene import look
 from pyqemu_ifup.manners import Watch
 
 
 def doctor(
-    environ: Mapping[str, str], watch: Watch, tell: Callable[[str], None], *, as_json: bool
+    environ: Mapping[str, str],
+    watch: Watch,
+    tell: Callable[[str], None],
+    *,
+    as_json: bool,
+    names: Sequence[str] = (),
+    quiet: bool = False,
 ) -> Answer:
     """Look at this host and tell what is wrong; nothing is changed.
 
+    `names` are the checks to be done, all without one. `quiet`: nothing is told but errors, and
+    what keeps them from being seen.
     The status is 1 where one of the findings is an error, else 75 where a process does not let
-    itself be looked at in time, and 70 where a check could not be done. Raises Failure where not
-    even the links can be listed.
+    itself be looked at in time, and 70 where a check could not be done. Raises Failure: 64 where
+    there is no such check, and where not even the links can be listed.
     """
+    checks = checks_of(names)
     scene = look(environ, watch, tell)
-    found, failed = find_all(scene)
-    unseen = (*scene.unseen, *scene.unread, *failed)
+    found, failed = find_all(scene, checks)
+    if quiet:
+        found = [finding for finding in found if finding.severity == "error"]
+    unseen = (*(() if quiet else scene.unseen), *scene.unread, *failed)
     status = FOUND if any(finding.severity == "error" for finding in found) else 0
     if status == 0 and (failed or scene.unread):
         status = Status.BUG if failed else Status.TRY_AGAIN
@@ -34,7 +45,7 @@ def doctor(
             "unseen": list(unseen),
         })
     else:
-        out = as_text(found, all_seen=not unseen)
+        out = as_text(found, all_seen=not unseen) if found or not quiet else ""
     return Answer(out, status, tuple(f"not seen: {each}" for each in unseen))
 
 

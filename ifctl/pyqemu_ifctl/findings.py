@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from typing import Literal
 
-from pyqemu_ifconf.failure import Failure
-from pyqemu_ifconf.shell import Command
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.shell import Command, readable
+from pyqemu_ifconf.values import listed
 from pyqemu_ifctl import bridge_faults, host_faults, ovs_faults, policy_faults
 from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifctl.fault import Fault
@@ -46,11 +48,11 @@ def _all(check: Check, scene: Scene) -> list[Fault]:
     return list(check.find(scene))
 
 
-def find_all(scene: Scene) -> tuple[list[Finding], list[str]]:
-    """Return what all the checks find, the gravest first, and the checks that failed, and why."""
+def find_all(scene: Scene, checks: Sequence[Check] = ()) -> tuple[list[Finding], list[str]]:
+    """Return what `checks`, or all, find, the gravest first, and which failed, and why."""
     found: list[Finding] = []
     failed: list[str] = []
-    for check in CHECKS:
+    for check in checks or CHECKS:
         faults = attempt(partial(_all, check, scene))
         if isinstance(faults, Failure):
             failed.append(f"{check.name}: {faults}")
@@ -60,6 +62,19 @@ def find_all(scene: Scene) -> tuple[list[Finding], list[str]]:
             for fault in faults
         ]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)), failed
+
+
+def checks_of(names: Sequence[str]) -> list[Check]:
+    """Return the checks of these names. Raises Failure (64) where there is none of a name."""
+    known = {check.name: check for check in CHECKS}
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            raise Failure(
+                Status.USAGE, f"doctor has no check {readable(name)}", "",
+                f"did you mean {near[0]}?" if near else f"its checks are {listed([*known], 'and')}",
+            )
+    return [check for check in CHECKS if check.name in names]
 
 
 CHECKS: tuple[Check, ...] = (

@@ -188,7 +188,13 @@ def build_parser() -> Parser:
     about = verb("info", "Show the NICs of running guests, as QEMU and as this host have them.")
     about.add_argument("vm", metavar="VM", nargs="?", help="of this one only")
     about.add_argument("--qmp", metavar="PATH", help="its QMP socket")
-    verb("doctor", "Look for what is wrong with this host, and tell what mends it.")
+    doctor = verb("doctor", "Look for what is wrong with this host, and tell what mends it.")
+    doctor.add_argument(
+        "checks", metavar="CHECK", nargs="*", help="do these checks only, such as bridge-mac"
+    )
+    doctor.add_argument(
+        "--quiet", action="store_true", help="print errors alone, and nothing if there is none"
+    )
     models = verb("models", "List the NIC models that a QEMU has.")
     models.add_argument(
         "qemu", metavar="QEMU", nargs="?", default=DEFAULT_QEMU, help=f"({DEFAULT_QEMU})"
@@ -284,7 +290,9 @@ def run(args: argparse.Namespace) -> Answer:
         elif args.verb == "doctor":
             from pyqemu_ifctl.doctor import doctor
 
-            answer = doctor(os.environ, watch, tell, as_json=args.json)
+            answer = doctor(
+                os.environ, watch, tell, as_json=args.json, names=args.checks, quiet=args.quiet
+            )
         elif args.verb == "info":
             from pyqemu_ifctl.info import info
 
