@@ -15,7 +15,7 @@ ROOMS := $(wildcard conf ifup ifdown ifctl ifd)
 PAGES := $(sort $(wildcard $(addsuffix /*.5,$(ROOMS)) $(addsuffix /*.8,$(ROOMS))))
 SCHEMAS := $(wildcard conf/*.schema.json)
 UNITS := $(sort $(wildcard conf/systemd/*))
-DOCS := $(wildcard README.md CHANGELOG.md LICENSE SECURITY.md docs/troubleshooting.md)
+DOCS := $(wildcard README.md CHANGELOG.md LICENSE SECURITY.md docs/*.md)
 
 # NOTE: recipes read these from the environment, quoted, so that no path is ever shell text; and
 # no PYTHON* variable of the caller's reaches a Python that root runs.
@@ -78,11 +78,12 @@ install: ## install into PREFIX (/usr/local), under DESTDIR
 	trap 'exit 143' HUP TERM
 	rm -rf "$$stage"
 	folder "$${home%/*}"
-	echo "make install: the programs' own Python packages, in $$home"
+	echo "make install: the programs' own Python packages, from PyPI, in $$home: about a minute"
 	"$$PYTHON" -I -m venv "$$stage"
 	# NOTE: from a copy, since pip leaves build/ in a tree, and takes what lies in build/ along.
 	cp -R setup.cfg setup.py pyproject.toml LICENSE $(wildcard README.md) $(ROOMS) "$$tree"
-	"$$stage/bin/python3" -I -m pip install --quiet --no-input --no-compile "$$tree"
+	"$$stage/bin/python3" -I -m pip install --quiet --no-input --no-compile \
+		--constraint conf/constraints.txt "$$tree"
 	"$$stage/bin/python3" -I -m pip check --quiet
 	"$$stage/bin/python3" -I -m pip uninstall --quiet --quiet --yes wheel setuptools pip
 	# NOTE: what names the place of the build, and nothing at run time reads.
@@ -126,7 +127,7 @@ install: ## install into PREFIX (/usr/local), under DESTDIR
 	done
 	# NOTE: sed takes a & and a comma here for its own.
 	place=$$(printf %s "$$PREFIX" | sed 's/[&,\]/\\&/g')
-	here="s,/usr/local/\\(s\\?bin\\|lib\\|share\\)/,$$place/\\1/,g"
+	here="s,/usr/local/\\(s\\?bin\\|lib\\|share\\)\\b,$$place/\\1,g"
 	# Puts a page there that says where what it tells of is: /usr/local in the sources.
 	put_page() {
 		sed "$$here" "$$1" >"$$tree/page"
@@ -150,12 +151,15 @@ install: ## install into PREFIX (/usr/local), under DESTDIR
 		sed "s|@bin@|$$bin|" "$$unit" >"$$tree/unit"
 		put 0644 "$$tree/unit" "$$PREFIX/lib/systemd/system/$${unit##*/}"
 	done
-	for file in $(SCHEMAS) conf/policy.yaml conf/first.yaml; do
+	for file in $(SCHEMAS) conf/policy.yaml conf/first.yaml conf/constraints.txt; do
 		put_page "$$file" "$$PREFIX/share/pyqemu-ifup/$${file##*/}"
 	done
 	for file in $(DOCS); do
-		put_page "$$file" "$$PREFIX/share/doc/pyqemu-ifup/$${file##*/}"
+		put_page "$$file" "$$PREFIX/share/doc/pyqemu-ifup/$$file"
 	done
+	# What the pages call conf/ lies there.
+	ln -sfn ../../pyqemu-ifup "$$DESTDIR$$PREFIX/share/doc/pyqemu-ifup/conf"
+	echo "$$PREFIX/share/doc/pyqemu-ifup/conf" >>"$$root/installed"
 	[ ! -e "$$tree/folders" ] || cat "$$tree/folders" >>"$$root/installed"
 	# What an earlier version put there and this one does not; the folders that it made stay noted.
 	if [ -e "$$root.old/installed" ]; then
@@ -205,7 +209,7 @@ deb: ## build a Debian package into OUT (build), for this machine's own python3
 	# NOTE: the packages lie in a folder of this minor version's, and so does compiled code.
 	here=$$("$$PYTHON" -I -c 'import sys; print(f"3.{sys.version_info.minor}")')
 	next=3.$$(($${here#3.} + 1))
-	version=$$(sed -n 's/^version = //p' setup.cfg)
+	version=$$(sed -n 's/^version = //p' setup.cfg)+python$$here
 	if [ -z "$${SOURCE_DATE_EPOCH:-}" ]; then
 		SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || date -r setup.cfg +%s)
 	fi
@@ -215,6 +219,7 @@ deb: ## build a Debian package into OUT (build), for this machine's own python3
 	trap 'exit 130' INT
 	trap 'exit 143' HUP TERM
 	chmod 0755 "$$root"
+	echo "make deb: the programs' own Python packages, from PyPI, for Python $$here: about a minute"
 	$(MAKE) --no-print-directory install PREFIX=/usr DESTDIR="$$root" PYTHON="$$PYTHON" \
 		ZSHDIR=/usr/share/zsh/vendor-completions >"$$root/log" || { cat "$$root/log"; exit 1; }
 	rm -r "$$root/log" "$$root/etc" "$$root/usr/lib/pyqemu-ifup/installed"

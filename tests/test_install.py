@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 import shutil
 import stat
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from lab.hooks import Hooks
+from lab.netns import Namespace
+from lab.ovs import OpenVSwitch
+from lab.sites import FLAT, HOME, Site
 
 ROOT = Path(__file__).resolve().parent.parent
 HOOKS = ("pyqemu-ifup", "pyqemu-ifdown")
@@ -424,3 +431,47 @@ def test_pip_installs_the_programs_from_a_checkout(tmp_path: Path) -> None:
             done = run(venv / "bin" / program, *WRONG, cwd=Path("/"))
             assert (done.returncode, done.stdout) == (64, ""), done.stderr
             assert done.stderr.startswith(("usage: ", f"{program}: ")), done.stderr
+
+
+def test_the_sdist_is_the_whole_checkout(tmp_path: Path) -> None:
+    """What is in git is in it, but what git alone needs."""
+    tracked = need_success(run("git", "ls-files", "-z")).split("\0")[:-1]
+    wanted = {name for name in tracked if name != ".gitignore"}
+    for name in wanted:
+        (tmp_path / "checkout" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, tmp_path / "checkout" / name, follow_symlinks=False)
+    code = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"
+    need_success(run(sys.executable, "-c", code, cwd=tmp_path / "checkout"))
+    (packed,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(packed) as archive:
+        names = {each.name.partition("/")[2] for each in archive.getmembers() if not each.isdir()}
+    assert wanted - names == set()
+    made = {"PKG-INFO"} | {name for name in names if ".egg-info/" in name}
+    assert names - wanted <= made
+
+
+def test_the_oldest_dependencies_do(tmp_path: Path, netns: Namespace, ovs: OpenVSwitch) -> None:
+    """An up, a look at it, and a down, on each switch, with the least that setup.cfg asks for."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    floors = setup["options"]["install_requires"].replace(">=", "==").split()
+    need_success(run(sys.executable, "-I", "-m", "venv", tmp_path / "venv"))
+    python = tmp_path / "venv/bin/python3"
+    need_success(run(python, "-I", "-m", "pip", "install", "--quiet", "--no-input", *floors))
+    (libraries,) = (tmp_path / "venv/lib").glob("python3*/site-packages")
+    hooks = Hooks(
+        tmp_path / "hooks", netns=netns.name, python=str(python), libraries=(str(libraries),)
+    )
+    site = Site("openvswitch", netns, hooks, ovs)
+    for network in (FLAT, HOME):
+        site.all_on(network)
+        with netns.tap("t0"):
+            done = hooks.up("t0")
+            assert (done.returncode, done.stderr) == (0, "")
+            assert site.network_of("t0") == network
+            done = hooks.run("pyqemu-ifctl", "status")
+            assert done.returncode == 0 and " ok" in done.stdout, done
+            done = hooks.down("t0")
+            assert (done.returncode, done.stderr) == (0, "")
+    netns.ip("link", "del", "br0")
+    ovs.vsctl("del-br", "br-int")

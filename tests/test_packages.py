@@ -8,6 +8,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -68,7 +69,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     wanted = [*setup["options"]["install_requires"].split(), "setuptools>=64", "wheel"]
     need_success(run(PYTHON, "-I", "-m", "venv", folder / "venv"))
     pip = (folder / "venv/bin/python3", "-I", "-m", "pip")
-    need_success(run(*pip, "wheel", "--quiet", "--wheel-dir", folder / "wheels", *wanted))
+    need_success(run(*pip, "wheel", "--quiet", "--wheel-dir", folder / "wheels",
+                     "--constraint", ROOT / "conf/constraints.txt", *wanted))
     names = ("Makefile", "setup.cfg", "setup.py", "pyproject.toml", "LICENSE", "README.md",
              "CHANGELOG.md", "SECURITY.md")
     (folder / "checkout").mkdir()
@@ -82,7 +84,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     )
     assert made.returncode == 0, made.stderr
     (package,) = folder.glob("*.deb")
-    assert made.stdout == f"make deb: {package}\n"
+    lines = made.stdout.splitlines()
+    assert lines[-1] == f"make deb: {package}" and "from PyPI" in lines[0], made.stdout
     return Files(folder, package.name)
 
 
@@ -140,7 +143,7 @@ WANTED = (
     "usr/share/doc/pyqemu-ifup/changelog.gz",
     "usr/share/doc/pyqemu-ifup/copyright",
     "usr/share/doc/pyqemu-ifup/SECURITY.md",
-    "usr/share/doc/pyqemu-ifup/troubleshooting.md",
+    "usr/share/doc/pyqemu-ifup/docs/troubleshooting.md",
     "usr/share/man/man8/pyqemu-takeover.8.gz",
     "usr/share/zsh/vendor-completions/_pyqemu-ifctl",
 )
@@ -160,7 +163,38 @@ def test_what_is_in_the_package(files: Files) -> None:
     fields = need_success(run("dpkg-deb", "--field", package)).splitlines()
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    assert f"Version: {setup['metadata']['version']}" in fields
+    series = need_success(run(PYTHON, "-Ic", "import sys; print('%d.%d' % sys.version_info[:2])"))
+    version = f"{setup['metadata']['version']}+python{series.strip()}"
+    assert f"Version: {version}" in fields
+    assert files.package.startswith(f"pyqemu-ifup_{version}_")
+    packed = "\n".join(listed)
+    carried = re.findall(r"site-packages/([^/\s]+)-([^-/\s]+)\.dist-info/$", packed, re.MULTILINE)
+    of_others = (f"{normal(name)}=={of}" for name, of in carried if name != "pyqemu_ifup")
+    assert sorted(of_others) == constraints()
+
+
+def constraints() -> list[str]:
+    """Return the versions that are locked, each as NAME==VERSION."""
+    lines = (ROOT / "conf/constraints.txt").read_text().splitlines()
+    pins = (line.split("==") for line in lines if not line.startswith("#"))
+    return sorted(f"{normal(name)}=={version}" for name, version in pins)
+
+
+def normal(name: str) -> str:
+    """Return a project's name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_links_of_the_pages_lead_somewhere(files: Files, tmp_path: Path) -> None:
+    """But those into tests/, which is a part of the sources alone."""
+    need_success(run("dpkg-deb", "--extract", files.folder / files.package, tmp_path))
+    pages = sorted((tmp_path / "usr/share/doc/pyqemu-ifup").rglob("*.md"))
+    assert {page.name for page in pages} >= {page.name for page in (ROOT / "docs").iterdir()}
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if link.startswith("https:"):
+                continue
+            assert link.startswith("tests/") or (page.parent / link).exists(), (page, link)
 
 
 def test_the_debian_package(system: Clean, files: Files) -> None:
