@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,10 +67,14 @@ def test_each_verb_has_help(hooks: Hooks, verb: str) -> None:
     assert "\x1b" not in done.stdout and "\t" not in done.stdout
 
 
-def test_the_version(hooks: Hooks) -> None:
-    done = hooks.ctl("version")
+@pytest.mark.parametrize("program", ["pyqemu-ifctl", "pyqemu-ifd", "pyqemu-bridge-helper"])
+def test_the_version(hooks: Hooks, program: str) -> None:
+    done = hooks.run(program, "--version")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("pyqemu-ifctl ") and done.stdout.count("\n") == 1
+    assert re.fullmatch(rf"{program} ([0-9.]+|of a checkout)\n", done.stdout)
+    if program == "pyqemu-ifctl":
+        assert hooks.ctl("version").stdout == done.stdout
+        assert "--version" in hooks.ctl("--help").stdout
 
 
 @pytest.mark.parametrize("words", [("--help",), ("decode", "65"), ("check",)], ids=" ".join)

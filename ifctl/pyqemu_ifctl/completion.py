@@ -128,7 +128,7 @@ _{function}() {{
     local verb=${{COMP_WORDS[1]}} at
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
-        _{function}_offer {verbs} --help
+        _{function}_offer {verbs} --help --version
         return
     fi
     for ((at = 2; at < COMP_CWORD; at++)); do
@@ -172,7 +172,8 @@ _{program}() {{
     verbs=(
 {verbs}
     )
-    _arguments -C '(- *)'{{-h,--help}}'[show the help]' '1:verb:->verb' '*::argument:->argument'
+    _arguments -C '(- *)'{{-h,--help}}'[show the help]' \\
+        '(- *)--version[print the version]' '1:verb:->verb' '*::argument:->argument'
     case $state in
     verb)
         _describe -t verbs verb verbs

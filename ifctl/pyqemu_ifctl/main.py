@@ -13,6 +13,7 @@ from typing import NoReturn, TextIO
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import check_tap_name
 from pyqemu_ifconf.shell import readable, shown
+from pyqemu_ifconf.version import say_version
 from pyqemu_ifctl.answer import Answer
 from pyqemu_ifup.manners import explain_bug, narrator, open_log, watching
 
@@ -91,6 +92,8 @@ def _give_no_arguments(number: int, frame: object) -> NoReturn:
 def answer_or_failure(words: list[str]) -> Answer:
     """Return what the verb answers, a failure as one line for standard error."""
     try:
+        # NOTE: an option alone, and a verb is required.
+        words = ["version"] if words == ["--version"] else words
         words, command = split_command(words)
         args = build_parser().parse_args(words)
         args.command = command
@@ -123,6 +126,7 @@ def build_parser() -> Parser:
         "Shows and explains what pyqemu-ifup does with the taps of this host.",
         "Exit statuses are those of pyqemu-ifup(8); pyqemu-ifctl(8) tells more.",
     )
+    parser.add_argument("--version", action="store_true", help="print the version, and that alone")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def verb(name: str, about: str, *, data: bool = True) -> argparse.ArgumentParser:
@@ -216,7 +220,7 @@ def run(args: argparse.Namespace) -> Answer:
     """Run the verb of the parsed command line. Raises Failure."""
     # NOTE: each verb imports what it needs: check and decode get by without pyroute2.
     if args.verb == "version":
-        return Answer(f"{PROGRAM} {find_version()}\n")
+        return Answer(say_version(PROGRAM))
     if args.verb == "decode":
         from pyqemu_ifctl import decode
 
@@ -326,16 +330,6 @@ def _mac(text: str | None) -> str | None:
             "give six pairs of hexadecimal digits, such as 52:54:00:12:34:56",
         )
     return mac
-
-
-def find_version() -> str:
-    """Return the version of this installation; a checkout that is not installed has none."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("pyqemu-ifup")
-    except PackageNotFoundError:
-        return "of a checkout"
 
 
 def _fill_standard_descriptors() -> None:

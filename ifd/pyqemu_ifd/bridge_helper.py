@@ -23,6 +23,11 @@ USAGE, BUG, REFUSED = 64, 70, 71
 
 def main() -> int:
     """Run the helper with the arguments of this process and return its exit status."""
+    if sys.argv[1:] == ["--version"]:
+        from pyqemu_ifconf.version import say_version
+
+        print(say_version(PROGRAM), end="")
+        return 0
     try:
         help_qemu(sys.argv[1:])
     except NoTap as failure:

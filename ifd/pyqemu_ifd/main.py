@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import readable
+from pyqemu_ifconf.version import say_version
 from pyqemu_ifup.agent import ROOT_SOCKET, USERS_SOCKET
 from pyqemu_ifup.manners import (
     SAFE_PATH,
@@ -38,6 +39,9 @@ def main() -> int:
         del os.environ[name]
     try:
         options = parser().parse_args()
+        if options.version:
+            print(say_version(PROGRAM), end="")
+            return int(Status.DONE)
         policy = os.path.abspath(options.policy) if options.policy else None
         path = options.socket or (USERS_SOCKET if options.users else ROOT_SOCKET)
         path = os.path.abspath(path)
@@ -78,6 +82,7 @@ def parser() -> Parser:
     found.add_argument(
         "--users", action="store_true", help="serve everybody but root, at a socket of their own"
     )
+    found.add_argument("--version", action="store_true", help="print the version, and end")
     return found
 
 
