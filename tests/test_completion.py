@@ -81,7 +81,7 @@ def test_bash_offers_every_verb_and_every_option(tmp_path: Path) -> None:
     verbs = verbs_of(build_parser())
     lines = [(PROGRAM, ""), (PROGRAM, "ex"), *((PROGRAM, verb, "--") for verb in verbs)]
     top, ex, *options = ask_bash(generated("bash"), tmp_path, lines)
-    assert top == {*verbs, "--help"}
+    assert top == {*verbs, "--help", "--version"}
     assert ex == {verb for verb in verbs if verb.startswith("ex")} >= {"explain"}
     for verb, offered in zip(verbs, options, strict=True):
         assert offered - {"--"} == verbs[verb], verb
@@ -124,7 +124,7 @@ def test_a_new_verb_needs_no_hand_edit(tmp_path: Path) -> None:
     offered = ask_bash(
         text, tmp_path, [(PROGRAM, ""), (PROGRAM, "draw", "-"), (PROGRAM, "draw", "--as", "")]
     )
-    assert offered == [{"draw", "--help"}, {"--help", "--as"}, {"dot", "svg"}]
+    assert offered == [{"draw", "--help", "--version"}, {"--help", "--as"}, {"dot", "svg"}]
 
 
 @contextmanager
