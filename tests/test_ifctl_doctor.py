@@ -18,6 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lab.agent import Agent
 from lab.clinic import ALL, LAN, SW, Clinic, Faulty, Row, treat, until
 from lab.hooks import CHECKOUT, Hooks
 from lab.needs import require
@@ -584,6 +585,42 @@ def test_what_another_start_mends(
                     *(word.format(last) for word in words))
 
 
+HELPER = ETC.replace("/var/lib/dpkg;", "/var/lib/dpkg /usr/lib/qemu;") + """
+mkdir -p /etc/qemu
+echo allow br0 >/etc/qemu/bridge.conf
+"""
+"""A host whose QEMU finds its own bridge helper, which lets everybody onto br0."""
+
+
+def test_guest_that_came_by_qemu_s_own_helper(clinic: Clinic) -> None:
+    """It stays past the policy until it starts anew, by ours then."""
+    require("qemu")
+    holder = own_mounts(clinic, HELPER)
+    takeover(clinic)
+    words = ("-netdev", "bridge,id=n0,br=br0", "-device", "virtio-net-pci,netdev=n0")
+    with clinic.healthy(), Agent(clinic.netns, clinic.hooks.policy) as agent:
+        clinic.hooks.agent = agent.path
+        try:
+            clinic.qemu("one", *words)
+            (found,) = clinic.find("qemu-helper")
+            assert re.fullmatch(
+                r"one \(QEMU \d+\) has tap0 on br0 by a bridge helper that is not ours",
+                found["what"],
+            )
+            clinic.mend(found["command"])
+            (found,) = clinic.find("qemu-helper")
+            assert found["command"] is None and "start it anew" in found["do"]
+            clinic.end("one")
+            clinic.qemu("one", *words)
+            assert clinic.find("qemu-helper") == []
+            assert "network=lan" in clinic.netns.link("tap0")["ifalias"]
+        finally:
+            clinic.end("one")
+            clinic.hooks.agent = ""
+            let_go(holder)
+            clinic.through = []
+
+
 # Open vSwitch.
 
 
@@ -804,7 +841,7 @@ IN_SECURITY = ("qemu-otherwise",)
 def test_each_check_is_in_a_table() -> None:
     rows = {row.check for row in (*ROWS, *QEMU_ROWS, *(row[0] for row in NEXT_TIME), *OVS_ROWS)}
     # NOTE: tests/security/test_user.py has what users do to their taps.
-    elsewhere = {*IN_UML, *IN_SECURITY, "tap-right"}
+    elsewhere = {*IN_UML, *IN_SECURITY, "tap-right", "qemu-helper"}
     assert rows | elsewhere == {check.name for check in CHECKS}
     for check in CHECKS:
         assert check.find.__doc__, f"{check.name}: what is it?"

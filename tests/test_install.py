@@ -229,7 +229,7 @@ def test_the_takeover_is_for_what_is_installed(installed: Installed) -> None:
     program = installed.prefix / "sbin/pyqemu-takeover"
     assert f"\nbin='{installed.prefix}/bin'\n" in program.read_text()
     done = run(program, *WRONG)
-    assert (done.returncode, done.stderr) == (64, "usage: pyqemu-takeover [--undo]\n")
+    assert (done.returncode, done.stderr) == (64, "usage: pyqemu-takeover [--helper] [--undo]\n")
 
 
 def test_the_units_start_what_is_installed(installed: Installed) -> None:

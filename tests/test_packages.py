@@ -21,6 +21,7 @@ from lab.clean import Clean
 from lab.needs import QEMU, lack, require
 from lab.netns import Namespace
 from lab.qemu import Qemu
+from pyqemu_ifctl.scene import HELPERS
 from test_install import ROOT, need_success, run
 from test_readme import first_steps
 
@@ -361,7 +362,7 @@ def test_the_takeover(bare: Clean, prepare: Callable[[Clean], None]) -> None:
         done = bare.run("sh", "/opt/takeover", *words, status=status)
         return done.stdout + done.stderr
 
-    assert takeover("--help", status=64) == "usage: pyqemu-takeover [--undo]\n"
+    assert takeover("--help", status=64) == "usage: pyqemu-takeover [--helper] [--undo]\n"
     nobody = ("setpriv", "--reuid=65534", "--clear-groups", "sh", "/opt/takeover", "--undo")
     assert takeover("--undo") == bare.run(*nobody).stderr == ""
     now = "pyqemu-takeover: /etc/qemu-{0} is /opt/bin/pyqemu-{0} now\n"
@@ -384,6 +385,51 @@ def test_the_takeover(bare: Clean, prepare: Callable[[Clean], None]) -> None:
     gone = "pyqemu-takeover: /etc/qemu-{} is gone: there was none before\n"
     assert takeover("--undo") == gone.format("ifup") + gone.format("ifdown")
     assert difference(none, bare.changes()) == set()
+
+
+@pytest.mark.parametrize("prepare", [with_dpkg, without_dpkg])
+def test_the_takeover_of_the_helper(bare: Clean, prepare: Callable[[Clean], None]) -> None:
+    """Of each that is there; what the two scripts are is another matter, but for --undo alone."""
+    prepare(bare)
+
+    def takeover(*words: str, status: int = 0) -> str:
+        done = bare.run("sh", "/opt/takeover", *words, status=status)
+        return done.stdout + done.stderr
+
+    paths = ("/usr/libexec/qemu-bridge-helper", "/usr/local/libexec/qemu-bridge-helper")
+    usual = "/usr/lib/qemu/qemu-bridge-helper"
+    bare.write("/opt/bin/pyqemu-bridge-helper", "#!/bin/sh\n")
+    bare.path("/opt/bin/pyqemu-bridge-helper").chmod(0o755)
+    bare.path(usual).unlink(missing_ok=True)
+    assert "pyqemu-takeover: no bridge helper of QEMU's: none of /usr/lib/qemu/" in takeover(
+        "--helper", status=69
+    )
+    for path in paths:
+        bare.path(path).parent.mkdir(parents=True, exist_ok=True)
+        bare.write(path, f"#!/bin/sh\n# {path}\n")
+        bare.path(path).chmod(0o4755)
+    before = bare.changes()
+    now = "pyqemu-takeover: {} is /opt/bin/pyqemu-bridge-helper now\n"
+    assert takeover("--helper") == "".join(map(now.format, paths))
+    for path in paths:
+        assert os.readlink(bare.path(path)) == "/opt/bin/pyqemu-bridge-helper"
+        assert path in bare.path(f"{path}.distrib").read_text()
+    once = bare.changes()
+    assert "already" in takeover("--helper")
+    assert difference(once, bare.changes()) == set()
+    back = "pyqemu-takeover: {} is the one that was there before\n"
+    takeover()
+    assert takeover("--undo", "--helper") == "".join(map(back.format, paths))
+    assert stock_is(bare, "/opt/bin/{}")
+    takeover("--helper")
+    all_of_them = [*(f"/{each}" for each in STOCK), *paths]
+    assert takeover("--undo") == "".join(map(back.format, all_of_them))
+    assert difference(before, bare.changes()) == set()
+
+
+def test_doctor_knows_the_helpers_that_the_takeover_does() -> None:
+    text = (ROOT / "conf/takeover.in").read_text()
+    assert tuple(text.partition("\nhelpers='")[2].partition("'")[0].split()) == HELPERS
 
 
 def test_what_the_takeover_refuses(bare: Clean) -> None:

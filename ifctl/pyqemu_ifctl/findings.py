@@ -106,6 +106,7 @@ CHECKS: tuple[Check, ...] = (
     Check("tun-missing", "error", host_faults.find_no_tun),
     Check("tun-closed", "advice", host_faults.find_closed_tun),
     Check("qemu-script", "warning", host_faults.find_stock_scripts),
+    Check("qemu-helper", "warning", host_faults.find_foreign_helpers),
     Check("qemu-downscript", "warning", host_faults.find_no_downscripts),
     Check("qemu-hub", "error", host_faults.find_joined_taps),
     Check("qemu-hub-mixed", "warning", host_faults.find_mixed_hubs),

@@ -11,7 +11,16 @@ from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Policy, is_left
 from pyqemu_ifconf.shell import Command, all_of, nft_command, quote, readable, sh
 from pyqemu_ifctl.fault import Fault
-from pyqemu_ifctl.scene import DEFAULT_SCRIPTS, TUN, Chain, Qemu, Scene, script_of
+from pyqemu_ifctl.scene import (
+    DEFAULT_SCRIPTS,
+    HELPERS,
+    TUN,
+    Chain,
+    Qemu,
+    Scene,
+    helpers_of,
+    script_of,
+)
 from pyqemu_ifup.hubs import NAMED_MAX, REMEDY, WHY, WHY_MIXED, call_it, find_hubs, tap_name
 from pyqemu_ifup.nat import table_name, wants_forwarding
 from pyqemu_ifup.nat_network import OLDER, guarded
@@ -165,6 +174,35 @@ def find_stock_scripts(scene: Scene) -> Iterator[Fault]:
                     sh("pyqemu-takeover"),
                 )
                 break
+
+
+def find_foreign_helpers(scene: Scene) -> Iterator[Fault]:
+    """A QEMU whose tap came by a bridge helper that is not ours, past the policy."""
+    for qemu in scene.qemus:
+        paths = {path for option in qemu.guest.options for path in helpers_of(option)}
+        named = {option.keys.get("ifname") for option in qemu.guest.options}
+        links = filter(None, map(scene.link, sorted(set(qemu.guest.taps.values()) - named)))
+        past = [link for link in links if link.stamp is None and not _is_left(scene, link.name)]
+        if not paths or not past:
+            continue
+        master = next((each for each in scene.links if each.index == past[0].master), None)
+        place = f" on {quote(master.name)}" if master is not None else ""
+        what = f"{qemu.name} has {quote(past[0].name)}{place} by a bridge helper that is not ours"
+        why = "that knows no policy: bridge.conf alone let it in, with no rule, VLAN or isolation"
+        foreign = {path for path in paths if (target := qemu.scripts.get(path)) is not None
+                   and not is_ours(target, "pyqemu-bridge-helper")}
+        if foreign & set(HELPERS):
+            yield Fault(what, why, sh("pyqemu-takeover", "--helper"))
+        elif foreign:
+            yield Fault(
+                what, why, None, f"when {_process(qemu)} starts the next time, let its helper= be "
+                "pyqemu-bridge-helper, by its whole path",
+            )
+        else:
+            yield Fault(
+                what, why, None,
+                f"end {_process(qemu)} and start it anew: its helper is ours by now",
+            )
 
 
 def _is_left(scene: Scene, tap: str | None) -> bool:

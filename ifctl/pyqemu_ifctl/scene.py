@@ -46,6 +46,11 @@ if TYPE_CHECKING:
 TUN = "/dev/net/tun"
 DEFAULT_SCRIPTS = {"script": "/etc/qemu-ifup", "downscript": "/etc/qemu-ifdown"}
 """What QEMU calls for a tap where it is told nothing (configure, --sysconfdir=/etc)."""
+HELPERS = (
+    "/usr/lib/qemu/qemu-bridge-helper", "/usr/libexec/qemu-bridge-helper",
+    "/usr/lib/qemu-bridge-helper", "/usr/local/libexec/qemu-bridge-helper",
+)
+"""Where distributions, and QEMU's own `make install`, put its helper, as pyqemu-takeover has it."""
 SETTLE = 1.0
 """Seconds in which a healthy ovs-vswitchd has taken in what is configured."""
 FILTER_SECONDS = 5.0
@@ -61,8 +66,8 @@ Daemon = Literal["running", "stopped", "gone"]
 class Qemu:
     """One running QEMU.
 
-    `scripts` holds each script= and downscript= that it has: what the path leads to, None where
-    there is no such program. `confined`: system calls are filtered, and no privilege can be
+    `scripts` holds each script=, downscript= and helper= that it has: what the path leads to, None
+    where there is no such program. `confined`: system calls are filtered, and no privilege can be
     gained; None where that cannot be told. `nics` are the first of its NICs.
     """
 
@@ -500,6 +505,7 @@ def _links_of(part: Any) -> set[tuple[str, str]]:
 def _qemu(guest: Guest) -> Qemu:
     paths = {path for option in guest.options for key in DEFAULT_SCRIPTS
              if (path := script_of(option, key)) is not None}
+    paths.update(path for option in guest.options for path in helpers_of(option))
     scripts = {path: leads_to(guest.pid, path) for path in paths}
     return Qemu(guest, _is_confined(guest.pid), scripts, nics_of(guest, NICS_MAX + 1))
 
@@ -510,6 +516,15 @@ def script_of(option: Option, key: str) -> str | None:
         return None
     path = option.keys.get(key, DEFAULT_SCRIPTS[key])
     return None if path in ("", "no") else path
+
+
+def helpers_of(option: Option) -> tuple[str, ...]:
+    """Return the bridge helper that QEMU calls for a tap; where none is named, all it may be."""
+    kind, words = option.keys.get("type"), option.keys.get("helper", "").split()
+    if kind not in ("bridge", "tap") or (kind == "tap" and not words):
+        return ()
+    # NOTE: with a space in it, QEMU has a shell run it.
+    return (words[0],) if words else HELPERS
 
 
 def _is_confined(pid: int) -> bool | None:
