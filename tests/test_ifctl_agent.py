@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,12 +26,14 @@ REQUEST = b"pyqemu-ifup/1\0agent"
 UTC = {"TZ": "UTC0"}
 
 NEW = {
-    "version": 1, "uptime": 7.9, "connections": 1, "refused": 0, "requests": {},
+    "version": 1, "release": "0.1.0", "pid": 17, "outdated": False,
+    "uptime": 7.9, "connections": 1, "refused": 0, "requests": {},
     "policy": {"files": ["/etc/pyqemu-ifup/policy.yaml"], "loaded": 86400.5, "error": None},
     "databases": [], "last_error": None, "last_error_at": None,
 }
 OLD = {
-    "version": 1, "uptime": 273907.2, "connections": 3, "refused": 12,
+    "version": 1, "release": None, "pid": 123456, "outdated": False,
+    "uptime": 273907.2, "connections": 3, "refused": 12,
     "requests": {
         "down": {"count": 1, "failed": 0, "median": 2.5, "p99": 2.5},
         "up": {"count": 1234567, "failed": 89, "median": 4.04, "p99": 1203.96},
@@ -58,6 +61,7 @@ TEXTS = [
         NEW,
         """\
 socket        SOCKET
+version       0.1.0, process 17
 uptime        0:00:07
 connections   1
 policy        /etc/pyqemu-ifup/policy.yaml
@@ -70,6 +74,7 @@ requests      none yet
         OLD,
         """\
 socket        SOCKET
+version       not known, process 123456
 uptime        3 days 4:05:07
 connections   3 (12 more connections refused so far)
 policy        /etc/pyqemu-ifup/policy.d/10-lan.yaml,
@@ -91,6 +96,7 @@ up        1234567  89      4.0 ms  1204.0 ms
         BLANK,
         """\
 socket        SOCKET
+version       0.1.0, process 17
 uptime        0:00:07
 connections   1
 policy        none
@@ -164,6 +170,21 @@ def test_json(hooks: Hooks, name: str, values: object, text: str) -> None:
     assert isinstance(values, dict)
     assert json.loads(done.stdout) == {**values, "users": None}
     assert done.stdout.startswith('{\n  "version": 1,\n')
+
+
+OLDER = (
+    "pyqemu-ifctl: the agent at SOCKET is older than what is installed; restart it: systemctl "
+    "restart pyqemu-ifd; nothing is lost by that\n"
+)
+
+
+def test_an_agent_of_an_earlier_version(hooks: Hooks) -> None:
+    """It does not tell of its version, nor whether it is older than what is installed."""
+    values = {key: value for key, value in NEW.items() if key not in ("release", "pid", "outdated")}
+    with agent(hooks.agent, *told(values)):
+        done = hooks.ctl("agent")
+    assert done.returncode == 0 and "\nversion       not known, process not known\n" in done.stdout
+    assert done.stderr == OLDER.replace("SOCKET", hooks.agent)
 
 
 AGAIN = "restart it: systemctl restart pyqemu-ifd"
@@ -307,10 +328,12 @@ POLICY = 'version: 1\nnetworks: {lan: {bridge: br0}}\nrules: [{tap: "*", network
 
 
 @contextmanager
-def real_agent(netns: Namespace, hooks: Hooks) -> Iterator[None]:
-    """Run pyqemu-ifd in the namespace on the hooks' policy, from when it answers."""
+def real_agent(
+    netns: Namespace, hooks: Hooks, roots: Sequence[str] = SOURCE_ROOTS
+) -> Iterator[int]:
+    """Run pyqemu-ifd in the namespace on the hooks' policy, from when it answers; yield its pid."""
     code = (
-        f"import sys; sys.path[:0] = {SOURCE_ROOTS!r}\n"
+        f"import sys; sys.path[:0] = {list(roots)!r}\n"
         f"from pyqemu_ifd.main import main; raise SystemExit(main())\n"
     )
     words = ["--policy", str(hooks.policy), "--socket", hooks.agent]
@@ -324,7 +347,7 @@ def real_agent(netns: Namespace, hooks: Hooks) -> Iterator[None]:
         )
         try:
             assert notified.recv(100) == b"READY=1"
-            yield
+            yield process.pid
         finally:
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
@@ -357,6 +380,30 @@ def test_the_real_agent(netns: Namespace, hooks: Hooks) -> None:
     assert [line.split()[:3] for line in lines[-3:]] == [
         ["REQUESTS", "COUNT", "FAILED"], ["down", "1", "0"], ["up", "2", "1"]
     ]
+
+
+def test_an_agent_that_is_older_than_what_is_installed(
+    netns: Namespace, hooks: Hooks, tmp_path: Path
+) -> None:
+    """Files are put in the place of those that it was started from, as dpkg and make do."""
+    hooks.netns = netns.name
+    hooks.write_policy(POLICY)
+    copy = tmp_path / "ifd"
+    shutil.copytree(SOURCE_ROOTS[-1], copy)
+    with real_agent(netns, hooks, (*SOURCE_ROOTS[:-1], str(copy))) as pid:
+        fresh = hooks.ctl_json("agent")
+        for file in (copy / "pyqemu_ifd").glob("*.py"):
+            shutil.copy2(file, f"{file}.new")
+            os.replace(f"{file}.new", file)
+        stale = hooks.ctl("agent")
+        status = hooks.ctl("status")
+        shutil.rmtree(copy)
+        gone = hooks.ctl_json("agent")
+    assert (fresh["pid"], fresh["outdated"], gone["outdated"]) == (pid, False, True)
+    version = hooks.ctl("version").stdout.split()[1]
+    assert f"\nversion       {version}, process {pid}\n" in stale.stdout
+    assert (stale.returncode, status.returncode) == (0, 0)
+    assert stale.stderr == status.stderr == OLDER.replace("SOCKET", hooks.agent)
 
 
 def test_status_tells_of_a_broken_edit(netns: Namespace, hooks: Hooks) -> None:

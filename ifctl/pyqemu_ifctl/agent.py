@@ -48,10 +48,15 @@ class Requests:
 class Told:
     """What the agent tells: times in seconds, moments in seconds since 1970.
 
-    `policy_error` is what is wrong with the files as they are now. `text` is all that was told.
+    `release` is its version, None of a checkout, and `outdated` whether another has been installed
+    since it started. `policy_error` is what is wrong with the files as they are now. `text` is all
+    that was told.
     """
 
     text: Mapping[str, object]
+    release: str | None
+    pid: int | None
+    outdated: bool
     uptime: float
     connections: int
     refused: int
@@ -79,6 +84,9 @@ def agent(*, as_json: bool) -> Answer:
             users = ask(USERS_SOCKET)
         except Failure as failure:
             remarks = (str(failure),)
+    remarks += _outdated(told, path)
+    if users is not None:
+        remarks += _outdated(users, USERS_SOCKET)
     if as_json:
         return Answer(
             to_json({**told.text, "users": users.text if users is not None else None}),
@@ -90,8 +98,18 @@ def agent(*, as_json: bool) -> Answer:
     return Answer("\n".join(texts), remarks=remarks)
 
 
+def _outdated(told: Told, path: str) -> tuple[str, ...]:
+    """Return a line on an agent that is older than what is installed."""
+    if not told.outdated:
+        return ()
+    return (
+        f"the agent at {readable(path)} is older than what is installed; restart it: "
+        f"{sh('systemctl', 'restart', _unit(path))}; nothing is lost by that",
+    )
+
+
 def remark(seconds: float) -> tuple[str, ...]:
-    """Return a line on each agent whose policy is not the one of its files, or that is mute.
+    """Return a line on each agent whose policy is not that of its files, that is old, or mute.
 
     `seconds` is the time there is for it.
     """
@@ -107,6 +125,7 @@ def remark(seconds: float) -> tuple[str, ...]:
             continue
         if told.policy_error is not None:
             lines.append(f"{_in_force(told)}: {told.policy_error}")
+        lines += _outdated(told, each)
     # NOTE: two that have the same to say say it once.
     return tuple(dict.fromkeys(lines))
 
@@ -221,6 +240,10 @@ def _read(told: Any) -> Told:
     policy = told["policy"]
     return Told(
         text=told,
+        release=None if told.get("release") is None else str(told["release"]),
+        pid=None if told.get("pid") is None else int(told["pid"]),
+        # NOTE: one that does not say so is of an earlier version.
+        outdated=bool(told.get("outdated", True)),
         uptime=float(told["uptime"]),
         connections=int(told["connections"]),
         refused=int(told["refused"]),
@@ -244,7 +267,9 @@ def as_text(told: Told, path: str) -> str:
     connections = str(told.connections)
     if told.refused:
         connections += f" ({count(told.refused, 'more connection')} refused so far)"
-    pairs = [("socket", path), ("uptime", span(told.uptime)), ("connections", connections)]
+    version = f"{told.release or 'not known'}, process {told.pid or 'not known'}"
+    pairs = [("socket", path), ("version", version), ("uptime", span(told.uptime))]
+    pairs += [("connections", connections)]
     pairs += [("policy", ", ".join(told.files) if told.files is not None else "none")]
     if told.loaded is not None:
         kept = "" if told.policy_error is None else ", in force until the error is mended"

@@ -248,7 +248,8 @@ def run(args: argparse.Namespace) -> Answer:
     if args.verb == "agent":
         from pyqemu_ifctl.agent import agent
 
-        return agent(as_json=args.json)
+        answer = agent(as_json=args.json)
+        return Answer(answer.out, answer.status, tuple(map(_line, answer.remarks)))
     if args.verb == "apply":
         from pyqemu_ifctl.apply import apply
 

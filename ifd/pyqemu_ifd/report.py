@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Status
+from pyqemu_ifconf.version import find_version
 
 if TYPE_CHECKING:
     from pyqemu_ifd.server import Server
@@ -20,6 +22,9 @@ class Report:
 
     def __init__(self) -> None:
         self.started = time.monotonic()
+        # NOTE: now, since later it is that of what has been installed meanwhile.
+        self.release = find_version()
+        self._code = _code()
         self.refused = 0
         """Connections that were closed since there were too many."""
         self.last_error: str | None = None
@@ -48,6 +53,9 @@ class Report:
         keeper = server.keeper
         return {
             "version": 1,
+            "release": self.release,
+            "pid": os.getpid(),
+            "outdated": _code() != self._code,
             "uptime": round(time.monotonic() - self.started, 3),
             "connections": len(server.connections),
             "refused": self.refused,
@@ -72,6 +80,15 @@ class Report:
             "last_error": self.last_error if whole else None,
             "last_error_at": self.last_error_at if whole else None,
         }
+
+
+def _code() -> tuple[int, int, int] | None:
+    """Return what file this module is of by now: each installation puts another there."""
+    try:
+        found = os.stat(__file__)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def _quantile(times: deque[float], part: float) -> float:
