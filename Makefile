@@ -13,7 +13,7 @@ HOOKS := pyqemu-ifup pyqemu-ifdown
 PROGRAMS := pyqemu-ifctl pyqemu-ifd pyqemu-bridge-helper
 ROOMS := $(wildcard conf ifup ifdown ifctl ifd)
 PAGES := $(sort $(wildcard $(addsuffix /*.5,$(ROOMS)) $(addsuffix /*.8,$(ROOMS))))
-SCHEMAS := $(wildcard conf/*.schema.json)
+SCHEMAS := $(wildcard conf/*.schema.json ifctl/*.schema.json)
 UNITS := $(sort $(wildcard conf/systemd/*))
 DOCS := $(wildcard README.md CHANGELOG.md LICENSE SECURITY.md docs/*.md)
 

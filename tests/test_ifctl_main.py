@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import re
 import subprocess
@@ -9,8 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
+from lab import answers
 from lab.hooks import SOURCE_ROOTS, Hooks
+from pyqemu_ifctl.main import build_parser
 
 VERBS = ("check", "explain", "status", "gc", "agent", "decode", "version")
 
@@ -163,3 +168,13 @@ def test_a_bug_is_70_and_one_line() -> None:
         "pyqemu-ifctl: internal error: IndexError: list index out of range; "
         "the traceback is in syslog, please report it\n"
     )
+
+
+def test_each_verb_that_prints_json_has_its_schema() -> None:
+    parser = build_parser()
+    (verbs,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
+    printing = {name for name, verb in verbs.choices.items() if "--json" in verb.format_help()}
+    schema = json.loads(answers.SCHEMA.read_text())
+    Draft202012Validator.check_schema(schema)
+    shared = {"vlan", "differences", "counters", "place", "report"}
+    assert schema["$defs"].keys() - shared == printing

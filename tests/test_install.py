@@ -192,7 +192,7 @@ def test_pages_and_samples_are_installed(installed: Installed) -> None:
     for page in pages:
         copy = share / "man" / f"man{page.suffix[1:]}" / page.name
         assert copy.read_text() == page.read_text().replace("/usr/local/", f"{installed.prefix}/")
-    for sample in (*ROOT.glob("conf/*.yaml"), *ROOT.glob("conf/*.schema.json")):
+    for sample in (*ROOT.glob("conf/*.yaml"), *ROOT.glob("*/*.schema.json")):
         copy = share / "pyqemu-ifup" / sample.name
         assert copy.read_text() == sample.read_text().replace("/usr/local/", f"{installed.prefix}/")
     policy = installed.destdir / "etc/pyqemu-ifup/policy.yaml"

@@ -141,9 +141,14 @@ class Hooks:
         return self.run("pyqemu-ifdown", tap, **env)
 
     def ctl(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run pyqemu-ifctl."""
+        """Run pyqemu-ifctl; what it prints with --json is as its schema says."""
         policy = {"PYQEMU_IFUP_POLICY": str(self.policy)}
-        return self.run("pyqemu-ifctl", *arguments, **{**policy, **self.env, **env})
+        done = self.run("pyqemu-ifctl", *arguments, **{**policy, **self.env, **env})
+        if "--json" in arguments and done.stdout:
+            from lab.answers import read_answer
+
+            read_answer(arguments[0], done.stdout)
+        return done
 
     def ctl_warm(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run pyqemu-ifctl as `ctl` does, without the start of an interpreter (lab.warm).
