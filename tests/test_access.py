@@ -68,7 +68,7 @@ def denied(call: object) -> str:
         ("lan", 1001, "carol", ("staff",), None),
         ("lan", 1001, "carol", ("kvm",), "user carol may not use network lan: neither the user "
          "nor one of the user's groups is among its users (p.yaml:3); whoever keeps the policy "
-         "can add carol to users:"),
+         "can add carol to its users"),
         ("lan", 1002, "bob", ("staff",), "user bob may not use network lan: bob is among its "
          "deny_users (p.yaml:3); ask who keeps the policy"),
         ("lan", 1000, "alice", ("guests",), "user alice may not use network lan: @guests is among "

@@ -399,6 +399,8 @@ QUOTES = {
     for node in ast.parse((ROOT / SHELL).read_text()).body if isinstance(node, ast.FunctionDef)
 }
 SAYS = {"Failure", "Fault", "Finding", "NoTap", "log", "say"}
+ADDS = {"add", "add_at"}
+"""What errors of a policy are added by."""
 
 
 def loose_commands(tree: ast.AST) -> Iterator[int]:
@@ -487,6 +489,35 @@ def test_commands_are_made_in_one_place(path: Path) -> None:
 def test_sentences_quote_the_names_in_them(path: Path) -> None:
     found = list(bare_names(ast.parse(path.read_text())))
     assert [each for each in found if (named(path), each[1]) not in QUOTED_ALREADY] == []
+
+
+def cut_off(tree: ast.Module) -> Iterator[str]:
+    """Yield the end of each text that is said, or kept to be, and ends as if more were to come."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and last_word(ast.unparse(node.func)) in SAYS | ADDS:
+            parts = [each for one in node.args for each in ast.walk(one)]
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("hint", "text"):
+            parts = list(ast.walk(node.value))
+        else:
+            continue
+        inside = {id(each) for part in parts if isinstance(part, ast.JoinedStr)
+                  for each in part.values[:-1]}
+        for part in parts:
+            if isinstance(part, ast.Constant) and id(part) not in inside:
+                if isinstance(part.value, str) and re.search(r" \S*\w:$", part.value):
+                    yield part.value
+
+
+def test_a_sentence_that_is_cut_off_is_seen() -> None:
+    wrong = "Failure(s, 'x', remedy=1, ) ; Failure(s, f'give {n} another bridge:')"
+    assert list(cut_off(ast.parse(wrong))) == [" another bridge:"]
+    assert list(cut_off(ast.parse("Failure(s, f'take bridge: from {n}', 'kind: linux')"))) == []
+
+
+@each_module
+def test_no_sentence_is_cut_off(path: Path) -> None:
+    """A key of the policy that a sentence ends with has no colon."""
+    assert list(cut_off(ast.parse(path.read_text()))) == []
 
 
 def test_the_version_is_the_changelog_s() -> None:

@@ -94,10 +94,10 @@ def test_rules_that_count_for_no_user_of_their_network(hooks: Hooks) -> None:
     ]
     texts = [
         (line, 5, f"network lan is open to users: it changes {what}, which counts for no "
-         f"unprivileged user{more}; name them by user:") for line, what, more in expected
+         f"unprivileged user{more}; name them by a user key") for line, what, more in expected
     ]
     texts.append((18, 16, "network lan is open to users: each of them may have this tap of guest "
-                  "web, and with it another vlan; name those who may by the guest's users:"))
+                  "web, and with it another vlan; name those who may by the guest's users"))
     done = hooks.ctl("check", path)
     assert (done.returncode, done.stdout) == (0, "ok: 2 networks, 11 rules, 3 guests\n")
     said = "".join(f"{path}:{line}:{at}: warning: {text}\n" for line, at, text in texts)

@@ -312,7 +312,7 @@ NOTES = [
         view(bridge=replace(BR0, name="br-int")),
         ["openvswitch"],
         ["an up would fail now (71): br-int is a Linux bridge: the policy says kind: openvswitch "
-         "for network fixed; correct kind: or bridge:"],
+         "for network fixed; correct its kind or its bridge"],
     ),
     (
         "external_ids cannot be on a Linux bridge",

@@ -146,7 +146,7 @@ def test_two_macs_that_would_be_alike_are_refused() -> None:
     assert caught.value.status is Status.POLICY_INVALID
     assert str(caught.value) == (
         f"two NICs would have the MAC {made_mac('h', 'web1', 'net0')}: net1 of web1 (p.yaml:3) "
-        "and net0 of web1 (p.yaml:3); give one of them another by mac:"
+        "and net0 of web1 (p.yaml:3); give one of them another mac"
     )
 
 
@@ -165,7 +165,7 @@ def test_a_host_without_an_id_makes_no_mac(
         Status.REFUSED,
         f"the host has no id to make MACs of: no {tmp_path}/machine-id; make one: "
         "systemd-machine-id-setup, or: dbus-uuidgen --ensure=/etc/machine-id; or give each NIC of "
-        "the guest its mac:",
+        "the guest a mac of its own",
     )
     (tmp_path / "id").write_text("host\n")
     found = find_macs(policy, policy.vms["db"])

@@ -528,7 +528,7 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
      "lan, or from its rule"),
     (plan_ovs, OVS_PORT, replace(OVS_FRESH, bridge=None), Status.REFUSED,
      "the MTU of br0 cannot be told: it has no interface in this network namespace; give "
-     "network lan an mtu:"),
+     "network lan an mtu of its own"),
     (bridge_mtu("linux", 1500, 1499), PORT, FRESH, Status.REFUSED,
      "the tap's MTU would lower that of br0 from 1500 to 1499: its other ports would lose "
      "longer frames; pin it: ip link set dev br0 mtu 1499 && ip link set dev br0 mtu 1500"),

@@ -774,7 +774,7 @@ SAMPLE_ERRORS = [
     (
         "beyond-nic-tap-bridge",
         "5:37: tap br0 is the bridge of network lan (beyond-nic-tap-bridge:3); give "
-        "the NIC another tap:",
+        "the NIC another tap",
     ),
     (
         "beyond-user-dns-broadcast",
@@ -914,7 +914,7 @@ TEXT_ERRORS = [
     ]),
     ("a made name is a bridge's", HEAD + "networks: {lan: {bridge: br-0}}\n"
      "vms: {br: {nics: [{network: lan}]}}\n", [
-        "3:19: tap br-0 is the bridge of network lan (policy.yaml:2); give the NIC another tap:"
+        "3:19: tap br-0 is the bridge of network lan (policy.yaml:2); give the NIC another tap"
     ]),
     ("all of IPv4 without it", HEAD + "vms: {w: {nics: [{user: {ipv4: false, dns: 10.0.2.3, "
      "forward: [{from: 1/tcp, to: ':1'}]}}]}}\n", [

@@ -327,7 +327,7 @@ def test_a_guest_s_taps_are_not_for_every_user_of_its_network(lan: Namespace) ->
         said = (
             f"user {OTHER} may not have the taps of guest web1: neither the user nor one of the "
             "user's groups is among the guest's users (p.yaml:6); whoever keeps the policy can "
-            f"add {OTHER} to its users:"
+            f"add {OTHER} to its users"
         )
         failure = refused(host, policy, "lan", "web1", uid=OTHER)
         assert (failure.status, str(failure)) == (Status.DENIED, said)

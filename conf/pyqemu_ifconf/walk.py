@@ -434,7 +434,7 @@ def _check_nics(draft: _Draft) -> None:
             errors.add_at(
                 *_at(given.nodes.get("tap"), nic.place),
                 f"tap {nic.tap} is the bridge of network {bridge.name} ({bridge.place}); "
-                "give the NIC another tap:",
+                "give the NIC another tap",
             )
         for name, value, seen in (("tap", nic.tap, taps), ("mac", nic.mac, macs)):
             if not value:
@@ -443,7 +443,7 @@ def _check_nics(draft: _Draft) -> None:
             if first is not nic:
                 where = given.nodes.get(name)
                 message = f"another NIC has the {name} {value} too, at {first.place}"
-                hint = "" if where is not None else f"; give it a {name}:"
+                hint = "" if where is not None else f"; give it another {name}"
                 errors.add_at(*_at(where, nic.place), message + hint)
 
 

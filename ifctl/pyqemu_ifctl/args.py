@@ -69,6 +69,6 @@ def host_id() -> str:
         raise Failure(
             Status.REFUSED, "the host has no id to make MACs of", f"no {own_mac.MACHINE_IDS[0]}",
             "make one: systemd-machine-id-setup, or: dbus-uuidgen --ensure=/etc/machine-id; or "
-            "give each NIC of the guest its mac:",
+            "give each NIC of the guest a mac of its own",
         )
     return found

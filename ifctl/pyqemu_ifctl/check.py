@@ -77,7 +77,7 @@ def find_warnings(policy: Policy) -> list[tuple[Place, str]]:
         if any(key in rule.match for key in SAID_KEYS) or any(
             is_ours(glob, network.tap_name) for glob in taps
         ):
-            text = f"network {network.name} is open to users: {because}; name them by user:"
+            text = f"network {network.name} is open to users: {because}; name them by a user key"
             found.append((rule.place, text))
     for vm in policy.vms.values():
         for nic in vm.nics if vm.users is None else ():
@@ -89,7 +89,7 @@ def find_warnings(policy: Policy) -> list[tuple[Place, str]]:
                 text = (
                     f"network {network.name} is open to users: each of them may have this tap of "
                     f"guest {readable(vm.name)}, and with it another {', '.join(changed)}; name "
-                    "those who may by the guest's users:"
+                    "those who may by the guest's users"
                 )
                 found.append((nic.place, text))
     return found

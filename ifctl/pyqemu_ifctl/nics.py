@@ -29,7 +29,7 @@ def find_vm(policy: Policy, name: str) -> Vm:
         known = ", ".join(policy.vms)
         raise Failure(
             Status.UNAVAILABLE, f"the policy has no guest {readable(name)}",
-            f"its guests are {known}" if known else f"{', '.join(policy.files)} has no vms:",
+            f"its guests are {known}" if known else f"{', '.join(policy.files)} has no vms",
             "add it to vms:, or correct the name",
         )
     return vm
@@ -60,7 +60,7 @@ def macs_of(policy: Policy, host: str | None) -> Macs:
                 raise Failure(
                     Status.POLICY_INVALID, f"two NICs would have the MAC {mac}",
                     f"{nic.id} of {quote(vm.name)} ({nic.place}) and {other[1].id} of {other[0]} "
-                    f"({other[1].place})", "give one of them another by mac:",
+                    f"({other[1].place})", "give one of them another mac",
                 )
             found[vm.name, nic.id] = mac
     return found

@@ -90,7 +90,7 @@ def may_use(
             because += f" ({port.place})"
     raise Failure(
         Status.DENIED, what, because,
-        f"whoever keeps the policy can add {readable(login)} to users:",
+        f"whoever keeps the policy can add {readable(login)} to its users",
     )
 
 
@@ -104,7 +104,7 @@ def may_have(vm: Vm, uid: int, login: str, groups: Collection[str]) -> None:
     raise Failure(
         Status.DENIED, f"user {readable(login)} may not have the taps of guest {quote(vm.name)}",
         "neither the user nor one of the user's groups is among the guest's users "
-        f"({vm.place})", f"whoever keeps the policy can add {readable(login)} to its users:",
+        f"({vm.place})", f"whoever keeps the policy can add {readable(login)} to its users",
     )
 
 

@@ -60,7 +60,7 @@ def find_network(
             Status.DENIED,
             f"user {readable(login)} may use no network on bridge {readable(name)}",
             "; ".join(str(failure.why) for failure in refusals),
-            f"whoever keeps the policy can add {readable(login)} to users:",
+            f"whoever keeps the policy can add {readable(login)} to its users",
         )
     raise Failure(
         Status.DENIED,

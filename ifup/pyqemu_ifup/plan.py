@@ -294,7 +294,7 @@ def find_kind(port: Port, seen: Seen) -> Kind:
             Status.REFUSED,
             f"{quote(port.bridge)} is {other}",
             f"the policy says kind: {port.kind} for network {quote(port.network)}",
-            "correct kind: or bridge:",
+            "correct its kind or its bridge",
         )
     if seen.bridge is not None and port.kind != "openvswitch":
         what = f"a {seen.bridge.kind} interface" if seen.bridge.kind else "a network card"
@@ -477,7 +477,7 @@ def target_mtu(port: Port, seen: Seen) -> int:
             Status.REFUSED,
             f"the MTU of {quote(port.bridge)} cannot be told",
             "it has no interface in this network namespace",
-            f"give network {quote(port.network)} an mtu:",
+            f"give network {quote(port.network)} an mtu of its own",
         )
     return seen.bridge.mtu
 
