@@ -283,12 +283,12 @@ LINK = Link(7, "tap0", "tun", True, True, 1500, "", 1000, None, "", True)
                                (0, 1000, False), (None, 0, True), (1000, 0, True)]
 )  # fmt: skip
 def test_check_owner(owner: int | None, uid: int, good: bool) -> None:
-    link = replace(LINK, owner=owner)
+    link = replace(LINK, owner=owner, persistent=True)
     if good:
-        check_owner(link, uid)
+        check_owner(link, uid, "lan")
     else:
         whose = "nobody" if owner is None else f"user {owner}"
-        text = denied(lambda: check_owner(link, uid))
+        text = denied(lambda: check_owner(link, uid, "lan"))
         assert text.startswith(f"somebody else's tap: {whose} owns it, not user {uid}; ")
 
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from lab.agent import Agent
 from lab.clinic import ALL, LAN, SW, Clinic, Faulty, Row, treat, until
+from lab.devices import without_tun
 from lab.hooks import CHECKOUT, Hooks
 from lab.needs import require
 from lab.netns import Namespace
@@ -337,6 +338,38 @@ def no_tun(clinic: Clinic) -> Faulty:
         let_go(holder)
 
 
+def no_driver(clinic: Clinic) -> Faulty:
+    """NOTE: a device that this kernel has no driver for stands for tun's own."""
+    holder = own_mounts(clinic, PRIVATE_TUN)
+    try:
+        yield
+        clinic.mend("rm /dev/net/tun && mknod -m 0666 /dev/net/tun c 10 250")
+        yield
+    finally:
+        let_go(holder)
+
+
+def forbidden_tun(clinic: Clinic) -> Faulty:
+    holder = own_mounts(clinic, PRIVATE_TUN)
+    try:
+        yield
+        with without_tun() as prefix:
+            clinic.through = prefix + clinic.through
+            yield
+    finally:
+        let_go(holder)
+
+
+def another_tun(clinic: Clinic) -> Faulty:
+    holder = own_mounts(clinic, PRIVATE_TUN)
+    try:
+        yield
+        clinic.mend("rm /dev/net/tun && touch /dev/net/tun && chmod 0666 /dev/net/tun")
+        yield
+    finally:
+        let_go(holder)
+
+
 def closed_tun(clinic: Clinic) -> Faulty:
     holder = own_mounts(clinic, PRIVATE_TUN)
     try:
@@ -525,6 +558,7 @@ ROWS = (
     Row("nat-filter", of_a_nat_network, "ip filter FORWARD drops what is forwarded for network"),
     Row("nat-table", flushed, "pyqemu-ifup-lan of network lan is gone"),
     Row("tun-missing", no_tun, "there is no /dev/net/tun"),
+    Row("tun-missing", another_tun, "/dev/net/tun is something else"),
     Row("tun-closed", closed_tun, "(mode 0660)"),
 )
 
@@ -557,6 +591,42 @@ def titles(row: Row) -> str:
 @pytest.mark.parametrize("row", ROWS, ids=titles)
 def test_on_a_linux_bridge(row: Row, clinic: Clinic) -> None:
     treat(row, clinic)
+
+
+def loaded(clinic: Clinic) -> None:
+    clinic.mend("rm /dev/net/tun && mknod -m 0666 /dev/net/tun c 10 200")
+
+
+def allowed(clinic: Clinic) -> None:
+    clinic.through = clinic.through[4:]
+
+
+@pytest.mark.parametrize(("row", "mend", "says"), [
+    (Row("tun-missing", no_driver, "/dev/net/tun cannot be opened: No such device: the kernel"),
+     loaded, "modprobe tun"),
+    (Row("tun-missing", forbidden_tun, "/dev/net/tun cannot be opened: Operation not permitted"),
+     allowed, "--device=/dev/net/tun"),
+], ids=["no-driver", "forbidden"])  # fmt: skip
+def test_tun_is_opened(row: Row, mend: Callable[[Clinic], None], says: str, clinic: Clinic) -> None:
+    """What is told is for the host of a container, or for the kernel's own modules."""
+    with clinic.fault(row) as found:
+        assert says in (found["command"] or found["do"])
+        program = str(clinic.hooks.folder / "pyqemu-ifctl")
+        said = clinic.run([program, "explain", "web9"]).stdout
+        assert f"note: QEMU could not make the tap now: {found['what']}; " in said
+        mend(clinic)
+
+
+def test_a_root_that_may_change_no_link(clinic: Clinic) -> None:
+    tap = clinic.netns.tap("web0")
+    with clinic.healthy():
+        assert clinic.find("net-admin") == []
+        clinic.through = ["setpriv", "--bounding-set=-net_admin", "sh", "-c", 'exec "$0" "$@"']
+        done = clinic.run([clinic.hooks.ifup, "web0"])
+        (found,) = clinic.find("net-admin")
+        assert "CAP_NET_ADMIN" in found["do"] and found["do"] in done.stderr
+        assert done.returncode == 77
+    tap.close()
 
 
 @pytest.mark.parametrize("row", QEMU_ROWS, ids=titles)
@@ -834,6 +904,8 @@ def test_with_open_vswitch(row: Row, clinic: Clinic, ovs: OpenVSwitch) -> None:
 
 IN_UML = ("vlan-filtering", "uplink-vlan")
 """What tests/uml/test_doctor.py has: this kernel may have no VLAN-aware bridge."""
+IN_FORETOLD = ("nat-needs", "bridge-refuses")
+"""What tests/test_foretold.py has."""
 IN_SECURITY = ("qemu-otherwise",)
 """What tests/security/test_escaped_guest.py has: only a QEMU that is taken over has the fault."""
 
@@ -841,7 +913,7 @@ IN_SECURITY = ("qemu-otherwise",)
 def test_each_check_is_in_a_table() -> None:
     rows = {row.check for row in (*ROWS, *QEMU_ROWS, *(row[0] for row in NEXT_TIME), *OVS_ROWS)}
     # NOTE: tests/security/test_user.py has what users do to their taps.
-    elsewhere = {*IN_UML, *IN_SECURITY, "tap-right", "qemu-helper"}
+    elsewhere = {*IN_UML, *IN_SECURITY, *IN_FORETOLD, "tap-right", "net-admin", "qemu-helper"}
     assert rows | elsewhere == {check.name for check in CHECKS}
     for check in CHECKS:
         assert check.find.__doc__, f"{check.name}: what is it?"

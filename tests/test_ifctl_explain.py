@@ -18,7 +18,7 @@ from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.public import NOBODY, as_user
 from pyqemu_ifconf.load import Source, parse_policy
-from pyqemu_ifconf.policy import Attach, Caller, decide, port_on
+from pyqemu_ifconf.policy import DEFAULT_OVSDB, Attach, Caller, decide, port_on
 from pyqemu_ifctl.explain import Explanation, View, as_object, as_text, explain_port
 from pyqemu_ifup.look import Link, OvsPort, Seen
 from pyqemu_ifup.stamp import Here
@@ -69,7 +69,8 @@ def view(
 ) -> View:
     seen = Seen(tap, master, bridge, ports=ports, ovs_bridges=ovs)
     remarks = tuple(f"could not tell: {address} may not be used" for address in sorted(unasked))
-    return View(seen, HERE, unasked, True, remarks)
+    databases = frozenset({"unix:/run/db", DEFAULT_OVSDB} - unasked)
+    return View(seen, HERE, unasked, True, remarks, databases)
 
 
 def explained(caller: Caller, seen: View) -> Explanation:

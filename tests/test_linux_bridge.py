@@ -486,6 +486,11 @@ def test_without_privilege_up_is_refused_and_down_left_to_gc(
         os.setresuid(NOBODY, NOBODY, NOBODY)
 
     why = (
+        "the kernel refuses it (Operation not permitted); the agent does it for you: let root "
+        "start it (systemctl start pyqemu-ifd-users.socket) and have your login name among users: "
+        f"of network lan ({folder / 'policy.yaml'}:3)"
+    )
+    root_s = (
         "the kernel refuses it (Operation not permitted); run as root, or with CAP_NET_ADMIN in "
         "the tap's network namespace"
     )
@@ -501,7 +506,7 @@ def test_without_privilege_up_is_refused_and_down_left_to_gc(
         ended = calls.down("t0", drop)
         was_done(ended)
         assert [line.partition("]: ")[2] for line in ended.log] == [
-            f"t0: left to pyqemu-ifctl gc: ip link set dev t0 {step} failed: {why}"
+            f"t0: left to pyqemu-ifctl gc: ip link set dev t0 {step} failed: {root_s}"
             for step in ("down", "nomaster", "alias ''")
         ]
         assert state(inside, "t0") == now

@@ -52,7 +52,7 @@ def judge(policy: Policy, shape: str, most: float) -> None:
     assert time.process_time() - before < most
     scene = Scene(
         policy, Here("boot", "4:42"), (), {}, {}, {}, (), {}, frozenset(), {}, frozenset(), (), {},
-        0o666, True, (), None, sh("true"), (),
+        0o666, (), None, sh("true"), (),
     )
     before = time.process_time()
     found, failed = find_all(scene)

@@ -577,7 +577,7 @@ def test_unprivileged_qemu_with_a_tap_of_its_own(linux: Site, public: Path) -> N
             assert line.startswith("pyqemu-ifup: web0: user nobody may not use network home: ")
         else:
             assert line.startswith("pyqemu-ifup: web0: ip link set dev web0 alias ")
-            assert "the kernel refuses it (Operation not permitted); run as root" in line
+            assert "the kernel refuses it (Operation not permitted); the agent does it for" in line
         assert "failed with status 19712" in qemu.stderr
     after = site.netns.link("web0")
     assert (after["address"], after["mtu"], after["flags"]) == (

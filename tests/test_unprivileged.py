@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -24,6 +26,9 @@ from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.public import NOBODY, as_user, mute_directory, publish, python
 from lab.qemu import Qemu
+from pyqemu_ifconf.failure import Failure
+from pyqemu_ifup.entitled import check_owner
+from pyqemu_ifup.linux_bridge import Netlink
 
 STRANGER = 65533
 AS_NOBODY, AS_STRANGER = as_user(NOBODY), as_user(STRANGER)
@@ -420,6 +425,54 @@ def test_hooks_of_a_user_s_qemu_attach_a_persistent_tap_of_its_own(place: Place)
     requests = place.agent.report()["requests"]
     assert {verb: (it["count"], it["failed"]) for verb, it in requests.items()
             if verb in ("up", "down")} == {"up": (1, 0), "down": (1, 0)}  # fmt: skip
+
+
+CAP_NET_ADMIN = 1 << 12
+
+
+def test_a_qemu_with_a_right_of_its_own_is_sent_to_the_agent(place: Place) -> None:
+    """It makes the tap itself, by a capability of its file, and no user owns that."""
+    qemu = place.agent.folder / "qemu"
+    shutil.copyfile(shutil.which(QEMU) or "", qemu)
+    qemu.chmod(0o755)
+    # NOTE: struct vfs_cap_data of linux/capability.h: revision 2, effective.
+    os.setxattr(qemu, "security.capability", struct.pack("<5I", 0x02000001, CAP_NET_ADMIN, 0, 0, 0))
+    netdev = f"tap,id=n,ifname=cap0,script={place.hooks.ifup},downscript=no"
+    words = [*place.with_tun(AS_NOBODY), str(qemu), "-M", "none", "-display", "none"]
+    done = place.netns.run([*words, "-netdev", netdev], env=place.env(), check=False)
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("pyqemu-ifup: cap0: "))
+    assert "nobody owns it, not user 65534: whoever holds it has made it" in line
+    assert "its maker" not in line and "by pyqemu-ifctl run --nic lan, or" in line
+    # What it says: the agent makes the tap, and QEMU needs no right.
+    netdev = f"tap,id=n,br=lan,helper={place.helper}"
+    with place.qemu("-netdev", netdev) as started:
+        assert started.greeting
+        assert started.quit() == 0
+
+
+def test_what_root_makes_anew_for_a_user_is_the_user_s(place: Place) -> None:
+    place.netns.ip("tuntap", "add", "dev", "own0", "mode", "tap", "user", "0")
+    scripts = f"script={place.hooks.ifup},downscript={place.hooks.ifdown}"
+    with place.netns.enter(), Netlink() as kernel:
+        link = kernel.look_up("own0")
+    assert link is not None
+    with pytest.raises(Failure) as caught:
+        check_owner(link, NOBODY, "lan")
+    place.netns.run(["sh", "-ec", caught.value.remedy.partition(": ")[2]])
+    assert place.netns.link("own0")["ifindex"] != link.index
+    netdev = f"tap,id=n,ifname=own0,{scripts}"
+    with place.qemu("-netdev", netdev, prefix=place.with_tun(AS_NOBODY)) as qemu:
+        assert qemu.greeting
+        assert qemu.quit() == 0
+    place.netns.ip("link", "del", "own0")
+
+
+def test_what_only_root_can_mend_is_said_to_be_root_s(place: Place) -> None:
+    place.netns.ip("link", "set", "br0", "name", "br1")
+    done = place.run("pyqemu-ifctl", "run", "--nic", "lan", "--", "true")
+    assert done.returncode == 69
+    assert ": network lan names it; let root mend it: make it (" in done.stderr
+    place.netns.ip("link", "set", "br1", "name", "br0")
 
 
 def test_a_down_under_runas_is_done_by_the_agent(tagged: Place, ovs: OpenVSwitch) -> None:

@@ -70,6 +70,15 @@ class PolicyError:
         return f"{self.file}:{self.line}:{self.column}: {self.message}"
 
 
+def for_user(failure: Failure) -> Failure:
+    """Return the failure as an unprivileged user is told it: what only root can mend is root's."""
+    mine = (Status.USAGE, Status.BUG, Status.TRY_AGAIN, Status.DENIED)
+    if failure.status in mine or not failure.remedy:
+        return failure
+    remedy = f"let root mend it: {failure.remedy}"
+    return Failure(failure.status, failure.what, failure.why, remedy)
+
+
 class PolicyInvalid(Failure):
     """The policy has errors (65); `errors` holds them all, in the order of its `files`."""
 

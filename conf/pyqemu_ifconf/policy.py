@@ -406,6 +406,16 @@ def port_on(policy: Policy, network_name: str, tap: str) -> Port:
     return _port(network, merge(Settings(), network.settings), tap, network.place)
 
 
+def each_port(policy: Policy) -> Iterator[Port]:
+    """Yield what a tap without a name gets on each network, then by each rule that has one."""
+    for network in policy.networks.values():
+        yield _port(network, merge(Settings(), network.settings), "", network.place)
+    for rule in policy.rules:
+        if rule.network is not None:
+            network = policy.networks[rule.network]
+            yield _port(network, merge(network.settings, rule.settings), "", rule.place)
+
+
 def find_nic(policy: Policy, network: str, tap: str) -> tuple[Vm, Nic] | None:
     """Return the guest of the policy's that has this tap on this network, and its NIC."""
     for vm in policy.vms.values():

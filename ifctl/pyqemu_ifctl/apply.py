@@ -43,6 +43,7 @@ from pyqemu_ifup.look import Link
 from pyqemu_ifup.main import Left
 from pyqemu_ifup.manners import GRACE, Watch, log, narrator
 from pyqemu_ifup.nat import making_commands
+from pyqemu_ifup.nat_needs import folder_of
 from pyqemu_ifup.nat_network import differing, leaving_held, making
 from pyqemu_ifup.plan import Difference, Prove, SetDown, commands
 from pyqemu_ifup.stamp import Here, Stamp, find_here, is_alive
@@ -374,7 +375,9 @@ def _apply_one(
                 line for op in change.plan if not isinstance(op, Prove) for line in commands(op)
             ]
             if port.nat is not None and assumed is not None:
-                steps = [*making_commands(port.network, port.bridge, port.nat), *steps]
+                folder = folder_of(port.network)
+                making = making_commands(port.network, port.bridge, port.nat, folder)
+                steps = [*making, *steps]
             outcome = Outcome(
                 guest, "unchanged", port, caller.vm, (*different, *change.differences),
                 change.moves, tuple(steps),

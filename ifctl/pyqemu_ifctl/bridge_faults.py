@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pyqemu_ifconf.failure import Failure
-from pyqemu_ifconf.policy import Network
+from pyqemu_ifconf.policy import Kind, Network, Place, each_port
 from pyqemu_ifconf.shell import Command, all_of, edit, quote, sh, vsctl
 from pyqemu_ifctl.fault import (
     Fault,
     each_bridge,
+    fault_of,
     kinds_of,
     vids_wanted,
     wanted_kind,
 )
 from pyqemu_ifctl.scene import Scene
-from pyqemu_ifup.look import Link, OvsPort, spans
+from pyqemu_ifup.look import FRESH, Link, OvsPort, Seen, spans
 from pyqemu_ifup.own_mac import NO_MAC, mac_for
-from pyqemu_ifup.plan import adding_bridge
+from pyqemu_ifup.plan import adding_bridge, plan_up
+from pyqemu_ifup.stamp import Stamp
 
 QUICK = 400
 """Hundredths of a second: the least forward delay that IEEE 802.1D allows."""
@@ -93,6 +96,39 @@ def find_other_kinds(scene: Scene) -> Iterator[Fault]:
             )
 
 
+def find_refusing_bridges(scene: Scene) -> Iterator[Fault]:
+    """A bridge that is there and cannot do what the policy wants of it.
+
+    It asks as an up does (plan_up). What other checks tell of is left to them: that it is down,
+    filters no VLANs, or is of another kind.
+    """
+    if isinstance(scene.policy, Failure):
+        return
+    looked_at: set[object] = set()
+    for port in each_port(scene.policy):
+        wanted = replace(port, place=Place("", 0, 0), network="")
+        if port.nat is not None or wanted in looked_at:
+            continue
+        looked_at.add(wanted)
+        kinds = kinds_of(scene, scene.policy.networks[port.network])
+        if len(kinds) != 1 or port.kind not in (None, kinds[0]):
+            continue
+        kind: Kind = "linux" if kinds[0] == "linux" else "openvswitch"
+        bridge = scene.link(port.bridge)
+        if bridge is not None:
+            filtering = bridge.vlan_filtering or port.vlan is not None
+            bridge = replace(bridge, up=True, vlan_filtering=filtering)
+        stamp = Stamp(port.network, kind, port.bridge, "", 0, 0)
+        try:
+            plan_up(port, kind, Seen(FRESH, bridge=bridge), stamp, scene.here)
+        except Failure as failure:
+            yield fault_of(
+                failure,
+                f"each start of a QEMU with a tap on network {quote(port.network)} as "
+                f"{port.place} says fails (status {int(failure.status)})",
+            )
+
+
 def find_bridges_down(scene: Scene) -> Iterator[Fault]:
     """A Linux bridge that is down."""
     for name, bridge in scene.bridges().items():
@@ -121,13 +157,15 @@ def find_no_filtering(scene: Scene) -> Iterator[Fault]:
         vids = vids_wanted(scene, name)
         if vids and not bridge.vlan_filtering:
             want = vids[min(vids)]
+            mend = sh("ip", "link", "set", "dev", name, "type", "bridge", "vlan_filtering", "1")
+            cannot = "run a kernel that can (CONFIG_BRIDGE_VLAN_FILTERING), or Open vSwitch"
             yield Fault(
                 f"{quote(name)} does not filter VLANs, and network {quote(want.network.name)} "
                 "wants VLAN "
                 f"{', '.join(spans(vids))} ({want.place})",
                 "each start of a QEMU with a tap there fails (status 71), since nothing would "
                 "separate its frames",
-                sh("ip", "link", "set", "dev", name, "type", "bridge", "vlan_filtering", "1"),
+                *((mend,) if bridge.vlan_filtering is not None else (None, cannot)),
             )
 
 

@@ -1,11 +1,11 @@
-"""The policy and the databases of Open vSwitch, as far as they can be had; and why not further."""
+"""The policy, the databases of Open vSwitch, and what networks need: as far as it is to be had."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import DEFAULT_OVSDB, Policy
+from pyqemu_ifconf.policy import DEFAULT_OVSDB, Nat, Policy
 from pyqemu_ifup.host import Host
 
 PATIENCE = 3.0
@@ -46,6 +46,26 @@ def open_each(host: Host, ovsdbs: Iterable[str]) -> dict[str, Failure]:
         finally:
             host.watch = watch
     return failed
+
+
+def find_unmet(host: Host, network: str, bridge: str, nat: Nat) -> list[Failure]:
+    """Return why an up could not make a network with `nat:`, or a Failure (75) of who is mute.
+
+    Raises Failure (75) once the host's watch is interrupted.
+    """
+    from pyqemu_ifup.nat_needs import Wanted
+    from pyqemu_ifup.nat_needs import find_unmet as finding
+
+    watch = host.watch
+    host.watch = watch.within(PATIENCE)
+    try:
+        return host.finish(finding(host, Wanted(network, bridge, nat)))
+    except Failure as failure:
+        if watch.interrupted() is not None:
+            raise
+        return [failure]
+    finally:
+        host.watch = watch
 
 
 def worst(failures: Iterable[Failure]) -> Status:

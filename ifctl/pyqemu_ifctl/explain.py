@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
-from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.nat import show_service
 from pyqemu_ifconf.policy import (
     DEFAULT_OVSDB,
@@ -27,10 +27,11 @@ from pyqemu_ifconf.policy import (
 from pyqemu_ifconf.shell import Command, joined, output, piped, quote, readable, sh, shown, vsctl
 from pyqemu_ifconf.vms import show_from
 from pyqemu_ifctl.answer import Answer, json_vlan, to_json
-from pyqemu_ifctl.databases import addresses, open_each
+from pyqemu_ifctl.databases import addresses, find_unmet, open_each
 from pyqemu_ifup.access import ROOT, User, find_user, is_root_made, may_still
+from pyqemu_ifup.attach import require_database
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.look import Link, Seen, show_vlan
+from pyqemu_ifup.look import FRESH, Link, Seen, show_vlan
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.nat import making_commands
 from pyqemu_ifup.plan import (
@@ -48,22 +49,20 @@ from pyqemu_ifup.plan import (
     refuse_strangers,
 )
 from pyqemu_ifup.stamp import KEY_IFINDEX, Here, find_here, make_stamp
+from pyqemu_ifup.tun import require_tun
 
 UID_MAX = 2**32 - 2
 """The greatest number of a user (credentials(7)); the one after it is none."""
 KIND_WORDS: dict[Kind, str] = {"linux": "Linux bridge", "openvswitch": "Open vSwitch bridge"}
-FRESH = Link(
-    index=0, name="", kind="tun", tap=True, up=False, mtu=1500, mac="", txqueuelen=1000,
-    master=None, alias="", carrier=False,
-)
-"""A tap as QEMU makes it; its index and its MAC are the kernel's to choose."""
 
 
 @dataclass(frozen=True)
 class View:
     """What an explanation can see of this host.
 
-    `unasked` are the databases that did not answer, `ipv6` tells whether the kernel has IPv6.
+    `unasked` are the databases that did not answer, `databases` those that did; `ipv6` tells
+    whether the kernel has IPv6. `unmet` is why an up would fail whatever the bridge is like, and
+    `folder` the one of a network with NAT.
     """
 
     seen: Seen
@@ -71,6 +70,9 @@ class View:
     unasked: frozenset[str]
     ipv6: bool
     remarks: tuple[str, ...] = ()
+    databases: frozenset[str] = frozenset()
+    unmet: tuple[Failure, ...] = ()
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,16 +185,39 @@ def look(port: Port, policy: Policy, watch: Watch, tell: Callable[[str], None]) 
     with Host(port.tap, watch, tell) as host:
         failed = open_each(host, [port.ovsdb, DEFAULT_OVSDB, *addresses(policy)])
         seen = host.look(port.tap, port.bridge)
-    remarks = tuple(f"could not tell: {failure}" for failure in failed.values())
+        databases = frozenset(host.databases)
+        failures = list(failed.values())
+        folder = ""
+        if port.nat is not None:
+            from pyqemu_ifup.nat_needs import folder_of
+
+            folder = folder_of(port.network)
+            failures += find_unmet(host, port.network, port.bridge, port.nat)
+    remarks = tuple(f"could not tell: {each}" for each in failures if isinstance(each, Forbidden))
+    if seen.tap is None:
+        remarks += _tun_remarks()
+    unmet = tuple(each for each in failures if not isinstance(each, Forbidden))
     ipv6 = os.path.exists("/proc/sys/net/ipv6")
-    return View(seen, find_here(), frozenset(failed), ipv6, remarks)
+    return View(seen, find_here(), frozenset(failed), ipv6, remarks, databases, unmet, folder)
+
+
+def _tun_remarks() -> tuple[str, ...]:
+    """Return why QEMU could not make the tap."""
+    try:
+        require_tun()
+    except Forbidden:
+        # NOTE: who explains need not be whose QEMU makes it.
+        return ()
+    except Failure as failure:
+        return (f"QEMU could not make the tap now: {failure}",)
+    return ()
 
 
 def explain_port(caller: Caller, decision: Attach, view: View) -> Explanation:
     """Return what attaching the tap would be, given what is to be seen."""
     port, seen = decision.port, view.seen
     kind, found, notes = _find_kind(port, view)
-    notes = [*_refusals(port, view), *notes]
+    notes = [*map(_would_fail, view.unmet), *_refusals(port, view), *notes]
     forms = []
     for each in (kind,) if kind is not None else KIND_WORDS:
         by_name = decision.rule is None
@@ -217,6 +242,8 @@ def _find_kind(port: Port, view: View) -> tuple[Kind | None, bool, list[str]]:
         # NOTE: it is made where it is not there.
         return "linux", seen.bridge is not None, []
     try:
+        if port.ovsdb not in view.unasked:
+            require_database(view.databases, port, seen)
         return find_kind(port, seen), True, []
     except Failure as failure:
         told = failure
@@ -267,14 +294,14 @@ def _form(
         if live:
             try:
                 plan = plan_up(port, kind, seen, stamp, view.here)
-                return Form(kind, _lines(plan, port, seen, fresh=fresh)), None
+                return Form(kind, _lines(plan, port, seen, view.folder, fresh=fresh)), None
             except Failure as failure:
                 fault = _would_fail(failure)
         able = replace(seen, bridge=_able_bridge(port, kind, seen.bridge))
         plan = plan_up(port, kind, able, stamp, view.here)
     except Failure as failure:
         return Form(kind, (), str(failure)), fault
-    return Form(kind, _lines(plan, port, seen, fresh=fresh)), fault
+    return Form(kind, _lines(plan, port, seen, view.folder, fresh=fresh)), fault
 
 
 def _able_bridge(port: Port, kind: Kind, bridge: Link | None) -> Link:
@@ -288,12 +315,14 @@ def _able_bridge(port: Port, kind: Kind, bridge: Link | None) -> Link:
     return bridge
 
 
-def _lines(plan: tuple[Op, ...], port: Port, seen: Seen, *, fresh: bool) -> tuple[Command, ...]:
+def _lines(
+    plan: tuple[Op, ...], port: Port, seen: Seen, folder: str, *, fresh: bool
+) -> tuple[Command, ...]:
     """Return the plan's commands; what only the kernel knows is left to a command's own output."""
     lines: list[Command] = []
     link = ("ip", "link", "set", "dev", port.tap)
     if port.nat is not None and seen.bridge is None:
-        lines += making_commands(port.network, port.bridge, port.nat)
+        lines += making_commands(port.network, port.bridge, port.nat, folder)
     for op in plan:
         if isinstance(op, Prove):
             continue

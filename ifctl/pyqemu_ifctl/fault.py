@@ -22,6 +22,14 @@ class Fault:
     do: str | None = None
 
 
+def fault_of(failure: Failure, why: str) -> Fault:
+    """Return the fault of what up would end with, or QEMU; `why` is what comes of it."""
+    what = f"{failure.what}: {failure.why}" if failure.why else failure.what
+    if isinstance(failure.remedy, Command):
+        return Fault(what, why, failure.remedy)
+    return Fault(what, why, None, failure.remedy)
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What one network, or one rule or NIC on it, wants of its bridge."""

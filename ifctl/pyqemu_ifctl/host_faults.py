@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Policy, is_left
 from pyqemu_ifconf.shell import Command, all_of, nft_command, quote, readable, sh
-from pyqemu_ifctl.fault import Fault
+from pyqemu_ifctl.fault import Fault, fault_of
 from pyqemu_ifctl.scene import (
     DEFAULT_SCRIPTS,
     HELPERS,
-    TUN,
     Chain,
     Qemu,
     Scene,
@@ -24,6 +23,7 @@ from pyqemu_ifctl.scene import (
 from pyqemu_ifup.hubs import NAMED_MAX, REMEDY, WHY, WHY_MIXED, call_it, find_hubs, tap_name
 from pyqemu_ifup.nat import table_name, wants_forwarding
 from pyqemu_ifup.nat_network import OLDER, guarded
+from pyqemu_ifup.tun import TUN
 
 
 def find_netfilter(scene: Scene) -> Iterator[Fault]:
@@ -130,16 +130,26 @@ def find_bridge_filters(scene: Scene) -> Iterator[Fault]:
 
 
 def find_no_tun(scene: Scene) -> Iterator[Fault]:
-    """No /dev/net/tun."""
-    if scene.tun_mode is None:
-        command = all_of(
-            sh("mkdir", "-p", os.path.dirname(TUN)),
-            sh("mknod", "-m", "0666", TUN, "c", "10", "200"),
-        )
-        yield Fault(
-            "there is no /dev/net/tun", "no QEMU can open a tap",
-            command if scene.tun_known else sh("modprobe", "tun"),
-        )
+    """A /dev/net/tun that is not there, or cannot be opened."""
+    if scene.tun is not None:
+        yield fault_of(scene.tun, "no QEMU can open a tap")
+
+
+def find_no_right(scene: Scene) -> Iterator[Fault]:
+    """A root that may change no link, as in a container without CAP_NET_ADMIN."""
+    if scene.right is not None:
+        yield fault_of(scene.right, "each start of a QEMU with a tap fails (status 77)")
+
+
+def find_unmade(scene: Scene) -> Iterator[Fault]:
+    """A network with NAT that an up could not make, or bring to what the policy says."""
+    for network, failures in scene.unmet.items():
+        for failure in failures:
+            yield fault_of(
+                failure,
+                f"a start of a QEMU with a tap on network {quote(network)} fails "
+                f"(status {int(failure.status)}) where that is needed",
+            )
 
 
 def find_closed_tun(scene: Scene) -> Iterator[Fault]:

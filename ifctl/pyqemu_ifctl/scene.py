@@ -18,11 +18,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Policy
 from pyqemu_ifconf.shell import Command, readable, sh
 from pyqemu_ifctl.answer import count
-from pyqemu_ifctl.databases import addresses, open_each, read_policy
+from pyqemu_ifctl.databases import (
+    addresses,
+    find_unmet,
+    open_each,
+    read_policy,
+)
 from pyqemu_ifctl.guests import Guest, each_in_time, find_guests, leads_to
 from pyqemu_ifctl.macs import CommandNic, nics_of
 from pyqemu_ifctl.place import Hooks, know_hooks
@@ -38,12 +43,12 @@ from pyqemu_ifup.manners import SAFE_PATH, Watch
 from pyqemu_ifup.nat import TABLE
 from pyqemu_ifup.own_mac import this_host
 from pyqemu_ifup.stamp import Here, find_here
+from pyqemu_ifup.tun import TUN, require_tun
 from pyqemu_ifup.work import finish
 
 if TYPE_CHECKING:
     from pyqemu_ifctl.fault import Wanted
 
-TUN = "/dev/net/tun"
 DEFAULT_SCRIPTS = {"script": "/etc/qemu-ifup", "downscript": "/etc/qemu-ifdown"}
 """What QEMU calls for a tap where it is told nothing (configure, --sysconfdir=/etc)."""
 HELPERS = (
@@ -51,6 +56,7 @@ HELPERS = (
     "/usr/lib/qemu-bridge-helper", "/usr/local/libexec/qemu-bridge-helper",
 )
 """Where distributions, and QEMU's own `make install`, put its helper, as pyqemu-takeover has it."""
+OVS_RUN = os.path.dirname(DEFAULT_OVSDB[len("unix:"):])
 SETTLE = 1.0
 """Seconds in which a healthy ovs-vswitchd has taken in what is configured."""
 FILTER_SECONDS = 5.0
@@ -112,12 +118,13 @@ class Scene:
     tells of the ovs-vswitchd of each, as far as it is known. `call_iptables` are the kinds of
     tables that bridged frames go through ("iptables", "ip6tables"). `chains` are those that drop.
     `tables` tells of each network with NAT that taps are on what has become of its nft table, ""
-    for nothing. `tun_mode` is None where there is no /dev/net/tun, `tun_known` whether the kernel
-    has its driver. `ovs_service` is the unit of Open vSwitch, None without systemd, and
-    `install_ovs` the command that installs its package. `unseen` is what may not be looked at,
-    `unread` are the processes that do not let themselves be. `otherwise` is what the process of a
-    tap says of itself by now that the tap's mark says otherwise. `hooks` are those of this
-    installation, None for none. `host_id` is no other host's.
+    for nothing, `unmet` of each network with NAT of the policy's why an up could not make it.
+    `tun` is why no tap can be made, `tun_mode` the mode of /dev/net/tun, None where there is none;
+    `right` is why root may change no link. `ovs_service` is the unit of Open vSwitch, None without
+    systemd, and `install_ovs` the command that installs its package. `unseen` is what may not be
+    looked at, `unread` are the processes that do not let themselves be. `otherwise` is what the
+    process of a tap says of itself by now that the tap's mark says otherwise. `hooks` are those of
+    this installation, None for none. `host_id` is no other host's.
     """
 
     policy: Policy | Failure
@@ -134,7 +141,6 @@ class Scene:
     chains: tuple[Chain, ...]
     tables: Mapping[str, str]
     tun_mode: int | None
-    tun_known: bool
     qemus: tuple[Qemu, ...]
     ovs_service: str | None
     install_ovs: Command
@@ -144,6 +150,9 @@ class Scene:
     otherwise: Mapping[str, str] = field(default_factory=dict)
     host_id: str = ""
     hooks: Hooks | None = None
+    unmet: Mapping[str, list[Failure]] = field(default_factory=dict)
+    tun: Failure | None = None
+    right: Failure | None = None
 
     @cached_property
     def wanted(self) -> dict[str, list[Wanted]]:
@@ -189,6 +198,8 @@ def look(
             link.index: host.kernel.vids(link.index) for link in links if link.master in aware
         }
         tables = _look_at_tables(host, policy, links, unseen)
+        unmet = _look_at_needs(host, policy, unseen)
+        right = _find_right(host)
         lost = find_lost(
             host, policy, links, lambda tap, stamp: is_wanted(policy, tap, stamp)
         )
@@ -238,7 +249,7 @@ def look(
         ),
         daemons=_find_daemons(switches.values()), call_iptables=call_iptables, chains=chains,
         tables=tables,
-        tun_mode=_tun_mode(), tun_known=_knows_tun(),
+        unmet=unmet, tun=_tun_fault(), tun_mode=_tun_mode(), right=right,
         qemus=tuple(qemus),
         ovs_service=_ovs_service(),
         install_ovs=(
@@ -265,6 +276,34 @@ def _look_at_tables(
         else:
             found[network] = fault
     return found
+
+
+def _look_at_needs(
+    host: Host, policy: Policy | Failure, unseen: list[str]
+) -> dict[str, list[Failure]]:
+    """Return why networks with NAT could not be made, none of those that could."""
+    found = {}
+    for network in policy.networks.values() if isinstance(policy, Policy) else ():
+        if network.nat is None:
+            continue
+        failures = find_unmet(host, network.name, network.bridge, network.nat)
+        unseen += [
+            f"whether network {network.name} can be made: {each}"
+            for each in failures if isinstance(each, Forbidden)
+        ]
+        found[network.name] = [each for each in failures if not isinstance(each, Forbidden)]
+    return found
+
+
+def _find_right(host: Host) -> Failure | None:
+    """Return why root may change no link here; others have that done for them."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        host.kernel.require_right()
+    except Failure as failure:
+        return failure
+    return None
 
 
 def _ovs_service() -> str | None:
@@ -328,9 +367,13 @@ def _tun_mode() -> int | None:
     return stat.S_IMODE(found.st_mode) if stat.S_ISCHR(found.st_mode) else None
 
 
-def _knows_tun() -> bool:
-    """Tell whether the kernel's driver is there, with the number that mknod(1) takes."""
-    return "200 tun" in (" ".join(line.split()) for line in _read("/proc/misc").splitlines())
+def _tun_fault() -> Failure | None:
+    """Return why no tap can be made here; what only other users may open is none for root."""
+    try:
+        require_tun()
+    except Failure as failure:
+        return None if isinstance(failure, Forbidden) else failure
+    return None
 
 
 def _find_daemons(switches: Any) -> dict[str, tuple[Daemon, int]]:
@@ -356,11 +399,28 @@ def _find_daemons(switches: Any) -> dict[str, tuple[Daemon, int]]:
 
 
 def _serves(pid: int, ovsdb: str) -> bool:
-    """Tell whether an ovs-vswitchd is of this database, by its command line."""
+    """Tell whether an ovs-vswitchd is of this database, by its command line.
+
+    It may call the socket by another path, through a link or in mounts of its own.
+    """
     words = command_line(pid)
-    if not words or ovsdb in words:
+    named = [word for word in words if word.startswith("unix:")]
+    if not words or ovsdb in named:
         return bool(words)
-    return ovsdb == DEFAULT_OVSDB and not any(word.startswith("unix:") for word in words)
+    try:
+        socket_of = os.stat(ovsdb[len("unix:"):])
+    except FileNotFoundError:
+        return False
+    for word in named or [DEFAULT_OVSDB]:
+        # NOTE: a path that does not begin with a slash is one of its run-time folder.
+        path = os.path.join(OVS_RUN, word[len("unix:"):])
+        for root in (f"/proc/{pid}/root", ""):
+            try:
+                if os.path.samestat(os.stat(root + path), socket_of):
+                    return True
+            except (FileNotFoundError, NotADirectoryError, PermissionError):
+                continue
+    return False
 
 
 def _owner(path: str) -> int | None:
@@ -384,7 +444,7 @@ def _answers(switch: OvsSwitch) -> bool:
 
     It does so in its run-time folder, which is the database's (ovs-ofctl(8)).
     """
-    folder = os.path.dirname(switch.ovsdb[len("unix:"):])
+    folder = os.path.dirname(os.path.realpath(switch.ovsdb[len("unix:"):]))
     for bridge in switch.bridges:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(1)

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.failure import Failure, Status, for_user
 from pyqemu_ifconf.names import check_tap_name
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifd.asking import AskingWatch, Process, find_asking
@@ -89,6 +89,15 @@ def serve(request: Request, place: Place | None, context: Context) -> Work[None]
 
     It first yields when the client has been told how long it may last, and nothing is done yet.
     """
+    try:
+        yield from _serve(request, place, context)
+    except Failure as failure:
+        if context.client.peer.uid == ROOT:
+            raise
+        raise for_user(failure) from failure
+
+
+def _serve(request: Request, place: Place | None, context: Context) -> Work[None]:
     if request.verb == "up":
         tap, network, debug = request.fields
         return _up(tap, network, debug, place, context)

@@ -12,6 +12,8 @@ ROOT_SOCKET = "/run/pyqemu-ifup/agent.sock"
 """Where root's agent listens, to root alone."""
 USERS_SOCKET = "/run/pyqemu-ifup/users.sock"
 """Where the agent of everybody else listens."""
+USERS_UNIT = "pyqemu-ifd-users.socket"
+"""What has that one started."""
 SOCKET_VARIABLE = "PYQEMU_IFUP_SOCKET"
 """Names another socket for a client; empty: no agent. Raised privilege ignores it."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import syslog
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -206,7 +206,7 @@ def _joining(
     """Attach a tap that is nobody else's, as it was seen `before`; what fails is taken back."""
     here = find_here()
     try:
-        require_database(host, port, before)
+        require_database(host.databases, port, before)
         kind = find_kind(port, before)
         if kept is not None:
             stamp = renew_stamp(kept, port, kind)
@@ -227,13 +227,16 @@ def _joining(
         raise
 
 
-def require_database(host: Host, port: Port, before: Seen) -> None:
-    """Raise Failure (69) where the bridge can only be Open vSwitch's, and that is not running."""
+def require_database(databases: Container[str], port: Port, before: Seen) -> None:
+    """Raise Failure (69) where the bridge can only be Open vSwitch's, and that is not running.
+
+    `databases` are those that this host has.
+    """
     linux = before.bridge is not None and before.bridge.kind == "bridge"
     wanted = port.kind == "openvswitch" or (
         port.kind is None and not linux and port.ovsdb != DEFAULT_OVSDB
     ) or (before.bridge is not None and before.bridge.kind == "openvswitch")
-    if wanted and port.ovsdb not in host.databases:
+    if wanted and port.ovsdb not in databases:
         raise Failure(
             Status.UNAVAILABLE,
             f"Open vSwitch is not there: no socket at {quote(port.ovsdb)}",

@@ -101,7 +101,7 @@ def find_change(
             raise unasked[address]
     refuse_shared(tap, holder.uid if holder.uid is not None else os.getuid())
     refuse_foreign_ports(before, here)
-    require_database(host, port, before)
+    require_database(host.databases, port, before)
     kind = find_kind(port, before)
     if unasked and not is_in_place(port, kind, before, here):
         raise next(iter(unasked.values()))

@@ -63,7 +63,7 @@ def account() -> pwd.struct_passwd:
             continue
     raise Failure(
         Status.UNAVAILABLE, "there is no user for dnsmasq to run as",
-        f"neither {' nor '.join(USERS)} is known", "adduser --system dnsmasq",
+        f"neither {' nor '.join(USERS)} is known", sh("useradd", "--system", "dnsmasq"),
     )
 
 

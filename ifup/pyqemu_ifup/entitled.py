@@ -11,7 +11,7 @@ from pyqemu_ifconf.bridge_conf import NOTHING, BridgeConf
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_made_of, is_user_name, is_valid_name
 from pyqemu_ifconf.policy import Network, Nic, Policy, Vm, find_nic
-from pyqemu_ifconf.shell import quote, readable, sh
+from pyqemu_ifconf.shell import all_of, quote, readable, sh
 from pyqemu_ifup.access import ROOT, User, check_given, may_have, may_use
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.stamp import is_alive
@@ -123,8 +123,8 @@ def refuse_bridge_name(policy: Policy, name: str) -> None:
             )
 
 
-def check_owner(link: Link, uid: int) -> None:
-    """Check that the tap belongs to the user; root may use any.
+def check_owner(link: Link, uid: int, network: str) -> None:
+    """Check that the tap belongs to the user, who wants it on `network`; root may use any.
 
     One that we have made is the user's whom its mark names, any other its owner's (TUNSETOWNER),
     but for one that root has had attached for a process that runs: that may have set the owner.
@@ -148,12 +148,22 @@ def check_owner(link: Link, uid: int) -> None:
     if uid in (ROOT, link.owner):
         return
     owner = "nobody" if link.owner is None else f"user {link.owner}"
+    what = f"somebody else's tap: {owner} owns it, not user {uid}"
+    if not link.persistent:
+        # NOTE: a QEMU with CAP_NET_ADMIN, as a file's capability gives it, makes its own.
+        raise Failure(
+            Status.DENIED, what, "whoever holds it has made it, by a right that is not the user's",
+            f"let the agent make it: start QEMU by pyqemu-ifctl run --nic {quote(network)}, "
+            f"or with helper=pyqemu-bridge-helper,br={quote(network)} in place of ifname= and "
+            "script=; it needs no right of its own then",
+        )
+    words = ("dev", link.name, "mode", "tap", *(["multi_queue"] if link.multi_queue else []))
     raise Failure(
-        Status.DENIED,
-        f"somebody else's tap: {owner} owns it, not user {uid}",
-        "",
-        "let its maker give it to you: "
-        + sh("ip", "tuntap", "add", "dev", link.name, "mode", "tap", "user", str(uid)),
+        Status.DENIED, what, "",
+        "let root make it anew for you: " + all_of(
+            sh("ip", "tuntap", "del", *words),
+            sh("ip", "tuntap", "add", *words, "user", str(uid)),
+        ),
     )
 
 

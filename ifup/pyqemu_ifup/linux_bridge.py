@@ -51,15 +51,20 @@ VLAN_RANGE_BEGIN, VLAN_RANGE_END = 0x8, 0x10
 TRANSIENT = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS)
 _MAY_NOT = (errno.EPERM, errno.EACCES, errno.EROFS)
 ATTEMPTS = 5
+NO_LINK = 2**31 - 1
+"""An ifindex that no link has: the kernel counts them from 1."""
 
 
 def _failure(what: str, code: int) -> Failure:
     """Return what a netlink error number means to the person who must mend it."""
     if code in (errno.EPERM, errno.EACCES):
-        return Forbidden(
-            what, f"the kernel refuses it ({os.strerror(code)})",
-            "run as root, or with CAP_NET_ADMIN in the tap's network namespace",
-        )
+        remedy = "run as root, or with CAP_NET_ADMIN in the tap's network namespace"
+        if os.geteuid() == 0:
+            remedy = (
+                "give it CAP_NET_ADMIN in the tap's network namespace, a container by "
+                "--cap-add=NET_ADMIN"
+            )
+        return Forbidden(what, f"the kernel refuses it ({os.strerror(code)})", remedy)
     if code == errno.EXFULL:
         return Failure(
             Status.REFUSED, what, "the bridge is full (1023 ports)", "use another bridge"
@@ -112,6 +117,18 @@ class Netlink:
         """Close the sockets."""
         self._route.close()
         self._reader.close()
+
+    def require_right(self) -> None:
+        """Check that this process may change links here, by an order to one that there cannot be.
+
+        Raises Failure (77).
+        """
+        with _explained("cannot change any link"):
+            try:
+                self._set(NO_LINK)
+            except NetlinkError as error:
+                if error.code != errno.ENODEV:
+                    raise
 
     def look_up(self, name: str) -> Link | None:
         """Return the link called `name`, None where there is none."""

@@ -179,6 +179,13 @@ def is_local(ovsdb: str) -> bool:
     return ovsdb.startswith(("unix:", "tcp:127.", "tcp:[::1]:", "tcp:localhost:"))
 
 
+FRESH = Link(
+    index=0, name="", kind="tun", tap=True, up=False, mtu=1500, mac="", txqueuelen=1000,
+    master=None, alias="", carrier=False,
+)
+"""A tap as QEMU makes it; its index and its MAC are the kernel's to choose."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """One look at a tap and what is about it.

@@ -6,7 +6,7 @@ import os
 import sys
 import syslog
 
-from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.names import check_tap_name
 from pyqemu_ifconf.policy import (
     DEFAULT_TIMEOUT,
@@ -21,6 +21,8 @@ from pyqemu_ifconf.policy import (
     policy_asks,
     port_on,
 )
+from pyqemu_ifconf.shell import quote, sh
+from pyqemu_ifup.agent import USERS_UNIT
 from pyqemu_ifup.caller import bounded, find_caller
 from pyqemu_ifup.manners import (
     Watch,
@@ -77,8 +79,24 @@ def up(tap: str, inherited: list[str], watch: Watch) -> None:
     from pyqemu_ifup.attach import Handed, attach, success_line
 
     handed = Handed(inherited.count(tap))
-    attach(port, caller, parent, ovsdbs, watch, narrator(PROGRAM, tap), bool(network), handed)
+    try:
+        attach(port, caller, parent, ovsdbs, watch, narrator(PROGRAM, tap), bool(network), handed)
+    except Forbidden as forbidden:
+        if os.geteuid() == 0:
+            raise
+        raise by_the_agent(forbidden, policy, port) from forbidden
     log(syslog.LOG_INFO, success_line(port, caller))
+
+
+def by_the_agent(forbidden: Forbidden, policy: Policy, port: Port) -> Failure:
+    """Return what a user is told whose hook had to do without an agent: how that does it."""
+    place = policy.networks[port.network].place
+    return Failure(
+        forbidden.status, forbidden.what, forbidden.why,
+        "the agent does it for you: let root start it "
+        f"({sh('systemctl', 'start', USERS_UNIT)}) and have your login name among users: of "
+        f"network {quote(port.network)} ({place})",
+    )
 
 
 def wanted_port(policy: Policy, caller: Caller, network: str) -> Port:

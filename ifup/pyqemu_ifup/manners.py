@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.failure import Failure, Status, for_user
 from pyqemu_ifconf.policy import POLICY_VARIABLE
 from pyqemu_ifconf.shell import printable, quote, readable
 
@@ -384,7 +384,7 @@ def run_hook(program: str, seconds: float, body: Hook) -> int:
         with watching(seconds) as watch:
             body(tap, inherited, watch)
     except Failure as failure:
-        _report(program, tap, str(failure))
+        _report(program, tap, str(failure if os.geteuid() == 0 else for_user(failure)))
         return int(failure.status)
     except Exception as error:  # NOTE: the outermost handler; all else catches by name.
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):

@@ -426,9 +426,11 @@ def _all_but(address: str) -> tuple[str, str]:
     return str(first), str(last)
 
 
-def making_commands(network: str, bridge: str, nat: Nat) -> list[Command]:
-    """Return the commands that make the network, as an administrator would type them."""
-    folder = f"{RUN}/{network}"
+def making_commands(network: str, bridge: str, nat: Nat, folder: str) -> list[Command]:
+    """Return the commands that make the network, as an administrator would type them.
+
+    `folder` is that of its files, in the network namespace where they are typed.
+    """
     link = ("ip", "link", "set", "dev", bridge)
     lines = [
         adding_command(network, bridge, nat),

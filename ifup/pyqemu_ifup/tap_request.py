@@ -178,7 +178,7 @@ def may_attach(
     """
     if user.uid == ROOT:
         return
-    check_owner(link, user.uid)
+    check_owner(link, user.uid, port.network)
     may_still(policy, port, user)
     network = policy.networks[port.network]
     taps = _taps(links, network, user.uid) - {link.name}

@@ -17,6 +17,7 @@ from pyqemu_ifup.tun import (
     IFF_VNET_HDR,
     TUN,
     attach_queue,
+    no_tun,
     rename_tap,
     set_owner,
 )
@@ -93,6 +94,9 @@ def close_all(descriptors: list[int]) -> None:
 
 def _failure(name: str, error: OSError) -> Failure:
     what, why = f"cannot make the tap {readable(name)}", os.strerror(error.errno or 0)
+    if error.filename == TUN:
+        found = no_tun(error)
+        return Failure(found.status, what, f"{found.what}: {found.why}", found.remedy)
     if error.errno in (errno.EBUSY, errno.EEXIST):
         return Failure(
             Status.DENIED, what, "an interface of this name is there already",
@@ -107,11 +111,7 @@ def _failure(name: str, error: OSError) -> Failure:
     if error.errno in (errno.EPERM, errno.EACCES):
         return Failure(
             Status.DENIED, what, f"the kernel refuses it ({why})",
-            f"run the agent as root, with CAP_NET_ADMIN and access to {TUN}",
-        )
-    if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-        return Failure(
-            Status.REFUSED, what, f"there is no {TUN} ({why})", "load the module: modprobe tun"
+            "run the agent as root, with CAP_NET_ADMIN",
         )
     if error.errno == errno.EINVAL:
         return Failure(

@@ -123,7 +123,7 @@ def a_policy(bridge: str) -> Policy:
 def a_scene(bridge: str, **changes: Any) -> Scene:
     scene = Scene(
         a_policy(bridge), HERE, (), {}, {}, {}, (), {}, frozenset(), {}, frozenset(), (), {}, 0o666,
-        True, (), None, sh("apt-get", "install", "x"), (),
+        (), None, sh("apt-get", "install", "x"), (),
     )
     return replace(scene, **changes)
 
@@ -355,8 +355,11 @@ NO_NAME = {
     ("ifctl/pyqemu_ifctl/agent.py", "_mute"): "likewise",
     ("ifctl/pyqemu_ifctl/agent.py", "_no_agent"): "likewise",
     ("ifup/pyqemu_ifup/tap_client.py", "_connect"): "likewise",
+    ("ifup/pyqemu_ifup/main.py", "by_the_agent"): "likewise",
     ("ifctl/pyqemu_ifctl/ovs_faults.py", "start_ovs"): "a unit of the distribution's",
-    ("ifctl/pyqemu_ifctl/host_faults.py", "find_no_tun"): "/dev/net/tun",
+    ("ifup/pyqemu_ifup/tun.py", "no_tun"): "/dev/net/tun",
+    ("ifup/pyqemu_ifup/tun.py", "require_tun"): "likewise",
+    ("ifup/pyqemu_ifup/tun.py", "_making"): "likewise",
     ("ifctl/pyqemu_ifctl/host_faults.py", "find_closed_tun"): "likewise",
     ("ifup/pyqemu_ifup/dnsmasq.py", "serve"): "a network's name",
     ("ifup/pyqemu_ifup/dnsmasq.py", "_start"): "likewise",
@@ -463,7 +466,8 @@ class Elsewhere:
                                            ("pyqemu-netns", "n")))
         self.refused(lambda: refuse_foreign_ports(Seen(a_link(name), ports=(other,)), HERE))
         self.refused(lambda: refuse_shared(a_link(name, multi_queue=True, owner=5), 6))
-        self.refused(lambda: check_owner(a_link(name, owner=5), 6))
+        self.refused(lambda: check_owner(a_link(name, owner=5), 6, "lan"))
+        self.refused(lambda: check_owner(a_link(name, owner=5, persistent=True), 6, "lan"))
         raise_ = _failure(name, OSError(errno.EBUSY, "busy"))
         assert str(raise_).isprintable()
         policy = parse_policy([Source("p", b"version: 1\nnetworks: {other: {bridge: br}}\n"
@@ -499,7 +503,8 @@ class Elsewhere:
             port = Port(name, "lan", name, Place("p.yaml", 1, 1), kind=kind, ovsdb=DB, mtu=None,
                         vlan=Vlan(10), external_ids=(("a", "b;id"),) if ovs_bridges else ())
             seen = Seen(None, bridge=bridge, ovs_bridges=ovs_bridges)
-            found = explain_port(caller, Attach(port, None), View(seen, HERE, frozenset(), True))
+            view = View(seen, HERE, frozenset(), True, databases=frozenset({DB}))
+            found = explain_port(caller, Attach(port, None), view)
             assert found.forms[0].commands
 
     def files(self, name: str) -> None:

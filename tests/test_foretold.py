@@ -1,0 +1,186 @@
+"""What an up would fail for: explain and doctor foretell it in its own words, and what mends it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lab.clinic import Clinic
+from lab.hooks import Hooks
+from lab.needs import require
+from lab.netns import Namespace
+from test_ifctl_doctor import let_go, own_mounts
+
+LAB = "networks: {lab: {bridge: labbr0, nat: {ipv4: 192.168.76.1/24}}}\n"
+LAN = "networks: {lan: {bridge: br0}}\n"
+
+
+@pytest.fixture
+def clinic(netns: Namespace, tmp_path: Path) -> Clinic:
+    require("nft", "dnsmasq")
+    return Clinic(netns, Hooks(tmp_path / "hooks", netns=netns.name), tmp_path)
+
+
+def policy(clinic: Clinic, networks: str) -> None:
+    name = "lab" if networks == LAB else "lan"
+    clinic.policy(f'{networks}rules: [{{tap: "*", network: {name}}}]\n')
+
+
+State = Callable[[Clinic, ExitStack], None]
+"""What puts a host into it; the stack takes away what is not mended."""
+
+
+def mounts(script: str) -> State:
+    """Return a state of mounts of the host's own, made by a script."""
+
+    def make(clinic: Clinic, stack: ExitStack) -> None:
+        stack.callback(let_go, own_mounts(clinic, script.format(folder=clinic.folder)))
+
+    return make
+
+
+def listening(kind: socket.SocketKind, port: int) -> State:
+    def make(clinic: Clinic, stack: ExitStack) -> None:
+        with clinic.netns.enter():
+            taken = stack.enter_context(socket.socket(socket.AF_INET, kind))
+        taken.bind(("0.0.0.0", port))
+        if kind == socket.SOCK_STREAM:
+            taken.listen()
+
+    return make
+
+
+def an_other_s_bridge(clinic: Clinic, stack: ExitStack) -> None:
+    clinic.netns.add_bridge("labbr0")
+    stack.callback(clinic.ip, "link", "del", "labbr0")
+
+
+def an_other_s_table(clinic: Clinic, stack: ExitStack) -> None:
+    clinic.netns.run(["nft", "add", "table", "inet", "pyqemu-ifup-lab"])
+    stack.callback(clinic.netns.run, ["nft", "flush", "ruleset"])
+
+
+def an_other_s_subnet(clinic: Clinic, stack: ExitStack) -> None:
+    clinic.ip("link", "add", "eth0", "type", "veth", "peer", "name", "far")
+    stack.callback(clinic.ip, "link", "del", "eth0")
+    clinic.ip("address", "add", "192.168.76.9/28", "dev", "eth0")
+
+
+def external_ids(clinic: Clinic, stack: ExitStack) -> None:
+    policy(clinic, "networks: {lan: {bridge: br0, external_ids: {a: b}}}\n")
+
+
+def no_open_vswitch(clinic: Clinic, stack: ExitStack) -> None:
+    policy(clinic, "networks: {lan: {bridge: br0, kind: openvswitch, ovsdb: 'unix:/run/no'}}\n")
+
+
+def without(program: str) -> State:
+    """Return the state of a host without a program, which its package manager can install."""
+
+    def make(clinic: Clinic, stack: ExitStack) -> None:
+        path = os.path.realpath(shutil.which(program) or "")
+        mounts(f"mount --bind /dev/null {path}")(clinic, stack)
+        clinic.program("apt-get", f"umount {path}")
+
+    return make
+
+
+READ_ONLY = "mount --bind {path} {path}; mount -o remount,bind,ro {path}"
+NO_ACCOUNT = """
+sed '/^dnsmasq:/d; /^nobody:/d' /etc/passwd >{folder}/passwd
+mount --bind {folder}/passwd /etc/passwd
+echo 'passwd: files' >{folder}/nsswitch.conf
+mount --bind {folder}/nsswitch.conf /etc/nsswitch.conf
+"""
+NO_NAT = """
+nft=$(readlink -f $(command -v nft))
+cp "$nft" {folder}/nft
+cat >{folder}/fake <<'END'
+#!/bin/sh
+for word; do
+    [ "$word" = -f ] && echo 'Error: Could not process rule: Not supported' >&2 && exit 1
+done
+exec {folder}/nft "$@"
+END
+chmod 755 {folder}/fake
+mount --bind {folder}/fake "$nft"
+"""
+NO_SERVER = """
+mkdir -p /run/openvswitch
+mount -t tmpfs none /run/openvswitch
+python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind("/run/openvswitch/db.sock")'
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A state, a part of what is said, the status, doctor's check; `mends`: its command does."""
+
+    name: str
+    networks: str
+    make: State
+    says: str
+    status: int
+    check: str
+    mends: bool = False
+
+
+ROWS = (
+    Row("bridge", LAB, an_other_s_bridge, "labbr0 is somebody else's", 77, "nat-needs"),
+    Row("table", LAB, an_other_s_table, "pyqemu-ifup-lab is somebody else's", 77, "nat-needs"),
+    Row("subnet", LAB, an_other_s_subnet, "eth0 has 192.168.76.9/28", 71, "nat-needs"),
+    Row("dnsmasq", LAB, without("dnsmasq"), "dhcp: and dns: of network lab needs it", 69,
+        "nat-needs", True),
+    Row("nft", LAB, without("nft"), "nat: of network lab needs it", 69, "nat-needs", True),
+    Row("account", LAB, mounts(NO_ACCOUNT), "there is no user for dnsmasq", 69, "nat-needs"),
+    Row("udp", LAB, listening(socket.SOCK_DGRAM, 53), "port 53/udp of 192.168.76.1 is taken", 71,
+        "nat-needs"),
+    Row("tcp", LAB, listening(socket.SOCK_STREAM, 53), "port 53/tcp of 192.168.76.1 is taken", 71,
+        "nat-needs"),
+    Row("dhcp", LAB, listening(socket.SOCK_DGRAM, 67), "port 67/udp of 0.0.0.0 is taken", 71,
+        "nat-needs"),
+    Row("sysctl", LAB, mounts(READ_ONLY.replace("{path}", "/proc/sys")), "Read-only file system",
+        71, "nat-needs"),
+    Row("run", LAB, mounts("mkdir -p /run/pyqemu-ifup; "
+                           + READ_ONLY.replace("{path}", "/run/pyqemu-ifup")),
+        "cannot use /run/pyqemu-ifup/lab@", 71, "nat-needs"),
+    Row("kernel", LAB, mounts(NO_NAT), "nft does not do it", 71, "nat-needs"),
+    Row("ids", LAN, external_ids, "it has no place for external_ids", 71, "bridge-refuses"),
+    Row("server", LAN, mounts(NO_SERVER), "nothing answers at unix:/run/openvswitch/db.sock", 69,
+        "ovs-down"),
+    Row("socket", LAN, no_open_vswitch, "no socket at unix:/run/no", 69, "ovs-down"),
+)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+def test_what_up_ends_with_is_foretold(row: Row, clinic: Clinic) -> None:
+    up = [str(clinic.hooks.folder / "pyqemu-ifup"), "web0"]
+    explain = [str(clinic.hooks.folder / "pyqemu-ifctl"), "explain", "web0"]
+    policy(clinic, row.networks)
+    tap = clinic.netns.tap("web0")
+    clinic.netns.add_bridge("br0", mac="02:00:00:00:00:01")
+    with ExitStack() as stack:
+        stack.callback(clinic.ip, "link", "del", "br0")
+        assert not [each for each in clinic.look()["findings"] if each["severity"] == "error"]
+        row.make(clinic, stack)
+        done = clinic.run(up)
+        assert done.returncode == row.status and row.says in done.stderr, done.stderr
+        told = done.stderr.strip().removeprefix("pyqemu-ifup: web0: ")
+        assert f"note: an up would fail now ({row.status}): {told}\n" in clinic.run(explain).stdout
+        findings = clinic.find(row.check)
+        assert findings
+        if row.check != "ovs-down":
+            assert f"{findings[0]['what']}; {findings[0]['command'] or findings[0]['do']}" == told
+        if row.mends:
+            clinic.mend(findings[0]["command"])
+            assert clinic.find(row.check) == []
+            assert clinic.run(up).returncode == 0
+            assert clinic.run([str(clinic.hooks.folder / "pyqemu-ifdown"), "web0"]).returncode == 0
+    tap.close()
