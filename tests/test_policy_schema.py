@@ -113,3 +113,34 @@ def test_the_first_policy_is_right_and_so_is_what_becomes_of_it() -> None:
     attached = decide(policy, Caller("web0"))
     assert isinstance(attached, Attach) and attached.port.bridge == "br0"
     assert isinstance(decide(policy, Caller("db0")), Deny)
+
+
+def test_an_editor_is_told_our_own_sentence(tmp_path: Path) -> None:
+    """Of each field, what `check` says of a wrong value is what the schema has for an editor."""
+    schema = policy_schema()
+    defs = schema["$defs"]
+    assert isinstance(defs, dict)
+    told = {
+        name: field["errorMessage"]
+        for where in (schema, *defs.values())
+        for name, field in where["properties"].items()
+        if isinstance(field, dict)
+    }
+    assert told["mtu"] == "mtu must be a whole number from 68 to 65521 or bridge"
+    for name, wrong in (("mtu", "[]"), ("vlan", "4095"), ("isolated", "yes"), ("kind", "ovs")):
+        text = f"version: 1\nnetworks: {{lan: {{bridge: br0, {name}: {wrong}}}}}\n"
+        with pytest.raises(PolicyInvalid) as caught:
+            parse_policy([Source("p.yaml", text.encode())])
+        (error,) = caught.value.errors
+        assert error.message.startswith(told[name]), (error.message, told[name])
+        (met,) = Draft202012Validator(schema).iter_errors(
+            plain_data(_compose(text, Errors("p.yaml")))
+        )
+        assert met.schema["errorMessage"] == told[name]
+
+
+def test_the_samples_name_their_schema() -> None:
+    """As the language servers for YAML look for it, where it is installed."""
+    line = "# yaml-language-server: $schema=/usr/local/share/pyqemu-ifup/policy.schema.json\n"
+    for name in ("policy.yaml", "first.yaml"):
+        assert (CONF / name).read_text().startswith(line)

@@ -48,7 +48,22 @@ def _property(field: Field) -> Schema:
     schema = field.type.schema()
     if field.where == "port":
         schema = {"anyOf": [{"const": "none"}, schema]}
-    return {"description": field.about, **schema}
+    sentence = f"{field.name} must be {field.type.words}"
+    return {"description": field.about, **_saying(sentence, schema)}
+
+
+def _saying(sentence: str, schema: Schema) -> Schema:
+    """Return the schema of a value, with what an editor is to say where it does not hold.
+
+    `errorMessage` is a word of the language servers for JSON and YAML; all others pass it over.
+    """
+    told: Schema = {"errorMessage": sentence, **schema}
+    for key in ("anyOf", "allOf"):
+        if isinstance(parts := schema.get(key), list):
+            told[key] = [_saying(sentence, part) for part in parts]
+    if isinstance(items := schema.get("items"), dict) and "$ref" not in items:
+        told["items"] = _saying(sentence, items)
+    return told
 
 
 def _network() -> Schema:
