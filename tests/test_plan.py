@@ -469,11 +469,11 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
      "br0 is both a Linux bridge and an Open vSwitch bridge; say kind: linux or "
      "kind: openvswitch for network lan"),
     (kind_of, replace(PORT, kind="openvswitch"), FRESH, Status.REFUSED,
-     "br0 is a Linux bridge: the policy says kind: openvswitch for network lan; correct kind: "
-     "or bridge:"),
+     "br0 is a Linux bridge: the policy says kind: openvswitch for network lan; correct its "
+     "kind or its bridge"),
     (kind_of, replace(PORT, kind="linux"), OVS_FRESH, Status.REFUSED,
-     "br0 is an Open vSwitch bridge: the policy says kind: linux for network lan; correct kind: "
-     "or bridge:"),
+     "br0 is an Open vSwitch bridge: the policy says kind: linux for network lan; correct its "
+     "kind or its bridge"),
     (kind_of, replace(PORT, ovsdb="unix:/other"), replace(OVS_FRESH, bridge=None),
      Status.UNAVAILABLE,
      "there is no bridge br0: network lan names it; make it (ip link add name br0 up type bridge "

@@ -538,7 +538,7 @@ SAMPLE_ERRORS = [
     (
         "beyond-nic-tap-made-twice",
         "6:14: another NIC has the tap b-0 too, at beyond-nic-tap-made-twice:5; give "
-        "it a tap:",
+        "it another tap",
     ),
     (
         "beyond-nic-tap-twice",
