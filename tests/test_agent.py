@@ -616,6 +616,63 @@ def test_socket_of_an_agent_that_was_killed(site: Site) -> None:
         assert agent.down("lan0").status == 0
 
 
+@pytest.mark.parametrize("has_syslog", [False, True])
+def test_it_speaks_in_the_foreground_where_there_is_no_syslog(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], has_syslog: bool
+) -> None:
+    """As in a container: what it listens at, its policy, what it did, and what went wrong."""
+    tap = site.tap("lan0")
+    where = f"import pyqemu_ifup.manners; pyqemu_ifup.manners.LOG_SOCKET = '{tmp_path}/log'"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as reader:
+        if has_syslog:
+            reader.bind(f"{tmp_path}/log")
+        with site.start(before=where) as agent:
+            path = agent.path
+            assert [agent.up(name).status for name in ("lan0", "other0")] == [0, 77]
+            assert agent.down("lan0").status == 0
+            assert agent.stop() == 0
+    tap.close()
+    said = capsys.readouterr().err.splitlines()
+    if has_syslog:
+        assert said == []
+        return
+    assert f"pyqemu-ifd: listening at {path}" in said
+    assert "pyqemu-ifd: policy: 1 networks, 1 rules in force" in said
+    assert any(line.startswith("pyqemu-ifd: lan0: attached to br0, ") for line in said)
+    assert any(line.startswith("pyqemu-ifd: other0: denied: ") for line in said)
+    assert len(said) == len(set(said))
+
+
+FULL = """
+import os
+reading, writing = os.pipe()
+os.set_blocking(writing, False)
+try:
+    while True:
+        os.write(writing, bytes(4096))
+except BlockingIOError:
+    os.set_blocking(writing, True)
+os.dup2(writing, 2)
+from pyqemu_ifup import manners
+manners.LOG_SOCKET = "/nowhere/log"
+def say(line, patience=manners.PATIENCE, real=manners.say):
+    if patience:
+        os._exit(99)
+    real(line, patience)
+manners.say = say
+"""
+"""Without syslog, and with a standard error that nobody reads; it ends if it waits for that."""
+
+
+def test_who_reads_nothing_of_it_delays_nothing(site: Site) -> None:
+    tap = site.tap("lan0")
+    with site.start(before=FULL) as agent:
+        assert agent.up("lan0").status == 0
+        assert agent.down("lan0").status == 0
+        assert agent.stop() == 0
+    tap.close()
+
+
 def test_second_agent(agent: Agent, site: Site) -> None:
     done = site.netns.run(agent.argv(), check=False)
     assert done.returncode == 75

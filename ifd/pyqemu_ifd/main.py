@@ -55,6 +55,7 @@ def main() -> int:
     except Exception as error:  # NOTE: the outermost handler; all else catches by name.
         text, status = explain_bug(error), Status.BUG
     say(f"{PROGRAM}: {text}")
+    open_log(PROGRAM)
     log(syslog.LOG_ERR, text)
     return int(status)
 
@@ -108,6 +109,9 @@ def serve(policy: str | None, path: str, *, for_users: bool) -> int:
     try:
         if for_users:
             step_back()
+        # NOTE: a container may have no syslog, and who looks at its output is to see what it does.
+        open_log(PROGRAM, aloud=True)
+        log(syslog.LOG_INFO, f"listening at {readable(path if handed is None else _name(handed))}")
         Server(listener, PolicyKeeper(policy), for_users=for_users).run(notify, watchdog())
     finally:
         # NOTE: in this order: once it is closed, another agent may have put its own there.
@@ -115,6 +119,12 @@ def serve(policy: str | None, path: str, *, for_users: bool) -> int:
             remove(path, inode)
         listener.close()
     return int(Status.DONE)
+
+
+def _name(listener: socket.socket) -> str:
+    """Return the path of a socket that was handed over."""
+    path = listener.getsockname()
+    return path if isinstance(path, str) else os.fsdecode(path)
 
 
 def make_folder(path: str) -> None:

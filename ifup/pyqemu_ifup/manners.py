@@ -289,11 +289,14 @@ def watching(seconds: float, *, hook: bool = True) -> Iterator[Watch]:
         os.close(write_end)
 
 
-def say(line: str) -> None:
-    """Write one line to standard error; nobody there to read it is no error."""
+def say(line: str, patience: float = PATIENCE) -> None:
+    """Write one line to standard error; nobody there to read it is no error.
+
+    What nobody takes in so many seconds is lost.
+    """
     poll = select.poll()
     poll.register(2, select.POLLOUT)
-    if not poll.poll(PATIENCE * 1000):
+    if not poll.poll(patience * 1000):
         return
     try:
         os.write(2, (printable(line)[:LINE_MAX] + "\n").encode("ascii"))
@@ -307,14 +310,16 @@ class _Log:
     """Who writes to syslog, how long that may wait, as of when, and how many lines were lost."""
 
     program = "pyqemu-ifup"
+    aloud = False
     patience = PATIENCE
     since = 0.0
     lost = 0
 
 
-def open_log(program: str) -> None:
-    """Let the lines of `log` be those of `program`."""
+def open_log(program: str, *, aloud: bool = False) -> None:
+    """Let the lines of `log` be those of `program`, said `aloud` on a host without syslog."""
     _Log.program = program
+    _Log.aloud = aloud
 
 
 def log(priority: int, line: str) -> None:
@@ -343,8 +348,9 @@ def log(priority: int, line: str) -> None:
     except (BlockingIOError, TimeoutError):
         _Log.lost += 1
     except OSError:
-        # No syslog: there is nobody else to tell.
-        return
+        # No syslog: there is nobody else to tell, but who has started us in the foreground.
+        if _Log.aloud and priority <= syslog.LOG_INFO:
+            say(f"{_Log.program}: {line}", 0)
     finally:
         _Log.since = time.monotonic()
         _Log.patience = max(0.0, _Log.patience - (_Log.since - began))
