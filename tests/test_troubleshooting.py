@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from lab.devices import without_tun
 from lab.hooks import Hooks
 from lab.needs import QEMU, require
 from lab.netns import Namespace
@@ -74,36 +76,52 @@ def test_a_message_that_no_program_says_is_seen(texts: list[re.Pattern[str]]) ->
     assert DENY_OF_README in (ROOT / "README.md").read_text()
 
 
-QEMU_SAYS = {
+QEMU_SAYS: dict[str, tuple[tuple[str, ...], str]] = {
     "network script /usr/local/bin/pyqemu-ifup failed with status 16640":
-        (("tap,id=n0,ifname=web0,script={here}/pyqemu-ifup,downscript=",), ()),
+        (("tap,id=n0,ifname=web0,script={here}/pyqemu-ifup,downscript=",), ""),
     "network script /usr/local/bin/pyqemu-ifup failed with status 256":
-        (("tap,id=n0,ifname=web0,script={here}/gone/pyqemu-ifup",), ()),
+        (("tap,id=n0,ifname=web0,script={here}/gone/pyqemu-ifup",), ""),
     "network script /usr/local/bin/pyqemu-ifdown failed with status 256":
-        (("tap,id=n0,ifname=web0,script=,downscript={here}/gone/pyqemu-ifdown",), ()),
+        (("tap,id=n0,ifname=web0,script=,downscript={here}/gone/pyqemu-ifdown",), ""),
     "could not open /dev/net/tun: Permission denied":
-        (("tap,id=n0,ifname=web0,script=",), ("nobody", "closed")),
+        (("tap,id=n0,ifname=web0,script=",), "closed"),
+    "could not open /dev/net/tun: No such device":
+        (("tap,id=n0,ifname=web0,script=",), "no driver"),
+    "could not open /dev/net/tun: No such file or directory":
+        (("tap,id=n0,ifname=web0,script=",), "gone"),
+    "could not open /dev/net/tun: Operation not permitted":
+        (("tap,id=n0,ifname=web0,script=",), "forbidden"),
     "could not configure /dev/net/tun (web0): Operation not permitted":
-        (("tap,id=n0,ifname=web0,script=",), ("nobody", "open")),
+        (("tap,id=n0,ifname=web0,script=",), "open"),
     "could not configure /dev/net/tun (web0): Device or resource busy":
-        (("tap,id=n0,ifname=web0,script=", "tap,id=n1,ifname=web0,script="), ()),
+        (("tap,id=n0,ifname=web0,script=", "tap,id=n1,ifname=web0,script="), ""),
     "could not configure /dev/net/tun (br0): Invalid argument":
-        (("tap,id=n0,ifname=br0,script=",), ()),
-    "bridge helper failed": (("tap,id=n0,br=br0,helper=/bin/false",), ()),
+        (("tap,id=n0,ifname=br0,script=",), ""),
+    "bridge helper failed": (("tap,id=n0,br=br0,helper=/bin/false",), ""),
     "ifname=, script=, downscript=, vnet_hdr=, queues=, and vhostfds= are invalid with helper=":
-        (("tap,id=n0,ifname=web0,helper=/bin/false",), ()),
-    "warning: netdev n0 has no peer": (("tap,id=n0,ifname=web0,script=,downscript=",), ()),
+        (("tap,id=n0,ifname=web0,helper=/bin/false",), ""),
+    "warning: netdev n0 has no peer": (("tap,id=n0,ifname=web0,script=,downscript=",), ""),
 }
-"""Heading -> the netdevs that make QEMU say it, and as whom, with what /dev/net/tun."""
+"""Heading -> the netdevs that make QEMU say it, and with which of DEVICES."""
 OF_THE_PACKAGE = {"W: /etc/qemu-ifup: no bridge for guest interface found"}
 """What test_packages.py sees the stock script say."""
 
-AS_NOBODY = """
+TUN = """
 mount -t tmpfs -o mode=755 lab /dev/net
-mknod -m "$1" /dev/net/tun c 10 200
-shift
-exec setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all --bounding-set=-all "$@"
+%s
+exec "$@"
 """
+DROP = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all",
+        "--bounding-set=-all")  # fmt: skip
+DEVICES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "closed": ("mknod -m 0600 /dev/net/tun c 10 200", DROP),
+    "open": ("mknod -m 0666 /dev/net/tun c 10 200", DROP),
+    # NOTE: a number that this kernel has no driver for stands for that of tun's own.
+    "no driver": ("mknod -m 0666 /dev/net/tun c 10 250", ()),
+    "gone": ("", ()),
+    "forbidden": ("mknod -m 0666 /dev/net/tun c 10 200", ()),
+}
+"""What /dev/net/tun is, and what QEMU is executed by."""
 
 
 def test_each_of_qemu_s_is_tried() -> None:
@@ -118,12 +136,17 @@ def test_qemu_says_it(heading: str, netns: Namespace, tmp_path: Path) -> None:
     netns.add_bridge("br0", mac="02:00:00:00:00:01")
     netdevs, how = QEMU_SAYS[heading]
     words = [word.format(here=hooks.folder) for word in netdevs]
-    prefix = []
-    if how:
-        mode = "0600" if how[1] == "closed" else "0666"
-        prefix = ["unshare", "--mount", "sh", "-euc", AS_NOBODY, "sh", mode]
+    prefix: list[str] = []
     options = [option for word in words for option in ("-netdev", word)]
-    with Qemu(*options, netns=netns.name, env=hooks.environ(), prefix=prefix) as qemu:
+    with ExitStack() as stack:
+        if how:
+            script, drop = DEVICES[how]
+            prefix = ["unshare", "--mount", "sh", "-euc", TUN % script, "sh", *drop]
+        if how == "forbidden":
+            prefix += stack.enter_context(without_tun())
+        qemu = stack.enter_context(
+            Qemu(*options, netns=netns.name, env=hooks.environ(), prefix=prefix)
+        )
         try:
             qemu.quit()
         except EOFError:
