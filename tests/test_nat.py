@@ -25,6 +25,7 @@ from lab.needs import lack, require
 from lab.netns import Namespace
 from lab.qemu import Qemu
 from lab.snapshot import Snapshot, leftovers
+from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifup import bolt, dnsmasq, nat_needs, nat_network, nft
 from pyqemu_ifup.host import Host
@@ -291,26 +292,42 @@ def test_no_tap_lowers_the_bridge_s_mtu(hooks: Hooks, netns: Namespace) -> None:
     tap.close()
 
 
-def mortal_at(call: int, *doors: tuple[Any, str]) -> Callable[[], None]:
-    """Return what has the process be killed before the `call`-th use of these."""
+def before_call(
+    call: int, act: Callable[[], object], *doors: tuple[Any, str]
+) -> Callable[[], None]:
+    """Return what has the process `act` before the `call`-th use of these."""
 
     def change() -> None:
         count = 0
 
-        def mortal(real: Any) -> Any:
+        def counting(real: Any) -> Any:
             def run(*words: Any, **more: Any) -> Any:
                 nonlocal count
                 count += 1
                 if count == call:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    act()
                 return real(*words, **more)
 
             return run
 
         for place, name in doors:
-            setattr(place, name, mortal(getattr(place, name)))
+            setattr(place, name, counting(getattr(place, name)))
 
     return change
+
+
+def kill_self(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+def mortal_at(call: int, *doors: tuple[Any, str]) -> Callable[[], None]:
+    """Return what has the process be killed before the `call`-th use of these."""
+    return before_call(call, lambda: kill_self(signal.SIGKILL), *doors)
+
+
+def signalled(call: int, *doors: tuple[Any, str]) -> Callable[[], None]:
+    """Return what has the process get a SIGTERM before the `call`-th use of these."""
+    return before_call(call, lambda: kill_self(signal.SIGTERM), *doors)
 
 
 MAKES: list[tuple[Any, str]] = [
@@ -399,6 +416,176 @@ def test_a_tap_that_cannot_join_leaves_no_network(calls: Calls, inside: Namespac
     assert ended.status == 75
     assert is_gone(inside)
     assert leftovers(before, inside) == []
+
+
+LEFT = "pyqemu-ifctl gc removes what is left"
+
+
+@pytest.mark.alone("stops the hook itself")
+def test_a_signal_before_each_program_of_an_up_leaves_nothing(
+    calls: Calls, inside: Namespace
+) -> None:
+    """The last of them asks for other firewalls, once the network is made."""
+    inside.tap("web0")
+    before = Snapshot.take(inside)
+    doors = [(nft, "run_program"), (dnsmasq, "_start"), (dnsmasq, "_let_go")]
+    call = 1
+    while (ended := calls.up("web0", signalled(call, *doors))).status != 0:
+        assert (ended.status, ended.stderr) == (
+            75, "pyqemu-ifup: web0: stopped: received SIGTERM; nothing is left of it\n"
+        ), call
+        assert is_gone(inside), call
+        assert leftovers(before, inside) == [], call
+        call += 1
+    assert call > 6
+    assert calls.down("web0").status == 0
+
+
+@pytest.mark.alone("stops the hook itself")
+def test_a_signal_before_each_step_of_a_down_is_told_truly_and_the_next_down_mends(
+    calls: Calls, inside: Namespace
+) -> None:
+    """What has been begun of the network's end is brought to its end all the same."""
+    inside.tap("web0")
+    doors = [(Netlink, "run"), (Host, "look"), *ENDS]
+    statuses = []
+    for call in range(1, 20, 3):
+        assert calls.up("web0").status == 0
+        ended = calls.down("web0", signalled(call, *doors))
+        statuses.append(ended.status)
+        if ended.status != 0:
+            assert (ended.status, ended.stderr) == (
+                75, f"pyqemu-ifdown: web0: stopped: received SIGTERM; {LEFT}\n"
+            ), call
+            assert calls.down("web0").status == 0
+        assert is_gone(inside), call
+    assert sorted(statuses, reverse=True) == statuses and {0, 75} == set(statuses), statuses
+
+
+def mute(*, after: Callable[[tuple[str, ...]], bool]) -> Callable[[], None]:
+    """Return what has nft(8) not end from the call on of whose words `after` is true."""
+
+    def change() -> None:
+        real = getattr(nft, "run_program")  # noqa: B009  mypy: it does not export that
+        muted: list[bool] = []
+
+        def run(words: Any, watch: Watch, text: str = "") -> Any:
+            if muted or after((*words, text)):
+                muted.append(True)
+                return real(["sleep", "100"], watch)
+            return real(words, watch, text)
+
+        setattr(nft, "run_program", run)  # noqa: B010  mypy lets no function be assigned
+
+    return change
+
+
+@pytest.mark.alone("stops the hook itself")
+def test_a_way_back_that_nft_holds_up_ends_in_time_and_the_cause_is_told(
+    calls: Calls, inside: Namespace
+) -> None:
+    """Bridge and dnsmasq go all the same, and what is left is found by the next down."""
+    inside.tap("web0")
+    before = Snapshot.take(inside)
+
+    def stop() -> None:
+        # NOTE: what asks for the firewalls stops the up.
+        signalled(1, (nft, "dropping_chains"))()
+        mute(after=lambda words: "chains" in words)()
+
+    ended = calls.up("web0", stop)
+    assert (ended.status, ended.stderr) == (
+        75, f"pyqemu-ifup: web0: stopped: received SIGTERM; {LEFT}\n"
+    )
+    assert any("network lab: not taken back: not done after " in line for line in ended.log)
+    assert "labbr0" not in inside.links() and not servers(inside) and tables(inside)
+    assert calls.down("web0").status == 0
+    assert is_gone(inside)
+    assert leftovers(before, inside) == []
+
+
+def test_all_parts_of_a_way_back_have_one_deadline() -> None:
+    watch = Watch(1.0)
+    back = watch.for_undo()
+    assert back.for_undo() is back and back.lasting().for_undo().remaining() <= 3.0
+    assert 2.0 < back.remaining() <= 3.0
+
+
+def test_what_lasts_heeds_a_signal_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons: list[str] = []
+    watch = Watch(10.0, lambda: reasons[0] if reasons else None).lasting()
+    watch.check()
+    reasons.append("received SIGTERM")
+    watch.check()
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 2.1)
+    with pytest.raises(Failure, match="stopped"):
+        watch.check()
+
+
+@pytest.mark.alone("stops the hook itself")
+def test_a_refused_up_forgets_no_dnsmasq_of_an_earlier_one(
+    calls: Calls, inside: Namespace
+) -> None:
+    """Its bridge has been deleted under it; what it still holds would keep the next one out."""
+    tap = inside.tap("web0")
+    assert calls.up("web0").status == 0
+    tap.close()
+    inside.ip("link", "del", "labbr0")
+    assert len(servers(inside)) == 1
+    inside.tap("web0")
+    change = signalled(1, (nft, "run_program"))
+    assert calls.up("web0", change).status == 75
+    assert calls.up("web0").status == 0
+    assert is_whole(inside)
+    assert calls.down("web0").status == 0
+    assert is_gone(inside)
+
+
+EDITS: list[tuple[str, dict[str, Any]]] = [
+    ("join", {"dns": {"domain": "new.test"}, "forward": None}),
+    ("join", {"ipv4": "192.168.77.1/24", "dhcp": False, "forward": None}),
+    ("join", {"ipv6": None}),
+    ("join", {"dns": False, "dhcp": False}),
+    ("dnsmasq", {"dns": {"domain": "new.test"}, "forward": None}),
+]
+"""What is changed of the network, and where the up fails."""
+
+
+@pytest.mark.alone("stops the hook itself")
+@pytest.mark.parametrize(
+    ("where", "edit"), EDITS, ids=["dns", "ipv4", "ipv6", "nothing served", "dnsmasq"]
+)
+def test_an_up_that_fails_after_an_edit_takes_nothing_from_other_guests(
+    calls: Calls, inside: Namespace, where: str, edit: dict[str, Any]
+) -> None:
+    def look() -> tuple[str, list[str], str, list[str], int]:
+        text = inside.run(["nft", "-s", "list", "table", "inet", TABLE]).stdout
+        told = json.loads(inside.run(["ip", "-j", "address", "show", "dev", "labbr0"]).stdout)[0]
+        own = sorted(f"{each['local']}/{each['prefixlen']}" for each in told["addr_info"])
+        sysctls = [
+            Path(f"/proc/sys/net/ipv6/conf/labbr0/{name}").read_text()
+            for name in ("disable_ipv6", "accept_ra", "autoconf")
+        ]
+        return text, own, settings(inside), sysctls, len(servers(inside))
+
+    inside.tap("web0")
+    inside.tap("web1")
+    assert calls.up("web0").status == 0
+    before = look()
+    write_policy(calls.hooks, edit)
+    if where == "join":
+        change = at_op(3, lambda: kill_self(signal.SIGTERM))
+    else:
+        change = signalled(1, (dnsmasq, "serve"), (dnsmasq, "end"))
+    assert calls.up("web1", change).status == 75
+    assert look() == before
+    assert is_whole(inside)
+    assert calls.up("web1").status == 0
+    assert look() != before
+    for tap in ("web0", "web1"):
+        assert calls.down(tap).status == 0
+    assert is_gone(inside)
 
 
 def test_explain_knows_the_network_and_its_commands_make_it(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import syslog
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,7 +44,7 @@ from pyqemu_ifup.main import Left
 from pyqemu_ifup.manners import GRACE, Watch, log, narrator
 from pyqemu_ifup.nat import making_commands
 from pyqemu_ifup.nat_needs import folder_of
-from pyqemu_ifup.nat_network import differing, leaving_held, making
+from pyqemu_ifup.nat_network import differing, making, taking_back
 from pyqemu_ifup.plan import Difference, Prove, SetDown, commands
 from pyqemu_ifup.stamp import Here, Stamp, find_here, is_alive
 from pyqemu_ifup.work import RETRY
@@ -527,24 +527,18 @@ def _network(
         try:
             yield None, different
         except BaseException:
-            host.watch = host.watch.for_undo()
-            _told(port.tap, lambda: host.finish(leaving_held(host, held)))
+            host.finish(taking_back(host, held))
             raise
         finally:
             held.close()
     if not dry_run and stamp is not None and stamp.bridge != port.bridge:
-        _told(port.tap, lambda: host.finish(leaving_networks(host, stamp)))
-
-
-def _told(tap: str, leave: Callable[[], object]) -> None:
-    """Take away a network that nobody is on; what cannot be done is told in syslog."""
-    try:
-        leave()
-    except Failure as failure:
-        log(
-            syslog.LOG_ERR,
-            f"{readable(tap)}: its network is left: {failure}; {ifctl('gc')} removes it",
-        )
+        try:
+            host.finish(leaving_networks(host, stamp))
+        except Failure as failure:
+            log(
+                syslog.LOG_ERR,
+                f"{readable(port.tap)}: its network is left: {failure}; {ifctl('gc')} removes it",
+            )
 
 
 def _vm(guest: Guest, caller: Caller) -> str | None:

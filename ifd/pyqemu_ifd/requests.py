@@ -20,8 +20,8 @@ from pyqemu_ifd.turns import Turns
 from pyqemu_ifd.users import Users
 from pyqemu_ifd.wire import Peer, Place, Request
 from pyqemu_ifdown.detach import detaching, leave_to_gc
+from pyqemu_ifdown.main import LEFT, present_name
 from pyqemu_ifdown.main import TIMEOUT as DOWN_TIMEOUT
-from pyqemu_ifdown.main import present_name
 from pyqemu_ifup.access import ROOT, is_root_made
 from pyqemu_ifup.attach import Handed, attaching, success_line
 from pyqemu_ifup.caller import find_helped, find_parent
@@ -165,6 +165,7 @@ def _down(tap: str, debug: str, place: Place | None, context: Context) -> Work[N
     process = context.process(find_parent)
     tap = present_name(tap, held)
     watch = context.watch(DOWN_TIMEOUT, process)
+    watch.stopped = watch.late = LEFT
     with context.turns.take(tap) as turn:
         yield 0.0
         context.begin(watch)

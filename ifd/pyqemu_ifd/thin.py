@@ -141,6 +141,8 @@ class Client:
         """Why the work must stop, in words; empty while it need not."""
         self.left = "nothing is left of it"
         """What is known of the work where it has stopped, in words."""
+        if program == "pyqemu-ifdown":
+            self.left = "pyqemu-ifctl gc removes what is left"
 
     def connect(self, path: bytes) -> None:
         """Connect to the agent. Raises OSError, BlockingIOError where too many others wait for it.
@@ -253,10 +255,15 @@ class Client:
         return TRY_AGAIN
 
     def _pass_on(self, line: bytes) -> None:
-        """Write a line of the agent's, but that the work has stopped: we know better why."""
-        stopped = f"{self.program}: {self.name}: stopped: "
-        if not (self.reason and line.startswith(stopped.encode())):
+        """Write a line of the agent's, but that the work has stopped: we know better why.
+
+        What is left of it, which that line ends with, the agent knows.
+        """
+        stopped = f"{self.program}: {self.name}: stopped: ".encode()
+        if not (self.reason and line.startswith(stopped)):
             say(line)
+        elif b"; " in line:
+            self.left = line.rpartition(b"; ")[2].decode("ascii", "replace")
 
     def _report(self, text: str) -> None:
         say(f"{self.program}: {self.name}: {text}".encode())

@@ -12,11 +12,13 @@ from pyqemu_ifup.manners import Watch, narrator, run_hook
 PROGRAM = "pyqemu-ifdown"
 TIMEOUT = 10.0
 """Seconds that a down may take."""
+LEFT = "pyqemu-ifctl gc removes what is left"
+"""What is said of a down that has stopped: as far as it came, it stays."""
 
 
 def main() -> int:
     """Run the hook with the arguments of this process and return its exit status."""
-    return run_hook(PROGRAM, TIMEOUT, down)
+    return run_hook(PROGRAM, TIMEOUT, down, LEFT)
 
 
 def down(tap: str, inherited: list[str], watch: Watch) -> None:

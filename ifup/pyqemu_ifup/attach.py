@@ -98,9 +98,15 @@ def attaching(
     with (yield from lock_by_name(port.tap, host.watch)):
         # NOTE: whoever asked may have done it himself since, or have gone: then nothing is touched.
         host.watch.check()
-        yield from attaching_alone(
-            host, port, caller, parent, ovsdbs, uid, admit, by_name, made, handed
-        )
+        said = host.watch.stopped
+        try:
+            yield from attaching_alone(
+                host, port, caller, parent, ovsdbs, uid, admit, by_name, made, handed
+            )
+        except Failure as failure:
+            if host.left and failure.remedy == said:
+                failure.remedy = f"{ifctl('gc')} removes what is left"
+            raise
 
 
 def attaching_alone(
@@ -151,17 +157,16 @@ def attaching_alone(
     if port.nat is None:
         yield from _joining(host, port, caller, parent, before, uid, by_name, made, kept)
         return
-    from pyqemu_ifup.nat_network import leaving_held, making
+    from pyqemu_ifup.nat_network import making, taking_back
 
     # NOTE: held until the tap is on the bridge, so that nobody takes it away before.
     held = yield from making(host, port)
     try:
         before = host.look(port.tap, port.bridge)
-        try:
-            yield from _joining(host, port, caller, parent, before, uid, by_name, made, kept)
-        except BaseException:
-            yield from _taking_away(host, port, leaving_held(host, held))
-            raise
+        yield from _joining(host, port, caller, parent, before, uid, by_name, made, kept)
+    except BaseException:
+        yield from taking_back(host, held)
+        raise
     finally:
         held.close()
 
@@ -177,19 +182,6 @@ def owning_it(host: Host, link: Link, parent: int, handed: Handed) -> Work[None]
         from pyqemu_ifup.owner import owning
 
         yield from owning(host.kernel, link, parent, *handed)
-
-
-def _taking_away(host: Host, port: Port, work: Work[bool]) -> Work[None]:
-    """Take away a network that nobody is on; what cannot be done is told in syslog."""
-    host.watch = host.watch.for_undo()
-    try:
-        yield from work
-    except Failure as failure:
-        log(
-            syslog.LOG_ERR,
-            f"{quote(port.tap)}: network {quote(port.network)} is left: {failure}; "
-            f"{ifctl('gc')} removes it",
-        )
 
 
 def _joining(
@@ -310,20 +302,24 @@ def _undo(host: Host, port: Port, before: Seen, kept: Stamp | None) -> Work[None
             # NOTE: first of all, for a mute server may take all the time there is.
             yield from _take_back(host, SetDown(now.tap.name, now.tap.index), watch)
         for database in host.databases.values():
-            yield from learn(database, port.tap, watch)
+            host.left |= not (yield from learn(database, port.tap, watch))
         now = host.look(port.tap, port.bridge)
         plan = plan_undo(before, now, find_here(), again=kept is not None)
     except Failure as failure:
+        host.left = True
         log(syslog.LOG_ERR, f"{quote(port.tap)}: cannot look at what is left: {failure}")
         return
     for step in plan:
         yield from _take_back(host, step, watch)
 
 
-def learn(database: Database, tap: str, watch: Watch) -> Work[None]:
-    """Learn what became of a commit that was given up: the server may have made it since."""
+def learn(database: Database, tap: str, watch: Watch) -> Work[bool]:
+    """Learn what became of a commit that was given up: the server may have made it since.
+
+    Tells whether that is known.
+    """
     if not database.unsure:
-        return
+        return True
     try:
         yield from database.sync(watch)
     except Failure as failure:
@@ -332,12 +328,15 @@ def learn(database: Database, tap: str, watch: Watch) -> Work[None]:
             f"{quote(tap)}: a port may be left in {quote(database.address)}: {failure}; "
             f"{ifctl('gc', tap)} removes it",
         )
+        return False
+    return True
 
 
 def _take_back(host: Host, step: Step, watch: Watch) -> Work[None]:
     try:
         yield from host.run(step, watch, PATIENCE)
     except Failure as failure:
+        host.left = True
         log(
             syslog.LOG_ERR,
             f"{quote(step.tap)}: not taken back: {failure}; {ifctl('gc', step.tap)} will",

@@ -242,8 +242,11 @@ def _start(folder: str, watch: Watch, tell: Callable[[str], None]) -> Work[None]
 
 
 def _record(folder: str, pid: int) -> None:
-    """Write down which process is to be the network's dnsmasq."""
-    text = f"{pid} {_start_of(pid)} {os.stat('/proc/self/ns/pid').st_ino}\n"
+    """Write down which process is to be the network's dnsmasq; one that has ended is none."""
+    start = _start_of(pid)
+    if start is None:
+        return
+    text = f"{pid} {start} {os.stat('/proc/self/ns/pid').st_ino}\n"
     with open(f"{folder}/{RECORD}", "w", opener=_private) as file:
         file.write(text)
 
@@ -295,11 +298,12 @@ def _end_process(folder: str, pid: int, watch: Watch) -> Work[None]:
         if _recorded(folder) != pid:
             return
         signal.pidfd_send_signal(process, signal.SIGTERM)
-        limit = watch.within(TERM_TIME)
+        # NOTE: in a way back there is more to do than this.
+        limit = watch.within(min(TERM_TIME, watch.remaining() / 4))
         while _recorded(folder) == pid:
             if not limit.remaining():
                 signal.pidfd_send_signal(process, signal.SIGKILL)
-                watch.check("dnsmasq does not end")
+            watch.check("dnsmasq does not end")
             yield SHORT
     except ProcessLookupError:
         return

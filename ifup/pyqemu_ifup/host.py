@@ -47,6 +47,8 @@ class Host:
         brief: bool = False,
     ) -> None:
         self.tap = tap
+        self.left = False
+        """Whether something of what was done could not be taken back."""
         self.brief = brief
         self.details = details
         self.watch = watch

@@ -9,7 +9,7 @@ from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Rule
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.lock import lock_by_name
+from pyqemu_ifup.lock import lock_by_name, network_folders
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import plan_leaving, refuse_anothers
 from pyqemu_ifup.stamp import BRIDGE_MARK, Stamp, find_here
@@ -56,21 +56,26 @@ def leaving(
 
 
 def leaving_networks(host: Host, stamp: Stamp | None) -> Work[None]:
-    """Take away the networks that were made for taps, where the last one has left.
+    """Take away the networks that were made for taps, where the last one has left, or a part.
 
-    With a stamp only that tap's own.
+    With a stamp only that tap's own. A part is what a run has left that was stopped.
     """
     if stamp is not None:
         bridge = host.kernel.look_up(stamp.bridge) if stamp.kind == "linux" else None
         bridges = [bridge] if bridge is not None else []
     else:
         bridges = [link for link in host.kernel.links() if link.kind == "bridge"]
-    for link in bridges:
-        if not link.alias.startswith(BRIDGE_MARK):
-            continue
-        from pyqemu_ifup.nat import network_of
-        from pyqemu_ifup.nat_network import leaving as leaving_network
+    bridges = [link for link in bridges if link.alias.startswith(BRIDGE_MARK)]
+    if not bridges and not network_folders():
+        return
+    from pyqemu_ifup.nat import network_of
+    from pyqemu_ifup.nat_network import folders, ports_of
+    from pyqemu_ifup.nat_network import leaving as leaving_network
 
-        network = network_of(link.alias)
-        if network is not None and is_network_name(network):
+    found = {network_of(link.alias): link for link in bridges}
+    for network, link in found.items():
+        if network is not None and is_network_name(network) and not ports_of(host, link):
             yield from leaving_network(host, network, link.name)
+    for network in folders():
+        if network not in found and (stamp is None or stamp.network == network):
+            yield from leaving_network(host, network, "")

@@ -209,6 +209,16 @@ class Netlink:
                 if error.code != errno.EEXIST:
                     raise
 
+    def remove_address(self, index: int, address: str) -> None:
+        """Take an ADDRESS/LENGTH from a link; gone already is success. Raises Failure."""
+        host, _, length = address.partition("/")
+        with _explained(f"cannot remove the address {address}"):
+            try:
+                self._route.addr("del", index=index, address=host, prefixlen=int(length))
+            except NetlinkError as error:
+                if error.code not in (errno.EADDRNOTAVAIL, errno.ENODEV):
+                    raise
+
     def destinations(self) -> list[tuple[int, str]]:
         """Return where this host's addresses and routes lead: the ifindex, and ADDRESS/LENGTH."""
         found = self.addresses()

@@ -262,6 +262,15 @@ def make_folder(path: str) -> None:
             raise
 
 
+def network_folders() -> list[str]:
+    """Return the names of the folders that networks have there, of any network namespace."""
+    try:
+        with os.scandir(RUN) as entries:
+            return [each.name for each in entries if each.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+
+
 def open_lock(path: str) -> int:
     """Open a file of root's alone, made where it is not there. Raises OSError."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

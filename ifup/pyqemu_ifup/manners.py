@@ -76,6 +76,7 @@ class Watch:
         self.set_timer = set_timer
         self.stopped = stopped
         self.late = late
+        self.undoes = False
         set_timer(seconds, False)
 
     def allow(self, seconds: float) -> None:
@@ -111,6 +112,23 @@ class Watch:
             stopped=self.stopped, late=self.late,
         )
 
+    def lasting(self) -> Watch:
+        """Return the watch for what is better finished than left in the middle, as a way back is.
+
+        Whatever interrupts this one leaves it 2 s.
+        """
+        since: list[float] = []
+
+        def interrupted() -> str | None:
+            reason = self.interrupted()
+            if reason is not None and not since:
+                since.append(time.monotonic())
+            return reason if since and time.monotonic() > since[0] + GRACE else None
+
+        watch = Watch(self.seconds, interrupted, stopped=self.stopped, late=self.late)
+        watch.start, watch.undoes = self.start, self.undoes
+        return watch
+
     def finish(self) -> None:
         """Check a last time: from here on, what is done stays. Raises Failure (75) as `check`."""
         self.check()
@@ -119,12 +137,17 @@ class Watch:
     def for_undo(self) -> Watch:
         """Return the watch, which nothing interrupts, under which a failed run is taken back.
 
-        It ends 2 s after the deadline, or in 2 s where whoever stopped the run is waiting.
+        It ends 2 s after the deadline, or in 2 s where whoever stopped the run is waiting. All
+        parts of the way back have one: that of a watch which is one already is itself.
         """
+        if self.undoes:
+            return self
         left = max(0.0, self.start + self.seconds + GRACE - time.monotonic())
         left = min(left, GRACE) if self.interrupted() else left
         self.set_timer(left, True)
-        return Watch(left)
+        watch = Watch(left)
+        watch.undoes = True
+        return watch
 
 
 def open_standard_descriptors() -> None:
@@ -228,10 +251,11 @@ def prove_tap(tap: str, inherited: Iterable[str]) -> None:
 
 
 @contextmanager
-def watching(seconds: float, *, hook: bool = True) -> Iterator[Watch]:
+def watching(seconds: float, *, hook: bool = True, left: str = "") -> Iterator[Watch]:
     """Yield the Watch of a hook: TERM, INT, HUP, and the end of its parent interrupt it.
 
     Of a person's program, which is no `hook`, the parent may end, and what it did stays done.
+    `left` tells in words what becomes of what one that takes nothing back has left.
 
     The handlers only note the signal: what was begun is finished, and what follows is undone.
     Every wait has the time left as its limit; what waits elsewhere (a directory service, a file
@@ -273,7 +297,9 @@ def watching(seconds: float, *, hook: bool = True) -> Iterator[Watch]:
         signal.signal(stop, note)
     signal.signal(signal.SIGALRM, break_off)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    if hook:
+    if left:
+        watch = Watch(seconds, interrupted, read_end, set_timer, stopped=left, late=left)
+    elif hook:
         watch = Watch(seconds, interrupted, read_end, set_timer)
     else:
         watch = Watch(
@@ -371,9 +397,10 @@ Hook = Callable[[str, list[str], Watch], None]
 """What a hook does with a tap's name, the taps whose descriptors it was given, and its time."""
 
 
-def run_hook(program: str, seconds: float, body: Hook) -> int:
+def run_hook(program: str, seconds: float, body: Hook, left: str = "") -> int:
     """Run `body` with the one argument of a hook, the tap's name, and return the exit status.
 
+    `left` is as for `watching`.
     Says a failure once, on stderr and to syslog. An exception that is not a Failure is a bug: one
     line on stderr, the traceback to syslog, 70.
     """
@@ -387,7 +414,7 @@ def run_hook(program: str, seconds: float, body: Hook) -> int:
         if len(arguments) != 1:
             say(f"usage: {program} TAP")
             return int(Status.USAGE)
-        with watching(seconds) as watch:
+        with watching(seconds, left=left) as watch:
             body(tap, inherited, watch)
     except Failure as failure:
         _report(program, tap, str(failure if os.geteuid() == 0 else for_user(failure)))

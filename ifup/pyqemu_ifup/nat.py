@@ -145,8 +145,12 @@ def wanted_table(network: str, bridge: str, nat: Nat) -> Table:
 
 def ruleset(network: str, bridge: str, nat: Nat) -> str:
     """Return the nft commands that make the network's table what it shall be, in one go."""
+    return replacing(network, wanted_table(network, bridge, nat))
+
+
+def replacing(network: str, table: Table) -> str:
+    """Return the nft commands that put a whole table of ours in the place of the network's."""
     name = f"inet {table_name(network)}"
-    table = wanted_table(network, bridge, nat)
     lines = [f"table {name}", f"delete table {name}", f"table {name} {{"]
     for chain in table.chains:
         lines.append(f"\tchain {chain.name} {{")

@@ -254,9 +254,11 @@ def _ports(host: Host, wanted: Wanted) -> Work[None]:
     nat = wanted.nat
     if not wants_dnsmasq(nat):
         return
-    if _is_there(host, wanted):
-        server = yield from dnsmasq.look(folder_of(wanted.network), host.watch)
-        if server.settings is not None:
+    folder = folder_of(wanted.network)
+    if os.path.isdir(folder):
+        server = yield from dnsmasq.look(folder, host.watch)
+        # NOTE: one of ours that shall not go on is ended before another is started.
+        if server.active or os.path.exists(f"{folder}/{dnsmasq.RECORD}"):
             return
     addresses = [each.partition("/")[0] for each in (nat.ipv4, nat.ipv6) if each]
     if nat.dns is not None:

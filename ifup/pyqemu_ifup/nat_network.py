@@ -9,16 +9,24 @@ from __future__ import annotations
 import errno
 import os
 import syslog
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Nat, Policy, Port
-from pyqemu_ifconf.shell import all_of, nft_command, quote, readable, sh
+from pyqemu_ifconf.shell import all_of, ifctl, nft_command, quote, readable, sh
 from pyqemu_ifup import bolt, dnsmasq, nft
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.lock import RUN, Lock, cannot_use, lock_file, make_folder, open_lock
+from pyqemu_ifup.lock import (
+    RUN,
+    Lock,
+    cannot_use,
+    lock_file,
+    make_folder,
+    network_folders,
+    open_lock,
+)
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.nat import (
@@ -29,6 +37,7 @@ from pyqemu_ifup.nat import (
     bridge_mac,
     dnsmasq_settings,
     network_of,
+    replacing,
     ruleset,
     switches,
     table_name,
@@ -56,14 +65,34 @@ OLDER = "not as the policy says"
 """What is wrong with a table that is as it was loaded, by an older policy."""
 
 
+@dataclass(frozen=True)
+class Before:
+    """What a network that taps are on was, before an up has changed it.
+
+    `sysctls` are those below /proc/sys/net, `served` the settings that its dnsmasq had, or None.
+    """
+
+    link: Link
+    addresses: frozenset[str]
+    sysctls: Mapping[str, str]
+    table: Table | None
+    served: list[str] | None
+
+
 class Held(Lock):
-    """A network whose lock is held: nobody makes it or takes it away meanwhile; `close` it."""
+    """A network whose lock is held: nobody makes it or takes it away meanwhile; `close` it.
+
+    `changed` tells whether it has been changed since, and `before` what it was then, None where no
+    tap was on it.
+    """
 
     def __init__(self, network: str, bridge: str, folder: str, descriptor: int) -> None:
         super().__init__(descriptor)
         self.network = network
         self.bridge = bridge
         self.folder = folder
+        self.changed = False
+        self.before: Before | None = None
 
 
 def holding(host: Host, network: str, bridge: str) -> Work[Held]:
@@ -122,16 +151,17 @@ def ports_of(host: Host, bridge: Link) -> list[str]:
 def making(host: Host, port: Port) -> Work[Held]:
     """See to it that the network of `port` is there, and return it held, for a tap to join.
 
-    Raises Failure; then nothing of it is left that was not there before.
+    Raises Failure; then it is what it was before, which `taking_back` sees to later on.
     """
     assert port.nat is not None
     held = yield from holding(host, port.network, port.bridge)
     try:
         yield from _making(host, held, port.nat)
     except BaseException:
-        if _bridge_of(host, held) is None:
-            _forget(held)
-        held.close()
+        try:
+            yield from taking_back(host, held)
+        finally:
+            held.close()
         raise
     return held
 
@@ -157,18 +187,15 @@ def _making(host: Host, held: Held, nat: Nat) -> Work[None]:
     if link is not None and not (yield from differences(host, held, nat)):
         return
     yield from require(host, Wanted(held.network, held.bridge, nat))
-    try:
-        yield from _bring_about(host, held, nat)
-        if found := (yield from differences(host, held, nat)):
-            raise Failure(
-                Status.REFUSED, f"network {held.network}: what was read back differs",
-                "; ".join(found), "see who else manages this bridge",
-            )
-    except BaseException:
-        if link is None or not ports_of(host, link):
-            host.watch = host.watch.for_undo()
-            yield from _taking_away(host, held)
-        raise
+    if link is not None and ports_of(host, link):
+        held.before = yield from _looking(host, held, link, nat)
+    held.changed = True
+    yield from _bring_about(host, held, nat)
+    if found := (yield from differences(host, held, nat)):
+        raise Failure(
+            Status.REFUSED, f"network {held.network}: what was read back differs",
+            "; ".join(found), "see who else manages this bridge",
+        )
     if link is None:
         log(syslog.LOG_INFO, f"network {held.network}: made, on bridge {quote(held.bridge)}")
         yield from _telling_of_firewalls(held, nat, host.watch)
@@ -428,6 +455,93 @@ def _telling_of_firewalls(held: Held, nat: Nat, watch: Watch) -> Work[None]:
         )
 
 
+# The way back
+
+
+def _looking(host: Host, held: Held, link: Link, nat: Nat) -> Work[Before]:
+    """Look at what of a network that taps are on may be changed. Raises Failure."""
+    read = {name: read_sysctl(name) for name in switches(held.bridge, nat)}
+    return Before(
+        link, frozenset(text for index, text in host.kernel.addresses() if index == link.index),
+        {name: value for name, value in read.items() if value is not None},
+        (yield from nft.read_table(held.network, host.watch)),
+        (yield from dnsmasq.look(held.folder, host.watch)).settings,
+    )
+
+
+def taking_back(host: Host, held: Held) -> Work[None]:
+    """Take back what was done to a network for a tap that could not join.
+
+    A network that no tap is on goes. What cannot be taken back is told in syslog, so that the
+    cause is what the caller hears of.
+    """
+    if not held.changed and _bridge_of(host, held) is None:
+        # NOTE: what an earlier run has left is for the next one, which has to find it.
+        if not any(os.path.exists(f"{held.folder}/{name}") for name in dnsmasq.FILES):
+            _forget(held)
+        return
+    host.watch = host.watch.for_undo()
+    try:
+        if (yield from leaving_held(host, held)) or held.before is None:
+            return
+        yield from _restoring(host, held, held.before)
+    except Failure as failure:
+        host.left = True
+        log(
+            syslog.LOG_ERR,
+            f"network {held.network}: not taken back: {failure}; {ifctl('gc')} removes what no tap "
+            f"is on, and {ifctl('apply')} puts the policy in force",
+        )
+
+
+def _restoring(host: Host, held: Held, before: Before) -> Work[None]:
+    """Give a network back to the taps that are on it as it was. Raises Failure.
+
+    A table that was not as it had been loaded, and a dnsmasq that had ended, stay mended.
+    """
+    yield from _each(
+        part(host, held, before)
+        for part in (_restoring_table, _restoring_link, _restoring_server)
+    )
+
+
+def _restoring_table(host: Host, held: Held, before: Before) -> Work[None]:
+    if before.table is not None and not Table.fault(before.table):
+        host.tell(sh("nft", "-f", "-"))
+        yield from nft.load(replacing(held.network, before.table), host.watch)
+
+
+def _restoring_link(host: Host, held: Held, before: Before) -> Work[None]:
+    bridge = before.link
+    for name, value in before.sysctls.items():
+        write_sysctl(name, value)
+    now = {text for index, text in host.kernel.addresses() if index == bridge.index}
+    for address in sorted(now - before.addresses):
+        host.tell(sh("ip", "address", "del", address, "dev", held.bridge))
+        host.kernel.remove_address(bridge.index, address)
+    for address in sorted(before.addresses - now):
+        host.tell(sh("ip", "address", "add", address, "dev", held.bridge))
+        host.kernel.add_address(bridge.index, address)
+    yield from host.run(SetMtu(held.bridge, bridge.index, bridge.mtu), host.watch)
+
+
+def _restoring_server(host: Host, held: Held, before: Before) -> Work[None]:
+    if before.served is not None:
+        yield from dnsmasq.serve(held.folder, before.served, host.watch, host.tell)
+
+
+def _each(parts: Iterable[Work[None]]) -> Work[None]:
+    """Do each part, whatever becomes of the others. Raises the first Failure."""
+    failures = []
+    for part in parts:
+        try:
+            yield from part
+        except Failure as failure:
+            failures.append(failure)
+    if failures:
+        raise failures[0]
+
+
 # Taking away
 
 
@@ -445,7 +559,12 @@ def leaving_held(host: Host, held: Held) -> Work[bool]:
     link = _bridge_of(host, held)
     if link is not None and ports_of(host, link):
         return False
-    yield from _taking_away(host, held)
+    before = host.watch
+    host.watch = before.lasting()
+    try:
+        yield from _taking_away(host, held)
+    finally:
+        host.watch = before
     return True
 
 
@@ -469,18 +588,33 @@ def _forget(held: Held) -> None:
 
 
 def _taking_away(host: Host, held: Held) -> Work[None]:
-    yield from dnsmasq.end(held.folder, host.watch)
+    """Take away what there is of the network. Raises Failure.
+
+    Its folder is there until nothing else is, so that what is left is found.
+    """
+    yield from _each((
+        dnsmasq.end(held.folder, host.watch), _deleting_bridge(host, held),
+        _deleting_table(host, held),
+    ))
+    _forget(held)
+    log(syslog.LOG_INFO, f"network {held.network}: taken away")
+
+
+def _deleting_bridge(host: Host, held: Held) -> Work[None]:
+    yield from ()
     link = _bridge_of(host, held)
     if link is not None:
         host.tell(sh("ip", "link", "del", "dev", link.name))
         host.kernel.delete_link(link.index)
-    if nft.is_there():
-        table = yield from nft.read_table(held.network, host.watch)
-        if table is not None and table.ours:
-            host.tell(sh("nft", "delete", "table", "inet", table_name(held.network)))
-            yield from nft.delete_table(held.network, host.watch)
-    _forget(held)
-    log(syslog.LOG_INFO, f"network {held.network}: taken away")
+
+
+def _deleting_table(host: Host, held: Held) -> Work[None]:
+    if not nft.is_there():
+        return
+    table = yield from nft.read_table(held.network, host.watch)
+    if table is not None and table.ours:
+        host.tell(sh("nft", "delete", "table", "inet", table_name(held.network)))
+        yield from nft.delete_table(held.network, host.watch)
 
 
 def networks_left(host: Host) -> Work[list[tuple[str, str]]]:
@@ -504,18 +638,14 @@ def networks_left(host: Host) -> Work[list[tuple[str, str]]]:
             table = yield from nft.read_table(network, host.watch)
             if table is not None and table.ours:
                 found[network] = ""
-    for network in _folders():
+    for network in folders():
         found.setdefault(network, "")
     return [(name, bridge) for name, bridge in sorted(found.items()) if name not in in_use]
 
 
-def _folders() -> list[str]:
-    """Return the networks of which this network namespace has a folder."""
-    try:
-        names = os.listdir(RUN)
-    except FileNotFoundError:
-        return []
-    networks = {name.partition("@")[0] for name in names if os.path.isdir(f"{RUN}/{name}")}
+def folders() -> list[str]:
+    """Return the networks that have a folder in this network namespace, whatever else of them."""
+    networks = {name.partition("@")[0] for name in network_folders()}
     return sorted(
         network for network in networks
         if is_network_name(network) and os.path.isdir(folder_of(network))
