@@ -165,7 +165,7 @@ def _down(tap: str, debug: str, place: Place | None, context: Context) -> Work[N
     process = context.process(find_parent)
     tap = present_name(tap, held)
     watch = context.watch(DOWN_TIMEOUT, process)
-    watch.stopped = watch.late = LEFT
+    watch.stopped, watch.late = LEFT, f"try again; {LEFT}"
     with context.turns.take(tap) as turn:
         yield 0.0
         context.begin(watch)

@@ -298,7 +298,9 @@ def watching(seconds: float, *, hook: bool = True, left: str = "") -> Iterator[W
     signal.signal(signal.SIGALRM, break_off)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     if left:
-        watch = Watch(seconds, interrupted, read_end, set_timer, stopped=left, late=left)
+        watch = Watch(
+            seconds, interrupted, read_end, set_timer, stopped=left, late=f"try again; {left}",
+        )
     elif hook:
         watch = Watch(seconds, interrupted, read_end, set_timer)
     else:
