@@ -77,6 +77,10 @@ def external_ids(clinic: Clinic, stack: ExitStack) -> None:
     policy(clinic, "networks: {lan: {bridge: br0, external_ids: {a: b}}}\n")
 
 
+def vlan(clinic: Clinic, stack: ExitStack) -> None:
+    policy(clinic, "networks: {lan: {bridge: br0, vlan: 10}}\n")
+
+
 def no_open_vswitch(clinic: Clinic, stack: ExitStack) -> None:
     policy(clinic, "networks: {lan: {bridge: br0, kind: openvswitch, ovsdb: 'unix:/run/no'}}\n")
 
@@ -153,6 +157,7 @@ ROWS = (
         "cannot use /run/pyqemu-ifup/lab@", 71, "nat-needs"),
     Row("kernel", LAB, mounts(NO_NAT), "nft does not do it", 71, "nat-needs"),
     Row("ids", LAN, external_ids, "it has no place for external_ids", 71, "bridge-refuses"),
+    Row("vlan", LAN, vlan, "br0 does not filter VLANs", 71, "vlan-filtering"),
     Row("server", LAN, mounts(NO_SERVER), "nothing answers at unix:/run/openvswitch/db.sock", 69,
         "ovs-down"),
     Row("socket", LAN, no_open_vswitch, "no socket at unix:/run/no", 69, "ovs-down"),
@@ -176,11 +181,23 @@ def test_what_up_ends_with_is_foretold(row: Row, clinic: Clinic) -> None:
         assert f"note: an up would fail now ({row.status}): {told}\n" in clinic.run(explain).stdout
         findings = clinic.find(row.check)
         assert findings
-        if row.check != "ovs-down":
+        if row.check in ("nat-needs", "bridge-refuses"):
             assert f"{findings[0]['what']}; {findings[0]['command'] or findings[0]['do']}" == told
         if row.mends:
             clinic.mend(findings[0]["command"])
             assert clinic.find(row.check) == []
             assert clinic.run(up).returncode == 0
             assert clinic.run([str(clinic.hooks.folder / "pyqemu-ifdown"), "web0"]).returncode == 0
+    tap.close()
+
+
+def test_explain_names_the_folder_that_up_makes(clinic: Clinic) -> None:
+    policy(clinic, LAB)
+    tap = clinic.netns.tap("web0")
+    said = clinic.run([str(clinic.hooks.folder / "pyqemu-ifctl"), "explain", "web0"]).stdout
+    (folder,) = (line.split()[2] for line in said.splitlines() if "mkdir -p" in line)
+    assert clinic.run([clinic.hooks.ifup, "web0"]).returncode == 0
+    assert Path(folder, "dnsmasq.conf").exists()
+    assert f"dhcp-leasefile={folder}/leases" in said
+    assert clinic.run([clinic.hooks.ifdown, "web0"]).returncode == 0
     tap.close()

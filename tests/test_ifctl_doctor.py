@@ -910,6 +910,23 @@ IN_SECURITY = ("qemu-otherwise",)
 """What tests/security/test_escaped_guest.py has: only a QEMU that is taken over has the fault."""
 
 
+def test_a_socket_that_is_a_link_to_another_run_folder(clinic: Clinic, ovs: OpenVSwitch) -> None:
+    """Its ovs-vswitchd calls the database by the path that the link leads to, and by no other."""
+    clinic.ovs = ovs
+    link = clinic.folder / "db.sock"
+    link.symlink_to(ovs.db.removeprefix("unix:"))
+    with clinic.healthy():
+        clinic.policy(f"networks: {{sw: {{bridge: br-int, ovsdb: 'unix:{link}'}}}}\n{SW}")
+        assert clinic.find("ovs-vswitchd") == []
+        folder = clinic.folder / "run"
+        folder.symlink_to(ovs.dir)
+        clinic.policy(f"networks: {{sw: {{bridge: br-int, ovsdb: 'unix:{folder}/db.sock'}}}}\n{SW}")
+        assert clinic.find("ovs-vswitchd") == []
+        ovs.vswitchd.kill()
+        assert "does not run" in clinic.find("ovs-vswitchd")[0]["what"]
+        ovs.start_vswitchd()
+
+
 def test_each_check_is_in_a_table() -> None:
     rows = {row.check for row in (*ROWS, *QEMU_ROWS, *(row[0] for row in NEXT_TIME), *OVS_ROWS)}
     # NOTE: tests/security/test_user.py has what users do to their taps.

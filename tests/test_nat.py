@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import threading
@@ -176,6 +177,31 @@ def test_what_it_refuses_is_refused_before_anything_is_made(
     netns.run(["nft", "delete", "table", "inet", TABLE])
     netns.ip("link", "del", "eth0")
     assert leftovers(before, netns) == []
+    tap.close()
+
+
+NO_DNSMASQ = "mount --bind /dev/null {} && exec \"$@\""
+
+
+@pytest.mark.parametrize(("nat", "status", "says"), [
+    ({"dhcp": False, "dns": False, "ipv6": None}, 0, ""),
+    ({"dhcp": False, "dns": False}, 69, ": ipv6: of network lab needs it; "),
+    ({"dhcp": False, "ipv6": None}, 69, ": dns: of network lab needs it; "),
+])  # fmt: skip
+def test_dnsmasq_is_asked_for_where_it_is_needed(
+    netns: Namespace, tmp_path: Path, nat: dict[str, Any], status: int, says: str
+) -> None:
+    require("dnsmasq")
+    hooks = Hooks(tmp_path / "hooks", netns.name)
+    write_policy(hooks, nat)
+    tap = netns.tap("web0")
+    hide = NO_DNSMASQ.format(os.path.realpath(shutil.which("dnsmasq") or ""))
+    words = ["unshare", "--mount", "sh", "-c", hide, "sh", hooks.ifup, "web0"]
+    done = netns.run(words, env=hooks.environ(), check=False)
+    assert done.returncode == status and says in done.stderr, done.stderr
+    if not status:
+        assert hooks.down("web0").returncode == 0
+    assert is_gone(netns)
     tap.close()
 
 
