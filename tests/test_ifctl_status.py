@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +22,8 @@ from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Deny, Leave, Place, Policy, Port, Vlan
-from pyqemu_ifctl.answer import COLUMNS, width
+from pyqemu_ifctl import answer
+from pyqemu_ifctl.answer import width
 from pyqemu_ifctl.status import (
     Row,
     State,
@@ -291,8 +296,12 @@ LONG = [
 ]
 
 
+@pytest.mark.parametrize("columns", [60, 80, 132])
 @pytest.mark.parametrize(("tap", "network", "vm"), [r[1:] for r in LONG], ids=[r[0] for r in LONG])
-def test_whatever_the_names_it_fits_80_columns(tap: str, network: str, vm: str) -> None:
+def test_whatever_the_names_it_fits_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, tap: str, network: str, vm: str, columns: int
+) -> None:
+    monkeypatch.setattr(answer, "terminal", lambda: columns)
     odd = tuple(range(1, 4000, 2))
     row = Row(
         tap, "elsewhere", bridge="b" * 15, network=network, mtu=65521, pid=4194304, vm=vm,
@@ -300,12 +309,58 @@ def test_whatever_the_names_it_fits_80_columns(tap: str, network: str, vm: str) 
     )
     for text in (as_table([row, Row("tap0", "ok")]), as_list(row)):
         for line in text.splitlines():
-            assert width(line) <= COLUMNS, line
+            assert width(line) <= columns, line
             assert line.isprintable(), ascii(line)
     # What the table cuts stands whole below it.
     below = as_table([row]).partition("\n\n")[2].replace("\n  ", "").replace(" ", "")
     if "~" in as_table([row]).partition("\n\n")[0]:
         assert network in below and "3997,3999" in below
+
+
+def on_terminal(argv: list[str], env: dict[str, str], columns: int) -> list[str]:
+    """Run a program with a terminal of so many columns as its standard output; return the lines."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=theirs) as process:
+        os.close(theirs)
+        text = b""
+        try:
+            while data := os.read(ours, 65536):
+                text += data
+        except OSError as error:
+            # The last who had the other end has gone; see tty_ioctl(4).
+            if error.errno != errno.EIO:
+                raise
+        os.close(ours)
+    assert process.returncode == 0
+    return text.decode().splitlines()
+
+
+def test_a_table_is_as_wide_as_the_terminal_and_whole_in_a_pipe(
+    netns: Namespace, hooks: Hooks
+) -> None:
+    network = "a-network-whose-name-is-as-long-as-that-of-a-network-may-well-be"[:63]
+    hooks.write_policy(
+        f"version: 1\nnetworks: {{{network}: {{bridge: br0}}}}\n"
+        f"rules: [{{tap: '*', network: {network}}}]\n"
+    )
+    netns.add_bridge("br0", mac="02:00:00:00:00:01")
+    with netns.tap("web0") as tap:
+        assert hooks.up("web0").returncode == 0
+        env = {**hooks.environ(), "PYQEMU_IFUP_POLICY": str(hooks.policy)}
+        seen = {columns: on_terminal(hooks.argv("pyqemu-ifctl", "status"), env, columns)
+                for columns in (60, 80, 200, 0)}
+        piped = hooks.ctl("status").stdout.splitlines()
+        assert hooks.down("web0").returncode == 0
+        tap.close()
+    netns.ip("link", "del", "br0")
+    for columns in (60, 80):
+        head, row, *below = seen[columns]
+        assert width(row) <= columns and row.count("~") == 1
+        assert network in "".join(line.strip() for line in below)
+    assert len(seen[60][1]) < len(seen[80][1]) and seen[0] == seen[80], "0: it does not say"
+    assert seen[200] == piped and len(piped) == 2
+    assert network in piped[1]
 
 
 LIST = """\

@@ -1,8 +1,9 @@
-"""What a verb answers, and how answers are laid out: plain text of at most 80 columns, or JSON."""
+"""What a verb answers, and how answers are laid out: plain text, or JSON."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pyqemu_ifup.plan import Difference
 
 COLUMNS = 80
+"""How wide a text is that no terminal shows, and a terminal that does not say so."""
 GAP = 2
 LEAST = 5
 """Columns that a column of a table keeps at least."""
@@ -44,7 +46,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Table:
-    """Lines of a table that fit the width, and the rows (from 0) of which a cell was cut."""
+    """Lines of a table, and the rows (from 0) of which a cell was cut."""
 
     lines: tuple[str, ...]
     cut: frozenset[int]
@@ -88,6 +90,15 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else plural}"
 
 
+def terminal() -> int | None:
+    """Return how many columns the terminal has that is standard output, None if it is none."""
+    try:
+        return os.get_terminal_size(1).columns or COLUMNS
+    except OSError:
+        # A file or a pipe, or it is closed.
+        return None
+
+
 def width(text: str) -> int:
     """Return how many columns of a terminal `text` takes."""
     return sum(
@@ -98,10 +109,11 @@ def width(text: str) -> int:
 
 
 def wrap(text: str, indent: str = "  ") -> list[str]:
-    """Return `text` as lines of at most 80 columns, broken at blanks where that can be."""
+    """Return `text` as lines that fit the terminal, or 80 columns, broken at blanks if possible."""
     lines: list[str] = []
     rest = text
-    while (end := len(_head(rest, COLUMNS))) < len(rest):
+    room = max(terminal() or COLUMNS, len(indent) + LEAST)
+    while (end := len(_head(rest, room))) < len(rest):
         blank = rest.rfind(" ", len(indent) + 1, end + 1)
         end = blank if blank != -1 else end
         lines.append(rest[:end].rstrip())
@@ -110,11 +122,15 @@ def wrap(text: str, indent: str = "  ") -> list[str]:
 
 
 def lay_out(heads: Sequence[str], rows: Iterable[Sequence[str]], give: Sequence[int]) -> Table:
-    """Return a table of at most 80 columns; the columns `give` are the first to be cut."""
+    """Return a table that fits the terminal; the columns `give` are the first to be cut.
+
+    In a pipe, or a file, it is whole.
+    """
     cells = [[shown(cell) for cell in row] for row in rows]
     widths = [max(map(width, column)) for column in zip(heads, *cells, strict=True)]
+    room = terminal()
     for narrow in (list(give), list(range(len(heads)))):
-        while sum(widths) + GAP * (len(heads) - 1) > COLUMNS:
+        while room is not None and sum(widths) + GAP * (len(heads) - 1) > room:
             widest = max(narrow, key=lambda at: widths[at])
             if widths[widest] <= LEAST:
                 break
@@ -122,11 +138,11 @@ def lay_out(heads: Sequence[str], rows: Iterable[Sequence[str]], give: Sequence[
     cut = {
         number
         for number, row in enumerate(cells)
-        if any(width(cell) > room for cell, room in zip(row, widths, strict=True))
+        if any(width(cell) > most for cell, most in zip(row, widths, strict=True))
     }
     lines = []
     for row in [list(heads), *cells]:
-        padded = [_pad(cell, room) for cell, room in zip(row, widths, strict=True)]
+        padded = [_pad(cell, most) for cell, most in zip(row, widths, strict=True)]
         lines.append((" " * GAP).join(padded).rstrip())
     return Table(tuple(lines), frozenset(cut))
 

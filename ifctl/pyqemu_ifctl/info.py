@@ -322,7 +322,7 @@ def _name(guest: Guest) -> str:
 
 
 def as_text(views: list[View]) -> str:
-    """Return the guests for a person, in lines of at most 80 columns."""
+    """Return the guests for a person, in lines that fit the terminal."""
     if not views:
         return "no QEMU runs here\n"
     lines: list[str] = []
