@@ -26,6 +26,7 @@ import pyqemu_ifdown.main
 import pyqemu_ifup.manners
 import pyqemu_ifup.openvswitch
 from lab.calls import Call, Calls, Change, Ended
+from lab.clinic import until
 from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
@@ -34,6 +35,7 @@ from lab.snapshot import Snapshot, leftovers
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifdown.gc import collect
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.look import Seen
 from pyqemu_ifup.manners import GRACE, Watch
 from pyqemu_ifup.openvswitch import Database
 from pyqemu_ifup.plan import AddPort, DelPort, Step
@@ -696,6 +698,116 @@ def test_row_that_is_written_meanwhile_is_waited_for(inside: Namespace, ovs: Ope
             timer.join()
     assert ovs.find("Port", "web0") is None
     ovs.vsctl("del-br", "br-int")
+
+
+def wrong(change: Callable[[dict[str, Any]], object]) -> Spoil:
+    """Put something else into each row that a message tells."""
+
+    def spoil(session: Session, message: dict[str, Any]) -> None:
+        told = message.get("params") or message.get("result")
+        tables = told[-1] if isinstance(told, list) and told else {}
+        for rows in tables.values() if isinstance(tables, dict) else ():
+            for row in rows.values():
+                for kind in row.keys() & {"initial", "insert", "modify"}:
+                    row[kind] = change(row[kind])
+        session.give(message)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        wrong(lambda row: []), wrong(lambda row: dict.fromkeys(row, {"a": 1})),
+        wrong(lambda row: dict.fromkeys(row, [])),
+    ],
+    ids=["row", "map", "list"],
+)
+def test_rows_of_a_wrong_type_are_believed_nowhere(site: Site, spoil: Spoil) -> None:
+    """Least of all on the way back, which takes away what they hide."""
+    statuses = set()
+    number = 1
+    while True:
+        nth = Nth(number, spoil)
+        site.open()
+        with Proxy(site.ovs.db, nth) as proxy:
+            site.policy(proxy.address)
+            ended = site.up()
+            if ended.status != 0:
+                assert "does not speak OVSDB" in ended.stderr, ended
+                assert site.is_clean()
+        statuses.add(ended.status)
+        site.tap.close()
+        site.gc()
+        assert site.row() is None
+        if nth.count < number:
+            break
+        number += 1
+    assert statuses == {0, 71}
+
+
+@pytest.mark.alone("changes the hook's own process")
+def test_way_back_has_its_time_from_the_first_look_on(site: Site) -> None:
+    """On a busy host that look alone may last longer than the deadline had slack for."""
+    site.open()
+    assert site.up().status == 0
+    site.ovs.server.stop()
+
+    def look_slowly() -> None:
+        look = Host.look
+
+        def slow(self: Host, tap: str, bridge: str | None) -> Seen:
+            time.sleep(3 * pyqemu_ifup.manners.SLACK)
+            return look(self, tap, bridge)
+
+        setattr(Host, "look", slow)  # noqa: B010  a method is no variable to mypy
+
+    ended = site.up(look_slowly)
+    link = site.netns.link("web0")
+    site.ovs.server.cont()
+    assert ended.status == 75, ended
+    assert "UP" not in link["flags"] and "ifalias" not in link
+    assert any("a port may be left in" in line for line in ended.log), ended.log
+    site.gc()
+    assert site.row() is None
+
+
+def test_stopped_while_the_database_is_mute_it_says_what_may_be_left(site: Site) -> None:
+    site.open()
+    site.policy(timeout=30)
+    site.ovs.vswitchd.stop()
+    call = site.calls.start("pyqemu-ifup", "web0")
+    site.ovs.vsctl("--no-wait", "--timeout=5", "wait-until", "Port", "web0")
+    site.ovs.server.stop()
+    os.kill(call.pid, signal.SIGTERM)
+    told_what_is_left(site, call.wait())
+
+
+@pytest.mark.alone("the agent knows the row already")
+def test_stopped_before_it_knows_an_earlier_port_it_says_that_may_be_left(site: Site) -> None:
+    site.open()
+    with Proxy(site.ovs.db) as proxy:
+        site.policy(proxy.address, timeout=30)
+        assert site.calls.up("web0").status == 0
+        asked: list[Session] = []
+        proxy.spoil = lambda session, message: asked.append(session)
+        call = site.calls.start("pyqemu-ifup", "web0")
+        until(lambda: bool(asked), "the hook asks the database")
+        os.kill(call.pid, signal.SIGTERM)
+        told_what_is_left(site, call.wait())
+
+
+def told_what_is_left(site: Site, ended: Ended) -> None:
+    """Check what an up says that has been stopped, and that gc finds what it says."""
+    _check(ended)
+    site.ovs.server.cont()
+    site.ovs.vswitchd.cont()
+    assert ended.status == 75
+    assert "stopped: received SIGTERM; pyqemu-ifctl gc removes what is left" in ended.stderr
+    link = site.netns.link("web0")
+    assert "UP" not in link["flags"] and "ifalias" not in link
+    site.gc()
+    assert site.row() is None
 
 
 # Killed

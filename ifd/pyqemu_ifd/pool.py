@@ -65,10 +65,16 @@ class Pool:
         """Take in what the databases have sent; one that talks nonsense is given up."""
         for address, database in list(self.databases.items()):
             database.refresh()
-            if database.fault is not None:
-                log(syslog.LOG_ERR, str(database.fault))
-                del self.databases[address]
-                database.close()
+            self._give_up(address, database)
+
+    def _give_up(self, address: str, database: Database) -> bool:
+        """Close a database that has talked nonsense; tell whether it has."""
+        if database.fault is None:
+            return False
+        log(syslog.LOG_ERR, str(database.fault))
+        del self.databases[address]
+        database.close()
+        return True
 
     def open_new(self, addresses: Iterable[str]) -> None:
         """Begin to connect to those of the databases that this host has and that are not open."""
@@ -90,7 +96,7 @@ class Pool:
         from pyqemu_ifup.openvswitch import try_connect
 
         database = self.databases.get(address)
-        if database is None or not database.is_connected:
+        if database is None or self._give_up(address, database) or not database.is_connected:
             yield from try_connect(address, watch)
             # NOTE: another request may have opened it meanwhile.
             database = self.databases.get(address) or self._open(address)
@@ -107,8 +113,8 @@ class AgentHost(Host):
         super().__init__(tap, watch, tell, pool.kernel, brief=brief)
         self._pool = pool
 
-    def _connect(self, address: str) -> Work[None]:
-        self.databases[address] = yield from self._pool.connected(address, self.watch)
+    def _connect(self, address: str, watch: Watch) -> Work[None]:
+        self.databases[address] = yield from self._pool.connected(address, watch)
 
     def _refresh(self, database: Database) -> None:
         """Leave it to the agent's loop, which does so whenever there is something new."""

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 0.5
 """Seconds that a failed up waits for ovs-vswitchd to let the port go, once its row is gone."""
+ASKING = 0.75
+"""Of the time for the way back, what databases that do not answer may take; the kernel does."""
 
 
 class Handed(NamedTuple):
@@ -136,15 +138,8 @@ def attaching_alone(
         if port.ovsdb in host.databases and host.kernel.look_up(port.bridge) is None:
             # NOTE: the row of a bridge is there before its interface, whose MTU is looked at.
             yield from host.databases[port.ovsdb].made(port.bridge, host.watch)
-    except Failure as failure:
-        try:
-            before = host.look(port.tap, port.bridge)
-        except Failure as other:
-            log(syslog.LOG_ERR, f"{quote(port.tap)}: cannot look at what is left: {other}")
-            raise failure from None
-        if before.tap is not None and is_ours_to_touch(port.tap, before, parent):
-            admit(before.tap)
-            yield from _undo(host, port, before, kept)
+    except Failure:
+        yield from _undo(host, port, parent, admit, kept)
         raise
     before = host.look(port.tap, port.bridge)
     link = refuse_strangers(port.tap, before, parent)
@@ -215,7 +210,7 @@ def _joining(
             told = isinstance(op, AddPort)
         host.watch.finish()
     except BaseException:
-        yield from _undo(host, port, before, kept)
+        yield from _undo_joining(host, port, before, kept)
         raise
 
 
@@ -290,46 +285,92 @@ def _tell_of_mac(port: Port, before: Seen, now: Seen) -> None:
         )
 
 
-def _undo(host: Host, port: Port, before: Seen, kept: Stamp | None) -> Work[None]:
+def _undo(
+    host: Host, port: Port, parent: int, admit: Callable[[Link], None], kept: Stamp | None
+) -> Work[None]:
+    """Take a tap from where it was attached before, though nothing has been done to it yet.
+
+    One that somebody else has a claim to stays as it is. Raises Failure as `admit`.
+    """
+    host.watch = host.watch.for_undo()
+    asking = host.watch.within(host.watch.remaining() * ASKING)
+    yield from ask_again(host, port.tap, asking)
+    before = _look_back(host, port)
+    if before is not None and before.tap is not None and (
+        is_ours_to_touch(port.tap, before, parent)
+    ):
+        admit(before.tap)
+        stamp = before.tap.stamp
+        if stamp is not None and stamp.ovsdb is not None and stamp.ovsdb not in host.databases:
+            _tell_of_port(host, port.tap, stamp.ovsdb, "it cannot be asked")
+        yield from _go_back(host, port, before, before, kept, asking)
+
+
+def _undo_joining(host: Host, port: Port, before: Seen, kept: Stamp | None) -> Work[None]:
     """Take back what was done, as far as it can be; what cannot is told in syslog."""
-    host.watch = watch = host.watch.for_undo()
-    for database in host.databases.values():
-        # NOTE: what was known before is enough to take it back by; whoever waits checks again.
-        database.fault = None
+    host.watch = host.watch.for_undo()
+    asking = host.watch.within(host.watch.remaining() * ASKING)
+    link = host.kernel.look_up(port.tap)
+    if link is not None and link.up:
+        # NOTE: first of all, for a mute server may take all the time there is.
+        yield from _take_back(host, SetDown(link.name, link.index), asking)
+    yield from ask_again(host, port.tap, asking)
+    now = _look_back(host, port)
+    if now is not None:
+        yield from _go_back(host, port, before, now, kept, asking)
+
+
+def _look_back(host: Host, port: Port) -> Seen | None:
+    """Look at what there is to take back; None where that cannot be told, as syslog is."""
     try:
-        now = host.look(port.tap, port.bridge)
-        if now.tap is not None and now.tap.up:
-            # NOTE: first of all, for a mute server may take all the time there is.
-            yield from _take_back(host, SetDown(now.tap.name, now.tap.index), watch)
-        for database in host.databases.values():
-            host.left |= not (yield from learn(database, port.tap, watch))
-        now = host.look(port.tap, port.bridge)
-        plan = plan_undo(before, now, find_here(), again=kept is not None)
+        return host.look(port.tap, port.bridge)
     except Failure as failure:
         host.left = True
         log(syslog.LOG_ERR, f"{quote(port.tap)}: cannot look at what is left: {failure}")
-        return
-    for step in plan:
-        yield from _take_back(host, step, watch)
+        return None
 
 
-def learn(database: Database, tap: str, watch: Watch) -> Work[bool]:
-    """Learn what became of a commit that was given up: the server may have made it since.
+def _go_back(
+    host: Host, port: Port, before: Seen, now: Seen, kept: Stamp | None, asking: Watch
+) -> Work[None]:
+    for step in plan_undo(before, now, find_here(), again=kept is not None):
+        yield from _take_back(host, step, asking)
 
-    Tells whether that is known.
+
+def ask_again(host: Host, tap: str, watch: Watch) -> Work[None]:
+    """See to it that the databases say what is: what became of a commit that was given up, too.
+
+    One that has talked nonsense is connected to anew; one that does not answer is asked nothing
+    more, as syslog is told.
     """
-    if not database.unsure:
-        return True
-    try:
-        yield from database.sync(watch)
-    except Failure as failure:
-        log(
-            syslog.LOG_ERR,
-            f"{quote(tap)}: a port may be left in {quote(database.address)}: {failure}; "
-            f"{ifctl('gc', tap)} removes it",
-        )
-        return False
-    return True
+    for address, database in list(host.databases.items()):
+        try:
+            yield from _ask_one_again(host, address, database, watch)
+        except Failure as failure:
+            _tell_of_port(host, tap, address, str(failure))
+
+
+def _tell_of_port(host: Host, tap: str, address: str, why: str) -> None:
+    """Tell syslog of a port that may be left in a database, and whoever asked that something is."""
+    host.left = True
+    log(
+        syslog.LOG_ERR,
+        f"{quote(tap)}: a port may be left in {quote(address)}: {why}; "
+        f"{ifctl('gc', tap)} removes it",
+    )
+
+
+def _ask_one_again(host: Host, address: str, database: Database, watch: Watch) -> Work[None]:
+    if database.fault is None:
+        if not database.unsure:
+            return
+        try:
+            yield from database.sync(watch)
+            return
+        except Failure:
+            if database.fault is None:
+                raise
+    yield from host.reconnect(address, watch)
 
 
 def _take_back(host: Host, step: Step, watch: Watch) -> Work[None]:

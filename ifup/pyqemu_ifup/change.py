@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Caller, Kind, Port
 from pyqemu_ifconf.shell import ifctl, quote, readable
-from pyqemu_ifup.attach import NOTHING, PATIENCE, learn, owning_it, prove, require_database
+from pyqemu_ifup.attach import NOTHING, PATIENCE, ask_again, owning_it, prove, require_database
 from pyqemu_ifup.caller import process_start
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, OvsPort, Seen
@@ -173,16 +173,14 @@ def _restore(host: Host, change: Change) -> Work[None]:
     """Put the tap back to what it was, as far as it can be; what cannot is told in syslog."""
     tap = change.port.tap
     host.watch = watch = host.watch.for_undo()
-    for database in host.databases.values():
-        # NOTE: what was known before is enough to go back by; whoever waits checks again.
-        database.fault = None
     try:
-        now = host.look(tap, change.port.bridge)
-        if change.moves and now.tap is not None and now.tap.up:
+        link = host.kernel.look_up(tap)
+        if change.moves and link is not None and link.up:
             # NOTE: first of all, for a mute server may take all the time there is.
-            yield from _take_back(host, SetDown(tap, now.tap.index))
-        for database in host.databases.values():
-            yield from learn(database, tap, watch)
+            yield from _take_back(host, SetDown(tap, link.index))
+        yield from ask_again(host, tap, watch)
+        if any(port.ovsdb not in host.databases for port in change.before.ports):
+            return
         now = host.look(tap, change.port.bridge)
         plan = plan_back(change.port, change.before, now, find_here())
     except Failure as failure:

@@ -102,21 +102,29 @@ class Host:
         for address in dict.fromkeys(addresses):
             if address not in self.databases and is_there(address):
                 self.tell(vsctl(address, ("show",)))
-                yield from self._connect(address)
+                yield from self._connect(address, self.watch)
 
-    def _connect(self, address: str) -> Work[None]:
+    def _connect(self, address: str, watch: Watch) -> Work[None]:
         from pyqemu_ifup.openvswitch import Database, try_connect
 
-        yield from try_connect(address, self.watch)
+        yield from try_connect(address, watch)
         database = self._open.enter_context(
             Database(address, self.tap, details=self.details)
         )
         self.databases[address] = database
         try:
-            yield from database.connected(self.watch)
+            yield from database.connected(watch)
         except BaseException:
             del self.databases[address]
             raise
+
+    def reconnect(self, address: str, watch: Watch) -> Work[None]:
+        """Connect anew to a database that has talked nonsense, of which nothing is believed.
+
+        Raises Failure as `open_databases`; then it is not open any more.
+        """
+        del self.databases[address]
+        yield from self._connect(address, watch)
 
     def catch_up(self, link: Link | None) -> Work[None]:
         """Learn what others have made of a tap's port since, where its mark tells that they have.

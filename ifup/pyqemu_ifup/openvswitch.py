@@ -15,8 +15,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
+import ovs.db.idl
 from ovs.db.data import Atom
 from ovs.db.error import Error
 from ovs.db.idl import ROW_CREATE, ROW_DELETE, Idl, SchemaHelper, Transaction
@@ -91,8 +92,42 @@ DETAILS: dict[str, dict[str, object]] = {
 REVALIDATION = 0.02
 """Seconds after a change in which old flows may still forward; measured: 2 ms at the most."""
 _MISREAD = (Error, AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
-"""What the library raises on a message that is valid JSON-RPC and not what it has asked for."""
+"""What the library raises on a message that is valid JSON-RPC and not what it has asked for.
+
+So does the use of a row that such a message has told: a column of a wrong type has a value of none.
+"""
 _CONNECTING = (errno.EAGAIN, errno.EINPROGRESS, errno.EALREADY)
+
+
+T = TypeVar("T")
+
+
+class _Strict:
+    """The library's log, where it notes what it cannot read, to go on as if that had not been told.
+
+    It is raised here, so that nothing of such a server is believed.
+    """
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def warn(self, text: str) -> None:
+        """Raise Error for a column that cannot be read."""
+        if text.startswith("error parsing"):
+            raise Error(text)
+        self._log.warn(text)
+
+    def err(self, text: str) -> None:
+        """Raise Error for a change of rows that cannot be read."""
+        if ": error parsing update" in text:
+            raise Error(text)
+        self._log.err(text)
+
+
+ovs.db.idl.vlog = _Strict(ovs.db.idl.vlog)
 
 
 class _Idl(Idl):  # type: ignore[misc]  # the library has no types
@@ -159,13 +194,28 @@ class Database:
 
     def refresh(self) -> None:
         """Take in what the server has sent since; nonsense is kept for `check` to raise."""
+        if self.fault is not None:
+            return
         try:
             self._idl.run()
         except _MISREAD as error:
-            self.fault = Failure(
-                Status.REFUSED, f"what answers at {quote(self.address)} does not speak OVSDB",
-                f"{type(error).__name__}: {error}", "see what listens there",
-            )
+            self._blame(error)
+
+    def _blame(self, error: Exception) -> Failure:
+        """Keep, and return, that the server has talked nonsense, on which the library failed so."""
+        self.fault = Failure(
+            Status.REFUSED, f"what answers at {quote(self.address)} does not speak OVSDB",
+            f"{type(error).__name__}: {error}", "see what listens there",
+        )
+        return self.fault
+
+    def _sane(self, read: Callable[[], T]) -> T:
+        """Return what `read` makes of the rows. Raises Failure (71) where they are nonsense."""
+        self.check()
+        try:
+            return read()
+        except _MISREAD as error:
+            raise self._blame(error) from error
 
     def check(self) -> None:
         """Raise Failure (71) where the server has talked nonsense."""
@@ -214,7 +264,7 @@ class Database:
 
     def has_bridge(self, name: str) -> bool:
         """Tell whether there is a bridge of this name."""
-        return self._bridge(name) is not None
+        return self._sane(lambda: self._bridge(name) is not None)
 
     def made(self, bridge: str, watch: Watch) -> Work[None]:
         """Wait until ovs-vswitchd has made the bridge, or its row is not there.
@@ -232,8 +282,11 @@ class Database:
     def switch(self) -> OvsSwitch:
         """Return how this Open vSwitch is, of a database opened with `details`.
 
-        Raises Failure, 69 where the database is empty.
+        Raises Failure, 69 where the database is empty, and as `check`.
         """
+        return self._sane(self._switch)
+
+    def _switch(self) -> OvsSwitch:
         root = self._root()
         return OvsSwitch(
             ovsdb=self.address,
@@ -250,7 +303,9 @@ class Database:
 
         Raises Failure as `check`.
         """
-        self.check()
+        return self._sane(lambda: self._ports(name))
+
+    def _ports(self, name: str | None) -> list[OvsPort]:
         if name is None:
             ports, interfaces = self._rows("Port"), self._rows("Interface")
         else:
@@ -298,7 +353,7 @@ class Database:
         """
         # NOTE: a port that vswitchd has yet to let go, deleted without waiting, and ours must not
         # reach it in one go: on the userspace datapath the new one would pass no frames.
-        yield from self._applied(self._root().next_cfg, watch)
+        yield from self._applied(lambda: self._root().next_cfg, watch)
 
         def compose(transaction: Any) -> None:
             bridge = self._bridge(op.bridge)
@@ -328,7 +383,7 @@ class Database:
             transaction.add_comment(f"pyqemu-ifup: add-port {op.bridge} {op.tap}")
 
         yield from self._commit(compose, watch)
-        yield from self._applied(self._root().next_cfg, watch)
+        yield from self._applied(lambda: self._root().next_cfg, watch)
         yield from self._until(
             lambda: self._is_usable(op), watch,
             f"ovs-vswitchd does not take the port in ({quote(self.address)})",
@@ -387,7 +442,7 @@ class Database:
 
         done = yield from self._commit(compose, watch)
         if done is not None:
-            yield from self._applied(done.get_increment_new_value(), watch)
+            yield from self._applied(done.get_increment_new_value, watch)
         # NOTE: ovs-vswitchd has taken it in, but its revalidator threads renew the flows that it
         # has in its datapath later, and tell nobody when they have (udpif_revalidate).
         end = time.monotonic() + REVALIDATION
@@ -409,12 +464,14 @@ class Database:
 
         Raises Failure, 71 without the port.
         """
-        self.check()
-        if _one(self._own(tap).link_state) == "up":
+
+        def is_up() -> bool:
+            return bool(_one(self._own(tap).link_state) == "up")
+
+        if self._sane(is_up):
             return False
         yield from self._until(
-            lambda: _one(self._own(tap).link_state) == "up",
-            watch,
+            is_up, watch,
             f"ovs-vswitchd does not see the tap's link up ({quote(self.address)})",
         )
         return True
@@ -469,7 +526,7 @@ class Database:
         if patience is not None:
             limit = Watch(min(patience, watch.remaining()), watch.interrupted, watch.wakeup)
         try:
-            yield from self._applied(done.get_increment_new_value(), limit)
+            yield from self._applied(done.get_increment_new_value, limit)
         except Failure:
             if patience is None:
                 raise
@@ -496,9 +553,10 @@ class Database:
     def _bridge(self, name: str) -> Any:
         return next((row for row in self._rows("Bridge") if row.name == name), None)
 
-    def _applied(self, next_cfg: int, watch: Watch) -> Work[None]:
-        """Wait until ovs-vswitchd has taken in the configuration up to `next_cfg`."""
-        yield from self._until(lambda: self._root().cur_cfg >= next_cfg, watch, self._busy)
+    def _applied(self, find: Callable[[], int], watch: Watch) -> Work[None]:
+        """Wait until ovs-vswitchd has taken in the configuration up to the one that is found."""
+        next_cfg = self._sane(find)
+        yield from self._until(lambda: bool(self._root().cur_cfg >= next_cfg), watch, self._busy)
 
     def _commit(self, compose: Callable[[Any], None], watch: Watch) -> Work[Any]:
         """Commit what `compose` writes, anew as often as the database had changed meanwhile.
@@ -509,14 +567,13 @@ class Database:
             seqno: int = self._idl.change_seqno
             transaction = Transaction(self._idl)
             try:
-                compose(transaction)
-                status = transaction.commit()
+                self._sane(lambda: compose(transaction))  # noqa: B023  called at once
+                status = self._sane(transaction.commit)
                 while status == Transaction.INCOMPLETE:
                     self._unsure.add(transaction)
                     watch.check(self._mute)
                     yield min(SLICE, watch.remaining())
-                    self.check()
-                    status = transaction.commit()
+                    status = self._sane(transaction.commit)
                 self._unsure.discard(transaction)
             finally:
                 transaction.abort()
@@ -538,8 +595,7 @@ class Database:
         Raises Failure: 75 with `watch`, telling what it was `doing`; 71 as `check`.
         """
         while True:
-            self.check()
-            if done():
+            if self._sane(done):
                 return
             watch.check(doing)
             yield min(SLICE, watch.remaining())

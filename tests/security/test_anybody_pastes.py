@@ -54,7 +54,7 @@ from pyqemu_ifctl.status import Row
 from pyqemu_ifd import thin
 from pyqemu_ifd.tidy import Tidier
 from pyqemu_ifup import change
-from pyqemu_ifup.attach import _take_back, _tell_of_mac, learn
+from pyqemu_ifup.attach import _take_back, _tell_of_mac, ask_again
 from pyqemu_ifup.caller import find_options
 from pyqemu_ifup.entitled import check_owner
 from pyqemu_ifup.host import Host
@@ -554,7 +554,9 @@ class Elsewhere:
         try:
             watch = Watch(0.02)
             self.refused(lambda: finish(self.database.sync(watch), wait))
-            finish(learn(self.database, name, watch), wait)
+            with self.host() as host:
+                host.databases[self.ovs.db] = self.database
+                host.finish(ask_again(host, name, watch))
         finally:
             self.ovs.server.cont()
         finish(self.database.sync(Watch(10)), wait)
