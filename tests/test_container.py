@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
-from lab.container import Container
+from lab.container import LITTLE, USUAL, Container, Run
 from lab.hooks import Hooks
+from lab.nat_site import drain
 from lab.needs import require
 from lab.netns import Namespace
 from lab.qemu import Qemu
+from lab.taps import Tap
 
 
 class Job:
@@ -76,3 +79,64 @@ def test_the_main_job_in_a_container(netns: Namespace, tmp_path: Path) -> None:
             assert json.loads(job.run("pyqemu-ifctl", "doctor", "--json").stdout)["version"] == 1
             assert (qemu.quit(), "network script" in qemu.stderr) == (0, False)
     netns.ip("link", "del", "br0")
+
+
+NAT = {"ipv4": "192.168.76.1/24", "host": "any"}
+ROUTER, MAC = "fe80::aaaa", "52:54:00:00:00:0a"
+
+
+def advertise(tap: Tap, netns: Namespace) -> None:
+    """Have the guest on `tap` advertise a prefix as routers do, and wait until it was heard."""
+    from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, IPv6
+    from scapy.layers.l2 import ARP, Ether
+
+    prefix = ICMPv6NDOptPrefixInfo(prefix="2001:db8:bad::", prefixlen=64, L=1, A=1)
+    router = IPv6(src=ROUTER, dst="ff02::1", hlim=255) / ICMPv6ND_RA(routerlifetime=1800) / prefix
+    tap.send(bytes(Ether(src=MAC, dst="33:33:00:00:00:01") / router))
+    # NOTE: frames of one tap are dealt with in their order.
+    ask = ARP(hwsrc=MAC, psrc="192.168.76.10", pdst="192.168.76.1")
+    tap.send(bytes(Ether(src=MAC, dst="ff:ff:ff:ff:ff:ff") / ask))
+    end = time.monotonic() + 20
+    while not any(frame[12:14] == b"\x08\x06" for frame in drain(tap)):
+        assert time.monotonic() < end, "the gateway does not answer"
+        time.sleep(0.01)
+
+
+def test_a_network_with_nat_in_a_container(netns: Namespace, tmp_path: Path) -> None:
+    """What is needed of its starter is told, with the option; with that it is made, and guarded."""
+    hooks = Hooks(tmp_path / "hooks")
+    tap = netns.tap("web0")
+    with Container(netns, "tmpfs", USUAL) as place:
+        job = Job(place, hooks, {"bridge": "labbr0", "nat": NAT})
+        done = job.run("pyqemu-ifup", "web0")
+        assert (done.returncode, done.stderr) == (
+            71, "pyqemu-ifup: web0: cannot write 1 to /proc/sys/net/ipv4/ip_forward: Read-only "
+            "file system; have whoever starts this container give it --sysctl "
+            "net.ipv4.ip_forward=1\n",
+        )
+        assert netns.links().keys() == {"lo", "web0"}
+        netns.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
+        for nat, own in ((NAT, set()), ({**NAT, "ipv6": "fd00:76::1/64", "outbound": False},
+                                        {"fd00:76::1"})):
+            job = Job(place, hooks, {"bridge": "labbr0", "nat": nat})
+            done = job.run("pyqemu-ifup", "web0")
+            assert (done.returncode, done.stderr) == (0, ""), nat
+            advertise(tap, netns)
+            found = {each for each in addresses(netns, "labbr0") if not each.startswith("fe80:")}
+            assert found == own and (own or addresses(netns, "labbr0") == [])
+            assert not [route for route in netns.ip("-6", "route") if route["dst"] == "default"]
+            assert json.loads(job.ctl("status", "--json"))["taps"][0]["state"] == "ok"
+            assert job.run("pyqemu-ifdown", "web0").returncode == 0
+            assert netns.links().keys() == {"lo", "web0"}
+    refusals: list[tuple[Run, tuple[str, ...], str]] = [
+        ("read-only", USUAL, "; have whoever starts this container give it a /run to write to: "
+                             "--tmpfs /run\n"),
+        ("tmpfs", LITTLE, "; have whoever starts this container give it --cap-add=SETGID "
+                          "--cap-add=SETUID --cap-add=NET_BIND_SERVICE --cap-add=NET_RAW\n"),
+    ]  # fmt: skip
+    for run, capabilities, told in refusals:
+        with Container(netns, run, capabilities) as place:
+            done = Job(place, hooks, {"bridge": "labbr0", "nat": NAT}).run("pyqemu-ifup", "web0")
+            assert done.returncode in (71, 77) and done.stderr.endswith(told), done.stderr
+    assert netns.links().keys() == {"lo", "web0"}
+    netns.run(["sysctl", "-qw", "net.ipv4.ip_forward=0"])

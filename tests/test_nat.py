@@ -590,8 +590,12 @@ def test_an_up_that_fails_after_an_edit_takes_nothing_from_other_guests(
         told = json.loads(inside.run(["ip", "-j", "address", "show", "dev", "labbr0"]).stdout)[0]
         own = sorted(f"{each['local']}/{each['prefixlen']}" for each in told["addr_info"])
         sysctls = [
-            Path(f"/proc/sys/net/ipv6/conf/labbr0/{name}").read_text()
-            for name in ("disable_ipv6", "accept_ra", "autoconf")
+            Path(f"/proc/sys/net/{family}/conf/labbr0/{name}").read_text()
+            for family, names in (
+                ("ipv6", ("disable_ipv6", "accept_ra", "autoconf", "addr_gen_mode")),
+                ("ipv4", ("route_localnet", "accept_source_route")),
+            )
+            for name in names
         ]
         return text, own, settings(inside), sysctls, len(servers(inside))
 
@@ -622,7 +626,12 @@ def test_explain_knows_the_network_and_its_commands_make_it(
     assert told["port"]["nat"]["forward"] == ["0.0.0.0:2222/tcp to 192.168.76.10:22"]
     text = hooks.ctl("explain", "web0").stdout
     assert "  nat           made where it is not there: 192.168.76.1/24, fd00:76::1/64, " in text
-    script = "\n".join(told["commands"])
+    # NOTE: as a person sees them, but for the two spaces before each.
+    lines = text[text.index("\ncommands, ") :].splitlines()[2:]
+    assert [line[2:] for line in lines[: len(told["commands"])]] == [
+        line.expandtabs(4) for line in told["commands"]
+    ]
+    script = "\n".join(line[2:] for line in lines)
     script = script[: script.index("mkdir -p ")]
     netns.run(["sh", "-euc", script])
     assert f"table inet {TABLE}" in tables(netns)

@@ -140,7 +140,9 @@ def ovs_value(value: str) -> str:
 
 def fed(command: Command, text: str) -> list[Command]:
     """Return the lines that give a command the lines of `text` to read; none of them is END."""
-    return [Command(f"{command} <<'END'"), *map(Command, text.splitlines()), Command("END")]
+    # NOTE: a tab would not be shown as it is.
+    lines = text.expandtabs(4).splitlines()
+    return [Command(f"{command} <<'END'"), *map(Command, lines), Command("END")]
 
 
 def nft_command(form: str, **names: str) -> Command:

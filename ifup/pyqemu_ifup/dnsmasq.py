@@ -29,6 +29,8 @@ TEMPLATE = "pyqemu-ifup-dnsmasq@.service"
 TERM_TIME = 1.0
 """Seconds that dnsmasq has to end by itself."""
 USERS = ("dnsmasq", "nobody")
+CAPABILITIES = {"SETGID": 6, "SETUID": 7, "NET_BIND_SERVICE": 10, "NET_ADMIN": 12, "NET_RAW": 13}
+"""What dnsmasq needs, by its number (linux/capability.h): some to begin with, some all along."""
 CHILD = """\
 ulimit -c 0; ulimit -n 1024; ulimit -v 262144
 read -r _ && exec "$@" </dev/null
@@ -65,6 +67,26 @@ def account() -> pwd.struct_passwd:
         Status.UNAVAILABLE, "there is no user for dnsmasq to run as",
         f"neither {' nor '.join(USERS)} is known", sh("useradd", "--system", "dnsmasq"),
     )
+
+
+def require_capabilities() -> None:
+    """Check that dnsmasq would have the capabilities that it needs. Raises Failure (77).
+
+    A container's root may lack some; as a unit it has them of systemd.
+    """
+    if os.geteuid() != 0 or _under_systemd():
+        return
+    with open("/proc/self/status", encoding="ascii", errors="replace", newline="\n") as file:
+        line = next(line for line in file if line.startswith("CapEff:"))
+    effective = int(line.split()[1], 16)
+    lacking = [word for word, number in CAPABILITIES.items() if not effective >> number & 1]
+    if lacking:
+        raise Failure(
+            Status.DENIED, "dnsmasq cannot run here",
+            f"this process lacks {', '.join(f'CAP_{word}' for word in lacking)}",
+            "have whoever starts this container give it "
+            + " ".join(f"--cap-add={word}" for word in lacking),
+        )
 
 
 def look(folder: str, watch: Watch) -> Work[Found]:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.shell import quote, vsctl
-from pyqemu_ifup.linux_bridge import Netlink, can_write_sysctl
+from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link, OvsPort, Seen
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import AddPort, DelPort, SetPort, Step, commands
 from pyqemu_ifup.stamp import find_here, row_ids
+from pyqemu_ifup.sysctl import is_writable
 from pyqemu_ifup.work import T, Work, finish
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class Host:
                 for address, database in self.databases.items()
                 if bridge is not None and database.has_bridge(bridge)
             ),
-            sysctl=can_write_sysctl(),
+            sysctl=is_writable("ipv6/conf/default/disable_ipv6"),
         )
 
     def run(self, step: Step, watch: Watch, patience: float | None = None) -> Work[bool]:

@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import syslog
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,15 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.names import is_valid_name
 from pyqemu_ifconf.shell import quote
-from pyqemu_ifup.links import IFF_UP, NLMSGHDR, LinkReader
+from pyqemu_ifup.links import (
+    IFF_UP,
+    IFINFOMSG,
+    IFLA_AF_SPEC,
+    NLMSGHDR,
+    U32,
+    LinkReader,
+    attribute,
+)
 from pyqemu_ifup.look import Counters, Link, Vid, ranges
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import (
@@ -45,6 +53,9 @@ from pyqemu_ifup.work import Work
 if TYPE_CHECKING:
     from pyqemu_ifup.flows import Flow
 
+IFA_F_NODAD = 0x2
+"""linux/if_addr.h."""
+IFLA_INET_CONF = 1
 VLAN_PVID, VLAN_UNTAGGED = 0x2, 0x4
 VLAN_RANGE_BEGIN, VLAN_RANGE_END = 0x8, 0x10
 """BRIDGE_VLAN_INFO_* of linux/if_bridge.h."""
@@ -204,7 +215,11 @@ class Netlink:
         host, _, length = address.partition("/")
         with _explained(f"cannot set the address {address}"):
             try:
-                self._route.addr("add", index=index, address=host, prefixlen=int(length))
+                # NOTE: an address that is being checked for a twin can be listened at by nobody.
+                flags = {"flags": IFA_F_NODAD} if ":" in host else {}
+                self._route.addr(
+                    "add", index=index, address=host, prefixlen=int(length), **flags
+                )
             except NetlinkError as error:
                 if error.code != errno.EEXIST:
                     raise
@@ -218,6 +233,15 @@ class Netlink:
             except NetlinkError as error:
                 if error.code not in (errno.EADDRNOTAVAIL, errno.ENODEV):
                     raise
+
+    def set_ipv4(self, index: int, settings: Mapping[int, int]) -> None:
+        """Set a link's switches for IPv4, by their numbers (IPV4_DEVCONF_*). Raises Failure."""
+        values = [attribute(number, U32.pack(value)) for number, value in settings.items()]
+        inet = attribute(socket.AF_INET, attribute(IFLA_INET_CONF, b"".join(values)))
+        with _explained(f"cannot set how link {index} takes IPv4"):
+            self._reader.change(
+                IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0) + attribute(IFLA_AF_SPEC, inet)
+            )
 
     def destinations(self) -> list[tuple[int, str]]:
         """Return where this host's addresses and routes lead: the ifindex, and ADDRESS/LENGTH."""
@@ -365,11 +389,6 @@ def _range(first: int, last: int) -> dict[str, object]:
 def _ipv6_switch(tap: str) -> str:
     # NOTE: /proc/sys/net follows the network namespace of the reader, unlike /sys/class/net.
     return f"/proc/sys/net/ipv6/conf/{tap}/disable_ipv6"
-
-
-def can_write_sysctl() -> bool:
-    """Tell whether /proc/sys/net can be written: in a container it may be there to be read only."""
-    return os.access(_ipv6_switch("default"), os.W_OK)
 
 
 def write_ipv6_disabled(tap: str, index: int, disabled: bool) -> None:

@@ -281,4 +281,8 @@ def cannot_use(path: str, error: OSError) -> Failure:
     what, why = f"cannot use {quote(path)}", error.strerror or str(error)
     if isinstance(error, PermissionError):
         return Forbidden(what, why)
+    if error.errno == errno.EROFS:
+        # NOTE: a container whose root is read-only.
+        remedy = "have whoever starts this container give it a /run to write to: --tmpfs /run"
+        return Failure(Status.REFUSED, what, why, remedy)
     return Failure(Status.REFUSED, what, why, "see whether /run is there, and can be written to")

@@ -67,16 +67,30 @@ def folder_name(network: str, netns: str, own: bool) -> str:
 
 
 def switches(bridge: str, nat: Nat) -> dict[str, str]:
-    """Return below /proc/sys/net what the network's bridge has, and its value."""
+    """Return below /proc/sys/net what the network's bridge has, where it can be written.
+
+    What of it is not `needed`, the table and `addrgenmode` see to as well.
+    """
     settings = {f"ipv6/conf/{bridge}/disable_ipv6": "1"}
     if nat.ipv6 is not None:
         # NOTE: an address that is still being checked for a twin can be listened at by nobody.
-        values = {"accept_dad": "0", "accept_ra": "0", "autoconf": "0", "disable_ipv6": "0"}
+        values = {"accept_dad": "0", "accept_ra": "0", "autoconf": "0"}
         settings = {f"ipv6/conf/{bridge}/{name}": value for name, value in values.items()}
+        settings |= needed(bridge, nat)
+    return settings
+
+
+def needed(bridge: str, nat: Nat) -> dict[str, str]:
+    """Return below /proc/sys/net what the network's bridge cannot do without, and its value."""
+    return {f"ipv6/conf/{bridge}/disable_ipv6": "0"} if nat.ipv6 is not None else {}
+
+
+def ipv4_settings(nat: Nat) -> dict[tuple[str, int], int]:
+    """Return how the bridge takes IPv4: a switch's name and number (linux/ip.h), and its value."""
+    settings = {("route_localnet", 26): int(wants_loopback(nat))}
     if nat.ipv4 is not None:
         # NOTE: the option would lead a packet to whatever address it names.
-        settings[f"ipv4/conf/{bridge}/accept_source_route"] = "0"
-    settings[f"ipv4/conf/{bridge}/route_localnet"] = "1" if wants_loopback(nat) else "0"
+        settings["accept_source_route", 9] = 0
     return settings
 
 
@@ -175,8 +189,8 @@ def _chains(bridge: str, nat: Nat) -> list[Chain]:
         Chain("leave", "nat", "postrouting", SRCNAT, _leave(port, nat)),
         Chain("left", "filter", "postrouting", SRCNAT + 10, _left(port, nat)),
     ]
-    if nat.host is not None:
-        chains.append(Chain("host", "filter", "input", FILTER, _host(port, nat, nat.host)))
+    host = _host(port, nat, nat.host) if nat.host is not None else ()
+    chains.append(Chain("host", "filter", "input", FILTER, (*_unheard(port, nat), *host)))
     if nat.forward:
         rules = tuple(map(_to_guest, nat.forward))
         chains.append(Chain("arrive", "nat", "prerouting", DSTNAT, rules))
@@ -235,6 +249,13 @@ def _forward(port: str, nat: Nat) -> tuple[str, ...]:
         f"oifname {port} ct status dnat accept",
         f"oifname {port} drop",
     )
+
+
+def _unheard(port: str, nat: Nat) -> tuple[str, ...]:
+    """Return the rules for what this host hears of no guest, whatever its switches are."""
+    if nat.ipv6 is None:
+        return (f"iifname {port} meta nfproto ipv6 drop",)
+    return (f"iifname {port} icmpv6 type nd-router-advert drop",)
 
 
 def _host(port: str, nat: Nat, services: Iterable[Service]) -> tuple[str, ...]:

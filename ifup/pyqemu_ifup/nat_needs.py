@@ -24,9 +24,9 @@ from pyqemu_ifup.nat import (
     bridge_alias,
     bridge_mac,
     folder_name,
+    needed,
     ruleset,
     subnet,
-    switches,
     table_name,
     wants_dnsmasq,
     wants_forwarding,
@@ -140,9 +140,10 @@ def _programs(host: Host, wanted: Wanted) -> Work[None]:
 
 
 def _account(host: Host, wanted: Wanted) -> Work[None]:
-    """dnsmasq has a user to run as."""
+    """dnsmasq has a user to run as, and what it needs to become that."""
     if wants_dnsmasq(wanted.nat):
         dnsmasq.account()
+        dnsmasq.require_capabilities()
     yield from ()
 
 
@@ -239,10 +240,10 @@ def forwarding_that_is_off(nat: Nat) -> list[str]:
 
 
 def _switches(host: Host, wanted: Wanted) -> Work[None]:
-    """Each switch below /proc/sys/net is as it shall be, or can be written."""
+    """Each switch below /proc/sys/net that is needed is as it shall be, or can be written."""
     # NOTE: a bridge that is not there yet has what the kernel gives to each new link.
     name = wanted.bridge if _is_there(host, wanted) else "default"
-    values = switches(name, wanted.nat) | dict.fromkeys(forwarding_that_is_off(wanted.nat), "1")
+    values = needed(name, wanted.nat) | dict.fromkeys(forwarding_that_is_off(wanted.nat), "1")
     for path, value in values.items():
         if read_sysctl(path) not in (value, None):
             require_writable(path, value)

@@ -36,6 +36,8 @@ from pyqemu_ifup.nat import (
     bridge_alias,
     bridge_mac,
     dnsmasq_settings,
+    ipv4_settings,
+    needed,
     network_of,
     replacing,
     ruleset,
@@ -55,8 +57,8 @@ from pyqemu_ifup.nat_needs import (
     require,
     require_programs,
 )
-from pyqemu_ifup.plan import SetAlias, SetMtu, SetUp
-from pyqemu_ifup.sysctl import key, read_sysctl, write_sysctl
+from pyqemu_ifup.plan import BY_MAC, NO_ADDRESS, SetAlias, SetIpv6, SetMtu, SetUp
+from pyqemu_ifup.sysctl import is_writable, key, read_sysctl, write_sysctl
 from pyqemu_ifup.work import Work
 
 HOLD = 2.0
@@ -69,12 +71,14 @@ OLDER = "not as the policy says"
 class Before:
     """What a network that taps are on was, before an up has changed it.
 
-    `sysctls` are those below /proc/sys/net, `served` the settings that its dnsmasq had, or None.
+    `sysctls` are those below /proc/sys/net, `ipv4` as for `set_ipv4`, `served` the settings that
+    its dnsmasq had, or None.
     """
 
     link: Link
     addresses: frozenset[str]
     sysctls: Mapping[str, str]
+    ipv4: Mapping[int, int]
     table: Table | None
     served: list[str] | None
 
@@ -242,9 +246,27 @@ def _bridge(host: Host, held: Held, nat: Nat) -> Work[Link]:
     if link.mtu != nat.mtu:
         yield from host.run(SetMtu(held.bridge, link.index, nat.mtu), host.watch)
     _bolt(held, link, nat)
-    for name, value in switches(held.bridge, nat).items():
-        write_sysctl(name, value)
+    yield from _settings_of_link(host, held, nat, link)
     return link
+
+
+def _settings_of_link(host: Host, held: Held, nat: Nat, link: Link) -> Work[None]:
+    """Set how the bridge takes IPv4 and IPv6, over netlink where /proc/sys cannot be written."""
+    host.kernel.set_ipv4(
+        link.index, {number: value for (_, number), value in ipv4_settings(nat).items()}
+    )
+    if not _gives_itself_right(link, nat):
+        mode = NO_ADDRESS if nat.ipv6 is None else BY_MAC
+        yield from host.run(SetIpv6(held.bridge, link.index, None, mode), host.watch)
+    must = needed(held.bridge, nat)
+    for name, value in switches(held.bridge, nat).items():
+        if name in must or is_writable(name):
+            write_sysctl(name, value)
+
+
+def _gives_itself_right(link: Link, nat: Nat) -> bool:
+    """Tell whether the bridge gives itself an IPv6 address if the network has IPv6, else none."""
+    return link.addrgenmode is None or (link.addrgenmode == NO_ADDRESS) is (nat.ipv6 is None)
 
 
 def _bolt(held: Held, link: Link, nat: Nat) -> None:
@@ -412,9 +434,17 @@ def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
     for address in filter(None, (nat.ipv4, nat.ipv6)):
         if _compact(address) not in present:
             found.append(f"the bridge does not have {address}")
-    for name, value in switches(held.bridge, nat).items():
+    must = needed(held.bridge, nat)
+    values = {name: value for name, value in switches(held.bridge, nat).items()
+              if name in must or is_writable(name)}
+    for (name, _), number in ipv4_settings(nat).items():
+        values[f"ipv4/conf/{held.bridge}/{name}"] = str(number)
+    for name, value in values.items():
         if (now := read_sysctl(name)) not in (value, None):
             found.append(f"{quote(key(name))} is {now}, not {value}")
+    if not link.ipv6_disabled and not _gives_itself_right(link, nat):
+        found.append("the bridge gives itself IPv6 addresses" if nat.ipv6 is None
+                     else "the bridge gives itself no IPv6 address")
     found += [f"{key(name)} is 0, not 1" for name in forwarding_that_is_off(nat)]
     if _needs_bolt(nat) and not bolt.is_shut(link.index):
         found.append("the bridge is open to this host's loopback addresses")
@@ -464,6 +494,8 @@ def _looking(host: Host, held: Held, link: Link, nat: Nat) -> Work[Before]:
     return Before(
         link, frozenset(text for index, text in host.kernel.addresses() if index == link.index),
         {name: value for name, value in read.items() if value is not None},
+        {number: int(read_sysctl(f"ipv4/conf/{held.bridge}/{name}") or 0)
+         for name, number in ipv4_settings(nat)},
         (yield from nft.read_table(held.network, host.watch)),
         (yield from dnsmasq.look(held.folder, host.watch)).settings,
     )
@@ -513,6 +545,11 @@ def _restoring_table(host: Host, held: Held, before: Before) -> Work[None]:
 
 def _restoring_link(host: Host, held: Held, before: Before) -> Work[None]:
     bridge = before.link
+    host.kernel.set_ipv4(bridge.index, before.ipv4)
+    link = host.kernel.look_at(bridge.index)
+    if link is not None and link.addrgenmode != bridge.addrgenmode is not None:
+        mode = SetIpv6(held.bridge, bridge.index, None, bridge.addrgenmode)
+        yield from host.run(mode, host.watch)
     for name, value in before.sysctls.items():
         write_sysctl(name, value)
     now = {text for index, text in host.kernel.addresses() if index == bridge.index}

@@ -28,6 +28,8 @@ IPV6_MTU_MIN = 1280
 """Bytes; IPV6_MIN_MTU of linux/ipv6.h (RFC 8200, 5)."""
 NO_ADDRESS = 1
 """IN6_ADDR_GEN_MODE_NONE (linux/if_link.h): the kernel gives the link no address by itself."""
+BY_MAC = 0
+"""IN6_ADDR_GEN_MODE_EUI64, the kernel's own."""
 ADDRGENMODES = ("eui64", "none", "stable_secret", "random")
 """What ip-link(8) calls each mode, by its number."""
 IPV6 = "disable_ipv6"

@@ -6,7 +6,7 @@ import errno
 import os
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
-from pyqemu_ifconf.shell import quote, sh
+from pyqemu_ifconf.shell import quote
 
 
 def key(name: str) -> str:
@@ -21,6 +21,17 @@ def read_sysctl(name: str) -> str | None:
             return file.read().strip()
     except FileNotFoundError:
         return None
+
+
+def is_writable(name: str) -> bool:
+    """Tell whether a switch can be written, by opening it: a container may have it read-only."""
+    try:
+        os.close(os.open(f"/proc/sys/net/{name}", os.O_WRONLY | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        return False
+    return True
 
 
 def write_sysctl(name: str, value: str) -> None:
@@ -54,7 +65,6 @@ def _failure(name: str, value: str, error: OSError) -> Failure:
         # NOTE: a container without privilege has it so; whoever starts one can set what is its own.
         return Failure(
             Status.REFUSED, what, why,
-            f"have whoever starts this container give it --sysctl {quote(f'{key(name)}={value}')}, "
-            f"or let it be written: {sh('mount', '-o', 'remount,rw', '/proc/sys')}",
+            f"have whoever starts this container give it --sysctl {quote(f'{key(name)}={value}')}",
         )
     return Failure(Status.REFUSED, what, why, "see dmesg(1)")
