@@ -14,8 +14,8 @@ from lab.paste import HOSTILE, HOSTILE_TEXTS, SHELLS, words_of
 from pyqemu_ifconf.shell import (
     all_of,
     edit,
-    fed,
     ifctl,
+    into,
     joined,
     nft_command,
     output,
@@ -88,9 +88,10 @@ def test_commands_that_hold_others_keep_their_words(
     for name in HOSTILE:
         show, cut = sh("ip", "-o", "link", "show", "dev", name), sh("cut", "-d:", "-f1", name)
         lines += [all_of(show, cut), sh("ip", joined("a=", output(piped(show, cut))), name)]
-        lines += [*fed(sh("nft", "-f", "-"), f"{name}\n"), write("1", f"/{name}/x")]
+        lines += [into(sh("echo", "a", name), f"/{name}/y"), write("1", f"/{name}/x")]
         wanted += 2 * [["ip", "-o", "link", "show", "dev", name], ["cut", "-d:", "-f1", name]]
-        wanted += [["ip", "a=", name], ["nft", "-f", "-"], ["echo", "1", ">", f"/{name}/x"]]
+        wanted += [["ip", "a=", name], ["echo", "a", name, ">", f"/{name}/y"],
+                   ["echo", "1", ">", f"/{name}/x"]]
     assert sorted(words_of("\n".join(lines), tmp_path, shell)) == sorted(wanted)
 
 

@@ -99,7 +99,12 @@ def joined(*parts: str) -> Command:
 
 def write(text: str, path: str) -> Command:
     """Return the command that writes one line to a file."""
-    return Command(f"{sh('echo', text)} > {quote(file(path))}")
+    return into(sh("echo", text), path)
+
+
+def into(command: Command, path: str) -> Command:
+    """Return the command that writes what `command` prints to a file."""
+    return Command(f"{command} > {quote(file(path))}")
 
 
 def file(path: str) -> str:
@@ -136,13 +141,6 @@ def ovs_value(value: str) -> str:
     """Return a text as a value, or a key, of a column (ovs-vsctl(8), Database Values)."""
     plain = value and all(c.isascii() and (c.isalnum() or c in "_-.") for c in value)
     return value if plain else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def fed(command: Command, text: str) -> list[Command]:
-    """Return the lines that give a command the lines of `text` to read; none of them is END."""
-    # NOTE: a tab would not be shown as it is.
-    lines = text.expandtabs(4).splitlines()
-    return [Command(f"{command} <<'END'"), *map(Command, lines), Command("END")]
 
 
 def nft_command(form: str, **names: str) -> Command:

@@ -42,9 +42,8 @@ from pyqemu_ifup.lock import Lock, lock_tap
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.main import Left
 from pyqemu_ifup.manners import GRACE, Watch, log, narrator
-from pyqemu_ifup.nat import making_commands
-from pyqemu_ifup.nat_needs import folder_of
-from pyqemu_ifup.nat_network import differing, making, taking_back
+from pyqemu_ifup.nat import marking_command
+from pyqemu_ifup.nat_network import commands_to_make, differing, making, taking_back
 from pyqemu_ifup.plan import Difference, Prove, SetDown, commands
 from pyqemu_ifup.stamp import Here, Stamp, find_here, is_alive
 from pyqemu_ifup.work import RETRY
@@ -375,9 +374,8 @@ def _apply_one(
                 line for op in change.plan if not isinstance(op, Prove) for line in commands(op)
             ]
             if port.nat is not None and assumed is not None:
-                folder = folder_of(port.network)
-                making = making_commands(port.network, port.bridge, port.nat, folder)
-                steps = [*making, *steps]
+                made = commands_to_make(host, port.network, port.bridge, port.nat)
+                steps = [*made, *steps, marking_command(port.network, port.bridge)]
             outcome = Outcome(
                 guest, "unchanged", port, caller.vm, (*different, *change.differences),
                 change.moves, tuple(steps),

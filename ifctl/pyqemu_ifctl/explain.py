@@ -33,7 +33,7 @@ from pyqemu_ifup.attach import require_database
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import FRESH, Link, Seen, show_vlan
 from pyqemu_ifup.manners import Watch
-from pyqemu_ifup.nat import making_commands
+from pyqemu_ifup.nat import marking_command
 from pyqemu_ifup.plan import (
     AddPort,
     Op,
@@ -62,7 +62,7 @@ class View:
 
     `unasked` are the databases that did not answer, `databases` those that did; `ipv6` tells
     whether the kernel has IPv6. `unmet` is why an up would fail whatever the bridge is like, and
-    `folder` the one of a network with NAT.
+    `making` the commands that make the network where that is done for its first tap.
     """
 
     seen: Seen
@@ -72,7 +72,7 @@ class View:
     remarks: tuple[str, ...] = ()
     databases: frozenset[str] = frozenset()
     unmet: tuple[Failure, ...] = ()
-    folder: str = ""
+    making: tuple[Command, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,18 +187,30 @@ def look(port: Port, policy: Policy, watch: Watch, tell: Callable[[str], None]) 
         seen = host.look(port.tap, port.bridge)
         databases = frozenset(host.databases)
         failures = list(failed.values())
-        folder = ""
+        making: list[Command] = []
         if port.nat is not None:
-            from pyqemu_ifup.nat_needs import folder_of
-
-            folder = folder_of(port.network)
             failures += find_unmet(host, port.network, port.bridge, port.nat)
+            if seen.bridge is None:
+                making = _making(host, port, port.nat)
     remarks = tuple(f"could not tell: {each}" for each in failures if isinstance(each, Forbidden))
     if seen.tap is None:
         remarks += _tun_remarks()
     unmet = tuple(each for each in failures if not isinstance(each, Forbidden))
     ipv6 = os.path.exists("/proc/sys/net/ipv6")
-    return View(seen, find_here(), frozenset(failed), ipv6, remarks, databases, unmet, folder)
+    return View(
+        seen, find_here(), frozenset(failed), ipv6, remarks, databases, unmet, tuple(making)
+    )
+
+
+def _making(host: Host, port: Port, nat: Nat) -> list[Command]:
+    """Return the commands that make the network, none where an up could not tell how."""
+    from pyqemu_ifup.nat_network import commands_to_make
+
+    try:
+        return commands_to_make(host, port.network, port.bridge, nat)
+    except Failure:
+        # NOTE: it is among what is unmet.
+        return []
 
 
 def _tun_remarks() -> tuple[str, ...]:
@@ -294,14 +306,14 @@ def _form(
         if live:
             try:
                 plan = plan_up(port, kind, seen, stamp, view.here)
-                return Form(kind, _lines(plan, port, seen, view.folder, fresh=fresh)), None
+                return Form(kind, _lines(plan, port, seen, view, fresh=fresh)), None
             except Failure as failure:
                 fault = _would_fail(failure)
         able = replace(seen, bridge=_able_bridge(port, kind, seen.bridge))
         plan = plan_up(port, kind, able, stamp, view.here)
     except Failure as failure:
         return Form(kind, (), str(failure)), fault
-    return Form(kind, _lines(plan, port, seen, view.folder, fresh=fresh)), fault
+    return Form(kind, _lines(plan, port, seen, view, fresh=fresh)), fault
 
 
 def _able_bridge(port: Port, kind: Kind, bridge: Link | None) -> Link:
@@ -316,13 +328,12 @@ def _able_bridge(port: Port, kind: Kind, bridge: Link | None) -> Link:
 
 
 def _lines(
-    plan: tuple[Op, ...], port: Port, seen: Seen, folder: str, *, fresh: bool
+    plan: tuple[Op, ...], port: Port, seen: Seen, view: View, *, fresh: bool
 ) -> tuple[Command, ...]:
     """Return the plan's commands; what only the kernel knows is left to a command's own output."""
     lines: list[Command] = []
     link = ("ip", "link", "set", "dev", port.tap)
-    if port.nat is not None and seen.bridge is None:
-        lines += making_commands(port.network, port.bridge, port.nat, folder)
+    lines += view.making
     for op in plan:
         if isinstance(op, Prove):
             continue
@@ -350,6 +361,7 @@ def _lines(
             ]
         else:
             lines += commands(op)
+    lines += [marking_command(port.network, port.bridge)] if view.making else []
     return tuple(lines)
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.shell import quote, sh
 from pyqemu_ifup.manners import SAFE_PATH, Watch
+from pyqemu_ifup.nat import Server
 from pyqemu_ifup.programs import SHORT, run_program, scratch
 from pyqemu_ifup.work import Work
 
@@ -94,7 +95,7 @@ def look(folder: str, watch: Watch) -> Work[Found]:
 
     Raises Failure where it cannot be told.
     """
-    unit, state = TEMPLATE.replace("@", f"@{os.path.basename(folder)}"), None
+    unit, state = _unit_of(folder), None
     if _under_systemd():
         state = yield from _unit_state(unit, watch)
     pid = _recorded(folder)
@@ -105,6 +106,16 @@ def look(folder: str, watch: Watch) -> Work[Found]:
         serves = not active and os.path.exists(f"{folder}/{READY}")
     settings = _read(f"{folder}/{SETTINGS}").splitlines() if serves else None
     return Found(unit if state is not None else None, active, pid, settings)
+
+
+def server_of(folder: str, settings: Sequence[str], watch: Watch) -> Work[Server]:
+    """Return how `serve` would have it run. Raises Failure where that cannot be told."""
+    unit: str | None = None
+    if _under_systemd() and (yield from _unit_state(_unit_of(folder), watch)) is not None:
+        unit = _unit_of(folder)
+    return Server(
+        tuple(settings), unit, f"{folder}/{SETTINGS}", f"{folder}/{READY}", f"{folder}/{RECORD}"
+    )
 
 
 def serve(
@@ -164,6 +175,10 @@ def _under_systemd() -> bool:
     except FileNotFoundError:
         # NOTE: /proc with hidepid=; the first namespace has what no other one has.
         return os.path.exists("/proc/sys/net/core/netdev_max_backlog")
+
+
+def _unit_of(folder: str) -> str:
+    return TEMPLATE.replace("@", f"@{os.path.basename(folder)}")
 
 
 def _unit_state(unit: str, watch: Watch) -> Work[str | None]:

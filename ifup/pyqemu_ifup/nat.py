@@ -5,14 +5,14 @@ nft(8): one table for each network, loaded in one transaction. dnsmasq(8) serves
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from socket import IPPROTO_UDP
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.policy import DEFAULT_MTU, Forward, Nat, Service
-from pyqemu_ifconf.shell import Command, fed, sh, write
+from pyqemu_ifconf.shell import Command, into, joined, output, sh, write
 from pyqemu_ifup.bolt import BYTECODE, LED
 from pyqemu_ifup.lock import RUN
 from pyqemu_ifup.stamp import ALIAS_MARK, BRIDGE_MARK
@@ -135,6 +135,11 @@ class Table:
         """Whether it is as it was loaded, by whatever policy: its rules add up to its sum."""
         return not self.others and self.comment.endswith(f" sum={_sum(self.chains)}")
 
+    def lines(self, chain: Chain) -> list[str]:
+        """Return the rules of one of its chains as they are loaded, our mark among them."""
+        mark = "" if chain.hook else f' comment "{self.comment}"'
+        return [f"{rule}{mark}" for rule in chain.rules]
+
     @staticmethod
     def fault(table: Table | None) -> str:
         """Return in words what has become of a table, "" where it is as it was loaded."""
@@ -168,16 +173,17 @@ def replacing(network: str, table: Table) -> str:
     lines = [f"table {name}", f"delete table {name}", f"table {name} {{"]
     for chain in table.chains:
         lines.append(f"\tchain {chain.name} {{")
-        if chain.hook:
-            lines.append(
-                f"\t\ttype {chain.type} hook {chain.hook} priority {chain.priority}; "
-                f"policy {chain.policy};"
-            )
-            lines += [f"\t\t{rule}" for rule in chain.rules]
-        else:
-            lines += [f'\t\t{rule} comment "{table.comment}"' for rule in chain.rules]
+        lines += [f"\t\t{_hooked(chain)}"] if chain.hook else []
+        lines += [f"\t\t{rule}" for rule in table.lines(chain)]
         lines.append("\t}")
     return "\n".join([*lines, "}", ""])
+
+
+def _hooked(chain: Chain) -> str:
+    """Return where a chain that packets come to is, in nft(8)'s words."""
+    return (
+        f"type {chain.type} hook {chain.hook} priority {chain.priority}; policy {chain.policy};"
+    )
 
 
 def _chains(bridge: str, nat: Nat) -> list[Chain]:
@@ -451,37 +457,77 @@ def _all_but(address: str) -> tuple[str, str]:
     return str(first), str(last)
 
 
-def making_commands(network: str, bridge: str, nat: Nat, folder: str) -> list[Command]:
-    """Return the commands that make the network, as an administrator would type them.
+@dataclass(frozen=True)
+class Server:
+    """The dnsmasq of a network, as it is to run: its settings, and the unit, None for a process.
 
-    `folder` is that of its files, in the network namespace where they are typed.
+    `record` is a file of the network's folder that says which process it is.
+    """
+
+    settings: tuple[str, ...]
+    unit: str | None
+    file: str
+    ready: str
+    record: str
+
+
+def making_commands(
+    network: str, bridge: str, nat: Nat, written: Mapping[str, str], folder: str,
+    server: Server | None,
+) -> list[Command]:
+    """Return the commands that make the network, but for its mark, as an administrator would type.
+
+    `written` are files below /proc/sys/net and what is written to them.
     """
     link = ("ip", "link", "set", "dev", bridge)
-    lines = [
+    return [
         adding_command(network, bridge, nat),
         sh(*link, "mtu", str(nat.mtu)),
-        sh(*link, "alias", bridge_alias(network)),
         sh("tc", "qdisc", "add", "dev", bridge, "clsact"),
         sh("tc", "filter", "add", "dev", bridge, "ingress", "pref", "1", "protocol", "all",
            "bpf", "da", "bytecode", BYTECODE),
-        *fed(sh("nft", "-f", "-"), ruleset(network, bridge, nat)),
+        *(write(value, f"/proc/sys/net/{name}") for name, value in written.items()),
+        *_table_commands(network, bridge, nat),
+        *(sh("ip", "address", "add", each, "dev", bridge)
+          for each in (nat.ipv4, nat.ipv6) if each),
+        sh(*link, "up"),
+        *(_serving_commands(folder, server) if server is not None else ()),
     ]
-    lines += [
-        sh("ip", "address", "add", each, "dev", bridge) for each in (nat.ipv4, nat.ipv6) if each
-    ]
-    lines.append(sh(*link, "up"))
-    if wants_loopback(nat):
-        lines.append(write("1", f"/proc/sys/net/ipv4/conf/{bridge}/route_localnet"))
-    if wants_forwarding(nat):
-        lines += [sh("sysctl", "-w", "net.ipv4.ip_forward=1")] if nat.ipv4 else []
-        if nat.ipv6 and nat.outbound:
-            lines.append(sh("sysctl", "-w", "net.ipv6.conf.all.forwarding=1"))
-    if wants_dnsmasq(nat):
-        lines.append(sh("mkdir", "-p", folder))
-        settings = dnsmasq_settings(bridge, nat, folder, "dnsmasq")
-        words = ["conf-file=/dev/null", f"pid-file={folder}/dnsmasq.pid", *settings]
-        lines.append(sh("dnsmasq", *(f"--{word}" for word in words)))
-    return lines
+
+
+def marking_command(network: str, bridge: str) -> Command:
+    """Return the command that marks the network's bridge as ours.
+
+    It is the last of all: an agent takes away a bridge with this mark that no tap is on.
+    """
+    return sh("ip", "link", "set", "dev", bridge, "alias", bridge_alias(network))
+
+
+def _table_commands(network: str, bridge: str, nat: Nat) -> Iterator[Command]:
+    """Yield the commands that make the network's table, a line for each chain and rule."""
+    name = ("inet", table_name(network))
+    table = wanted_table(network, bridge, nat)
+    yield sh("nft", "add", "table", *name)
+    yield sh("nft", "flush", "table", *name)
+    for chain in table.chains:
+        yield sh("nft", "add", "chain", *name, chain.name,
+                 *([f"{{ {_hooked(chain)} }}"] if chain.hook else []))
+        for rule in table.lines(chain):
+            yield sh("nft", "add", "rule", *name, chain.name, rule)
+
+
+def _serving_commands(folder: str, server: Server) -> Iterator[Command]:
+    """Yield the commands that have the network's dnsmasq run, where `dnsmasq.look` finds it."""
+    yield sh("mkdir", "-p", folder)
+    yield into(sh("printf", r"%s\n", *server.settings), server.file)
+    if server.unit is not None:
+        yield sh("systemctl", "start", server.unit)
+        return
+    yield sh("dnsmasq", f"--conf-file={server.file}", f"--pid-file={server.ready}")
+    process = output(sh("cat", server.ready))
+    start = output(sh("awk", "{print $22}", joined("/proc/", process, "/stat")))
+    namespace = output(sh("stat", "-Lc", "%i", "/proc/self/ns/pid"))
+    yield into(sh("echo", process, start, namespace), server.record)
 
 
 def adding_command(network: str, bridge: str, nat: Nat) -> Command:

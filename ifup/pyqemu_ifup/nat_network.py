@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Nat, Policy, Port
-from pyqemu_ifconf.shell import all_of, ifctl, nft_command, quote, readable, sh
+from pyqemu_ifconf.shell import Command, all_of, ifctl, nft_command, quote, readable, sh
 from pyqemu_ifup import bolt, dnsmasq, nft
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import (
@@ -37,6 +37,7 @@ from pyqemu_ifup.nat import (
     bridge_mac,
     dnsmasq_settings,
     ipv4_settings,
+    making_commands,
     needed,
     network_of,
     replacing,
@@ -577,6 +578,19 @@ def _each(parts: Iterable[Work[None]]) -> Work[None]:
             failures.append(failure)
     if failures:
         raise failures[0]
+def commands_to_make(host: Host, network: str, bridge: str, nat: Nat) -> list[Command]:
+    """Return the commands that make a network which is not there, as `making` would do it."""
+    folder, server = folder_of(network), None
+    if wants_dnsmasq(nat):
+        words = dnsmasq_settings(bridge, nat, folder, dnsmasq.account().pw_name)
+        server = host.finish(dnsmasq.server_of(folder, words, host.watch))
+    # NOTE: a new link has what stands below `default`.
+    written = {
+        name: value for name, value in switches(bridge, nat).items()
+        if read_sysctl(name.replace(f"/{bridge}/", "/default/")) not in (value, None)
+    }
+    written |= dict.fromkeys(forwarding_that_is_off(nat), "1")
+    return making_commands(network, bridge, nat, written, folder, server)
 
 
 # Taking away

@@ -348,7 +348,7 @@ def test_info_quotes_what_a_guest_says() -> None:
         assert said[1].replace(" ", "") == wanted.replace(" ", ""), said[1]
 
 
-WATCHED = {"sh", "vsctl", "ifctl", "nft_command", "write", "edit"}
+WATCHED = {"sh", "vsctl", "ifctl", "nft_command", "write", "into", "edit"}
 """The functions of pyqemu_ifconf.shell by which others make a command of names."""
 NO_NAME = {
     ("ifctl/pyqemu_ifctl/agent.py", "_connect"): "a unit of ours, one of two",
@@ -375,6 +375,9 @@ NO_NAME = {
     ("ifup/pyqemu_ifup/nat_network.py", "_bring_about"): "the bridge of a network with nat:",
     ("ifup/pyqemu_ifup/nat_network.py", "_telling_of_firewalls"): "likewise",
     ("ifup/pyqemu_ifup/nat.py", "making_commands"): "likewise",
+    ("ifup/pyqemu_ifup/nat.py", "marking_command"): "likewise",
+    ("ifup/pyqemu_ifup/nat.py", "_table_commands"): "likewise",
+    ("ifup/pyqemu_ifup/nat.py", "_serving_commands"): "likewise",
     ("ifup/pyqemu_ifup/nat.py", "adding_command"): "likewise",
     ("ifup/pyqemu_ifup/nat_needs.py", "_advertisements"):
         "a card of this host's that heeds advertisements: no tap of ours does",
