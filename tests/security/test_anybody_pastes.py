@@ -164,6 +164,11 @@ def each_scene(name: str) -> Iterator[Scene]:
         yield replace(a_scene("br"), policy=failure)
     for policy in each_policy(name):
         yield replace(a_scene("br"), policy=policy)
+    two = (a_link(name), a_link(f"{name}2"))
+    hub = [word for link in two for word in (
+        "-net", "nic", "-net", f"tap,ifname={link.name.replace(',', ',,')}")]
+    guest = Guest(7, "x", {3: name, 4: f"{name}2"}, (), 0, tuple(find_options(hub)))
+    yield a_scene("br", links=two, qemus=(Qemu(guest, True, {}),))
 
 
 def each_policy(name: str) -> Iterator[Policy | Failure]:
@@ -224,7 +229,7 @@ def bare(commands: list[list[str]], name: str) -> list[list[str]]:
             # NOTE: the index of a port's link is asked for in a line for ovs-vsctl.
             continue
         words = [unquote(word) if word.startswith("pyqemu-ifup/1 ") else word for word in words]
-        words = [re.sub("^02(:[0-9a-f]{2}){5}$", "MAC", word) for word in words]
+        words = [re.sub("02(:[0-9a-f]{2}){5}", "MAC", word) for word in words]
         words = [word[2:] if word[:3] in ("./-", "./+") else word for word in words]
         words = [word.replace(",,", ",") for word in words]
         found.append(words)
@@ -353,6 +358,7 @@ WATCHED = {"sh", "vsctl", "ifctl", "nft_command", "write", "into", "edit"}
 NO_NAME = {
     ("ifctl/pyqemu_ifctl/agent.py", "_connect"): "a unit of ours, one of two",
     ("ifctl/pyqemu_ifctl/agent.py", "_mute"): "likewise",
+    ("ifctl/pyqemu_ifctl/agent.py", "_outdated"): "likewise",
     ("ifctl/pyqemu_ifctl/agent.py", "_no_agent"): "likewise",
     ("ifup/pyqemu_ifup/tap_client.py", "_connect"): "likewise",
     ("ifup/pyqemu_ifup/main.py", "by_the_agent"): "likewise",
@@ -361,6 +367,7 @@ NO_NAME = {
     ("ifup/pyqemu_ifup/tun.py", "require_tun"): "likewise",
     ("ifup/pyqemu_ifup/tun.py", "_making"): "likewise",
     ("ifctl/pyqemu_ifctl/host_faults.py", "find_closed_tun"): "likewise",
+    ("ifctl/pyqemu_ifctl/run.py", "take_back"): "a tap that we make, of a plain name",
     ("ifup/pyqemu_ifup/dnsmasq.py", "serve"): "a network's name",
     ("ifup/pyqemu_ifup/dnsmasq.py", "_start"): "likewise",
     ("ifup/pyqemu_ifup/dnsmasq.py", "_recorded"): "likewise",
