@@ -578,6 +578,11 @@ def _each(parts: Iterable[Work[None]]) -> Work[None]:
             failures.append(failure)
     if failures:
         raise failures[0]
+
+
+# Telling
+
+
 def commands_to_make(host: Host, network: str, bridge: str, nat: Nat) -> list[Command]:
     """Return the commands that make a network which is not there, as `making` would do it."""
     folder, server = folder_of(network), None

@@ -24,8 +24,8 @@ HOSTILE_TEXTS = (
 PROGRAMS = (
     "adduser", "apt-get", "awk", "bridge", "chmod", "chown", "cp", "cut", "dnsmasq", "id", "ip",
     "ip6tables", "ip6tables-legacy", "iptables", "iptables-legacy", "kill", "mkdir", "mknod",
-    "modprobe", "mv", "nft", "ovs-vsctl", "pyqemu-ifctl", "pyqemu-takeover", "readlink", "sed",
-    "sysctl", "systemctl", "touch", "vi",
+    "modprobe", "mv", "nft", "ovs-vsctl", "pyqemu-ifctl", "readlink", "sed", "sysctl", "systemctl",
+    "touch", "vi",
 )
 _STUB = """\
 #!/bin/sh

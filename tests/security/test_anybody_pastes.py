@@ -164,11 +164,6 @@ def each_scene(name: str) -> Iterator[Scene]:
         yield replace(a_scene("br"), policy=failure)
     for policy in each_policy(name):
         yield replace(a_scene("br"), policy=policy)
-    two = (a_link(name), a_link(f"{name}2"))
-    hub = [word for link in two for word in (
-        "-net", "nic", "-net", f"tap,ifname={link.name.replace(',', ',,')}")]
-    guest = Guest(7, "x", {3: name, 4: f"{name}2"}, (), 0, tuple(find_options(hub)))
-    yield a_scene("br", links=two, qemus=(Qemu(guest, True, {}),))
 
 
 def each_policy(name: str) -> Iterator[Policy | Failure]:
@@ -367,6 +362,8 @@ NO_NAME = {
     ("ifup/pyqemu_ifup/tun.py", "require_tun"): "likewise",
     ("ifup/pyqemu_ifup/tun.py", "_making"): "likewise",
     ("ifctl/pyqemu_ifctl/host_faults.py", "find_closed_tun"): "likewise",
+    ("ifctl/pyqemu_ifctl/host_faults.py", "find_joined_taps"):
+        "a tap that its QEMU holds: the kernel tells its name, sh() quotes it",
     ("ifctl/pyqemu_ifctl/run.py", "take_back"): "a tap that we make, of a plain name",
     ("ifup/pyqemu_ifup/dnsmasq.py", "serve"): "a network's name",
     ("ifup/pyqemu_ifup/dnsmasq.py", "_start"): "likewise",
@@ -374,10 +371,7 @@ NO_NAME = {
     ("ifup/pyqemu_ifup/nat_needs.py", "_table"): "likewise",
     ("ifup/pyqemu_ifup/nat_needs.py", "_install"): "a package",
     ("ifup/pyqemu_ifup/nat_needs.py", "_require_port"): "the number of a port",
-    ("ifup/pyqemu_ifup/nat_network.py", "_deleting_bridge"): "likewise",
     ("ifup/pyqemu_ifup/nat_network.py", "_deleting_table"): "likewise",
-    ("ifup/pyqemu_ifup/nat_network.py", "taking_back"): "no name at all",
-    ("ifup/pyqemu_ifup/nat_network.py", "_restoring_table"): "likewise",
     ("ifup/pyqemu_ifup/nat_network.py", "_restoring_link"): "the bridge of a network with nat:",
     ("ifup/pyqemu_ifup/nat_network.py", "_bring_about"): "the bridge of a network with nat:",
     ("ifup/pyqemu_ifup/nat_network.py", "_telling_of_firewalls"): "likewise",
@@ -642,7 +636,7 @@ def test_every_place_that_makes_a_command_is_walked(elsewhere: Elsewhere) -> Non
     }
     new = [text for at, text in missed.items() if at not in NO_NAME]
     assert not new, "walk there with a hostile name, or say why none can come:\n" + "\n".join(new)
-    assert not NO_NAME.keys() - missed.keys(), "what is walked needs no reason"
+    assert not (extra := NO_NAME.keys() - missed.keys()), f"what is walked needs no reason: {extra}"
     assert [name for name in HOSTILE if is_network_name(name)] == ["up"]
 
 
