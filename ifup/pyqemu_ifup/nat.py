@@ -472,12 +472,13 @@ class Server:
 
 
 def making_commands(
-    network: str, bridge: str, nat: Nat, written: Mapping[str, str], folder: str,
-    server: Server | None,
+    network: str, bridge: str, nat: Nat, set_link: Iterable[Command], written: Mapping[str, str],
+    folder: str, server: Server | None,
 ) -> list[Command]:
     """Return the commands that make the network, but for its mark, as an administrator would type.
 
-    `written` are files below /proc/sys/net and what is written to them.
+    `set_link` are those that set more of the bridge, while it is down; `written` are files below
+    /proc/sys/net and what is written to them.
     """
     link = ("ip", "link", "set", "dev", bridge)
     return [
@@ -486,6 +487,7 @@ def making_commands(
         sh("tc", "qdisc", "add", "dev", bridge, "clsact"),
         sh("tc", "filter", "add", "dev", bridge, "ingress", "pref", "1", "protocol", "all",
            "bpf", "da", "bytecode", BYTECODE),
+        *set_link,
         *(write(value, f"/proc/sys/net/{name}") for name, value in written.items()),
         *_table_commands(network, bridge, nat),
         *(sh("ip", "address", "add", each, "dev", bridge)

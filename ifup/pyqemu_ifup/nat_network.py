@@ -58,7 +58,7 @@ from pyqemu_ifup.nat_needs import (
     require,
     require_programs,
 )
-from pyqemu_ifup.plan import BY_MAC, NO_ADDRESS, SetAlias, SetIpv6, SetMtu, SetUp
+from pyqemu_ifup.plan import BY_MAC, NO_ADDRESS, SetAlias, SetIpv6, SetMtu, SetUp, commands
 from pyqemu_ifup.sysctl import is_writable, key, read_sysctl, write_sysctl
 from pyqemu_ifup.work import Work
 
@@ -589,13 +589,21 @@ def commands_to_make(host: Host, network: str, bridge: str, nat: Nat) -> list[Co
     if wants_dnsmasq(nat):
         words = dnsmasq_settings(bridge, nat, folder, dnsmasq.account().pw_name)
         server = host.finish(dnsmasq.server_of(folder, words, host.watch))
+    values = switches(bridge, nat)
+    for (name, _), number in ipv4_settings(nat).items():
+        values[f"ipv4/conf/{bridge}/{name}"] = str(number)
     # NOTE: a new link has what stands below `default`.
+    given = {name: read_sysctl(name.replace(f"/{bridge}/", "/default/")) for name in values}
     written = {
-        name: value for name, value in switches(bridge, nat).items()
-        if read_sysctl(name.replace(f"/{bridge}/", "/default/")) not in (value, None)
+        name: value for name, value in values.items() if given[name] not in (value, None)
     }
     written |= dict.fromkeys(forwarding_that_is_off(nat), "1")
-    return making_commands(network, bridge, nat, written, folder, server)
+    mode = NO_ADDRESS if nat.ipv6 is None else BY_MAC
+    if read_sysctl("ipv6/conf/default/addr_gen_mode") in (str(mode), None):
+        by_netlink: tuple[Command, ...] = ()
+    else:
+        by_netlink = commands(SetIpv6(bridge, 0, None, mode))
+    return making_commands(network, bridge, nat, by_netlink, written, folder, server)
 
 
 # Taking away
