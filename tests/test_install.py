@@ -218,6 +218,17 @@ def test_what_is_installed_says_where_it_is(installed: Installed) -> None:
         assert Path(path).exists() or Path(path.removesuffix("/pyqemu-if")).is_dir(), (name, path)
 
 
+def test_what_is_printed_finds_what_is_installed(installed: Installed) -> None:
+    """Where no shell looks for it: with the path, to be pasted as it is."""
+    code = "from pyqemu_ifconf.shell import ifctl, takeover; print(ifctl('version')); "
+    code += "print(takeover('--help'))"
+    python = installed.prefix / "lib/pyqemu-ifup/bin/python3"
+    ifctl, takeover = need_success(run(python, "-I", "-c", code)).splitlines()
+    elsewhere = {"PATH": "/usr/bin:/bin"}
+    assert run("sh", "-c", ifctl, env=elsewhere).stdout.startswith("pyqemu-ifctl ")
+    assert run("sh", "-c", takeover, env=elsewhere).stderr.startswith("usage: pyqemu-takeover ")
+
+
 def test_completion_is_where_the_shells_look(installed: Installed) -> None:
     share = installed.prefix / "share"
     verbs = "check explain status"

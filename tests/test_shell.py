@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from pyqemu_ifconf.shell import (
     readable,
     sh,
     shown,
+    takeover,
     vsctl,
     write,
 )
@@ -119,3 +121,21 @@ def test_nft_is_told_of_no_name_that_it_has_no_words_for(tmp_path: Path) -> None
                         ("t", "a\\"), ("", "br0")):
         bad = nft_command(form, family="ip", table=table, chain="c", link=f'"{link}"')
         assert words_of(bad, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("python", "found"),
+    [
+        ("/usr/lib/pyqemu-ifup/bin/python3", ("pyqemu-ifctl gc", "pyqemu-takeover")),
+        ("/usr/local/lib/pyqemu-ifup/bin/python3", ("pyqemu-ifctl gc", "pyqemu-takeover")),
+        ("/opt/a b/lib/pyqemu-ifup/bin/python3",
+         ("'/opt/a b/bin/pyqemu-ifctl' gc", "'/opt/a b/sbin/pyqemu-takeover'")),
+        ("/srv/.venv/bin/python3", ("pyqemu-ifctl gc", "pyqemu-takeover")),
+        ("", ("pyqemu-ifctl gc", "pyqemu-takeover")),
+    ],
+)  # fmt: skip
+def test_our_own_programs_are_named_by_their_path_if_no_shell_looks_there(
+    monkeypatch: pytest.MonkeyPatch, python: str, found: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(sys, "executable", python)
+    assert (ifctl("gc"), takeover()) == found

@@ -7,6 +7,8 @@ or another function of this module, and each in a sentence through `quote` or `r
 
 from __future__ import annotations
 
+import sys
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     # NOTE: all that QEMU's bridge helper imports is counted.
@@ -117,10 +119,26 @@ def edit(path: str, line: int = 1) -> Command:
     return Command(f"${{EDITOR:-vi}} {sh(f'+{line}', file(path))}")
 
 
+def program(name: str) -> str:
+    """Return the word that starts a program of ours: its name if a shell finds it, else its path.
+
+    Where this installation is, the path of its own interpreter tells; the Makefile has it.
+    """
+    prefix, home, _ = (sys.executable or "").rpartition("/lib/pyqemu-ifup/bin/")
+    if not home or prefix in ("/usr", "/usr/local"):
+        return name
+    return f"{prefix}/{'sbin' if name == 'pyqemu-takeover' else 'bin'}/{name}"
+
+
 def ifctl(verb: str, *names: str) -> Command:
     """Return the command for a verb of pyqemu-ifctl, with names of taps or guests."""
     end = ["--"] if any(name[:1] == "-" for name in names) else []
-    return sh("pyqemu-ifctl", verb, *end, *names)
+    return sh(program("pyqemu-ifctl"), verb, *end, *names)
+
+
+def takeover(*options: str) -> Command:
+    """Return the command that makes QEMU's own scripts, or its helper, ours."""
+    return sh(program("pyqemu-takeover"), *options)
 
 
 def vsctl(ovsdb: str, *commands: Sequence[str]) -> Command:

@@ -9,7 +9,16 @@ from collections.abc import Iterator
 
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Policy, is_left
-from pyqemu_ifconf.shell import Command, all_of, nft_command, quote, readable, sh
+from pyqemu_ifconf.shell import (
+    Command,
+    all_of,
+    ifctl,
+    nft_command,
+    quote,
+    readable,
+    sh,
+    takeover,
+)
 from pyqemu_ifctl.fault import Fault, fault_of
 from pyqemu_ifctl.scene import (
     DEFAULT_SCRIPTS,
@@ -85,12 +94,12 @@ def find_nat_tables(scene: Scene) -> Iterator[Fault]:
         )
         if fault == OLDER:
             why = "what the policy says since is not in force"
-            yield Fault(what, why, sh("pyqemu-ifctl", "apply"))
+            yield Fault(what, why, ifctl("apply"))
         elif fault and networks[network].nat is None:
             why += ", and the policy does not have what to load"
             yield Fault(what, why, None, do=networks[network].remedy)
         elif fault:
-            yield Fault(what, why, sh("pyqemu-ifctl", "gc"))
+            yield Fault(what, why, ifctl("gc"))
 
 
 def _accept(chain: Chain, way: str, bridge: str) -> Command:
@@ -181,7 +190,7 @@ def find_stock_scripts(scene: Scene) -> Iterator[Fault]:
                 yield Fault(
                     f"{qemu.name} has a tap without script=, and {readable(script)} is not ours",
                     "the distribution's script knows no policy: it guesses a bridge, or none",
-                    sh("pyqemu-takeover"),
+                    takeover(),
                 )
                 break
 
@@ -202,7 +211,7 @@ def find_foreign_helpers(scene: Scene) -> Iterator[Fault]:
         foreign = {path for path in paths if (target := qemu.scripts.get(path)) is not None
                    and not is_ours(target, "pyqemu-bridge-helper")}
         if foreign & set(HELPERS):
-            yield Fault(what, why, sh("pyqemu-takeover", "--helper"))
+            yield Fault(what, why, takeover("--helper"))
         elif foreign:
             yield Fault(
                 what, why, None, f"when {_process(qemu)} starts the next time, let its helper= be "
@@ -236,7 +245,7 @@ def find_no_downscripts(scene: Scene) -> Iterator[Fault]:
             what += "missing" if missing else "not ours"
             why = "when it ends, nobody takes its tap away: a port of Open vSwitch stays until gc"
             if down == DEFAULT_SCRIPTS["downscript"]:
-                yield Fault(what, why, sh("pyqemu-takeover"))
+                yield Fault(what, why, takeover())
             else:
                 ours = scene.hooks.ifdown if scene.hooks else "PREFIX/bin/pyqemu-ifdown"
                 yield Fault(
