@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from qemu.qmp import QMPClient, QMPError
+from qemu.qmp import ExecuteError, Message, QMPClient, QMPError
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import readable
@@ -113,11 +113,26 @@ class _Nonsense(Exception):
     """What is said is no answer of QEMU's; the text says what it is not."""
 
 
+class _Client(QMPClient):
+    """The library's client, which is given just what it reads without a look at its type."""
+
+    async def _do_recv(self) -> Message:
+        message = await super()._do_recv()
+        for key in ("id", "event"):
+            if not isinstance(message.get(key), str | None):
+                raise _Nonsense(f"its {key} is no text")
+        if message.keys().isdisjoint(("QMP", "event", "return", "error")):
+            raise _Nonsense("neither an answer nor an event")
+        return message
+
+
 def _talk(talk: Callable[[], Awaitable[T]], address: Address, seconds: float) -> T:
     # NOTE: the library logs what it raises as well.
     logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
     async def bounded() -> T:
+        # NOTE: what its tasks have raised that nobody waits for is printed as a traceback else.
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
         return await asyncio.wait_for(talk(), seconds)
 
     try:
@@ -129,27 +144,41 @@ def _talk(talk: Callable[[], Awaitable[T]], address: Address, seconds: float) ->
             f"waited {seconds:g} s: somebody else may be connected, and QEMU serves one at a time",
             "give it a second -qmp for this",
         ) from error
-    except (_Nonsense, ValueError, RecursionError, AssertionError) as error:
-        # NOTE: a line of JSON that is too long, too deep, no UTF-8, or with too long a number.
-        raise Failure(
-            Status.REFUSED, f"its QMP socket {readable(show(address))} cannot be asked",
-            f"what it says is not QEMU's: {_told(error) or type(error).__name__}",
-            "see its -qmp",
-        ) from error
-    except (QMPError, OSError, EOFError) as error:
-        cause = error.__cause__ if error.__cause__ is not None else error
-        denied = isinstance(cause, PermissionError)
-        why = getattr(cause, "strerror", None) or _told(cause)
-        raise Failure(
-            Status.DENIED if denied else Status.UNAVAILABLE,
-            f"its QMP socket {readable(show(address))} cannot be asked", why,
-            "run as root, or as the user of that QEMU" if denied else "see its -qmp",
-        ) from error
+    except (_Nonsense, ValueError, RecursionError, AssertionError, QMPError, OSError,
+            EOFError) as error:
+        raise _failure(address, error) from error
+
+
+def _failure(address: Address, error: BaseException) -> Failure:
+    """Return the Failure of a talk: 69: nobody is there, 71: it is no QEMU, 77.
+
+    NOTE: that is the first of the causes; a line of JSON may be too long, too deep, no UTF-8, or
+    have too long a number.
+    """
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    what = f"its QMP socket {readable(show(address))} cannot be asked"
+    if isinstance(cause, PermissionError):
+        return Failure(
+            Status.DENIED, what, cause.strerror or "", "run as root, or as the user of that QEMU"
+        )
+    if isinstance(cause, OSError | EOFError | ExecuteError):
+        why = getattr(cause, "strerror", None) or _told(cause) or "it has hung up"
+        return Failure(Status.UNAVAILABLE, what, why, "see its -qmp")
+    return Failure(
+        Status.REFUSED, what, f"what it says is not QEMU's: {_told(cause) or type(cause).__name__}",
+        "see its -qmp",
+    )
 
 
 def _told(error: BaseException) -> str:
     """Return what an error says, which may be what its peer has sent."""
-    text = str(error)[:TEXT_MAX]
+    try:
+        text = str(error)[:TEXT_MAX]
+    except (ValueError, RecursionError):
+        # NOTE: the library shows what it was sent as JSON.
+        text = ""
     return readable(text) if text else ""
 
 
@@ -159,8 +188,8 @@ def show(address: Address) -> str:
 
 
 @asynccontextmanager
-async def _connected(address: Address) -> AsyncIterator[QMPClient]:
-    client = QMPClient("pyqemu-ifctl")
+async def _connected(address: Address) -> AsyncIterator[_Client]:
+    client = _Client("pyqemu-ifctl")
     await client.connect(address)
     try:
         yield client
@@ -168,7 +197,7 @@ async def _connected(address: Address) -> AsyncIterator[QMPClient]:
         await client.disconnect()
 
 
-async def _ask_network(client: QMPClient) -> list[Client]:
+async def _ask_network(client: _Client) -> list[Client]:
     told = await client.execute("human-monitor-command", {"command-line": "info network"})
     return read_network(_text(told, NETWORK_MAX))
 
@@ -187,7 +216,7 @@ async def _ask(address: Address) -> list[GuestNic]:
         return sorted(found, key=lambda nic: (nic.bus or "", nic.addr or "", nic.name))
 
 
-async def _list(client: QMPClient, path: str) -> dict[str, str]:
+async def _list(client: _Client, path: str) -> dict[str, str]:
     """Return what an object of QEMU's has: names and their types."""
     listed: object = await client.execute("qom-list", {"path": path})
     if not isinstance(listed, list) or len(listed) > OBJECTS_MAX:
@@ -200,7 +229,7 @@ async def _list(client: QMPClient, path: str) -> dict[str, str]:
     return found
 
 
-async def _device(client: QMPClient, path: str) -> dict[str, Any] | None:
+async def _device(client: _Client, path: str) -> dict[str, Any] | None:
     """Return what is of interest of a device, None where it is no NIC."""
     names = await _list(client, path)
     if not {"netdev", "mac"} <= names.keys():

@@ -8,7 +8,14 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pyqemu_ifup.links import NLM_F_ACK, NLM_F_DUMP, RTATTR, attribute, attributes
+from pyqemu_ifup.links import (
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    RTATTR,
+    attribute,
+    attributes,
+    reads_message,
+)
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.netlink_socket import NetlinkSocket
 from pyqemu_ifup.work import Work
@@ -57,6 +64,7 @@ class Flow(NamedTuple):
     told: bytes
 
     @property
+    @reads_message
     def protocol(self) -> tuple[int, int]:
         """IP's number of the protocol, and the port where they are sent to, 0 without ports."""
         begun = attributes(attributes(self.told[NFGENMSG.size :])[CTA_TUPLE_ORIG])
@@ -86,6 +94,7 @@ def forgetting(which: Callable[[Flow], bool], watch: Watch) -> Work[bool]:
     return True
 
 
+@reads_message
 def _forget(kernel: NetlinkSocket, told: bytes, which: Callable[[Flow], bool]) -> None:
     family = told[0]
     if family not in CTA_IP_SRC or not which(parse_flow(told)):
@@ -102,6 +111,7 @@ def _forget(kernel: NetlinkSocket, told: bytes, which: Callable[[Flow], bool]) -
             raise
 
 
+@reads_message
 def parse_flow(told: bytes) -> Flow:
     """Return the flow of a message of the kernel's, of IPv4 or IPv6."""
     # NOTE: a host tracks some 100,000, and the kernel writes both tuples first, and their addresses

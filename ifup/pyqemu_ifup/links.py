@@ -11,8 +11,10 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import wraps
+from typing import TypeVar
 
 from pyqemu_ifup.look import Counters, Link
 from pyqemu_ifup.stamp import ALIAS_MARK
@@ -48,6 +50,25 @@ EVENT_BUFFER = 1 << 20
 """Bytes of link events that may wait: some 500 links at once."""
 MESSAGE_MAX = 1 << 17
 ATTEMPTS = 20
+T = TypeVar("T")
+
+
+def malformed() -> OSError:
+    """Return what is raised of a message that is cut, or lacks what each of its kind has."""
+    return OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
+
+
+def reads_message(read: Callable[..., T]) -> Callable[..., T]:
+    """Have what a function finds missing in a message raised as OSError, EBADMSG."""
+
+    @wraps(read)
+    def checked(*arguments: object) -> T:
+        try:
+            return read(*arguments)
+        except (struct.error, KeyError, IndexError) as error:
+            raise malformed() from error
+
+    return checked
 
 
 class LinkReader:
@@ -83,9 +104,7 @@ class LinkReader:
             if error.errno != errno.ENODEV:
                 raise
             return None
-        found = _attributes(data, body + IFINFOMSG.size, end)
-        numbers = STATS64.unpack_from(found[IFLA_STATS64])
-        return Counters(*numbers[:4], *numbers[6:8])
+        return _counters(data, body, end)
 
     def all(self) -> list[Link]:
         """Return every link. Raises OSError, EBUSY where they never stand still."""
@@ -135,7 +154,7 @@ class LinkReader:
             for kind, flags, sequence, body, end in messages(data):
                 if sequence != self._sequence:
                     continue
-                code = -S32.unpack_from(data, body)[0] if kind == NLMSG_ERROR else 0
+                code = read_error(data, body) if kind == NLMSG_ERROR else 0
                 if code:
                     raise OSError(code, os.strerror(code))
                 yield kind, flags, data, body, end
@@ -195,7 +214,7 @@ class LinkEvents:
             happened = True
 
     def read(self) -> list[LinkEvent] | None:
-        """Return what has happened since; None where some of it was lost (ENOBUFS)."""
+        """Return what has happened since; None where some of it was lost (ENOBUFS), or is cut."""
         events: list[LinkEvent] = []
         lost = False
         while True:
@@ -208,21 +227,25 @@ class LinkEvents:
                     raise
                 lost = True
                 continue
-            for kind, _, _, body, end in messages(data):
-                if kind in (RTM_NEWLINK, RTM_DELLINK) and data[body] == socket.AF_UNSPEC:
-                    events.append(_event(kind == RTM_DELLINK, data, body, end))
+            try:
+                for kind, _, _, body, end in messages(data):
+                    if kind in (RTM_NEWLINK, RTM_DELLINK):
+                        events += _events(kind == RTM_DELLINK, data, body, end)
+            except OSError:
+                lost = True
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
     """Yield each message of netlink(7) in a packet.
 
-    That is its type, flags and sequence, and where its body begins and ends.
+    That is its type, flags and sequence, and where its body begins and ends. Raises OSError,
+    EBADMSG, where one is cut.
     """
     at = 0
     while at + NLMSGHDR.size <= len(data):
         length, kind, flags, sequence, _ = NLMSGHDR.unpack_from(data, at)
-        if length < NLMSGHDR.size:
-            return
+        if length < NLMSGHDR.size or at + length > len(data):
+            raise malformed()
         yield kind, flags, sequence, at + NLMSGHDR.size, at + length
         at += (length + 3) & ~3
 
@@ -266,7 +289,25 @@ def _text(found: dict[int, bytes], kind: int) -> str:
     return os.fsdecode(found.get(kind, b"").rstrip(b"\0"))
 
 
-def _event(gone: bool, data: bytes, body: int, end: int) -> LinkEvent:
+@reads_message
+def read_error(data: bytes, body: int) -> int:
+    """Return the error number of an NLMSG_ERROR or NLMSG_DONE, 0 for none."""
+    code: int = -S32.unpack_from(data, body)[0]
+    return code
+
+
+@reads_message
+def _counters(data: bytes, body: int, end: int) -> Counters:
+    found = _attributes(data, body + IFINFOMSG.size, end)
+    numbers = STATS64.unpack_from(found[IFLA_STATS64])
+    return Counters(*numbers[:4], *numbers[6:8])
+
+
+@reads_message
+def _events(gone: bool, data: bytes, body: int, end: int) -> list[LinkEvent]:
+    """Return the event of a message about a link; none of one about a bridge's port."""
+    if data[body] != socket.AF_UNSPEC:
+        return []
     found = _attributes(data, body + IFINFOMSG.size, end)
     kind = _text(_nested(found, IFLA_LINKINFO), IFLA_INFO_KIND)
     _, _, index, flags, _ = IFINFOMSG.unpack_from(data, body)
@@ -275,9 +316,10 @@ def _event(gone: bool, data: bytes, body: int, end: int) -> LinkEvent:
     loose = up and IFLA_MASTER not in found and (
         found.get(IFLA_IFALIAS, b"").startswith(ALIAS_MARK.encode())
     )
-    return LinkEvent(gone, index, _text(found, IFLA_IFNAME), kind or None, idle, loose, up)
+    return [LinkEvent(gone, index, _text(found, IFLA_IFNAME), kind or None, idle, loose, up)]
 
 
+@reads_message
 def _link(data: bytes, body: int, end: int) -> Link:
     """Return the Link of an RTM_NEWLINK message."""
     _, _, index, flags, _ = IFINFOMSG.unpack_from(data, body)

@@ -29,6 +29,7 @@ from pyqemu_ifup.links import (
     U32,
     LinkReader,
     attribute,
+    malformed,
 )
 from pyqemu_ifup.look import Counters, Link, Vid, ranges
 from pyqemu_ifup.manners import Watch, log
@@ -93,6 +94,9 @@ def _failure(what: str, code: int) -> Failure:
     return Failure(
         Status.REFUSED, what, f"the kernel refuses it ({os.strerror(code)})", "see dmesg(1)"
     )
+
+IP = (socket.AF_INET, socket.AF_INET6)
+"""The families of addresses that are IP's; MPLS and MCTP have others."""
 
 
 @contextmanager
@@ -174,6 +178,8 @@ class Netlink:
                     continue
                 for entry in message.get_attrs("BRIDGE_VLANDB_ENTRY"):
                     info = entry.get_attr("BRIDGE_VLANDB_ENTRY_INFO")
+                    if info is None:
+                        raise malformed()
                     last = entry.get_attr("BRIDGE_VLANDB_ENTRY_RANGE") or info["vid"]
                     found += [
                         Vid(vid, bool(info["flags"] & VLAN_PVID),
@@ -206,7 +212,7 @@ class Netlink:
             return [
                 (message["index"], f"{local or message.get_attr('IFA_ADDRESS')}/"
                                    f"{message['prefixlen']}")
-                for message in self._route.get_addr()
+                for message in self._route.get_addr() if message["family"] in IP
                 for local in (message.get_attr("IFA_LOCAL"),)
             ]
 
@@ -248,6 +254,8 @@ class Netlink:
         found = self.addresses()
         with _explained("cannot list the routes"):
             for message in self._route.get_routes():
+                if message["family"] not in IP:
+                    continue
                 to, out = message.get_attr("RTA_DST"), message.get_attr("RTA_OIF")
                 if to is not None and out is not None:
                     found.append((out, f"{to}/{message['dst_len']}"))

@@ -12,8 +12,8 @@ from pyqemu_ifup.links import (
     NLMSG_DONE,
     NLMSG_ERROR,
     NLMSGHDR,
-    S32,
     messages,
+    read_error,
 )
 
 
@@ -52,7 +52,7 @@ class NetlinkSocket:
                 if sequence != self._sequence:
                     continue
                 if answer in (NLMSG_ERROR, NLMSG_DONE):
-                    code = -S32.unpack_from(data, begin)[0]
+                    code = read_error(data, begin)
                     if code:
                         raise OSError(code, os.strerror(code))
                     yield told

@@ -42,7 +42,7 @@ class NftEvents:
         self._socket.close()
 
     def read(self) -> set[str] | None:
-        """Return the networks whose tables were touched since; None where some of it was lost."""
+        """Return the networks whose tables were touched since; None where some of that is lost."""
         networks: set[str] = set()
         lost = False
         while True:
@@ -55,13 +55,23 @@ class NftEvents:
                     raise
                 lost = True
                 continue
-            for kind, _, _, begin, end in messages(data):
-                if kind >> 8 != NFNL_SUBSYS_NFTABLES or kind & 0xFF == NFT_MSG_NEWGEN:
-                    continue
-                found = attributes(data[begin + NFGENMSG.size : end])
-                name = os.fsdecode(found.get(TABLE_NAME, b"").rstrip(b"\0"))
-                if name.startswith(TABLE):
-                    networks.add(name.removeprefix(TABLE))
+            try:
+                networks |= _touched(data)
+            except OSError:
+                lost = True
+
+
+def _touched(data: bytes) -> set[str]:
+    """Return the networks whose tables a packet is about. Raises OSError where it is cut."""
+    networks: set[str] = set()
+    for kind, _, _, begin, end in messages(data):
+        if kind >> 8 != NFNL_SUBSYS_NFTABLES or kind & 0xFF == NFT_MSG_NEWGEN:
+            continue
+        found = attributes(data[begin + NFGENMSG.size : end])
+        name = os.fsdecode(found.get(TABLE_NAME, b"").rstrip(b"\0"))
+        if name.startswith(TABLE):
+            networks.add(name.removeprefix(TABLE))
+    return networks
 
 
 def open_events() -> NftEvents | None:
