@@ -6,16 +6,21 @@ Nobody logs there, no agent serves, and no systemd runs.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from lab.container import LITTLE, USUAL, Container, Run
+import pytest
+
+from lab.container import LITTLE, USUAL, Container, Rootless, Run
 from lab.hooks import Hooks
 from lab.nat_site import drain
 from lab.needs import require
 from lab.netns import Namespace
+from lab.public import public_folder, publish
 from lab.qemu import Qemu
 from lab.taps import Tap
 
@@ -82,6 +87,7 @@ def test_the_main_job_in_a_container(netns: Namespace, tmp_path: Path) -> None:
 
 
 NAT = {"ipv4": "192.168.76.1/24", "host": "any"}
+USER = 4711
 ROUTER, MAC = "fe80::aaaa", "52:54:00:00:00:0a"
 
 
@@ -140,3 +146,68 @@ def test_a_network_with_nat_in_a_container(netns: Namespace, tmp_path: Path) -> 
             assert done.returncode in (71, 77) and done.stderr.endswith(told), done.stderr
     assert netns.links().keys() == {"lo", "web0"}
     netns.run(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
+
+
+@pytest.fixture
+def rootless(tmp_path: Path) -> Iterator[Hooks]:
+    """The programs where every user can run them, in a folder of that user's."""
+    with public_folder() as folder:
+        hooks = publish(Hooks(tmp_path / "hooks"), folder)
+        os.chown(hooks.folder, USER, USER)
+        yield hooks
+
+
+def test_the_main_job_rootless(rootless: Hooks) -> None:
+    """In an ordinary user's own namespaces, on a host that has Open vSwitch, and a policy."""
+    require("qemu")
+    hooks = rootless
+    with Rootless(USER, hooks.folder.parent) as place:
+        job = Job(place, hooks, {"bridge": "br0"})
+        os.chown(hooks.policy, USER, USER)
+        place.run("ip", "link", "add", "br0", "up", "type", "bridge", check=True)
+        with job.qemu() as qemu:
+            assert qemu.greeting
+            link = json.loads(place.run("ip", "-d", "-j", "link", "show", "web0").stdout)[0]
+            assert (link["master"], "UP" in link["flags"]) == ("br0", True)
+            (row,) = json.loads(job.ctl("status", "--json"))["taps"]
+            assert (row["state"], row["vm"], row["differences"]) == ("ok", "web", []), row
+            assert job.ctl("explain", "web0").startswith("web0: attached to network lan by ")
+            assert job.ctl("gc") == "nothing to remove\n"
+            assert job.ctl("apply") == "1 tap as the policy says\n"
+            assert "web, pid " in job.ctl("info")
+            done = job.run("pyqemu-ifctl", "doctor")
+            assert "run as root" not in done.stdout + done.stderr
+            assert (qemu.quit(), "network script" in qemu.stderr) == (0, False)
+        assert job.ctl("status") == "no taps\n"
+        # What is another's is said to be so, and what can be done about it there.
+        os.chown(hooks.policy, 0, 0)
+        done = job.run("pyqemu-ifctl", "check")
+        assert (done.returncode, done.stderr) == (
+            78, f"pyqemu-ifctl: {hooks.policy}: a user whom this user namespace does not have owns "
+            "it, and could change the policy; have a policy of one's own, in a folder where "
+            "nobody else can write, and name it: PYQEMU_IFUP_POLICY=FILE\n"
+        )
+        assert "PYQEMU_IFUP_POLICY=FILE" in job.run("pyqemu-ifctl", "doctor").stdout
+
+
+def test_a_network_with_nat_rootless(rootless: Hooks) -> None:
+    """It needs a /run to write to, which an ordinary user makes with namespaces of his own."""
+    hooks = rootless
+    lan = {"bridge": "labbr0", "nat": NAT}
+    runs: list[Literal["", "tmpfs"]] = ["", "tmpfs"]
+    for run in runs:
+        with Rootless(USER, hooks.folder.parent, run) as place:
+            job = Job(place, hooks, lan)
+            os.chown(hooks.policy, USER, USER)
+            place.run("ip", "tuntap", "add", "web0", "mode", "tap", check=True)
+            done = job.run("pyqemu-ifup", "web0")
+            if not run:
+                assert done.returncode == 77 and done.stderr.endswith(
+                    "have a /run of one's own: unshare -Urnm, and in it: mount -t tmpfs run /run\n"
+                ), done
+                continue
+            assert (done.returncode, done.stderr) == (0, "")
+            assert json.loads(job.ctl("status", "--json"))["taps"][0]["state"] == "ok"
+            assert "192.168.76.1/24" in place.run("ip", "-br", "address").stdout
+            assert job.run("pyqemu-ifdown", "web0").returncode == 0
+            assert "labbr0" not in place.run("ip", "-br", "link").stdout

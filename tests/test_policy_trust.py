@@ -251,14 +251,22 @@ except Failure as failure:
 """
 
 
+ALONE, OTHERS = "0 0 1", "0 0 1\n65534 4711 1"
+"""Who is mapped in a user namespace: root, and 65534 as well, as which all show who are not."""
+
+
 @needs_root
 @pytest.mark.parametrize(
-    ("given", "mode", "told"),
-    [("above", 0o755, ""), ("above", 0o775, "group 0 can write it"),
-     ("above/etc", 0o755, "owns it"), ("above/etc/policy.yaml", 0o644, "owns it")],
+    ("given", "mode", "uids", "told"),
+    [("above", 0o755, ALONE, ""), ("above", 0o775, ALONE, "group 0 can write it"),
+     ("above", 0o757, ALONE, "everybody can write it"), ("above", 0o1777, ALONE, ""),
+     ("above", 0o755, OTHERS, "user 65534 owns it"), ("above", 0o1777, OTHERS, "user 65534 owns"),
+     ("above/etc", 0o755, ALONE, "whom this user namespace does not have owns it"),
+     ("above/etc", 0o1777, ALONE, "whom this user namespace does not have owns it"),
+     ("above/etc/policy.yaml", 0o644, ALONE, "whom this user namespace does not have owns it")],
 )  # fmt: skip
 def test_folder_of_nobody_in_a_user_namespace(
-    tmp_path: Path, given: str, mode: int, told: str
+    tmp_path: Path, given: str, mode: int, uids: str, told: str
 ) -> None:
     """One above the policy's own passes there: a container's `/` that is the host's, say."""
     above = tmp_path / "above"
@@ -271,9 +279,17 @@ def test_folder_of_nobody_in_a_user_namespace(
     said = failure_of(lambda: load_policy([str(policy)]))
     assert "user 7 owns it and could change the policy" in str(said)
     words = [sys.executable, "-c", LOAD, str(policy), *sys.path]
-    done = subprocess.run(["unshare", "--user", "--map-root-user", *words],
-                          capture_output=True, text=True, check=True)  # fmt: skip
-    assert told in done.stdout and bool(told) == bool(done.stdout), done.stdout
+    process = subprocess.Popen(
+        ["unshare", "--user", "sh", "-c", 'echo; read -r _ && exec "$@"', "sh", *words],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    Path(f"/proc/{process.pid}/uid_map").write_text(uids)
+    Path(f"/proc/{process.pid}/gid_map").write_text("0 0 1")
+    said_inside, _ = process.communicate("\n")
+    assert process.returncode == 0
+    assert told in said_inside and bool(told) == bool(said_inside), said_inside
 
 
 @needs_root

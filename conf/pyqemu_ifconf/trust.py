@@ -16,11 +16,18 @@ import stat
 from contextlib import closing
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.ids import is_unmapped
+from pyqemu_ifconf.policy import POLICY_VARIABLE
 from pyqemu_ifconf.shell import file, sh
 
 LINKS_MAX = 40
 """Symbolic links on the way to one file: as many as the kernel follows (path_resolution(7))."""
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_OWN = (
+    "have a policy of one's own, in a folder where nobody else can write, and name it: "
+    f"{POLICY_VARIABLE}=FILE"
+)
+"""What an ordinary user's own root can do, who can change no other's folder."""
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -182,7 +189,8 @@ def steps(path: str) -> list[str]:
 def _check_folder(path: str, found: os.stat_result, *, above: bool) -> None:
     if not stat.S_ISDIR(found.st_mode):
         raise Failure(Status.NO_POLICY, show_path(path), "it is not a folder")
-    if found.st_uid == 0 and found.st_mode & stat.S_ISVTX:
+    roots = found.st_uid == 0 or (above and is_unmapped(found.st_uid))
+    if roots and found.st_mode & stat.S_ISVTX:
         return
     _check_owner_and_mode(path, found, above=above)
 
@@ -225,8 +233,14 @@ def _read_up_to(opened: int, limit: int) -> bytes:
 
 
 def _check_owner(path: str, found: os.stat_result, *, above: bool = False) -> None:
-    if found.st_uid in (0, os.geteuid()) or (above and _is_unmapped(found.st_uid)):
+    if found.st_uid in (0, os.geteuid()) or (above and is_unmapped(found.st_uid)):
         return
+    if is_unmapped(found.st_uid):
+        raise Failure(
+            Status.UNSAFE, show_path(path),
+            "a user whom this user namespace does not have owns it, and could change the policy",
+            _OWN,
+        )
     raise Failure(
         Status.UNSAFE,
         show_path(path),
@@ -244,25 +258,8 @@ def _check_owner_and_mode(path: str, found: os.stat_result, *, above: bool = Fal
             Status.UNSAFE,
             shown,
             f"{who} can write it (mode {stat.S_IMODE(found.st_mode):04o})",
-            f"run {sh('chmod', 'go-w', file(path))}",
+            _OWN if is_unmapped(found.st_uid) else f"run {sh('chmod', 'go-w', file(path))}",
         )
-
-
-def _is_unmapped(uid: int) -> bool:
-    """Tell whether this uid stands for those that our user namespace has none for.
-
-    See user_namespaces(7), "Unmapped user and group IDs". Without /proc nobody can say so.
-    """
-    try:
-        with open("/proc/sys/kernel/overflowuid", encoding="ascii") as file:
-            overflow = int(file.read())
-        with open("/proc/self/uid_map", encoding="ascii", newline="\n") as file:
-            mapped = [tuple(map(int, line.split())) for line in file]
-    except FileNotFoundError:
-        return False
-    return uid == overflow and not any(
-        first <= uid < first + count for first, _, count in mapped
-    )
 
 
 def show_path(path: str) -> str:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from pyqemu_ifconf.failure import Failure
+from pyqemu_ifconf.ids import is_unmapped
 from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifup.caller import (
     Option,
@@ -233,7 +234,8 @@ def is_here(pid: int) -> bool:
     except OSError as error:
         if error.errno not in _UNSEEN:
             raise
-        return True
+        # NOTE: who has no id here can only have come into this network namespace by a root's hand.
+        return not is_unmapped(real_uid(pid) or 0)
 
 
 def same_root(pid: int) -> bool:

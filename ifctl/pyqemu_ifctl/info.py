@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -179,7 +180,8 @@ def _hidden(holders: Holders, views: list[View], system: System) -> list[str]:
         return []
     return [
         f"who holds {', '.join(map(readable, unseen))} cannot be seen: "
-        f"{count(len(holders.hidden), 'process')} may not be looked into; run as root"
+        f"{count(len(holders.hidden), 'process')} may not be looked into"
+        + ("; run as root" if os.geteuid() != 0 else "")
     ]
 
 

@@ -9,7 +9,7 @@ from pyqemu_ifconf.failure import Failure, PolicyInvalid, Status
 from pyqemu_ifconf.globs import covers, is_glob, least_length, literal_start, matches
 from pyqemu_ifconf.index import fold
 from pyqemu_ifconf.names import NAME_MAX
-from pyqemu_ifconf.policy import MatchKey, Rule
+from pyqemu_ifconf.policy import POLICY_VARIABLE, MatchKey, Rule
 from pyqemu_ifconf.shell import all_of, edit, file, ifctl, quote, readable, sh
 from pyqemu_ifctl.fault import Fault
 from pyqemu_ifctl.scene import Scene, is_closed
@@ -46,7 +46,11 @@ def find_policy(scene: Scene) -> Iterator[Fault]:
             command = sh("chown", "-h", "root", path)
         elif "hard links" in failure.why:
             command = all_of(sh("cp", "-p", path, f"{path}.new"), sh("mv", f"{path}.new", path))
-    yield Fault(f"the policy cannot be read: {readable(failure.what)}: {failure.why}", why, command)
+    what = f"the policy cannot be read: {readable(failure.what)}: {failure.why}"
+    if failure.status == Status.UNSAFE and POLICY_VARIABLE in failure.remedy:
+        yield Fault(what, why, None, failure.remedy)
+        return
+    yield Fault(what, why, command)
 
 
 def find_unreachable_rules(scene: Scene) -> Iterator[Fault]:

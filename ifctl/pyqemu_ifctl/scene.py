@@ -485,7 +485,8 @@ def _look_at_filters(
         except FileNotFoundError:
             continue
         except PermissionError:
-            unseen.append(f"the rules of {kind}; run as root")
+            root = "run as root" if os.geteuid() != 0 else "this root may not read them"
+            unseen.append(f"the rules of {kind}; {root}")
             continue
         if not legacy:
             continue

@@ -104,7 +104,8 @@ def serve(policy: str | None, path: str, *, for_users: bool) -> int:
         denied = isinstance(error, PermissionError)
         raise Failure(
             Status.DENIED if denied else Status.REFUSED, f"cannot listen at {readable(path)}",
-            error.strerror or str(error), "run as root" if denied else "name another by --socket",
+            error.strerror or str(error),
+            "run as root" if denied and os.geteuid() != 0 else "name another by --socket",
         ) from error
     try:
         if for_users:

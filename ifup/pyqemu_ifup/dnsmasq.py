@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
+from pyqemu_ifconf.ids import is_alone, is_mapped
 from pyqemu_ifconf.shell import quote, sh
 from pyqemu_ifup.manners import SAFE_PATH, Watch
 from pyqemu_ifup.nat import Server
@@ -58,12 +59,19 @@ class Found:
 
 
 def account() -> pwd.struct_passwd:
-    """Return whom dnsmasq runs as. Raises Failure (69) where it could only be root."""
+    """Return whom dnsmasq runs as. Raises Failure (69) where it could only be root.
+
+    It may be an ordinary user's own root, who can become nobody else.
+    """
+    if is_alone():
+        return pwd.getpwuid(os.geteuid())
     for name in USERS:
         try:
-            return pwd.getpwnam(name)
+            found = pwd.getpwnam(name)
         except KeyError:
             continue
+        if is_mapped(found.pw_uid):
+            return found
     raise Failure(
         Status.UNAVAILABLE, "there is no user for dnsmasq to run as",
         f"neither {' nor '.join(USERS)} is known", sh("useradd", "--system", "dnsmasq"),

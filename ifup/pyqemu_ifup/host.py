@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
+from pyqemu_ifconf.ids import is_alone
+from pyqemu_ifconf.policy import DEFAULT_OVSDB
 from pyqemu_ifconf.shell import quote, vsctl
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link, OvsPort, Seen
@@ -199,12 +201,16 @@ def filters(link: Link | None) -> bool:
 def is_there(address: str) -> bool:
     """Tell whether this host has the database: a unix socket that exists, or any tcp address.
 
-    Raises Failure, 77 or 71, where that cannot be told.
+    The default one of an ordinary user's own namespaces is the host's, and not there, if that user
+    may not use it. Raises Failure, 77 or 71, where it cannot be told.
     """
     if not address.startswith("unix:"):
         return True
+    path = address[len("unix:"):]
     try:
-        return stat.S_ISSOCK(os.stat(address[len("unix:"):]).st_mode)
+        if address == DEFAULT_OVSDB and is_alone() and not os.access(path, os.W_OK):
+            return False
+        return stat.S_ISSOCK(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:

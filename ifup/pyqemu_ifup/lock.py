@@ -280,7 +280,11 @@ def cannot_use(path: str, error: OSError) -> Failure:
     """Return the Failure, 77 or 71, of one who could not open a lock."""
     what, why = f"cannot use {quote(path)}", error.strerror or str(error)
     if isinstance(error, PermissionError):
-        return Forbidden(what, why)
+        if os.geteuid() != 0:
+            return Forbidden(what, why)
+        # NOTE: root whom a folder of root's is not for is an ordinary user's own.
+        remedy = "have a /run of one's own: unshare -Urnm, and in it: mount -t tmpfs run /run"
+        return Forbidden(what, why, remedy)
     if error.errno == errno.EROFS:
         # NOTE: a container whose root is read-only.
         remedy = "have whoever starts this container give it a /run to write to: --tmpfs /run"

@@ -413,6 +413,9 @@ def dnsmasq_settings(bridge: str, nat: Nat, folder: str, user: str) -> list[str]
         f"interface={bridge}", "except-interface=lo", "bind-dynamic", f"user={user}",
         f"dhcp-leasefile={folder}/leases", "no-ping", "dhcp-authoritative",
     ]
+    if user == "root":
+        # NOTE: who can become nobody else is no other group's either.
+        words.append("group=")
     if nat.ipv4 is not None and nat.dhcp is not None:
         own = ip_interface(nat.ipv4)
         first, last = nat.dhcp.range or _all_but(nat.ipv4)

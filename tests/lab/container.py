@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import stat
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,11 +41,18 @@ echo ready
 exec sleep infinity
 """
 USER_INIT = """
+[ "$0" != tmpfs ] || mount -t tmpfs -o mode=755 run /run
 ip link set lo up
 echo ready
 exec sleep infinity
 """
-TUN = 'mount --bind "$0" /dev/net/tun && exec "$@"'
+HOST = """
+mount --bind "$0/tun" /dev/net/tun
+mount -t tmpfs -o mode=755 run /run
+mkdir -m 755 /run/openvswitch
+ln -s "$0/db.sock" /run/openvswitch/db.sock
+exec "$@"
+"""
 
 
 class _Namespaces:
@@ -111,14 +120,21 @@ class Container(_Namespaces):
 class Rootless(_Namespaces):
     """A user and a network namespace that an ordinary user has made, who is root there.
 
-    `tun` is a /dev/net/tun that everybody may open. `words` are those of unshare(1).
+    `folder`, which everybody can read, is for a host with a /dev/net/tun that everybody may open,
+    and with an Open vSwitch that is root's. With `run` there is a /run of the user's own.
     """
 
-    def __init__(self, uid: int, tun: Path, *words: str) -> None:
+    def __init__(self, uid: int, folder: Path, run: Literal["tmpfs", ""] = "") -> None:
         self.uid = uid
-        user = as_user(uid)
-        made = ["unshare", *(words or ("-Urn",)), "sh", "-euc", USER_INIT]
-        super().__init__(["unshare", "-m", "sh", "-c", TUN, str(tun), *user, *made], None)
+        if not (folder / "tun").exists():
+            os.mknod(folder / "tun", stat.S_IFCHR, os.makedev(10, 200))
+            (folder / "tun").chmod(0o666)
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(str(folder / "db.sock"))
+            (folder / "db.sock").chmod(0o700)
+        made = ["unshare", "-Urnm" if run else "-Urn", "sh", "-euc", USER_INIT, run]
+        words = ["unshare", "-m", "sh", "-euc", HOST, str(folder), *as_user(uid), *made]
+        super().__init__(words, None)
 
     def _find_pid(self, outer: int) -> int:
         return outer
