@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pty
 import re
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab.hooks import SOURCE_ROOTS
+from lab.hooks import SOURCE_ROOTS, Hooks
 from lab.needs import lack
 from lab.netns import Namespace
 from pyqemu_ifctl.completion import bash, describe, zsh
@@ -45,12 +46,16 @@ def generated(shell: str) -> str:
 
 
 def ask_bash(
-    text: str, folder: Path, lines: Sequence[Sequence[str]], netns: Namespace | None = None
+    text: str, folder: Path, lines: Sequence[Sequence[str]], netns: Namespace | None = None,
+    before: str = "",
 ) -> list[set[str]]:
-    """Return what bash offers for the last word of each of the lines, with completion `text`."""
+    """Return what bash offers for the last word of each of the lines, with completion `text`.
+
+    `before` is run first.
+    """
     file = folder / "completion"
     file.write_text(text)
-    script = ASK.format(file=file)
+    script = before + ASK.format(file=file)
     script += "".join(f"ask {' '.join(map(quote, line))}\n" for line in lines)
     argv = ["bash", "--norc", "-uc", script]
     if netns is None:
@@ -70,10 +75,10 @@ def quote(word: str) -> str:
 
 def verbs_of(parser: Parser) -> dict[str, set[str]]:
     """Return the verbs and the long options of each, as the help tells them."""
-    (choices,) = (action.choices for action in parser._actions if action.choices)
+    (action,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
     return {
-        name: set(re.findall(r"--[a-z][a-z-]*", each.format_help()))
-        for name, each in dict(choices).items()
+        each.dest: set(re.findall(r"--[a-z][a-z-]*", action.choices[each.dest].format_help()))
+        for each in action._choices_actions
     }
 
 
@@ -108,6 +113,48 @@ def test_bash_offers_taps_and_runs_none_of_their_names(netns: Namespace, tmp_pat
     assert len(taps) == len(names)
 
 
+NAMED = """\
+version: 1
+networks: {lan: {bridge: br0}, wan: {bridge: br1}}
+rules: [{tap: "*", network: lan}]
+vms: {web1: {nics: [{network: lan}]}, db.1: {nics: [{network: wan}]}}
+"""
+
+
+def with_program(folder: Path) -> str:
+    """Return lines for a shell after which the program is there, and has a policy."""
+    hooks = Hooks(folder / "hooks")
+    hooks.write_policy(NAMED)
+    return f"export PATH={hooks.folder}:$PATH PYQEMU_IFUP_POLICY={hooks.policy}\n"
+
+
+def test_bash_offers_guests_and_networks(tmp_path: Path) -> None:
+    lines = [
+        (PROGRAM, "args", ""), (PROGRAM, "info", "w"), (PROGRAM, "run", "d"),
+        (PROGRAM, "explain", "--vm", "d"), (PROGRAM, "explain", "--network", ""),
+        (PROGRAM, "run", "--nic", "l"),
+    ]
+    before = with_program(tmp_path)
+    guests, networks = {"web1", "db.1"}, {"lan", "wan"}
+    assert ask_bash(generated("bash"), tmp_path, lines, before=before) == [
+        guests, {"web1"}, {"db.1"}, {"db.1"}, networks, {"lan"},
+    ]
+    # A policy that is broken or gone has no names, and nothing is said on the line that is edited.
+    (tmp_path / "hooks/policy.yaml").write_text("version: 2\n")
+    assert ask_bash(generated("bash"), tmp_path, lines, before=before) == [set()] * len(lines)
+
+
+def test_zsh_offers_guests_and_networks(tmp_path: Path) -> None:
+    with interactive_zsh(tmp_path, generated("zsh"), with_program(tmp_path)) as terminal:
+        told(terminal, "ready")
+        for line, offered in (
+            ("args ", ("web1", "db.1")), ("run d", ("db.1",)),
+            ("explain --network ", ("lan", "wan")), ("run --nic l", ("lan ",)),
+        ):
+            os.write(terminal, f"\x18pyqemu-ifctl {line}\t".encode())
+            told(terminal, *offered)
+
+
 def added_verb() -> Parser:
     """Return a parser with a verb that no word of the completion knows."""
     parser = Parser(PROGRAM, "")
@@ -128,17 +175,20 @@ def test_a_new_verb_needs_no_hand_edit(tmp_path: Path) -> None:
 
 
 @contextmanager
-def interactive_zsh(folder: Path, text: str) -> Iterator[int]:
-    """Start a zsh that has the completion in its fpath, and give its terminal."""
+def interactive_zsh(
+    folder: Path, text: str, before: str = "pyqemu-ifctl() { : }\n"
+) -> Iterator[int]:
+    """Start a zsh that has the completion in its fpath, and give its terminal.
+
+    `before` is run first: no such program is installed here, which changes nothing but for names.
+    """
     if shutil.which("zsh") is None:
         lack("no zsh in PATH")
     (folder / "_pyqemu-ifctl").write_text(text)
     (folder / "policy.yaml").write_text("")
     (folder / ".zshrc").write_text(
         f"fpath=({folder} $fpath)\nautoload -U compinit\ncompinit -u -D\nPS1='ready'\n"
-        "setopt no_beep\nLISTMAX=1000\nbindkey '^X' kill-whole-line\n"
-        # NOTE: no such program is installed here, which changes nothing.
-        "pyqemu-ifctl() { : }\n"
+        "setopt no_beep\nLISTMAX=1000\nbindkey '^X' kill-whole-line\n" + before
     )
     env = {"PATH": os.environ["PATH"], "HOME": str(folder), "ZDOTDIR": str(folder),
            "TERM": "dumb", "COLUMNS": "200", "LC_ALL": "C"}

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pyqemu_ifctl.findings import CHECKS
 from pyqemu_ifctl.main import PROGRAM, build_parser
 
-TAPS, FILES, NOTHING = "taps", "files", ""
-KINDS = {"TAP": TAPS, "FILE": FILES}
+TAPS, FILES, GUESTS, NETWORKS, NOTHING = "taps", "files", "vms", "networks", ""
+KINDS = {
+    "TAP": TAPS, "FILE": FILES, "VM": GUESTS, "NET": NETWORKS, "NETWORK[,...]": NETWORKS,
+}
 """Metavar -> what is offered for it; for any other nothing is."""
 WORDS = {"CHECK": tuple(check.name for check in CHECKS)}
 """Metavar -> the words to choose from, where the parser does not know them."""
@@ -117,6 +119,14 @@ _{function}_taps() {{
     done
 }}
 
+# The names of the policy's guests (vms), or networks.
+_{function}_names() {{
+    local each
+    while read -r each; do
+        _{function}_offer "$each"
+    done < <({program} names "$1" 2>/dev/null)
+}}
+
 _{function}_files() {{
     compopt -o filenames 2>/dev/null
     local IFS=$'\\n'
@@ -165,6 +175,12 @@ _{program}_taps() {{
     compadd -a taps
 }}
 
+_{program}_names() {{
+    local -a names
+    names=(${{(f)"$({program} names $1 2>/dev/null)"}})
+    compadd -a names
+}}
+
 _{program}() {{
     local context state state_descr line curcontext=$curcontext
     typeset -A opt_args
@@ -201,6 +217,8 @@ def bash(program: str, verbs: tuple[Verb, ...]) -> str:
     def offer(value: Value) -> str:
         if value.choices:
             return f"_{function}_offer {' '.join(map(_quote, value.choices))}"
+        if value.kind in (GUESTS, NETWORKS):
+            return f"_{function}_names {value.kind}"
         return {TAPS: f"_{function}_taps", FILES: f"_{function}_files"}.get(value.kind, ":")
 
     values = []
@@ -230,6 +248,9 @@ def zsh(program: str, verbs: tuple[Verb, ...]) -> str:
     def offer(value: Value) -> str:
         if value.choices:
             return f"({' '.join(value.choices)})"
+        if value.kind in (GUESTS, NETWORKS):
+            # NOTE: without the blank, _arguments puts words of its own before ours.
+            return f" _{program}_names {value.kind}"
         return {TAPS: f"_{program}_taps", FILES: "_files"}.get(value.kind, " ")
 
     cases = []

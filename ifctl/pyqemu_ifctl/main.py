@@ -144,7 +144,7 @@ def build_parser() -> Parser:
         "explain", "Tell which rule decides for a tap, what it would get, and the equal commands."
     )
     explain.add_argument("tap", metavar="TAP")
-    explain.add_argument("--vm", metavar="NAME", help="the guest's name, of QEMU's -name")
+    explain.add_argument("--vm", metavar="VM", help="the guest's name, of QEMU's -name")
     explain.add_argument("--netdev", metavar="ID", help="the netdev, of QEMU's id=")
     explain.add_argument("--mac", metavar="MAC", help="the MAC of the guest's device")
     explain.add_argument("--user", metavar="NAME", help="the login name that QEMU runs as")
@@ -213,6 +213,9 @@ def build_parser() -> Parser:
         help="a tap on this network, for -device ...,netdev=ID; net0, net1 ... without id=",
     )
     verb("version", "Print the version.", data=False)
+    # NOTE: for the shells' completion; a verb without help is not listed.
+    names = verbs.add_parser("names", description="Print the names of the policy, for a shell.")
+    names.add_argument("what", choices=("networks", "vms"))
     return parser
 
 
@@ -221,6 +224,12 @@ def run(args: argparse.Namespace) -> Answer:
     # NOTE: each verb imports what it needs: check and decode get by without pyroute2.
     if args.verb == "version":
         return Answer(say_version(PROGRAM))
+    if args.verb == "names":
+        from pyqemu_ifconf.load import load_host_policy
+
+        policy = load_host_policy(os.environ)
+        found = policy.networks if args.what == "networks" else policy.vms
+        return Answer("".join(f"{name}\n" for name in found))
     if args.verb == "decode":
         from pyqemu_ifctl import decode
 
