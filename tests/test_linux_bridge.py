@@ -427,6 +427,44 @@ def test_a_tap_that_somebody_has_moved_is_left_there(calls: Calls, inside: Names
     inside.ip("link", "del", "br1")
 
 
+def test_a_tap_that_a_script_has_put_on_the_wanted_bridge_is_taken_over(
+    calls: Calls, inside: Namespace
+) -> None:
+    """With all that the policy says, and told once; on another bridge it is somebody else's."""
+    write_policy(calls.hooks, "isolated: true, txqueuelen: 77")
+    for name in ("t0", "t1"):
+        persistent(inside, name)
+        inside.ip("link", "set", name, "master", "br0", "up")
+    with Tap("t0") as guest, Tap("t1") as other:
+        before = state(inside, "t0")
+        assert carries(guest, other, b"as by the script", timeout=5.0) is not None
+        ended = calls.up("t0")
+        was_done(ended)
+        assert [line.partition("]: ")[2] for line in ended.log] == [
+            "t0: taken over: it was on br0 already, where another script has put it; that need not "
+            "be run any more",
+            "t0: attached to br0, isolated, network lan, policy.yaml:7",
+        ]
+        now = state(inside, "t0")
+        mark = now.pop("alias")
+        assert now == {
+            key: word for key, word in attached(before, "", isolated=True, txqueuelen=77).items()
+            if key != "alias"
+        } and ",up " in f"{mark} "
+        assert carries(guest, other, b"as by the policy", timeout=5.0) is not None
+        was_done(calls.down("t0"))
+        assert state(inside, "t0") == {**before, "master": None, "isolated": None}
+        ended = calls.up("t0")
+        assert len(ended.log) == 1, ended.log
+        was_done(calls.down("t0"))
+        inside.add_bridge("br1")
+        inside.ip("link", "set", "t1", "master", "br1")
+        assert calls.up("t1").status == 77
+        assert state(inside, "t1")["master"] == "br1"
+    for name in ("t0", "t1", "br1"):
+        inside.ip("link", "del", name)
+
+
 def test_an_mtu_that_would_lower_the_bridges_is_undone(calls: Calls, inside: Namespace) -> None:
     write_policy(calls.hooks, "mtu: 1400")
     with Tap("t0"), Tap("up0"):

@@ -488,8 +488,8 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
     (strangers, PORT, seen(FRESH, alias="vm 'x'\n"), Status.DENIED,
      r"somebody else's tap: its alias is 'vm '\''x'\''\n'; if it is not, remove it: "
      "ip link set dev web0 alias ''"),
-    (strangers, PORT, replace(FRESH, master=BRIDGE), Status.DENIED,
-     "somebody else's tap: br0 holds it; if it shall go, take it out: "
+    (strangers, PORT, replace(FRESH, master=replace(BRIDGE, index=9, name="br9")), Status.DENIED,
+     "somebody else's tap: br9 holds it; if it shall go, take it out: "
      "ip link set dev web0 nomaster"),
     (strangers, PORT, replace(FRESH, master=OVS_SYSTEM), Status.DENIED,
      "somebody else's tap: ovs-system holds it; if it shall go, take it out: "

@@ -43,6 +43,7 @@ from pyqemu_ifup.plan import (
     commands,
     find_kind,
     host_mac,
+    is_taken_over,
     plan_leaving,
     plan_up,
     refuse_foreign_ports,
@@ -230,6 +231,11 @@ def explain_port(caller: Caller, decision: Attach, view: View) -> Explanation:
     port, seen = decision.port, view.seen
     kind, found, notes = _find_kind(port, view)
     notes = [*map(_would_fail, view.unmet), *_refusals(port, view), *notes]
+    if is_taken_over(seen):
+        notes.append(
+            f"it is on {quote(port.bridge)} already, where another script has put it: it is taken "
+            "over, and that script need not be run any more"
+        )
     forms = []
     for each in (kind,) if kind is not None else KIND_WORDS:
         by_name = decision.rule is None

@@ -26,6 +26,7 @@ from pyqemu_ifup.plan import (
     find_kind,
     is_open_to_all,
     is_ours_to_touch,
+    is_taken_over,
     plan_undo,
     plan_up,
     refuse_down,
@@ -166,6 +167,17 @@ def attaching_alone(
         held.close()
 
 
+def tell_taken_over(seen: Seen) -> None:
+    """Say of a tap that a script has put on the wanted bridge that it is ours from now on."""
+    if is_taken_over(seen):
+        assert seen.tap is not None and seen.master is not None
+        log(
+            syslog.LOG_NOTICE,
+            f"{quote(seen.tap.name)}: taken over: it was on {quote(seen.master.name)} already, "
+            "where another script has put it; that need not be run any more",
+        )
+
+
 def owning_it(host: Host, link: Link, parent: int, handed: Handed) -> Work[None]:
     """See to it that nobody but root has a tap of root's, or can open it. Raises Failure (77).
 
@@ -212,6 +224,7 @@ def _joining(
     except BaseException:
         yield from _undo_joining(host, port, before, kept)
         raise
+    tell_taken_over(before)
 
 
 def require_database(databases: Container[str], port: Port, before: Seen) -> None:

@@ -10,7 +10,15 @@ from dataclasses import dataclass, replace
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Caller, Kind, Port
 from pyqemu_ifconf.shell import ifctl, quote, readable
-from pyqemu_ifup.attach import NOTHING, PATIENCE, ask_again, owning_it, prove, require_database
+from pyqemu_ifup.attach import (
+    NOTHING,
+    PATIENCE,
+    ask_again,
+    owning_it,
+    prove,
+    require_database,
+    tell_taken_over,
+)
 from pyqemu_ifup.caller import process_start
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, OvsPort, Seen
@@ -167,6 +175,7 @@ def changing(host: Host, change: Change) -> Work[None]:
     except BaseException:
         yield from _restore(host, change)
         raise
+    tell_taken_over(change.before)
 
 
 def _restore(host: Host, change: Change) -> Work[None]:

@@ -350,7 +350,8 @@ def refuse_strangers(tap: str, seen: Seen, parent: int) -> Link:
     """Return the tap's link where nobody else has a claim to it.
 
     Raises Failure: 71 where there is no such link, 77 where it is no tap, or somebody else's: its
-    master, its alias, or a living QEMU other than `parent` that it was attached for.
+    master, its alias, or a living QEMU other than `parent` that it was attached for. One that is
+    on the wanted Linux bridge already is taken over.
     """
     link = seen.tap
     if link is None:
@@ -371,7 +372,7 @@ def refuse_strangers(tap: str, seen: Seen, parent: int) -> Link:
         )
     if stamp is not None:
         refuse_anothers(stamp, parent)
-    if seen.master is not None and not is_our_master(seen, seen.master):
+    if seen.master is not None and not is_ours_to_leave(seen, seen.master):
         holder = quote(seen.master.name)
         remedy = sh("ip", "link", "set", "dev", tap, "nomaster")
         if seen.master.kind != "bridge":
@@ -446,6 +447,24 @@ def is_our_master(seen: Seen, master: Link) -> bool:
         and stamp.kind == "linux"
         and stamp.bridge == master.name
     )
+
+
+def is_taken_over(seen: Seen) -> bool:
+    """Tell whether the tap is on the wanted Linux bridge without a mark: a script has put it there.
+
+    What is wanted is what that did, or more. An Open vSwitch row is another matter: it outlives
+    the tap, and may be whoever's.
+    """
+    tap, master, bridge = seen.tap, seen.master, seen.bridge
+    return (
+        tap is not None and not tap.alias and master is not None and bridge is not None
+        and master.kind == "bridge" and master.index == bridge.index
+    )
+
+
+def is_ours_to_leave(seen: Seen, master: Link) -> bool:
+    """Tell whether we may take the tap from its master: we, or a script, had put it there."""
+    return is_our_master(seen, master) or is_taken_over(seen)
 
 
 def refuse_foreign_ports(seen: Seen, here: Here) -> None:
@@ -688,7 +707,7 @@ def plan_leave(seen: Seen, here: Here) -> tuple[Step, ...]:
     """
     plan: list[Step] = []
     tap, master = seen.tap, seen.master
-    taken = master is not None and not is_our_master(seen, master)
+    taken = master is not None and not is_ours_to_leave(seen, master)
     if tap is not None and tap.up and not taken:
         plan.append(SetDown(tap.name, tap.index))
     rows = [port for port in seen.ports if port.ours and not port.is_elsewhere(here)]
