@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lab.agent import Agent
-from lab.clinic import ALL, LAN, SW, Clinic, Faulty, Row, treat, until
+from lab.clinic import ALL, LAN, LAN_ADDRESS, SW, Clinic, Faulty, Row, treat, until
 from lab.devices import without_tun
 from lab.hooks import CHECKOUT, Hooks
 from lab.needs import require
@@ -902,6 +902,45 @@ def test_with_open_vswitch(row: Row, clinic: Clinic, ovs: OpenVSwitch) -> None:
     treat(row, clinic)
 
 
+def test_guest_on_open_vswitch_without_a_downscript(clinic: Clinic, ovs: OpenVSwitch) -> None:
+    """On a Linux bridge the port goes with the tap: see no_downscript."""
+    require("qemu")
+    clinic.ovs = ovs
+    with clinic.healthy():
+        try:
+            clinic.qemu("one", *tap(clinic, "web0", clinic.hooks.ifup, "no"))
+            (found,) = clinic.find("qemu-downscript")
+            assert re.fullmatch(r"one \(QEMU \d+\) has no downscript=", found["what"])
+            word = found["do"].rpartition(" ")[2]
+            assert word == f"downscript={clinic.hooks.ifdown}"
+            clinic.end("one")
+            assert ovs.find("Port", "web0") is not None, "it stays, as doctor says"
+            words = tap(clinic, "web0", clinic.hooks.ifup, word.partition("=")[2])
+            clinic.qemu("one", *words)
+            assert clinic.find("qemu-downscript") == []
+        finally:
+            clinic.end("one")
+        assert ovs.find("Port", "web0") is None
+
+
+def test_guest_on_a_bridge_that_leads_nowhere(clinic: Clinic) -> None:
+    """It has neither DHCP nor a way out there: a hint at nat:, where anybody is on it."""
+    with clinic.healthy():
+        clinic.ip("address", "del", LAN_ADDRESS, "dev", "br0")
+        assert clinic.find("bridge-alone") == []
+        clinic.netns.tap("web0")
+        assert clinic.hooks.up("web0").returncode == 0
+        (found,) = clinic.find("bridge-alone")
+        assert found["what"].startswith("br0 of network lan has guests, and neither an uplink nor")
+        assert found["severity"] == "advice" and "give the network nat:" in found["do"]
+        for way in (("link", "add", "up0", "master", "br0", "type", "veth", "peer", "up1"),
+                    ("address", "add", LAN_ADDRESS, "dev", "br0")):
+            clinic.ip(*way)
+            assert clinic.find("bridge-alone") == []
+            clinic.netns.run(["ip", "link", "del", "up0"], check=False)
+        assert clinic.hooks.down("web0").returncode == 0
+
+
 IN_UML = ("vlan-filtering", "uplink-vlan")
 """What tests/uml/test_doctor.py has: this kernel may have no VLAN-aware bridge."""
 IN_FORETOLD = ("nat-needs", "bridge-refuses")
@@ -930,7 +969,8 @@ def test_a_socket_that_is_a_link_to_another_run_folder(clinic: Clinic, ovs: Open
 def test_each_check_is_in_a_table() -> None:
     rows = {row.check for row in (*ROWS, *QEMU_ROWS, *(row[0] for row in NEXT_TIME), *OVS_ROWS)}
     # NOTE: tests/security/test_user.py has what users do to their taps.
-    elsewhere = {*IN_UML, *IN_SECURITY, *IN_FORETOLD, "tap-right", "net-admin", "qemu-helper"}
+    elsewhere = {*IN_UML, *IN_SECURITY, *IN_FORETOLD, "tap-right", "net-admin", "qemu-helper",
+                 "bridge-alone"}
     assert rows | elsewhere == {check.name for check in CHECKS}
     for check in CHECKS:
         assert check.find.__doc__, f"{check.name}: what is it?"

@@ -25,6 +25,9 @@ from pyqemu_ifup.stamp import Stamp
 QUICK = 400
 """Hundredths of a second: the least forward delay that IEEE 802.1D allows."""
 
+STACKED = ("vlan", "macvlan", "ipvlan")
+"""Kinds of links that are on top of others."""
+
 
 def find_lost_rights(scene: Scene) -> Iterator[Fault]:
     """A tap of ours that is nobody's by now, that was given away, or that the policy denies."""
@@ -149,6 +152,31 @@ def find_uplinks_down(scene: Scene) -> Iterator[Fault]:
                     "the guests reach nobody beyond it",
                     sh("ip", "link", "set", "dev", uplink.name, "up"),
                 )
+
+
+def find_lonely_bridges(scene: Scene) -> Iterator[Fault]:
+    """A bridge with running guests that has neither an uplink nor an address of this host's."""
+    addressed = {index for index, _ in scene.addresses}
+    if any(link.kind in STACKED and link.index in addressed for link in scene.links):
+        # NOTE: such a link may be on a bridge, and the host's way onto it.
+        return
+    for network in each_bridge(scene):
+        bridge = scene.link(network.bridge)
+        if network.nat is not None or bridge is None or bridge.index in addressed:
+            continue
+        guests = [link for link in scene.links if link.tap and link.carrier
+                  and link.stamp is not None and link.stamp.bridge == network.bridge]
+        taps = {link.name for link in scene.links if link.tap}
+        ports = [port for port in scene.ports if port.bridge == network.bridge
+                 and port.name != network.bridge and port.name not in taps]
+        if guests and not ports and not scene.uplinks(bridge):
+            yield Fault(
+                f"{quote(network.bridge)} of network {quote(network.name)} has guests, and neither "
+                "an uplink nor an address of this host's",
+                "its guests reach each other alone: no DHCP, no way out, unless one of them has it",
+                None, "if they shall have that, give the network nat: in place of a bridge of the "
+                "host's, see NETWORKS WITH NAT in pyqemu-ifup-policy(5), or the bridge an uplink",
+            )
 
 
 def find_no_filtering(scene: Scene) -> Iterator[Fault]:

@@ -89,6 +89,7 @@ CHECKS: tuple[Check, ...] = (
     Check("bridge-stp", "warning", bridge_faults.find_slow_bridges),
     Check("bridge-mac", "warning", bridge_faults.find_loose_macs),
     Check("bridge-no-mac", "error", bridge_faults.find_zero_macs),
+    Check("bridge-alone", "advice", bridge_faults.find_lonely_bridges),
     Check("bridge-mtu", "warning", bridge_faults.find_small_bridges),
     Check("bridge-filter", "warning", host_faults.find_bridge_filters),
     Check("br-netfilter", "error", host_faults.find_netfilter),

@@ -29,6 +29,7 @@ from pyqemu_ifctl.scene import (
     helpers_of,
     script_of,
 )
+from pyqemu_ifup.caller import Option
 from pyqemu_ifup.hubs import NAMED_MAX, REMEDY, WHY, WHY_MIXED, call_it, find_hubs, tap_name
 from pyqemu_ifup.nat import table_name, wants_forwarding
 from pyqemu_ifup.nat_network import OLDER, guarded
@@ -238,12 +239,20 @@ def find_no_downscripts(scene: Scene) -> Iterator[Fault]:
             if script is None or ours is None or not is_ours(ours, "pyqemu-ifup"):
                 continue
             down = script_of(option, "downscript")
-            if down is None or is_ours(qemu.scripts.get(down), "pyqemu-ifdown"):
+            if is_ours(qemu.scripts.get(down or ""), "pyqemu-ifdown"):
                 continue
-            missing = qemu.scripts.get(down) is None
-            what = f"the downscript{_path(qemu, down)} of {qemu.name} is "
-            what += "missing" if missing else "not ours"
-            why = "when it ends, nobody takes its tap away: a port of Open vSwitch stays until gc"
+            if down is None and not _stays(scene, qemu, option):
+                # NOTE: a tap that goes with its QEMU is gone from a Linux bridge too.
+                continue
+            what = f"{qemu.name} has no downscript="
+            if down is not None:
+                is_missing = qemu.scripts.get(down) is None
+                what = f"the downscript{_path(qemu, down)} of {qemu.name} is "
+                what += "missing" if is_missing else "not ours"
+            why = (
+                "when it ends, nobody takes its tap away: a port of Open vSwitch, and a persistent "
+                "tap on its bridge, stays until gc"
+            )
             if down == DEFAULT_SCRIPTS["downscript"]:
                 yield Fault(what, why, takeover())
             else:
@@ -254,6 +263,16 @@ def find_no_downscripts(scene: Scene) -> Iterator[Fault]:
                     f"{quote(ours)}",
                 )
             break
+
+
+def _stays(scene: Scene, qemu: Qemu, option: Option) -> bool:
+    """Tell whether something of a tap is left when its QEMU ends without a downscript=."""
+    name = option.keys.get("ifname")
+    links = filter(None, map(scene.link, [name] if name else qemu.guest.taps.values()))
+    return any(
+        link.persistent or link.stamp.kind == "openvswitch"
+        for link in links if link.stamp is not None
+    )
 
 
 def _path(qemu: Qemu, script: str) -> str:

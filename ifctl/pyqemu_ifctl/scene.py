@@ -124,7 +124,8 @@ class Scene:
     systemd, and `install_ovs` the command that installs its package. `unseen` is what may not be
     looked at, `unread` are the processes that do not let themselves be. `otherwise` is what the
     process of a tap says of itself by now that the tap's mark says otherwise. `hooks` are those of
-    this installation, None for none. `host_id` is no other host's.
+    this installation, None for none. `host_id` is no other host's. `addresses` are those of all
+    links but of IPv6's own making: ifindex, and ADDRESS/LENGTH.
     """
 
     policy: Policy | Failure
@@ -153,6 +154,7 @@ class Scene:
     unmet: Mapping[str, list[Failure]] = field(default_factory=dict)
     tun: Failure | None = None
     right: Failure | None = None
+    addresses: tuple[tuple[int, str], ...] = ()
 
     @cached_property
     def wanted(self) -> dict[str, list[Wanted]]:
@@ -200,6 +202,7 @@ def look(
         tables = _look_at_tables(host, policy, links, unseen)
         unmet = _look_at_needs(host, policy, unseen)
         right = _find_right(host)
+        addressed = tuple(each for each in host.kernel.addresses() if each[1][:4] != "fe80")
         lost = find_lost(
             host, policy, links, lambda tap, stamp: is_wanted(policy, tap, stamp)
         )
@@ -258,6 +261,7 @@ def look(
         ),
         unseen=tuple(unseen), unread=tuple(unread), lost=tuple(lost),
         otherwise=otherwise, host_id=this_host(), hooks=know_hooks(sys.argv[0]),
+        addresses=addressed,
     )
 
 

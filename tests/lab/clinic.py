@@ -25,6 +25,8 @@ from pyqemu_ifup.manners import Watch
 
 PATIENCE = 60.0
 LAN = "networks: {lan: {bridge: br0}}\n"
+LAN_ADDRESS = "198.51.100.1/24"
+"""This host's on br0: without one, and without an uplink, guests would reach each other alone."""
 ALL = 'rules: [{tap: "*", network: lan}]\n'
 SW = 'rules: [{tap: "*", network: sw}]\n'
 Faulty = Generator[None, None, None]
@@ -121,6 +123,7 @@ class Clinic:
     def healthy(self) -> Iterator[None]:
         """Have the bridge br0 there, and with an Open vSwitch br-int, that the policy names."""
         self.netns.add_bridge("br0", mac="02:00:00:00:00:0b")
+        self.netns.ip("address", "add", LAN_ADDRESS, "dev", "br0")
         self.policy(LAN + ALL, LAN + ALL)
         if self.ovs is not None:
             self.ovs.add_bridge("br-int", hwaddr="02:00:00:00:00:0c", mtu=1500)
