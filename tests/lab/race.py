@@ -94,9 +94,11 @@ def stop_at(number: int, moments: Sequence[tuple[Any, str]] = MOMENTS) -> None:
 
 
 class Guest:
-    """A guest on a tap of its own, attached as `port` says."""
+    """A guest on a tap of its own, attached as `port` says, or with `plugged` false not yet."""
 
-    def __init__(self, netns: Namespace, port: Port, *, persist: bool) -> None:
+    def __init__(
+        self, netns: Namespace, port: Port, *, persist: bool, plugged: bool = True
+    ) -> None:
         self.netns = netns
         self.port = port
         heard, self.life = os.pipe()
@@ -107,18 +109,37 @@ class Guest:
             os.close(self.life)
             with netns.enter():
                 tap = Tap(port.tap, persist=persist)
-            os.set_inheritable(tap.fd, True)
-            os.dup2(heard, 0)
-            os.dup2(tell, 1)
-            os.execv("/bin/sh", ["sh", "-c", "echo; read end", "qemu", "-netdev", words])
+                os.set_inheritable(tap.fd, True)
+                os.dup2(heard, 0)
+                os.dup2(tell, 1)
+                os.execv("/bin/sh", ["sh", "-c", "echo; read end", "qemu", "-netdev", words])
 
         self.pid = fork(run)
         os.close(heard)
         os.close(tell)
         assert os.read(told, 1) == b"\n"
         os.close(told)
-        with netns.enter():
-            attach(port, Caller(port.tap, vm="web"), self.pid, [port.ovsdb], Watch(ALLOWED), _mute)
+        if plugged:
+            assert wait(self.begin(port)) == 0
+
+    def begin(self, port: Port) -> int:
+        """Have it call its script, for what `port` says; return the script's process."""
+        def run() -> None:
+            caller = Caller(port.tap, vm="web")
+            with self.netns.enter():
+                attach(port, caller, self.pid, [port.ovsdb], Watch(ALLOWED), _mute)
+
+        return fork(run)
+
+    def kill(self) -> None:
+        """Have it end without its downscript."""
+        os.close(self.life)
+        os.kill(self.pid, signal.SIGKILL)
+        self.wait()
+
+    def wait(self) -> None:
+        """Return when it has ended."""
+        wait(self.pid)
 
     def end(self) -> int:
         """Have it call its downscript, and end with that; return the script's process."""

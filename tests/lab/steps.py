@@ -33,6 +33,8 @@ class Steps:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.calls = 0
+        """System calls that it has come to so far."""
         _, status = os.waitpid(pid, 0)
         assert os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGSTOP, status
         _ptrace(SETOPTIONS, pid, TRACESYSGOOD | EXITKILL)
@@ -55,6 +57,7 @@ class Steps:
                 deliver = seen.si_status
                 continue
             if entering:
+                self.calls += 1
                 if number == 0:
                     return True
                 number -= 1

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lab.agent_site import Site, asking
+from lab.collide import DOERS, HOOKS, SWITCHES, Place, points
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.plug import ALLOWED, port_of, reapply
@@ -103,6 +104,23 @@ def test_apply_that_stands_still_anywhere_undoes_no_down(
     assert left(netns, bridges, port) == []
     assert number > 20
     assert {at: found for at, found in wrong.items() if found} == {}
+
+
+SAMPLE = 199
+"""Every so many system calls; `python -m lab.collide` does all of them."""
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("who", DOERS)
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_apply_agent_and_gc_stopped_at_a_system_call_leave_what_a_hook_says(
+    netns: Namespace, bridges: OpenVSwitch, switch: str, who: str, hook: str
+) -> None:
+    """The hook runs while one of them stands still, or waits until that goes on."""
+    place = Place(netns, bridges, switch)
+    found = dict(points(place, who, hook, SAMPLE, first=17))
+    assert len(found) > 1
+    assert {at: wrong for at, wrong in found.items() if wrong} == {}
 
 
 STANDS = """
