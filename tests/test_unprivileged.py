@@ -154,6 +154,34 @@ def tagged(ovs: OpenVSwitch, place: Place) -> Iterator[Place]:
 WAYS = {"directly": "{helper}", "by a shell": "{helper} --use-vnet"}
 
 
+@pytest.mark.parametrize("nics", [1, 2])
+def test_info_tells_no_fault_of_what_a_helper_brought(place: Place, nics: int) -> None:
+    """QEMU names no such tap: of one it is clear which it is, of two it is not."""
+    folder = place.agent.folder / "monitor"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    words = ["-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
+    for number in range(nics):
+        words += ["-netdev", f"tap,id=n{number},br=lan,helper={place.helper}"]
+        words += ["-device", f"e1000,netdev=n{number},mac=52:54:00:00:00:0{number},romfile="]
+    with place.qemu("-S", *words, machine="pc", prefix=()) as qemu:
+        assert qemu.greeting
+        done = place.run("pyqemu-ifctl", "info", "--json", prefix=())
+        (guest,) = json.loads(done.stdout)["guests"]
+        text = place.run("pyqemu-ifctl", "info", prefix=()).stdout
+        assert [nic["faults"] for nic in guest["nics"] if nic["faults"]] == []
+        assert "!" not in text
+        told = [(nic["nic"] is not None, nic["tap"]) for nic in guest["nics"]]
+        if nics == 1:
+            assert told == [(True, "tap0")]
+            assert guest["nics"][0]["host"]["bridge"] == "br0"
+        else:
+            assert told[:2] == [(True, None)] * 2
+            assert sorted(told[2:]) == [(False, "tap0"), (False, "tap1")]
+            assert text.count("    which tap it is on is not known\n") == 2
+        assert qemu.quit() == 0
+
+
 def test_two_by_helper_on_one_hub_are_refused(place: Place) -> None:
     """A helper knows no netdev: the tap may be any that a helper brings."""
     ends = ("-net", "nic", "-net", f"tap,br=br0,helper={place.helper}") * 2

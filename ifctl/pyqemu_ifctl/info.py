@@ -190,27 +190,30 @@ def view_of(
 ) -> View:
     """Return all that is known of one guest."""
     nics = told.nics
-    cards = []
+    ends = {each: tap_of(each, guest) for nic in nics or () for each in nic.backends}
     left = dict.fromkeys(guest.taps.values())
-    joined: set[str] = set()
+    for tap in ends.values():
+        left.pop(tap or "", None)
+    unknown = [each for each, tap in ends.items() if each.type == "tap" and tap is None]
+    if len(unknown) == len(left) == 1:
+        # NOTE: of one that a helper has brought, QEMU tells neither the name nor the descriptor.
+        ends[unknown.pop()] = left.popitem()[0]
+    cards = []
     for nic in nics or ():
-        ends = {each: tap_of(each, guest) for each in nic.backends}
-        taps = [each for each in ends if each.type == "tap"]
-        names = {tap for tap in ends.values() if tap is not None}
+        taps = [each for each in nic.backends if each.type == "tap"]
         if len(taps) > 1:
             # NOTE: only a hub has several, and each leads to the host.
-            joined |= names
+            left |= {tap: None for each in taps if (tap := ends[each]) is not None}
             cards.append(Card(nic, None, None, faults_of(nic, None, None, None, policy)))
             continue
-        for name in names:
-            left.pop(name, None)
-        backend = next(iter(taps or ends), None)
+        backend = next(iter(taps or nic.backends), None)
         tap = ends[backend] if backend is not None else None
         side = sides.get(tap) if tap is not None else None
         cards.append(Card(nic, tap, side, faults_of(nic, backend, tap, side, policy)))
+    used = {tap for tap in ends.values() if tap is not None}
     for tap in left:
         side = sides.get(tap)
-        idle = nics is not None and tap not in joined
+        idle = nics is not None and not unknown and tap not in used
         because = ("no NIC of the guest is on it",) if idle else ()
         cards.append(Card(None, tap, side, (*because, *_of_host(tap, side))))
     return View(guest, told.monitor, tuple(cards), told.missing, told.status)
@@ -240,11 +243,8 @@ def faults_of(
         found.append(_of_hub(nic))
     if backend is not None and backend.queues > 1 and not nic.mq:
         found.append(f"its netdev has {backend.queues} queues, and it uses one; add mq=on")
-    if backend is not None and backend.type == "tap":
-        if tap is None:
-            found.append("which tap it is on cannot be told")
-        else:
-            found += _of_host(tap, side)
+    if tap is not None:
+        found += _of_host(tap, side)
     if side is not None and nic.host_mtu is not None and nic.host_mtu != side.row.mtu:
         found.append(f"it tells the guest of an MTU of {nic.host_mtu}, its tap has {side.row.mtu}")
     wish = _wish(tap, policy)
@@ -349,6 +349,8 @@ def _card_lines(card: Card) -> list[str]:
         lines.append(f"  {readable(nic.name)}: {readable(nic.model)} {readable(nic.mac)}{place}")
         lines += [f"    hub {nic.hub}"] if nic.hub is not None else []
         lines += [f"    {_backend_words(each)}" for each in nic.backends]
+        if card.tap is None and nic.hub is None and any(e.type == "tap" for e in nic.backends):
+            lines.append("    which tap it is on is not known")
     elif card.tap is not None:
         lines.append(f"  tap {readable(card.tap)}")
     if card.side is not None:
