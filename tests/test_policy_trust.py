@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab.needs import require
+from pyqemu_ifconf import trust
 from pyqemu_ifconf.failure import Failure, PolicyInvalid, Status
 from pyqemu_ifconf.load import check_policy, load_host_policy, load_policy
 
@@ -223,6 +224,33 @@ def test_hard_link_in_a_sticky_folder(etc: Path) -> None:
     assert str(failure) == (
         f"{etc}/policy.yaml: it has 2 hard links, in a folder that everybody can write; "
         "move it to a folder that only root can write"
+    )
+
+
+@needs_root
+@pytest.mark.parametrize("protected", ["1", "0", None])
+def test_hard_link_in_a_sticky_folder_of_a_group(
+    tmp_path: Path, etc: Path, monkeypatch: pytest.MonkeyPatch, protected: str | None
+) -> None:
+    """As in /nix/store, where files that are alike are one; the kernel keeps the group from it."""
+    sysctl = tmp_path / "protected_hardlinks"
+    if protected is not None:
+        sysctl.write_text(f"{protected}\n")
+    monkeypatch.setattr(trust, "PROTECTED_LINKS", str(sysctl))
+    store = tmp_path / "store"
+    store.mkdir()
+    os.chown(store, 0, 7)
+    store.chmod(0o1775)
+    (etc / "policy.yaml").rename(store / "hash-policy.yaml")
+    os.link(store / "hash-policy.yaml", tmp_path / "alike")
+    (etc / "policy.yaml").symlink_to(store / "hash-policy.yaml")
+    if protected == "1":
+        assert load_host_policy({}, str(etc)).files == (str(etc / "policy.yaml"),)
+        return
+    failure = failure_of(lambda: load_host_policy({}, str(etc)))
+    assert failure.status == Status.UNSAFE
+    assert str(failure).startswith(
+        f"{store}/hash-policy.yaml: it has 2 hard links, in a folder that group 7 can write; "
     )
 
 

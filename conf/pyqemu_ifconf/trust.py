@@ -22,6 +22,7 @@ from pyqemu_ifconf.shell import file, sh
 
 LINKS_MAX = 40
 """Symbolic links on the way to one file: as many as the kernel follows (path_resolution(7))."""
+PROTECTED_LINKS = "/proc/sys/fs/protected_hardlinks"
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _OWN = (
     "have a policy of one's own, in a folder where nobody else can write, and name it: "
@@ -48,7 +49,7 @@ def read_trusted(path: str, limit: int, *, folders: bool = True) -> bytes | None
         return _read(path, opened, limit)
     with closing(_Way(path)) as way:
         opened = way.open_last()
-        return None if opened < 0 else _read(way.last, opened, limit, sticky=way.is_sticky())
+        return None if opened < 0 else _read(way.last, opened, limit, makers=way.makers())
 
 
 def list_trusted(path: str) -> list[str] | None:
@@ -96,9 +97,18 @@ class _Way:
         """The file's own name, with those of the folders that it really is in."""
         return os.path.normpath(os.path.join(self.here, self._names[-1]))
 
-    def is_sticky(self) -> bool:
-        """Tell whether others may make names in this folder, and not take away ours."""
-        return bool(os.fstat(self.folder).st_mode & _WRITABLE_BY_OTHERS)
+    def makers(self) -> str:
+        """Return who else may make names in this folder, which is sticky then; "" for nobody.
+
+        A group's members may make none for a file of root's if the kernel keeps them from it.
+        """
+        found = os.fstat(self.folder)
+        if found.st_mode & stat.S_IWOTH:
+            return "everybody"
+        # NOTE: /nix/store is a group's, and links files that are alike to each other.
+        if found.st_mode & stat.S_IWGRP and not _are_links_protected():
+            return f"group {found.st_gid}"
+        return ""
 
     def open_last(self) -> int:
         """Go to the end, and return a descriptor of what is there; -1 if the path does not exist.
@@ -161,8 +171,7 @@ class _Way:
 
     def _check_link(self, path: str, found: os.stat_result) -> None:
         _check_owner(path, found, above=bool(self._names))
-        if self.is_sticky():
-            _check_hard_links(path, found)
+        _check_hard_links(path, found, self.makers())
         self._links += 1
         if self._links > LINKS_MAX:
             raise Failure(
@@ -195,27 +204,35 @@ def _check_folder(path: str, found: os.stat_result, *, above: bool) -> None:
     _check_owner_and_mode(path, found, above=above)
 
 
-def _check_hard_links(path: str, found: os.stat_result) -> None:
+def _check_hard_links(path: str, found: os.stat_result, makers: str) -> None:
     # NOTE: where anybody may make names, a hard link can pass an old file of root's off as
     # the policy; elsewhere only root can make one.
-    if found.st_nlink > 1:
+    if makers and found.st_nlink > 1:
         raise Failure(
             Status.UNSAFE,
             show_path(path),
-            f"it has {found.st_nlink} hard links, in a folder that everybody can write",
+            f"it has {found.st_nlink} hard links, in a folder that {makers} can write",
             "move it to a folder that only root can write",
         )
 
 
-def _read(path: str, opened: int, limit: int, *, sticky: bool = False) -> bytes:
+def _are_links_protected() -> bool:
+    """Tell whether nobody can link a file that is not his (fs.protected_hardlinks of proc(5))."""
+    try:
+        with open(PROTECTED_LINKS, encoding="ascii") as file:
+            return file.read().strip() == "1"
+    except FileNotFoundError:
+        return False
+
+
+def _read(path: str, opened: int, limit: int, *, makers: str = "") -> bytes:
     """Return the first `limit` bytes of what is `opened`, and close it."""
     try:
         found = os.fstat(opened)
         if not stat.S_ISREG(found.st_mode):
             raise _not_regular(path)
         _check_owner_and_mode(path, found)
-        if sticky:
-            _check_hard_links(path, found)
+        _check_hard_links(path, found, makers)
         return _read_up_to(opened, limit)
     except OSError as error:
         raise _unreadable(path, error) from error
