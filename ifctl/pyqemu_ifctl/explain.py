@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
@@ -486,11 +486,19 @@ def as_text(explanation: Explanation) -> str:
         lines += [f"  {each.setting:<12}  {each.words}" for each in explanation.wanted]
     for form in explanation.forms:
         lines += ["", f"{_title(form, decision)}:"]
-        lines += [f"  {command}" for command in form.commands]
+        lines += _indented(form.commands)
     notes = [*explanation.notes, *_unknown(decision, explanation.caller)]
     if notes:
         lines += ["", *(f"note: {note}" for note in notes)]
     return "\n".join(map(shown, lines)) + "\n"
+
+
+def _indented(commands: Iterable[Command]) -> Iterator[str]:
+    """Yield the commands as a person sees them; what a command reads stands as it is read."""
+    is_read = False
+    for command in commands:
+        yield command if is_read else f"  {command}"
+        is_read = command.endswith("<<'END'") or (is_read and command != "END")
 
 
 def _verdict(decision: Decision) -> str:
