@@ -290,6 +290,25 @@ def test_what_a_crash_left_is_removed_by_gc(
     wait_gone(netns)
 
 
+def test_tap_that_is_taken_from_its_bridge_is_on_it_again(
+    hooks: Hooks, netns: Namespace, way: str
+) -> None:
+    """The network is not taken for one that nobody is on; without an agent apply mends it."""
+    tap = netns.tap("web0")
+    assert hooks.up("web0").returncode == 0
+    netns.ip("link", "set", "dev", "web0", "nomaster")
+    if way == "alone":
+        assert hooks.ctl_warm("apply").returncode == 0
+    end = time.monotonic() + 20
+    while netns.link("web0").get("master") != "labbr0":
+        assert time.monotonic() < end, "it is not back"
+        time.sleep(0.05)
+    assert is_whole(netns)
+    assert hooks.down("web0").returncode == 0
+    wait_gone(netns)
+    tap.close()
+
+
 @pytest.mark.alone("no hook is called in vain")
 def test_what_is_not_ours_is_left_alone(hooks: Hooks, netns: Namespace) -> None:
     """A table under a name like ours."""

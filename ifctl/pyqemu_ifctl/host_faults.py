@@ -241,6 +241,8 @@ def find_no_downscripts(scene: Scene) -> Iterator[Fault]:
             down = script_of(option, "downscript")
             if is_ours(qemu.scripts.get(down or ""), "pyqemu-ifdown"):
                 continue
+            if _is_left(scene, option.keys.get("ifname")):
+                continue
             if down is None and not _stays(scene, qemu, option):
                 # NOTE: a tap that goes with its QEMU is gone from a Linux bridge too.
                 continue
