@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -19,15 +20,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lab.agent import Agent
+from lab.calls import Calls
 from lab.clinic import ALL, LAN, LAN_ADDRESS, SW, Clinic, Faulty, Row, treat, until
 from lab.devices import without_tun
 from lab.hooks import CHECKOUT, Hooks
+from lab.nat_site import Listener
 from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import DAEMONS, OpenVSwitch
 from lab.public import NOBODY, as_user, public_folder, publish
 from lab.qemu import end_daemon
-from lab.taps import who_has
+from lab.taps import Tap, frame, mac, who_has
 from pyqemu_ifconf.globs import covers, glob_fault, least_length, matches
 from pyqemu_ifctl.findings import CHECKS
 from pyqemu_ifctl.guests import guest_of
@@ -207,6 +210,73 @@ def small_uplink(clinic: Clinic) -> Faulty:
     yield
     assert clinic.netns.link("eth0")["mtu"] == 8950
     clinic.ip("link", "del", "eth0")
+
+
+def with_an_address(clinic: Clinic) -> Faulty:
+    """The host's card is a port of the bridge, and has the host's address still."""
+    add_uplink(clinic, "eth0", "far")
+    # NOTE: the far end is another host's, who is a router.
+    with Namespace() as far:
+        clinic.ip("link", "set", "far", "netns", far.name)
+        far.ip("link", "set", "far", "up")
+        far.ip("address", "add", "192.0.2.1/24", "dev", "far")
+        far.ip("address", "add", "203.0.113.1/32", "dev", "lo")
+        yield
+        clinic.ip("address", "add", "192.0.2.9/24", "dev", "eth0")
+        clinic.ip("route", "add", "default", "via", "192.0.2.1")
+        with Listener(far, "203.0.113.1", 7) as listener:
+            say(clinic, "203.0.113.1", "cut off")
+            yield
+            say(clinic, "203.0.113.1", "back")
+            assert listener.wait() == b"back"
+        clinic.ip("address", "flush", "dev", "br0")
+        clinic.ip("link", "del", "eth0")
+
+
+def say(clinic: Clinic, address: str, text: str) -> None:
+    with clinic.netns.enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as speaker:
+        speaker.sendto(text.encode(), (address, 7))
+
+
+def hears(clinic: Clinic, guest: Tap, text: str) -> bool:
+    """Tell whether a guest at 192.0.2.99, which answers who asks for it, hears the host."""
+    say(clinic, "192.0.2.99", text)
+    asked = guest.recv(5.0, lambda frame: frame[12:14] == b"\x08\x06")
+    assert asked is not None
+    body = asked[14:20] + b"\0\2" + mac(1) + asked[38:42] + asked[22:32]
+    guest.send(frame(mac(1), asked[6:12], body, ethertype=0x0806))
+    # NOTE: what the host asks again comes behind what it had to say.
+    heard = guest.recv(5.0, lambda data: text.encode() in data or data[12:14] == b"\x08\x06")
+    return heard is not None and text.encode() in heard
+
+
+def a_tap_with_an_address(clinic: Clinic) -> Faulty:
+    """As a script has left it that knew no bridge; up warns, status and explain tell."""
+    clinic.ip("tuntap", "add", "dev", "web0", "mode", "tap")
+    yield
+    clinic.ip("address", "add", "192.0.2.1/24", "dev", "web0")
+    what = "web0, a port of br0, has the address 192.0.2.1/24"
+    assert what in clinic.hooks.ctl("explain", "web0").stdout
+    with clinic.netns.enter():
+        calls = Calls(clinic.hooks)
+        guest = Tap("web0")
+        ended = calls.up("web0")
+        calls.close()
+    assert ended.status == 0
+    (told,) = [line for line in ended.log if what in line]
+    assert "; mend it: ip address del 192.0.2.1/24 dev web0 && " in told
+    (row,) = clinic.hooks.ctl_json("status", "web0")["taps"]
+    (difference,) = row["differences"]
+    assert (row["state"], difference["setting"]) == ("differs", "address")
+    assert (difference["wanted"], difference["is"]) == ("none", "192.0.2.1/24")
+    assert told.endswith(difference["because"])
+    assert not hears(clinic, guest, "cut off")
+    yield
+    assert hears(clinic, guest, "back")
+    assert clinic.hooks.down("web0").returncode == 0
+    guest.close()
+    clinic.ip("link", "del", "web0")
+    clinic.ip("address", "flush", "dev", "br0")
 
 
 def uplink_down(clinic: Clinic) -> Faulty:
@@ -550,6 +620,8 @@ ROWS = (
     Row("bridge-mtu", small_bridge, "br0 has an MTU of 1500, and network lan ("),
     Row("uplink-mtu", small_uplink, "eth0, an uplink of br0, has an MTU of 1500, and network lan"),
     Row("uplink-down", uplink_down, "eth0, an uplink of br0, is down"),
+    Row("port-address", with_an_address, "eth0, a port of br0, has the address 192.0.2.9/24"),
+    Row("port-address", a_tap_with_an_address, "web0, a port of br0, has the address 192.0.2.1/24"),
     Row("bridge-filter", by_policy, "bridge t f (forward) drops frames by its policy"),
     Row("bridge-filter", by_a_rule, "bridge t f (forward) drops frames by a rule without"),
     Row("br-netfilter", forward_drop, "through iptables, where ip filter FORWARD drops"),
@@ -941,7 +1013,7 @@ def test_guest_on_a_bridge_that_leads_nowhere(clinic: Clinic) -> None:
         assert clinic.hooks.down("web0").returncode == 0
 
 
-IN_UML = ("vlan-filtering", "uplink-vlan")
+IN_UML = ("vlan-filtering", "uplink-vlan", "port-device")
 """What tests/uml/test_doctor.py has: this kernel may have no VLAN-aware bridge."""
 IN_FORETOLD = ("nat-needs", "bridge-refuses")
 """What tests/test_foretold.py has."""

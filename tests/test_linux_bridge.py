@@ -312,6 +312,9 @@ REFUSALS: list[tuple[str, str, str, int, str]] = [
     ("held", "mtu: bridge", "bridge: br0", 77,
      "somebody else's tap: br1 holds it; if it shall go, take it out: "
      "ip link set dev held nomaster"),
+    ("under", "mtu: bridge", "bridge: br0", 71,
+     "under cannot be a port of br0: mv0, a macvlan device, has all its frames; take it away: "
+     "ip link del dev mv0"),
     ("shared", "mtu: bridge", "bridge: br0", 77,
      f"shared with others: user {NOBODY} may open a queue of this multi-queue tap too; make it "
      "anew without an owner: ip tuntap del dev shared mode tap multi_queue"),
@@ -350,10 +353,13 @@ def test_each_refusal(calls: Calls, inside: Namespace) -> None:
         # NOTE: a call inherits each tap that is open here, and knows by it whose tap it is.
         if name == "shared":
             inside.ip("tuntap", "add", name, "mode", "tap", "user", str(NOBODY), "multi_queue")
-        elif name in ("foreign", "held"):
-            inside.ip("tuntap", "add", "dev", name, "mode", "tap")
+        elif name in ("foreign", "held", "under"):
+            owner = ["user", "0"] if name == "under" else []
+            inside.ip("tuntap", "add", "dev", name, "mode", "tap", *owner)
             if name == "foreign":
                 inside.ip("link", "set", name, "up", "alias", "uplink of db")
+            elif name == "under":
+                inside.ip("link", "add", "link", name, "name", "mv0", "type", "macvlan")
             else:
                 inside.ip("link", "set", name, "up", "master", "br1")
         elif not name:
@@ -365,7 +371,7 @@ def test_each_refusal(calls: Calls, inside: Namespace) -> None:
         # Nothing has changed of anything: not even what somebody else's has, its link's state.
         assert diff(before, Snapshot.take(inside)) == [], text
         inside.close_kept()
-        if name in ("foreign", "held", "shared"):
+        if name in ("foreign", "held", "shared", "under"):
             inside.ip("link", "del", name)
     for name in ("tun0", "veth0", "br1"):
         inside.ip("link", "del", name)

@@ -18,6 +18,7 @@ from pyqemu_ifctl.fault import (
 )
 from pyqemu_ifctl.scene import Scene
 from pyqemu_ifup.look import FRESH, Link, OvsPort, Seen, spans
+from pyqemu_ifup.on_port import Sitting, find_sitting
 from pyqemu_ifup.own_mac import NO_MAC, mac_for
 from pyqemu_ifup.plan import adding_bridge, plan_up
 from pyqemu_ifup.stamp import Stamp
@@ -142,6 +143,41 @@ def find_bridges_down(scene: Scene) -> Iterator[Fault]:
             )
 
 
+def find_port_addresses(scene: Scene) -> Iterator[Fault]:
+    """An address of this host's on a port of a bridge, where it answers nobody."""
+    for _, _, found in _sitting(scene):
+        if found.setting == "address":
+            yield Fault(found.what, found.why, found.command)
+
+
+def find_port_devices(scene: Scene) -> Iterator[Fault]:
+    """A device on a tap, or on an uplink for a VLAN that is wanted, that takes frames away."""
+    for network, port, found in _sitting(scene):
+        link = scene.link(found.name)
+        if found.setting != "device" or link is None:
+            continue
+        # NOTE: a VLAN of an uplink's may be for this host alone.
+        if port.kind == "tun" or link.vid in vids_wanted(scene, network.bridge):
+            yield Fault(found.what, found.why, found.command, found.do or None)
+
+
+def _sitting(scene: Scene) -> Iterator[tuple[Network, Link, Sitting]]:
+    """Yield what sits on each port of the policy's bridges: the network, the port, and that."""
+    for network in each_bridge(scene):
+        bridge, kinds = scene.link(network.bridge), kinds_of(scene, network)
+        names = {
+            port.name for port in scene.ports
+            if port.bridge == network.bridge and port.ovsdb == network.ovsdb
+        } if "openvswitch" in kinds else set()
+        for link in scene.links:
+            on_linux = "linux" in kinds and bridge is not None and link.master == bridge.index
+            # NOTE: what Open vSwitch has made itself is this host's end.
+            if on_linux or (link.name in names and link.kind != "openvswitch"
+                            and link.name != network.bridge):
+                for found in find_sitting(link, network.bridge, scene.sights):
+                    yield network, link, found
+
+
 def find_uplinks_down(scene: Scene) -> Iterator[Fault]:
     """An uplink of a Linux bridge that is down."""
     for name, bridge in scene.bridges().items():
@@ -156,7 +192,9 @@ def find_uplinks_down(scene: Scene) -> Iterator[Fault]:
 
 def find_lonely_bridges(scene: Scene) -> Iterator[Fault]:
     """A bridge with running guests that has neither an uplink nor an address of this host's."""
-    addressed = {index for index, _ in scene.addresses}
+    addressed = {
+        index for index, text in scene.sights.addresses if not text.startswith("fe80:")
+    }
     if any(link.kind in STACKED and link.index in addressed for link in scene.links):
         # NOTE: such a link may be on a bridge, and the host's way onto it.
         return

@@ -34,6 +34,7 @@ from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import FRESH, Link, Seen, show_vlan
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.nat import marking_command
+from pyqemu_ifup.on_port import find_sitting
 from pyqemu_ifup.plan import (
     AddPort,
     Op,
@@ -193,9 +194,12 @@ def look(port: Port, policy: Policy, watch: Watch, tell: Callable[[str], None]) 
             failures += find_unmet(host, port.network, port.bridge, port.nat)
             if seen.bridge is None:
                 making = _making(host, port, port.nat)
+        sitting = tuple(
+            f"{each.what}: {each.why}; {each.remedy}"
+            for each in find_sitting(seen.tap, port.bridge, host.kernel.sights())
+        ) if seen.tap is not None else ()
     remarks = tuple(f"could not tell: {each}" for each in failures if isinstance(each, Forbidden))
-    if seen.tap is None:
-        remarks += _tun_remarks()
+    remarks += sitting if seen.tap is not None else _tun_remarks()
     unmet = tuple(each for each in failures if not isinstance(each, Forbidden))
     ipv6 = os.path.exists("/proc/sys/net/ipv6")
     return View(

@@ -86,6 +86,8 @@ CHECKS: tuple[Check, ...] = (
     Check("bridge-kind", "error", bridge_faults.find_other_kinds),
     Check("bridge-down", "error", bridge_faults.find_bridges_down),
     Check("bridge-refuses", "error", bridge_faults.find_refusing_bridges),
+    Check("port-address", "error", bridge_faults.find_port_addresses),
+    Check("port-device", "warning", bridge_faults.find_port_devices),
     Check("bridge-stp", "warning", bridge_faults.find_slow_bridges),
     Check("bridge-mac", "warning", bridge_faults.find_loose_macs),
     Check("bridge-no-mac", "error", bridge_faults.find_zero_macs),

@@ -41,6 +41,7 @@ from pyqemu_ifup.host import Host, filters, is_there
 from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, has_networks, is_local
 from pyqemu_ifup.manners import SAFE_PATH, Watch
 from pyqemu_ifup.nat import TABLE
+from pyqemu_ifup.on_port import NOTHING, Sights
 from pyqemu_ifup.own_mac import this_host
 from pyqemu_ifup.stamp import Here, find_here
 from pyqemu_ifup.tun import TUN, require_tun
@@ -124,8 +125,8 @@ class Scene:
     systemd, and `install_ovs` the command that installs its package. `unseen` is what may not be
     looked at, `unread` are the processes that do not let themselves be. `otherwise` is what the
     process of a tap says of itself by now that the tap's mark says otherwise. `hooks` are those of
-    this installation, None for none. `host_id` is no other host's. `addresses` are those of all
-    links but of IPv6's own making: ifindex, and ADDRESS/LENGTH.
+    this installation, None for none. `host_id` is no other host's. `sights` are
+    its links with their addresses, and its gateways.
     """
 
     policy: Policy | Failure
@@ -150,11 +151,11 @@ class Scene:
     lost: tuple[Lost, ...] = ()
     otherwise: Mapping[str, str] = field(default_factory=dict)
     host_id: str = ""
+    sights: Sights = NOTHING
     hooks: Hooks | None = None
     unmet: Mapping[str, list[Failure]] = field(default_factory=dict)
     tun: Failure | None = None
     right: Failure | None = None
-    addresses: tuple[tuple[int, str], ...] = ()
 
     @cached_property
     def wanted(self) -> dict[str, list[Wanted]]:
@@ -199,10 +200,10 @@ def look(
         vids = {
             link.index: host.kernel.vids(link.index) for link in links if link.master in aware
         }
+        sights = Sights(links, host.kernel.addresses(), host.kernel.gateways())
         tables = _look_at_tables(host, policy, links, unseen)
         unmet = _look_at_needs(host, policy, unseen)
         right = _find_right(host)
-        addressed = tuple(each for each in host.kernel.addresses() if each[1][:4] != "fe80")
         lost = find_lost(
             host, policy, links, lambda tap, stamp: is_wanted(policy, tap, stamp)
         )
@@ -251,7 +252,7 @@ def look(
             each for each in wanted - switches.keys() - failed.keys() if not is_there(each)
         ),
         daemons=_find_daemons(switches.values()), call_iptables=call_iptables, chains=chains,
-        tables=tables,
+        tables=tables, sights=sights,
         unmet=unmet, tun=_tun_fault(), tun_mode=_tun_mode(), right=right,
         qemus=tuple(qemus),
         ovs_service=_ovs_service(),
@@ -261,7 +262,6 @@ def look(
         ),
         unseen=tuple(unseen), unread=tuple(unread), lost=tuple(lost),
         otherwise=otherwise, host_id=this_host(), hooks=know_hooks(sys.argv[0]),
-        addresses=addressed,
     )
 
 

@@ -58,6 +58,7 @@ from pyqemu_ifup.look import (
     vlan_of_vids,
 )
 from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.on_port import NOTHING, Sights, find_sitting
 from pyqemu_ifup.plan import Difference, differences, find_kind, vlan_of_columns
 from pyqemu_ifup.stamp import (
     KEY_NETWORK,
@@ -90,6 +91,7 @@ class System:
     unasked: frozenset[str]
     here: Here
     left: frozenset[str] = frozenset()
+    sights: Sights = NOTHING
 
 
 @dataclass(frozen=True)
@@ -284,6 +286,7 @@ def look(host: Host, policy: Policy | Failure) -> tuple[System, dict[str, Failur
         },
         unasked=frozenset(failed),
         here=find_here(),
+        sights=Sights(links, host.kernel.addresses(), host.kernel.gateways()),
         left=frozenset(
             link.name for link in links if link.tap
             and link.stamp is None and isinstance(policy, Policy) and is_left(policy, link.name)
@@ -399,6 +402,10 @@ def _tap_row(link: Link, system: System, want: Want, patience: Patience) -> Row:
         )
     if lost:
         found = (*found, Difference("alias", "our mark", link.alias or "none"))
+    found += tuple(
+        Difference(each.setting, "none", each.name, f"{each.why}; {each.remedy}")
+        for each in find_sitting(link, row.bridge or stamp.bridge, system.sights)
+    )
     return replace(row, state="differs" if found else "ok", differences=found)
 
 

@@ -280,6 +280,21 @@ def prove(
         )
     if up:
         _tell_of_mac(port, before, now)
+        _tell_of_sitting(host, port, now.tap)
+
+
+def _tell_of_sitting(host: Host, port: Port, tap: Link) -> None:
+    """Warn of what of the host's sits on a tap that was there before its QEMU."""
+    if not tap.persistent:
+        # NOTE: QEMU has just made it, and nobody else has had it.
+        return
+    from pyqemu_ifup.on_port import find_sitting
+
+    for found in find_sitting(tap, port.bridge, host.kernel.sights()):
+        log(
+            syslog.LOG_WARNING,
+            f"{quote(port.tap)}: {found.what}: {found.why}; {found.remedy}",
+        )
 
 
 def _tell_of_mac(port: Port, before: Seen, now: Seen) -> None:

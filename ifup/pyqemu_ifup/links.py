@@ -39,6 +39,7 @@ IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 
 IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING = 1, 5, 7
 IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_VLAN_DEFAULT_PVID = 36, 39
 IFLA_BRPORT_ISOLATED = 33
+IFLA_LINK, IFLA_LINK_NETNSID, IFLA_VLAN_ID = 5, 37, 1
 IFLA_TUN_OWNER, IFLA_TUN_GROUP, IFLA_TUN_TYPE = 1, 2, 3
 IFLA_TUN_PERSIST, IFLA_TUN_MULTI_QUEUE = 6, 7
 IFLA_TUN_NUM_QUEUES, IFLA_TUN_NUM_DISABLED_QUEUES = 8, 9
@@ -326,7 +327,7 @@ def _link(data: bytes, body: int, end: int) -> Link:
     found = _attributes(data, body + IFINFOMSG.size, end)
     info = _nested(found, IFLA_LINKINFO)
     kind = _text(info, IFLA_INFO_KIND) or None
-    own = _nested(info, IFLA_INFO_DATA) if kind in ("bridge", "tun") else {}
+    own = _nested(info, IFLA_INFO_DATA) if kind in ("bridge", "tun", "vlan") else {}
     bridge = own if kind == "bridge" else {}
     tun = own if kind == "tun" else {}
     ipv6 = _nested(_nested(found, IFLA_AF_SPEC), socket.AF_INET6) if own else {}
@@ -362,6 +363,8 @@ def _link(data: bytes, body: int, end: int) -> Link:
         calls_iptables=None if calls_iptables is None else bool(calls_iptables),
         ipv6_disabled=_is_ipv6_disabled(ipv6),
         addrgenmode=_number(U8, ipv6, IFLA_INET6_ADDR_GEN_MODE),
+        under=None if IFLA_LINK_NETNSID in found else _number(U32, found, IFLA_LINK),
+        vid=_number(U16, own, IFLA_VLAN_ID) if kind == "vlan" else None,
     )
 
 

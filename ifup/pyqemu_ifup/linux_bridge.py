@@ -20,7 +20,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.names import is_valid_name
-from pyqemu_ifconf.shell import quote
+from pyqemu_ifconf.shell import quote, sh
 from pyqemu_ifup.links import (
     IFF_UP,
     IFINFOMSG,
@@ -53,10 +53,12 @@ from pyqemu_ifup.work import Work
 
 if TYPE_CHECKING:
     from pyqemu_ifup.flows import Flow
+    from pyqemu_ifup.on_port import Sights
 
 IFA_F_NODAD = 0x2
 """linux/if_addr.h."""
 IFLA_INET_CONF = 1
+RT_TABLE_MAIN = 254
 VLAN_PVID, VLAN_UNTAGGED = 0x2, 0x4
 VLAN_RANGE_BEGIN, VLAN_RANGE_END = 0x8, 0x10
 """BRIDGE_VLAN_INFO_* of linux/if_bridge.h."""
@@ -216,6 +218,25 @@ class Netlink:
                 for local in (message.get_attr("IFA_LOCAL"),)
             ]
 
+    def gateways(self) -> list[tuple[int, str, str]]:
+        """Return the routes by a router: the ifindex, ADDRESS/LENGTH or `default`, the router."""
+        found = []
+        with _explained("cannot list the routes"):
+            for message in self._route.get_routes():
+                to, out = message.get_attr("RTA_DST"), message.get_attr("RTA_OIF")
+                router = message.get_attr("RTA_GATEWAY")
+                in_main = message.get_attr("RTA_TABLE") == RT_TABLE_MAIN
+                if in_main and router is not None and out is not None:
+                    whole = "default" if to is None else f"{to}/{message['dst_len']}"
+                    found.append((out, whole, router))
+        return found
+
+    def sights(self) -> Sights:
+        """Return the links, their addresses and the gateways. Raises Failure."""
+        from pyqemu_ifup.on_port import Sights  # rare
+
+        return Sights(self.links(), self.addresses(), self.gateways())
+
     def add_address(self, index: int, address: str) -> None:
         """Give a link an ADDRESS/LENGTH; there already is success. Raises Failure."""
         host, _, length = address.partition("/")
@@ -361,6 +382,17 @@ class Netlink:
         try:
             self._set(op.index, ("IFLA_MASTER", op.master))
         except NetlinkError as error:
+            from pyqemu_ifup.on_port import DEVICES  # rare
+
+            on_it = [] if error.code != errno.EBUSY else [
+                each for each in self.links() if each.under == op.index and each.kind in DEVICES
+            ]
+            if on_it:
+                raise Failure(
+                    Status.REFUSED, f"{quote(op.tap)} cannot be a port of {quote(op.bridge)}",
+                    f"{quote(on_it[0].name)}, a {on_it[0].kind} device, has all its frames",
+                    f"take it away: {sh('ip', 'link', 'del', 'dev', on_it[0].name)}",
+                ) from error
             # A master that is not there; see do_set_master() of the kernel.
             if error.code == errno.EINVAL and self.look_at(op.master) is None:
                 raise NetlinkError(errno.ENODEV) from error

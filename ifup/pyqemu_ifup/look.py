@@ -32,7 +32,8 @@ class Link:
     while somebody has it, and has so many `queues`. `stp`, `forward_delay` (hundredths of a
     second) and `calls_iptables`, whether it by itself has frames go through iptables, are a
     bridge's. `ipv6_disabled` and `addrgenmode` (IN6_ADDR_GEN_MODE_* of linux/if_link.h) are a
-    tap's or a bridge's, None where it or the kernel has no IPv6.
+    tap's or a bridge's, None where it or the kernel has no IPv6. `under` is the ifindex of the link
+    that it is made on, as a VLAN device, whose VLAN is `vid`.
     """
 
     index: int
@@ -59,6 +60,8 @@ class Link:
     calls_iptables: bool | None = None
     ipv6_disabled: bool | None = None
     addrgenmode: int | None = None
+    under: int | None = None
+    vid: int | None = None
 
     @property
     def stamp(self) -> Stamp | None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lab.clinic import Clinic, Faulty, Row, treat
+from lab.clinic import ALL, Clinic, Faulty, Row, treat
 from lab.hooks import Hooks
 from lab.netns import Namespace
+from lab.taps import carries
 
 VLANS = (
     "networks: {lan: {bridge: br0}}\n"
@@ -46,7 +47,46 @@ def uncarried(clinic: Clinic) -> Faulty:
     clinic.ip("link", "del", "eth0")
 
 
+def taken_away(clinic: Clinic) -> Faulty:
+    """A VLAN device that a script has left on a guest's tap."""
+    clinic.policy("networks: {lan: {bridge: br0, vlan: {trunk: [100]}}}\n" + ALL)
+    clinic.ip("link", "set", "br0", "type", "bridge", "vlan_filtering", "1")
+    for name in ("web0", "web1"):
+        clinic.ip("tuntap", "add", "dev", name, "mode", "tap")
+    one, two = guests = [clinic.netns.tap(name) for name in ("web0", "web1")]
+    for guest in guests:
+        assert clinic.hooks.up(guest.name).returncode == 0
+    assert carries(one, two, b"before all".ljust(20), (100,), timeout=10.0)
+    yield
+    clinic.ip("link", "add", "link", "web0", "name", "web0.100", "up", "type", "vlan", "id", "100")
+    assert carries(one, two, b"taken away".ljust(20), (100,), timeout=1.0) is None
+    (row,) = [row for row in clinic.hooks.ctl_json("status")["taps"] if row["tap"] == "web0"]
+    (told,) = row["differences"]
+    assert (told["setting"], told["wanted"], told["is"]) == ("device", "none", "web0.100")
+    yield
+    assert carries(one, two, b"back again".ljust(20), (100,), timeout=10.0)
+    for guest in guests:
+        assert clinic.hooks.down(guest.name).returncode == 0
+        guest.close()
+        clinic.ip("link", "del", guest.name)
+
+
+def taken_from_the_uplink(clinic: Clinic) -> Faulty:
+    clinic.ip("link", "set", "br0", "type", "bridge", "vlan_filtering", "1")
+    clinic.ip("link", "add", "eth0", "up", "type", "veth", "peer", "name", "far")
+    clinic.ip("link", "set", "eth0", "master", "br0")
+    clinic.ip("link", "add", "link", "eth0", "name", "eth0.20", "up", "type", "vlan", "id", "20")
+    yield
+    clinic.policy(VLANS)
+    yield
+    clinic.ip("link", "del", "eth0")
+
+
 ROWS = (
+    Row("port-device", taken_away,
+        "web0.100, a vlan device, takes the frames of VLAN 100 from web0 before br0 sees them"),
+    Row("port-device", taken_from_the_uplink,
+        "eth0.20, a vlan device, takes the frames of VLAN 20 from eth0 before br0 sees them"),
     Row("bridge-missing", lost, "there is no bridge br0, which network lan is on"),
     Row("vlan-filtering", unfiltered, "br0 does not filter VLANs, and network lan wants VLAN 10,"),
     Row("uplink-vlan", uncarried, "no uplink of br0 carries VLAN 10, 20, 31"),
