@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -94,14 +95,20 @@ def is_attached(now: dict[str, Any]) -> bool:
     return (now["up"], now["master"], now["mtu"]) == (True, "br0", 9000)
 
 
-def said(ended: Ended, tap: str = "t0", program: str = "pyqemu-ifup") -> str:
-    """Return what the hook said of its failure: once on stderr, once in syslog, no more."""
+def said(
+    ended: Ended, tap: str = "t0", program: str = "pyqemu-ifup", *, logged: bool = True
+) -> str:
+    """Return what the hook said of its failure: once on stderr, once in syslog, no more.
+
+    Where it is not `logged`, no more than on stderr.
+    """
     assert ended.stdout == b"" and ended.stdin_read == 0
     start = f"{program}: {quote(tap)}: "
     assert ended.stderr.startswith(start) and ended.stderr.count("\n") == 1, ended
     text = ended.stderr[len(start) : -1]
-    assert [line.partition("]: ")[2] for line in ended.log] == [f"{quote(tap)}: {text}"], ended
-    assert ended.priorities == (ERROR,)
+    lines = [line.partition("]: ")[2] for line in ended.log]
+    assert lines == [f"{quote(tap)}: {text}"] * logged, ended
+    assert ended.priorities == (ERROR,) * logged
     return text
 
 
@@ -761,17 +768,21 @@ def hang() -> None:
     time.sleep(60)
 
 
-@pytest.mark.parametrize("op", [0, 5, 7])
+@pytest.mark.parametrize(("op", "told"), [(1, "address fe:"), (5, "master br0;"), (7, "up;")])
 @pytest.mark.alone("changes the hook's own process")
-def test_an_op_that_does_not_end_is_broken_off(calls: Calls, inside: Namespace, op: int) -> None:
+def test_an_op_that_does_not_end_is_broken_off(
+    calls: Calls, inside: Namespace, op: int, told: str
+) -> None:
     calls.hooks.write_policy(POLICY.format(top="timeout: 1"))
     with fresh(inside):
         before = state(inside)
         ended = calls.up("t0", at_op(op, hang))
-        assert (ended.status, said(ended)) == (
-            75, "not done after 1 s: something does not answer; try again, or raise timeout: in "
-            "the policy",
-        )
+        assert ended.status == 75
+        line = said(ended)
+        assert line.startswith(
+            f"not done after 1 s: the kernel does not end: ip link set dev t0 {told}"
+        ), line
+        assert line.endswith("; try again, or raise timeout: in the policy")
         assert 1 <= ended.seconds < 6
         assert state(inside) == before
 
@@ -808,6 +819,38 @@ def test_an_undo_that_does_not_end_either_is_given_up(calls: Calls, inside: Name
         assert not state(inside)["up"]
         was_done(calls.down("t0"))
         assert state(inside)["alias"] is None
+
+
+def wait_for_ever(library: type[ctypes.CDLL]) -> Callable[[], object]:
+    """Return what waits for a lock in the C library, which goes on after each signal."""
+
+    def wait() -> None:
+        lock = library(None).pthread_mutex_lock
+        mutex = ctypes.create_string_buffer(64)
+        lock(mutex)
+        lock(mutex)
+
+    return wait
+
+
+@pytest.mark.parametrize("library", [ctypes.CDLL, ctypes.PyDLL])
+@pytest.mark.alone("changes the hook's own process")
+def test_a_call_that_heeds_no_signal_is_ended_with_the_process(
+    calls: Calls, inside: Namespace, library: type[ctypes.CDLL]
+) -> None:
+    """The mark stays, for gc and the next up; PyDLL's calls stop all of Python meanwhile."""
+    calls.hooks.write_policy(POLICY.format(top="timeout: 1"))
+    with fresh(inside):
+        ended = calls.up("t0", at_op(6, wait_for_ever(library)))
+        assert ended.status == 75
+        assert 1 + manners.GRACE <= ended.seconds < 8
+        assert said(ended, logged=library is ctypes.CDLL) == (
+            "not done in time: what was begun could not be taken back; pyqemu-ifctl gc will"
+        )
+        now = state(inside)
+        assert not now["up"] and now["alias"] is not None
+        was_done(calls.up("t0"))
+        was_done(calls.down("t0"))
 
 
 def test_what_is_done_is_not_broken_off(calls: Calls, inside: Namespace) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from pyqemu_ifconf.names import NAME_MAX
 from pyqemu_ifconf.policy import Caller
+from pyqemu_ifup.manners import waiting_for
 
 # NOTE: qemu-options.hx of every version from 5.2 on, all targets; an option that is not here has
 # an argument. An option never changes sides, so the names of old versions stay.
@@ -426,7 +427,8 @@ def login_of(uid: int) -> str | None:
     import pwd
 
     try:
-        return bounded(pwd.getpwuid(uid).pw_name)
+        with waiting_for(f"the directory of users does not say who user {uid} is"):
+            return bounded(pwd.getpwuid(uid).pw_name)
     except KeyError:
         return str(uid)
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.ids import is_alone, is_mapped
 from pyqemu_ifconf.shell import quote, sh
-from pyqemu_ifup.manners import SAFE_PATH, Watch
+from pyqemu_ifup.manners import SAFE_PATH, Watch, waiting_for
 from pyqemu_ifup.nat import Server
 from pyqemu_ifup.programs import SHORT, run_program, scratch
 from pyqemu_ifup.work import Work
@@ -67,7 +67,8 @@ def account() -> pwd.struct_passwd:
         return pwd.getpwuid(os.geteuid())
     for name in USERS:
         try:
-            found = pwd.getpwnam(name)
+            with waiting_for(f"the directory of users does not say who {name} is"):
+                found = pwd.getpwnam(name)
         except KeyError:
             continue
         if is_mapped(found.pw_uid):

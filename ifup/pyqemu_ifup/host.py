@@ -20,7 +20,7 @@ from pyqemu_ifconf.policy import DEFAULT_OVSDB
 from pyqemu_ifconf.shell import quote, vsctl
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link, OvsPort, Seen
-from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.manners import Watch, waiting_for
 from pyqemu_ifup.plan import AddPort, DelPort, SetPort, Step, commands
 from pyqemu_ifup.stamp import find_here, row_ids
 from pyqemu_ifup.sysctl import is_writable
@@ -155,6 +155,10 @@ class Host:
 
     def look(self, tap: str, bridge: str | None) -> Seen:
         """Look at the tap, its master, the wanted bridge and the tap's rows in the databases."""
+        with waiting_for("the kernel does not tell what it has of the tap and its bridge"):
+            return self._look(tap, bridge)
+
+    def _look(self, tap: str, bridge: str | None) -> Seen:
         link = self.kernel.look_up(tap)
         ports = self.ports(tap)
         master = None
@@ -189,7 +193,9 @@ class Host:
         elif isinstance(step, DelPort):
             return (yield from self.databases[step.ovsdb].del_port(step, watch, patience))
         else:
-            self.kernel.run(step)
+            does = "; ".join(commands(step)) or type(step).__name__
+            with waiting_for(f"the kernel does not end: {does}"):
+                self.kernel.run(step)
         return True
 
 
@@ -208,9 +214,10 @@ def is_there(address: str) -> bool:
         return True
     path = address[len("unix:"):]
     try:
-        if address == DEFAULT_OVSDB and is_alone() and not os.access(path, os.W_OK):
-            return False
-        return stat.S_ISSOCK(os.stat(path).st_mode)
+        with waiting_for(f"nothing tells whether there is a database at {quote(address)}"):
+            if address == DEFAULT_OVSDB and is_alone() and not os.access(path, os.W_OK):
+                return False
+            return stat.S_ISSOCK(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:

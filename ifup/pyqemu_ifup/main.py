@@ -31,6 +31,7 @@ from pyqemu_ifup.manners import (
     program_name,
     prove_tap,
     run_hook,
+    waiting_for,
 )
 
 PROGRAM = "pyqemu-ifup"
@@ -60,9 +61,11 @@ def up(tap: str, inherited: list[str], watch: Watch) -> None:
     from pyqemu_ifconf.load import load_host_policy
 
     parent = os.getppid()
-    policy = load_host_policy(os.environ)
+    with waiting_for("the policy, or a folder on the way to it, cannot be read"):
+        policy = load_host_policy(os.environ)
     watch.allow(policy.timeout)
-    caller = find_caller(tap, parent, want_user=policy_asks(policy, "user"))
+    with waiting_for("the kernel does not tell who calls"):
+        caller = find_caller(tap, parent, want_user=policy_asks(policy, "user"))
     network = program_name(sys.argv).partition("@")[2]
     ovsdbs = [each.ovsdb for each in policy.networks.values()]
     try:
@@ -76,7 +79,8 @@ def up(tap: str, inherited: list[str], watch: Watch) -> None:
         return
     watch.check()
 
-    from pyqemu_ifup.attach import Handed, attach, success_line
+    with waiting_for("the libraries that it takes are not loaded yet"):
+        from pyqemu_ifup.attach import Handed, attach, success_line
 
     handed = Handed(inherited.count(tap))
     try:

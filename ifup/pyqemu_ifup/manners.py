@@ -41,6 +41,8 @@ SLACK = 0.1
 """Seconds beyond the deadline after which whatever still waits is broken off."""
 LINE_MAX = 2000
 """Bytes of one line that is said or logged: less than a pipe's or a syslog's least."""
+LATE = 0.3
+"""Seconds beyond all that, after which the process ends though it cannot even be broken off."""
 PATIENCE = 0.2
 """Seconds that whoever reads stderr or syslog may take for a line; then it is lost."""
 RENEWAL = 0.01
@@ -250,8 +252,39 @@ def prove_tap(tap: str, inherited: Iterable[str]) -> None:
         )
 
 
+_waited_for: dict[object, str] = {}
+"""What is done that waits for somebody, outside every wait of ours; the last is the innermost."""
+
+
 @contextmanager
-def watching(seconds: float, *, hook: bool = True, left: str = "") -> Iterator[Watch]:
+def waiting_for(what: str) -> Iterator[None]:
+    """Let a run that is broken off meanwhile tell `what` it has waited for, in a clause."""
+    # NOTE: a thread that is left behind has its own.
+    key = object()
+    _waited_for[key] = what
+    try:
+        yield
+    finally:
+        del _waited_for[key]
+
+
+def who_is_mute() -> str:
+    """Return in a clause what a run waits for that is broken off now."""
+    if _waited_for:
+        return [*_waited_for.values()][-1]
+    waiting, processors = os.getloadavg()[0], os.cpu_count() or 1
+    if waiting > 2 * processors:
+        return (
+            f"this host is busy, or something does not answer (load {waiting:.0f}, "
+            f"processors {processors})"
+        )
+    return "something does not answer"
+
+
+@contextmanager
+def watching(
+    seconds: float, *, hook: bool = True, left: str = "", tap: str | None = None
+) -> Iterator[Watch]:
     """Yield the Watch of a hook: TERM, INT, HUP, and the end of its parent interrupt it.
 
     Of a person's program, which is no `hook`, the parent may end, and what it did stays done.
@@ -260,8 +293,11 @@ def watching(seconds: float, *, hook: bool = True, left: str = "") -> Iterator[W
     The handlers only note the signal: what was begun is finished, and what follows is undone.
     Every wait has the time left as its limit; what waits elsewhere (a directory service, a file
     on a dead server) is broken off at the deadline by SIGALRM, which raises Failure (75). Where
-    that does not end it, or an undo does not end in time, the process ends 2 s later.
+    that does not end it, or an undo does not end in time, the process ends 2 s later, even where
+    no handler runs. `tap` is what it is about.
     """
+    from pyqemu_ifup.hard_end import HardEnd
+
     parent = os.getppid()
     received: list[int] = []
     broken_off: list[bool] = []
@@ -276,14 +312,25 @@ def watching(seconds: float, *, hook: bool = True, left: str = "") -> Iterator[W
             return f"the calling process {parent} has ended"
         return None
 
+    given_up = f"{readable(tap)}: " if tap is not None else ""
+    given_up += (
+        "not done in time: what was begun could not be taken back; pyqemu-ifctl gc will"
+        if hook else "not done in time: something does not answer; try again"
+    )
+
+    def give_up() -> None:
+        say(f"{_Log.program}: {given_up}")
+        log(syslog.LOG_ERR, given_up)
+        os._exit(Status.TRY_AGAIN)
+
+    hard_end = HardEnd(_Log.program, given_up, Status.TRY_AGAIN, give_up)
+
     def break_off(number: int, _frame: object) -> None:
         if broken_off:
-            text = "not done in time: what was begun could not be taken back; pyqemu-ifctl gc will"
-            say(f"{_Log.program}: {text}")
-            log(syslog.LOG_ERR, text)
-            os._exit(Status.TRY_AGAIN)
+            give_up()
+        who = who_is_mute()
         set_timer(GRACE, True)
-        raise watch.expired("something does not answer")
+        raise watch.expired(who)
 
     def set_timer(seconds: float | None, last: bool) -> None:
         if broken_off and not last:
@@ -291,6 +338,9 @@ def watching(seconds: float, *, hook: bool = True, left: str = "") -> Iterator[W
         if last:
             broken_off.append(True)
         signal.setitimer(signal.ITIMER_REAL, 0 if seconds is None else seconds + SLACK)
+        if seconds is not None:
+            seconds += SLACK + LATE + (0 if last else GRACE)
+        hard_end.set(seconds)
 
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     for stop in STOP_SIGNALS:
@@ -312,6 +362,7 @@ def watching(seconds: float, *, hook: bool = True, left: str = "") -> Iterator[W
         yield watch
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        hard_end.set(None)
         signal.set_wakeup_fd(-1)
         os.close(read_end)
         os.close(write_end)
@@ -416,7 +467,7 @@ def run_hook(program: str, seconds: float, body: Hook, left: str = "") -> int:
         if len(arguments) != 1:
             say(f"usage: {program} TAP")
             return int(Status.USAGE)
-        with watching(seconds, left=left) as watch:
+        with watching(seconds, left=left, tap=tap) as watch:
             body(tap, inherited, watch)
     except Failure as failure:
         _report(program, tap, str(failure if os.geteuid() == 0 else for_user(failure)))

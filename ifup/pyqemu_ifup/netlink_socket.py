@@ -15,6 +15,7 @@ from pyqemu_ifup.links import (
     messages,
     read_error,
 )
+from pyqemu_ifup.manners import waiting_for
 
 
 class NetlinkSocket:
@@ -46,7 +47,8 @@ class NetlinkSocket:
         header = NLMSGHDR.pack(length, kind, NLM_F_REQUEST | flags, self._sequence, 0)
         self._socket.send(header + body)
         while True:
-            data = self._socket.recv(MESSAGE_MAX)
+            with waiting_for("the kernel does not answer over netlink"):
+                data = self._socket.recv(MESSAGE_MAX)
             told: list[bytes] = []
             for answer, _, sequence, begin, end in messages(data):
                 if sequence != self._sequence:

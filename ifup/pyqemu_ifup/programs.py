@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from pyqemu_ifup.manners import SAFE_PATH, Watch
+from pyqemu_ifup.manners import SAFE_PATH, Watch, waiting_for
 from pyqemu_ifup.work import Work
 
 SHORT = 0.005
@@ -39,10 +39,11 @@ def run_program(words: Sequence[str], watch: Watch, text: str = "") -> Work[Run]
     with scratch() as given, scratch() as out, scratch() as err:
         given.write(text.encode())
         given.seek(0)
-        process = subprocess.Popen(
-            list(words), stdin=given, stdout=out, stderr=err, cwd="/",
-            env={"PATH": SAFE_PATH, "LC_ALL": "C"}, start_new_session=True,
-        )
+        with waiting_for(f"{words[0]} does not start"):
+            process = subprocess.Popen(
+                list(words), stdin=given, stdout=out, stderr=err, cwd="/",
+                env={"PATH": SAFE_PATH, "LC_ALL": "C"}, start_new_session=True,
+            )
         try:
             while process.poll() is None:
                 watch.check(f"{words[0]} does not end")
