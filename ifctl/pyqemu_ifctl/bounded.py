@@ -8,9 +8,14 @@ from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifup.manners import explain_bug
+from pyqemu_ifup.manners import Watch, explain_bug
 
 T = TypeVar("T")
+
+ALL = 8.0
+"""Seconds that all the parts of a look may take: the rest is for what is made of them."""
+PART = 3.0
+"""Seconds that one part may take, so that one which is mute leaves time for the others."""
 
 
 def attempt(call: Callable[[], T]) -> T | Failure:
@@ -44,3 +49,47 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     if not wait([answer], seconds).done:
         raise TimeoutError
     return answer.result()
+
+
+class Parts:
+    """The parts of a look at this host: one that is not done in time leaves the others to be shown.
+
+    `missed` tells which were not, and who did not answer.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self.missed: list[str] = []
+        self._watch = watch
+        watch.allow(min(ALL, watch.seconds))
+
+    def take(self, what: str, call: Callable[[], T]) -> T | None:
+        """Return what `call` returns, None where it is not done in time. Raises Failure."""
+        if not self._watch.remaining():
+            self.missed.append(f"{what}: the time was up before")
+            return None
+        try:
+            return call()
+        except Failure as failure:
+            if failure.status is not Status.TRY_AGAIN or self._watch.interrupted() is not None:
+                raise
+            self.missed.append(f"{what}: {failure.what}: {failure.why}")
+            return None
+
+    def take_apart(self, what: str, call: Callable[[], T]) -> T | None:
+        """Do as `take`, for PART seconds at the most: of what uses nothing that others do."""
+        seconds = min(PART, self._watch.remaining())
+
+        def bounded() -> T:
+            try:
+                return within(seconds, call)
+            except TimeoutError:
+                self._watch.check(f"{what} cannot be seen")
+                raise Failure(
+                    Status.TRY_AGAIN, f"not done after {seconds:.0f} s", "something does not answer"
+                ) from None
+
+        return self.take(what, bounded)
+
+    def end(self) -> None:
+        """Have done with the clock: what is still to come waits for nobody."""
+        self._watch.set_timer(None, True)

@@ -22,13 +22,14 @@ from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Policy
 from pyqemu_ifconf.shell import Command, readable, sh
 from pyqemu_ifctl.answer import count
+from pyqemu_ifctl.bounded import Parts
 from pyqemu_ifctl.databases import (
     addresses,
     find_unmet,
     open_each,
     read_policy,
 )
-from pyqemu_ifctl.guests import Guest, each_in_time, find_guests, leads_to
+from pyqemu_ifctl.guests import Guest, Guests, each_in_time, find_guests, leads_to
 from pyqemu_ifctl.macs import CommandNic, nics_of
 from pyqemu_ifctl.place import Hooks, know_hooks
 from pyqemu_ifctl.rights import Lost, find_lost
@@ -36,7 +37,7 @@ from pyqemu_ifctl.status import wanted as is_wanted
 from pyqemu_ifup import nft
 from pyqemu_ifup.caller import Option, command_line, read_program, read_status, real_uid
 from pyqemu_ifup.guest import Patience, find_otherwise, tell_otherwise
-from pyqemu_ifup.holders import find_holders
+from pyqemu_ifup.holders import Holders, find_holders
 from pyqemu_ifup.host import Host, filters, is_there
 from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, has_networks, is_local
 from pyqemu_ifup.manners import SAFE_PATH, Watch
@@ -188,25 +189,34 @@ def look(
     environ: Mapping[str, str], watch: Watch, tell: Callable[[str], None]
 ) -> Scene:
     """Look at all there is. Raises Failure where not even the links can be listed."""
-    policy = read_policy(environ)
+    parts = Parts(watch)
+    mute = Failure(Status.TRY_AGAIN, "the policy cannot be read in time", "", "see its files")
+    policy = parts.take_apart("the policy", lambda: read_policy(environ)) or mute
     unseen: list[str] = []
     with Host(None, watch, tell, details=True) as host:
         failed = open_each(host, addresses(policy))
-        switches = _settled(host, failed)
+        switches = parts.take("how Open vSwitch is", lambda: _settled(host, failed)) or {}
         # NOTE: ports before links: a tap is there before its port is.
         ports = host.ports()
         links = tuple(host.kernel.links())
         aware = {link.index for link in links if filters(link)}
-        vids = {
+        vids = parts.take("the VLANs of ports", lambda: {
             link.index: host.kernel.vids(link.index) for link in links if link.master in aware
-        }
-        sights = Sights(links, host.kernel.addresses(), host.kernel.gateways())
-        tables = _look_at_tables(host, policy, links, unseen)
-        unmet = _look_at_needs(host, policy, unseen)
+        }) or {}
+        seen_on = parts.take("addresses and routes", lambda: (
+            host.kernel.addresses(), host.kernel.gateways()
+        ))
+        sights = Sights(links, *(seen_on or ([], [])))
+        tables = parts.take(
+            "the nft tables of networks", lambda: _look_at_tables(host, policy, links, unseen)
+        ) or {}
+        unmet = parts.take(
+            "what networks with NAT need", lambda: _look_at_needs(host, policy, unseen)
+        ) or {}
         right = _find_right(host)
-        lost = find_lost(
+        lost = parts.take("whose right has ended", lambda: find_lost(
             host, policy, links, lambda tap, stamp: is_wanted(policy, tap, stamp)
-        )
+        )) or []
     networks = policy.networks.values() if isinstance(policy, Policy) else ()
     wanted = {each.ovsdb for each in networks if each.kind == "openvswitch"}
     unseen += [str(each) for each in failed.values() if each.status == Status.DENIED]
@@ -218,12 +228,14 @@ def look(
         f"whether the MAC of {name} is set: /sys is of another network namespace"
         for name, known in pinned.items() if known is None and name in named
     ]
-    call_iptables, chains = _look_at_filters(watch, unseen)
-    holders = find_holders()
-    guests = find_guests(holders)
+    filtered = parts.take_apart("the packet filters", lambda: _look_at_filters(watch))
+    call_iptables, chains, hidden = filtered or (frozenset[str](), (), [])
+    unseen += hidden
+    holders = parts.take_apart("the taps that processes hold", find_holders) or Holders((), ())
+    guests = parts.take_apart("the guests", lambda: find_guests(holders)) or Guests((), ())
     unread = list(guests.unread)
     qemus = []
-    seen = each_in_time(guests.found, _qemu, PATHS_SECONDS)
+    seen = each_in_time(guests.found, _qemu, min(PATHS_SECONDS, watch.remaining()))
     for guest in guests.found:
         qemu = seen.get(guest.pid, "where its scripts lead was not seen in time")
         if isinstance(qemu, Qemu):
@@ -233,7 +245,38 @@ def look(
                               "not looked at")
         else:
             unread.append(f"QEMU {guest.pid}: {qemu}")
-    otherwise = {}
+    words = parts.take_apart("what guests say of themselves", lambda: _look_at_words(links))
+    otherwise, silent = words or (dict[str, str](), [])
+    unread += silent
+    if holders.hidden and os.geteuid() != 0:
+        processes = count(len(holders.hidden), "process")
+        unseen.append(f"the taps that {processes} of other users may hold; run as root")
+    daemons = parts.take_apart("ovs-vswitchd", lambda: _find_daemons(switches.values())) or {}
+    tun = parts.take_apart("/dev/net/tun", _tun_fault)
+    parts.end()
+    return Scene(
+        policy=policy, here=find_here(), links=links, vids=vids,
+        pinned=pinned, switches=switches, ports=ports, failed=failed,
+        absent=frozenset(
+            each for each in wanted - switches.keys() - failed.keys() if not is_there(each)
+        ),
+        daemons=daemons, call_iptables=call_iptables, chains=chains,
+        tables=tables, sights=sights,
+        unmet=unmet, tun=tun, tun_mode=_tun_mode(), right=right,
+        qemus=tuple(qemus),
+        ovs_service=_ovs_service(),
+        install_ovs=(
+            sh("dnf", "install", "openvswitch") if shutil.which("dnf", path=SAFE_PATH)
+            else sh("apt-get", "install", "openvswitch-switch")
+        ),
+        unseen=tuple(unseen), unread=(*parts.missed, *unread), lost=tuple(lost),
+        otherwise=otherwise, host_id=this_host(), hooks=know_hooks(sys.argv[0]),
+    )
+
+
+def _look_at_words(links: Iterable[Link]) -> tuple[dict[str, str], list[str]]:
+    """Return what taps' processes say otherwise than their marks, and who was not read in time."""
+    otherwise, unread = {}, []
     patience = Patience()
     for tap, stamp in ((link.name, link.stamp) for link in links if link.stamp is not None):
         others = find_otherwise(tap, stamp, patience)
@@ -242,27 +285,7 @@ def look(
             unread.append(f"{readable(tap)}: {words}")
         elif words:
             otherwise[tap] = words
-    if holders.hidden and os.geteuid() != 0:
-        processes = count(len(holders.hidden), "process")
-        unseen.append(f"the taps that {processes} of other users may hold; run as root")
-    return Scene(
-        policy=policy, here=find_here(), links=links, vids=vids,
-        pinned=pinned, switches=switches, ports=ports, failed=failed,
-        absent=frozenset(
-            each for each in wanted - switches.keys() - failed.keys() if not is_there(each)
-        ),
-        daemons=_find_daemons(switches.values()), call_iptables=call_iptables, chains=chains,
-        tables=tables, sights=sights,
-        unmet=unmet, tun=_tun_fault(), tun_mode=_tun_mode(), right=right,
-        qemus=tuple(qemus),
-        ovs_service=_ovs_service(),
-        install_ovs=(
-            sh("dnf", "install", "openvswitch") if shutil.which("dnf", path=SAFE_PATH)
-            else sh("apt-get", "install", "openvswitch-switch")
-        ),
-        unseen=tuple(unseen), unread=tuple(unread), lost=tuple(lost),
-        otherwise=otherwise, host_id=this_host(), hooks=know_hooks(sys.argv[0]),
-    )
+    return otherwise, unread
 
 
 def _look_at_tables(
@@ -331,11 +354,13 @@ def _settled(host: Host, failed: dict[str, Failure]) -> dict[str, OvsSwitch]:
     until = time.monotonic() + SETTLE
     while True:
         found: dict[str, OvsSwitch] = {}
-        for address, database in host.databases.items():
+        for address, database in list(host.databases.items()):
             try:
                 found[address] = database.switch()
             except Failure as failure:
+                # NOTE: one that talks nonsense tells no ports either.
                 failed[address] = failure
+                del host.databases[address]
         if time.monotonic() > until or not any(each.behind for each in found.values()):
             return found
         host.watch.check()
@@ -462,11 +487,10 @@ def _answers(switch: OvsSwitch) -> bool:
     return False
 
 
-def _look_at_filters(
-    watch: Watch, unseen: list[str]
-) -> tuple[frozenset[str], tuple[Chain, ...]]:
-    """Return which tables bridged frames go through, and the chains that drop."""
+def _look_at_filters(watch: Watch) -> tuple[frozenset[str], tuple[Chain, ...], list[str]]:
+    """Return which tables bridged frames go through, the chains that drop, and what is unseen."""
     called = set()
+    unseen: list[str] = []
     for kind in ("iptables", "ip6tables"):
         try:
             if _read(f"/proc/sys/net/bridge/bridge-nf-call-{kind}") == "1":
@@ -500,7 +524,7 @@ def _look_at_filters(
             unseen.append(f"the rules of {kind} in its legacy form: {done}")
         else:
             chains += read_forward(family, done.decode(errors="replace"))
-    return frozenset(called), tuple(chains)
+    return frozenset(called), tuple(chains), unseen
 
 
 def _output(argv: list[str]) -> bytes | str:

@@ -32,6 +32,7 @@ from pyqemu_ifctl.answer import (
     to_json,
     wrap,
 )
+from pyqemu_ifctl.bounded import Parts
 from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
 from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifdown.gc import judge
@@ -182,22 +183,32 @@ def _status(view: View, exit_code: bool) -> int:
 
 def find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
     """Look at this host, and at the policy, and return what is to be shown, of `tap` if given."""
-    policy = read_policy(environ)
+    parts = Parts(host.watch)
+    mute = Failure(Status.TRY_AGAIN, "the policy cannot be read in time", "", "see its files")
+    policy = parts.take_apart("the policy", lambda: read_policy(environ)) or mute
     system, failed = look(host, policy)
-    found = rows(system, lambda name, stamp: wanted(policy, name, stamp))
-    found = _with_rights(host, policy, system, found)
+    shown = rows(system, lambda name, stamp: wanted(policy, name, stamp))
+    found = parts.take(
+        "whose right has ended", lambda: _with_rights(host, policy, system, shown)
+    ) or shown
     remarks = [str(failure) for failure in failed.values()]
     unknown = []
     if isinstance(policy, Failure):
         remarks.insert(0, f"what is wanted is not known: {policy}")
         unknown.append(policy)
-    found, unread = _with_tables(host, policy, system, found)
+    found, unread = parts.take(
+        "the nft tables of networks", lambda: _with_tables(host, policy, system, found)
+    ) or (found, {})
+    parts.end()
+    late = [Failure(Status.TRY_AGAIN, "not seen", each) for each in parts.missed]
+    remarks += map(str, late)
+    unknown += late
     remarks += [f"the nft table of network {name}: {fault}" for name, fault in unread.items()]
     unknown += unread.values()
     remarks += remark(host.watch.remaining())
     if tap is not None:
         found = [row for row in found if row.tap == tap]
-    return View(found, system, tuple(remarks), tuple(failed.values()), tuple(unknown))
+    return View(found, system, tuple(remarks), (*failed.values(), *late), tuple(unknown))
 
 
 def _with_rights(

@@ -1,0 +1,94 @@
+"""Verbs while something does not answer: they show what they have found, and tell who is mute."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.crowd import crowd
+from lab.fuse import mute_folder
+from lab.hooks import SOURCE_ROOTS, Hooks
+from lab.netns import Namespace
+
+HANG = """
+import sys, time
+sys.path[:0] = {roots!r}
+from pyqemu_ifctl import bounded, scene, status
+from pyqemu_ifup.manners import waiting_for
+
+def hang(*_arguments):
+    with waiting_for("the kernel does not answer"):
+        time.sleep(60)
+
+bounded.ALL = 2.0
+scene._look_at_needs = status._with_tables = hang
+from pyqemu_ifctl.main import main
+raise SystemExit(main())
+"""
+"""pyqemu-ifctl where one part of the look, which the test chooses, does not end."""
+
+
+@pytest.fixture
+def hooks(inside: Namespace, tmp_path: Path) -> Hooks:
+    inside.add_bridge("br0", mac="02:00:00:00:00:01")
+    hooks = Hooks(tmp_path / "hooks")
+    hooks.write_policy(json.dumps({
+        "version": 1, "networks": {"lan": {"bridge": "br0"}, "none": {"bridge": "br9"}},
+        "rules": [{"tap": "*", "network": "lan"}],
+    }))  # fmt: skip
+    return hooks
+
+
+def hanging(hooks: Hooks, *words: str) -> subprocess.CompletedProcess[str]:
+    code = HANG.format(roots=SOURCE_ROOTS)
+    env = {**os.environ, "PYQEMU_IFUP_POLICY": str(hooks.policy)}
+    return subprocess.run(
+        [sys.executable, "-I", "-c", code, *words], env=env, text=True, capture_output=True,
+        timeout=60, check=False,
+    )
+
+
+def test_doctor_shows_what_it_has_found_and_who_is_mute(inside: Namespace, hooks: Hooks) -> None:
+    with crowd(inside, [0], "-netdev", "user,id=b") as (pid,):
+        done = hanging(hooks, "doctor", "--json")
+        told = json.loads(done.stdout)
+    late = [each for each in told["unseen"] if "need" in each]
+    assert late == ["what networks with NAT need: not done after 2 s: the kernel does not answer"]
+    assert f"not seen: {late[0]}" in done.stderr
+    assert checks(told) & {"bridge-missing"}, told
+    assert done.returncode == 1
+    assert f"QEMU {pid}" not in told["unseen"]
+
+
+def test_status_shows_the_taps_and_who_is_mute(inside: Namespace, hooks: Hooks) -> None:
+    inside.tap("web0")
+    done = hanging(hooks, "status", "--json")
+    assert [row["tap"] for row in json.loads(done.stdout)["taps"]] == ["web0"]
+    assert "not seen: the nft tables of networks: not done after 2 s: the kernel does not " in (
+        done.stderr
+    )
+    assert done.returncode == 75
+
+
+def test_a_policy_in_a_folder_that_is_mute_leaves_the_rest_to_be_seen(
+    inside: Namespace, hooks: Hooks, tmp_path: Path
+) -> None:
+    """The call of the kernel ends with its process alone."""
+    mute = tmp_path / "mute"
+    mute.mkdir()
+    policy = str(mute / "policy.yaml")
+    with mute_folder(mute), crowd(inside, [0], "-netdev", "user,id=b") as (pid,):
+        told = json.loads(hooks.ctl("doctor", "--json", PYQEMU_IFUP_POLICY=policy).stdout)
+    assert any(each.startswith("the policy: not done after 3 s") for each in told["unseen"])
+    assert any(each["what"].startswith(f"QEMU {pid}") for each in told["findings"]), told
+
+
+def checks(told: dict[str, Any]) -> set[str]:
+    """Return the names of the checks that have found something."""
+    return {each["check"] for each in told["findings"]}
