@@ -29,7 +29,7 @@ from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import DAEMONS, OpenVSwitch
 from lab.public import NOBODY, as_user, public_folder, publish
-from lab.qemu import end_daemon
+from lab.qemu import Qemu, end_daemon
 from lab.taps import Tap, frame, mac, who_has
 from pyqemu_ifconf.globs import covers, glob_fault, least_length, matches
 from pyqemu_ifctl.findings import CHECKS
@@ -761,6 +761,66 @@ def test_guest_that_came_by_qemu_s_own_helper(clinic: Clinic) -> None:
             clinic.hooks.agent = ""
             let_go(holder)
             clinic.through = []
+
+
+def migrant(clinic: Clinic, name: str, ifname: str, *more: str) -> Qemu:
+    """Start a QEMU with a MAC that another has too, and a QMP socket."""
+    words = tap(clinic, ifname, clinic.hooks.ifup, clinic.hooks.ifdown)
+    words += ["-device", "virtio-net-pci,netdev=n0,mac=52:54:00:00:00:01,romfile="]
+    words += ["-qmp", f"unix:{clinic.folder}/{name}.sock,server=on,wait=off"]
+    qemu = Qemu(
+        *words, *more, "-m", "32", "-S", "-name", name, netns=clinic.netns.name, machine="pc",
+        env=clinic.hooks.environ(),
+    )
+    assert qemu.greeting
+    return qemu
+
+
+def twins_told(clinic: Clinic) -> list[str]:
+    """Return what doctor and info say of a MAC that two have."""
+    told = [each["what"] for each in clinic.find("qemu-mac")]
+    done = clinic.run([str(clinic.hooks.folder / "pyqemu-ifctl"), "info", "--json"])
+    nics = [nic for guest in json.loads(done.stdout)["guests"] for nic in guest["nics"]]
+    return told + [each for nic in nics for each in nic["faults"] if "the same MAC" in each]
+
+
+def test_a_guest_that_migrates_is_no_twin_of_itself(clinic: Clinic) -> None:
+    """Neither before, nor after, when its old QEMU is still there; a third with its MAC is one."""
+    require("qemu")
+    way = f"unix:{clinic.folder}/way"
+    with clinic.healthy(), migrant(clinic, "web1", "web0") as source:
+        with migrant(clinic, "web1-new", "web1", "-incoming", way) as target:
+            assert target.execute("query-status")["status"] == "inmigrate"
+            assert twins_told(clinic) == []
+            source.execute("migrate", {"uri": way})
+            until(lambda: source.execute("query-migrate").get("status") == "completed", "it leaves")
+            until(lambda: target.execute("query-status")["status"] != "inmigrate", "it arrives")
+            assert source.execute("query-status")["status"] == "postmigrate"
+            assert twins_told(clinic) == []
+            with migrant(clinic, "other", "web2") as other:
+                assert len(twins_told(clinic)) == 3
+                assert other.quit() == 0
+            assert target.quit() == 0
+        assert source.quit() == 0
+
+
+def test_who_may_wait_for_a_migration_and_does_not_tell_is_no_error(clinic: Clinic) -> None:
+    require("qemu")
+    words = ["-device", "virtio-net-pci,netdev=n0,mac=52:54:00:00:00:01"]
+    with clinic.healthy():
+        try:
+            for name, more in (("one", []), ("two", ["-incoming", f"unix:{clinic.folder}/way"])):
+                ifname = "web0" if name == "one" else "web1"
+                own = tap(clinic, ifname, clinic.hooks.ifup, clinic.hooks.ifdown)
+                clinic.qemu(name, *own, *words, *more)
+            told = clinic.look()
+            assert [each for each in told["findings"] if each["check"] == "qemu-mac"] == []
+            (unseen,) = [each for each in told["unseen"] if "waits for a migration" in each]
+            assert unseen.endswith("it has no QMP socket: give it -qmp "
+                                   "unix:PATH,server=on,wait=off")
+        finally:
+            clinic.end("one")
+            clinic.end("two")
 
 
 # Open vSwitch.

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 PORT_MAX = 65535
 MONITORS_MAX = 8
 """QMP servers of one QEMU that are looked at: each may take its time."""
+NO_MONITOR = "it has no QMP socket: give it -qmp unix:PATH,server=on,wait=off"
 THREADS = 64
 """Guests that are looked at, or asked, at the same time."""
 OWN_THREADS = 8
@@ -51,6 +52,7 @@ class Guest:
     """One running QEMU; `vm` is None without a -name. `taps`: name by descriptor.
 
     `uid` is its real user, None where that is not known, `options` are those of its network.
+    `incoming`: it was started to take a guest that is migrated here, or has taken it since.
     """
 
     pid: int
@@ -59,6 +61,7 @@ class Guest:
     monitors: tuple[Address, ...]
     uid: int | None = None
     options: tuple[Option, ...] = ()
+    incoming: bool = False
 
     @property
     def is_own(self) -> bool:
@@ -136,7 +139,8 @@ def guest_of(pid: int, words: Sequence[str], taps: dict[int, str]) -> Guest:
     """Return what the command line of process `pid` tells."""
     vm, options, _ = read_options(words)
     monitors = tuple(_where(pid, each) for each in monitors_of(words))
-    return Guest(pid, vm, taps, monitors, real_uid(pid), tuple(options))
+    incoming = any(name == "incoming" for name, _ in walk_options(words))
+    return Guest(pid, vm, taps, monitors, real_uid(pid), tuple(options), incoming)
 
 
 def each_in_time(

@@ -347,6 +347,8 @@ def find_twins(scene: Scene) -> Iterator[Fault]:
     taken = {nic.mac for qemu in scene.qemus for nic in qemu.nics}
     seen: dict[str, dict[str | None, Qemu]] = {}
     for qemu in scene.qemus:
+        if qemu.guest.pid in scene.away:
+            continue
         own: dict[str, set[str | None]] = {}
         for nic in qemu.nics:
             if nic.mac is not None and nic.type != "user":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,7 +15,8 @@ from pyqemu_ifctl.answer import Answer, count, json_vlan, to_json, wrap
 from pyqemu_ifctl.args import host_id
 from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifctl.databases import read_policy, worst
-from pyqemu_ifctl.guests import Guest, each_in_time, find_guests
+from pyqemu_ifctl.guests import NO_MONITOR, Guest, each_in_time, find_guests
+from pyqemu_ifctl.migration import find_away
 from pyqemu_ifctl.nics import macs_of
 from pyqemu_ifctl.qmp import Address, Backend, GuestNic, ask_nics, show
 from pyqemu_ifctl.status import Row, System, look, rows, wanted
@@ -120,9 +121,15 @@ def info(
         views.append(
             View(guest, None, (), str(view), view.status) if isinstance(view, Failure) else view
         )
-    views = _with_twins(views)
+    away, unknown = find_away(guests, {
+        view.guest.pid: {card.nic.mac.lower() for card in view.cards if card.nic is not None}
+        for view in views
+    })
+    views = _with_twins(views, away)
     remarks = [str(failure) for failure in failed.values()]
     remarks += [f"not seen: {each}" for each in running.unread]
+    remarks += [f"whether QEMU {pid} waits for a migration is not known: {why}"
+                for pid, why in unknown.items()]
     if isinstance(policy, Failure):
         remarks.insert(0, f"what is wanted is not known: {policy}")
     remarks += _hidden(holders, views, system)
@@ -148,7 +155,7 @@ def ask_each(guests: Sequence[Guest], qmp: str | None, watch: Watch) -> list[Tol
 def _ask(qmp: str | None, until: float, guest: Guest) -> Told:
     monitors: list[Address] = [qmp] if qmp is not None else list(guest.monitors)
     until = min(until, time.monotonic() + PATIENCE)
-    told = Told(None, None, "it has no QMP socket: give it -qmp unix:PATH,server=on,wait=off")
+    told = Told(None, None, NO_MONITOR)
     for number, address in enumerate(monitors):
         seconds = round((until - time.monotonic()) / (len(monitors) - number), 1)
         if seconds <= 0:
@@ -296,10 +303,15 @@ def _of_host(tap: str, side: Side | None) -> list[str]:
     return found
 
 
-def _with_twins(views: list[View]) -> list[View]:
-    """Return the views, where two NICs have the same MAC with a word about that."""
+def _with_twins(views: list[View], away: Collection[int] = ()) -> list[View]:
+    """Return the views, where two NICs have the same MAC with a word about that.
+
+    But of those `away`, whose guest runs elsewhere just now.
+    """
     holders: dict[str, list[str]] = {}
     for view in views:
+        if view.guest.pid in away:
+            continue
         for nic in {card.nic for card in view.cards if card.nic is not None}:
             holders.setdefault(nic.mac.lower(), []).append(_of(nic, view.guest))
     found = []
@@ -307,7 +319,8 @@ def _with_twins(views: list[View]) -> list[View]:
         cards = []
         for card in view.cards:
             own = _of(card.nic, view.guest) if card.nic is not None else ""
-            same = holders.get(card.nic.mac.lower(), []) if card.nic is not None else []
+            counts = card.nic is not None and view.guest.pid not in away
+            same = holders.get(card.nic.mac.lower(), []) if card.nic is not None and counts else []
             others = [each for each in same if each != own]
             more = (f"{' and '.join(others)} has the same MAC",) if others else ()
             cards.append(Card(card.nic, card.tap, card.side, (*card.faults, *more)))

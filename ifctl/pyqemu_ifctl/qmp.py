@@ -86,6 +86,19 @@ def ask_nics(address: Address, seconds: float) -> list[GuestNic]:
     return _talk(lambda: _ask(address), address, seconds)
 
 
+def ask_state(address: Address, seconds: float) -> str:
+    """Return the state of the QEMU whose QMP socket is at `address`. Raises Failure as ask_nics."""
+    return _talk(lambda: _ask_state(address), address, seconds)
+
+
+async def _ask_state(address: Address) -> str:
+    async with _connected(address) as client:
+        told: object = await client.execute("query-status")
+        if not isinstance(told, dict):
+            raise _Nonsense("no object")
+        return _text(told.get("status"))
+
+
 def renew_link(address: Address, is_it: Callable[[Backend], bool], seconds: float) -> bool:
     """Take the guest's link of a backend down and up again; tell whether there is such a one.
 

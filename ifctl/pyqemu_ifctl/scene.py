@@ -31,6 +31,7 @@ from pyqemu_ifctl.databases import (
 )
 from pyqemu_ifctl.guests import Guest, Guests, each_in_time, find_guests, leads_to
 from pyqemu_ifctl.macs import CommandNic, nics_of
+from pyqemu_ifctl.migration import find_away
 from pyqemu_ifctl.place import Hooks, know_hooks
 from pyqemu_ifctl.rights import Lost, find_lost
 from pyqemu_ifctl.status import wanted as is_wanted
@@ -150,6 +151,7 @@ class Scene:
     unseen: tuple[str, ...]
     unread: tuple[str, ...] = ()
     lost: tuple[Lost, ...] = ()
+    away: frozenset[int] = frozenset()
     otherwise: Mapping[str, str] = field(default_factory=dict)
     host_id: str = ""
     sights: Sights = NOTHING
@@ -245,6 +247,11 @@ def look(
                               "not looked at")
         else:
             unread.append(f"QEMU {guest.pid}: {qemu}")
+    away, unknown = find_away(
+        [qemu.guest for qemu in qemus],
+        {qemu.guest.pid: {nic.mac for nic in qemu.nics if nic.mac} for qemu in qemus},
+    )
+    unseen += [f"whether QEMU {pid} waits for a migration: {why}" for pid, why in unknown.items()]
     words = parts.take_apart("what guests say of themselves", lambda: _look_at_words(links))
     otherwise, silent = words or (dict[str, str](), [])
     unread += silent
@@ -263,7 +270,7 @@ def look(
         daemons=daemons, call_iptables=call_iptables, chains=chains,
         tables=tables, sights=sights,
         unmet=unmet, tun=tun, tun_mode=_tun_mode(), right=right,
-        qemus=tuple(qemus),
+        qemus=tuple(qemus), away=away,
         ovs_service=_ovs_service(),
         install_ovs=(
             sh("dnf", "install", "openvswitch") if shutil.which("dnf", path=SAFE_PATH)
