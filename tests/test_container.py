@@ -20,6 +20,7 @@ from lab.hooks import Hooks
 from lab.nat_site import drain
 from lab.needs import require
 from lab.netns import Namespace
+from lab.ovs import OpenVSwitch
 from lab.public import public_folder, publish
 from lab.qemu import Qemu
 from lab.taps import Tap
@@ -91,14 +92,21 @@ USER = 4711
 ROUTER, MAC = "fe80::aaaa", "52:54:00:00:00:0a"
 
 
-def advertise(tap: Tap, netns: Namespace) -> None:
-    """Have the guest on `tap` advertise a prefix as routers do, and wait until it was heard."""
+def advertisement() -> bytes:
+    """Return the frame by which a guest advertises a prefix, and itself, as routers do."""
     from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, IPv6
-    from scapy.layers.l2 import ARP, Ether
+    from scapy.layers.l2 import Ether
 
     prefix = ICMPv6NDOptPrefixInfo(prefix="2001:db8:bad::", prefixlen=64, L=1, A=1)
     router = IPv6(src=ROUTER, dst="ff02::1", hlim=255) / ICMPv6ND_RA(routerlifetime=1800) / prefix
-    tap.send(bytes(Ether(src=MAC, dst="33:33:00:00:00:01") / router))
+    return bytes(Ether(src=MAC, dst="33:33:00:00:00:01") / router)
+
+
+def advertise(tap: Tap) -> None:
+    """Have the guest on `tap` advertise, and wait until its network's gateway has heard it."""
+    from scapy.layers.l2 import ARP, Ether
+
+    tap.send(advertisement())
     # NOTE: frames of one tap are dealt with in their order.
     ask = ARP(hwsrc=MAC, psrc="192.168.76.10", pdst="192.168.76.1")
     tap.send(bytes(Ether(src=MAC, dst="ff:ff:ff:ff:ff:ff") / ask))
@@ -106,6 +114,35 @@ def advertise(tap: Tap, netns: Namespace) -> None:
     while not any(frame[12:14] == b"\x08\x06" for frame in drain(tap)):
         assert time.monotonic() < end, "the gateway does not answer"
         time.sleep(0.01)
+
+
+def test_what_a_guest_on_the_userspace_datapath_advertises(
+    netns: Namespace, ovs_netdev: OpenVSwitch, tmp_path: Path
+) -> None:
+    """The host takes in its frames there. That it may get an address, status tells."""
+    ovs_netdev.add_bridge("br-int", hwaddr="02:00:00:00:00:09", mtu=1500)
+    with Container(netns, "read-only") as place:
+        lan = {"bridge": "br-int", "ovsdb": ovs_netdev.db}
+        job = Job(place, Hooks(tmp_path / "hooks"), lan)
+        for off in (False, True):
+            netns.run(["sysctl", "-qw", f"net.ipv6.conf.default.disable_ipv6={int(off)}"])
+            tap = netns.tap("web0")
+            done = job.run("pyqemu-ifup", "web0")
+            assert (done.returncode, done.stderr) == (0, "")
+            (row,) = json.loads(job.ctl("status", "--json"))["taps"]
+            assert (row["state"], [each["setting"] for each in row["differences"]]) == (
+                ("ok", []) if off else ("differs", ["disable_ipv6"])
+            )
+            tap.send(advertisement())
+            end = time.monotonic() + 20
+            while not off and not addresses(netns, "web0"):
+                assert time.monotonic() < end, "this kernel keeps it away by itself"
+                time.sleep(0.01)
+            assert job.run("pyqemu-ifdown", "web0").returncode == 0
+            assert not off or addresses(netns, "web0") == []
+            tap.close()
+    netns.run(["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=0"])
+    ovs_netdev.vsctl("del-br", "br-int")
 
 
 def test_a_network_with_nat_in_a_container(netns: Namespace, tmp_path: Path) -> None:
@@ -127,7 +164,7 @@ def test_a_network_with_nat_in_a_container(netns: Namespace, tmp_path: Path) -> 
             job = Job(place, hooks, {"bridge": "labbr0", "nat": nat})
             done = job.run("pyqemu-ifup", "web0")
             assert (done.returncode, done.stderr) == (0, ""), nat
-            advertise(tap, netns)
+            advertise(tap)
             found = {each for each in addresses(netns, "labbr0") if not each.startswith("fe80:")}
             assert found == own and (own or addresses(netns, "labbr0") == [])
             assert not [route for route in netns.ip("-6", "route") if route["dst"] == "default"]

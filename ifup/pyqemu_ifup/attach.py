@@ -24,6 +24,7 @@ from pyqemu_ifup.plan import (
     check_bridge_mtu,
     differences,
     find_kind,
+    gets_address,
     is_open_to_all,
     is_ours_to_touch,
     is_taken_over,
@@ -280,6 +281,7 @@ def prove(
         )
     if up:
         _tell_of_mac(port, before, now)
+        _tell_of_ipv6(port, now)
         _tell_of_sitting(host, port, now.tap)
 
 
@@ -295,6 +297,24 @@ def _tell_of_sitting(host: Host, port: Port, tap: Link) -> None:
             syslog.LOG_WARNING,
             f"{quote(port.tap)}: {found.what}: {found.why}; {found.remedy}",
         )
+
+
+def _tell_of_ipv6(port: Port, now: Seen) -> None:
+    """Say what would keep an IPv6 address from the host's end, if nothing of ours does."""
+    if now.tap is None or not gets_address(now.tap):
+        return
+    why, remedy = "its disable_ipv6 is 0 again", "see who else sets that"
+    if not now.sysctl:
+        why = "what is below /proc/sys/net cannot be written"
+        remedy = (
+            "have whoever starts this container give it "
+            "--sysctl net.ipv6.conf.default.disable_ipv6=1"
+        )
+    log(
+        syslog.LOG_WARNING,
+        f"{quote(port.tap)}: the host's end may get an IPv6 address, by which its guest reaches "
+        f"the host: {why}; {remedy}",
+    )
 
 
 def _tell_of_mac(port: Port, before: Seen, now: Seen) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import syslog
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -32,7 +31,7 @@ from pyqemu_ifup.links import (
     malformed,
 )
 from pyqemu_ifup.look import Counters, Link, Vid, ranges
-from pyqemu_ifup.manners import Watch, log
+from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import (
     NO_ADDRESS,
     DelTap,
@@ -342,8 +341,7 @@ class Netlink:
             raise NetlinkError(error.errno) from error
 
     def _set_ipv6(self, op: SetIpv6) -> None:
-        """Set both parts; where neither keeps an address away, syslog is told."""
-        refused = None
+        """Set both parts, as far as they can be set: whether an address is kept away is proven."""
         if op.addrgenmode is not None:
             settings = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", op.addrgenmode)]}
             try:
@@ -353,23 +351,14 @@ class Netlink:
                     return  # NOTE: the link has no IPv6.
                 if op.addrgenmode != NO_ADDRESS or error.code in _MAY_NOT:
                     raise
-                refused = os.strerror(error.code)
         if op.disabled is not None:
             try:
                 write_ipv6_disabled(op.tap, op.index, op.disabled)
-                return
             except OSError as error:
                 # NOTE: who may set a link, and not write there, is in a container.
                 if not op.disabled or error.errno not in _MAY_NOT:
                     path = quote(_ipv6_switch(op.tap))
                     raise _failure(f"cannot write {path}", error.errno or errno.EIO) from error
-        if refused is not None:
-            log(
-                syslog.LOG_WARNING,
-                f"{quote(op.tap)}: the host's end may get an IPv6 address, by which its guest "
-                f"reaches the host: {commands(op)[0]} fails ({refused}), and what is below "
-                "/proc/sys/net cannot be written",
-            )
 
     def _join(self, op: JoinBridge) -> None:
         # NOTE: the kernel takes a port from another bridge without a word.

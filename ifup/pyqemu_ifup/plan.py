@@ -582,7 +582,9 @@ def gets_address(tap: Link) -> bool | None:
     """Tell whether the host's end may get an IPv6 address, None where it has no IPv6."""
     if tap.ipv6_disabled is None:
         return None
-    return not tap.ipv6_disabled and tap.addrgenmode != NO_ADDRESS
+    # NOTE: without a master, on Open vSwitch's userspace datapath, the host takes in its frames as
+    # well, and a guest's router advertisement gives an address whatever the mode.
+    return not tap.ipv6_disabled and (tap.addrgenmode != NO_ADDRESS or tap.master is None)
 
 
 def _no_address(tap: Link, seen: Seen, mtu: int) -> tuple[SetIpv6, ...]:
