@@ -284,7 +284,8 @@ def test_mtu_that_would_lower_the_bridge_s_is_undone(site: Site) -> None:
     ended = site.up("web0", 71)
     assert ended.stderr == (
         "pyqemu-ifup: web0: the tap's MTU would lower that of br-int from 1500 to 1400: its other "
-        "ports would lose longer frames; pin it: ovs-vsctl set interface br-int mtu_request=1500\n"
+        f"ports would lose longer frames; pin it: ovs-vsctl --db={site.ovs.db} set interface "
+        "br-int mtu_request=1500\n"
     )
     assert leftovers(before, site.netns, site.ovs) == []
     site.ovs.vsctl(*ended.stderr.rpartition("ovs-vsctl ")[2].split())
@@ -389,7 +390,7 @@ def test_other_ports_of_a_crowd_do_not_matter(site: Site) -> None:
         ("bridge: br-int", 0, ""),
         ("bridge: br-int, kind: linux", 71, "br-int is not a bridge: it is a tun interface"),
         ("bridge: br-no", 69, "there is no bridge br-no: network net names it; make it (ip link"),
-        ("bridge: br-no, kind: openvswitch", 69, "make it (ovs-vsctl add-br br-no)"),
+        ("bridge: br-no, kind: openvswitch", 69, "make it (ovs-vsctl --db={db} add-br br-no)"),
         ("bridge: lo", 71, "lo is not a bridge"),
     ],
 )
@@ -401,7 +402,7 @@ def test_kind_is_looked_up_and_checked(
     site.netns.tap("web0")
     before = Snapshot.take(site.netns, site.ovs)
     ended = site.up("web0", status)
-    assert told in ended.stderr
+    assert told.format(db=site.ovs.db) in ended.stderr
     if status == 0:
         site.down("web0")
         assert rows_changed(before, site) == []

@@ -250,7 +250,8 @@ def test_mtu_that_lowers_the_bridge_is_refused(fabric: Fabric) -> None:
     port = replace(fabric.port("web0", Vlan(100)), mtu=1400)
     assert fabric.refusal(port) == (
         "the tap's MTU would lower that of br-int from 1500 to 1400: its other ports would lose "
-        "longer frames; pin it: ovs-vsctl set interface br-int mtu_request=1500"
+        f"longer frames; pin it: ovs-vsctl --db={fabric.ovs.db} set interface br-int "
+        "mtu_request=1500"
     )
     fabric.ovs.vsctl("set", "interface", "br-int", "mtu_request=1500")
     fabric.plug(port)
