@@ -664,7 +664,8 @@ def test_a_firewall_that_drops_is_told_of(calls: Calls, inside: Namespace) -> No
     assert ended.status == 0
     assert any(
         "network lab: the chain ip filter FORWARD drops what it does not know" in line
-        and "iptables -I FORWARD -i labbr0 -j ACCEPT" in line for line in ended.log
+        and """nft 'insert rule ip filter FORWARD iifname "labbr0" accept'""" in line
+        for line in ended.log
     ), ended.log
     assert calls.down("web0").status == 0
     inside.run(["nft", "delete", "table", "ip", "filter"])

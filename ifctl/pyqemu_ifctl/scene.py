@@ -579,23 +579,12 @@ def read_ruleset(items: Iterable[dict[str, Any]]) -> list[Chain]:
             does = [part for part in rule.get("expr", ()) if "counter" not in part]
             if key in bases and does == [{"drop": None}]:
                 found.append(Chain(*key, bases[key], rule["handle"]))
-            elif len(does) == 2 and does[1] == {"accept": None}:
-                accepts.setdefault(key, set()).update(_links_of(does[0]))
+            else:
+                accepts.setdefault(key, set()).update(nft.accepted_links(rule))
     return [
         replace(each, accepts=frozenset(accepts.get((each.family, each.table, each.name), ())))
         for each in found
     ]
-
-
-def _links_of(part: Any) -> set[tuple[str, str]]:
-    """Return the links that a rule's only condition is about, with the way of their frames."""
-    match = part.get("match", {})
-    left, right = match.get("left"), match.get("right")
-    way = left.get("meta", {}).get("key") if isinstance(left, dict) else None
-    if way not in ("iifname", "oifname") or match.get("op") != "==":
-        return set()
-    names = right.get("set", ()) if isinstance(right, dict) else (right,)
-    return {(way, name) for name in names if isinstance(name, str)}
 
 
 def _qemu(guest: Guest) -> Qemu:

@@ -465,20 +465,14 @@ def _telling_of_firewalls(held: Held, nat: Nat, watch: Watch) -> Work[None]:
     """Say in syslog who drops what this host is to pass on for the network."""
     if not wants_forwarding(nat):
         return
-    for family, table, name in (yield from nft.dropping_chains(watch)):
-        if (family, name) in (("ip", "FORWARD"), ("ip6", "FORWARD")):
-            tool = "iptables" if family == "ip" else "ip6tables"
-            mend = all_of(
-                sh(tool, "-I", "FORWARD", "-i", held.bridge, "-j", "ACCEPT"),
-                sh(tool, "-I", "FORWARD", "-o", held.bridge, "-j", "ACCEPT"),
-            )
-        else:
-            rule = "insert rule {family} {table} {chain} {way} {link} accept"
-            mend = all_of(*(
-                nft_command(rule, family=family, table=table, chain=name, way=way,
-                            link=f'"{held.bridge}"')
-                for way in ("iifname", "oifname")
-            ))
+    for family, table, name in (yield from nft.dropping_chains(held.bridge, watch)):
+        # NOTE: iptables' own chains are nft's too, and need not have iptables on this host.
+        rule = "insert rule {family} {table} {chain} {way} {link} accept"
+        mend = all_of(*(
+            nft_command(rule, family=family, table=table, chain=name, way=way,
+                        link=f'"{held.bridge}"')
+            for way in ("iifname", "oifname")
+        ))
         log(
             syslog.LOG_WARNING,
             f"network {held.network}: the chain {family} {readable(table)} {readable(name)} drops "

@@ -154,15 +154,38 @@ def list_ruleset(watch: Watch) -> Work[list[dict[str, Any]]]:
     return found
 
 
-def dropping_chains(watch: Watch) -> Work[list[tuple[str, str, str]]]:
-    """Return family, table and name of the chains whose policy drops what is forwarded."""
+def dropping_chains(bridge: str, watch: Watch) -> Work[list[tuple[str, str, str]]]:
+    """Return family, table and name of the chains whose policy drops what a bridge forwards.
+
+    One that accepts what comes from it, and what goes to it, is none.
+    """
     done = yield from run_program([PROGRAM, "-j", "list", "chains"], watch)
     items = json.loads(done.out)["nftables"] if done.status == 0 else []
-    chains = [each.get("chain", {}) for each in items]
-    return [
-        (each["family"], each["table"], each["name"]) for each in chains
-        if each.get("hook") == "forward" and each.get("policy") == "drop"
-    ]
+    found = []
+    for each in (item.get("chain", {}) for item in items):
+        if each.get("hook") == "forward" and each.get("policy") == "drop":
+            name = each["family"], each["table"], each["name"]
+            done = yield from run_program([PROGRAM, "-j", "list", "chain", *name], watch)
+            rules = json.loads(done.out)["nftables"] if done.status == 0 else []
+            ways = set[tuple[str, str]]().union(*(
+                accepted_links(rule["rule"]) for rule in rules if "rule" in rule))
+            if not ways >= {("iifname", bridge), ("oifname", bridge)}:
+                found.append(name)
+    return found
+
+
+def accepted_links(rule: dict[str, Any]) -> set[tuple[str, str]]:
+    """Return the links that are a rule's only condition to accept a packet, each with its way."""
+    does = [part for part in rule.get("expr", ()) if "counter" not in part]
+    if len(does) != 2 or does[1] != {"accept": None}:
+        return set()
+    match = does[0].get("match", {})
+    left, right = match.get("left"), match.get("right")
+    way = left.get("meta", {}).get("key") if isinstance(left, dict) else None
+    if way not in ("iifname", "oifname") or match.get("op") != "==":
+        return set()
+    names = right.get("set", ()) if isinstance(right, dict) else (right,)
+    return {(way, name) for name in names if isinstance(name, str)}
 
 
 def _is_gone(done: Run) -> bool:

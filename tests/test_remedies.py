@@ -1,0 +1,525 @@
+"""Every command that the product prints as a remedy is run where it is printed, and mends that.
+
+What makes a command is listed from the code; what is new there needs a line in REMEDIES, which
+names the test that runs it. What nobody has run elsewhere is run here, for a hook that fails.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lab.calls import Calls, Ended
+from lab.hooks import Hooks
+from lab.needs import require
+from lab.netns import Namespace
+from lab.ovs import OpenVSwitch
+from lab.public import NOBODY
+from pyqemu_ifup import dnsmasq
+from test_house import ROOT
+
+MAKERS = {"sh", "vsctl", "ifctl", "nft_command", "write", "into", "edit"}
+"""The functions of pyqemu_ifconf.shell that make a command of words."""
+
+# Who runs it.
+DOCTOR = "test_ifctl_doctor.py::test_on_a_linux_bridge"
+OF_OVS = "test_ifctl_doctor.py::test_with_open_vswitch"
+OF_QEMU = "test_ifctl_doctor.py::test_of_a_qemu"
+VLANS = "uml/test_doctor.py::test_vlans"
+FORETOLD = "test_foretold.py::test_what_up_ends_with_is_foretold"
+HERE = "test_remedies.py::test_the_command_of_a_refusal_mends_it"
+HERE_OVS = "test_remedies.py::test_the_command_of_a_refusal_mends_open_vswitch"
+IN_SYSLOG = "test_remedies.py::test_what_syslog_is_told_mends_it"
+AFTER_A_CRASH = "test_ifctl_gc.py::test_after_a_crash"
+PLAN = "test_ifctl_explain.py::test_its_commands_do_what_up_does_on_open_vswitch"
+NETWORK = "test_explain_nat.py::test_the_look_afterwards_is_that_after_an_up"
+USER = "security/test_user.py::test_what_the_policy_denies_by_now_is_told_and_cut"
+LOOSE = "test_apply.py::test_loose_tap_that_is_named_is_attached_or_left"
+MOVED = "test_apply.py::test_moves"
+WITHOUT = "test_linux_bridge.py::test_without_privilege_up_is_refused_and_down_left_to_gc"
+ANEW = "test_unprivileged.py::test_what_root_makes_anew_for_a_user_is_the_user_s"
+ADVERTISED = "test_nat.py::test_ipv6_by_advertisements_is_not_given_up"
+FILTERING = (
+    "uml/test_vlan_aware_bridge.py::test_bridge_that_does_not_filter_is_refused_with_the_command"
+)
+LOWERED = "test_openvswitch.py::test_mtu_that_would_lower_the_bridge_s_is_undone"
+
+# Why nobody does.
+TOLD = "no remedy: a step that PYQEMU_IFUP_DEBUG=1 tells as it is taken"
+SHOWS = "no remedy: it shows what a person has to know"
+SYSTEMD = "a unit of ours, which test_systemd.py starts and restarts; no systemd runs here"
+PACKAGE = "a package of the distribution's: tests/lab/chroot has none to fetch"
+KERNEL = "a module of the kernel's, or its device, which no namespace has of its own"
+
+IFCTL, IFUP = "ifctl/pyqemu_ifctl/", "ifup/pyqemu_ifup/"
+REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
+    ("conf/pyqemu_ifconf/trust.py", "_check_owner"): (1, (HERE,)),
+    ("conf/pyqemu_ifconf/trust.py", "_check_owner_and_mode"): (1, (HERE,)),
+    (f"{IFCTL}agent.py", "_outdated"): (1, (SYSTEMD,)),
+    (f"{IFCTL}agent.py", "_connect"): (1, (SYSTEMD,)),
+    (f"{IFCTL}agent.py", "_mute"): (1, (SYSTEMD,)),
+    (f"{IFCTL}agent.py", "_no_agent"): (1, (SYSTEMD,)),
+    (f"{IFCTL}apply.py", "_network"): (1, (AFTER_A_CRASH,)),
+    (f"{IFCTL}apply.py", "_unmarked"): (1, (LOOSE,)),
+    (f"{IFCTL}apply.py", "_left"): (1, (LOOSE,)),
+    (f"{IFCTL}args.py", "args"): (1, (SHOWS,)),
+    (f"{IFCTL}bridge_faults.py", "find_missing_bridges"): (1, (OF_OVS, DOCTOR)),
+    (f"{IFCTL}bridge_faults.py", "find_other_kinds"): (1, (DOCTOR,)),
+    (f"{IFCTL}bridge_faults.py", "find_bridges_down"): (1, (DOCTOR,)),
+    (f"{IFCTL}bridge_faults.py", "find_uplinks_down"): (1, (DOCTOR,)),
+    (f"{IFCTL}bridge_faults.py", "find_no_filtering"): (1, (VLANS,)),
+    (f"{IFCTL}bridge_faults.py", "find_lost_vlans"): (1, (VLANS,)),
+    (f"{IFCTL}bridge_faults.py", "_carry"): (3, (OF_OVS,)),
+    (f"{IFCTL}bridge_faults.py", "find_small_uplinks"): (1, (DOCTOR,)),
+    (f"{IFCTL}bridge_faults.py", "find_small_bridges"): (2, (DOCTOR, OF_OVS)),
+    (f"{IFCTL}bridge_faults.py", "find_loose_macs"): (1, (OF_OVS,)),
+    (f"{IFCTL}bridge_faults.py", "_set_mac"): (1, (DOCTOR,)),
+    (f"{IFCTL}bridge_faults.py", "find_slow_bridges"): (2, (DOCTOR, OF_OVS)),
+    (f"{IFCTL}explain.py", "_lines"): (9, (PLAN,)),
+    (f"{IFCTL}host_faults.py", "find_netfilter"): (2, (DOCTOR,)),
+    (f"{IFCTL}host_faults.py", "find_nat_tables"): (2, (DOCTOR,)),
+    (f"{IFCTL}host_faults.py", "_accept"): (2, (DOCTOR,)),
+    (f"{IFCTL}host_faults.py", "find_bridge_filters"): (2, (DOCTOR,)),
+    (f"{IFCTL}host_faults.py", "find_closed_tun"): (1, (DOCTOR,)),
+    (f"{IFCTL}host_faults.py", "find_joined_taps"): (1, (OF_QEMU,)),
+    (f"{IFCTL}ovs_faults.py", "find_vswitchd_down"): (1, (OF_OVS,)),
+    (f"{IFCTL}ovs_faults.py", "start_ovs"): (2, (OF_OVS,)),
+    (f"{IFCTL}ovs_faults.py", "find_ovs_errors"): (1, (OF_OVS,)),
+    (f"{IFCTL}ovs_faults.py", "find_stale_ports"): (1, (OF_OVS,)),
+    (f"{IFCTL}ovs_faults.py", "find_trunks"): (1, (OF_OVS,)),
+    (f"{IFCTL}policy_faults.py", "find_policy"): (8, (DOCTOR,)),
+    (f"{IFCTL}policy_faults.py", "find_unreachable_rules"): (1, (DOCTOR,)),
+    (f"{IFCTL}policy_faults.py", "find_long_globs"): (1, (DOCTOR,)),
+    (f"{IFCTL}policy_faults.py", "find_otherwise"): (1, (SHOWS,)),
+    (f"{IFCTL}rights.py", "find_lost"): (1, (AFTER_A_CRASH,)),
+    (f"{IFCTL}rights.py", "cut_command"): (1, (USER,)),
+    (f"{IFCTL}run.py", "tell_what_stays"): (1, (AFTER_A_CRASH,)),
+    (f"{IFCTL}run.py", "take_back"): (1, (AFTER_A_CRASH,)),
+    (f"{IFCTL}scene.py", "look"): (2, (PACKAGE,)),
+    (f"{IFCTL}status.py", "rows"): (1, (AFTER_A_CRASH,)),
+    ("ifd/pyqemu_ifd/tidy.py", "_wanted"): (1, (MOVED,)),
+    ("ifdown/pyqemu_ifdown/detach.py", "leave_to_gc"): (1, (WITHOUT,)),
+    (f"{IFUP}attach.py", "attaching"): (1, (AFTER_A_CRASH,)),
+    (f"{IFUP}attach.py", "_tell_of_mac"): (1, (IN_SYSLOG,)),
+    (f"{IFUP}attach.py", "_tell_of_port"): (1, (AFTER_A_CRASH,)),
+    (f"{IFUP}attach.py", "_take_back"): (1, (AFTER_A_CRASH,)),
+    (f"{IFUP}change.py", "_take_back"): (1, (MOVED,)),
+    (f"{IFUP}dnsmasq.py", "account"): (1, (PACKAGE,)),
+    (f"{IFUP}dnsmasq.py", "serve"): (1, (TOLD,)),
+    (f"{IFUP}dnsmasq.py", "_recorded"): (1, (HERE,)),
+    (f"{IFUP}dnsmasq.py", "_start"): (1, (TOLD,)),
+    (f"{IFUP}entitled.py", "check_owner"): (2, (ANEW,)),
+    (f"{IFUP}host.py", "open_databases"): (1, (TOLD,)),
+    (f"{IFUP}linux_bridge.py", "_join"): (1, (HERE,)),
+    (f"{IFUP}main.py", "by_the_agent"): (1, (SYSTEMD,)),
+    (f"{IFUP}nat.py", "making_commands"): (6, (NETWORK,)),
+    (f"{IFUP}nat.py", "marking_command"): (1, (NETWORK,)),
+    (f"{IFUP}nat.py", "_table_commands"): (4, (NETWORK,)),
+    (f"{IFUP}nat.py", "_serving_commands"): (8, (NETWORK,)),
+    (f"{IFUP}nat.py", "adding_command"): (1, (NETWORK,)),
+    (f"{IFUP}nat_needs.py", "_install"): (2, (FORETOLD,)),
+    (f"{IFUP}nat_needs.py", "_table"): (1, (HERE,)),
+    (f"{IFUP}nat_needs.py", "_advertisements"): (1, (ADVERTISED,)),
+    (f"{IFUP}nat_needs.py", "_require_port"): (1, (SHOWS,)),
+    (f"{IFUP}nat_network.py", "_bring_about"): (1, (TOLD,)),
+    (f"{IFUP}nat_network.py", "_loading"): (1, (TOLD,)),
+    (f"{IFUP}nat_network.py", "_telling_of_firewalls"): (1, (IN_SYSLOG,)),
+    (f"{IFUP}nat_network.py", "taking_back"): (2, (AFTER_A_CRASH, MOVED)),
+    (f"{IFUP}nat_network.py", "_restoring_table"): (1, (TOLD,)),
+    (f"{IFUP}nat_network.py", "_restoring_link"): (2, (TOLD,)),
+    (f"{IFUP}nat_network.py", "_deleting_bridge"): (1, (TOLD,)),
+    (f"{IFUP}nat_network.py", "_deleting_table"): (1, (TOLD,)),
+    (f"{IFUP}on_port.py", "find_sitting"): (1, (VLANS,)),
+    (f"{IFUP}on_port.py", "_moving"): (3, (DOCTOR,)),
+    (f"{IFUP}openvswitch.py", "compose"): (1, (OF_OVS,)),
+    (f"{IFUP}openvswitch.py", "_is_there"): (1, (HERE_OVS,)),
+    (f"{IFUP}plan.py", "find_kind"): (1, (OF_OVS,)),
+    (f"{IFUP}plan.py", "adding_bridge"): (1, (HERE, DOCTOR)),
+    (f"{IFUP}plan.py", "refuse_down"): (1, (HERE,)),
+    (f"{IFUP}plan.py", "refuse_strangers"): (4, (HERE, HERE_OVS)),
+    (f"{IFUP}plan.py", "refuse_shared"): (1, (HERE,)),
+    (f"{IFUP}plan.py", "refuse_foreign_ports"): (2, (HERE_OVS,)),
+    (f"{IFUP}plan.py", "_set_bridge"): (1, (FILTERING,)),
+    (f"{IFUP}plan.py", "check_bridge_mtu"): (2, (HERE, LOWERED)),
+    (f"{IFUP}plan.py", "commands"): (6, (PLAN,)),
+    (f"{IFUP}plan.py", "_ipv6_commands"): (1, (PLAN,)),
+    (f"{IFUP}plan.py", "_set_link"): (1, (PLAN,)),
+    (f"{IFUP}plan.py", "_add_port_command"): (1, (PLAN,)),
+    (f"{IFUP}plan.py", "_set_port_command"): (1, (TOLD,)),
+    (f"{IFUP}tap_client.py", "_connect"): (1, (SYSTEMD,)),
+    (f"{IFUP}taps.py", "_failure"): (1, (SHOWS,)),
+    (f"{IFUP}tun.py", "require_tun"): (1, (KERNEL,)),
+    (f"{IFUP}tun.py", "no_tun"): (2, (DOCTOR, KERNEL)),
+    (f"{IFUP}tun.py", "_making"): (2, (DOCTOR,)),
+    (f"{IFUP}tun.py", "_loading"): (1, (KERNEL,)),
+}
+"""(file, function) -> how many commands it makes, and the tests that run them, or why none does."""
+REASONS = (TOLD, SHOWS, SYSTEMD, PACKAGE, KERNEL)
+
+
+def commands_of(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the function, and the text, of each call that makes a command of words.
+
+    One that is a part of another counts with that.
+    """
+    inside: list[tuple[ast.AST, str]] = [(ast.parse(path.read_text()), "")]
+    while inside:
+        node, function = inside.pop()
+        if isinstance(node, ast.FunctionDef):
+            function = node.name
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and (
+            node.func.id in MAKERS
+        ):
+            yield function, ast.unparse(node)
+            continue
+        inside += [(child, function) for child in ast.iter_child_nodes(node)]
+
+
+def test_each_command_has_a_situation() -> None:
+    found: dict[tuple[str, str], list[str]] = {}
+    for path in sorted(ROOT.glob("*/pyqemu_if*/*.py")):
+        if path.name != "shell.py":
+            for function, text in commands_of(path):
+                found.setdefault((str(path.relative_to(ROOT)), function), []).append(text)
+    counted = {place: len(texts) for place, texts in found.items()}
+    wanted = {place: number for place, (number, _) in REMEDIES.items()}
+    differing = {place: found.get(place, []) for place in counted.keys() | wanted.keys()
+                 if counted.get(place) != wanted.get(place)}
+    assert not differing, (
+        "run each of these where it is printed, see that it mends that, and name the test in "
+        f"REMEDIES; or take from there what is gone: {differing}"
+    )
+
+
+def functions_of(path: Path) -> set[str]:
+    return {each.name for each in ast.walk(ast.parse(path.read_text()))
+            if isinstance(each, ast.FunctionDef)}
+
+
+def test_each_situation_is_a_test() -> None:
+    named = {who for _, each in REMEDIES.values() for who in each} - set(REASONS)
+    files = {who.partition("::")[0] for who in named}
+    there = {file: functions_of(ROOT / "tests" / file) for file in files}
+    for who in named:
+        file, _, name = who.partition("::")
+        assert name in there[file], who
+
+
+def test_a_new_command_is_seen(tmp_path: Path) -> None:
+    source = tmp_path / "new.py"
+    source.write_text("def f(tap):\n    return all_of(sh('ip', output(sh('a'))), ifctl('gc'))\n")
+    assert sorted(commands_of(source)) == [("f", "ifctl('gc')"), ("f", "sh('ip', output(sh('a')))")]
+
+
+# A hook that fails, and what it says is to be done.
+
+
+@dataclass(frozen=True)
+class Place:
+    """A namespace with the hooks, the bridge br0, and with Open vSwitch br-int."""
+
+    netns: Namespace
+    calls: Calls
+    ovs: OpenVSwitch | None = None
+
+    @property
+    def switch(self) -> OpenVSwitch:
+        """The Open vSwitch."""
+        assert self.ovs is not None
+        return self.ovs
+
+    def policy(self, network: str) -> None:
+        """Put a policy in force that has each tap on this network."""
+        self.calls.hooks.write_policy(
+            f'version: 1\nnetworks: {{lab: {{{network}}}}}\nrules: [{{tap: "*", network: lab}}]\n'
+        )
+
+    def on_ovs(self, more: str = "") -> None:
+        """Have each tap on br-int."""
+        self.policy(f"bridge: br-int, ovsdb: '{self.switch.db}'{more}")
+
+    def run(self, command: str) -> None:
+        """Run a command as a person who pastes it."""
+        env = {**os.environ, **(self.ovs.env if self.ovs is not None else {})}
+        env["PATH"] = f"{self.calls.hooks.folder}:{env['PATH']}"
+        env["PYQEMU_IFUP_POLICY"] = str(self.calls.hooks.policy)
+        done = subprocess.run(
+            ["sh", "-euc", command], env=env, text=True, capture_output=True, timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, (command, done)
+
+
+Situation = Callable[[Place], Iterator[None]]
+"""Makes it, up to the first `yield`; goes on when the command has been run, before the next up;
+and when the tap has come down again, takes away what it needed."""
+
+
+def somebody_s_alias(place: Place) -> Iterator[None]:
+    place.netns.ip("tuntap", "add", "dev", "t0", "mode", "tap", "user", "0")
+    place.netns.ip("link", "set", "t0", "alias", "uplink of db")
+    yield
+    yield
+    place.netns.ip("link", "del", "t0")
+
+
+def on_another_bridge(place: Place) -> Iterator[None]:
+    place.netns.add_bridge("br1", mac="02:00:00:00:00:02")
+    place.netns.ip("tuntap", "add", "dev", "t0", "mode", "tap", "user", "0")
+    place.netns.ip("link", "set", "t0", "master", "br1")
+    yield
+    yield
+    place.netns.ip("link", "del", "t0")
+    place.netns.ip("link", "del", "br1")
+
+
+def of_many_queues(place: Place) -> Iterator[None]:
+    place.netns.ip("tuntap", "add", "t0", "mode", "tap", "user", str(NOBODY), "multi_queue")
+    yield
+    assert "t0" not in place.netns.links()
+    place.netns.tap("t0", multi_queue=True)
+    yield
+    place.netns.close_kept()
+
+
+def under_another_device(place: Place) -> Iterator[None]:
+    place.netns.ip("tuntap", "add", "dev", "t0", "mode", "tap", "user", "0")
+    place.netns.ip("link", "add", "link", "t0", "name", "mv0", "type", "macvlan")
+    yield
+    yield
+    place.netns.ip("link", "del", "t0")
+
+
+def small_beside_a_bridge(place: Place) -> Iterator[None]:
+    """Of an MTU that nobody has set, which follows the least of the ports'."""
+    place.netns.ip("link", "add", "br1", "address", "02:00:00:00:00:02", "up", "type", "bridge")
+    place.policy("bridge: br1, mtu: 1400")
+    place.netns.tap("t0")
+    yield
+    yield
+    assert place.netns.link("br1")["mtu"] == 1500
+    place.netns.close_kept()
+    place.netns.ip("link", "del", "br1")
+
+
+def down(place: Place) -> Iterator[None]:
+    place.netns.add_bridge("br1", mac="02:00:00:00:00:02")
+    place.netns.ip("link", "set", "br1", "down")
+    place.policy("bridge: br1")
+    place.netns.tap("t0")
+    yield
+    yield
+    place.netns.close_kept()
+    place.netns.ip("link", "del", "br1")
+
+
+def not_there(place: Place) -> Iterator[None]:
+    place.policy("bridge: br1, kind: linux")
+    place.netns.tap("t0")
+    yield
+    yield
+    place.netns.close_kept()
+    place.netns.ip("link", "del", "br1")
+
+
+def writable(place: Place) -> Iterator[None]:
+    place.netns.tap("t0")
+    place.calls.hooks.policy.chmod(0o666)
+    yield
+    yield
+    place.netns.close_kept()
+
+
+def owned(place: Place) -> Iterator[None]:
+    place.netns.tap("t0")
+    os.chown(place.calls.hooks.policy, NOBODY, 0)
+    yield
+    yield
+    place.netns.close_kept()
+
+
+def with_a_table_of_its_name(place: Place) -> Iterator[None]:
+    require("dnsmasq")
+    place.policy("bridge: labbr0, nat: {ipv4: 192.168.76.1/24, dhcp: false, dns: false}")
+    place.netns.run(["nft", "add table inet pyqemu-ifup-lab; add chain inet pyqemu-ifup-lab x; "
+                     "add rule inet pyqemu-ifup-lab x counter"])
+    place.netns.tap("t0")
+    yield
+    yield
+    place.netns.close_kept()
+
+
+def with_an_unreadable_record(place: Place) -> Iterator[None]:
+    """Of its network's dnsmasq: whether that runs cannot be told."""
+    require("dnsmasq")
+    place.policy("bridge: labbr0, nat: {ipv4: 192.168.76.1/24}")
+    folder = Path(f"/run/pyqemu-ifup/lab@{place.netns.inode}")
+    folder.mkdir(parents=True)
+    (folder / dnsmasq.RECORD).write_text("garbage\n")
+    place.netns.tap("t0")
+    yield
+    yield
+    place.netns.close_kept()
+
+
+def with_a_row_of_its_name(place: Place) -> Iterator[None]:
+    place.on_ovs()
+    place.netns.tap("t0")
+    place.switch.add_port("br-int", "t0")
+    yield
+    yield
+    place.netns.close_kept()
+
+
+def with_a_row_from_elsewhere(place: Place) -> Iterator[None]:
+    place.on_ovs()
+    place.netns.tap("t0")
+    place.switch.add_port("br-int", "t0")
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    place.switch.vsctl(
+        "set", "Interface", "t0", "external_ids:pyqemu-ifup=1",
+        f"external_ids:pyqemu-boot-id={boot}", 'external_ids:pyqemu-netns="0:1"',
+    )
+    yield
+    yield
+    place.netns.close_kept()
+
+
+SITUATIONS: list[tuple[Situation, int, str, str]] = [
+    (somebody_s_alias, 77, "if it is not, remove it: ", ""),
+    (on_another_bridge, 77, "if it shall go, take it out: ", ""),
+    (of_many_queues, 77, "make it anew without an owner: ", ""),
+    (under_another_device, 71, "take it away: ", ""),
+    (small_beside_a_bridge, 71, "pin it: ", ""),
+    (down, 69, "bring it up: ", ""),
+    (not_there, 69, "make it (", ") or correct the policy"),
+    (writable, 78, "run ", ""),
+    (owned, 78, "run ", ""),
+    (with_a_table_of_its_name, 77, "if it shall go: ", ""),
+    (with_an_unreadable_record, 71, "end it, if it does, and ", ""),
+]
+OVS_SITUATIONS: list[tuple[Situation, int, str, str]] = [
+    (with_a_row_of_its_name, 77, "if it shall go: ", ""),
+    (with_a_row_from_elsewhere, 77, "if it shall go: ", ""),
+]
+
+
+@pytest.fixture
+def place(inside: Namespace, tmp_path: Path) -> Iterator[Place]:
+    inside.add_bridge("br0", mac="02:00:00:00:00:01")
+    calls = Calls(Hooks(tmp_path / "hooks"))
+    place = Place(inside, calls)
+    place.policy("bridge: br0")
+    yield place
+    calls.close()
+    inside.ip("link", "del", "br0")
+
+
+def told(ended: Ended) -> str:
+    """Return what the hook says is to be done."""
+    assert ended.stderr.count("\n") == 1, ended
+    return re.sub(r"^.*?; ", "", ended.stderr.strip(), count=1)
+
+
+def mend(place: Place, situation: Situation, status: int, before: str, after: str) -> None:
+    """See the hook refuse, run what it says, and see it do its work."""
+    steps = situation(place)
+    next(steps)
+    ended = place.calls.up("t0")
+    assert ended.status == status, ended
+    does = told(ended)
+    assert does.startswith(before) and does.endswith(after), does
+    place.run(does[len(before) : len(does) - len(after)])
+    next(steps)
+    done = place.calls.up("t0")
+    assert (done.status, done.stderr) == (0, ""), done
+    assert place.calls.down("t0").status == 0
+    assert next(steps, "ended") == "ended"
+
+
+def names(value: object) -> str:
+    return str(getattr(value, "__name__", ""))
+
+
+@pytest.mark.parametrize(("situation", "status", "before", "after"), SITUATIONS, ids=names)
+def test_the_command_of_a_refusal_mends_it(
+    place: Place, situation: Situation, status: int, before: str, after: str
+) -> None:
+    mend(place, situation, status, before, after)
+
+
+@pytest.mark.parametrize(("situation", "status", "before", "after"), OVS_SITUATIONS, ids=names)
+def test_the_command_of_a_refusal_mends_open_vswitch(
+    place: Place, ovs: OpenVSwitch, situation: Situation, status: int, before: str, after: str
+) -> None:
+    ovs.add_bridge("br-int", hwaddr="02:00:00:00:00:0c", mtu=1500)
+    mend(Place(place.netns, place.calls, ovs), situation, status, before, after)
+    ovs.vsctl("del-br", "br-int")
+
+
+# What a hook says in syslog while it does its work.
+
+
+def an_unset_mac(place: Place) -> Iterator[None]:
+    place.netns.ip("link", "add", "br1", "up", "type", "bridge")
+    place.policy("bridge: br1")
+    yield
+    own = place.netns.link("br1")["address"]
+    place.netns.close_kept()
+    assert place.netns.link("br1")["address"] == own
+    place.netns.tap("t0")
+    yield
+    place.netns.ip("link", "del", "br1")
+
+
+NAT = "bridge: labbr0, nat: {ipv4: 192.168.76.1/24, dhcp: false, dns: false}"
+
+
+def a_firewall_of_iptables(place: Place) -> Iterator[None]:
+    """As iptables-nft(8) makes it, which this host need not have."""
+    yield from a_firewall(place, "ip", "filter", "FORWARD")
+
+
+def a_firewall_of_nft(place: Place) -> Iterator[None]:
+    yield from a_firewall(place, "inet", "firewall", "passing")
+
+
+def a_firewall(place: Place, family: str, table: str, chain: str) -> Iterator[None]:
+    place.policy(NAT)
+    place.netns.run(["nft", f"add table {family} {table}; add chain {family} {table} {chain} "
+                     "{ type filter hook forward priority 0; policy drop; }"])
+    yield
+    # NOTE: it is told as the network is made.
+    assert place.calls.down("t0").status == 0
+    yield
+    place.netns.run(["nft", f"delete table {family} {table}"])
+
+
+@pytest.mark.parametrize(
+    ("situation", "before"),
+    [(an_unset_mac, "has taken the tap's; pin one: "),
+     (a_firewall_of_iptables, "what is forwarded for its guests; "),
+     (a_firewall_of_nft, "what is forwarded for its guests; ")],
+    ids=names,
+)
+def test_what_syslog_is_told_mends_it(place: Place, situation: Situation, before: str) -> None:
+    steps = situation(place)
+    next(steps)
+    place.netns.tap("t0")
+    ended = place.calls.up("t0")
+    (line,) = [line for line in ended.log if before in line]
+    assert ended.status == 0
+    place.run(line.partition(before)[2])
+    next(steps)
+    ended = place.calls.up("t0")
+    assert ended.status == 0 and not [line for line in ended.log if before in line], ended.log
+    assert place.calls.down("t0").status == 0
+    place.netns.close_kept()
+    assert next(steps, "ended") == "ended"
