@@ -358,6 +358,16 @@ def test_vids_of_a_bridge_that_it_left_do_not_come_along(lan: Lan) -> None:
     lan.netns.ip("link", "del", "br9")
 
 
+def test_vids_that_a_script_gave_it_go_when_it_is_taken_over(lan: Lan) -> None:
+    """It was on the wanted bridge already, in the default VLAN and one more."""
+    lan.netns.tap("web0", master="br0", up=True)
+    lan.vlan("add", "web0", 6)
+    plug(lan.netns, port_of("web0", "br0", vlan=Vlan(100)))
+    assert vids_of(lan.netns, "web0") == {100: ACCESS}
+    unplug(lan.netns, "web0")
+    assert is_loose(lan.netns, "web0")
+
+
 def test_bridge_that_does_not_filter_is_refused_with_the_command(lan: Lan, hooks: Hooks) -> None:
     lan.netns.add_bridge("br9", mac="02:00:00:00:00:09")
     lan.netns.tap("web0")
