@@ -218,6 +218,97 @@ def test_a_new_command_is_seen(tmp_path: Path) -> None:
     assert sorted(commands_of(source)) == [("f", "ifctl('gc')"), ("f", "sh('ip', output(sh('a')))")]
 
 
+# What is told in words.
+
+FAILURES = {"Failure", "Forbidden", "Fault"}
+TYPED = re.compile(
+    r"pyqemu-[a-z]+ |systemctl|apt-get|dnf |make install|dbus-uuidgen|systemd-machine|modprobe|"
+    r"journalctl|dmesg|conntrack|setcap|unshare|mount "
+)
+"""What a person would type, where it stands in a sentence and is no Command: it has no names."""
+START = "a QEMU is started, which the tests of the hooks do"
+LISTS = "it lists what is there"
+IN_WORDS = {
+    " did not call pyqemu-ifup for it, though the rule at ": "it says what was",
+    "pyqemu-ifctl status lists them all": LISTS,
+    "pyqemu-ifctl info lists them all": LISTS,
+    "start its QEMU, which calls pyqemu-ifup itself": START,
+    "start it, which calls pyqemu-ifup itself": START,
+    "make one: systemd-machine-id-setup, or: dbus-uuidgen --ensure=/etc/machine-id; or give each "
+    "NIC of the guest a mac of its own": "a file of the host's; test_nics.py has one appear",
+    "install them: make install": "test_install.py installs them",
+    "ask pyqemu-ifctl explain for a tap that such a rule is for": "a person compares",
+    "end the process that holds it, and have another made: pyqemu-ifctl run": START,
+    "ask for another: pyqemu-ifctl run": START,
+    "let the agent make it: start QEMU by pyqemu-ifctl run --nic ": START,
+    "see whether systemd answers: systemctl status": SHOWS,
+    "see journalctl --unit=": SHOWS,
+    "see dmesg(1)": SHOWS,
+    "add one; pyqemu-ifctl explain tells why each does not": "a person edits the policy",
+}
+OF_A_FILE = "what is to be at that path, the person decides who named it"
+GONE = "who asked has gone: nobody reads it"
+NAMES = "what a name may be says what to do"
+PASSED_ON = "another failure's words, or its own sentence, say it"
+UNTOLD = {
+    ("conf/pyqemu_ifconf/load.py", "_read_sources"): OF_A_FILE,
+    ("conf/pyqemu_ifconf/trust.py", "_unreadable"): OF_A_FILE,
+    ("conf/pyqemu_ifconf/trust.py", "_not_regular"): OF_A_FILE,
+    ("conf/pyqemu_ifconf/trust.py", "_check_folder"): OF_A_FILE,
+    ("conf/pyqemu_ifconf/names.py", "check_tap_name"): NAMES,
+    (f"{IFUP}entitled.py", "pick_name"): NAMES,
+    (f"{IFCTL}apply.py", "_cut"): "it is what was asked for",
+    (f"{IFCTL}bounded.py", "bounded"): PASSED_ON,
+    (f"{IFCTL}bounded.py", "attempt"): PASSED_ON,
+    (f"{IFCTL}gc.py", "_end"): PASSED_ON,
+    (f"{IFCTL}migration.py", "_state_of"): PASSED_ON,
+    (f"{IFCTL}status.py", "find_view"): PASSED_ON,
+    ("ifd/pyqemu_ifd/keeper.py", "take"): PASSED_ON,
+    ("ifd/pyqemu_ifd/asking.py", "check_holder"): GONE,
+    ("ifd/pyqemu_ifd/asking.py", "_ended"): GONE,
+    ("ifd/pyqemu_ifd/wire.py", "peer_pidfd"): GONE,
+}
+"""(file, function) of a failure that does not say what is to be done -> why."""
+
+
+def failures_of(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    """Yield the function, and the call, of each failure or finding that a module makes."""
+    inside: list[tuple[ast.AST, str]] = [(ast.parse(path.read_text()), "")]
+    while inside:
+        node, function = inside.pop()
+        function = node.name if isinstance(node, ast.FunctionDef) else function
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and (
+            node.func.id in FAILURES
+        ):
+            yield function, node
+        inside += [(child, function) for child in ast.iter_child_nodes(node)]
+
+
+def words_of(call: ast.Call) -> Iterator[str]:
+    """Yield the texts of a failure, but for those of the commands in it."""
+    inside: list[ast.AST] = [*call.args[1:], *(each.value for each in call.keywords)]
+    while inside:
+        node = inside.pop()
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+                and node.func.id in MAKERS):
+            inside += ast.iter_child_nodes(node)
+
+
+def test_each_failure_says_what_to_do_and_each_command_in_words_is_known() -> None:
+    typed: set[str] = set()
+    untold: set[tuple[str, str]] = set()
+    for path in sorted(ROOT.glob("*/pyqemu_if*/*.py")):
+        for function, call in failures_of(path):
+            typed |= {text for text in words_of(call) if TYPED.search(text)}
+            # NOTE: Forbidden has a remedy of its own, a Fault a command or `do`.
+            if getattr(call.func, "id", "") == "Failure" and len(call.args) < 4:
+                untold.add((str(path.relative_to(ROOT)), function))
+    assert typed == IN_WORDS.keys(), typed ^ IN_WORDS.keys()
+    assert untold == UNTOLD.keys(), untold ^ UNTOLD.keys()
+
+
 # A hook that fails, and what it says is to be done.
 
 
