@@ -29,6 +29,7 @@ from lab.taps import Tap
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifup import manners
+from pyqemu_ifup.links import LinkReader
 from pyqemu_ifup.linux_bridge import ATTEMPTS, Netlink
 from pyqemu_ifup.plan import LinkOp
 
@@ -785,6 +786,18 @@ def test_an_op_that_does_not_end_is_broken_off(
         assert line.endswith("; try again, or raise timeout: in the policy")
         assert 1 <= ended.seconds < 6
         assert state(inside) == before
+
+
+@pytest.mark.alone("changes the hook's own process")
+def test_a_look_that_does_not_end_is_named(calls: Calls, inside: Namespace) -> None:
+    calls.hooks.write_policy(POLICY.format(top="timeout: 1"))
+
+    def mute_kernel() -> None:
+        setattr(LinkReader, "by_name", lambda *_: hang())  # noqa: B010
+
+    with fresh(inside):
+        line = said(calls.up("t0", mute_kernel))
+    assert line.startswith("not done after 1 s: cannot look at link t0: the kernel does not answer")
 
 
 @pytest.mark.alone("changes the hook's own process")

@@ -31,7 +31,7 @@ from pyqemu_ifup.links import (
     malformed,
 )
 from pyqemu_ifup.look import Counters, Link, Vid, ranges
-from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.manners import Watch, waiting_for
 from pyqemu_ifup.plan import (
     NO_ADDRESS,
     DelTap,
@@ -104,7 +104,8 @@ IP = (socket.AF_INET, socket.AF_INET6)
 def _explained(what: str) -> Iterator[None]:
     """Turn a netlink error into a Failure about `what`."""
     try:
-        yield
+        with waiting_for(f"{what}: the kernel does not answer", least=True):
+            yield
     except NetlinkError as error:
         raise _failure(what, error.code) from error
     except OSError as error:
