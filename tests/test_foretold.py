@@ -16,6 +16,8 @@ from lab.clinic import Clinic
 from lab.hooks import Hooks
 from lab.needs import require
 from lab.netns import Namespace
+from lab.ovs import OpenVSwitch
+from lab.public import NOBODY
 from test_ifctl_doctor import let_go, own_mounts
 
 LAB = "networks: {lab: {bridge: labbr0, nat: {ipv4: 192.168.76.1/24}}}\n"
@@ -116,6 +118,12 @@ END
 chmod 755 {folder}/fake
 mount --bind {folder}/fake "$nft"
 """
+NO_LIBRARY = """
+path=$(readlink -f $(command -v dnsmasq))
+printf '#!/bin/sh\\necho "dnsmasq: error while loading" >&2; exit 127\\n' >{folder}/fake
+chmod 755 {folder}/fake
+mount --bind {folder}/fake "$path"
+"""
 NO_SERVER = """
 mkdir -p /run/openvswitch
 mount -t tmpfs none /run/openvswitch
@@ -156,6 +164,8 @@ ROWS = (
                            + READ_ONLY.replace("{path}", "/run/pyqemu-ifup")),
         "cannot use /run/pyqemu-ifup/lab@", 71, "nat-needs"),
     Row("kernel", LAB, mounts(NO_NAT), "nft does not do it", 71, "nat-needs"),
+    Row("library", LAB, mounts(NO_LIBRARY), "dnsmasq does not start: dnsmasq: error while", 71,
+        "nat-needs"),
     Row("ids", LAN, external_ids, "it has no place for external_ids", 71, "bridge-refuses"),
     Row("vlan", LAN, vlan, "br0 does not filter VLANs", 71, "vlan-filtering"),
     Row("server", LAN, mounts(NO_SERVER), "nothing answers at unix:/run/openvswitch/db.sock", 69,
@@ -201,3 +211,53 @@ def test_explain_names_the_folder_that_up_makes(clinic: Clinic) -> None:
     assert f"dhcp-leasefile={folder}/leases" in said
     assert clinic.run([clinic.hooks.ifdown, "web0"]).returncode == 0
     tap.close()
+
+
+def test_a_user_s_taps_are_counted_and_the_tap_s_owner_looked_at(clinic: Clinic) -> None:
+    clinic.policy("""\
+networks: {lan: {bridge: br0, users: [nobody], max_taps: 1}}
+rules: [{tap: "*", network: lan}]
+""")
+    clinic.netns.add_bridge("br0", mac="02:00:00:00:00:01")
+    clinic.ip("tuntap", "add", "dev", "own0", "mode", "tap", "user", "nobody")
+    clinic.ip("tuntap", "add", "dev", "root0", "mode", "tap", "user", "0")
+    clinic.ip("tuntap", "add", "dev", "all0", "mode", "tap", "user", "nobody", "multi_queue")
+
+    def notes(tap: str, *words: str) -> str:
+        program = str(clinic.hooks.folder / "pyqemu-ifctl")
+        return clinic.run([program, "explain", tap, *words]).stdout.partition("\nnote: ")[2]
+
+    mark = f"pyqemu-ifup/1 network=lan kind=linux bridge=br0 pid=1 start=1 uid={NOBODY} made=1"
+    assert notes("own0", "--user", "nobody") == ""
+    assert "(77): somebody else's tap: user 0 owns it" in notes("root0", "--user", "nobody")
+    assert "(77): shared with others: user 65534 may open a queue" in notes("all0")
+    clinic.ip("link", "set", "dev", "own0", "alias", mark)
+    assert "(77): user nobody has 1 tap on network lan already" in notes("x", "--user", "nobody")
+    for name in ("own0", "root0", "all0", "br0"):
+        clinic.ip("link", "del", name)
+
+
+def test_a_dead_vswitchd_is_told_of_before_an_up_waits_for_it(
+    clinic: Clinic, ovs: OpenVSwitch
+) -> None:
+    ovs.add_bridge("br-int", hwaddr="02:00:00:00:00:0c", mtu=1500)
+    clinic.policy(
+        f"networks: {{sw: {{bridge: br-int, ovsdb: '{ovs.db}'}}}}\n"
+        'rules: [{tap: "*", network: sw}]\n'
+    )
+    explain = [str(clinic.hooks.folder / "pyqemu-ifctl"), "explain", "web0"]
+    assert "\nnote: " not in clinic.run(explain).stdout
+    ovs.vswitchd.stop()
+    try:
+        said = clinic.run(explain).stdout
+    finally:
+        ovs.vswitchd.cont()
+    pid = ovs.vswitchd.pid
+    assert (
+        f"note: an up would wait until its deadline (75): ovs-vswitchd is stopped, process {pid} "
+        f"({ovs.db}); kill -CONT {pid}\n"
+    ) in said
+    ovs.vswitchd.kill()
+    assert "(75): ovs-vswitchd does not run (" in clinic.run(explain).stdout
+    ovs.start_vswitchd()
+    ovs.vsctl("del-br", "br-int")

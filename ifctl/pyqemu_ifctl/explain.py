@@ -30,6 +30,7 @@ from pyqemu_ifctl.answer import Answer, json_vlan, to_json
 from pyqemu_ifctl.databases import addresses, find_unmet, open_each
 from pyqemu_ifup.access import ROOT, User, find_user, is_root_made, may_still
 from pyqemu_ifup.attach import require_database
+from pyqemu_ifup.entitled import check_owner, check_quota, taps_of
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import FRESH, Link, Seen, show_vlan
 from pyqemu_ifup.manners import Watch
@@ -48,6 +49,7 @@ from pyqemu_ifup.plan import (
     plan_leaving,
     plan_up,
     refuse_foreign_ports,
+    refuse_shared,
     refuse_strangers,
 )
 from pyqemu_ifup.stamp import KEY_IFINDEX, Here, find_here, make_stamp
@@ -65,6 +67,7 @@ class View:
     `unasked` are the databases that did not answer, `databases` those that did; `ipv6` tells
     whether the kernel has IPv6. `unmet` is why an up would fail whatever the bridge is like, and
     `making` the commands that make the network where that is done for its first tap.
+    `uid` is the user's who asks.
     """
 
     seen: Seen
@@ -75,6 +78,7 @@ class View:
     databases: frozenset[str] = frozenset()
     unmet: tuple[Failure, ...] = ()
     making: tuple[Command, ...] = ()
+    uid: int = ROOT
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def explain(
     user = _unprivileged(caller.user)
     if user is not None:
         with Host(caller.tap, watch, tell) as host:
-            link = host.kernel.look_up(caller.tap)
+            link, links = host.kernel.look_up(caller.tap), host.kernel.links()
         root_made = link is not None and is_root_made(link, user.uid)
         caller = replace(caller, unprivileged=True, root_made=root_made)
     if network is not None:
@@ -142,10 +146,16 @@ def explain(
     if isinstance(decision, Leave):
         return Answer(show(_explain_leave(caller, decision, policy, watch, tell)))
     view = look(decision.port, policy, watch, tell)
+    view = replace(view, uid=user.uid if user is not None else ROOT)
     explanation = explain_port(caller, decision, view)
     if user is not None:
         try:
+            if link is not None:
+                check_owner(link, user.uid, decision.port.network)
             may_still(policy, decision.port, user)
+            on = policy.networks[decision.port.network]
+            others = taps_of(links, on.name, user.uid) - {caller.tap}
+            check_quota(on, user.uid, user.login, others)
         except Failure as failure:
             notes = (*explanation.notes, _would_fail(failure))
             explanation = replace(explanation, notes=notes)
@@ -184,7 +194,7 @@ def _unprivileged(name: str | None) -> User | None:
 
 def look(port: Port, policy: Policy, watch: Watch, tell: Callable[[str], None]) -> View:
     """Look at the tap, its bridge and its rows, as far as that is to be had."""
-    with Host(port.tap, watch, tell) as host:
+    with Host(port.tap, watch, tell, details=True) as host:
         failed = open_each(host, [port.ovsdb, DEFAULT_OVSDB, *addresses(policy)])
         seen = host.look(port.tap, port.bridge)
         databases = frozenset(host.databases)
@@ -198,7 +208,11 @@ def look(port: Port, policy: Policy, watch: Watch, tell: Callable[[str], None]) 
             f"{each.what}: {each.why}; {each.remedy}"
             for each in find_sitting(seen.tap, port.bridge, host.kernel.sights())
         ) if seen.tap is not None else ()
-    remarks = tuple(f"could not tell: {each}" for each in failures if isinstance(each, Forbidden))
+        remarks = tuple(
+            f"could not tell: {each}" for each in failures if isinstance(each, Forbidden)
+        )
+        if port.ovsdb in seen.ovs_bridges and port.kind != "linux":
+            remarks += _vswitchd_remarks(host, port.ovsdb)
     remarks += sitting if seen.tap is not None else _tun_remarks()
     unmet = tuple(each for each in failures if not isinstance(each, Forbidden))
     ipv6 = os.path.exists("/proc/sys/net/ipv6")
@@ -216,6 +230,21 @@ def _making(host: Host, port: Port, nat: Nat) -> list[Command]:
     except Failure:
         # NOTE: it is among what is unmet.
         return []
+
+
+def _vswitchd_remarks(host: Host, ovsdb: str) -> tuple[str, ...]:
+    """Return why the ovs-vswitchd of a database would not see to the port in time."""
+    from pyqemu_ifctl.ovs_faults import vswitchd_fault
+    from pyqemu_ifctl.scene import find_daemons, find_ovs_service, settled
+
+    switch = settled(host, {}).get(ovsdb)
+    if switch is None:
+        return ()
+    daemon = find_daemons([switch]).get(ovsdb, ("running", 0))
+    fault = vswitchd_fault(switch, daemon, find_ovs_service())
+    if fault is None:
+        return ()
+    return (f"an up would wait until its deadline (75): {fault.what}; {fault.command}",)
 
 
 def _tun_remarks() -> tuple[str, ...]:
@@ -285,6 +314,7 @@ def _refusals(port: Port, view: View) -> list[str]:
     try:
         if seen.tap is not None:
             refuse_strangers(port.tap, seen, stamp.pid if stamp is not None else 0)
+            refuse_shared(seen.tap, view.uid)
         refuse_foreign_ports(seen, view.here)
     except Failure as failure:
         notes.append(_would_fail(failure))

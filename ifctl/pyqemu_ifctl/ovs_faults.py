@@ -10,7 +10,7 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Policy, is_left
 from pyqemu_ifconf.shell import Command, ifctl, quote, readable, sh, vsctl
 from pyqemu_ifctl.fault import Fault, each_bridge, wanted_kind
-from pyqemu_ifctl.scene import Scene
+from pyqemu_ifctl.scene import Daemon, Scene
 from pyqemu_ifdown.gc import judge
 from pyqemu_ifup.look import OvsPort, OvsSwitch
 
@@ -29,44 +29,54 @@ def find_ovs_down(scene: Scene) -> Iterator[Fault]:
             yield Fault(
                 str(failure).partition(";")[0],
                 "no tap is attached to it, and on a host with it none to a Linux bridge either",
-                start_ovs(scene),
+                start_ovs(scene.ovs_service),
             )
     for address in sorted(scene.absent):
         yield Fault(
             f"Open vSwitch does not run: there is no {quote(address)}",
             f"each start of a QEMU with a tap on network {quote(needed[address].name)} fails "
             "(status 69)",
-            start_ovs(scene),
+            start_ovs(scene.ovs_service),
         )
 
 
 def find_vswitchd_down(scene: Scene) -> Iterator[Fault]:
     """An ovs-vswitchd that does not run, is stopped, or does not do what is configured."""
+    for switch in scene.switches.values():
+        daemon = scene.daemons.get(switch.ovsdb, ("running", 0))
+        fault = vswitchd_fault(switch, daemon, scene.ovs_service)
+        if fault is not None:
+            yield fault
+
+
+def vswitchd_fault(
+    switch: OvsSwitch, daemon: tuple[Daemon, int], service: str | None
+) -> Fault | None:
+    """Return why an ovs-vswitchd would not see to a new port; `service` is its unit, if any."""
     why = "a tap that is to be attached waits until the deadline (status 75)"
-    for address, switch in scene.switches.items():
-        state, pid = scene.daemons.get(address, ("running", 0))
-        if state == "gone":
-            yield Fault(f"ovs-vswitchd does not run ({quote(address)})", why, start_ovs(scene))
-        elif state == "stopped":
-            yield Fault(
-                f"ovs-vswitchd is stopped, process {pid} ({quote(address)})", why,
-                sh("kill", "-CONT", str(pid)),
-            )
-        elif switch.behind:
-            yield Fault(
-                f"ovs-vswitchd has not taken in what is configured ({quote(address)})", why,
-                start_ovs(scene, "restart"),
-            )
+    where = f"({quote(switch.ovsdb)})"
+    state, pid = daemon
+    if state == "gone":
+        return Fault(f"ovs-vswitchd does not run {where}", why, start_ovs(service))
+    if state == "stopped":
+        mend = sh("kill", "-CONT", str(pid))
+        return Fault(f"ovs-vswitchd is stopped, process {pid} {where}", why, mend)
+    if switch.behind:
+        return Fault(
+            f"ovs-vswitchd has not taken in what is configured {where}", why,
+            start_ovs(service, "restart"),
+        )
+    return None
 
 
 OVS_CTL = "/usr/share/openvswitch/scripts/ovs-ctl"
 
 
-def start_ovs(scene: Scene, verb: Literal["start", "restart"] = "start") -> Command:
+def start_ovs(service: str | None, verb: Literal["start", "restart"] = "start") -> Command:
     """Return the command that starts Open vSwitch on this host: its service, or its own script."""
-    if scene.ovs_service is None:
+    if service is None:
         return sh(OVS_CTL, "--system-id=random", verb)
-    return sh("systemctl", verb, scene.ovs_service)
+    return sh("systemctl", verb, service)
 
 
 def find_old_ovs(scene: Scene) -> Iterator[Fault]:

@@ -197,7 +197,7 @@ def look(
     unseen: list[str] = []
     with Host(None, watch, tell, details=True) as host:
         failed = open_each(host, addresses(policy))
-        switches = parts.take("how Open vSwitch is", lambda: _settled(host, failed)) or {}
+        switches = parts.take("how Open vSwitch is", lambda: settled(host, failed)) or {}
         # NOTE: ports before links: a tap is there before its port is.
         ports = host.ports()
         links = tuple(host.kernel.links())
@@ -258,7 +258,7 @@ def look(
     if holders.hidden and os.geteuid() != 0:
         processes = count(len(holders.hidden), "process")
         unseen.append(f"the taps that {processes} of other users may hold; run as root")
-    daemons = parts.take_apart("ovs-vswitchd", lambda: _find_daemons(switches.values())) or {}
+    daemons = parts.take_apart("ovs-vswitchd", lambda: find_daemons(switches.values())) or {}
     tun = parts.take_apart("/dev/net/tun", _tun_fault)
     parts.end()
     return Scene(
@@ -271,7 +271,7 @@ def look(
         tables=tables, sights=sights,
         unmet=unmet, tun=tun, tun_mode=_tun_mode(), right=right,
         qemus=tuple(qemus), away=away,
-        ovs_service=_ovs_service(),
+        ovs_service=find_ovs_service(),
         install_ovs=(
             sh("dnf", "install", "openvswitch") if shutil.which("dnf", path=SAFE_PATH)
             else sh("apt-get", "install", "openvswitch-switch")
@@ -340,7 +340,8 @@ def _find_right(host: Host) -> Failure | None:
     return None
 
 
-def _ovs_service() -> str | None:
+def find_ovs_service() -> str | None:
+    """Return the unit of Open vSwitch, None without systemd."""
     if not os.path.isdir("/run/systemd/system"):
         return None
     debian = any(os.path.exists(f"{folder}/systemd/system/openvswitch-switch.service")
@@ -353,7 +354,7 @@ def is_closed(failure: Failure) -> bool:
     return failure.status == Status.NO_POLICY and failure.why.endswith(os.strerror(errno.EACCES))
 
 
-def _settled(host: Host, failed: dict[str, Failure]) -> dict[str, OvsSwitch]:
+def settled(host: Host, failed: dict[str, Failure]) -> dict[str, OvsSwitch]:
     """Return how each Open vSwitch is, once it has taken in what is configured, or does not.
 
     A database that cannot tell is added to those that have `failed`.
@@ -412,7 +413,7 @@ def _tun_fault() -> Failure | None:
     return None
 
 
-def _find_daemons(switches: Any) -> dict[str, tuple[Daemon, int]]:
+def find_daemons(switches: Any) -> dict[str, tuple[Daemon, int]]:
     """Return how the ovs-vswitchd of each local database is, and its process (0: none)."""
     found: dict[str, tuple[Daemon, int]] = {}
     local = [each for each in switches if is_local(each.ovsdb) and each.ovsdb.startswith("unix:")]

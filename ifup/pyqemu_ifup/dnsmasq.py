@@ -30,6 +30,7 @@ FILES = ("leases", SETTINGS, RECORD, READY)
 TEMPLATE = "pyqemu-ifup-dnsmasq@.service"
 TERM_TIME = 1.0
 """Seconds that dnsmasq has to end by itself."""
+PROGRAM = "dnsmasq"
 USERS = ("dnsmasq", "nobody")
 CAPABILITIES = {"SETGID": 6, "SETUID": 7, "NET_BIND_SERVICE": 10, "NET_ADMIN": 12, "NET_RAW": 13}
 """What dnsmasq needs, by its number (linux/capability.h): some to begin with, some all along."""
@@ -124,6 +125,22 @@ def server_of(folder: str, settings: Sequence[str], watch: Watch) -> Work[Server
         unit = _unit_of(folder)
     return Server(
         tuple(settings), unit, f"{folder}/{SETTINGS}", f"{folder}/{READY}", f"{folder}/{RECORD}"
+    )
+
+
+def trying(settings: Sequence[str], watch: Watch) -> Work[None]:
+    """See whether there is a dnsmasq that runs, and takes these settings. Raises Failure (71)."""
+    program = shutil.which(PROGRAM, path=SAFE_PATH) or PROGRAM
+    words = [program, "--test", "--conf-file=/dev/null", *(f"--{each}" for each in settings)]
+    done = yield from run_program(words, watch)
+    if done.status != 0:
+        raise _no_start(done.err)
+
+
+def _no_start(said: str) -> Failure:
+    return Failure(
+        Status.REFUSED, "dnsmasq does not start", _first_line(said),
+        f"let systemd find {TEMPLATE}" if _under_systemd() else "see syslog",
     )
 
 
@@ -255,7 +272,7 @@ def _start_of(pid: int) -> int | None:
 
 
 def _start(folder: str, watch: Watch, tell: Callable[[str], None]) -> Work[None]:
-    program = shutil.which("dnsmasq", path=SAFE_PATH) or "dnsmasq"
+    program = shutil.which(PROGRAM, path=SAFE_PATH) or PROGRAM
     words = [
         program, "--keep-in-foreground", f"--conf-file={folder}/{SETTINGS}",
         f"--pid-file={folder}/{READY}",
@@ -273,11 +290,7 @@ def _start(folder: str, watch: Watch, tell: Callable[[str], None]) -> Work[None]
             while not os.path.exists(f"{folder}/{READY}"):
                 if child.poll() is not None:
                     said.seek(0)
-                    raise Failure(
-                        Status.REFUSED, "dnsmasq does not start",
-                        _first_line(said.read().decode("utf-8", "replace")),
-                        f"let systemd find {TEMPLATE}" if _under_systemd() else "see syslog",
-                    )
+                    raise _no_start(said.read().decode("utf-8", "replace"))
                 watch.check("dnsmasq does not start")
                 yield SHORT
         except BaseException:

@@ -23,6 +23,7 @@ from pyqemu_ifup.manners import SAFE_PATH
 from pyqemu_ifup.nat import (
     bridge_alias,
     bridge_mac,
+    dnsmasq_settings,
     folder_name,
     needed,
     ruleset,
@@ -67,7 +68,8 @@ def find_unmet(host: Host, wanted: Wanted) -> Work[list[Failure]]:
         except Failure as failure:
             if failure.status == Status.TRY_AGAIN:
                 raise
-            found.append(failure)
+            # NOTE: a trial may fail for what a need has told of.
+            found += [failure] if str(failure) not in map(str, found) else []
         except PermissionError as error:
             what = f"cannot look at {quote(str(error.filename))}"
             found.append(Forbidden(what, error.strerror or str(error)))
@@ -318,9 +320,17 @@ def _loading(host: Host, wanted: Wanted) -> Work[None]:
         yield from nft.load(text, host.watch, try_only=True)
 
 
+def _starting(host: Host, wanted: Wanted) -> Work[None]:
+    """dnsmasq runs, and takes the network's settings; an up finds out as it starts one."""
+    if wants_dnsmasq(wanted.nat) and shutil.which(dnsmasq.PROGRAM, path=SAFE_PATH):
+        folder, user = folder_of(wanted.network), dnsmasq.account().pw_name
+        settings = dnsmasq_settings(wanted.bridge, wanted.nat, folder, user)
+        yield from dnsmasq.trying(settings, host.watch)
+
+
 Need = Callable[[Host, Wanted], Work[None]]
 NEEDS: tuple[Need, ...] = (
     _bridge, _programs, _account, _folder, _table, _subnets, _advertisements, _switches, _ports,
 )
-TRIALS: tuple[Need, ...] = (_loading,)
+TRIALS: tuple[Need, ...] = (_loading, _starting)
 """What an up need not look at before, since it does no more than that itself."""

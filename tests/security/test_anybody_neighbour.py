@@ -37,7 +37,7 @@ from pyqemu_ifctl.bounded import within
 from pyqemu_ifctl.guests import find_guests
 from pyqemu_ifctl.info import ask_each, info
 from pyqemu_ifctl.qmp import ask_nics
-from pyqemu_ifctl.scene import _find_daemons
+from pyqemu_ifctl.scene import find_daemons
 from pyqemu_ifctl.status import natural
 from pyqemu_ifd.thin import may_change_links
 from pyqemu_ifup.caller import find_hook_at_work, process_start, read_status, real_uid
@@ -293,7 +293,7 @@ def test_command_lines_of_no_qemu_take_no_time(netns: Namespace, folder: Path) -
             crowd(netns, [71_000], "-netdev", "user,id=b") as honest, netns.enter():
         begun = time.thread_time()
         found = find_guests()
-        assert _find_daemons([switch]) == {switch.ovsdb: ("gone", 0)}
+        assert find_daemons([switch]) == {switch.ovsdb: ("gone", 0)}
         assert find_hook_at_work("web0", idle[0]) is None
         assert time.thread_time() - begun < 2
         assert [guest.pid for guest in found.found] == honest
