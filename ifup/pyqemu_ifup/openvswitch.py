@@ -115,8 +115,8 @@ class _Strict:
         return getattr(self._log, name)
 
     def warn(self, text: str) -> None:
-        """Raise Error for a column that cannot be read."""
-        if text.startswith("error parsing"):
+        """Raise Error for a column that cannot be read, or that was not asked for."""
+        if text.startswith(("error parsing column", "unknown column")):
             raise Error(text)
         self._log.warn(text)
 
