@@ -31,6 +31,8 @@ sys.path[:0] = {sources}
 from pyqemu_ifup.caller import find_caller, process_start
 caller = find_caller(sys.argv[1], os.getppid(), want_user=True)
 import dataclasses, fcntl, json
+said = dataclasses.asdict(caller)
+del said["unclear"]
 taps = []
 for fd in map(int, os.listdir("/proc/self/fd")):
     try:
@@ -43,7 +45,7 @@ status = open("/proc/self/status").read().splitlines()
 record = dict(
     script="{script}",
     arguments=[os.fsencode(argument).hex() for argument in sys.argv[1:]],
-    caller=dataclasses.asdict(caller),
+    caller=said,
     start=process_start(os.getppid()),
     parent=os.getppid(),
     uid=os.getuid(),

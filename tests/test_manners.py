@@ -385,9 +385,10 @@ def test_usage(calls: Calls, inside: Namespace, arguments: tuple[str, ...]) -> N
 
 
 DENIALS = [
-    ("no1", "denied: ask the network team; see the rule at {policy}:7"),
-    ("x1", "denied: no rule of {policy} matches; add one; pyqemu-ifctl explain tells why each "
-     "does not"),
+    ("no1", "denied: ask the network team (known of it: user root); see the rule at {policy}:7; "
+     "pyqemu-ifctl explain --user=root no1 tells why none before it matches"),
+    ("x1", "denied: no rule of {policy} matches (known of it: user root); add one; pyqemu-ifctl "
+     "explain --user=root x1 tells why each does not"),
 ]
 
 
@@ -477,7 +478,10 @@ def test_each_step_is_told_first_where_that_is_asked_for(
         ended = calls.up("t0")
         alias = state(inside)["alias"]
         assert (ended.status, ended.stdout) == (0, b"")
-        assert ended.stderr.splitlines() == [
+        decided, *steps = ended.stderr.splitlines()
+        assert decided.startswith("pyqemu-ifup: t0: # asked for by process ")
+        assert decided.endswith(f"; decided by the rules of {calls.hooks.policy}")
+        assert steps == [
             f"pyqemu-ifup: t0: {words}" for words in (
                 f"ip link set dev t0 alias '{alias}'",
                 "ip link set dev t0 address fe:00:00:00:00:10",

@@ -59,7 +59,7 @@ class Caller:
     None is unknown, and what is unknown matches nothing, not even `*`. `unprivileged`: a user
     asks who has no privilege, and what that user can make up changes no settings; `root_made`:
     root has made the tap for that user. `joined` are the other taps, in words, that the QEMU has on
-    the same hub of its own.
+    the same hub of its own. `unclear` says why netdev and MAC, or one of them, are not known.
     """
 
     tap: str
@@ -70,6 +70,7 @@ class Caller:
     unprivileged: bool = False
     root_made: bool = False
     joined: tuple[str, ...] = ()
+    unclear: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, repr=False)

@@ -130,10 +130,10 @@ def program(name: str) -> str:
     return f"{prefix}/{'sbin' if name == 'pyqemu-takeover' else 'bin'}/{name}"
 
 
-def ifctl(verb: str, *names: str) -> Command:
+def ifctl(verb: str, *names: str, options: Sequence[str] = ()) -> Command:
     """Return the command for a verb of pyqemu-ifctl, with names of taps or guests."""
     end = ["--"] if any(name[:1] == "-" for name in names) else []
-    return sh(program("pyqemu-ifctl"), verb, *end, *names)
+    return sh(program("pyqemu-ifctl"), verb, *options, *end, *names)
 
 
 def takeover(*options: str) -> Command:

@@ -139,7 +139,7 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
         tell = context.teller("pyqemu-ifup", tap, debug)
         try:
             caller, port = find_port(
-                policy, tap, parent, uid, network, user, root_made=root_made
+                policy, tap, parent, uid, network, user, root_made=root_made, tell=tell
             )
         except Left as left:
             with AgentHost(context.pool, tap, watch, tell) as host:

@@ -44,6 +44,7 @@ TEXT_MAX = 255
 PATH_MAX = 4096
 """Bytes of a path, linux/limits.h."""
 
+UNREADABLE = "the command line of its QEMU cannot be read"
 PID_MAX = 1 << 22
 """PID_MAX_LIMIT of linux/threads.h."""
 _GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM)
@@ -145,9 +146,13 @@ def read_command_line(argv: Sequence[str], tap: str, *, helped: bool = False) ->
         joined = joined_with(options, asking)
     backend = _pick_backend(named, numbered, all_seen)
     if backend is None:
-        return Caller(tap, vm=vm, joined=joined)
+        unclear = _why_unclear(argv, named, numbered, all_seen)
+        return Caller(tap, vm=vm, joined=joined, unclear=unclear)
     mac = canonical_mac(bounded(_find_mac(options, backend, all_seen)) or "")
-    return Caller(tap, vm=vm, netdev=bounded(backend.id), mac=mac, joined=joined)
+    unclear = "" if backend.id is not None else "its -net or -nic has no id="
+    unclear = unclear if mac is not None else "not one device with a MAC is on it"
+    netdev = bounded(backend.id)
+    return Caller(tap, vm=vm, netdev=netdev, mac=mac, joined=joined, unclear=unclear)
 
 
 def bounded(text: str | None) -> str | None:
@@ -318,6 +323,21 @@ def _pick_backend(named: list[Option], numbered: list[Option], all_seen: bool) -
     if named:
         return named[0] if len(named) == 1 else None
     return numbered[0] if all_seen and len(numbered) == 1 else None
+
+
+def _why_unclear(
+    argv: Sequence[str], named: list[Option], numbered: list[Option], all_seen: bool
+) -> str:
+    """Return why none of a command line's options is the tap's, or which one is not clear."""
+    if not argv:
+        return UNREADABLE
+    if named:
+        return f"{len(named)} netdevs of its QEMU have that ifname="
+    if len(numbered) > 1:
+        return f"{len(numbered)} netdevs of its QEMU have no ifname=, so that the kernel names them"
+    if not all_seen:
+        return "its QEMU has -readconfig, or a -netdev that cannot be read"
+    return "no netdev of its QEMU's command line is called so: it was plugged in later"
 
 
 def _calls_script(option: Option) -> bool:

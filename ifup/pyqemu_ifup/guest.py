@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pyqemu_ifconf.failure import Failure, Status
@@ -10,7 +11,7 @@ from pyqemu_ifconf.policy import Caller, Policy, Port, policy_asks, why_not, why
 from pyqemu_ifconf.shell import readable
 from pyqemu_ifup.access import ROOT, User, may_still
 from pyqemu_ifup.caller import bounded, find_caller, find_hook, real_uid
-from pyqemu_ifup.main import PROGRAM, wanted_port
+from pyqemu_ifup.main import PROGRAM, inputs, wanted_port
 from pyqemu_ifup.stamp import Stamp, is_alive
 
 
@@ -33,17 +34,19 @@ def find_port(
     user: User | None,
     *,
     root_made: bool,
+    tell: Callable[[str], None] = lambda words: None,
 ) -> tuple[Caller, Port]:
     """Return who the QEMU `pid` is and what the policy says of its tap, for the user `uid` or root.
 
     `user` is whom `find_asked` tells; `network` is the one that was asked for by its name, empty
     where the rules decide; whether its users allow it is not asked. `root_made`: as in Caller.
-    Raises Failure (77) where the rules deny it.
+    `tell` is told what it is decided by. Raises Failure (77) where the rules deny it.
     """
     caller = find_caller(tap, pid, want_user=False)
     caller = replace(caller, unprivileged=uid is not None, root_made=root_made)
     if user is not None and policy_asks(policy, "user"):
         caller = replace(caller, user=user.login)
+    tell(inputs(policy, caller, pid, network))
     return caller, wanted_port(policy, caller, network)
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import syslog
+from collections.abc import Sequence
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.names import check_tap_name
 from pyqemu_ifconf.policy import (
     DEFAULT_TIMEOUT,
     LEAVE_IS_ROOTS,
+    MATCH_KEYS,
     Caller,
     Deny,
     Leave,
+    MatchKey,
     Policy,
     Port,
     Rule,
@@ -21,9 +24,9 @@ from pyqemu_ifconf.policy import (
     policy_asks,
     port_on,
 )
-from pyqemu_ifconf.shell import quote, sh
+from pyqemu_ifconf.shell import ifctl, quote, readable, sh
 from pyqemu_ifup.agent import USERS_UNIT
-from pyqemu_ifup.caller import bounded, find_caller
+from pyqemu_ifup.caller import UNREADABLE, bounded, find_caller
 from pyqemu_ifup.manners import (
     Watch,
     log,
@@ -67,12 +70,13 @@ def up(tap: str, inherited: list[str], watch: Watch) -> None:
     with waiting_for("the kernel does not tell who calls"):
         caller = find_caller(tap, parent, want_user=policy_asks(policy, "user"))
     network = program_name(sys.argv).partition("@")[2]
+    narrator(PROGRAM, tap)(inputs(policy, caller, parent, network))
     ovsdbs = [each.ovsdb for each in policy.networks.values()]
     try:
         port = wanted_port(policy, caller, network)
     except Left as left:
         if os.geteuid() != 0:
-            raise denial(Deny(LEAVE_IS_ROOTS, left.rule), policy) from None
+            raise denial(Deny(LEAVE_IS_ROOTS, left.rule), policy, caller) from None
         from pyqemu_ifup.leave import leave
 
         leave(tap, left.rule, parent, ovsdbs, watch, narrator(PROGRAM, tap))
@@ -127,22 +131,58 @@ def _find_port(policy: Policy, caller: Caller, network: str) -> Port:
         return port_on(policy, network, caller.tap)
     decision = choose(policy, caller)
     if isinstance(decision, Deny):
-        raise denial(decision, policy)
+        raise denial(decision, policy, caller)
     if isinstance(decision, Leave):
         raise Left(decision.rule)
     return decision.port
 
 
-def denial(decision: Deny, policy: Policy) -> Failure:
-    """Return the Failure (77) of a tap that no rule, or a `deny` rule, keeps out."""
+def denial(decision: Deny, policy: Policy, caller: Caller) -> Failure:
+    """Return the Failure (77) of a tap that no rule, or a `deny` rule, keeps out.
+
+    It says what was known of the caller, of what the rules ask for.
+    """
+    asked = [key for key in MATCH_KEYS if key != "tap" and policy_asks(policy, key)]
+    told = f" (known of it: {tell_known(caller, asked)})" if asked else ""
+    options = [f"--{key}={value}" for key in asked
+               if (value := getattr(caller, key)) is not None]
+    explain = ifctl("explain", caller.tap, options=options)
     if decision.rule is None:
         files = ", ".join(policy.files)
         return Failure(
-            Status.DENIED, "denied", f"no rule of {files} matches",
-            "add one; pyqemu-ifctl explain tells why each does not",
+            Status.DENIED, "denied", f"no rule of {files} matches" + told,
+            f"add one; {explain} tells why each does not",
         )
+    more = f"; {explain} tells why none before it matches" if asked else ""
     return Failure(
-        Status.DENIED, "denied", decision.because, f"see the rule at {decision.rule.place}"
+        Status.DENIED, "denied", f"{decision.because}{told}",
+        f"see the rule at {decision.rule.place}{more}",
+    )
+
+
+def tell_known(caller: Caller, keys: Sequence[MatchKey]) -> str:
+    """Return in words what is known of a caller, and why the rest is not."""
+    known = [f"{key} {readable(value)}" for key in keys
+             if (value := getattr(caller, key)) is not None]
+    words = [", ".join(known) or "nothing"]
+    unread = caller.unclear == UNREADABLE
+    if "vm" in keys and caller.vm is None and not unread:
+        words.append("not its vm: its QEMU has no -name")
+    silent = ("vm", "netdev", "mac") if unread else ("netdev", "mac")
+    lost = [key for key in silent if key in keys and getattr(caller, key) is None]
+    if lost:
+        words.append(f"not its {' and '.join(lost)}: {caller.unclear or 'nobody tells'}")
+    return "; ".join(words)
+
+
+def inputs(policy: Policy, caller: Caller, pid: int, network: str) -> str:
+    """Return, as a comment for a shell, all that the decision is made by."""
+    keys = [key for key in MATCH_KEYS if key != "user" or policy_asks(policy, "user")]
+    who = "an unprivileged user's" if caller.unprivileged else "root's"
+    by = f"by the network's name {readable(network)}" if network else "by the rules"
+    return (
+        f"# asked for by process {pid}, {who}: {tell_known(caller, keys)}; decided {by} of "
+        f"{', '.join(map(readable, policy.files))}"
     )
 
 
