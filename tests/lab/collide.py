@@ -106,12 +106,17 @@ class Place:
 
 @dataclass
 class Scene:
-    """A tap, what is done with it, the hook that comes meanwhile, and what is right then."""
+    """A tap, what is done with it, the hook that comes meanwhile, and what is right then.
 
+    `apart` has whoever does it have nothing of the guest's; `after` is due once the hook has ended.
+    """
+
+    apart: Callable[[], object]
     doing: Callable[[], object]
     hook: Callable[[], int]
-    right: list[list[str]]
-    close: Callable[[], None]
+    right: list[str]
+    after: Callable[[], object] = lambda: None
+    close: Callable[[], object] = lambda: None
 
 
 def scene(place: Place, who: str, hook: str) -> Scene:
@@ -125,16 +130,21 @@ def scene(place: Place, who: str, hook: str) -> Scene:
         guest = Guest(netns, place.new, persist=True)
         _lose(place)
 
-    def doing() -> None:
+    def apart() -> None:
         os.close(guest.life)
+
+    def doing() -> None:
         if who == "apply":
             reapply(netns, place.policy, TAP)
         else:
             _bring_back(place)
 
     if hook == "down":
-        return Scene(doing, guest.end, [[]], guest.wait)
-    return Scene(doing, lambda: guest.begin(place.new), [place.attached()], guest.kill)
+        # NOTE: a QEMU closes its tap when its script has ended.
+        return Scene(apart, doing, guest.end, [], guest.wait)
+    return Scene(
+        apart, doing, lambda: guest.begin(place.new), place.attached(), close=guest.kill
+    )
 
 
 def _lose(place: Place) -> None:
@@ -171,7 +181,7 @@ def _gc(place: Place, hook: str) -> Scene:
         return fork(run)
 
     if hook == "down":
-        return Scene(doing, down, [[]], lambda: os.unlink(policy))
+        return Scene(lambda: None, doing, down, [], close=lambda: os.unlink(policy))
     following: list[Guest] = []
 
     def up() -> int:
@@ -183,7 +193,7 @@ def _gc(place: Place, hook: str) -> Scene:
         for each in following:
             each.kill()
 
-    return Scene(doing, up, [place.attached()], close)
+    return Scene(lambda: None, doing, up, place.attached(), close=close)
 
 
 def _bring_back(place: Place) -> None:
@@ -221,6 +231,7 @@ def collide(place: Place, who: str, hook: str, number: int) -> tuple[int, str]:
     at = scene(place, who, hook)
 
     def run() -> None:
+        at.apart()
         be_traced()
         at.doing()
 
@@ -231,13 +242,16 @@ def collide(place: Place, who: str, hook: str, number: int) -> tuple[int, str]:
         assert place.state() == alone, f"{who} does not do what it shall: {place.state()}"
     script = at.hook()
     ended = wait(script, SHORT) if came else None
+    if ended is not None:
+        at.after()
     if came:
         steps.go_on()
     statuses = [wait(steps.pid), ended if ended is not None else wait(script)]
+    at.after()
     state = place.state()
     at.close()
     place.clear()
-    wrong = statuses != [0, 0] or state not in at.right
+    wrong = statuses != [0, 0] or state != at.right
     return steps.calls, f"statuses {statuses}, {state}" if wrong else ""
 
 

@@ -114,6 +114,7 @@ class Guest:
                 os.dup2(tell, 1)
                 os.execv("/bin/sh", ["sh", "-c", "echo; read end", "qemu", "-netdev", words])
 
+        self.ended = False
         self.pid = fork(run)
         os.close(heard)
         os.close(tell)
@@ -138,8 +139,10 @@ class Guest:
         self.wait()
 
     def wait(self) -> None:
-        """Return when it has ended."""
-        wait(self.pid)
+        """Return when it has ended, as often as it is asked."""
+        if not self.ended:
+            wait(self.pid)
+        self.ended = True
 
     def end(self) -> int:
         """Have it call its downscript, and end with that; return the script's process."""
