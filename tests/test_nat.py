@@ -33,6 +33,8 @@ from pyqemu_ifup.host import Host
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.nat import bridge_mac, dnsmasq_settings, ruleset
+from pyqemu_ifup.programs import Run
+from pyqemu_ifup.work import Work, finish
 
 LAB: dict[str, Any] = {
     "ipv4": "192.168.76.1/24",
@@ -585,6 +587,28 @@ def test_a_refused_up_forgets_no_dnsmasq_of_an_earlier_one(
     assert is_whole(inside)
     assert calls.down("web0").status == 0
     assert is_gone(inside)
+
+
+def test_a_unit_whose_start_was_given_up_is_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its job is still to come, or it has yet to fork: then it would be there once nobody looks."""
+    asked: list[str] = []
+
+    def run(words: list[str], watch: Watch, text: str = "") -> Work[Run]:
+        yield from ()
+        asked.append(words[1])
+        return Run(0, f"LoadState=loaded\nActiveState={state}\nJob={job}\n", "")
+
+    monkeypatch.setattr(dnsmasq, "_under_systemd", lambda: True)
+    monkeypatch.setattr(dnsmasq, "run_program", run)
+    for state, job, verbs in (
+        ("inactive", 42, ["show", "stop"]), ("activating", 42, ["show", "stop"]),
+        ("inactive", 0, ["show"]), ("failed", "", ["show"]),
+    ):  # fmt: skip
+        asked.clear()
+        finish(dnsmasq.end(str(tmp_path), Watch(10)), time.sleep)
+        assert asked == verbs, (state, job)
 
 
 EDITS: list[tuple[str, dict[str, Any]]] = [

@@ -208,8 +208,11 @@ def _unit_of(folder: str) -> str:
 
 
 def _unit_state(unit: str, watch: Watch) -> Work[str | None]:
-    """Return a unit's ActiveState, None where systemd has no such unit. Raises Failure."""
-    words = ["systemctl", "show", "--property=LoadState,ActiveState", unit]
+    """Return a unit's ActiveState, None where systemd has no such unit. Raises Failure.
+
+    One that has a job, as after a start that was given up, is "activating" before it is so.
+    """
+    words = ["systemctl", "show", "--property=LoadState,ActiveState,Job", unit]
     done = yield from run_program(words, watch)
     found = dict(line.partition("=")[::2] for line in done.out.splitlines())
     if done.status != 0 or "ActiveState" not in found:
@@ -219,6 +222,8 @@ def _unit_state(unit: str, watch: Watch) -> Work[str | None]:
         )
     if found.get("LoadState") == "not-found" and found["ActiveState"] == "inactive":
         return None
+    if found["ActiveState"] in ("inactive", "failed") and found.get("Job", "0") not in ("", "0"):
+        return "activating"
     return found["ActiveState"]
 
 
