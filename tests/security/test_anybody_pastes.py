@@ -19,11 +19,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from types import FrameType, SimpleNamespace
+from typing import Any, cast
+from unittest.mock import Mock
 from urllib.parse import unquote
 
 import pytest
+from pyroute2.netlink.exceptions import NetlinkError
 
 from lab.needs import require
 from lab.netns import Namespace
@@ -58,10 +60,12 @@ from pyqemu_ifup.attach import _take_back, _tell_of_mac, ask_again
 from pyqemu_ifup.caller import find_options
 from pyqemu_ifup.entitled import check_owner
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link, OvsBridge, OvsPort, OvsSwitch, Seen, Vid
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.nat import bridge_alias
 from pyqemu_ifup.nat_network import Held, _telling_of_firewalls, leaving
+from pyqemu_ifup.on_port import Sights, find_sitting
 from pyqemu_ifup.openvswitch import Database
 from pyqemu_ifup.openvswitch import wait as wait_for
 from pyqemu_ifup.plan import (
@@ -440,8 +444,8 @@ class Elsewhere:
 
     def walk(self, name: str) -> None:
         """Go where a command is made about something of this name."""
-        for step in (self.bridges, self.taps, self.looked_at, self.explained, self.files,
-                     self.undone, self.databases, self.networks):
+        for step in (self.bridges, self.taps, self.looked_at, self.sitting, self.explained,
+                     self.files, self.undone, self.databases, self.networks):
             step(name)
 
     def refused(self, work: Callable[[], object]) -> None:
@@ -500,6 +504,19 @@ class Elsewhere:
                    SetTxQueueLen(name, 7, 9), LeaveBridge(name, 7, name), DelTap(name, 7),
                    Prove(name, True)):
             commands(op)
+
+    def sitting(self, name: str) -> None:
+        port, bridge = a_link(name), a_link(name, index=9, kind="bridge", tap=False)
+        device = a_link(name, index=8, kind="macvlan", tap=False, under=7)
+        gateways = [(7, "default", "192.0.2.9")]
+        sights = Sights((bridge, port, device), [(7, "192.0.2.1/24")], gateways)
+        address, on_it = find_sitting(port, name, sights)
+        assert address.remedy.isprintable() and on_it.remedy.isprintable()
+        busy = SimpleNamespace(
+            look_at=lambda index: port, links=lambda: [device],
+            _set=Mock(side_effect=NetlinkError(errno.EBUSY)),
+        )
+        self.refused(lambda: Netlink._join(cast(Netlink, busy), JoinBridge(name, 7, name, 9)))
 
     def explained(self, name: str) -> None:
         caller = Caller(name, vm="web; reboot")
