@@ -89,7 +89,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFCTL}host_faults.py", "find_bridge_filters"): (2, (DOCTOR,)),
     (f"{IFCTL}host_faults.py", "find_closed_tun"): (1, (DOCTOR,)),
     (f"{IFCTL}host_faults.py", "find_joined_taps"): (1, (OF_QEMU,)),
-    (f"{IFCTL}ovs_faults.py", "find_vswitchd_down"): (1, (OF_OVS,)),
+    (f"{IFCTL}ovs_faults.py", "vswitchd_fault"): (1, (OF_OVS,)),
     (f"{IFCTL}ovs_faults.py", "start_ovs"): (2, (OF_OVS,)),
     (f"{IFCTL}ovs_faults.py", "find_ovs_errors"): (1, (OF_OVS,)),
     (f"{IFCTL}ovs_faults.py", "find_stale_ports"): (1, (OF_OVS,)),
@@ -119,6 +119,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}host.py", "open_databases"): (1, (TOLD,)),
     (f"{IFUP}linux_bridge.py", "_join"): (1, (HERE,)),
     (f"{IFUP}main.py", "by_the_agent"): (1, (SYSTEMD,)),
+    (f"{IFUP}main.py", "denial"): (1, (SHOWS,)),
     (f"{IFUP}nat.py", "making_commands"): (6, (NETWORK,)),
     (f"{IFUP}nat.py", "marking_command"): (1, (NETWORK,)),
     (f"{IFUP}nat.py", "_table_commands"): (4, (NETWORK,)),
@@ -244,7 +245,6 @@ IN_WORDS = {
     "see whether systemd answers: systemctl status": SHOWS,
     "see journalctl --unit=": SHOWS,
     "see dmesg(1)": SHOWS,
-    "add one; pyqemu-ifctl explain tells why each does not": "a person edits the policy",
 }
 OF_A_FILE = "what is to be at that path, the person decides who named it"
 GONE = "who asked has gone: nobody reads it"
