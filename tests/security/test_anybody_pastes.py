@@ -62,6 +62,7 @@ from pyqemu_ifup.entitled import check_owner
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link, OvsBridge, OvsPort, OvsSwitch, Seen, Vid
+from pyqemu_ifup.main import denial
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.nat import bridge_alias
 from pyqemu_ifup.nat_network import Held, _telling_of_firewalls, leaving
@@ -208,6 +209,8 @@ def without_end(words: list[str]) -> list[str]:
     own, rest = words[:2], words[2:]
     if rest[:1] == ["--cut"]:
         own, rest = words[:3], words[3:]
+    while own[1] == "explain" and re.match("--(vm|netdev|mac|user|host)=", rest[0]):
+        own, rest = [*own, rest[0]], rest[1:]
     if rest[:1] == ["--"]:
         return [*own, *rest[1:]]
     assert not any(word.startswith("-") for word in rest), words
@@ -378,7 +381,6 @@ NO_NAME = {
     ("ifup/pyqemu_ifup/nat_network.py", "_deleting_table"): "likewise",
     ("ifup/pyqemu_ifup/nat_network.py", "_restoring_link"): "the bridge of a network with nat:",
     ("ifup/pyqemu_ifup/nat_network.py", "_bring_about"): "the bridge of a network with nat:",
-    ("ifup/pyqemu_ifup/nat_network.py", "_telling_of_firewalls"): "likewise",
     ("ifup/pyqemu_ifup/nat.py", "making_commands"): "likewise",
     ("ifup/pyqemu_ifup/nat.py", "marking_command"): "likewise",
     ("ifup/pyqemu_ifup/nat.py", "_table_commands"): "likewise",
@@ -520,6 +522,8 @@ class Elsewhere:
 
     def explained(self, name: str) -> None:
         caller = Caller(name, vm="web; reboot")
+        asks = parse_policy([Source("p", b"version: 1\nrules: [{vm: x, deny: no}]")])
+        assert str(denial(Deny("no", None), asks, caller)).isprintable()
         rows: tuple[tuple[Kind, tuple[str, ...], Link | None], ...] = (
             ("linux", (), None), ("openvswitch", (DB,), None),
             ("linux", (), a_link(name, kind="bridge", tap=False, vlan_filtering=False)),
