@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -509,8 +510,16 @@ def test_a_signal_before_each_step_of_a_down_is_told_truly_and_the_next_down_men
     assert sorted(statuses, reverse=True) == statuses and {0, 75} == set(statuses), statuses
 
 
-def mute(*, after: Callable[[tuple[str, ...]], bool]) -> Callable[[], None]:
-    """Return what has nft(8) not end from the call on of whose words `after` is true."""
+SLOW = ["sh", "-c", 'sleep 0.3; exec "$@"', "sh"]
+
+
+def hold_up(
+    *, after: Callable[[tuple[str, ...]], bool], slow: bool = False
+) -> Callable[[], None]:
+    """Return what has nft(8) not end from the call on of whose words `after` is true.
+
+    With `slow` each call from there on takes 0.3 s more.
+    """
 
     def change() -> None:
         real = getattr(nft, "run_program")  # noqa: B009  mypy: it does not export that
@@ -519,7 +528,7 @@ def mute(*, after: Callable[[tuple[str, ...]], bool]) -> Callable[[], None]:
         def run(words: Any, watch: Watch, text: str = "") -> Any:
             if muted or after((*words, text)):
                 muted.append(True)
-                return real(["sleep", "100"], watch)
+                return real([*SLOW, *words], watch, text) if slow else real(["sleep", "100"], watch)
             return real(words, watch, text)
 
         setattr(nft, "run_program", run)  # noqa: B010  mypy lets no function be assigned
@@ -535,11 +544,17 @@ def test_a_way_back_that_nft_holds_up_ends_in_time_and_the_cause_is_told(
     inside.tap("web0")
     before = Snapshot.take(inside)
 
-    def stop() -> None:
+    def stop(*, slow: bool = False) -> None:
         # NOTE: what asks for the firewalls stops the up.
         signalled(1, (nft, "dropping_chains"))()
-        mute(after=lambda words: "chains" in words)()
+        hold_up(after=lambda words: "chains" in words, slow=slow)()
 
+    ended = calls.up("web0", partial(stop, slow=True))
+    assert (ended.status, ended.stderr) == (
+        75, "pyqemu-ifup: web0: stopped: received SIGTERM; nothing is left of it\n"
+    )
+    assert is_gone(inside)
+    assert leftovers(before, inside) == []
     ended = calls.up("web0", stop)
     assert (ended.status, ended.stderr) == (
         75, f"pyqemu-ifup: web0: stopped: received SIGTERM; {LEFT}\n"
