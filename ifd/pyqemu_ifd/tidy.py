@@ -85,6 +85,8 @@ class Tidier:
         self._sweep_due: float | None = None
         """When to look at every tap of ours, None where nothing calls for it."""
         self._again = AGAIN_FIRST
+        self._failed: set[str] = set()
+        """Taps that could not be brought back, and whose links are up for the next look at all."""
         self._gone: set[str] = set()
         """Taps that have gone."""
         self._changed: dict[str, float] = {}
@@ -137,7 +139,7 @@ class Tidier:
             elif event.kind == "tun":
                 # NOTE: whoever closed it may be about to end.
                 self._look_at_ends(DELAY if event.idle else ENDS)
-                if event.loose:
+                if event.loose and event.name not in self._failed:
                     self._changed.setdefault(event.name, time.monotonic() + DELAY)
             elif event.kind == "bridge" and event.gone:
                 self._bridges.pop(event.index, None)
@@ -175,6 +177,7 @@ class Tidier:
             yield from self._look_at(name)
         if self._sweep_due is not None and now >= self._sweep_due:
             self._sweep_due = None
+            self._failed.clear()
             # NOTE: what was flushed while nobody listened.
             self.guard.take(None)
             self._look_at_ends(0.0)
@@ -410,6 +413,8 @@ class Tidier:
         # NOTE: ovs-vswitchd may take its time to let go of a port whose row has gone.
         if master is None or master.kind == "openvswitch":
             kernel.run(SetAlias(link.name, link.index, before.alias))
+            # NOTE: that is no news, for which it would be tried again at once.
+            self._failed.add(link.name)
             kernel.run(SetUp(link.name, link.index))
 
     @staticmethod
