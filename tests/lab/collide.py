@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -160,10 +161,9 @@ def _gc(place: Place, hook: str) -> Scene:
     linux = place.switch == "linux"
     guest = Guest(place.netns, place.new, persist=linux)
     guest.kill()
-    policy = f"/tmp/collide-{os.getpid()}.yaml"
-    with open(policy, "w") as file:
+    descriptor, policy = tempfile.mkstemp(".yaml", "collide-", "/tmp")
+    with open(descriptor, "w") as file:
         file.write(place.text)
-    os.chmod(policy, 0o644)
 
     def doing() -> None:
         environ = {"PYQEMU_IFUP_POLICY": policy}
