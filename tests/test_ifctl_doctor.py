@@ -130,6 +130,27 @@ def set_down(clinic: Clinic) -> Faulty:
     yield
 
 
+def taken_off(clinic: Clinic) -> Faulty:
+    """Taken down first, and so no loss to the agent either; then, while it is up, without one."""
+    guest = clinic.netns.tap("web0")
+    assert clinic.hooks.up("web0").returncode == 0
+    yield
+    clinic.ip("link", "set", "web0", "up", "nomaster")
+    (found,) = clinic.find("tap-off")
+    assert found["what"].startswith("the tap web0 is not on br0, and the policy")
+    clinic.ip("link", "set", "web0", "down")
+    (row,) = clinic.hooks.ctl_json("status", "web0")["taps"]
+    assert row["state"] == "differs"
+    yield
+    assert clinic.netns.link("web0")["master"] == "br0"
+    # What the policy denies is down for good reason.
+    clinic.policy(LAN + "rules: [{tap: '*', deny: cut}]\n")
+    clinic.ip("link", "set", "web0", "down")
+    assert clinic.find("tap-off") == []
+    assert clinic.hooks.down("web0").returncode == 0
+    guest.close()
+
+
 def add_uplink(clinic: Clinic, name: str, far: str) -> None:
     clinic.ip("link", "add", name, "up", "type", "veth", "peer", "name", far)
     clinic.ip("link", "set", name, "master", "br0")
@@ -612,6 +633,7 @@ ROWS = (
         "br0 is a Linux bridge, and network lan wants an Open vSwitch bridge ("),
     Row("bridge-kind", a_card, "eth0 is no bridge, and network lan is on it ("),
     Row("bridge-down", set_down, "the bridge br0 is down"),
+    Row("tap-off", taken_off, "the tap web0 is down, and the policy has it attached"),
     Row("bridge-stp", slow, "br0 runs STP with a forward delay of 15 s"),
     Row("bridge-stp", slow_with_a_loop, "br0 runs STP with a forward delay of 15 s"),
     Row("bridge-mac", loose_mac, "the MAC of br0 is not set, and it has no uplink"),
@@ -848,6 +870,17 @@ def of_both_kinds(clinic: Clinic) -> Faulty:
     clinic.switch.vsctl("del-br", "br0")
 
 
+def ovs_taken_off(clinic: Clinic) -> Faulty:
+    guest = clinic.netns.tap("web0")
+    assert clinic.hooks.up("web0").returncode == 0
+    yield
+    clinic.switch.del_port("web0")
+    yield
+    assert clinic.switch.find("Port", "web0") is not None
+    assert clinic.hooks.down("web0").returncode == 0
+    guest.close()
+
+
 def ovs_loose_mac(clinic: Clinic) -> Faulty:
     yield
     clinic.switch.vsctl("clear", "Bridge", "br-int", "other_config")
@@ -1011,6 +1044,7 @@ def without_its_socket(clinic: Clinic) -> Faulty:
 OVS_ROWS = (
     Row("bridge-missing", no_such_bridge, "there is no bridge br-int, which network sw is on ("),
     Row("bridge-kind", of_both_kinds, "br0 is both a Linux bridge and an Open vSwitch bridge"),
+    Row("tap-off", ovs_taken_off, "the tap web0 is not on br-int, and the policy has it attached"),
     Row("bridge-mac", ovs_loose_mac, "the MAC of br-int is not set, and it has no uplink"),
     Row("bridge-mtu", ovs_small_bridge, "br-int has an MTU of 1500, and network sw ("),
     Row("bridge-stp", ovs_slow, "br-int runs STP"),

@@ -89,6 +89,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFCTL}host_faults.py", "find_bridge_filters"): (2, (DOCTOR,)),
     (f"{IFCTL}host_faults.py", "find_closed_tun"): (1, (DOCTOR,)),
     (f"{IFCTL}host_faults.py", "find_joined_taps"): (1, (OF_QEMU,)),
+    (f"{IFCTL}host_faults.py", "find_taps_off"): (1, (DOCTOR, OF_OVS)),
     (f"{IFCTL}ovs_faults.py", "vswitchd_fault"): (1, (OF_OVS,)),
     (f"{IFCTL}ovs_faults.py", "start_ovs"): (2, (OF_OVS,)),
     (f"{IFCTL}ovs_faults.py", "find_ovs_errors"): (1, (OF_OVS,)),

@@ -82,6 +82,7 @@ CHECKS: tuple[Check, ...] = (
     Check("unreachable-rule", "warning", policy_faults.find_unreachable_rules),
     Check("long-tap-glob", "warning", policy_faults.find_long_globs),
     Check("tap-right", "error", bridge_faults.find_lost_rights),
+    Check("tap-off", "error", host_faults.find_taps_off),
     Check("bridge-missing", "error", bridge_faults.find_missing_bridges),
     Check("bridge-kind", "error", bridge_faults.find_other_kinds),
     Check("bridge-down", "error", bridge_faults.find_bridges_down),

@@ -317,6 +317,21 @@ def find_joined_taps(scene: Scene) -> Iterator[Fault]:
             )
 
 
+def find_taps_off(scene: Scene) -> Iterator[Fault]:
+    """A tap of a running guest's, of the policy's, that is down or was taken from its bridge."""
+    # NOTE: one of two that a hub joins is down for good reason.
+    hubs = [hub for qemu in scene.qemus for hub in find_hubs(qemu.guest.options)]
+    joined = {tap_name(tap) for hub in hubs for tap in hub.taps if len(hub.taps) > 1}
+    for link in scene.off:
+        if link.stamp is not None and link.name not in joined:
+            state = "down" if not link.up else f"not on {quote(link.stamp.bridge)}"
+            yield Fault(
+                f"the tap {quote(link.name)} is {state}, and the policy has it attached",
+                "its guest has no network; one that is down is not brought back by itself",
+                ifctl("apply", link.name),
+            )
+
+
 def find_mixed_hubs(scene: Scene) -> Iterator[Fault]:
     """A QEMU that joins a tap and a backend that is none on a hub of its own."""
     for qemu in scene.qemus:

@@ -1,8 +1,8 @@
-"""Taps of ours whose right to their place has ended: what status and doctor call by name."""
+"""Taps of ours that are not where their mark says, or have no right to be: what doctor names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure
@@ -10,9 +10,10 @@ from pyqemu_ifconf.policy import Deny, Policy, Port
 from pyqemu_ifconf.shell import Command, ifctl, program, sh
 from pyqemu_ifdown.gc import finding_ended
 from pyqemu_ifup.access import check_given, find_user, may_still
+from pyqemu_ifup.caller import find_hook_at_work
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.look import Link
-from pyqemu_ifup.stamp import Stamp
+from pyqemu_ifup.look import Link, OvsPort
+from pyqemu_ifup.stamp import Stamp, is_alive
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,36 @@ def _denied(
     except Failure as failure:
         return f"{failure.what}: {failure.why}"
     return f"denied: {wish.because}" if isinstance(wish, Deny) else None
+
+
+def find_off(
+    links: Sequence[Link],
+    ports: Iterable[OvsPort],
+    unasked: Collection[str],
+    want: Callable[[str, Stamp], object],
+) -> list[Link]:
+    """Return the taps of running guests that the policy attaches, and that are down or nowhere.
+
+    Of a database in `unasked` nothing is known. A bridge that is not there, or is down, is another
+    fault; a tap that a script of its QEMU's has in hand is on its way.
+    """
+    by_name = {link.name: link for link in links}
+    ported = {port.name for port in ports if port.ours}
+    found = []
+    for link in links:
+        stamp = link.stamp
+        if stamp is None or not link.tap or not is_alive(stamp):
+            continue
+        if stamp.kind == "openvswitch":
+            nowhere = stamp.ovsdb not in unasked and link.name not in ported
+        else:
+            bridge = by_name.get(stamp.bridge)
+            nowhere = link.master is None and bridge is not None and bridge.up
+        if link.up and not nowhere or not isinstance(want(link.name, stamp), Port):
+            continue
+        if find_hook_at_work(link.name, stamp.pid) is None:
+            found.append(link)
+    return found
 
 
 def cut_command(tap: str) -> Command:

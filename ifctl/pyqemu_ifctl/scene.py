@@ -33,7 +33,7 @@ from pyqemu_ifctl.guests import Guest, Guests, each_in_time, find_guests, leads_
 from pyqemu_ifctl.macs import CommandNic, nics_of
 from pyqemu_ifctl.migration import find_away
 from pyqemu_ifctl.place import Hooks, know_hooks
-from pyqemu_ifctl.rights import Lost, find_lost
+from pyqemu_ifctl.rights import Lost, find_lost, find_off
 from pyqemu_ifctl.status import wanted as is_wanted
 from pyqemu_ifup import nft
 from pyqemu_ifup.caller import Option, command_line, read_program, read_status, real_uid
@@ -128,7 +128,8 @@ class Scene:
     looked at, `unread` are the processes that do not let themselves be. `otherwise` is what the
     process of a tap says of itself by now that the tap's mark says otherwise. `hooks` are those of
     this installation, None for none. `host_id` is no other host's. `sights` are
-    its links with their addresses, and its gateways.
+    its links with their addresses, and its gateways. `off` are the taps of running guests that the
+    policy attaches, and that are down or nowhere.
     """
 
     policy: Policy | Failure
@@ -151,6 +152,7 @@ class Scene:
     unseen: tuple[str, ...]
     unread: tuple[str, ...] = ()
     lost: tuple[Lost, ...] = ()
+    off: tuple[Link, ...] = ()
     away: frozenset[int] = frozenset()
     otherwise: Mapping[str, str] = field(default_factory=dict)
     host_id: str = ""
@@ -219,6 +221,11 @@ def look(
         lost = parts.take("whose right has ended", lambda: find_lost(
             host, policy, links, lambda tap, stamp: is_wanted(policy, tap, stamp)
         )) or []
+        gone = {each.link.index for each in lost}
+        off = parts.take("whose tap is down", lambda: find_off(
+            [link for link in links if link.index not in gone], ports, failed,
+            lambda tap, stamp: is_wanted(policy, tap, stamp),
+        )) or []
     networks = policy.networks.values() if isinstance(policy, Policy) else ()
     wanted = {each.ovsdb for each in networks if each.kind == "openvswitch"}
     unseen += [str(each) for each in failed.values() if each.status == Status.DENIED]
@@ -277,6 +284,7 @@ def look(
             else sh("apt-get", "install", "openvswitch-switch")
         ),
         unseen=tuple(unseen), unread=(*parts.missed, *unread), lost=tuple(lost),
+        off=tuple(off),
         otherwise=otherwise, host_id=this_host(), hooks=know_hooks(sys.argv[0]),
     )
 

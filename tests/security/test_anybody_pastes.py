@@ -160,6 +160,7 @@ def each_scene(name: str) -> Iterator[Scene]:
             ("pyqemu-netns", HERE.netns), ("pyqemu-ifindex", "7"))
     yield a_scene(name, ports=(replace(port, external_ids=ours),))
     yield a_scene(name, failed={database: Failure(Status.TRY_AGAIN, name)})
+    yield a_scene(name, off=(a_link(name, alias=format_alias(STAMP)),))
     for failure in (
         Failure(Status.NO_POLICY, f"/x y/{name}"), Failure(Status.UNSAFE, name, "", "run chmod"),
         Failure(Status.UNSAFE, name, "", "run chown"),
