@@ -285,7 +285,9 @@ def a_tap_with_an_address(clinic: Clinic) -> Faulty:
         calls.close()
     assert ended.status == 0
     (told,) = [line for line in ended.log if what in line]
-    assert "; mend it: ip address del 192.0.2.1/24 dev web0 && " in told
+    assert told.endswith(
+        "; mend it: ip address add 192.0.2.1/24 dev br0 && ip address del 192.0.2.1/24 dev web0"
+    )
     (row,) = clinic.hooks.ctl_json("status", "web0")["taps"]
     (difference,) = row["differences"]
     assert (row["state"], difference["setting"]) == ("differs", "address")

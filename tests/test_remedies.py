@@ -33,6 +33,7 @@ DOCTOR = "test_ifctl_doctor.py::test_on_a_linux_bridge"
 OF_OVS = "test_ifctl_doctor.py::test_with_open_vswitch"
 OF_QEMU = "test_ifctl_doctor.py::test_of_a_qemu"
 VLANS = "uml/test_doctor.py::test_vlans"
+WHOLE = "test_port_address.py::test_what_is_on_a_port_is_moved_whole"
 FORETOLD = "test_foretold.py::test_what_up_ends_with_is_foretold"
 HERE = "test_remedies.py::test_the_command_of_a_refusal_mends_it"
 HERE_OVS = "test_remedies.py::test_the_command_of_a_refusal_mends_open_vswitch"
@@ -139,7 +140,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}nat_network.py", "_deleting_bridge"): (1, (TOLD,)),
     (f"{IFUP}nat_network.py", "_deleting_table"): (1, (TOLD,)),
     (f"{IFUP}on_port.py", "find_sitting"): (1, (VLANS,)),
-    (f"{IFUP}on_port.py", "_moving"): (3, (DOCTOR,)),
+    (f"{IFUP}on_port.py", "_moving"): (4, (DOCTOR, WHOLE)),
     (f"{IFUP}openvswitch.py", "compose"): (1, (OF_OVS,)),
     (f"{IFUP}openvswitch.py", "_is_there"): (1, (HERE_OVS,)),
     (f"{IFUP}plan.py", "find_kind"): (1, (OF_OVS,)),

@@ -147,7 +147,7 @@ def find_port_addresses(scene: Scene) -> Iterator[Fault]:
     """An address of this host's on a port of a bridge, where it answers nobody."""
     for _, _, found in _sitting(scene):
         if found.setting == "address":
-            yield Fault(found.what, found.why, found.command)
+            yield Fault(found.what, found.why, found.command, found.do or None)
 
 
 def find_port_devices(scene: Scene) -> Iterator[Fault]:
@@ -193,7 +193,7 @@ def find_uplinks_down(scene: Scene) -> Iterator[Fault]:
 def find_lonely_bridges(scene: Scene) -> Iterator[Fault]:
     """A bridge with running guests that has neither an uplink nor an address of this host's."""
     addressed = {
-        index for index, text in scene.sights.addresses if not text.startswith("fe80:")
+        each.index for each in scene.sights.addresses if not each.text.startswith("fe80:")
     }
     if any(link.kind in STACKED and link.index in addressed for link in scene.links):
         # NOTE: such a link may be on a bridge, and the host's way onto it.

@@ -128,7 +128,7 @@ class Scene:
     looked at, `unread` are the processes that do not let themselves be. `otherwise` is what the
     process of a tap says of itself by now that the tap's mark says otherwise. `hooks` are those of
     this installation, None for none. `host_id` is no other host's. `sights` are
-    its links with their addresses, and its gateways. `off` are the taps of running guests that the
+    its links with their addresses, and its routes. `off` are the taps of running guests that the
     policy attaches, and that are down or nowhere.
     """
 
@@ -207,10 +207,9 @@ def look(
         vids = parts.take("the VLANs of ports", lambda: {
             link.index: host.kernel.vids(link.index) for link in links if link.master in aware
         }) or {}
-        seen_on = parts.take("addresses and routes", lambda: (
-            host.kernel.addresses(), host.kernel.gateways()
-        ))
-        sights = Sights(links, *(seen_on or ([], [])))
+        sights = parts.take(
+            "addresses and routes", lambda: host.kernel.sights(links)
+        ) or Sights(links, [], [])
         tables = parts.take(
             "the nft tables of networks", lambda: _look_at_tables(host, policy, links, unseen)
         ) or {}

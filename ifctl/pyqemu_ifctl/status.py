@@ -297,7 +297,7 @@ def look(host: Host, policy: Policy | Failure) -> tuple[System, dict[str, Failur
         },
         unasked=frozenset(failed),
         here=find_here(),
-        sights=Sights(links, host.kernel.addresses(), host.kernel.gateways()),
+        sights=host.kernel.sights(links),
         left=frozenset(
             link.name for link in links if link.tap
             and link.stamp is None and isinstance(policy, Policy) and is_left(policy, link.name)

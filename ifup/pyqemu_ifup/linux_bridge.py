@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 IFA_F_NODAD = 0x2
 """linux/if_addr.h."""
 IFLA_INET_CONF = 1
-RT_TABLE_MAIN = 254
 VLAN_PVID, VLAN_UNTAGGED = 0x2, 0x4
 VLAN_RANGE_BEGIN, VLAN_RANGE_END = 0x8, 0x10
 """BRIDGE_VLAN_INFO_* of linux/if_bridge.h."""
@@ -218,24 +217,22 @@ class Netlink:
                 for local in (message.get_attr("IFA_LOCAL"),)
             ]
 
-    def gateways(self) -> list[tuple[int, str, str]]:
-        """Return the routes by a router: the ifindex, ADDRESS/LENGTH or `default`, the router."""
-        found = []
-        with _explained("cannot list the routes"):
-            for message in self._route.get_routes():
-                to, out = message.get_attr("RTA_DST"), message.get_attr("RTA_OIF")
-                router = message.get_attr("RTA_GATEWAY")
-                in_main = message.get_attr("RTA_TABLE") == RT_TABLE_MAIN
-                if in_main and router is not None and out is not None:
-                    whole = "default" if to is None else f"{to}/{message['dst_len']}"
-                    found.append((out, whole, router))
-        return found
+    def sights(self, links: Sequence[Link] | None = None) -> Sights:
+        """Return the links, or those that are given, with addresses and routes. Raises Failure."""
+        from pyqemu_ifup import on_port, sights  # rare
 
-    def sights(self) -> Sights:
-        """Return the links, their addresses and the gateways. Raises Failure."""
-        from pyqemu_ifup.on_port import Sights  # rare
-
-        return Sights(self.links(), self.addresses(), self.gateways())
+        links = self.links() if links is None else links
+        with _explained("cannot list the addresses and the routes"):
+            names = {link.index: link.name for link in links}
+            addresses = [
+                sights.read_address(message, names.get(message["index"], ""))
+                for message in self._route.get_addr() if message["family"] in IP
+            ]
+            routes = [
+                route for message in self._route.get_routes() if message["family"] in IP
+                for route in sights.read_route(message)
+            ]
+        return on_port.Sights(links, addresses, routes)
 
     def add_address(self, index: int, address: str) -> None:
         """Give a link an ADDRESS/LENGTH; there already is success. Raises Failure."""

@@ -66,7 +66,7 @@ from pyqemu_ifup.main import denial
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.nat import bridge_alias
 from pyqemu_ifup.nat_network import Held, _telling_of_firewalls, leaving
-from pyqemu_ifup.on_port import Sights, find_sitting
+from pyqemu_ifup.on_port import Address, Route, Sights, find_sitting
 from pyqemu_ifup.openvswitch import Database
 from pyqemu_ifup.openvswitch import wait as wait_for
 from pyqemu_ifup.plan import (
@@ -509,10 +509,10 @@ class Elsewhere:
             commands(op)
 
     def sitting(self, name: str) -> None:
-        port, bridge = a_link(name), a_link(name, index=9, kind="bridge", tap=False)
+        port, bridge = a_link(name), a_link(name, index=9, kind="bridge", tap=False, up=False)
         device = a_link(name, index=8, kind="macvlan", tap=False, under=7)
-        gateways = [(7, "default", "192.0.2.9")]
-        sights = Sights((bridge, port, device), [(7, "192.0.2.1/24")], gateways)
+        routes = [Route(7, 4, "default", "192.0.2.9")]
+        sights = Sights((bridge, port, device), [Address(7, "192.0.2.1/24")], routes)
         address, on_it = find_sitting(port, name, sights)
         assert address.remedy.isprintable() and on_it.remedy.isprintable()
         busy = SimpleNamespace(
