@@ -8,18 +8,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.ids import is_unmapped
+from pyqemu_ifconf.policy import Leave, Policy, choose, policy_asks
 from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifup.caller import (
     Option,
     command_line,
     command_size,
+    cut_name,
+    find_caller,
     find_word,
+    login_of,
     read_number,
     read_options,
     read_program,
@@ -75,6 +79,24 @@ class Guests:
 
     found: tuple[Guest, ...]
     unread: tuple[str, ...]
+
+
+def is_left_for(policy: Policy | Failure, guest: Guest, tap: str) -> bool:
+    """Tell whether a `leave` rule has a tap of a guest's, by all that a hook of its would know.
+
+    Its launcher may well have no hook called for it.
+    """
+    if isinstance(policy, Failure) or not any(rule.leave for rule in policy.rules):
+        return False
+    caller = find_caller(tap, guest.pid, want_user=False)
+    if caller.netdev is None:
+        named = [option.id for option in guest.options
+                 if cut_name(option.keys.get("ifname", "")) == cut_name(tap)]
+        caller = replace(caller, netdev=named[0] if len(named) == 1 else None)
+    if policy_asks(policy, "user") and guest.uid is not None:
+        caller = replace(caller, user=login_of(guest.uid))
+    caller = replace(caller, unprivileged=guest.uid != 0)
+    return isinstance(choose(policy, caller), Leave)
 
 
 def find_guests(holders: Holders | None = None, others: float = OTHERS) -> Guests:

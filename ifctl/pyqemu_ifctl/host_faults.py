@@ -185,7 +185,7 @@ def find_stock_scripts(scene: Scene) -> Iterator[Fault]:
             script = script_of(option, "script")
             if script is None or "script" in option.keys:
                 continue
-            if _is_left(scene, option.keys.get("ifname")):
+            if _is_left(scene, qemu, option.keys.get("ifname")):
                 continue
             if not is_ours(qemu.scripts.get(script), "pyqemu-ifup"):
                 yield Fault(
@@ -202,7 +202,8 @@ def find_foreign_helpers(scene: Scene) -> Iterator[Fault]:
         paths = {path for option in qemu.guest.options for path in helpers_of(option)}
         named = {option.keys.get("ifname") for option in qemu.guest.options}
         links = filter(None, map(scene.link, sorted(set(qemu.guest.taps.values()) - named)))
-        past = [link for link in links if link.stamp is None and not _is_left(scene, link.name)]
+        past = [link for link in links
+                if link.stamp is None and not _is_left(scene, qemu, link.name)]
         if not paths or not past:
             continue
         master = next((each for each in scene.links if each.index == past[0].master), None)
@@ -225,9 +226,13 @@ def find_foreign_helpers(scene: Scene) -> Iterator[Fault]:
             )
 
 
-def _is_left(scene: Scene, tap: str | None) -> bool:
-    """Tell whether a `leave` rule of the policy has the tap."""
-    return tap is not None and isinstance(scene.policy, Policy) and is_left(scene.policy, tap)
+def _is_left(scene: Scene, qemu: Qemu, tap: str | None) -> bool:
+    """Tell whether a `leave` rule of the policy has the tap; None: all that QEMU does not name."""
+    if tap is None:
+        named = {option.keys.get("ifname") for option in qemu.guest.options}
+        taps = set(qemu.guest.taps.values()) - named
+        return bool(taps) and taps <= qemu.left
+    return tap in qemu.left or (isinstance(scene.policy, Policy) and is_left(scene.policy, tap))
 
 
 def find_no_downscripts(scene: Scene) -> Iterator[Fault]:
@@ -241,7 +246,7 @@ def find_no_downscripts(scene: Scene) -> Iterator[Fault]:
             down = script_of(option, "downscript")
             if is_ours(qemu.scripts.get(down or ""), "pyqemu-ifdown"):
                 continue
-            if _is_left(scene, option.keys.get("ifname")):
+            if _is_left(scene, qemu, option.keys.get("ifname")):
                 continue
             if down is None and not _stays(scene, qemu, option):
                 # NOTE: a tap that goes with its QEMU is gone from a Linux bridge too.

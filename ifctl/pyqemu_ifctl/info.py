@@ -15,7 +15,7 @@ from pyqemu_ifctl.answer import Answer, count, json_vlan, to_json, wrap
 from pyqemu_ifctl.args import host_id
 from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifctl.databases import read_policy, worst
-from pyqemu_ifctl.guests import NO_MONITOR, Guest, each_in_time, find_guests
+from pyqemu_ifctl.guests import NO_MONITOR, Guest, each_in_time, find_guests, is_left_for
 from pyqemu_ifctl.migration import find_away
 from pyqemu_ifctl.nics import macs_of
 from pyqemu_ifctl.qmp import Address, Backend, GuestNic, ask_nics, show
@@ -197,6 +197,12 @@ def view_of(
 ) -> View:
     """Return all that is known of one guest."""
     nics = told.nics
+    # NOTE: status knows of no guest who has a tap, and so of no rule for that one.
+    sides = {**sides, **{
+        tap: replace(side, row=replace(side.row, state="left"))
+        for tap in guest.taps.values() if (side := sides.get(tap)) is not None
+        and side.row.state == "loose" and is_left_for(policy, guest, tap)
+    }}
     ends = {each: tap_of(each, guest) for nic in nics or () for each in nic.backends}
     left = dict.fromkeys(guest.taps.values())
     for tap in ends.values():

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
@@ -29,7 +29,7 @@ from pyqemu_ifctl.databases import (
     open_each,
     read_policy,
 )
-from pyqemu_ifctl.guests import Guest, Guests, each_in_time, find_guests, leads_to
+from pyqemu_ifctl.guests import Guest, Guests, each_in_time, find_guests, is_left_for, leads_to
 from pyqemu_ifctl.macs import CommandNic, nics_of
 from pyqemu_ifctl.migration import find_away
 from pyqemu_ifctl.place import Hooks, know_hooks
@@ -84,6 +84,7 @@ class Qemu:
     confined: bool | None
     scripts: Mapping[str, str | None]
     nics: tuple[CommandNic, ...] = ()
+    left: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -243,7 +244,7 @@ def look(
     guests = parts.take_apart("the guests", lambda: find_guests(holders)) or Guests((), ())
     unread = list(guests.unread)
     qemus = []
-    seen = each_in_time(guests.found, _qemu, min(PATHS_SECONDS, watch.remaining()))
+    seen = each_in_time(guests.found, partial(_qemu, policy), min(PATHS_SECONDS, watch.remaining()))
     for guest in guests.found:
         qemu = seen.get(guest.pid, "where its scripts lead was not seen in time")
         if isinstance(qemu, Qemu):
@@ -595,12 +596,13 @@ def read_ruleset(items: Iterable[dict[str, Any]]) -> list[Chain]:
     ]
 
 
-def _qemu(guest: Guest) -> Qemu:
+def _qemu(policy: Policy | Failure, guest: Guest) -> Qemu:
     paths = {path for option in guest.options for key in DEFAULT_SCRIPTS
              if (path := script_of(option, key)) is not None}
     paths.update(path for option in guest.options for path in helpers_of(option))
     scripts = {path: leads_to(guest.pid, path) for path in paths}
-    return Qemu(guest, _is_confined(guest.pid), scripts, nics_of(guest, NICS_MAX + 1))
+    left = frozenset(tap for tap in guest.taps.values() if is_left_for(policy, guest, tap))
+    return Qemu(guest, _is_confined(guest.pid), scripts, nics_of(guest, NICS_MAX + 1), left)
 
 
 def script_of(option: Option, key: str) -> str | None:
