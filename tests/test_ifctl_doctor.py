@@ -1070,6 +1070,27 @@ def test_with_open_vswitch(row: Row, clinic: Clinic, ovs: OpenVSwitch) -> None:
     treat(row, clinic)
 
 
+def test_a_port_of_open_vswitch_s_own_is_no_guest_s(clinic: Clinic, ovs: OpenVSwitch) -> None:
+    """On the userspace datapath it is a tap, which ovs-vswitchd holds."""
+    clinic.ovs = ovs
+    with clinic.healthy():
+        before = clinic.look()["findings"]
+        clinic.switch.vsctl("add-port", "br-int", "ip0", "--", "set", "interface", "ip0",
+                            "type=internal")
+        clinic.ip("address", "add", "192.0.2.1/24", "dev", "ip0")
+        assert clinic.netns.link("ip0")["linkinfo"]["info_kind"] == "tun"
+        assert clinic.look()["findings"] == before
+        assert clinic.hooks.ctl_json("status")["taps"] == []
+        # NOTE: the guests have the host beside them, by that port.
+        tap = clinic.netns.tap("web0")
+        assert clinic.hooks.up("web0").returncode == 0
+        assert clinic.find("bridge-alone") == []
+        clinic.switch.vsctl("del-port", "ip0")
+        assert len(clinic.find("bridge-alone")) == 1
+        tap.close()
+        assert clinic.hooks.down("web0").returncode == 0
+
+
 def test_guest_on_open_vswitch_without_a_downscript(clinic: Clinic, ovs: OpenVSwitch) -> None:
     """On a Linux bridge the port goes with the tap: see no_downscript."""
     require("qemu")

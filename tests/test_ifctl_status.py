@@ -77,7 +77,7 @@ def port(*, bridge: str = "br-int", name: str = "tap0", **ids: str | None) -> Ov
 
 
 FOREIGN = replace(port(), external_ids=())
-LOCAL = replace(port(name="br-int"), external_ids=())
+LOCAL = replace(port(name="br-int"), external_ids=(), internal=True)
 
 
 def system(

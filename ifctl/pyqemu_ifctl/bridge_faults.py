@@ -167,13 +167,12 @@ def _sitting(scene: Scene) -> Iterator[tuple[Network, Link, Sitting]]:
         bridge, kinds = scene.link(network.bridge), kinds_of(scene, network)
         names = {
             port.name for port in scene.ports
-            if port.bridge == network.bridge and port.ovsdb == network.ovsdb
+            if port.bridge == network.bridge and port.ovsdb == network.ovsdb and not port.internal
         } if "openvswitch" in kinds else set()
         for link in scene.links:
             on_linux = "linux" in kinds and bridge is not None and link.master == bridge.index
             # NOTE: what Open vSwitch has made itself is this host's end.
-            if on_linux or (link.name in names and link.kind != "openvswitch"
-                            and link.name != network.bridge):
+            if on_linux or link.name in names:
                 for found in find_sitting(link, network.bridge, scene.sights):
                     yield network, link, found
 
@@ -204,7 +203,9 @@ def find_lonely_bridges(scene: Scene) -> Iterator[Fault]:
             continue
         guests = [link for link in scene.links if link.tap and link.carrier
                   and link.stamp is not None and link.stamp.bridge == network.bridge]
-        taps = {link.name for link in scene.links if link.tap}
+        taps = {link.name for link in scene.links if link.tap} - {
+            port.name for port in scene.ports if port.internal
+        }
         ports = [port for port in scene.ports if port.bridge == network.bridge
                  and port.name != network.bridge and port.name not in taps]
         if guests and not ports and not scene.uplinks(bridge):

@@ -136,7 +136,7 @@ def find_trunks(scene: Scene) -> Iterator[Fault]:
     """A tap whose port carries every VLAN."""
     for port in scene.ports:
         link = scene.link(port.name)
-        is_guest_s = link is not None and link.tap and port.name != port.bridge
+        is_guest_s = link is not None and link.tap and not port.internal
         if isinstance(scene.policy, Policy) and not port.ours and is_left(scene.policy, port.name):
             continue
         if is_guest_s and _concerns(scene, port) and port.vlan_mode in (None, "trunk"):

@@ -366,8 +366,13 @@ def _is_of_openvswitch(link: Link, system: System) -> bool:
     """Tell whether Open vSwitch made the tap itself, as it does on its userspace datapath."""
     if link.stamp is not None:
         return False
-    is_local_port = any(port.name == link.name == port.bridge for port in system.ports)
-    return is_local_port or (link.name == DATAPATH_TAP and not link.alias)
+    # NOTE: one that it could not make, as a guest's tap has the name, has no ifindex.
+    is_its_port = any(
+        port.internal and port.name == link.name
+        and (port.ifindex == link.index or port.name == port.bridge)
+        for port in system.ports
+    )
+    return is_its_port or (link.name == DATAPATH_TAP and not link.alias)
 
 
 def _tap_row(link: Link, system: System, want: Want, patience: Patience) -> Row:

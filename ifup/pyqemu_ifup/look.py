@@ -95,6 +95,8 @@ class OvsPort:
     """A Port and its Interface row, of one OVSDB.
 
     `bridge` is None where no bridge holds the port. Columns that may be empty are None or empty.
+    `internal`: its link is this host's own, and made by Open vSwitch: on the userspace datapath it
+    is a tap, and no guest's.
     """
 
     ovsdb: str
@@ -110,6 +112,7 @@ class OvsPort:
     error: str | None
     ifindex: int | None
     link_state: str | None
+    internal: bool = False
 
     @property
     def ids(self) -> dict[str, str]:

@@ -72,6 +72,7 @@ SCHEMA: dict[str, object] = {
         "Interface": {
             "columns": {
                 "name": _column("string"),
+                "type": _column("string"),
                 "external_ids": _STRINGS,
                 "ofport": _column("integer", 0),
                 "error": _column("string", 0),
@@ -343,6 +344,7 @@ class Database:
             error=_one(interface.error),
             ifindex=_one(interface.ifindex),
             link_state=_one(interface.link_state),
+            internal=interface.type == "internal" or interface.name == bridge,
         )
 
     def add_port(self, op: AddPort, watch: Watch) -> Work[None]:
