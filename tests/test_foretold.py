@@ -201,6 +201,28 @@ def test_what_up_ends_with_is_foretold(row: Row, clinic: Clinic) -> None:
     tap.close()
 
 
+def test_somebody_else_s_bridge_is_not_mended(clinic: Clinic) -> None:
+    """What is wrong with it is its owner's; that it has the network's name is all that is told."""
+    policy(clinic, LAB)
+    assert clinic.look()["ok"]
+    with ExitStack() as stack:
+        an_other_s_bridge(clinic, stack)
+        clinic.ip("link", "set", "labbr0", "down")
+        clinic.ip("link", "add", "eth0", "up", "type", "veth", "peer", "name", "far")
+        stack.callback(clinic.ip, "link", "del", "eth0")
+        clinic.ip("address", "add", "192.0.2.9/24", "dev", "eth0")
+        clinic.ip("link", "set", "eth0", "master", "labbr0")
+        of_it = [each for each in clinic.look()["findings"] if "labbr0" in each["what"]]
+        assert [each["check"] for each in of_it] == ["nat-needs"]
+        clinic.ip("link", "set", "eth0", "nomaster")
+        of_it = [each for each in clinic.look()["findings"] if "labbr0" in each["what"]]
+        assert [each["check"] for each in of_it] == ["nat-needs"]
+        clinic.ip("link", "del", "labbr0")
+        clinic.ip("link", "add", "labbr0", "type", "veth", "peer", "name", "labfar")
+        of_it = [each for each in clinic.look()["findings"] if "labbr0" in each["what"]]
+        assert [each["check"] for each in of_it] == ["nat-needs"]
+
+
 def test_explain_names_the_folder_that_up_makes(clinic: Clinic) -> None:
     policy(clinic, LAB)
     tap = clinic.netns.tap("web0")

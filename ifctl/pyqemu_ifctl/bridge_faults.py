@@ -77,6 +77,8 @@ def find_other_kinds(scene: Scene) -> Iterator[Fault]:
     if isinstance(scene.policy, Failure):
         return
     for network in scene.policy.networks.values():
+        if scene.is_other_s(network):
+            continue
         kinds, link = kinds_of(scene, network), scene.link(network.bridge)
         why = f"no tap is attached to network {quote(network.name)}: what is meant is not guessed"
         command = edit(network.place.file, network.place.line)

@@ -84,11 +84,12 @@ def wanted_kind(network: Network) -> str | None:
 
 
 def each_bridge(scene: Scene) -> list[Network]:
-    """Return the first network on each bridge."""
+    """Return the first network on each bridge, but on one of somebody else's (`nat-needs`)."""
     found: dict[tuple[str, str], Network] = {}
     if isinstance(scene.policy, Policy):
         for network in scene.policy.networks.values():
-            found.setdefault((network.bridge, network.ovsdb), network)
+            if not scene.is_other_s(network):
+                found.setdefault((network.bridge, network.ovsdb), network)
     return list(found.values())
 
 

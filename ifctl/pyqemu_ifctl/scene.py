@@ -19,7 +19,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
-from pyqemu_ifconf.policy import DEFAULT_OVSDB, Policy
+from pyqemu_ifconf.policy import DEFAULT_OVSDB, Network, Policy
 from pyqemu_ifconf.shell import Command, readable, sh
 from pyqemu_ifctl.answer import count
 from pyqemu_ifctl.bounded import Parts
@@ -43,6 +43,7 @@ from pyqemu_ifup.host import Host, filters, is_there
 from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, has_networks, is_local
 from pyqemu_ifup.manners import SAFE_PATH, Watch
 from pyqemu_ifup.nat import TABLE
+from pyqemu_ifup.nat_needs import is_ours
 from pyqemu_ifup.on_port import NOTHING, Sights
 from pyqemu_ifup.own_mac import this_host
 from pyqemu_ifup.stamp import Here, find_here
@@ -177,11 +178,17 @@ class Scene:
         """Return the link of this name."""
         return next((link for link in self.links if link.name == name), None)
 
+    def is_other_s(self, network: Network) -> bool:
+        """Tell whether what has the name of the bridge that a network makes is somebody else's."""
+        link = self.link(network.bridge) if network.nat is not None else None
+        return link is not None and not is_ours(link, network.name)
+
     def bridges(self) -> dict[str, Link]:
-        """Return the Linux bridges that the policy names."""
+        """Return the Linux bridges that the policy's taps are on, or are to be."""
         if isinstance(self.policy, Failure):
             return {}
-        names = {network.bridge for network in self.policy.networks.values()}
+        networks = self.policy.networks.values()
+        names = {network.bridge for network in networks if not self.is_other_s(network)}
         return {link.name: link for link in self.links
                 if link.kind == "bridge" and link.name in names}
 
