@@ -31,6 +31,11 @@ def begun():
 """
 LINGERING = START + """
 # Descriptors whose last close waits: 253 in a packet, many packets in a connection.
+import signal
+# NOTE: a signal ends the wait of a close. Ours is the last one if the agent is faster than we are.
+signal.signal(signal.SIGALRM, lambda number, frame: None)
+signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+
 def lingering():
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
