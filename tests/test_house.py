@@ -42,7 +42,7 @@ BROAD_ALLOWED = {
     ("ifd/pyqemu_ifd/server.py", "Server._hear"): "no client's packet or descriptor ends the agent",
     ("ifctl/pyqemu_ifctl/bounded.py", "attempt"): "nothing of one guest's ends a verb for others",
     ("ifctl/pyqemu_ifctl/bounded.py", "within.run"): "who waits raises it, in its own thread",
-    ("ifctl/pyqemu_ifctl/main.py", "answer_or_failure"): "the operator's door, to the same end",
+    ("ifctl/pyqemu_ifctl/verbs.py", "answer_or_failure"): "the operator's door, to the same end",
 }
 """(file, function) -> why it catches everything."""
 

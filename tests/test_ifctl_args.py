@@ -172,6 +172,65 @@ def test_what_is_stopped_prints_the_word_too(hooks: Hooks, number: signal.Signal
     assert (done.returncode, done.stdout) == (-number, f"{NO_ARGUMENTS}\n")
 
 
+AT_ONCE = """
+import os
+class Kill:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "argparse":
+            os.kill(os.getpid(), {number})
+sys.meta_path.insert(0, Kill)
+from"""
+"""What stops a launcher's process while it loads what the verbs need."""
+
+
+@pytest.mark.alone("no hook is called")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_what_is_stopped_while_it_loads_prints_the_word_too(
+    hooks: Hooks, number: signal.Signals
+) -> None:
+    write_vm(hooks, {"network": "lan"})
+    launcher = hooks.folder / "pyqemu-ifctl"
+    code = AT_ONCE.format(number=int(number))
+    launcher.write_text(launcher.read_text().replace("\nfrom", code))
+    done = hooks.ctl("args", "web1")
+    assert (done.returncode, done.stdout, done.stderr) == (-number, f"{NO_ARGUMENTS}\n", "")
+
+
+@pytest.mark.alone("no hook is called")
+@pytest.mark.parametrize("descriptors", [3, 4, 5])
+def test_what_has_too_few_descriptors_prints_the_word_too(hooks: Hooks, descriptors: int) -> None:
+    """From when Python itself has started on."""
+    write_vm(hooks, {"network": "lan"})
+    launcher = hooks.folder / "pyqemu-ifctl"
+    launcher.write_text(launcher.read_text().replace(
+        "raise SystemExit",
+        f"import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors},) * 2)\n"
+        "raise SystemExit",
+    ))
+    done = hooks.ctl("args", "web1")
+    assert done.returncode != 0 and done.stdout == f"{NO_ARGUMENTS}\n", done
+    assert done.stderr.startswith("pyqemu-ifctl: ") and done.stderr.count("\n") == 1, done
+
+
+@pytest.mark.alone("no hook is called")
+@pytest.mark.parametrize("line", [
+    "arg web1", "agrs web1", "argss web1", "ARGS web1", "--json args web1", "--verbose args web1",
+    "web1 args", "args web1 web2", "args --jsn web1", "statsu args",
+])
+def test_what_is_misspelt_prints_the_word_too(hooks: Hooks, line: str) -> None:
+    write_vm(hooks, {"network": "lan"})
+    done = hooks.ctl_warm(*line.split())
+    # NOTE: standard error is in it too.
+    assert (done.returncode, done.stdout.splitlines()[0]) == (64, NO_ARGUMENTS)
+
+
+@pytest.mark.alone("no hook is called")
+@pytest.mark.parametrize("line", ["statsu", "agnet", "run", "gcc", "--help", "args --json"])
+def test_what_is_not_meant_for_qemu_prints_none(hooks: Hooks, line: str) -> None:
+    assert NO_ARGUMENTS not in hooks.ctl_warm(*line.split()).stdout
+
+
 @pytest.mark.alone("no hook is called")
 @pytest.mark.parametrize("line", ["QEMU $(CTL args typo)", "QEMU $(CTL args typo) -m 128"])
 @pytest.mark.parametrize("version", VERSIONS)

@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from lab import answers
 from lab.hooks import SOURCE_ROOTS, Hooks
-from pyqemu_ifctl.main import build_parser
+from pyqemu_ifctl.verbs import build_parser
 
 VERBS = ("check", "explain", "status", "gc", "agent", "decode", "version")
 
@@ -119,7 +119,7 @@ LOADED = """
 import sys
 sys.path[:0] = {roots!r}
 from pyqemu_ifctl import main
-main._write = lambda stream, text: None
+main.put = lambda stream, text: None
 sys.argv = ["pyqemu-ifctl", *{words!r}]
 status = main.main()
 print(status, *sorted({{"argparse", "yaml", "pyroute2", "ovs"}} & sys.modules.keys()))

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 
 from pyqemu_ifctl.findings import CHECKS
-from pyqemu_ifctl.main import PROGRAM, build_parser
+from pyqemu_ifctl.verbs import PROGRAM, build_parser
 
 TAPS, FILES, GUESTS, NETWORKS, NOTHING = "taps", "files", "vms", "networks", ""
 KINDS = {
