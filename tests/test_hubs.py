@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from lab.clinic import until
 from lab.hooks import Hooks
 from lab.needs import require
 from lab.netns import Namespace
 from lab.qemu import Qemu
-from pyqemu_ifup.caller import read_command_line
+from pyqemu_ifup.caller import read_command_line, real_uid
 from pyqemu_ifup.hubs import WHY
+from pyqemu_ifup.read_config import CONFIG_MAX, LINE_MAX, Section, parse, read_config
 
 REFUSED = 71
 HOOKS = "script=IFUP,downscript=IFDOWN"
@@ -169,3 +173,133 @@ def test_a_deny_is_told_first(hooks: Hooks, netns: Namespace) -> None:
     with Qemu("-S", *argv, netns=netns.name, machine="pc", env=hooks.environ()) as qemu:
         assert qemu.wait() == 1
         assert "t0: denied: not here" in qemu.stderr
+
+
+def config(*sections: tuple[str, str]) -> str:
+    """Return a file for -readconfig: the head of each section, and its keys as key=value,..."""
+    lines = ["# by hand"]
+    for head, keys in sections:
+        lines.append(f"[{head}]")
+        for pair in keys.split(","):
+            key, _, value = pair.partition("=")
+            lines.append(f'  {key} = "{value}"')
+    return "\n".join(lines) + "\n"
+
+
+CONFIGS = {
+    "two -net tap": config(
+        ("net", f"type=tap,ifname=t0,{HOOKS}"), ("net", f"type=tap,ifname=t1,{HOOKS}"),
+        ("net", "type=nic,model=e1000"),
+    ),
+    "two netdevs": config(
+        ('netdev "a"', f"type=tap,ifname=t0,{HOOKS}"),
+        ('netdev "b"', f"type=tap,ifname=t1,{HOOKS}"),
+        ('netdev "h1"', "type=hubport,hubid=0,netdev=a"),
+        ('netdev "h2"', "type=hubport,hubid=0,netdev=b"),
+    ),
+}
+
+
+@pytest.fixture
+def vm_cfg(tmp_path: Path) -> Path:
+    """The path of a file for -readconfig, which a symbolic link leads to."""
+    (tmp_path / "vms").mkdir()
+    (tmp_path / "here").symlink_to(tmp_path / "vms")
+    return tmp_path / "here" / "vm.cfg"
+
+
+@pytest.mark.parametrize("title", CONFIGS)
+def test_a_hub_by_readconfig_is_refused(
+    title: str, hooks: Hooks, netns: Namespace, vm_cfg: Path
+) -> None:
+    vm_cfg.write_text(*called(hooks, CONFIGS[title]))
+    with Qemu("-S", "-readconfig", "here/vm.cfg", netns=netns.name, machine="pc",
+              env=hooks.environ(), cwd=vm_cfg.parents[1]) as qemu:
+        assert qemu.wait() == 1
+        assert "pyqemu-ifup: t0: on one hub with t1: " in qemu.stderr
+    assert not {"t0", "t1"} & set(netns.links())
+
+
+def test_doctor_sees_a_hub_by_readconfig(hooks: Hooks, netns: Namespace, vm_cfg: Path) -> None:
+    vm_cfg.write_text(CONFIGS["two netdevs"].replace("IFUP", "no").replace("IFDOWN", "no"))
+    with Qemu("-S", "-readconfig", str(vm_cfg), netns=netns.name, env=hooks.environ()) as qemu:
+        assert qemu.greeting
+        for tap in ("t0", "t1"):
+            netns.ip("link", "set", tap, "up", "master", "br0")
+        done = hooks.ctl("doctor", "qemu-hub")
+        assert (done.returncode, "t0 and t1 of QEMU" in done.stdout) == (1, True), done
+        assert qemu.quit() == 0
+
+
+def test_a_rule_matches_what_readconfig_says(hooks: Hooks, netns: Namespace, vm_cfg: Path) -> None:
+    mac = "52:54:00:00:00:07"
+    hooks.write_policy(
+        "version: 1\nnetworks: {a: {bridge: br0}}\n"
+        f"rules: [{{vm: web1, netdev: n0, mac: '{mac}', network: a}}]\n"
+    )
+    vm_cfg.write_text(*called(hooks, config(
+        ("name", "guest=web1"), ('netdev "n0"', f"type=tap,{HOOKS}"),
+        ('device "x"', f"driver=e1000,netdev=n0,mac={mac}"),
+    )))
+    with Qemu("-S", "-readconfig", str(vm_cfg), "-set", "netdev.n0.ifname=t0", netns=netns.name,
+              machine="pc", env=hooks.environ()) as qemu:
+        assert qemu.greeting, qemu.stderr
+        assert netns.link("t0")["master"] == "br0"
+        assert qemu.quit() == 0
+
+
+def test_a_file_is_read_of_the_same_user_and_without_waiting(tmp_path: Path) -> None:
+    file, fifo, other = tmp_path / "vm.cfg", tmp_path / "fifo", tmp_path / "link"
+    file.write_text(CONFIGS["two -net tap"])
+    os.mkfifo(fifo)
+    other.symlink_to("/proc/self/fd/0")
+    child = subprocess.Popen(
+        ["setpriv", "--reuid=65533", "--clear-groups", "cat"], stdin=subprocess.PIPE, cwd=tmp_path
+    )
+    try:
+        until(lambda: real_uid(child.pid) == 65533, "another user's process")
+        assert read_config(child.pid, str(file)) is None
+    finally:
+        child.communicate()
+    own = os.getpid()
+    assert read_config(own, str(file)) == parse(file.read_bytes())
+    assert parse(file.read_bytes())
+    for path in (str(fifo), str(other), "/dev/stdin", "/proc/self/status", str(tmp_path), "nowhere",
+                 "/dev/zero", "", "\ud800", "x" * 5000, str(file / "x")):
+        assert read_config(own, path) is None, path
+    file.write_bytes(b"#\n" * CONFIG_MAX)
+    assert read_config(own, str(file)) is None
+
+
+def test_a_file_is_looked_up_as_its_process_sees_it(tmp_path: Path) -> None:
+    """In a mount namespace of its own, where a symbolic link leads elsewhere too."""
+    text = CONFIGS["two netdevs"]
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "vm.cfg").write_text(CONFIGS["two -net tap"])
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    script = 'mount -t tmpfs vms there && printf %s "$1" >there/vm.cfg && echo && exec cat'
+    child = subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", script, "sh", text],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path,
+    )
+    try:
+        assert child.stdout is not None and child.stdout.readline() == b"\n"
+        for path in (str(tmp_path / "link" / "vm.cfg"), "there/../link/vm.cfg"):
+            assert read_config(child.pid, path) == parse(text.encode()), path
+    finally:
+        child.communicate()
+
+
+@pytest.mark.parametrize("text", [
+    b'k = "v"\n', b"[]\n", b"[net]\n   \n", b"[net]\n" + b"x" * LINE_MAX + b"\n", b"[net]\n\0\n",
+])  # fmt: skip
+def test_what_qemu_does_not_take_is_not_read(text: bytes) -> None:
+    assert parse(text) is None
+
+
+def test_keys_as_qemu_reads_them() -> None:
+    found = parse(b'[netdev "a b"]\n\tx = "1"\n y  ="2" # z\nid="3"\n w = b\n x = "4"\n\n#\n[net')
+    assert found == [
+        Section("netdev", "a b", {"x": "4", "y": "2", 'id="3"': "", "w": ""}),
+        Section("net", None, {}),
+    ]

@@ -159,7 +159,7 @@ def runs_qemu(pid: int) -> bool:
 
 def guest_of(pid: int, words: Sequence[str], taps: dict[int, str]) -> Guest:
     """Return what the command line of process `pid` tells."""
-    vm, options, _ = read_options(words)
+    vm, options, _ = read_options(words, pid)
     monitors = tuple(_where(pid, each) for each in monitors_of(words))
     incoming = any(name == "incoming" for name, _ in walk_options(words))
     return Guest(pid, vm, taps, monitors, real_uid(pid), tuple(options), incoming)

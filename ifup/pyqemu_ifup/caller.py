@@ -1,6 +1,7 @@
 """Who is asking: the guest's name, the netdev, its MAC and the user, from QEMU's own process.
 
-Only reads: the parent's command line, as QEMU itself would read it, and two files of /proc.
+Only reads: the parent's command line, as QEMU itself would read it, with what its -readconfig names
+where that may be read, and two files of /proc.
 Whatever cannot be told for certain is None. The rules of the command line are those of QEMU's
 lookup_opt (system/vl.c), opts_do_parse (util/qemu-option.c) and net/net.c, 5.2 to 11.
 """
@@ -68,13 +69,13 @@ def find_caller(tap: str, pid: int, *, want_user: bool, helped: bool = False) ->
     number where there is none. `helped`: a bridge helper brings it the tap. A process that has
     ended or is hidden is unknown; raises OSError for every other fault of /proc.
     """
-    caller = read_command_line(command_line(pid), tap, helped=helped)
+    caller = read_command_line(command_line(pid), tap, helped=helped, pid=pid)
     return replace(caller, user=_find_user(pid)) if want_user else caller
 
 
 def find_hook(tap: str, pid: int) -> str | None:
     """Return the path of the script= that process `pid` calls for `tap`, None where unknown."""
-    _, options, all_seen = read_options(command_line(pid))
+    _, options, all_seen = read_options(command_line(pid), pid)
     backend = _pick_backend(*_find_backends(options, tap), all_seen)
     return backend.keys.get("script", DEFAULT_HOOK) if backend is not None else None
 
@@ -128,14 +129,17 @@ def find_parent(pid: int) -> int | None:
     return int(fields[1]) if len(fields) > 1 else None
 
 
-def read_command_line(argv: Sequence[str], tap: str, *, helped: bool = False) -> Caller:
+def read_command_line(
+    argv: Sequence[str], tap: str, *, helped: bool = False, pid: int | None = None
+) -> Caller:
     """Return what QEMU's command line `argv`, its own name included, tells about `tap`.
 
     The netdev is the one whose ifname= is `tap`, else the only one that lets the kernel choose a
     name like `tap`; its MAC is that of the only device on it. What another program's command line
-    or one that is hard to read leaves open is None. `helped` is as in `find_caller`.
+    or one that is hard to read leaves open is None. `helped` is as in `find_caller`, `pid` as in
+    `read_options`.
     """
-    vm, options, all_seen = read_options(argv)
+    vm, options, all_seen = read_options(argv, pid)
     named, numbered = ([], []) if helped else _find_backends(options, tap)
     joined: tuple[str, ...] = ()
     if any(_type(option) == "hubport" or is_on_hub_0(option) for option in options):
@@ -167,12 +171,24 @@ def bounded(text: str | None) -> str | None:
         return None
 
 
-def read_options(argv: Sequence[str]) -> tuple[str | None, list[Option], bool]:
-    """Return the guest's name, the network options in order, and whether they are all of them."""
+def read_options(
+    argv: Sequence[str], pid: int | None = None
+) -> tuple[str | None, list[Option], bool]:
+    """Return the guest's name, the network options in order, and whether they are all of them.
+
+    What -readconfig names is read as far as process `pid` is the user's own; without it, not.
+    """
     vm: str | None = None
     options: list[Option] = []
     by_id: dict[tuple[str, str], Option] = {}
+    files = 0
     all_seen = True
+
+    def add(option: Option) -> None:
+        options.append(option)
+        if option.id is not None:
+            by_id.setdefault((option.name, option.id), option)
+
     for name, argument in walk_options(argv):
         if name == "name":
             # NOTE: QEMU merges several -name into one: the last guest= of all wins.
@@ -180,13 +196,22 @@ def read_options(argv: Sequence[str]) -> tuple[str | None, list[Option], bool]:
         elif name == "set":
             _set(by_id, argument)
         elif name == "readconfig":
-            all_seen = False
+            # NOTE: few guests have one.
+            from pyqemu_ifup.read_config import FILES_MAX, read_config
+
+            files += 1
+            given = pid if files <= FILES_MAX else None
+            sections = read_config(given, argument) if given is not None else None
+            all_seen = all_seen and sections is not None
+            for each in sections or ():
+                if each.group == "name":
+                    vm = each.keys.get("guest", vm)
+                elif each.group in _IMPLIED:
+                    add(Option(each.group, each.id or each.keys.get("id"), each.keys))
         elif name in _IMPLIED:
             option = _parse_json(name, argument) if argument[:1] == "{" else _parse(name, argument)
             if option is not None:
-                options.append(option)
-                if option.id is not None:
-                    by_id.setdefault((name, option.id), option)
+                add(option)
             elif name == "netdev":
                 all_seen = False
         elif argument.startswith("-") and argument.lstrip("-") in _IMPLIED:
@@ -336,7 +361,7 @@ def _why_unclear(
     if len(numbered) > 1:
         return f"{len(numbered)} netdevs of its QEMU have no ifname=, so that the kernel names them"
     if not all_seen:
-        return "its QEMU has -readconfig, or a -netdev that cannot be read"
+        return "its QEMU has a -readconfig or a -netdev that cannot be read"
     return "no netdev of its QEMU's command line is called so: it was plugged in later"
 
 
