@@ -64,6 +64,12 @@ def an_other_s_bridge(clinic: Clinic, stack: ExitStack) -> None:
     stack.callback(clinic.ip, "link", "del", "labbr0")
 
 
+def another_name(clinic: Clinic, stack: ExitStack) -> None:
+    clinic.netns.add_bridge("br1")
+    stack.callback(clinic.ip, "link", "del", "br1")
+    clinic.ip("link", "property", "add", "dev", "br1", "altname", "labbr0")
+
+
 def an_other_s_table(clinic: Clinic, stack: ExitStack) -> None:
     clinic.netns.run(["nft", "add", "table", "inet", "pyqemu-ifup-lab"])
     stack.callback(clinic.netns.run, ["nft", "flush", "ruleset"])
@@ -146,6 +152,7 @@ class Row:
 
 ROWS = (
     Row("bridge", LAB, an_other_s_bridge, "labbr0 is somebody else's", 77, "nat-needs"),
+    Row("name", LAB, another_name, "labbr0 is another name of br1", 77, "nat-needs"),
     Row("table", LAB, an_other_s_table, "pyqemu-ifup-lab is somebody else's", 77, "nat-needs"),
     Row("subnet", LAB, an_other_s_subnet, "eth0 has 192.168.76.9/28", 71, "nat-needs"),
     Row("dnsmasq", LAB, without("dnsmasq"), "dhcp: and dns: of network lab needs it", 69,

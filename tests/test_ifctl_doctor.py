@@ -151,6 +151,13 @@ def taken_off(clinic: Clinic) -> Faulty:
     guest.close()
 
 
+def by_another_name(clinic: Clinic) -> Faulty:
+    clinic.ip("link", "property", "add", "dev", "br0", "altname", "bridge0", "altname", "bridge1")
+    yield
+    clinic.policy("networks: {lan: {bridge: bridge1}}\n" + ALL, LAN + ALL)
+    yield
+
+
 def add_uplink(clinic: Clinic, name: str, far: str) -> None:
     clinic.ip("link", "add", name, "up", "type", "veth", "peer", "name", far)
     clinic.ip("link", "set", name, "master", "br0")
@@ -631,6 +638,7 @@ ROWS = (
     Row("unreachable-rule", shadowed, "is never reached: the one at "),
     Row("long-tap-glob", long_glob, "'a-very-long-[ab]*-name' at "),
     Row("bridge-missing", gone, "there is no bridge br0, which network lan is on ("),
+    Row("bridge-missing", by_another_name, "there is no bridge bridge1: that is another name of"),
     Row("bridge-kind", said_to_be_openvswitch,
         "br0 is a Linux bridge, and network lan wants an Open vSwitch bridge ("),
     Row("bridge-kind", a_card, "eth0 is no bridge, and network lan is on it ("),

@@ -71,7 +71,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFCTL}apply.py", "_unmarked"): (1, (LOOSE,)),
     (f"{IFCTL}apply.py", "_left"): (1, (LOOSE,)),
     (f"{IFCTL}args.py", "args"): (1, (SHOWS,)),
-    (f"{IFCTL}bridge_faults.py", "find_missing_bridges"): (1, (OF_OVS, DOCTOR)),
+    (f"{IFCTL}bridge_faults.py", "find_missing_bridges"): (2, (OF_OVS, DOCTOR)),
     (f"{IFCTL}bridge_faults.py", "find_other_kinds"): (1, (DOCTOR,)),
     (f"{IFCTL}bridge_faults.py", "find_bridges_down"): (1, (DOCTOR,)),
     (f"{IFCTL}bridge_faults.py", "find_uplinks_down"): (1, (DOCTOR,)),

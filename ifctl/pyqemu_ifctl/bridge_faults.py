@@ -53,6 +53,16 @@ def find_missing_bridges(scene: Scene) -> Iterator[Fault]:
             continue
         if network.kind == "openvswitch" and network.ovsdb in scene.absent:
             continue
+        what = f"there is no bridge {quote(network.bridge)}"
+        fails = "each start of a QEMU with a tap on this network fails (status 69)"
+        link = next((link for link in scene.links if network.bridge in link.altnames), None)
+        if link is not None:
+            place = edit(network.place.file, network.place.line)
+            yield Fault(
+                f"{what}: that is another name of {quote(link.name)}, which network "
+                f"{quote(network.name)} does not name ({network.place})", fails, place,
+            )
+            continue
         linux = network.kind == "linux" or (
             network.kind is None and network.ovsdb not in scene.switches
         )
@@ -62,10 +72,7 @@ def find_missing_bridges(scene: Scene) -> Iterator[Fault]:
             filtering = bool(vids_wanted(scene, network.bridge))
             command = adding_bridge(network.bridge, mac, filtering=filtering)
         yield Fault(
-            f"there is no bridge {quote(network.bridge)}, which network {quote(network.name)} is "
-            "on "
-            f"({network.place})",
-            "each start of a QEMU with a tap on this network fails (status 69)", command,
+            f"{what}, which network {quote(network.name)} is on ({network.place})", fails, command,
         )
 
 

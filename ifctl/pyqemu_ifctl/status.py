@@ -455,7 +455,12 @@ def _compare(
     if want.ovsdb in system.unasked and want.kind != "linux" and stamp.kind == "openvswitch":
         return None
     bridge = next((link for link in system.links if link.name == want.bridge), None)
-    seen = replace(seen, bridge=bridge, ovs_bridges=system.ovs_bridges.get(want.bridge, ()))
+    seen = replace(
+        seen, bridge=bridge, ovs_bridges=system.ovs_bridges.get(want.bridge, ()),
+        other_name_of=next(
+            (link.name for link in system.links if want.bridge in link.altnames), ""
+        ),
+    )
     try:
         kind = find_kind(want, seen)
         found = differences(want, kind, seen, up=True)

@@ -164,10 +164,13 @@ class Host:
         master = None
         if link is not None and link.master is not None:
             master = self.kernel.look_at(link.master)
+        found = self.kernel.look_up(bridge) if bridge is not None else None
+        missing = bridge if found is None else None
         return Seen(
             tap=link,
             master=master,
-            bridge=self.kernel.look_up(bridge) if bridge is not None else None,
+            bridge=found,
+            other_name_of=self.kernel.other_name_of(missing) if missing is not None else "",
             vids=self.kernel.vids(link.index) if link and filters(master) else (),
             ports=ports,
             ovs_bridges=tuple(

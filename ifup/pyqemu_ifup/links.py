@@ -39,6 +39,7 @@ IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 
 IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING = 1, 5, 7
 IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_VLAN_DEFAULT_PVID = 36, 39
 IFLA_BRPORT_ISOLATED = 33
+IFLA_PROP_LIST, IFLA_ALT_IFNAME = 52, 53
 IFLA_LINK, IFLA_LINK_NETNSID, IFLA_VLAN_ID = 5, 37, 1
 IFLA_TUN_OWNER, IFLA_TUN_GROUP, IFLA_TUN_TYPE = 1, 2, 3
 IFLA_TUN_PERSIST, IFLA_TUN_MULTI_QUEUE = 6, 7
@@ -263,14 +264,17 @@ def attributes(data: bytes) -> dict[int, bytes]:
 
 def _attributes(data: bytes, at: int, end: int) -> dict[int, bytes]:
     """Return the attributes between two places, by type."""
-    found: dict[int, bytes] = {}
+    return dict(_each_attribute(data, at, end))
+
+
+def _each_attribute(data: bytes, at: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the attributes between two places: the type, which may come again, and the value."""
     while at + RTATTR.size <= end:
         length, kind = RTATTR.unpack_from(data, at)
         if length < RTATTR.size:
             break
-        found[kind & NLA_TYPE_MASK] = data[at + RTATTR.size : at + length]
+        yield kind & NLA_TYPE_MASK, data[at + RTATTR.size : at + length]
         at += (length + 3) & ~3
-    return found
 
 
 def _nested(found: dict[int, bytes], kind: int) -> dict[int, bytes]:
@@ -288,6 +292,16 @@ def _number(form: struct.Struct, found: dict[int, bytes], kind: int) -> int | No
 def _text(found: dict[int, bytes], kind: int) -> str:
     # NOTE: the kernel takes any bytes; those that are not UTF-8 come as surrogate escapes.
     return os.fsdecode(found.get(kind, b"").rstrip(b"\0"))
+
+
+def _altnames(found: dict[int, bytes]) -> tuple[str, ...]:
+    names = found.get(IFLA_PROP_LIST)
+    if names is None:
+        return ()
+    return tuple(
+        os.fsdecode(name.rstrip(b"\0")) for kind, name in _each_attribute(names, 0, len(names))
+        if kind == IFLA_ALT_IFNAME
+    )
 
 
 @reads_message
@@ -365,6 +379,7 @@ def _link(data: bytes, body: int, end: int) -> Link:
         addrgenmode=_number(U8, ipv6, IFLA_INET6_ADDR_GEN_MODE),
         under=None if IFLA_LINK_NETNSID in found else _number(U32, found, IFLA_LINK),
         vid=_number(U16, own, IFLA_VLAN_ID) if kind == "vlan" else None,
+        altnames=_altnames(found),
     )
 
 

@@ -155,6 +155,12 @@ class Netlink:
         # NOTE: the kernel finds a link by its alternative names too; ours is the name proper.
         return link if link is not None and link.name == name else None
 
+    def other_name_of(self, name: str) -> str:
+        """Return the link that has this name as an alternative one, empty where there is none."""
+        with _explained(f"cannot look at link {quote(name)}"):
+            link = self._reader.by_name(name) if is_valid_name(name) else None
+        return link.name if link is not None and link.name != name else ""
+
     def look_at(self, index: int) -> Link | None:
         """Return the link with this ifindex, None where there is none."""
         with _explained(f"cannot look at link {index}"):

@@ -33,7 +33,8 @@ class Link:
     second) and `calls_iptables`, whether it by itself has frames go through iptables, are a
     bridge's. `ipv6_disabled` and `addrgenmode` (IN6_ADDR_GEN_MODE_* of linux/if_link.h) are a
     tap's or a bridge's, None where it or the kernel has no IPv6. `under` is the ifindex of the link
-    that it is made on, as a VLAN device, whose VLAN is `vid`.
+    that it is made on, as a VLAN device, whose VLAN is `vid`. `altnames` are the other names that
+    the kernel knows it by.
     """
 
     index: int
@@ -62,6 +63,7 @@ class Link:
     addrgenmode: int | None = None
     under: int | None = None
     vid: int | None = None
+    altnames: tuple[str, ...] = ()
 
     @property
     def stamp(self) -> Stamp | None:
@@ -199,7 +201,8 @@ class Seen:
     `tap` is None where there is no such link. `bridge` is the link that has the wanted bridge's
     name, `vids` the tap's own on a Linux bridge, `ports` every row of the tap's name in the
     databases looked at, and `ovs_bridges` those databases which have a bridge of the wanted name.
-    `sysctl`: what is below /proc/sys/net can be written here.
+    `other_name_of` is the link that has the wanted bridge's name as an alternative one, empty where
+    there is none. `sysctl`: what is below /proc/sys/net can be written here.
     """
 
     tap: Link | None
@@ -209,6 +212,7 @@ class Seen:
     ports: tuple[OvsPort, ...] = ()
     ovs_bridges: tuple[str, ...] = ()
     sysctl: bool = True
+    other_name_of: str = ""
 
 
 def wanted_vids(vlan: Vlan) -> tuple[Vid, ...]:

@@ -85,6 +85,13 @@ def own_bridge(host: Host, network: str, bridge: str) -> Link | None:
             f"network {network} has nat:, and makes a bridge of its own",
             f"correct bridge: of network {network} to a name that no interface has",
         )
+    other = host.kernel.other_name_of(bridge) if link is None else ""
+    if other:
+        raise Failure(
+            Status.DENIED, f"{quote(bridge)} is another name of {quote(other)}",
+            f"network {network} has nat:, and makes a bridge of its own",
+            f"correct bridge: of network {network} to a name that no interface has",
+        )
     return link
 
 

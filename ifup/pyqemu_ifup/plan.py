@@ -306,6 +306,13 @@ def find_kind(port: Port, seen: Seen) -> Kind:
             f"it is {what}",
             f"correct bridge: of network {quote(port.network)}",
         )
+    if seen.other_name_of:
+        own = quote(seen.other_name_of)
+        raise Failure(
+            Status.UNAVAILABLE, f"there is no bridge {quote(port.bridge)}",
+            f"that is another name of {own}",
+            f"write {own} in the stead of {quote(port.bridge)} for network {quote(port.network)}",
+        )
     how = {
         "linux": adding_bridge(port.bridge, filtering=port.vlan is not None),
         "openvswitch": vsctl(_shortest(port.ovsdb), ("add-br", port.bridge)),

@@ -136,6 +136,7 @@ def a_scene(bridge: str, **changes: Any) -> Scene:
 def each_scene(name: str) -> Iterator[Scene]:
     """Yield hosts on which something of this name is wrong."""
     yield a_scene(name)
+    yield a_scene(name, links=(a_link("other", altnames=(name,)),))
     bridge = a_link(name, kind="bridge", tap=False, up=False, stp=True, forward_delay=1500,
                     vlan_filtering=False, calls_iptables=True)
     uplink = a_link(f"{name}u", index=8, kind=None, tap=False, up=False, master=7)
