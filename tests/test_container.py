@@ -145,10 +145,27 @@ def test_what_a_guest_on_the_userspace_datapath_advertises(
     ovs_netdev.vsctl("del-br", "br-int")
 
 
+def is_foretold(job: Job, told: str) -> None:
+    """Check that explain and doctor say of the tap's network what its up has ended with, 77."""
+    assert f"note: an up would fail now (77): {told}" in job.ctl("explain", "web0")
+    said = json.loads(job.run("pyqemu-ifctl", "doctor", "--json", "nat-needs").stdout)
+    assert [f"{each['what']}; {each['do']}\n" for each in said["findings"]] == [told]
+
+
 def test_a_network_with_nat_in_a_container(netns: Namespace, tmp_path: Path) -> None:
-    """What is needed of its starter is told, with the option; with that it is made, and guarded."""
+    """All that is needed of its starter is told, with the options; with those it is made."""
     hooks = Hooks(tmp_path / "hooks")
     tap = netns.tap("web0")
+    with Container(netns, "read-only") as place:
+        job = Job(place, hooks, {"bridge": "labbr0", "nat": {**NAT, "ipv6": "fd00:76::1/64"}})
+        done = job.run("pyqemu-ifup", "web0")
+        told = done.stderr.removeprefix("pyqemu-ifup: web0: ")
+        assert done.returncode == 77 and told.endswith(
+            "; have whoever starts this container give it --cap-add=SETGID --cap-add=SETUID "
+            "--cap-add=NET_BIND_SERVICE --cap-add=NET_RAW --tmpfs /run --sysctl "
+            "net.ipv4.ip_forward=1 --sysctl net.ipv6.conf.all.forwarding=1\n"
+        ), done
+        is_foretold(job, told)
     with Container(netns, "tmpfs", USUAL) as place:
         job = Job(place, hooks, {"bridge": "labbr0", "nat": NAT})
         done = job.run("pyqemu-ifup", "web0")
@@ -172,8 +189,7 @@ def test_a_network_with_nat_in_a_container(netns: Namespace, tmp_path: Path) -> 
             assert job.run("pyqemu-ifdown", "web0").returncode == 0
             assert netns.links().keys() == {"lo", "web0"}
     refusals: list[tuple[Run, tuple[str, ...], str]] = [
-        ("read-only", USUAL, "; have whoever starts this container give it a /run to write to: "
-                             "--tmpfs /run\n"),
+        ("read-only", USUAL, "; have whoever starts this container give it --tmpfs /run\n"),
         ("tmpfs", LITTLE, "; have whoever starts this container give it --cap-add=SETGID "
                           "--cap-add=SETUID --cap-add=NET_BIND_SERVICE --cap-add=NET_RAW\n"),
     ]  # fmt: skip
@@ -242,6 +258,7 @@ def test_a_network_with_nat_rootless(rootless: Hooks) -> None:
                 assert done.returncode == 77 and done.stderr.endswith(
                     "have a /run of one's own: unshare -Urnm, and in it: mount -t tmpfs run /run\n"
                 ), done
+                is_foretold(job, done.stderr.removeprefix("pyqemu-ifup: web0: "))
                 continue
             assert (done.returncode, done.stderr) == (0, "")
             assert json.loads(job.ctl("status", "--json"))["taps"][0]["state"] == "ok"

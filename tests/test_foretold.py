@@ -21,6 +21,7 @@ from lab.public import NOBODY
 from test_ifctl_doctor import let_go, own_mounts
 
 LAB = "networks: {lab: {bridge: labbr0, nat: {ipv4: 192.168.76.1/24}}}\n"
+LAB6 = LAB.replace("192.168.76.1/24", "192.168.76.1/24, ipv6: 'fd00:76::1/64'")
 LAN = "networks: {lan: {bridge: br0}}\n"
 
 
@@ -31,7 +32,7 @@ def clinic(netns: Namespace, tmp_path: Path) -> Clinic:
 
 
 def policy(clinic: Clinic, networks: str) -> None:
-    name = "lab" if networks == LAB else "lan"
+    name = "lab" if networks in (LAB, LAB6) else "lan"
     clinic.policy(f'{networks}rules: [{{tap: "*", network: {name}}}]\n')
 
 
@@ -57,6 +58,11 @@ def listening(kind: socket.SocketKind, port: int) -> State:
             taken.listen()
 
     return make
+
+
+def both_ports(clinic: Clinic, stack: ExitStack) -> None:
+    for port in (53, 67):
+        listening(socket.SOCK_DGRAM, port)(clinic, stack)
 
 
 def an_other_s_bridge(clinic: Clinic, stack: ExitStack) -> None:
@@ -165,8 +171,11 @@ ROWS = (
         "nat-needs"),
     Row("dhcp", LAB, listening(socket.SOCK_DGRAM, 67), "port 67/udp of 0.0.0.0 is taken", 71,
         "nat-needs"),
-    Row("sysctl", LAB, mounts(READ_ONLY.replace("{path}", "/proc/sys")), "Read-only file system",
-        71, "nat-needs"),
+    Row("ports", LAB, both_ports,
+        "port 53/udp of 192.168.76.1 and port 67/udp of 0.0.0.0 are taken", 71, "nat-needs"),
+    Row("sysctl", LAB6, mounts(READ_ONLY.replace("{path}", "/proc/sys")), "Read-only file system; "
+        "have whoever starts this container give it --sysctl net.ipv4.ip_forward=1 "
+        "--sysctl net.ipv6.conf.all.forwarding=1\n", 71, "nat-needs"),
     Row("run", LAB, mounts("mkdir -p /run/pyqemu-ifup; "
                            + READ_ONLY.replace("{path}", "/run/pyqemu-ifup")),
         "cannot use /run/pyqemu-ifup/lab@", 71, "nat-needs"),

@@ -130,7 +130,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}nat_needs.py", "_install"): (2, (FORETOLD,)),
     (f"{IFUP}nat_needs.py", "_table"): (1, (HERE,)),
     (f"{IFUP}nat_needs.py", "_advertisements"): (1, (ADVERTISED,)),
-    (f"{IFUP}nat_needs.py", "_require_port"): (1, (SHOWS,)),
+    (f"{IFUP}nat_needs.py", "_ports_taken"): (1, (SHOWS,)),
     (f"{IFUP}nat_network.py", "_bring_about"): (1, (TOLD,)),
     (f"{IFUP}nat_network.py", "_loading"): (1, (TOLD,)),
     (f"{IFUP}nat_network.py", "_telling_of_firewalls"): (1, (IN_SYSLOG,)),

@@ -3,12 +3,14 @@
     Failure             exit status, what failed, why, what to do
     +-- PolicyInvalid   all the errors of a policy, each with its place
     +-- Forbidden       this process may not: that says nothing of what is there
+    +-- Lacking         this container was not given something, with the options that give it
 
 Modules raise; only the programs' `main` prints and exits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -51,6 +53,27 @@ class Forbidden(Failure):
 
     def __init__(self, what: str, why: str = "", remedy: str = "run as root") -> None:
         super().__init__(Status.DENIED, what, why, remedy)
+
+
+class Lacking(Failure):
+    """This container has not what whoever starts it can give it by `options`, as a shell's words.
+
+    A container is made anew to get more of them, so what it lacks is told all at once: see `join`.
+    """
+
+    def __init__(self, status: Status, what: str, why: str, *options: str) -> None:
+        remedy = f"have whoever starts this container give it {' '.join(options)}"
+        super().__init__(status, what, why, remedy)
+        self.options = options
+
+    @classmethod
+    def join(cls, causes: Sequence[Lacking]) -> Lacking:
+        """Return one for all of these, one at least; its status is the first's."""
+        what = ", and ".join(f"{each.what}: {each.why}" for each in causes[:-1])
+        last = causes[-1]
+        what = f"{what}, and {last.what}" if what else last.what
+        options = dict.fromkeys(option for each in causes for option in each.options)
+        return cls(causes[0].status, what, last.why, *options)
 
 
 @dataclass(frozen=True)

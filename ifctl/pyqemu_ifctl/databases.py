@@ -49,7 +49,7 @@ def open_each(host: Host, ovsdbs: Iterable[str]) -> dict[str, Failure]:
 
 
 def find_unmet(host: Host, network: str, bridge: str, nat: Nat) -> list[Failure]:
-    """Return why an up could not make a network with `nat:`, or a Failure (75) of who is mute.
+    """Return why an up could not make a network with `nat:`, at last a Failure (75) of who is mute.
 
     Raises Failure (75) once the host's watch is interrupted.
     """
@@ -59,13 +59,12 @@ def find_unmet(host: Host, network: str, bridge: str, nat: Nat) -> list[Failure]
     watch = host.watch
     host.watch = watch.within(PATIENCE)
     try:
-        return host.finish(finding(host, Wanted(network, bridge, nat)))
-    except Failure as failure:
-        if watch.interrupted() is not None:
-            raise
-        return [failure]
+        found = host.finish(finding(host, Wanted(network, bridge, nat)))
     finally:
         host.watch = watch
+    if found and watch.interrupted() is not None:
+        raise found[-1]
+    return found
 
 
 def worst(failures: Iterable[Failure]) -> Status:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from pyqemu_ifconf.failure import Failure, Forbidden, Status
+from pyqemu_ifconf.failure import Failure, Forbidden, Lacking, Status
 from pyqemu_ifconf.ids import is_alone, is_mapped
 from pyqemu_ifconf.shell import quote, sh
 from pyqemu_ifup.manners import SAFE_PATH, Watch, waiting_for
@@ -92,11 +92,10 @@ def require_capabilities() -> None:
     effective = int(line.split()[1], 16)
     lacking = [word for word, number in CAPABILITIES.items() if not effective >> number & 1]
     if lacking:
-        raise Failure(
+        raise Lacking(
             Status.DENIED, "dnsmasq cannot run here",
             f"this process lacks {', '.join(f'CAP_{word}' for word in lacking)}",
-            "have whoever starts this container give it "
-            + " ".join(f"--cap-add={word}" for word in lacking),
+            *(f"--cap-add={word}" for word in lacking),
         )
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from pyqemu_ifconf.failure import Failure, Forbidden, Status
+from pyqemu_ifconf.failure import Failure, Forbidden, Lacking, Status
 from pyqemu_ifconf.shell import quote, readable
 from pyqemu_ifup.caller import real_uid
 from pyqemu_ifup.manners import Watch
@@ -276,6 +276,23 @@ def open_lock(path: str) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
+def require_folder(folder: str) -> None:
+    """Check that a network's lock could be opened, and its folder made; changes nothing.
+
+    Raises Failure as `cannot_use`, of the error that the kernel would give.
+    """
+    places = (f"{folder}/lock", folder, RUN)
+    there = next(filter(os.path.lexists, places), os.path.dirname(RUN))
+    try:
+        # NOTE: access(2) tells no errno here, and the kernel asks in this order.
+        if os.statvfs(there).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if not os.access(there, os.W_OK | (os.X_OK if os.path.isdir(there) else 0)):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise cannot_use(folder, error) from error
+
+
 def cannot_use(path: str, error: OSError) -> Failure:
     """Return the Failure, 77 or 71, of one who could not open a lock."""
     what, why = f"cannot use {quote(path)}", error.strerror or str(error)
@@ -284,9 +301,8 @@ def cannot_use(path: str, error: OSError) -> Failure:
             return Forbidden(what, why)
         # NOTE: root whom a folder of root's is not for is an ordinary user's own.
         remedy = "have a /run of one's own: unshare -Urnm, and in it: mount -t tmpfs run /run"
-        return Forbidden(what, why, remedy)
+        return Failure(Status.DENIED, what, why, remedy)
     if error.errno == errno.EROFS:
         # NOTE: a container whose root is read-only.
-        remedy = "have whoever starts this container give it a /run to write to: --tmpfs /run"
-        return Failure(Status.REFUSED, what, why, remedy)
+        return Lacking(Status.REFUSED, what, why, "--tmpfs /run")
     return Failure(Status.REFUSED, what, why, "see whether /run is there, and can be written to")

@@ -1,6 +1,6 @@
 """What a network with `nat:` needs of this host: one list, by which up, `explain` and `doctor` go.
 
-Each need looks, changes nothing, and raises the Failure that an up ends with.
+Each need looks, changes nothing, and returns the Failures that an up ends with, or raises one.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import errno
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from pyqemu_ifconf.failure import Failure, Forbidden, Status
+from pyqemu_ifconf.failure import Failure, Forbidden, Lacking, Status
 from pyqemu_ifconf.policy import Nat
 from pyqemu_ifconf.shell import Command, quote, sh, write
 from pyqemu_ifup import dnsmasq, nft
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.lock import RUN, cannot_use
+from pyqemu_ifup.lock import require_folder
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import SAFE_PATH
 from pyqemu_ifup.nat import (
@@ -51,28 +51,38 @@ class Wanted(NamedTuple):
 
 def require(host: Host, wanted: Wanted) -> Work[None]:
     """Check that all is there that making the network needs. Raises Failure, that of the first."""
-    for need in NEEDS:
-        yield from need(host, wanted)
+    if found := (yield from _find(host, wanted, NEEDS)):
+        raise found[0]
 
 
 def find_unmet(host: Host, wanted: Wanted) -> Work[list[Failure]]:
     """Return why an up could not make the network, the first as it would end; changes nothing.
 
-    A Forbidden among them is what this process may not look at. Raises Failure (75) with the
-    host's watch.
+    A Forbidden among them is what this process may not look at; one (75) with the host's watch is
+    the last, and what comes after that has not been looked at.
     """
+    return (yield from _find(host, wanted, (*NEEDS, *TRIALS)))
+
+
+def _find(host: Host, wanted: Wanted, needs: Sequence[Need]) -> Work[list[Failure]]:
+    """Return all that is unmet, what the container lacks as one."""
     found: list[Failure] = []
-    for need in (*NEEDS, *TRIALS):
+    for need in needs:
         try:
-            yield from need(host, wanted)
+            found += yield from need(host, wanted)
         except Failure as failure:
-            if failure.status == Status.TRY_AGAIN:
-                raise
             # NOTE: a trial may fail for what a need has told of.
             found += [failure] if str(failure) not in map(str, found) else []
+            if failure.status == Status.TRY_AGAIN:
+                break
         except PermissionError as error:
             what = f"cannot look at {quote(str(error.filename))}"
             found.append(Forbidden(what, error.strerror or str(error)))
+    lacking = [each for each in found if isinstance(each, Lacking)]
+    if lacking:
+        place = found.index(lacking[0])
+        found = [each for each in found if not isinstance(each, Lacking)]
+        found.insert(place, Lacking.join(lacking))
     return found
 
 
@@ -113,20 +123,22 @@ def folder_of(network: str) -> str:
     return folder_name(network, str(os.stat("/proc/self/ns/net").st_ino), own)
 
 
-def require_programs(network: str, nat: Nat) -> None:
-    """Raise Failure (69) where a program that the network needs is not there."""
+def lacking_programs(network: str, nat: Nat) -> list[Failure]:
+    """Return a Failure (69) for each program that the network needs, and that is not there."""
     wanted = [(nft.PROGRAM, "nftables", "nat:")]
     if wants_dnsmasq(nat):
         # NOTE: with neither DHCP nor DNS it is there for the router advertisements alone.
         given = {"dhcp:": nat.dhcp is not None, "dns:": nat.dns is not None}
         keys = [name for name, is_given in given.items() if is_given] or ["ipv6:"]
         wanted.append(("dnsmasq", "dnsmasq-base", " and ".join(keys)))
-    for program, package, needed_by in wanted:
-        if shutil.which(program, path=SAFE_PATH) is None:
-            raise Failure(
-                Status.UNAVAILABLE, f"there is no {program} in {SAFE_PATH}",
-                f"{needed_by} of network {network} needs it", _install(package),
-            )
+    return [
+        Failure(
+            Status.UNAVAILABLE, f"there is no {program} in {SAFE_PATH}",
+            f"{needed_by} of network {network} needs it", _install(package),
+        )
+        for program, package, needed_by in wanted
+        if shutil.which(program, path=SAFE_PATH) is None
+    ]
 
 
 def _install(package: str) -> Command:
@@ -138,37 +150,44 @@ def _install(package: str) -> Command:
 # The needs
 
 
-def _bridge(host: Host, wanted: Wanted) -> Work[None]:
+def _bridge(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
     own_bridge(host, wanted.network, wanted.bridge)
     yield from ()
+    return ()
 
 
-def _programs(host: Host, wanted: Wanted) -> Work[None]:
-    require_programs(wanted.network, wanted.nat)
+def _programs(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
     yield from ()
+    return lacking_programs(wanted.network, wanted.nat)
 
 
-def _account(host: Host, wanted: Wanted) -> Work[None]:
-    """dnsmasq has a user to run as, and what it needs to become that."""
+def _account(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
+    """dnsmasq has a user to run as."""
     if wants_dnsmasq(wanted.nat):
         dnsmasq.account()
+    yield from ()
+    return ()
+
+
+def _capabilities(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
+    """dnsmasq has what it needs to become that user."""
+    if wants_dnsmasq(wanted.nat):
         dnsmasq.require_capabilities()
     yield from ()
+    return ()
 
 
-def _folder(host: Host, wanted: Wanted) -> Work[None]:
-    """The network's folder can be made. access(2) tells of a file system that is read-only."""
-    above = RUN if os.path.isdir(RUN) else os.path.dirname(RUN)
-    if not os.access(above, os.W_OK | os.X_OK):
-        code = errno.EROFS if os.geteuid() == 0 else errno.EACCES
-        raise cannot_use(folder_of(wanted.network), OSError(code, os.strerror(code)))
+def _folder(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
+    """The network's folder can be made, and its lock opened."""
+    require_folder(folder_of(wanted.network))
     yield from ()
+    return ()
 
 
-def _table(host: Host, wanted: Wanted) -> Work[None]:
+def _table(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
     """The nft table of a network that is not there is not somebody else's (77)."""
     if _is_there(host, wanted) or not nft.is_there():
-        return
+        return ()
     table = yield from nft.read_table(wanted.network, host.watch)
     if table is not None and not table.ours:
         raise Failure(
@@ -177,6 +196,7 @@ def _table(host: Host, wanted: Wanted) -> Work[None]:
             "it does not carry our mark",
             f"if it shall go: {sh('nft', 'delete', 'table', 'inet', table_name(wanted.network))}",
         )
+    return ()
 
 
 def _is_there(host: Host, wanted: Wanted) -> bool:
@@ -185,40 +205,44 @@ def _is_there(host: Host, wanted: Wanted) -> bool:
     return link is not None and is_ours(link, wanted.network)
 
 
-def _subnets(host: Host, wanted: Wanted) -> Work[None]:
+def _subnets(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
     """No other link has an address or a route in the network's subnets (71)."""
     from ipaddress import ip_interface, ip_network
 
     if _is_there(host, wanted):
-        return
+        return ()
+    found: dict[object, Failure] = {}
     names = {link.index: link.name for link in host.kernel.links()}
     for address in filter(None, (wanted.nat.ipv4, wanted.nat.ipv6)):
         own = ip_network(subnet(address))
         for index, text in host.kernel.destinations():
             other = ip_interface(text).network
             if other.version == own.version and other.prefixlen > 0 and other.overlaps(own):
-                raise Failure(
+                found.setdefault(own, Failure(
                     Status.REFUSED, f"subnet {own} of network {wanted.network} is in use",
                     f"{quote(names[index]) if index in names else f'link {index}'} has {text}",
                     f"give network {wanted.network} another subnet",
-                )
+                ))
     yield from ()
+    return [*found.values()]
 
 
-def _advertisements(host: Host, wanted: Wanted) -> Work[None]:
+def _advertisements(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
     """IPv6 forwarding would not cost this host its own address and route (71)."""
     nat = wanted.nat
     if nat.ipv6 is None or not nat.outbound or read_sysctl("ipv6/conf/all/forwarding") == "1":
-        return
-    for name in _by_advertisement():
-        if read_sysctl(f"ipv6/conf/{name}/accept_ra") in ("0", "1"):
-            raise Failure(
-                Status.REFUSED, "IPv6 forwarding is off, and cannot be turned on as it is",
-                f"{quote(name)} lives by router advertisements, which it would heed no more",
-                "let it heed them all the same: "
-                + write("2", f"/proc/sys/net/ipv6/conf/{name}/accept_ra"),
-            )
+        return ()
     yield from ()
+    return [
+        Failure(
+            Status.REFUSED, "IPv6 forwarding is off, and cannot be turned on as it is",
+            f"{quote(name)} lives by router advertisements, which it would heed no more",
+            "let it heed them all the same: "
+            + write("2", f"/proc/sys/net/ipv6/conf/{name}/accept_ra"),
+        )
+        for name in _by_advertisement()
+        if read_sysctl(f"ipv6/conf/{name}/accept_ra") in ("0", "1")
+    ]
 
 
 def _by_advertisement() -> list[str]:
@@ -248,43 +272,68 @@ def forwarding_that_is_off(nat: Nat) -> list[str]:
     return [name for name in names if read_sysctl(name) == "0"]
 
 
-def _switches(host: Host, wanted: Wanted) -> Work[None]:
+def _switches(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
     """Each switch below /proc/sys/net that is needed is as it shall be, or can be written."""
-    # NOTE: a bridge that is not there yet has what the kernel gives to each new link.
+    # NOTE: a bridge that is not there yet has what the kernel gives to each new link, and none is
+    # there when a container is started.
     name = wanted.bridge if _is_there(host, wanted) else "default"
-    values = needed(name, wanted.nat) | dict.fromkeys(forwarding_that_is_off(wanted.nat), "1")
-    for path, value in values.items():
+    fixed = {path: (path, "1") for path in forwarding_that_is_off(wanted.nat)}
+    for path, value in needed("default", wanted.nat).items():
+        fixed[path.replace("/default/", f"/{name}/")] = (path, value)
+    found = []
+    for path, (given, value) in fixed.items():
         if read_sysctl(path) not in (value, None):
-            require_writable(path, value)
+            try:
+                require_writable(path, value, given)
+            except Failure as failure:
+                found.append(failure)
     yield from ()
+    return found
 
 
-def _ports(host: Host, wanted: Wanted) -> Work[None]:
+def _ports(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
     """Nobody has the ports of a dnsmasq that is to be started (71)."""
     nat = wanted.nat
     if not wants_dnsmasq(nat):
-        return
+        return ()
     folder = folder_of(wanted.network)
     if os.path.isdir(folder):
         server = yield from dnsmasq.look(folder, host.watch)
         # NOTE: one of ours that shall not go on is ended before another is started.
         if server.active or os.path.exists(f"{folder}/{dnsmasq.RECORD}"):
-            return
-    addresses = [each.partition("/")[0] for each in (nat.ipv4, nat.ipv6) if each]
+            return ()
+    sockets: list[tuple[socket.SocketKind, str, int]] = []
     if nat.dns is not None:
-        for address in addresses:
-            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-                _require_port(wanted, kind, address, DNS, "dns")
+        addresses = [each.partition("/")[0] for each in (nat.ipv4, nat.ipv6) if each]
+        kinds = (socket.SOCK_DGRAM, socket.SOCK_STREAM)
+        sockets += [(kind, address, DNS) for address in addresses for kind in kinds]
     if nat.dhcp is not None:
-        _require_port(wanted, socket.SOCK_DGRAM, "0.0.0.0", DHCP, "dhcp")
+        sockets.append((socket.SOCK_DGRAM, "0.0.0.0", DHCP))
+    taken = [each for each in sockets if _is_taken(*each)]
+    return [_ports_taken(wanted.network, taken)] if taken else ()
 
 
-def _require_port(
-    wanted: Wanted, kind: socket.SocketKind, address: str, port: int, key: str
-) -> None:
-    """Raise Failure (71) where dnsmasq could not bind a socket as it does; nothing is sent or got.
+def _ports_taken(network: str, taken: Sequence[tuple[socket.SocketKind, str, int]]) -> Failure:
+    words = {socket.SOCK_DGRAM: "udp", socket.SOCK_STREAM: "tcp"}
+    each = [f"port {port}/{words[kind]} of {quote(address)}" for kind, address, port in taken]
+    protocols = dict.fromkeys(f"--{words[kind]}" for kind, _, _ in taken)
+    ports = {port: {DNS: "dns", DHCP: "dhcp"}[port] for _, _, port in taken}
+    show = sh("ss", "--no-header", "--listening", "--numeric", "--processes", *protocols,
+              " or ".join(f"sport = :{port}" for port in ports))
+    return Failure(
+        Status.REFUSED,
+        f"{' and '.join(each)} {'is' if len(each) == 1 else 'are'} taken, which network {network} "
+        "needs for its dnsmasq",
+        "somebody listens there on all addresses of this host",
+        f"see who: {show}; let that listen at addresses of its own alone, or set "
+        f"{' and '.join(f'{key}: false' for key in ports.values())} for network {network}",
+    )
 
-    It does with these options (make_sock and make_fd of its network.c and dhcp.c).
+
+def _is_taken(kind: socket.SocketKind, address: str, port: int) -> bool:
+    """Tell whether dnsmasq could not bind a socket as it does; nothing is sent or got.
+
+    It does with these options (make_sock and make_fd of its network.c and dhcp.c). Raises Failure.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, kind) as probe:
@@ -307,37 +356,31 @@ def _require_port(
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            protocol = "tcp" if kind == socket.SOCK_STREAM else "udp"
-            show = sh("ss", "--no-header", "--listening", "--numeric", "--processes",
-                      f"--{protocol}", f"sport = :{port}")
-            raise Failure(
-                Status.REFUSED,
-                f"port {port}/{protocol} of {quote(address)} is taken, which "
-                f"network {wanted.network} needs for its dnsmasq",
-                "somebody listens there on all addresses of this host",
-                f"see who: {show}; let that listen at addresses of its own alone, or set {key}: "
-                f"false for network {wanted.network}",
-            ) from error
+            return True
+    return False
 
 
-def _loading(host: Host, wanted: Wanted) -> Work[None]:
+def _loading(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
     """The kernel takes the network's table; an up finds out as it loads it."""
     if nft.is_there():
         text = ruleset(wanted.network, wanted.bridge, wanted.nat)
         yield from nft.load(text, host.watch, try_only=True)
+    return ()
 
 
-def _starting(host: Host, wanted: Wanted) -> Work[None]:
+def _starting(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
     """dnsmasq runs, and takes the network's settings; an up finds out as it starts one."""
     if wants_dnsmasq(wanted.nat) and shutil.which(dnsmasq.PROGRAM, path=SAFE_PATH):
         folder, user = folder_of(wanted.network), dnsmasq.account().pw_name
         settings = dnsmasq_settings(wanted.bridge, wanted.nat, folder, user)
         yield from dnsmasq.trying(settings, host.watch)
+    return ()
 
 
-Need = Callable[[Host, Wanted], Work[None]]
+Need = Callable[[Host, Wanted], Work[Sequence[Failure]]]
 NEEDS: tuple[Need, ...] = (
-    _bridge, _programs, _account, _folder, _table, _subnets, _advertisements, _switches, _ports,
+    _bridge, _programs, _account, _capabilities, _folder, _table, _subnets, _advertisements,
+    _switches, _ports,
 )
 TRIALS: tuple[Need, ...] = (_loading, _starting)
 """What an up need not look at before, since it does no more than that itself."""

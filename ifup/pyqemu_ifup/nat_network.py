@@ -12,7 +12,7 @@ import syslog
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.failure import Failure, Lacking, Status
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Nat, Policy, Port
 from pyqemu_ifconf.shell import Command, all_of, ifctl, nft_command, quote, readable, sh
@@ -54,9 +54,9 @@ from pyqemu_ifup.nat_needs import (
     folder_of,
     forwarding_that_is_off,
     is_ours,
+    lacking_programs,
     own_bridge,
     require,
-    require_programs,
 )
 from pyqemu_ifup.plan import BY_MAC, NO_ADDRESS, SetAlias, SetIpv6, SetMtu, SetUp, commands
 from pyqemu_ifup.sysctl import is_writable, key, read_sysctl, write_sysctl
@@ -159,7 +159,12 @@ def making(host: Host, port: Port) -> Work[Held]:
     Raises Failure; then it is what it was before, which `taking_back` sees to later on.
     """
     assert port.nat is not None
-    held = yield from holding(host, port.network, port.bridge)
+    try:
+        held = yield from holding(host, port.network, port.bridge)
+    except Lacking:
+        # NOTE: what else this container lacks is told with it.
+        yield from require(host, Wanted(port.network, port.bridge, port.nat))
+        raise
     try:
         yield from _making(host, held, port.nat)
     except BaseException:
@@ -188,7 +193,8 @@ def differing(host: Host, port: Port) -> Work[list[str]]:
 
 def _making(host: Host, held: Held, nat: Nat) -> Work[None]:
     link = own_bridge(host, held.network, held.bridge)
-    require_programs(held.network, nat)
+    if lacking := lacking_programs(held.network, nat):
+        raise lacking[0]
     if link is not None and not (yield from differences(host, held, nat)):
         return
     yield from require(host, Wanted(held.network, held.bridge, nat))

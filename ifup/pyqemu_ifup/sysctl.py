@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from pyqemu_ifconf.failure import Failure, Forbidden, Status
+from pyqemu_ifconf.failure import Failure, Forbidden, Lacking, Status
 from pyqemu_ifconf.shell import quote
 
 
@@ -45,26 +45,27 @@ def write_sysctl(name: str, value: str) -> None:
         with open(f"/proc/sys/net/{name}", "wb", buffering=0) as file:
             file.write(value.encode())
     except OSError as error:
-        raise _failure(name, value, error) from error
+        raise _failure(name, value, error, name) from error
 
 
-def require_writable(name: str, value: str) -> None:
-    """Check that a switch could be written, by opening it. Raises Failure as `write_sysctl`."""
+def require_writable(name: str, value: str, given: str) -> None:
+    """Check that a switch could be written, by opening it. Raises Failure as `write_sysctl`.
+
+    `given` is the switch by which a container gets the value from whoever starts it.
+    """
     try:
         os.close(os.open(f"/proc/sys/net/{name}", os.O_WRONLY | os.O_CLOEXEC))
     except OSError as error:
-        raise _failure(name, value, error) from error
+        raise _failure(name, value, error, given) from error
 
 
-def _failure(name: str, value: str, error: OSError) -> Failure:
+def _failure(name: str, value: str, error: OSError, given: str) -> Failure:
     what = f"cannot write {value} to {quote(f'/proc/sys/net/{name}')}"
     why = error.strerror or str(error)
     if isinstance(error, PermissionError):
         return Forbidden(what, why)
     if error.errno == errno.EROFS:
         # NOTE: a container without privilege has it so; whoever starts one can set what is its own.
-        return Failure(
-            Status.REFUSED, what, why,
-            f"have whoever starts this container give it --sysctl {quote(f'{key(name)}={value}')}",
-        )
+        option = f"--sysctl {quote(f'{key(given)}={value}')}"
+        return Lacking(Status.REFUSED, what, why, option)
     return Failure(Status.REFUSED, what, why, "see dmesg(1)")

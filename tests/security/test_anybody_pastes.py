@@ -379,7 +379,7 @@ NO_NAME = {
     ("ifup/pyqemu_ifup/dnsmasq.py", "_recorded"): "likewise",
     ("ifup/pyqemu_ifup/nat_needs.py", "_table"): "likewise",
     ("ifup/pyqemu_ifup/nat_needs.py", "_install"): "a package",
-    ("ifup/pyqemu_ifup/nat_needs.py", "_require_port"): "the number of a port",
+    ("ifup/pyqemu_ifup/nat_needs.py", "_ports_taken"): "the number of a port",
     ("ifup/pyqemu_ifup/nat_network.py", "_deleting_table"): "likewise",
     ("ifup/pyqemu_ifup/nat_network.py", "_restoring_link"): "the bridge of a network with nat:",
     ("ifup/pyqemu_ifup/nat_network.py", "_bring_about"): "the bridge of a network with nat:",
