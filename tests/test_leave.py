@@ -226,6 +226,13 @@ def dead_tap(hooks: Hooks, netns: Namespace, ovs_netdev: OpenVSwitch) -> None:
     assert ovs_netdev.find("Port", "own1") is not None
 
 
+def test_what_is_not_there_is_not_left(hooks: Hooks) -> None:
+    done = hooks.up("own9")
+    assert done.returncode == 71
+    assert "own9: there is no such tap in this network namespace; " in done.stderr
+    assert hooks.down("own9").returncode == 0
+
+
 @pytest.mark.alone("who has no privilege asks another agent: see test_policy_decide")
 def test_it_is_a_denial_for_who_is_not_root(place: Place) -> None:
     """The hook of a QEMU of his own: no network is no reason to let it start."""

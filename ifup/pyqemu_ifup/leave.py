@@ -11,7 +11,7 @@ from pyqemu_ifconf.shell import quote
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import lock_by_name, network_folders
 from pyqemu_ifup.manners import Watch, log
-from pyqemu_ifup.plan import plan_leaving, refuse_anothers
+from pyqemu_ifup.plan import no_such_tap, plan_leaving, refuse_anothers
 from pyqemu_ifup.stamp import BRIDGE_MARK, Stamp, find_here
 from pyqemu_ifup.work import Work
 
@@ -26,8 +26,9 @@ def leave(
 ) -> None:
     """Leave `tap` to whoever has set it up, as `rule` says, for the process `parent`.
 
-    `ovsdbs` are the databases of the policy. Raises Failure: 77 where it is attached for another
-    process that lives, else as the switches do; what is ours of it is left to gc then.
+    `ovsdbs` are the databases of the policy. Raises Failure: 71 where there is no such link, 77
+    where it is attached for another process that lives, else as the switches do; what is ours of
+    it is left to gc then.
     """
     with Host(tap, watch, tell) as host:
         host.finish(leaving(host, tap, rule, parent, ovsdbs))
@@ -40,7 +41,9 @@ def leaving(
     with (yield from lock_by_name(tap, host.watch)):
         host.watch.check()
         link = host.kernel.look_up(tap)
-        stamp = link.stamp if link is not None else None
+        if link is None:
+            raise no_such_tap()
+        stamp = link.stamp
         if stamp is not None:
             refuse_anothers(stamp, parent)
         marked = [stamp.ovsdb] if stamp is not None and stamp.ovsdb is not None else []

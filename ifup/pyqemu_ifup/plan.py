@@ -362,10 +362,7 @@ def refuse_strangers(tap: str, seen: Seen, parent: int) -> Link:
     """
     link = seen.tap
     if link is None:
-        raise Failure(
-            Status.REFUSED, "there is no such tap in this network namespace", "",
-            "the caller must open it first, as QEMU does",
-        )
+        raise no_such_tap()
     if not link.tap:
         what = f"a {link.kind} interface" if link.kind else "a network card"
         raise Failure(Status.DENIED, f"not a tap but {what}", "", "give the name of a tap")
@@ -394,6 +391,14 @@ def refuse_strangers(tap: str, seen: Seen, parent: int) -> Link:
             f"if it shall go, take it out: {remedy}",
         )
     return link
+
+
+def no_such_tap() -> Failure:
+    """Return what is said (71) of a name that no link has."""
+    return Failure(
+        Status.REFUSED, "there is no such tap in this network namespace", "",
+        "the caller must open it first, as QEMU does",
+    )
 
 
 def refuse_anothers(stamp: Stamp, parent: int) -> None:
