@@ -440,6 +440,39 @@ def test_guest_that_is_denied_by_now_stays_lost(agent: Agent, site: Site) -> Non
     assert agent.down("lan0").status == agent.down("ten0").status == 0
 
 
+LOGGED = HELD + """
+from pyqemu_ifd import tidy
+
+def log(priority, line, log=tidy.log):
+    with open(f"{folder}/log", "a") as file:
+        file.write(line + "\\n")
+    log(priority, line)
+
+tidy.log = log
+"""
+
+
+def test_that_it_stays_lost_is_told_once(site: Site) -> None:
+    """Whatever has every tap looked at again: a bridge, or a log beside the policy."""
+    with site.start(before=LOGGED) as agent:
+        wait(lambda: connected(agent), "the agent is not connected")
+        taps = [site.tap("lan0"), site.tap("lan1")]
+        assert agent.up("lan0").status == agent.up("lan1").status == 0
+        rules = [{"tap": "lan0", "deny": "closed"}, {"tap": "lan1", "network": "lan"}]
+        site.write_policy(rules=rules, timeout=11)
+        wait(partial(is_in_force, agent, 11), "the policy is not in force")
+        for number in range(3):
+            remake_bridge(site)
+            site.policy.with_name("a.log").write_text(f"{number}")
+            # The taps are looked at in their order: lan0 has been refused already.
+            wait_for_guests(site, "lan1")
+        lines = (agent.folder / "log").read_text().splitlines()
+        assert len([line for line in lines if "lan0: not brought back to br0: denied" in line]) == 1
+        assert len([line for line in lines if "lan1: attached" in line]) == 3
+        for tap in taps:
+            assert agent.down(tap.name).status == 0
+
+
 def test_user_who_may_not_by_now_stays_lost(agent: Agent, site: Site) -> None:
     lan0, lan1 = site.tap("lan0"), site.tap("lan1")
     for guest in (lan0, lan1):

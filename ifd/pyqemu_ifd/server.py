@@ -281,6 +281,7 @@ class Server:
         """Wait for the next thing to happen, and deal with it."""
         changed = self._wait(beat)
         comes = loaded = False
+        policy, asked = self.keeper.policy, self._reload_asked
         for descriptor, events in self._poll.poll(0):
             if descriptor == self.listener.fileno():
                 comes = True
@@ -310,8 +311,9 @@ class Server:
         if self._reload_asked or (self._reload_due is not None and now >= self._reload_due):
             self._reload_asked, self._reload_due = False, None
             loaded = self.keeper.load() or loaded
-        if loaded:
-            # NOTE: who was left lost, for it was denied, may be allowed by now.
+        if loaded and (asked or self.keeper.policy is not policy):
+            # NOTE: who was left lost, for it was denied, may be allowed by now. Any file beside the
+            # policy's has it read again, our own log's among them.
             self._look_at_everything()
             self._look_due = 0.0
         if now >= self._look_due:

@@ -87,6 +87,8 @@ class Tidier:
         self._again = AGAIN_FIRST
         self._failed: set[str] = set()
         """Taps that could not be brought back, and whose links are up for the next look at all."""
+        self._denied: dict[str, tuple[int, str]] = {}
+        """The links, by name and index, that were told of as not brought back, and why."""
         self._gone: set[str] = set()
         """Taps that have gone."""
         self._changed: dict[str, float] = {}
@@ -135,6 +137,7 @@ class Tidier:
         for event in events:
             if event.kind == "tun" and event.gone:
                 self._gone.add(event.name)
+                self._denied.pop(event.name, None)
                 self._networks = True
             elif event.kind == "tun":
                 # NOTE: whoever closed it may be about to end.
@@ -387,10 +390,13 @@ class Tidier:
         except Failure as failure:
             if failure.status is not Status.DENIED:
                 raise
-            log(
-                syslog.LOG_WARNING,
-                f"{quote(link.name)}: not brought back to {readable(stamp.bridge)}: {failure}",
-            )
+            # NOTE: once: whatever has every tap looked at again is no news of this one.
+            if self._denied.get(link.name) != (link.index, str(failure)):
+                self._denied[link.name] = link.index, str(failure)
+                log(
+                    syslog.LOG_WARNING,
+                    f"{quote(link.name)}: not brought back to {readable(stamp.bridge)}: {failure}",
+                )
             return
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         try:
@@ -401,6 +407,7 @@ class Tidier:
             self._leave_lost(link)
             raise
         self._again = AGAIN_FIRST
+        self._denied.pop(link.name, None)
         log(syslog.LOG_NOTICE, f"{success_line(port, caller)}: its bridge had lost it")
 
     def _leave_lost(self, before: Link) -> None:
