@@ -421,6 +421,13 @@ def test_denied_by_now(site: Site, tmp_path: Path) -> None:
     assert diff(before, site.snapshot()) == []
     (told,) = hooks.ctl_json("apply")["taps"]
     assert (told["result"], told["network"]) == ("denied", None)
+    site.netns.ip("link", "set", "dev", "web0", "nomaster")
+    assert "left as it is, on no bridge: closed; cut it off: " in hooks.ctl("apply").stderr
+    done = hooks.ctl("apply", "--cut")
+    assert (done.returncode, done.stderr) == (
+        0, "pyqemu-ifctl: web0: cut off, its link is down: denied: closed\n"
+    )
+    assert "left as it is, on no bridge, down: closed; end its" in hooks.ctl("apply").stderr
     unplug(site.netns, "web0")
 
 

@@ -259,7 +259,7 @@ UNTOLD = {
     ("conf/pyqemu_ifconf/trust.py", "_check_folder"): OF_A_FILE,
     ("conf/pyqemu_ifconf/names.py", "check_tap_name"): NAMES,
     (f"{IFUP}entitled.py", "pick_name"): NAMES,
-    (f"{IFCTL}apply.py", "_cut"): "it is what was asked for",
+    (f"{IFCTL}apply.py", "_deny"): "it is what was asked for",
     (f"{IFCTL}bounded.py", "bounded"): PASSED_ON,
     (f"{IFCTL}bounded.py", "attempt"): PASSED_ON,
     (f"{IFCTL}gc.py", "_end"): PASSED_ON,

@@ -182,7 +182,9 @@ def apply_policy(
                 outcome = _apply_one(
                     host, policy, alone, failed, named=bool(taps), dry_run=dry_run
                 )
-                return _cut(host, outcome, dry_run=dry_run) if cut and outcome else outcome
+                if outcome is None or outcome.result != "denied":
+                    return outcome
+                return _deny(host, outcome, cut=cut, dry_run=dry_run)
 
         outcome = attempt(put)
         if isinstance(outcome, Failure):
@@ -361,7 +363,7 @@ def _apply_one(
                 return None
             if failure.status is not Status.DENIED:
                 raise
-            return Outcome(guest, "denied", vm=_vm(guest, caller), failure=_denied(guest, failure))
+            return Outcome(guest, "denied", vm=_vm(guest, caller), failure=failure)
         if stamp is None and not (named or guest.ours):
             if not runs_qemu(pid):
                 return None
@@ -414,11 +416,21 @@ def _was_let_go(host: Host, change: Change) -> bool:
     return before is not None and before.carrier and (now is None or not now.carrier)
 
 
-def _cut(host: Host, outcome: Outcome, *, dry_run: bool) -> Outcome:
-    """Take down the link of a tap of ours that the policy denies by now. Raises Failure."""
+def _deny(host: Host, outcome: Outcome, *, cut: bool, dry_run: bool) -> Outcome:
+    """Say what becomes of a tap that the policy denies by now; `cut`: take the link of ours down.
+
+    Raises Failure.
+    """
     guest, failure = outcome.guest, outcome.failure
     link = host.kernel.look_up(guest.tap)
-    if outcome.result != "denied" or guest.stamp is None or failure is None or link is None:
+    if failure is None or link is None:
+        return outcome
+    cut = cut and guest.stamp is not None
+    if not cut or dry_run:
+        place = guest.stamp.bridge if guest.stamp is not None else None
+        place = place if link.master is not None or host.ports(guest.tap) else None
+        outcome = replace(outcome, failure=_denied(guest, failure, place, up=link.up))
+    if not cut:
         return outcome
     down = SetDown(link.name, link.index)
     if dry_run:
@@ -543,15 +555,19 @@ def _vm(guest: Guest, caller: Caller) -> str | None:
     return caller.vm or (guest.stamp.guest if guest.stamp is not None else "") or None
 
 
-def _denied(guest: Guest, failure: Failure) -> Failure:
-    """Return what is to be said of a tap that runs and that the policy denies by now."""
-    place = readable(guest.stamp.bridge) if guest.stamp is not None else "no bridge"
+def _denied(guest: Guest, failure: Failure, place: str | None, *, up: bool = True) -> Failure:
+    """Return what is to be said of a tap that runs and that the policy denies by now.
+
+    `place` is the bridge that it is on, None for none; `up` tells whether its link is.
+    """
+    where = (f"on {readable(place)}" if place else "on no bridge") + ("" if up else ", down")
+    cut = f"cut it off: {cut_command(guest.tap)}; or " if up else ""
     return Failure(
         Status.DENIED,
-        f"{failure.what} by now, and left as it is, on {place}" if failure.what == "denied"
-        else f"{failure.what}; it is left as it is, on {place}",
+        f"{failure.what} by now, and left as it is, {where}" if failure.what == "denied"
+        else f"{failure.what}; it is left as it is, {where}",
         failure.why,
-        f"cut it off: {cut_command(guest.tap)}; or end its QEMU, or mend the policy",
+        f"{cut}end its QEMU, or mend the policy",
     )
 
 
