@@ -708,6 +708,26 @@ def test_a_persistent_tap_gets_back_what_it_was(calls: Calls, inside: Namespace)
     inside.ip("link", "del", "t0")
 
 
+def test_what_a_failed_up_and_a_down_do_not_give_back(calls: Calls, inside: Namespace) -> None:
+    """As pyqemu-ifup(8) and pyqemu-ifdown(8) say: the link, an older script's bridge, the owner."""
+    write_policy(calls.hooks, "vlan: 20")
+    persistent(inside, "t0")
+    inside.ip("link", "set", "t0", "master", "br0", "up")
+    inside.ip("address", "add", "2001:db8::1/64", "dev", "t0", "nodad")
+    before = state(inside, "t0")
+    assert "user" not in inside.link("t0")["linkinfo"]["info_data"]
+    assert calls.up("t0").status == 71
+    was_done(calls.down("t0"))
+    changed = {"up": False, "master": None, "isolated": None}
+    assert {**state(inside, "t0"), **changed} == {**before, **changed}
+    after = state(inside, "t0")
+    assert (after["up"], after["master"]) == (False, None)
+    assert inside.link("t0")["linkinfo"]["info_data"]["user"] == "root"
+    (link,) = inside.ip("address", "show", "dev", "t0")
+    assert "2001:db8::1" not in [each["local"] for each in link["addr_info"]]
+    inside.ip("link", "del", "t0")
+
+
 def test_a_pid_that_is_used_again_is_another_process(calls: Calls, inside: Namespace) -> None:
     persistent(inside, "t0")
     first = by_another(calls, "t0")
