@@ -29,7 +29,7 @@ from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import DAEMONS, OpenVSwitch
 from lab.public import NOBODY, as_user, public_folder, publish
-from lab.qemu import Qemu, end_daemon
+from lab.qemu import Qemu, end_daemon, tell
 from lab.taps import Tap, frame, mac, who_has
 from pyqemu_ifconf.globs import covers, glob_fault, least_length, matches
 from pyqemu_ifctl.findings import CHECKS
@@ -605,6 +605,26 @@ def joined_taps(clinic: Clinic) -> Faulty:
         clinic.end("one")
 
 
+def joined_while_it_runs(clinic: Clinic) -> Faulty:
+    path = clinic.folder / "qmp"
+    words = [
+        word for number in range(2) for word in
+        ("-netdev", f"tap,id=n{number},ifname=web{number},script=no,downscript=no")
+    ]
+    try:
+        clinic.qemu("one", *words, "-qmp", f"unix:{path},server=on,wait=off")
+        for number in range(2):
+            clinic.ip("link", "set", "dev", f"web{number}", "up", "master", "br0")
+        yield
+        tell(path, *(
+            ("netdev_add", {"type": "hubport", "id": f"h{n}", "hubid": 0, "netdev": f"n{n}"})
+            for n in range(2)
+        ))
+        yield
+    finally:
+        clinic.end("one")
+
+
 def joined_with_user_mode(clinic: Clinic) -> Faulty:
     try:
         _on_hub(clinic, "one", "tap,ifname=web0,script=no,downscript=no")
@@ -670,6 +690,7 @@ QEMU_ROWS = (
     Row("qemu-script", stock_script, "has a tap without script=, and /etc/qemu-ifup is not ours"),
     Row("qemu-downscript", default_downscript, "the downscript /etc/qemu-ifdown of one (QEMU "),
     Row("qemu-hub", joined_taps, "web0 and web1 of one (QEMU "),
+    Row("qemu-hub", joined_while_it_runs, "web0 and web1 of one (QEMU "),
 )
 
 NEXT_TIME = (

@@ -217,6 +217,27 @@ def test_two_taps_on_a_hub(place: Place, version: str) -> None:
         qemu.signal(signal.SIGKILL)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_hub_without_a_nic_that_was_made_while_the_guest_runs(place: Place, version: str) -> None:
+    words = [
+        word for n in range(2) for word in ("-netdev", f"tap,id=n{n},ifname=web{n},script=no")
+    ]
+    with place.start(*place.monitor(), *words, program=qemu_of(version)) as qemu:
+        for n in range(2):
+            qemu.execute("netdev_add", {
+                "type": "hubport", "id": f"h{n}", "hubid": 3, "netdev": f"n{n}",
+            })
+        (guest,) = place.guests()
+        hub, *taps = guest["nics"]
+        assert (hub["hub"], hub["nic"], hub["tap"]) == (3, None, None)
+        assert sorted(each["id"] for each in hub["backends"]) == ["n0", "n1"]
+        (fault,) = hub["faults"]
+        assert fault.startswith("hub 3 joins web")
+        assert sorted(each["tap"] for each in taps) == ["web0", "web1"]
+        assert "  hub 3, without a NIC\n    netdev n" in place.hooks.ctl("info").stdout
+        qemu.signal(signal.SIGKILL)
+
+
 def test_a_tap_on_a_hub_with_user_mode(place: Place) -> None:
     words = ["-net", "nic,model=e1000", "-net", "tap,ifname=web0,script=no", "-net", "user"]
     with place.start(*place.monitor(), *words, machine="pc") as qemu:

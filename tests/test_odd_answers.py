@@ -78,7 +78,7 @@ def ask(
         path = folder / str(next(_numbers))
         with Peer(path, send):
             try:
-                return ask_nics(str(path), SECONDS)
+                return ask_nics(str(path), SECONDS)[0]
             except Failure as failure:
                 return failure
 

@@ -34,7 +34,7 @@ from pyqemu_ifup.caller import (
 from pyqemu_ifup.holders import OTHERS, Holders, find_holders
 
 if TYPE_CHECKING:
-    from pyqemu_ifctl.qmp import Address
+    from pyqemu_ifctl.qmp import Address, Backend
 
 PORT_MAX = 65535
 MONITORS_MAX = 8
@@ -163,6 +163,15 @@ def guest_of(pid: int, words: Sequence[str], taps: dict[int, str]) -> Guest:
     monitors = tuple(_where(pid, each) for each in monitors_of(words))
     incoming = any(name == "incoming" for name, _ in walk_options(words))
     return Guest(pid, vm, taps, monitors, real_uid(pid), tuple(options), incoming)
+
+
+def tap_of(backend: Backend | None, guest: Guest) -> str | None:
+    """Return the tap of a backend of the guest's, None where it has none or that is unknown."""
+    if backend is None or backend.type != "tap":
+        return None
+    if backend.ifname is not None:
+        return backend.ifname
+    return guest.taps.get(backend.descriptor) if backend.descriptor is not None else None
 
 
 def each_in_time(

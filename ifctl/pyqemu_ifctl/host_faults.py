@@ -20,6 +20,7 @@ from pyqemu_ifconf.shell import (
     takeover,
 )
 from pyqemu_ifctl.fault import Fault, fault_of
+from pyqemu_ifctl.guests import tap_of
 from pyqemu_ifctl.scene import (
     DEFAULT_SCRIPTS,
     HELPERS,
@@ -308,18 +309,41 @@ def find_joined_taps(scene: Scene) -> Iterator[Fault]:
     for qemu in scene.qemus:
         # NOTE: anybody can write any name on a command line; which taps are held, the kernel tells.
         held = set(qemu.guest.taps.values())
+        told = False
         for hub in find_hubs(qemu.guest.options):
             names = [tap_name(tap) for tap in hub.taps]
             running = [name for name in names if name in held & up]
             unnamed = min(names.count(None), len((held & up).difference(running)))
             if len(names) < 2 or (held and len(running) + unnamed < 2):
                 continue
+            told = True
             yield Fault(
                 f"{' and '.join(map(call_it, hub.taps[:NAMED_MAX]))} of {qemu.name} are on one hub",
                 WHY,
                 sh("ip", "link", "set", "dev", running[-1], "down") if len(running) > 1 else None,
                 f"when {_process(qemu)} starts the next time, {REMEDY}",
             )
+        for hub_now, taps in () if told else _joined_now(qemu):
+            running = sorted(tap for tap in taps if tap in up)
+            if len(running) > 1:
+                yield Fault(
+                    f"{' and '.join(map(quote, running[:NAMED_MAX]))} of {qemu.name} are on one "
+                    "hub, which was made while it ran",
+                    WHY, sh("ip", "link", "set", "dev", running[-1], "down"),
+                    f"take hub {hub_now} of {_process(qemu)} apart: over QMP, netdev_del of each "
+                    "hubport on it",
+                )
+
+
+def _joined_now(qemu: Qemu) -> Iterator[tuple[int, list[str]]]:
+    """Yield each hub that a QEMU tells of, and which of the taps that it holds are on it.
+
+    NOTE: it may say anything of itself; which taps are held, the kernel tells.
+    """
+    held = set(qemu.guest.taps.values())
+    for joint in qemu.joints or ():
+        names = dict.fromkeys(tap_of(each, qemu.guest) for each in joint.backends)
+        yield joint.hub, [name for name in names if name is not None and name in held]
 
 
 def find_taps_off(scene: Scene) -> Iterator[Fault]:
@@ -327,6 +351,10 @@ def find_taps_off(scene: Scene) -> Iterator[Fault]:
     # NOTE: one of two that a hub joins is down for good reason.
     hubs = [hub for qemu in scene.qemus for hub in find_hubs(qemu.guest.options)]
     joined = {tap_name(tap) for hub in hubs for tap in hub.taps if len(hub.taps) > 1}
+    joined |= {
+        tap for qemu in scene.qemus for _, taps in _joined_now(qemu) for tap in taps
+        if len(taps) > 1
+    }
     for link in scene.off:
         if link.stamp is not None and link.name not in joined:
             state = "down" if not link.up else f"not on {quote(link.stamp.bridge)}"

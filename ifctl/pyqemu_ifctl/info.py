@@ -15,10 +15,10 @@ from pyqemu_ifctl.answer import Answer, count, json_vlan, to_json, wrap
 from pyqemu_ifctl.args import host_id
 from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifctl.databases import read_policy, worst
-from pyqemu_ifctl.guests import NO_MONITOR, Guest, each_in_time, find_guests, is_left_for
+from pyqemu_ifctl.guests import NO_MONITOR, Guest, each_in_time, find_guests, is_left_for, tap_of
 from pyqemu_ifctl.migration import find_away
 from pyqemu_ifctl.nics import macs_of
-from pyqemu_ifctl.qmp import Address, Backend, GuestNic, ask_nics, show
+from pyqemu_ifctl.qmp import Address, Backend, GuestNic, Joint, ask_nics, show
 from pyqemu_ifctl.status import Row, System, look, rows, wanted
 from pyqemu_ifup.holders import Holders, find_holders
 from pyqemu_ifup.host import Host
@@ -46,13 +46,14 @@ class Side:
 class Card:
     """One NIC: as QEMU has it (None: QEMU could not be asked), and its tap on this host.
 
-    `faults` is what does not fit together.
+    Or one hub without a NIC, a `joint`. `faults` is what does not fit together.
     """
 
     nic: GuestNic | None
     tap: str | None
     side: Side | None
     faults: tuple[str, ...]
+    joint: Joint | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Told:
     monitor: Address | None
     missing: str = ""
     status: Status = Status.DONE
+    joints: tuple[Joint, ...] = ()
 
 
 NO_TIME = Told(None, None, "there was no time to ask it", Status.TRY_AGAIN)
@@ -160,10 +162,11 @@ def _ask(qmp: str | None, until: float, guest: Guest) -> Told:
         seconds = round((until - time.monotonic()) / (len(monitors) - number), 1)
         if seconds <= 0:
             return NO_TIME
-        nics = attempt(partial(ask_nics, address, seconds))
-        if not isinstance(nics, Failure):
-            return Told(tuple(nics), address)
-        told = Told(None, None, str(nics), nics.status)
+        answer = attempt(partial(ask_nics, address, seconds))
+        if not isinstance(answer, Failure):
+            nics, joints = answer
+            return Told(tuple(nics), address, joints=tuple(joints))
+        told = Told(None, None, str(answer), answer.status)
     return told
 
 
@@ -223,6 +226,10 @@ def view_of(
         tap = ends[backend] if backend is not None else None
         side = sides.get(tap) if tap is not None else None
         cards.append(Card(nic, tap, side, faults_of(nic, backend, tap, side, policy)))
+    cards += [
+        Card(None, None, None, (_of_hub(joint.hub, joint.backends),), joint)
+        for joint in told.joints if joint.hub not in {nic.hub for nic in nics or ()}
+    ]
     used = {tap for tap in ends.values() if tap is not None}
     for tap in left:
         side = sides.get(tap)
@@ -230,15 +237,6 @@ def view_of(
         because = ("no NIC of the guest is on it",) if idle else ()
         cards.append(Card(None, tap, side, (*because, *_of_host(tap, side))))
     return View(guest, told.monitor, tuple(cards), told.missing, told.status)
-
-
-def tap_of(backend: Backend | None, guest: Guest) -> str | None:
-    """Return the tap of a backend of the guest's, None where it has none or that is unknown."""
-    if backend is None or backend.type != "tap":
-        return None
-    if backend.ifname is not None:
-        return backend.ifname
-    return guest.taps.get(backend.descriptor) if backend.descriptor is not None else None
 
 
 def faults_of(
@@ -253,7 +251,7 @@ def faults_of(
     if not nic.backends:
         found.append("it has no netdev: nothing is at its other end")
     if len(nic.backends) > 1:
-        found.append(_of_hub(nic))
+        found.append(_of_hub(nic.hub, nic.backends))
     if backend is not None and backend.queues > 1 and not nic.mq:
         found.append(f"its netdev has {backend.queues} queues, and it uses one; add mq=on")
     if tap is not None:
@@ -277,14 +275,14 @@ def faults_of(
     return tuple(found)
 
 
-def _of_hub(nic: GuestNic) -> str:
+def _of_hub(hub: int | None, backends: Sequence[Backend]) -> str:
     """Return what is wrong with a hub that joins several backends."""
     names = [
         readable(each.ifname) if each.ifname else f"{readable(each.type)} {readable(each.id)}"
-        for each in nic.backends
+        for each in backends
     ]
-    several = sum(each.type == "tap" for each in nic.backends) > 1
-    return f"hub {nic.hub} joins {' and '.join(names)}: {WHY if several else WHY_MIXED}"
+    several = sum(each.type == "tap" for each in backends) > 1
+    return f"hub {hub} joins {' and '.join(names)}: {WHY if several else WHY_MIXED}"
 
 
 def _wish(tap: str | None, policy: Policy | Failure) -> tuple[str, Nic] | None:
@@ -329,7 +327,7 @@ def _with_twins(views: list[View], away: Collection[int] = ()) -> list[View]:
             same = holders.get(card.nic.mac.lower(), []) if card.nic is not None and counts else []
             others = [each for each in same if each != own]
             more = (f"{' and '.join(others)} has the same MAC",) if others else ()
-            cards.append(Card(card.nic, card.tap, card.side, (*card.faults, *more)))
+            cards.append(replace(card, faults=(*card.faults, *more)))
         found.append(replace(view, cards=tuple(cards)))
     return found
 
@@ -370,6 +368,9 @@ def _card_lines(card: Card) -> list[str]:
         lines += [f"    {_backend_words(each)}" for each in nic.backends]
         if card.tap is None and nic.hub is None and any(e.type == "tap" for e in nic.backends):
             lines.append("    which tap it is on is not known")
+    elif card.joint is not None:
+        lines.append(f"  hub {card.joint.hub}, without a NIC")
+        lines += [f"    {_backend_words(each)}" for each in card.joint.backends]
     elif card.tap is not None:
         lines.append(f"  tap {readable(card.tap)}")
     if card.side is not None:
@@ -416,6 +417,7 @@ def as_object(views: list[View]) -> str:
 
 def _entry(card: Card) -> dict[str, object]:
     nic, side = card.nic, card.side
+    hub = nic or card.joint
     host: dict[str, object] | None = None
     if side is not None:
         row, it = side.row, side.counters
@@ -430,10 +432,10 @@ def _entry(card: Card) -> dict[str, object]:
         "nic": nic.name if nic else None, "model": nic.model if nic else None,
         "mac": nic.mac if nic else None, "bus": nic.bus if nic else None,
         "addr": nic.addr if nic else None, "host_mtu": nic.host_mtu if nic else None,
-        "hub": nic.hub if nic else None,
+        "hub": hub.hub if hub else None,
         "backends": [
             {"id": each.id, "type": each.type, "queues": each.queues}
-            for each in (nic.backends if nic else ())
+            for each in (hub.backends if hub else ())
         ],
         "tap": card.tap, "host": host, "faults": list(card.faults),
     }

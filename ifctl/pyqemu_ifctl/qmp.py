@@ -29,6 +29,8 @@ _CLIENT = re.compile(r"(?: \\ )?(?:(?P<port>[^:]+): )??(?P<name>[^:]+): "
 
 NETWORK_MAX = 1 << 18
 """Letters of an answer to `info network`."""
+HUBS_MAX = 64
+"""Hubs of one QEMU that are looked at."""
 OBJECTS_MAX = 1024
 """Devices in one place of QEMU's tree, and properties of one."""
 TEXT_MAX = 255
@@ -77,8 +79,16 @@ class GuestNic:
     hub: int | None = None
 
 
-def ask_nics(address: Address, seconds: float) -> list[GuestNic]:
-    """Return the NICs of the QEMU whose QMP socket is at `address`.
+@dataclass(frozen=True)
+class Joint:
+    """A hub of QEMU's that joins several backends; of hubs that are joined, the least one."""
+
+    hub: int
+    backends: tuple[Backend, ...]
+
+
+def ask_nics(address: Address, seconds: float) -> tuple[list[GuestNic], list[Joint]]:
+    """Return the NICs of the QEMU whose QMP socket is at `address`, and what its hubs join.
 
     Raises Failure: 69 where nobody answers there, 71 where it does not speak as QEMU does, 75 where
     it is mute for so long, as it is while somebody else is connected, 77.
@@ -89,6 +99,16 @@ def ask_nics(address: Address, seconds: float) -> list[GuestNic]:
 def ask_state(address: Address, seconds: float) -> str:
     """Return the state of the QEMU whose QMP socket is at `address`. Raises Failure as ask_nics."""
     return _talk(lambda: _ask_state(address), address, seconds)
+
+
+def ask_joints(address: Address, seconds: float) -> list[Joint]:
+    """Return what the hubs of a QEMU join just now. Raises Failure as ask_nics."""
+    return _talk(lambda: _ask_joints(address), address, seconds)
+
+
+async def _ask_joints(address: Address) -> list[Joint]:
+    async with _connected(address) as client:
+        return joints_of(await _ask_network(client))
 
 
 async def _ask_state(address: Address) -> str:
@@ -215,7 +235,7 @@ async def _ask_network(client: _Client) -> list[Client]:
     return read_network(_text(told, NETWORK_MAX))
 
 
-async def _ask(address: Address) -> list[GuestNic]:
+async def _ask(address: Address) -> tuple[list[GuestNic], list[Joint]]:
     async with _connected(address) as client:
         network = await _ask_network(client)
         found = []
@@ -226,7 +246,8 @@ async def _ask(address: Address) -> list[GuestNic]:
                     values = await _device(client, path)
                     if values is not None:
                         found.append(nic_of(path, values, network))
-        return sorted(found, key=lambda nic: (nic.bus or "", nic.addr or "", nic.name))
+        nics = sorted(found, key=lambda nic: (nic.bus or "", nic.addr or "", nic.name))
+        return nics, joints_of(network)
 
 
 async def _list(client: _Client, path: str) -> dict[str, str]:
@@ -319,9 +340,10 @@ def nic_of(path: str, values: Mapping[str, Any], network: list[Client]) -> Guest
     if port is not None and port.hub is not None:
         name = own or port.name
         hubs = _joined_hubs(network, port.hub)
-        ends = [c for c in network if c.hub in hubs and c.type not in ("nic", "hubport")]
+        backends = _ends_on(network, hubs)
     else:
         ends = [c for c in network if c.name == netdev and c.type != "nic"]
+        backends = _backends(ends)
         name = own or next((c.peer for c in ends if c.peer), netdev)
     bus = _text(values.get("parent_bus") or "").rpartition("/")[2] or None
     devfn = _number(values.get("addr"), DEVFN_MAX)
@@ -334,11 +356,30 @@ def nic_of(path: str, values: Mapping[str, Any], network: list[Client]) -> Guest
         mac=_text(values["mac"]),
         bus=bus,
         addr=f"{devfn >> 3:02x}.{devfn & 7}" if devfn is not None else None,
-        backends=tuple(_backends(ends)),
+        backends=tuple(backends),
         mq=mq,
         host_mtu=_number(values.get("host_mtu"), MTU_MAX) or None,
         hub=min(hubs, default=None),
     )
+
+
+def joints_of(network: list[Client]) -> list[Joint]:
+    """Return the hubs that join several backends, those without a NIC too."""
+    found: list[Joint] = []
+    seen: set[int] = set()
+    for hub in sorted({client.hub for client in network if client.hub is not None})[:HUBS_MAX]:
+        if hub not in seen:
+            hubs = _joined_hubs(network, hub)
+            seen |= hubs
+            backends = _ends_on(network, hubs)
+            if len(backends) > 1:
+                found.append(Joint(min(hubs), tuple(backends)))
+    return found
+
+
+def _ends_on(network: list[Client], hubs: set[int]) -> list[Backend]:
+    """Return the backends that are on some of these hubs."""
+    return _backends([c for c in network if c.hub in hubs and c.type not in ("nic", "hubport")])
 
 
 def _joined_hubs(network: list[Client], hub: int) -> set[int]:

@@ -30,6 +30,7 @@ from pyqemu_ifctl.databases import (
     read_policy,
 )
 from pyqemu_ifctl.guests import Guest, Guests, each_in_time, find_guests, is_left_for, leads_to
+from pyqemu_ifctl.joints import find_joints
 from pyqemu_ifctl.macs import CommandNic, nics_of
 from pyqemu_ifctl.migration import find_away
 from pyqemu_ifctl.place import Hooks, know_hooks
@@ -52,6 +53,7 @@ from pyqemu_ifup.work import finish
 
 if TYPE_CHECKING:
     from pyqemu_ifctl.fault import Wanted
+    from pyqemu_ifctl.qmp import Joint
 
 DEFAULT_SCRIPTS = {"script": "/etc/qemu-ifup", "downscript": "/etc/qemu-ifdown"}
 """What QEMU calls for a tap where it is told nothing (configure, --sysconfdir=/etc)."""
@@ -78,7 +80,8 @@ class Qemu:
 
     `scripts` holds each script=, downscript= and helper= that it has: what the path leads to, None
     where there is no such program. `confined`: system calls are filtered, and no privilege can be
-    gained; None where that cannot be told. `nics` are the first of its NICs.
+    gained; None where that cannot be told. `nics` are the first of its NICs. `joints` is what its
+    hubs join just now, None where its command line alone is known.
     """
 
     guest: Guest
@@ -86,6 +89,7 @@ class Qemu:
     scripts: Mapping[str, str | None]
     nics: tuple[CommandNic, ...] = ()
     left: frozenset[str] = frozenset()
+    joints: tuple[Joint, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -261,6 +265,8 @@ def look(
                               "not looked at")
         else:
             unread.append(f"QEMU {guest.pid}: {qemu}")
+    joints = find_joints([qemu.guest for qemu in qemus])
+    qemus = [replace(qemu, joints=joints.get(qemu.guest.pid)) for qemu in qemus]
     away, unknown = find_away(
         [qemu.guest for qemu in qemus],
         {qemu.guest.pid: {nic.mac for nic in qemu.nics if nic.mac} for qemu in qemus},

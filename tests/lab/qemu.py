@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -247,3 +248,18 @@ def _contents(file: Any) -> bytes:
     """Return all of a file that somebody else may still write to."""
     size = os.fstat(file.fileno()).st_size
     return os.pread(file.fileno(), size, 0)
+
+
+def tell(path: Path, *commands: tuple[str, Mapping[str, Any]]) -> None:
+    """Run QMP commands, and their arguments, at the unix socket of a QEMU in the background."""
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.settimeout(PATIENCE)
+        peer.connect(str(path))
+        with peer.makefile("rw") as lines:
+            assert "QMP" in json.loads(lines.readline())
+            for command, arguments in (("qmp_capabilities", {}), *commands):
+                lines.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+                lines.flush()
+                while "event" in (answer := json.loads(lines.readline())):
+                    pass
+                assert "return" in answer, answer

@@ -448,7 +448,7 @@ def test_many_names_for_one_tap_take_no_time(folder: Path) -> None:
     peer = Peer(folder / "peer", all_of)
     begun = time.monotonic()
     try:
-        (found,) = ask_nics(str(folder / "peer"), 5.0)
+        ((found,), _) = ask_nics(str(folder / "peer"), 5.0)
     finally:
         peer.close()
     assert [each.ifname for each in found.backends] == [None]
