@@ -93,6 +93,8 @@ class InstalledAgent(Agent):
     """The agent of an installation, run in a host's place with a policy file of its own."""
 
     warm = False
+    # NOTE: where there is no syslog it says each up and down.
+    tells = False
 
     def __init__(self, place: Place, prefix: Path, policy: Path) -> None:
         super().__init__(place.netns, policy)

@@ -40,6 +40,8 @@ class Agent:
 
     warm: ClassVar[bool] = True
     """Whether it may be forked from an interpreter that has the libraries, and not be started."""
+    tells: ClassVar[bool] = True
+    """Whether what it has said is told though it has ended well."""
 
     def __init__(
         self,
@@ -146,7 +148,7 @@ class Agent:
         status = self.process.returncode
         assert status is not None
         self.process = None
-        if said:
+        if said and (status or self.tells):
             sys.stderr.write(said)
         return int(status)
 

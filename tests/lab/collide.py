@@ -73,7 +73,8 @@ class Place:
         if self.switch == "openvswitch":
             network = f"bridge: br-int, kind: openvswitch, ovsdb: '{self.ovs.db}', vlan: 20"
         rule = "{tap: '*', network: lan}"
-        return f"version: 1\nnetworks: {{lan: {{{network}}}}}\nrules: [{rule}]\n"
+        head = f"version: 1\ntimeout: {ALLOWED:.0f}\n"
+        return f"{head}networks: {{lan: {{{network}}}}}\nrules: [{rule}]\n"
 
     @property
     def policy(self) -> Policy:

@@ -59,7 +59,8 @@ class NatSite:
         }}  # fmt: skip
         rules = [{"tap": f"{name}*", "network": name} for name in networks]
         self.hooks.write_policy(json.dumps({
-            "version": 1, "networks": {"lab": lab, **networks},
+            # NOTE: on a busy machine the libraries alone may take most of 10 s to be read.
+            "version": 1, "timeout": 30, "networks": {"lab": lab, **networks},
             "rules": [*rules, {"tap": "*", "network": "lab"}],
         }))  # fmt: skip
 

@@ -223,14 +223,18 @@ def carries(
     return dst.recv(timeout, holds(payload))
 
 
-def who_has(tap: Tap, address: str, own: str = "192.0.2.99", timeout: float = 5.0) -> str | None:
-    """Ask as a guest who has an IPv4 address (RFC 826); return the MAC that answers, if any."""
+def who_has(tap: Tap, address: str, own: str = "192.0.2.99", timeout: float = 20.0) -> str | None:
+    """Ask as a guest who has an IPv4 address (RFC 826), each second; return the MAC, if any."""
     asked = socket.inet_aton(address)
     body = struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 1, mac(1), socket.inet_aton(own),
                        bytes(6), asked)
-    tap.send(frame(mac(1), payload=body, ethertype=0x0806))
-    answer = tap.recv(timeout, lambda data: data[12:14] == b"\x08\x06" and data[28:32] == asked)
-    return None if answer is None else answer[22:28].hex(":")
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        tap.send(frame(mac(1), payload=body, ethertype=0x0806))
+        answer = tap.recv(1.0, lambda data: data[12:14] == b"\x08\x06" and data[28:32] == asked)
+        if answer is not None:
+            return answer[22:28].hex(":")
+    return None
 
 
 def _retag(frame: bytes, auxdata: bytes) -> bytes:

@@ -94,7 +94,10 @@ def both(netns: Namespace, tmp_path: Path) -> Iterator[Both]:
     for network in networks.values():
         network |= {"users": ["nobody"], "max_taps": 64}
     rules = [{"tap": f"{name}*", "network": name} for name in networks]
-    policy.write_text(json.dumps({"version": 1, "networks": networks, "rules": rules}))
+    policy.write_text(json.dumps({
+        # NOTE: none may fail; how long they take is looked at by itself.
+        "version": 1, "timeout": 30, "networks": networks, "rules": rules,
+    }))
     policy.chmod(0o644)
     with (
         Agent(netns, policy, before=MUTE) as root,

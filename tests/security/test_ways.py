@@ -323,7 +323,7 @@ def test_the_root_of_a_container(host: Host, uid: int, run: str) -> None:
                 os.close(inside)
             assert "failed with status" not in qemu.stderr
             told = [line for line in qemu.stderr.splitlines() if line.startswith("pyqemu-")]
-            assert {line.split()[2] for line in told} == {"ip", "echo"}, told
+            assert {line.split()[2] for line in told} == {"#", "ip", "echo"}, told
         for agent in agents:
             report = agent.report()
             assert report["refused"] == 0, report
