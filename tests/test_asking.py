@@ -73,11 +73,15 @@ def test_a_client_is_known_until_it_ends(
     assert not own.has_ended() and not parent.has_ended()
     watch = AskingWatch(60)
     watch.process = own
-    watch.finish()
+    shorter = watch.within(30)
+    assert shorter.remaining() <= 30
+    for each in (watch, shorter):
+        each.finish()
     process.communicate()
     assert own.has_ended()
-    with pytest.raises(Failure, match=f"the calling process {process.pid} has ended"):
-        watch.finish()
+    for each in (watch, shorter):
+        with pytest.raises(Failure, match=f"the calling process {process.pid} has ended"):
+            each.finish()
     for find in (find_parent, lambda pid: pid):
         with pytest.raises(Failure) as caught:
             find_asking(connection, peer, find)

@@ -311,6 +311,11 @@ def test_run_gives_a_guest_of_the_policy_s_its_nics(place: Place) -> None:
         assert "nic-net1: index=0,type=nic,model=e1000,macaddr=52:54:00:" in told
         assert re.search(r"addr = 0*9\.0\b", qemu.hmp("info qtree"))
         assert qemu.quit() == 0
+    prefix[-1:] = ["--nic", "lan", "--"]
+    with place.qemu("-name", "web1", prefix=prefix, machine="q35") as qemu:
+        assert qemu.greeting
+        assert "\nnet2: index=0,type=tap" in f"\n{qemu.hmp('info network')}".replace("\r", "")
+        assert qemu.quit() == 0
     with place.qemu("-netdev", f"tap,id=n,br=lan,helper={place.helper}") as qemu:
         assert qemu.greeting
         assert place.netns.link("web1-0")["txqlen"] == 1000

@@ -11,8 +11,9 @@ import re
 import shutil
 import signal
 import syslog
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, NoReturn
 
 from pyqemu_ifconf.failure import Failure, Status
@@ -127,7 +128,8 @@ def run(
     program = shutil.which(command[0])
     if program is None:
         raise _cannot_run(command[0], os.strerror(errno.ENOENT))
-    nics = [*(_of_vm(vm, environ) if vm is not None else ()), *parse_nics(texts)]
+    nics = _of_vm(vm, environ) if vm is not None else []
+    nics += parse_nics(texts, [nic.id for nic in nics])
     _refuse_twice([nic.id for nic in nics])
     words, inherited, at = list(command), list[int](), ""
     own = OwnTaps(environ)
@@ -193,12 +195,13 @@ def _cannot_run(program: str, why: str) -> Failure:
     )
 
 
-def parse_nics(texts: Sequence[str]) -> list[Nic]:
+def parse_nics(texts: Sequence[str], taken: Collection[str] = ()) -> list[Nic]:
     """Return what each --nic asks for; the ids are net0, net1 ... where none is given.
 
-    Raises Failure (64).
+    Those `taken` are the guest's own. Raises Failure (64).
     """
-    return [parse_nic(text, f"net{number}") for number, text in enumerate(texts)]
+    ids = (id for number in count() if (id := f"net{number}") not in taken)
+    return [parse_nic(text, next(ids)) for text in texts]
 
 
 def _refuse_twice(ids: Sequence[str]) -> None:

@@ -103,6 +103,15 @@ class AskingWatch(Watch):
 
     process: Process | None = None
 
+    def within(self, seconds: float) -> AskingWatch:
+        """Return a watch that whatever ends this one ends, and after `seconds` at the most."""
+        watch = AskingWatch(
+            min(seconds, self.remaining()), self.interrupted, self.wakeup,
+            stopped=self.stopped, late=self.late,
+        )
+        watch.process = self.process
+        return watch
+
     def finish(self) -> None:
         """Check a last time. Raises Failure (75), also where the process has ended meanwhile.
 
