@@ -35,8 +35,8 @@ LOOKER = "pyqemu-looker"
 """The name of the processes that take descriptors of others'."""
 LOOKERS_MAX = 8
 """How many of them may be kept from their end at a time, beyond which there are no others."""
-ELSEWHERE = 1
-"""The byte that stands for a tap that is elsewhere."""
+ELSEWHERE, LET_GO = 1, 2
+"""The bytes that stand for a tap that is elsewhere, and for one that is held no longer."""
 _children: list[int] = []
 """Those of this process."""
 _HIDDEN = (errno.EACCES, errno.EPERM)
@@ -107,8 +107,19 @@ def finding_holders(others: float) -> Work[Holders]:
                 hidden.append(pid)
             elif error.errno not in _GONE:
                 raise
-    elsewhere = yield from _finding_elsewhere(held, lookers)
-    held = [each for each in held if each not in elsewhere]
+    elsewhere, gone = yield from _finding_elsewhere(held, lookers)
+    held = [each for each in held if each not in elsewhere and each not in gone]
+    again: list[Held] = []
+    for pid in sorted({each.pid for each in gone}):
+        try:
+            yield from _looking_into(pid, until, again)
+        except OSError as error:
+            if error.errno not in (*_GONE, *_HIDDEN):
+                raise
+    if again := [each for each in again if each not in held]:
+        # NOTE: what has gone once more in the meantime counts as held: it may be playing with us.
+        elsewhere, _ = yield from _finding_elsewhere(again, lookers)
+        held += [each for each in again if each not in elsewhere]
     return Holders(tuple(held), tuple(sorted(hidden)), tuple(sorted(unread)))
 
 
@@ -173,8 +184,10 @@ def _tap_of(pid: int | str, number: str) -> str:
     return ""
 
 
-def _finding_elsewhere(held: Collection[Held], lookers: int) -> Work[set[Held]]:
-    """Return those whose tap is certainly in another network namespace than we are.
+def _finding_elsewhere(
+    held: Collection[Held], lookers: int
+) -> Work[tuple[set[Held], set[Held]]]:
+    """Return those whose tap is certainly in another network namespace than we are, and those gone.
 
     It takes the right to trace the process (pidfd_getfd(2)), Linux 5.6 and, of a tap that is not
     ours to change, CAP_NET_ADMIN there; without, it is not certain of one that has the name of a
@@ -185,7 +198,7 @@ def _finding_elsewhere(held: Collection[Held], lookers: int) -> Work[set[Held]]:
     asked = [each for each in held if each.tap in links]
     _wait_for_children()
     if not asked or lookers >= LOOKERS_MAX:
-        return found
+        return found, set()
     ours, theirs = os.pipe2(os.O_CLOEXEC)
     try:
         os.set_blocking(ours, False)
@@ -196,7 +209,7 @@ def _finding_elsewhere(held: Collection[Held], lookers: int) -> Work[set[Held]]:
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.ENOMEM):
                 raise
-            return found
+            return found, set()
         finally:
             os.close(theirs)
         _children.append(pid)
@@ -215,8 +228,9 @@ def _finding_elsewhere(held: Collection[Held], lookers: int) -> Work[set[Held]]:
             yield PAUSE
     finally:
         os.close(ours)
-    told = zip(asked, answers, strict=False)
-    return found | {each for each, answer in told if answer == ELSEWHERE}
+    told = list(zip(asked, answers, strict=False))
+    found |= {each for each, answer in told if answer == ELSEWHERE}
+    return found, {each for each, answer in told if answer == LET_GO}
 
 
 def _wait_for_children() -> list[int]:
@@ -239,7 +253,7 @@ def _be_looker(pipe: int, asked: Iterable[Held]) -> NoReturn:
         os.closerange(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         ctypes.CDLL(None).prctl(PR_SET_NAME, LOOKER.encode())
         for each in asked:
-            os.write(pipe, bytes([ELSEWHERE if _is_elsewhere(each) else 0]))
+            os.write(pipe, bytes([_ask(each)]))
     finally:
         os._exit(0)
 
@@ -260,17 +274,18 @@ def take_descriptor(held: Held) -> int:
         os.close(process)
 
 
-def _is_elsewhere(held: Held) -> bool:
-    """Tell whether the tap is certainly in another network namespace."""
+def _ask(held: Held) -> int:
+    """Return ELSEWHERE, LET_GO where the process has let it go since, or 0: here, or not known."""
     try:
         taken = take_descriptor(held)
         if _tap_of("self", str(taken)) != held.tap:
-            return False
+            return LET_GO
         namespace = fcntl.ioctl(taken, TUNGETDEVNETNS)
         found = os.fstat(namespace)
         # NOTE: these two wait for nobody; another file stays open until our end.
         os.close(namespace)
         os.close(taken)
-        return not os.path.samestat(found, os.stat("/proc/thread-self/ns/net"))
-    except OSError:
-        return False
+        here = os.path.samestat(found, os.stat("/proc/thread-self/ns/net"))
+        return 0 if here else ELSEWHERE
+    except OSError as error:
+        return LET_GO if error.errno in (errno.ESRCH, errno.EBADF) else 0

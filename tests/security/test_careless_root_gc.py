@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from lab.plug import port_of, unplug
 from lab.race import Guest, wait
 from lab.taps import Tap
 from pyqemu_ifconf.policy import Vlan
+from pyqemu_ifup import holders
 
 KINDS = ["linux", "openvswitch"]
 
@@ -98,3 +101,25 @@ def test_tap_that_somebody_holds_stays(
         assert "UP" in netns.link("web0")["flags"]
         unplug(netns, "web0")
         tap.set_persist(False)
+
+
+def test_who_ends_while_it_is_asked_for_holds_nothing(
+    netns: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tap of the same name in another network namespace, whose process ends in the middle."""
+    netns.ip("tuntap", "add", "web0", "mode", "tap")
+    with Namespace() as elsewhere, elsewhere.tap("web0") as tap:
+        other = subprocess.Popen(["sleep", "600"], pass_fds=[tap.fd])
+        tap.close()
+        real = holders._finding_elsewhere
+
+        def ending(*words: Any) -> Any:
+            other.kill()
+            other.wait()
+            return real(*words)
+
+        with netns.enter():
+            assert holders.find_holders().of("web0") == ()
+            monkeypatch.setattr(holders, "_finding_elsewhere", ending)
+            assert holders.find_holders().of("web0") == ()
+    netns.ip("link", "del", "web0")
