@@ -112,10 +112,14 @@ def finding_holders(others: float) -> Work[Holders]:
     again: list[Held] = []
     for pid in sorted({each.pid for each in gone}):
         try:
-            yield from _looking_into(pid, until, again)
+            seen = yield from _looking_into(pid, until, again)
         except OSError as error:
             if error.errno not in (*_GONE, *_HIDDEN):
                 raise
+            seen = error.errno in _GONE
+        if not seen:
+            # NOTE: it may have given the tap another number, where we do not look.
+            again += [each for each in gone if each.pid == pid]
     if again := [each for each in again if each not in held]:
         # NOTE: what has gone once more in the meantime counts as held: it may be playing with us.
         elsewhere, _ = yield from _finding_elsewhere(again, lookers)
