@@ -32,7 +32,8 @@ def fabric(ovs_system: OpenVSwitch) -> OpenVSwitch:
 
 
 def policy_of(settings: str, bridge: str = "bridge: br0") -> Policy:
-    text = f"version: 1\nnetworks: {{lan: {{{bridge}}}}}\n"
+    # NOTE: nothing here is about the time, and a busy machine may stop this one for ten seconds.
+    text = f"version: 1\ntimeout: 60\nnetworks: {{lan: {{{bridge}}}}}\n"
     text += f"rules: [{{tap: web0, network: lan, {settings}}}]\n"
     return parse_policy([Source("policy.yaml", text.encode())])
 
