@@ -10,8 +10,9 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NoReturn
 
 from pyqemu_ifup.caller import read_status
@@ -65,7 +66,15 @@ class Holders:
 
     def of(self, tap: str) -> tuple[int, ...]:
         """Return the processes that hold this tap, each once, the lowest first."""
-        return tuple(sorted({held.pid for held in self.held if held.tap == tap}))
+        return tuple(sorted(self._of_taps.get(tap, ())))
+
+    @cached_property
+    def _of_taps(self) -> dict[str, set[int]]:
+        # NOTE: asked for each of many taps, of which somebody may have many descriptors.
+        found: dict[str, set[int]] = {}
+        for held in self.held:
+            found.setdefault(held.tap, set()).add(held.pid)
+        return found
 
     def of_process(self, pid: int) -> dict[int, str]:
         """Return the taps of one process, by its descriptors."""
@@ -108,9 +117,12 @@ def finding_holders(others: float) -> Work[Holders]:
             elif error.errno not in _GONE:
                 raise
     elsewhere, gone = yield from _finding_elsewhere(held, lookers)
-    held = [each for each in held if each not in elsewhere and each not in gone]
+    left = yield from _sifting(held, elsewhere | gone)
+    gone_of: dict[int, list[Held]] = {}
+    for each in gone:
+        gone_of.setdefault(each.pid, []).append(each)
     again: list[Held] = []
-    for pid in sorted({each.pid for each in gone}):
+    for pid in sorted(gone_of):
         try:
             seen = yield from _looking_into(pid, until, again)
         except OSError as error:
@@ -119,12 +131,23 @@ def finding_holders(others: float) -> Work[Holders]:
             seen = error.errno in _GONE
         if not seen:
             # NOTE: it may have given the tap another number, where we do not look.
-            again += [each for each in gone if each.pid == pid]
-    if again := [each for each in again if each not in held]:
+            again += gone_of[pid]
+    if fresh := (yield from _sifting(again, left)):
         # NOTE: what has gone once more in the meantime counts as held: it may be playing with us.
-        elsewhere, _ = yield from _finding_elsewhere(again, lookers)
-        held += [each for each in again if each not in elsewhere]
-    return Holders(tuple(held), tuple(sorted(hidden)), tuple(sorted(unread)))
+        elsewhere, _ = yield from _finding_elsewhere(fresh, lookers)
+        left |= yield from _sifting(fresh, elsewhere)
+    return Holders(tuple(left), tuple(sorted(hidden)), tuple(sorted(unread)))
+
+
+def _sifting(held: Iterable[Held], without: Container[Held]) -> Work[dict[Held, None]]:
+    """Return what of `held` is not among `without`, each once, in its order, a little at a time."""
+    found: dict[Held, None] = {}
+    for number, each in enumerate(held):
+        if each not in without:
+            found[each] = None
+        if number % BATCH == BATCH - 1:
+            yield 0.0
+    return found
 
 
 def finding_held(pid: int) -> Work[tuple[Held, ...]]:
@@ -189,7 +212,7 @@ def _tap_of(pid: int | str, number: str) -> str:
 
 
 def _finding_elsewhere(
-    held: Collection[Held], lookers: int
+    held: Iterable[Held], lookers: int
 ) -> Work[tuple[set[Held], set[Held]]]:
     """Return those whose tap is certainly in another network namespace than we are, and those gone.
 
@@ -198,8 +221,15 @@ def _finding_elsewhere(
     link here. `lookers` of our processes have not come to their end.
     """
     links = {name for _, name in socket.if_nameindex()}
-    found = {each for each in held if each.tap not in links}
-    asked = [each for each in held if each.tap in links]
+    found: set[Held] = set()
+    asked: list[Held] = []
+    for number, each in enumerate(held):
+        if each.tap in links:
+            asked.append(each)
+        else:
+            found.add(each)
+        if number % BATCH == BATCH - 1:
+            yield 0.0
     _wait_for_children()
     if not asked or lookers >= LOOKERS_MAX:
         return found, set()
@@ -232,9 +262,15 @@ def _finding_elsewhere(
             yield PAUSE
     finally:
         os.close(ours)
-    told = list(zip(asked, answers, strict=False))
-    found |= {each for each, answer in told if answer == ELSEWHERE}
-    return found, {each for each, answer in told if answer == LET_GO}
+    gone: set[Held] = set()
+    for number, (each, answer) in enumerate(zip(asked, answers, strict=False)):
+        if answer == ELSEWHERE:
+            found.add(each)
+        elif answer == LET_GO:
+            gone.add(each)
+        if number % BATCH == BATCH - 1:
+            yield 0.0
+    return found, gone
 
 
 def _wait_for_children() -> list[int]:

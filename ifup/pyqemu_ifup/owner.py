@@ -95,8 +95,10 @@ def _finding_ours(tap: str, parent: int, queues: int) -> Work[list[Held]]:
         if len(found) >= queues:
             return found
     holders = yield from finding_holders(OTHERS)
-    each = [
-        [held for held in holders.held if (held.pid, held.tap) == (pid, tap)]
-        for pid in holders.of(tap) if real_uid(pid) == uid
-    ]
-    return max(each, key=len, default=[])
+    each: dict[int, list[Held]] = {
+        pid: [] for pid in holders.of(tap) if real_uid(pid) == uid
+    }
+    for one in holders.held:
+        if one.tap == tap and one.pid in each:
+            each[one.pid].append(one)
+    return max(each.values(), key=len, default=[])

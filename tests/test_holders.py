@@ -1,0 +1,91 @@
+"""Who holds which tap is found in time that grows with the descriptors, a little at a time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lab.netns import Namespace
+from pyqemu_ifup import holders
+from pyqemu_ifup.holders import BATCH, OTHERS, Held
+
+COPIES = 1200
+"""Descriptors of one tap that a process has."""
+LET_GO = 100
+"""Those of them that it lets go while they are asked for."""
+HOLDING = f"""
+import os, sys
+copies = [int(sys.argv[1]), *(os.dup(int(sys.argv[1])) for _ in range({COPIES - 1}))]
+print(flush=True)
+sys.stdin.readline()
+for each in copies[:{LET_GO}]:
+    os.close(each)
+print(flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(inside: Namespace) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds web0 by many descriptors, and lets some go when it is told to."""
+    with inside.tap("web0") as tap, subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(tap.fd)], pass_fds=[tap.fd], text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "\n"
+        tap.close()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_many_descriptors_of_which_some_are_let_go_cost_little(
+    holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is compared with few others, and the agent's loop goes on after a batch of them."""
+    compared = [0]
+    real_eq, real_hash, real_find = Held.__eq__, Held.__hash__, holders._finding_elsewhere
+    calls = 0
+
+    def count_eq(self: Held, other: object) -> bool:
+        compared[-1] += 1
+        return real_eq(self, other)
+
+    def count_hash(self: Held) -> int:
+        compared[-1] += 1
+        return real_hash(self)
+
+    def finding(*words: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            assert holder.stdin is not None
+            assert holder.stdout is not None
+            holder.stdin.write("\n")
+            holder.stdin.flush()
+            assert holder.stdout.readline() == "\n"
+        return real_find(*words)
+
+    monkeypatch.setattr(Held, "__eq__", count_eq)
+    monkeypatch.setattr(Held, "__hash__", count_hash)
+    monkeypatch.setattr(holders, "_finding_elsewhere", finding)
+    work = holders.finding_holders(OTHERS)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            found = end.value
+            break
+        compared.append(0)
+    monkeypatch.undo()
+    assert calls == 1, "what is held still was asked for twice"
+    assert found.of("web0") == (holder.pid,)
+    assert len(found.held) == COPIES - LET_GO
+    assert sum(compared) < 20 * COPIES
+    assert max(compared) < 10 * BATCH
