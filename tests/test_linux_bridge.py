@@ -21,6 +21,7 @@ from pyroute2 import NetlinkError
 
 import pyqemu_ifup.attach
 import pyqemu_ifup.plan
+import pyqemu_ifup.sights
 from lab.calls import Call, Calls, Ended, at_op, on_ops, stop
 from lab.hooks import Hooks
 from lab.netns import Namespace
@@ -28,6 +29,7 @@ from lab.snapshot import Snapshot, diff
 from lab.taps import Tap, carries, frame, holds, mac
 from pyqemu_ifup.caller import process_start
 from pyqemu_ifup.linux_bridge import Netlink
+from pyqemu_ifup.on_port import Route
 from pyqemu_ifup.own_mac import mac_for, this_host
 from pyqemu_ifup.plan import JoinBridge, LinkOp, Plan, SetUp
 from pyqemu_ifup.stamp import parse_alias
@@ -635,6 +637,31 @@ def test_down_of_a_tap_that_was_renamed_meanwhile(calls: Calls, inside: Namespac
 def persistent(netns: Namespace, name: str) -> None:
     """Make a tap that stays though nobody holds it."""
     netns.ip("tuntap", "add", "dev", name, "mode", "tap")
+
+
+@pytest.mark.alone("changes what the hook reads")
+@pytest.mark.parametrize("address", [None, "192.0.2.1/24"])
+def test_routes_that_cannot_be_read_keep_no_persistent_tap_from_its_bridge(
+    calls: Calls, inside: Namespace, address: str | None
+) -> None:
+    """They are asked for where the tap has an address alone: a router may have a million."""
+    persistent(inside, "t0")
+    if address is not None:
+        inside.ip("address", "add", address, "dev", "t0")
+
+    def refuse_routes() -> None:
+        def refused(message: object) -> Iterator[Route]:
+            raise NetlinkError(errno.EIO)
+
+        pyqemu_ifup.sights.read_route = refused
+
+    ended = calls.up("t0", refuse_routes)
+    was_done(ended)
+    assert state(inside, "t0")["master"] == "br0"
+    told = [line for line in ended.log if "cannot tell what of this host's sits on it" in line]
+    assert len(told) == (address is not None), ended.log
+    was_done(calls.down("t0"))
+    inside.ip("link", "del", "t0")
 
 
 def by_another(calls: Calls, tap: str) -> Call:

@@ -206,7 +206,9 @@ def look(port: Port, policy: Policy, watch: Watch, tell: Callable[[str], None]) 
                 making = _making(host, port, port.nat)
         sitting = tuple(
             f"{each.what}: {each.why}; {each.remedy}"
-            for each in find_sitting(seen.tap, port.bridge, host.kernel.sights())
+            for each in find_sitting(
+                seen.tap, port.bridge, host.kernel.sights(routes_of=seen.tap.index)
+            )
         ) if seen.tap is not None else ()
         remarks = tuple(
             f"could not tell: {each}" for each in failures if isinstance(each, Forbidden)

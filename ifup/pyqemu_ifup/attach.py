@@ -226,6 +226,7 @@ def _joining(
         yield from _undo_joining(host, port, before, kept)
         raise
     tell_taken_over(before)
+    tell_of_sitting(host, port, before.tap)
 
 
 def require_database(databases: Container[str], port: Port, before: Seen) -> None:
@@ -282,17 +283,27 @@ def prove(
     if up:
         _tell_of_mac(port, before, now)
         _tell_of_ipv6(port, now)
-        _tell_of_sitting(host, port, now.tap)
 
 
-def _tell_of_sitting(host: Host, port: Port, tap: Link) -> None:
-    """Warn of what of the host's sits on a tap that was there before its QEMU."""
-    if not tap.persistent:
+def tell_of_sitting(host: Host, port: Port, tap: Link | None) -> None:
+    """Warn of what of the host's sits on a tap that was there before its QEMU.
+
+    What cannot be looked at is only told: the tap is attached all the same.
+    """
+    if tap is None or not tap.persistent:
         # NOTE: QEMU has just made it, and nobody else has had it.
         return
     from pyqemu_ifup.on_port import find_sitting
 
-    for found in find_sitting(tap, port.bridge, host.kernel.sights()):
+    try:
+        sights = host.kernel.sights(routes_of=tap.index)
+    except Failure as failure:
+        log(
+            syslog.LOG_WARNING,
+            f"{quote(port.tap)}: cannot tell what of this host's sits on it: {failure}",
+        )
+        return
+    for found in find_sitting(tap, port.bridge, sights):
         log(
             syslog.LOG_WARNING,
             f"{quote(port.tap)}: {found.what}: {found.why}; {found.remedy}",

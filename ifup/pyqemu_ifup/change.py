@@ -17,6 +17,7 @@ from pyqemu_ifup.attach import (
     owning_it,
     prove,
     require_database,
+    tell_of_sitting,
     tell_taken_over,
 )
 from pyqemu_ifup.caller import process_start
@@ -176,6 +177,8 @@ def changing(host: Host, change: Change) -> Work[None]:
         yield from _restore(host, change)
         raise
     tell_taken_over(change.before)
+    if any(isinstance(op, Prove) and op.up for op in change.plan):
+        tell_of_sitting(host, port, link)
 
 
 def _restore(host: Host, change: Change) -> Work[None]:

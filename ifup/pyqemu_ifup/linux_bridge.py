@@ -223,8 +223,14 @@ class Netlink:
                 for local in (message.get_attr("IFA_LOCAL"),)
             ]
 
-    def sights(self, links: Sequence[Link] | None = None) -> Sights:
-        """Return the links, or those that are given, with addresses and routes. Raises Failure."""
+    def sights(
+        self, links: Sequence[Link] | None = None, routes_of: int | None = None
+    ) -> Sights:
+        """Return the links, or those that are given, with addresses and routes. Raises Failure.
+
+        With the ifindex `routes_of` the routes are read only where that link has an address: a
+        router may have a million.
+        """
         from pyqemu_ifup import on_port, sights  # rare
 
         links = self.links() if links is None else links
@@ -234,10 +240,11 @@ class Netlink:
                 sights.read_address(message, names.get(message["index"], ""))
                 for message in self._route.get_addr() if message["family"] in IP
             ]
+            has_some = routes_of is None or any(each.index == routes_of for each in addresses)
             routes = [
                 route for message in self._route.get_routes() if message["family"] in IP
                 for route in sights.read_route(message)
-            ]
+            ] if has_some else []
         return on_port.Sights(links, addresses, routes)
 
     def add_address(self, index: int, address: str) -> None:

@@ -213,9 +213,10 @@ def _subnets(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
         return ()
     found: dict[object, Failure] = {}
     names = {link.index: link.name for link in host.kernel.links()}
+    there = host.kernel.destinations()
     for address in filter(None, (wanted.nat.ipv4, wanted.nat.ipv6)):
         own = ip_network(subnet(address))
-        for index, text in host.kernel.destinations():
+        for index, text in there:
             other = ip_interface(text).network
             if other.version == own.version and other.prefixlen > 0 and other.overlaps(own):
                 found.setdefault(own, Failure(
