@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import socket
@@ -19,6 +20,7 @@ from lab.hooks import Hooks
 from lab.needs import QEMU, lack, require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
+from lab.public import NOBODY, as_user, public_folder, publish
 from lab.qemu import Qemu
 from lab.versions import VERSIONS, qemu_of
 from pyqemu_ifctl.main import NO_ARGUMENTS
@@ -129,8 +131,20 @@ FAILURES: dict[int, tuple[str, ...]] = {
     69: ("args", "nobody"),
     70: ("args", "web1"),
     71: ("args", "web1"),
+    75: ("args", "web1", "--qemu", "qemu-that-hangs"),
+    78: ("args", "web1"),
 }
-"""Words by the status that they end with, once it is made so."""
+"""Words by the status that they end with, once it is made so.
+
+77 is none of them: nothing that args does is denied.
+"""
+
+
+def begin(hooks: Hooks, code: str) -> None:
+    """Have pyqemu-ifctl run some Python first of all."""
+    launcher = hooks.folder / "pyqemu-ifctl"
+    text = launcher.read_text().replace("raise SystemExit", f"{code}\nraise SystemExit")
+    launcher.write_text(text)
 
 
 @pytest.mark.alone("no hook is called")
@@ -142,17 +156,40 @@ def test_what_fails_prints_a_word_that_no_qemu_takes(hooks: Hooks, status: int) 
     elif status == 66:
         hooks.policy.unlink()
     elif status == 70:
-        launcher = hooks.folder / "pyqemu-ifctl"
-        launcher.write_text(launcher.read_text().replace(
-            "raise SystemExit",
-            "import pyqemu_ifctl.args\ndel pyqemu_ifctl.args.find_vm\nraise SystemExit",
-        ))
+        begin(hooks, "import pyqemu_ifctl.args\ndel pyqemu_ifctl.args.find_vm")
+    elif status == 75:
+        hanging = hooks.folder / "qemu-that-hangs"
+        hanging.write_text("#!/bin/sh\nexec sleep 60\n")
+        hanging.chmod(0o755)
+        hooks.env["PATH"] = f"{hooks.folder}:{os.environ['PATH']}"
+        begin(hooks, "import pyqemu_ifctl.qemu\npyqemu_ifctl.qemu.SECONDS = 1")
+    elif status == 78:
+        hooks.policy.chmod(0o666)
     words = FAILURES[status]
     done = hooks.ctl(*words)
     assert (done.returncode, done.stdout) == (status, f"{NO_ARGUMENTS}\n")
     assert done.stderr.startswith("pyqemu-ifctl: ")
     if status not in (64, 69):
         assert hooks.ctl(*words, "--json").stdout == ""
+
+
+@pytest.mark.alone("no hook is called")
+def test_what_fails_for_a_user_who_may_not_read_the_policy_prints_the_word_too(
+    hooks: Hooks,
+) -> None:
+    write_vm(hooks, {"network": "lan"})
+    with public_folder() as folder:
+        public = publish(hooks, folder)
+        public.policy.chmod(0o600)
+        done = subprocess.run(
+            [*as_user(NOBODY), str(public.folder / "pyqemu-ifctl"), "args", "web1"],
+            env={**os.environ, "PYQEMU_IFUP_POLICY": str(public.policy)}, text=True,
+            capture_output=True, timeout=60, check=False,
+        )
+    assert (done.returncode, done.stdout) == (66, f"{NO_ARGUMENTS}\n")
+    assert done.stderr == (
+        f"pyqemu-ifctl: {public.policy}: it cannot be read: Permission denied\n"
+    )
 
 
 @pytest.mark.alone("no hook is called")
