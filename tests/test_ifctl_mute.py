@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -26,8 +27,8 @@ def hang(*_arguments):
     with waiting_for("the kernel does not answer"):
         time.sleep(60)
 
-bounded.ALL = 2.0
-scene._look_at_needs = status._with_tables = hang
+bounded.ALL = {seconds}
+{part}
 from pyqemu_ifctl.main import main
 raise SystemExit(main())
 """
@@ -45,8 +46,11 @@ def hooks(inside: Namespace, tmp_path: Path) -> Hooks:
     return hooks
 
 
-def hanging(hooks: Hooks, *words: str) -> subprocess.CompletedProcess[str]:
-    code = HANG.format(roots=SOURCE_ROOTS)
+def hanging(
+    hooks: Hooks, *words: str, seconds: float = 2.0,
+    part: str = "scene._look_at_needs = status._with_tables = hang",
+) -> subprocess.CompletedProcess[str]:
+    code = HANG.format(roots=SOURCE_ROOTS, seconds=seconds, part=part)
     env = {**os.environ, "PYQEMU_IFUP_POLICY": str(hooks.policy)}
     return subprocess.run(
         [sys.executable, "-I", "-c", code, *words], env=env, text=True, capture_output=True,
@@ -87,6 +91,31 @@ def test_a_policy_in_a_folder_that_is_mute_leaves_the_rest_to_be_seen(
         told = json.loads(hooks.ctl("doctor", "--json", PYQEMU_IFUP_POLICY=policy).stdout)
     assert any(each.startswith("the policy: not done after 3 s") for each in told["unseen"])
     assert any(each["what"].startswith(f"QEMU {pid}") for each in told["findings"]), told
+
+
+def test_qemus_that_say_nothing_over_qmp_leave_the_rest_to_be_seen(
+    inside: Namespace, hooks: Hooks, tmp_path: Path
+) -> None:
+    """Each has two taps and waits for a migration: it would be asked for its hubs and its state."""
+    path = tmp_path / "qmp"
+    taps = [inside.tap(f"web{number}") for number in range(4)]
+    words = (
+        "-qmp", f"unix:{path},server=on,wait=off", "-incoming", "defer",
+        "-netdev", "tap,id=a", "-device", "e1000,netdev=a,mac=52:54:00:00:00:01",
+    )  # fmt: skip
+    with (
+        socket.socket(socket.AF_UNIX) as mute,
+        crowd(inside, [0], *words, held=taps[:2]) as (one,),
+        crowd(inside, [0], *words, held=taps[2:]) as (other,),
+    ):
+        mute.bind(str(path))
+        mute.listen()
+        done = hanging(hooks, "doctor", "--json", seconds=2.5, part="")
+        assert done.returncode == 1, done
+        told = json.loads(done.stdout)
+    assert checks(told) & {"bridge-missing"}, told
+    for pid in (one, other):
+        assert any(f"QEMU {pid} waits for a migration" in each for each in told["unseen"]), told
 
 
 def checks(told: dict[str, Any]) -> set[str]:

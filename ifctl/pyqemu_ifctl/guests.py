@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from pyqemu_ifconf.failure import Failure
+from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.ids import is_unmapped
 from pyqemu_ifconf.policy import Leave, Policy, choose, policy_asks
 from pyqemu_ifctl.bounded import attempt
@@ -211,6 +211,20 @@ def each_in_time(
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
     return dict(done)
+
+
+def ask_any(guest: Guest, ask: Callable[[Address, float], T], seconds: float) -> T:
+    """Return what `ask` returns of the first of a QEMU's QMP sockets that tells.
+
+    All of them together have `seconds`. Raises the Failure of the last where none tells.
+    """
+    failure = Failure(Status.UNAVAILABLE, NO_MONITOR)
+    for address in guest.monitors:
+        told = attempt(partial(ask, address, seconds / len(guest.monitors)))
+        if not isinstance(told, Failure):
+            return told
+        failure = told
+    raise failure
 
 
 def monitors_of(words: Iterable[str]) -> list[Address]:

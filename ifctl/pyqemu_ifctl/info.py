@@ -16,7 +16,7 @@ from pyqemu_ifctl.args import host_id
 from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifctl.databases import read_policy, worst
 from pyqemu_ifctl.guests import NO_MONITOR, Guest, each_in_time, find_guests, is_left_for, tap_of
-from pyqemu_ifctl.migration import find_away
+from pyqemu_ifctl.migration import find_away, find_states, may_be_away
 from pyqemu_ifctl.nics import macs_of
 from pyqemu_ifctl.qmp import Address, Backend, GuestNic, Joint, ask_nics, show
 from pyqemu_ifctl.status import Row, System, look, rows, wanted
@@ -123,10 +123,11 @@ def info(
         views.append(
             View(guest, None, (), str(view), view.status) if isinstance(view, Failure) else view
         )
-    away, unknown = find_away(guests, {
+    migrating = may_be_away(guests, {
         view.guest.pid: {card.nic.mac.lower() for card in view.cards if card.nic is not None}
         for view in views
     })
+    away, unknown = find_away(migrating, find_states(migrating))
     views = _with_twins(views, away)
     remarks = [str(failure) for failure in failed.values()]
     remarks += [f"not seen: {each}" for each in running.unread]

@@ -87,6 +87,14 @@ class Joint:
     backends: tuple[Backend, ...]
 
 
+@dataclass(frozen=True)
+class State:
+    """How a QEMU is just now (RunState of its QAPI), and what its hubs join, None: not asked."""
+
+    state: str
+    joints: tuple[Joint, ...] | None = None
+
+
 def ask_nics(address: Address, seconds: float) -> tuple[list[GuestNic], list[Joint]]:
     """Return the NICs of the QEMU whose QMP socket is at `address`, and what its hubs join.
 
@@ -96,27 +104,22 @@ def ask_nics(address: Address, seconds: float) -> tuple[list[GuestNic], list[Joi
     return _talk(lambda: _ask(address), address, seconds)
 
 
-def ask_state(address: Address, seconds: float) -> str:
-    """Return the state of the QEMU whose QMP socket is at `address`. Raises Failure as ask_nics."""
-    return _talk(lambda: _ask_state(address), address, seconds)
+def ask_state(address: Address, seconds: float, *, joints: bool = False) -> State:
+    """Return the state of the QEMU whose QMP socket is at `address`, with its hubs for `joints`.
+
+    Raises Failure as ask_nics.
+    """
+    return _talk(lambda: _ask_state(address, joints), address, seconds)
 
 
-def ask_joints(address: Address, seconds: float) -> list[Joint]:
-    """Return what the hubs of a QEMU join just now. Raises Failure as ask_nics."""
-    return _talk(lambda: _ask_joints(address), address, seconds)
-
-
-async def _ask_joints(address: Address) -> list[Joint]:
-    async with _connected(address) as client:
-        return joints_of(await _ask_network(client))
-
-
-async def _ask_state(address: Address) -> str:
+async def _ask_state(address: Address, joints: bool) -> State:
     async with _connected(address) as client:
         told: object = await client.execute("query-status")
         if not isinstance(told, dict):
             raise _Nonsense("no object")
-        return _text(told.get("status"))
+        state = _text(told.get("status"))
+        network = await _ask_network(client) if joints else []
+        return State(state, tuple(joints_of(network)) if joints else None)
 
 
 def renew_link(address: Address, is_it: Callable[[Backend], bool], seconds: float) -> bool:

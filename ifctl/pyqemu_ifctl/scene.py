@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,9 +30,14 @@ from pyqemu_ifctl.databases import (
     read_policy,
 )
 from pyqemu_ifctl.guests import Guest, Guests, each_in_time, find_guests, is_left_for, leads_to
-from pyqemu_ifctl.joints import find_joints
 from pyqemu_ifctl.macs import CommandNic, nics_of
-from pyqemu_ifctl.migration import find_away
+from pyqemu_ifctl.migration import (
+    States,
+    find_away,
+    find_states,
+    may_be_away,
+    may_join,
+)
 from pyqemu_ifctl.place import Hooks, know_hooks
 from pyqemu_ifctl.rights import Lost, find_lost, find_off
 from pyqemu_ifctl.status import wanted as is_wanted
@@ -265,12 +270,13 @@ def look(
                               "not looked at")
         else:
             unread.append(f"QEMU {guest.pid}: {qemu}")
-    joints = find_joints([qemu.guest for qemu in qemus])
-    qemus = [replace(qemu, joints=joints.get(qemu.guest.pid)) for qemu in qemus]
-    away, unknown = find_away(
+    migrating = may_be_away(
         [qemu.guest for qemu in qemus],
         {qemu.guest.pid: {nic.mac for nic in qemu.nics if nic.mac} for qemu in qemus},
     )
+    told = _ask_qemus(parts, [qemu.guest for qemu in qemus], migrating)
+    qemus = [replace(qemu, joints=_joints_of(told, qemu.guest.pid)) for qemu in qemus]
+    away, unknown = find_away(migrating, told)
     unseen += [f"whether QEMU {pid} waits for a migration: {why}" for pid, why in unknown.items()]
     words = parts.take_apart("what guests say of themselves", lambda: _look_at_words(links))
     otherwise, silent = words or (dict[str, str](), [])
@@ -300,6 +306,23 @@ def look(
         off=tuple(off),
         otherwise=otherwise, host_id=this_host(), hooks=know_hooks(sys.argv[0]),
     )
+
+
+def _ask_qemus(parts: Parts, guests: Sequence[Guest], migrating: Sequence[Guest]) -> States:
+    """Ask over QMP what is of use of each: those that may join taps, and those `migrating`."""
+    joining = {guest.pid for guest in guests if may_join(guest)}
+    asked = [guest for guest in guests if guest.pid in joining or guest in migrating]
+    if not asked:
+        return {}
+    return parts.take_apart(
+        "how QEMUs are, over QMP", lambda: find_states(asked, joints=joining)
+    ) or {}
+
+
+def _joints_of(told: States, pid: int) -> tuple[Joint, ...] | None:
+    """Return what the hubs of a QEMU join, None where it has not told."""
+    state = told.get(pid)
+    return None if isinstance(state, Failure) or state is None else state.joints
 
 
 def _look_at_words(links: Iterable[Link]) -> tuple[dict[str, str], list[str]]:

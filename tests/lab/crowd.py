@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from lab.netns import Namespace
 from lab.public import python
+from lab.taps import Tap
 
 CODE = """
 import os
@@ -38,17 +39,19 @@ for _ in users[1:]:
 
 @contextmanager
 def crowd(
-    netns: Namespace, users: Sequence[int], *words: str, name: str = "qemu-system-x86_64"
+    netns: Namespace, users: Sequence[int], *words: str, name: str = "qemu-system-x86_64",
+    held: Sequence[Tap] = (),
 ) -> Iterator[list[int]]:
     """Have a process of each of the users that is called `name` and has these arguments.
 
-    Yields their pids; they end when their standard input does.
+    Each of them holds the taps `held`. Yields their pids; they end when their standard input does.
     """
     code = CODE.format(users=list(users))
     with netns.enter():
         first = subprocess.Popen(
             [name, "-c", code, *map(os.fsencode, words)], executable=python(), cwd="/",
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            pass_fds=[tap.fd for tap in held],
         )
     assert first.stdout is not None
     with first:
