@@ -30,8 +30,17 @@ from pyqemu_ifctl.scene import (
     helpers_of,
     script_of,
 )
-from pyqemu_ifup.caller import Option
-from pyqemu_ifup.hubs import NAMED_MAX, REMEDY, WHY, WHY_MIXED, call_it, find_hubs, tap_name
+from pyqemu_ifup.caller import Option, bounded
+from pyqemu_ifup.hubs import (
+    NAMED_MAX,
+    REMEDY,
+    WHY,
+    WHY_MIXED,
+    Hub,
+    call_it,
+    find_hubs,
+    tap_name,
+)
 from pyqemu_ifup.nat import table_name, wants_forwarding
 from pyqemu_ifup.nat_network import OLDER, guarded
 from pyqemu_ifup.tun import TUN
@@ -186,7 +195,7 @@ def find_stock_scripts(scene: Scene) -> Iterator[Fault]:
             script = script_of(option, "script")
             if script is None or "script" in option.keys:
                 continue
-            if _is_left(scene, qemu, option.keys.get("ifname")):
+            if _is_left(scene, qemu, tap_name(option)):
                 continue
             if not is_ours(qemu.scripts.get(script), "pyqemu-ifup"):
                 yield Fault(
@@ -201,7 +210,7 @@ def find_foreign_helpers(scene: Scene) -> Iterator[Fault]:
     """A QEMU whose tap came by a bridge helper that is not ours, past the policy."""
     for qemu in scene.qemus:
         paths = {path for option in qemu.guest.options for path in helpers_of(option)}
-        named = {option.keys.get("ifname") for option in qemu.guest.options}
+        named = {tap_name(option) for option in qemu.guest.options}
         links = filter(None, map(scene.link, sorted(set(qemu.guest.taps.values()) - named)))
         past = [link for link in links
                 if link.stamp is None and not _is_left(scene, qemu, link.name)]
@@ -230,7 +239,7 @@ def find_foreign_helpers(scene: Scene) -> Iterator[Fault]:
 def _is_left(scene: Scene, qemu: Qemu, tap: str | None) -> bool:
     """Tell whether a `leave` rule of the policy has the tap; None: all that QEMU does not name."""
     if tap is None:
-        named = {option.keys.get("ifname") for option in qemu.guest.options}
+        named = {tap_name(option) for option in qemu.guest.options}
         taps = set(qemu.guest.taps.values()) - named
         return bool(taps) and taps <= qemu.left
     return tap in qemu.left or (isinstance(scene.policy, Policy) and is_left(scene.policy, tap))
@@ -247,7 +256,7 @@ def find_no_downscripts(scene: Scene) -> Iterator[Fault]:
             down = script_of(option, "downscript")
             if is_ours(qemu.scripts.get(down or ""), "pyqemu-ifdown"):
                 continue
-            if _is_left(scene, qemu, option.keys.get("ifname")):
+            if _is_left(scene, qemu, tap_name(option)):
                 continue
             if down is None and not _stays(scene, qemu, option):
                 # NOTE: a tap that goes with its QEMU is gone from a Linux bridge too.
@@ -275,7 +284,7 @@ def find_no_downscripts(scene: Scene) -> Iterator[Fault]:
 
 def _stays(scene: Scene, qemu: Qemu, option: Option) -> bool:
     """Tell whether something of a tap is left when its QEMU ends without a downscript=."""
-    name = option.keys.get("ifname")
+    name = tap_name(option)
     links = filter(None, map(scene.link, [name] if name else qemu.guest.taps.values()))
     return any(
         link.persistent or link.stamp.kind == "openvswitch"
@@ -307,24 +316,21 @@ def find_joined_taps(scene: Scene) -> Iterator[Fault]:
     """A QEMU that joins two taps, whose links are up, on a hub of its own."""
     up = {link.name for link in scene.links if link.up}
     for qemu in scene.qemus:
-        # NOTE: anybody can write any name on a command line; which taps are held, the kernel tells.
-        held = set(qemu.guest.taps.values())
         told = False
         for hub in find_hubs(qemu.guest.options):
-            names = [tap_name(tap) for tap in hub.taps]
-            running = [name for name in names if name in held & up]
-            unnamed = min(names.count(None), len((held & up).difference(running)))
-            if len(names) < 2 or (held and len(running) + unnamed < 2):
+            taps = _held_ends(hub, _held(scene, qemu) & up)
+            if len(taps) < 2:
                 continue
             told = True
+            running = [name for tap in taps if (name := tap_name(tap)) is not None]
             yield Fault(
-                f"{' and '.join(map(call_it, hub.taps[:NAMED_MAX]))} of {qemu.name} are on one hub",
+                f"{' and '.join(map(call_it, taps[:NAMED_MAX]))} of {qemu.name} are on one hub",
                 WHY,
                 sh("ip", "link", "set", "dev", running[-1], "down") if len(running) > 1 else None,
                 f"when {_process(qemu)} starts the next time, {REMEDY}",
             )
-        for hub_now, taps in () if told else _joined_now(qemu):
-            running = sorted(tap for tap in taps if tap in up)
+        for hub_now, names in () if told else _joined_now(qemu):
+            running = sorted(name for name in names if name in up)
             if len(running) > 1:
                 yield Fault(
                     f"{' and '.join(map(quote, running[:NAMED_MAX]))} of {qemu.name} are on one "
@@ -333,6 +339,30 @@ def find_joined_taps(scene: Scene) -> Iterator[Fault]:
                     f"take hub {hub_now} of {_process(qemu)} apart: over QMP, netdev_del of each "
                     "hubport on it",
                 )
+
+
+def _held(scene: Scene, qemu: Qemu) -> frozenset[str]:
+    """Return the taps that a QEMU holds; those whose mark names it, where that cannot be seen.
+
+    NOTE: anybody can write any name on a command line; which taps are held, the kernel tells.
+    """
+    if not qemu.hidden:
+        return frozenset(qemu.guest.taps.values())
+    return frozenset(link.name for link in scene.links
+                     if link.stamp is not None and link.stamp.pid == qemu.guest.pid)
+
+
+def _held_ends(hub: Hub, held: frozenset[str]) -> list[Option]:
+    """Return the taps of a hub that are among those `held`; one without a name may be any other."""
+    named = {tap_name(tap) for tap in hub.taps}
+    left = len(held - named)
+    found: dict[object, Option] = {}
+    for tap in hub.taps:
+        name = tap_name(tap)
+        left -= name is None
+        if name in held or (name is None and left >= 0):
+            found.setdefault(name or id(tap), tap)
+    return list(found.values())
 
 
 def _joined_now(qemu: Qemu) -> Iterator[tuple[int, list[str]]]:
@@ -349,12 +379,13 @@ def _joined_now(qemu: Qemu) -> Iterator[tuple[int, list[str]]]:
 def find_taps_off(scene: Scene) -> Iterator[Fault]:
     """A tap of a running guest's, of the policy's, that is down or was taken from its bridge."""
     # NOTE: one of two that a hub joins is down for good reason.
-    hubs = [hub for qemu in scene.qemus for hub in find_hubs(qemu.guest.options)]
-    joined = {tap_name(tap) for hub in hubs for tap in hub.taps if len(hub.taps) > 1}
-    joined |= {
-        tap for qemu in scene.qemus for _, taps in _joined_now(qemu) for tap in taps
-        if len(taps) > 1
-    }
+    joined: set[str | None] = set()
+    for qemu in scene.qemus:
+        for hub in find_hubs(qemu.guest.options):
+            taps = _held_ends(hub, _held(scene, qemu))
+            joined.update(tap_name(tap) for tap in taps if len(taps) > 1)
+        for _, names in _joined_now(qemu):
+            joined.update(name for name in names if len(names) > 1)
     for link in scene.off:
         if link.stamp is not None and link.name not in joined:
             state = "down" if not link.up else f"not on {quote(link.stamp.bridge)}"
@@ -369,11 +400,13 @@ def find_mixed_hubs(scene: Scene) -> Iterator[Fault]:
     """A QEMU that joins a tap and a backend that is none on a hub of its own."""
     for qemu in scene.qemus:
         for hub in find_hubs(qemu.guest.options):
-            others = {end.keys["type"] for end in hub.ends if end not in hub.taps}
-            if hub.taps and others:
-                what = ' and '.join(map(readable, sorted(others)))
+            taps = _held_ends(hub, _held(scene, qemu))
+            types = {bounded(end.keys.get("type")) for end in hub.others}
+            if taps and types:
+                others = sorted(readable(each) if each else "something else" for each in types)
+                what = " and ".join(others[:NAMED_MAX])
                 yield Fault(
-                    f"{call_it(hub.taps[0])} of {qemu.name} is on one hub with {what}", WHY_MIXED,
+                    f"{call_it(taps[0])} of {qemu.name} is on one hub with {what}", WHY_MIXED,
                     None, f"when {_process(qemu)} starts the next time, {REMEDY}",
                 )
 

@@ -22,7 +22,7 @@ from pyqemu_ifctl.qmp import Address, Backend, GuestNic, Joint, ask_nics, show
 from pyqemu_ifctl.status import Row, System, look, rows, wanted
 from pyqemu_ifup.holders import Holders, find_holders
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.hubs import WHY, WHY_MIXED
+from pyqemu_ifup.hubs import NAMED_MAX, WHY, WHY_MIXED
 from pyqemu_ifup.look import Counters, show_vlan
 from pyqemu_ifup.manners import Watch
 
@@ -280,7 +280,7 @@ def _of_hub(hub: int | None, backends: Sequence[Backend]) -> str:
     """Return what is wrong with a hub that joins several backends."""
     names = [
         readable(each.ifname) if each.ifname else f"{readable(each.type)} {readable(each.id)}"
-        for each in backends
+        for each in backends[:NAMED_MAX]
     ]
     several = sum(each.type == "tap" for each in backends) > 1
     return f"hub {hub} joins {' and '.join(names)}: {WHY if several else WHY_MIXED}"

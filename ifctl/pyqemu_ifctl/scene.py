@@ -86,7 +86,8 @@ class Qemu:
     `scripts` holds each script=, downscript= and helper= that it has: what the path leads to, None
     where there is no such program. `confined`: system calls are filtered, and no privilege can be
     gained; None where that cannot be told. `nics` are the first of its NICs. `joints` is what its
-    hubs join just now, None where its command line alone is known.
+    hubs join just now, None where its command line alone is known. `hidden`: which taps it holds
+    could not be seen.
     """
 
     guest: Guest
@@ -95,6 +96,7 @@ class Qemu:
     nics: tuple[CommandNic, ...] = ()
     left: frozenset[str] = frozenset()
     joints: tuple[Joint, ...] | None = None
+    hidden: bool = False
 
     @property
     def name(self) -> str:
@@ -256,7 +258,9 @@ def look(
     filtered = parts.take_apart("the packet filters", lambda: _look_at_filters(watch))
     call_iptables, chains, hidden = filtered or (frozenset[str](), (), [])
     unseen += hidden
-    holders = parts.take_apart("the taps that processes hold", find_holders) or Holders((), ())
+    seen_holders = parts.take_apart("the taps that processes hold", find_holders)
+    holders = seen_holders or Holders((), ())
+    hidden_pids = {*holders.hidden, *holders.unread}
     guests = parts.take_apart("the guests", lambda: find_guests(holders)) or Guests((), ())
     unread = list(guests.unread)
     qemus = []
@@ -275,7 +279,13 @@ def look(
         {qemu.guest.pid: {nic.mac for nic in qemu.nics if nic.mac} for qemu in qemus},
     )
     told = _ask_qemus(parts, [qemu.guest for qemu in qemus], migrating)
-    qemus = [replace(qemu, joints=_joints_of(told, qemu.guest.pid)) for qemu in qemus]
+    qemus = [
+        replace(
+            qemu, joints=_joints_of(told, qemu.guest.pid),
+            hidden=seen_holders is None or qemu.guest.pid in hidden_pids,
+        )
+        for qemu in qemus
+    ]
     away, unknown = find_away(migrating, told)
     unseen += [f"whether QEMU {pid} waits for a migration: {why}" for pid, why in unknown.items()]
     words = parts.take_apart("what guests say of themselves", lambda: _look_at_words(links))

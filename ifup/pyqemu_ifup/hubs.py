@@ -17,6 +17,8 @@ from pyqemu_ifup.caller import Option, bounded, cut_name, is_on_hub_0
 
 NAMED_MAX = 4
 """Taps of one hub that are told of."""
+TAPS = ("tap", "bridge")
+"""The types of backends that are taps."""
 WHY = (
     "QEMU's hub passes each frame of one tap to the other: on one bridge the first broadcast goes "
     "round for ever, and two networks become one"
@@ -44,7 +46,12 @@ class Hub:
     @property
     def taps(self) -> list[Option]:
         """The ends that are taps, whoever opens them."""
-        return [end for end in self.ends if end.keys.get("type") in ("tap", "bridge")]
+        return [end for end in self.ends if end.keys.get("type") in TAPS]
+
+    @property
+    def others(self) -> list[Option]:
+        """The ends that are no taps."""
+        return [end for end in self.ends if end.keys.get("type") not in TAPS]
 
 
 def find_hubs(options: Sequence[Option]) -> list[Hub]:

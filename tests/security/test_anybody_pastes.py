@@ -336,6 +336,52 @@ def test_nothing_of_another_user_s_command_line_is_printed() -> None:
             assert "'web; reboot' (QEMU" in each.what or "QEMU 8" in each.what
 
 
+def hub_findings(*words: str, **changes: Any) -> dict[str, str]:
+    """Return what is told, by its check, of a user's QEMU with these arguments that holds web1.
+
+    web0, web1 and web2 are taps of ours that are up.
+    """
+    stamp = format_alias(replace(STAMP, pid=6))
+    links = [a_link(f"web{n}", alias=stamp) for n in range(3)]
+    guest = Guest(7, None, {3: "web1"}, (), NOBODY, tuple(find_options(["q", *words])))
+    scene = a_scene("br", qemus=(Qemu(guest, True, {}, **changes),), links=tuple(links))
+    found = find_all(replace(scene, off=(links[0],)))[0]
+    return {each.check: each.what for each in found if each.check in ("tap-off", *HUB_CHECKS)}
+
+
+HUB_CHECKS = ("qemu-hub", "qemu-hub-mixed")
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_command_line_tells_of_no_tap_that_its_process_does_not_hold(hidden: bool) -> None:
+    for words in (
+        ("-net", "tap,ifname=web0", "-net", "tap,ifname=zz"),
+        ("-net", "tap,ifname=web0", "-net", "tap,ifname=web2"),
+        ("-net", "tap,ifname=web0", "-net", "user"),
+        ("-net", "tap", "-net", "tap,ifname=web0", "-net", "user"),
+    ):
+        told = hub_findings(*words, hidden=hidden)
+        assert "the tap web0 is " in told.pop("tap-off")
+        assert not told or (not hidden and told.keys() == {"qemu-hub-mixed"}), (words, told)
+        assert not any("web0" in what for what in told.values())
+
+
+def test_what_a_hub_joins_is_told_in_few_words() -> None:
+    """A backend has any type, one of any length, or none; and there are as many as fit."""
+    netdevs = ("-netdev", "id=x", "-netdev", "hubport,id=h,hubid=0,netdev=x")
+    tap = ("-net", "tap,ifname=web1")
+    assert hub_findings(*netdevs).keys() == {"tap-off"}
+    assert hub_findings(*netdevs, *tap)["qemu-hub-mixed"].endswith(" with something else")
+    assert hub_findings(*tap, "-net", "A" * 200000)["qemu-hub-mixed"].endswith(" something else")
+    many = [word for n in range(3000) for word in ("-net", f"kind{n:04}")]
+    told = hub_findings(*tap, *many)["qemu-hub-mixed"]
+    assert told.endswith(" with kind0000 and kind0001 and kind0002 and kind0003")
+    backends = tuple(Backend(f"n{n}", "user", "") for n in range(3000))
+    nic = GuestNic("net0", "e1000", "52:54:00:00:00:01", None, None, backends, hub=0)
+    (card,) = view_of(Guest(7, None, {}, ()), Told((nic,), "q"), {}, a_policy("br")).cards
+    assert sum(map(len, card.faults)) < 500
+
+
 def test_info_quotes_what_a_guest_says() -> None:
     """A QEMU that a guest has taken over says what it likes, over QMP too."""
     for text in HOSTILE_TEXTS:
