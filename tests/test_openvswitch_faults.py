@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -31,6 +32,7 @@ from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.ovsdb_proxy import Proxy, Session, Spoil
+from lab.plug import plug, port_of
 from lab.snapshot import Snapshot, leftovers
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifdown.gc import collect
@@ -746,6 +748,30 @@ def test_rows_of_a_wrong_type_are_believed_nowhere(site: Site, first: int) -> No
             break
         number += 1
     assert statuses == {0, 71}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["wanted", "in the policy"])
+def test_way_back_asks_the_database_that_the_mark_names(
+    inside: Namespace, ovs: OpenVSwitch, tmp_path: Path, first: bool
+) -> None:
+    """Nobody answers at another one, which the tap is for by now, or which the policy names."""
+    ovs.add_bridge("br-int", mtu=1500)
+    inside.add_bridge("br0")
+    inside.tap("web0", persist=True)
+    plug(inside, port_of("web0", "br-int", ovsdb=ovs.db))
+    dead = f"unix:{tmp_path}/dead"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(dead.removeprefix("unix:"))
+    wanted = port_of("web0", "br-int", ovsdb=dead) if first else port_of("web0", "br0")
+    with pytest.raises(Failure, match="nothing answers at"):
+        plug(inside, wanted, ovsdbs=[dead])
+    link = inside.link("web0")
+    assert "UP" not in link["flags"] and not link.get("ifalias")
+    assert ovs.find("Port", "web0") is None
+    inside.close_kept()
+    inside.ip("link", "del", "web0")
+    inside.ip("link", "del", "br0")
+    ovs.vsctl("del-br", "br-int")
 
 
 @pytest.mark.alone("changes the hook's own process")

@@ -36,7 +36,7 @@ from pyqemu_ifup.plan import (
     refuse_strangers,
     was_before,
 )
-from pyqemu_ifup.stamp import Stamp, find_here, make_stamp, renew_stamp
+from pyqemu_ifup.stamp import Stamp, find_here, is_anothers, make_stamp, renew_stamp
 from pyqemu_ifup.work import Work
 
 if TYPE_CHECKING:
@@ -135,7 +135,8 @@ def attaching_alone(
     stamp = link.stamp if link is not None else None
     left = [stamp.ovsdb] if stamp is not None and stamp.ovsdb is not None else []
     try:
-        yield from host.open_databases([port.ovsdb, DEFAULT_OVSDB, *ovsdbs, *left])
+        # NOTE: first the one that the way back needs.
+        yield from host.open_databases([*left, port.ovsdb, DEFAULT_OVSDB, *ovsdbs])
         yield from host.catch_up(link)
         if port.ovsdb in host.databases and host.kernel.look_up(port.bridge) is None:
             # NOTE: the row of a bridge is there before its interface, whose MTU is looked at.
@@ -353,6 +354,15 @@ def _undo(
     """
     host.watch = host.watch.for_undo()
     asking = host.watch.within(host.watch.remaining() * ASKING)
+    link = host.kernel.look_up(port.tap)
+    stamp = link.stamp if link is not None else None
+    why = "it cannot be asked"
+    if stamp is not None and stamp.ovsdb is not None and not is_anothers(stamp, parent):
+        # NOTE: it has not been tried yet where another one has failed before.
+        try:
+            yield from host.open_databases([stamp.ovsdb], asking)
+        except Failure as failure:
+            why = str(failure)
     yield from ask_again(host, port.tap, asking)
     before = _look_back(host, port)
     if before is not None and before.tap is not None and (
@@ -361,7 +371,7 @@ def _undo(
         admit(before.tap)
         stamp = before.tap.stamp
         if stamp is not None and stamp.ovsdb is not None and stamp.ovsdb not in host.databases:
-            _tell_of_port(host, port.tap, stamp.ovsdb, "it cannot be asked")
+            _tell_of_port(host, port.tap, stamp.ovsdb, why)
         yield from _go_back(host, port, before, before, kept, asking)
 
 

@@ -96,16 +96,18 @@ class Host:
             poll.register(self.watch.wakeup, select.POLLIN)
         poll.poll(min(seconds, self.watch.remaining()) * 1000)
 
-    def open_databases(self, addresses: Iterable[str]) -> Work[None]:
+    def open_databases(
+        self, addresses: Iterable[str], watch: Watch | None = None
+    ) -> Work[None]:
         """Connect to those of the databases that this host has.
 
         Raises Failure: 69 where no server answers, 77 where it may not be spoken to, 75 where it
-        is mute until the watch ends.
+        is mute until `watch` ends, or the host's own.
         """
         for address in dict.fromkeys(addresses):
             if address not in self.databases and is_there(address):
                 self.tell(vsctl(address, ("show",)))
-                yield from self._connect(address, self.watch)
+                yield from self._connect(address, watch or self.watch)
 
     def _connect(self, address: str, watch: Watch) -> Work[None]:
         from pyqemu_ifup.openvswitch import Database, try_connect
