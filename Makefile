@@ -143,7 +143,7 @@ install: ## install into PREFIX (/usr/local), under DESTDIR
 	put 0644 "$$tree/zsh" "$${ZSHDIR:-$$PREFIX/share/zsh/site-functions}/_pyqemu-ifctl"
 	# NOTE: one word for a shell, then what sed takes for its own.
 	bin=$$(printf %s "$$PREFIX/bin" | sed "s/'/'\\\\''/g" | sed 's/[&|\\]/\\&/g')
-	sed "s|@bin@|'$$bin'|" conf/takeover.in >"$$tree/takeover"
+	sed "s|@bin@|'$$bin'|; s|@version@|$$(sed -n 's/^version = //p' setup.cfg)|" conf/takeover.in >"$$tree/takeover"
 	put 0755 "$$tree/takeover" "$$PREFIX/sbin/pyqemu-takeover"
 	# NOTE: systemd takes a % for a specifier, sed & and | for its own.
 	bin=$$(printf %s "$$PREFIX/bin" | sed 's/%/%%/g; s/[&|\\]/\\&/g')

@@ -241,7 +241,11 @@ def test_the_takeover_is_for_what_is_installed(installed: Installed) -> None:
     program = installed.prefix / "sbin/pyqemu-takeover"
     assert f"\nbin='{installed.prefix}/bin'\n" in program.read_text()
     done = run(program, *WRONG)
-    assert (done.returncode, done.stderr) == (64, "usage: pyqemu-takeover [--helper] [--undo]\n")
+    usage = "usage: pyqemu-takeover [--helper] [--undo] | --version\n"
+    assert (done.returncode, done.stderr) == (64, usage)
+    said = need_success(run(program, "--version"))
+    version = re.search(r"^version = (.*)$", (ROOT / "setup.cfg").read_text(), re.M)
+    assert version is not None and said == f"pyqemu-takeover {version[1]}\n"
 
 
 def test_the_units_start_what_is_installed(installed: Installed) -> None:

@@ -362,7 +362,8 @@ def test_the_takeover(bare: Clean, prepare: Callable[[Clean], None]) -> None:
         done = bare.run("sh", "/opt/takeover", *words, status=status)
         return done.stdout + done.stderr
 
-    assert takeover("--help", status=64) == "usage: pyqemu-takeover [--helper] [--undo]\n"
+    usage = "usage: pyqemu-takeover [--helper] [--undo] | --version\n"
+    assert takeover("--help", status=64) == usage
     nobody = ("setpriv", "--reuid=65534", "--clear-groups", "sh", "/opt/takeover", "--undo")
     assert takeover("--undo") == bare.run(*nobody).stderr == ""
     now = "pyqemu-takeover: /etc/qemu-{0} is /opt/bin/pyqemu-{0} now\n"
