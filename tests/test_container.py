@@ -133,6 +133,9 @@ def test_what_a_guest_on_the_userspace_datapath_advertises(
             assert (row["state"], [each["setting"] for each in row["differences"]]) == (
                 ("ok", []) if off else ("differs", ["disable_ipv6"])
             )
+            told = [each["do"] for each in json.loads(job.ctl("doctor", "tap-ipv6", "--json"))[
+                "findings"]]
+            assert told == [] if off else "--sysctl net.ipv6.conf.default." in told[0]
             tap.send(advertisement())
             end = time.monotonic() + 20
             while not off and not addresses(netns, "web0"):

@@ -130,6 +130,20 @@ def set_down(clinic: Clinic) -> Faulty:
     yield
 
 
+def addressed(clinic: Clinic) -> Faulty:
+    guest = clinic.netns.tap("web0")
+    assert clinic.hooks.up("web0").returncode == 0
+    yield
+    clinic.ip("link", "set", "web0", "addrgenmode", "eui64")
+    clinic.netns.run(["sysctl", "-qw", "net.ipv6.conf.web0.disable_ipv6=0"])
+    (row,) = clinic.hooks.ctl_json("status", "web0")["taps"]
+    assert [each["setting"] for each in row["differences"]] == ["disable_ipv6"]
+    yield
+    assert clinic.hooks.ctl_json("status", "web0")["taps"][0]["state"] == "ok"
+    assert clinic.hooks.down("web0").returncode == 0
+    guest.close()
+
+
 def taken_off(clinic: Clinic) -> Faulty:
     """Taken down first, and so no loss to the agent either; then, while it is up, without one."""
     guest = clinic.netns.tap("web0")
@@ -664,6 +678,7 @@ ROWS = (
     Row("bridge-kind", a_card, "eth0 is no bridge, and network lan is on it ("),
     Row("bridge-down", set_down, "the bridge br0 is down"),
     Row("tap-off", taken_off, "the tap web0 is down, and the policy has it attached"),
+    Row("tap-ipv6", addressed, "the tap web0: the host's end may get an IPv6 address"),
     Row("bridge-stp", slow, "br0 runs STP with a forward delay of 15 s"),
     Row("bridge-stp", slow_with_a_loop, "br0 runs STP with a forward delay of 15 s"),
     Row("bridge-mac", loose_mac, "the MAC of br0 is not set, and it has no uplink"),
@@ -751,6 +766,11 @@ def test_a_root_that_may_change_no_link(clinic: Clinic) -> None:
         (found,) = clinic.find("net-admin")
         assert "CAP_NET_ADMIN" in found["do"] and found["do"] in done.stderr
         assert done.returncode == 77
+        clinic.policy("networks: {lab: {bridge: labbr0, nat: {ipv4: 192.168.79.1/24}}}\n"
+                      "rules: [{tap: '*', network: lab}]\n")
+        done = clinic.run([str(clinic.hooks.folder / "pyqemu-ifctl"), "explain", "web0"])
+        assert "give it CAP_NET_ADMIN" in done.stdout and "run as root" not in done.stdout, done
+        clinic.policy(LAN + ALL)
     tap.close()
 
 

@@ -3,6 +3,7 @@
     Failure             exit status, what failed, why, what to do
     +-- PolicyInvalid   all the errors of a policy, each with its place
     +-- Forbidden       this process may not: that says nothing of what is there
+    +-- OfCaller        the caller can mend it, root or not
     +-- Lacking         this container was not given something, with the options that give it
 
 Modules raise; only the programs' `main` prints and exits.
@@ -10,6 +11,7 @@ Modules raise; only the programs' `main` prints and exits.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -49,10 +51,29 @@ class Failure(Exception):
 
 
 class Forbidden(Failure):
-    """The kernel does not let this process do it, or look at it (77); another may."""
+    """The kernel does not let this process do it, or look at it (77); another may.
 
-    def __init__(self, what: str, why: str = "", remedy: str = "run as root") -> None:
+    `net_admin`: CAP_NET_ADMIN is enough for it (capabilities(7)), and what root lacks here.
+    """
+
+    def __init__(
+        self, what: str, why: str = "", remedy: str = "", *, net_admin: bool = False
+    ) -> None:
+        where = "CAP_NET_ADMIN in the tap's network namespace"
+        if not remedy and os.geteuid() != 0:
+            remedy = f"run as root, or with {where}" if net_admin else "run as root"
+        elif not remedy and net_admin:
+            remedy = f"give it {where}, a container by --cap-add=NET_ADMIN"
+        elif not remedy:
+            remedy = (
+                "see which capability root lacks here (capabilities(7)), or in dmesg(1) what "
+                "AppArmor or SELinux denies"
+            )
         super().__init__(Status.DENIED, what, why, remedy)
+
+
+class OfCaller(Failure):
+    """What whoever calls can mend without being root: `for_user` leaves it to no other."""
 
 
 class Lacking(Failure):
@@ -96,7 +117,7 @@ class PolicyError:
 def for_user(failure: Failure) -> Failure:
     """Return the failure as an unprivileged user is told it: what only root can mend is root's."""
     mine = (Status.USAGE, Status.BUG, Status.TRY_AGAIN, Status.DENIED)
-    if failure.status in mine or not failure.remedy:
+    if failure.status in mine or not failure.remedy or isinstance(failure, OfCaller):
         return failure
     remedy = f"let root mend it: {failure.remedy}"
     return Failure(failure.status, failure.what, failure.why, remedy)
@@ -108,8 +129,9 @@ class PolicyInvalid(Failure):
     def __init__(self, errors: tuple[PolicyError, ...], files: tuple[str, ...]) -> None:
         first = errors[0]
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        super().__init__(
-            Status.POLICY_INVALID, "policy invalid", f"{first}{more}", "run pyqemu-ifctl check"
-        )
+        from pyqemu_ifconf.shell import ifctl  # rare
+
+        remedy = f"run {ifctl('check')}"
+        super().__init__(Status.POLICY_INVALID, "policy invalid", f"{first}{more}", remedy)
         self.errors = errors
         self.files = files

@@ -83,6 +83,7 @@ CHECKS: tuple[Check, ...] = (
     Check("long-tap-glob", "warning", policy_faults.find_long_globs),
     Check("tap-right", "error", bridge_faults.find_lost_rights),
     Check("tap-off", "error", host_faults.find_taps_off),
+    Check("tap-ipv6", "warning", host_faults.find_addressed_taps),
     Check("bridge-missing", "error", bridge_faults.find_missing_bridges),
     Check("bridge-kind", "error", bridge_faults.find_other_kinds),
     Check("bridge-down", "error", bridge_faults.find_bridges_down),

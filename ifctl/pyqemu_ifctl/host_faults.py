@@ -43,6 +43,8 @@ from pyqemu_ifup.hubs import (
 )
 from pyqemu_ifup.nat import table_name, wants_forwarding
 from pyqemu_ifup.nat_network import OLDER, guarded
+from pyqemu_ifup.plan import ADDRESS_MAY_COME, OF_CONTAINER, SetIpv6, commands, gets_address
+from pyqemu_ifup.sysctl import is_writable
 from pyqemu_ifup.tun import TUN
 
 
@@ -394,6 +396,20 @@ def find_taps_off(scene: Scene) -> Iterator[Fault]:
                 "its guest has no network; one that is down is not brought back by itself",
                 ifctl("apply", link.name),
             )
+
+
+def find_addressed_taps(scene: Scene) -> Iterator[Fault]:
+    """A tap of ours whose host's end may get an IPv6 address, as its guest advertises one."""
+    for link in scene.links:
+        if link.stamp is not None and link.up and gets_address(link):
+            what = f"the tap {quote(link.name)}: {ADDRESS_MAY_COME}"
+            keeping = SetIpv6(link.name, link.index, disabled=True, addrgenmode=None)
+            if is_writable("ipv6/conf/default/disable_ipv6"):
+                why = "its disable_ipv6 is 0: somebody else has set that, or up could not"
+                yield Fault(what, why, all_of(*commands(keeping)))
+            else:
+                why = "what is below /proc/sys/net cannot be written"
+                yield Fault(what, why, None, OF_CONTAINER)
 
 
 def find_mixed_hubs(scene: Scene) -> Iterator[Fault]:

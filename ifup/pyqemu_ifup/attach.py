@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.failure import Failure, OfCaller, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Port
 from pyqemu_ifconf.shell import ifctl, quote, readable, sh
 from pyqemu_ifup.host import Host
@@ -16,7 +16,9 @@ from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, Seen, show_vlan
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import (
+    ADDRESS_MAY_COME,
     IPV6,
+    OF_CONTAINER,
     AddPort,
     Prove,
     SetDown,
@@ -266,7 +268,7 @@ def prove(
             yield from database.sync(host.watch)
     now = host.look(port.tap, port.bridge)
     if now.tap is None or before.tap is None or now.tap.index != before.tap.index:
-        raise Failure(
+        raise OfCaller(
             Status.REFUSED, "the tap has gone meanwhile", "its QEMU has ended or closed it",
             "see whether the calling process still runs",
         )
@@ -317,16 +319,8 @@ def _tell_of_ipv6(port: Port, now: Seen) -> None:
         return
     why, remedy = "its disable_ipv6 is 0 again", "see who else sets that"
     if not now.sysctl:
-        why = "what is below /proc/sys/net cannot be written"
-        remedy = (
-            "have whoever starts this container give it "
-            "--sysctl net.ipv6.conf.default.disable_ipv6=1"
-        )
-    log(
-        syslog.LOG_WARNING,
-        f"{quote(port.tap)}: the host's end may get an IPv6 address, by which its guest reaches "
-        f"the host: {why}; {remedy}",
-    )
+        why, remedy = "what is below /proc/sys/net cannot be written", OF_CONTAINER
+    log(syslog.LOG_WARNING, f"{quote(port.tap)}: {ADDRESS_MAY_COME}: {why}; {remedy}")
 
 
 def _tell_of_mac(port: Port, before: Seen, now: Seen) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.failure import Failure, OfCaller, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Kind, Port, Vlan
 from pyqemu_ifconf.shell import Command, all_of, ovs_value, quote, readable, sh, vsctl, write
 from pyqemu_ifup.look import (
@@ -395,7 +395,7 @@ def refuse_strangers(tap: str, seen: Seen, parent: int) -> Link:
 
 def no_such_tap() -> Failure:
     """Return what is said (71) of a name that no link has."""
-    return Failure(
+    return OfCaller(
         Status.REFUSED, "there is no such tap in this network namespace", "",
         "the caller must open it first, as QEMU does",
     )
@@ -588,6 +588,13 @@ def plan_up(port: Port, kind: Kind, seen: Seen, stamp: Stamp, here: Here) -> Pla
         )
     plan += [Prove(name, up=False), SetUp(name, index), Prove(name, up=True)]
     return tuple(plan)
+
+
+ADDRESS_MAY_COME = "the host's end may get an IPv6 address, by which its guest reaches the host"
+OF_CONTAINER = (
+    "have whoever starts this container give it --sysctl net.ipv6.conf.default.disable_ipv6=1"
+)
+"""What keeps one away where nothing below /proc/sys can be written."""
 
 
 def gets_address(tap: Link) -> bool | None:
