@@ -7,6 +7,7 @@ import errno
 import json
 import mmap
 import os
+import re
 import signal
 import subprocess
 import time
@@ -550,6 +551,10 @@ def test_without_privilege_up_is_refused_and_down_left_to_gc(
         assert ended.status == 77
         assert said(ended) == f"ip link set dev t0 alias '{alias()}' failed: {why}"
         assert state(inside, "t0") == before
+        calls.hooks.env["PYQEMU_IFUP_DEBUG"] = "1"
+        told = calls.up("t0", drop).stderr
+        del calls.hooks.env["PYQEMU_IFUP_DEBUG"]
+        assert re.search(r"# asked for by process \d+, an unprivileged user's: ", told), told
 
         was_done(calls.up("t0"))
         now = state(inside, "t0")

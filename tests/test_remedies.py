@@ -57,10 +57,12 @@ TOLD = "no remedy: a step that PYQEMU_IFUP_DEBUG=1 tells as it is taken"
 SHOWS = "no remedy: it shows what a person has to know"
 SYSTEMD = "a unit of ours, which test_systemd.py starts and restarts; no systemd runs here"
 PACKAGE = "a package of the distribution's: tests/lab/chroot has none to fetch"
+START = "a QEMU is started, which the tests of the hooks do"
 KERNEL = "a module of the kernel's, or its device, which no namespace has of its own"
 
 IFCTL, IFUP = "ifctl/pyqemu_ifctl/", "ifup/pyqemu_ifup/"
 REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
+    ("conf/pyqemu_ifconf/failure.py", "__init__"): (1, (SHOWS,)),
     ("conf/pyqemu_ifconf/trust.py", "_check_owner"): (1, (HERE,)),
     ("conf/pyqemu_ifconf/trust.py", "_check_owner_and_mode"): (1, (HERE,)),
     (f"{IFCTL}agent.py", "_outdated"): (1, (SYSTEMD,)),
@@ -107,7 +109,9 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFCTL}scene.py", "look"): (2, (PACKAGE,)),
     (f"{IFCTL}status.py", "rows"): (1, (AFTER_A_CRASH,)),
     ("ifd/pyqemu_ifd/tidy.py", "_wanted"): (1, (MOVED,)),
+    ("ifdown/pyqemu_ifdown/main.py", ""): (1, (WITHOUT,)),
     ("ifdown/pyqemu_ifdown/detach.py", "leave_to_gc"): (1, (WITHOUT,)),
+    (f"{IFUP}access.py", "check_given"): (1, (START,)),
     (f"{IFUP}attach.py", "attaching"): (1, (AFTER_A_CRASH,)),
     (f"{IFUP}attach.py", "_tell_of_mac"): (1, (IN_SYSLOG,)),
     (f"{IFUP}attach.py", "_tell_of_port"): (1, (AFTER_A_CRASH,)),
@@ -117,7 +121,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}dnsmasq.py", "serve"): (1, (TOLD,)),
     (f"{IFUP}dnsmasq.py", "_recorded"): (1, (HERE,)),
     (f"{IFUP}dnsmasq.py", "_start"): (1, (TOLD,)),
-    (f"{IFUP}entitled.py", "check_owner"): (2, (ANEW,)),
+    (f"{IFUP}entitled.py", "check_owner"): (4, (ANEW, START)),
     (f"{IFUP}host.py", "open_databases"): (1, (TOLD,)),
     (f"{IFUP}linux_bridge.py", "_join"): (1, (HERE,)),
     (f"{IFUP}main.py", "by_the_agent"): (1, (SYSTEMD,)),
@@ -156,7 +160,8 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}plan.py", "_set_link"): (1, (PLAN,)),
     (f"{IFUP}plan.py", "_add_port_command"): (1, (PLAN,)),
     (f"{IFUP}plan.py", "_set_port_command"): (1, (TOLD,)),
-    (f"{IFUP}tap_client.py", "_connect"): (1, (SYSTEMD,)),
+    (f"{IFUP}tap_client.py", "_connect"): (2, (SYSTEMD, SHOWS)),
+    (f"{IFUP}tap_client.py", "_wait"): (1, (SHOWS,)),
     (f"{IFUP}taps.py", "_failure"): (1, (SHOWS,)),
     (f"{IFUP}tun.py", "require_tun"): (1, (KERNEL,)),
     (f"{IFUP}tun.py", "no_tun"): (2, (DOCTOR, KERNEL)),
@@ -164,7 +169,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}tun.py", "_loading"): (1, (KERNEL,)),
 }
 """(file, function) -> how many commands it makes, and the tests that run them, or why none does."""
-REASONS = (TOLD, SHOWS, SYSTEMD, PACKAGE, KERNEL)
+REASONS = (TOLD, SHOWS, START, SYSTEMD, PACKAGE, KERNEL)
 
 
 def commands_of(path: Path) -> Iterator[tuple[str, str]]:
@@ -223,13 +228,12 @@ def test_a_new_command_is_seen(tmp_path: Path) -> None:
 
 # What is told in words.
 
-FAILURES = {"Failure", "Forbidden", "Fault"}
+FAILURES = {"Failure", "Forbidden", "OfCaller", "Fault"}
 TYPED = re.compile(
     r"pyqemu-[a-z]+ |systemctl|apt-get|dnf |make install|dbus-uuidgen|systemd-machine|modprobe|"
     r"journalctl|dmesg|conntrack|setcap|unshare|mount "
 )
 """What a person would type, where it stands in a sentence and is no Command: it has no names."""
-START = "a QEMU is started, which the tests of the hooks do"
 LISTS = "it lists what is there"
 IN_WORDS = {
     " did not call pyqemu-ifup for it, though the rule at ": "it says what was",
@@ -241,9 +245,6 @@ IN_WORDS = {
     "NIC of the guest a mac of its own": "a file of the host's; test_nics.py has one appear",
     "install them: make install": "test_install.py installs them",
     "ask pyqemu-ifctl explain for a tap that such a rule is for": "a person compares",
-    "end the process that holds it, and have another made: pyqemu-ifctl run": START,
-    "ask for another: pyqemu-ifctl run": START,
-    "let the agent make it: start QEMU by pyqemu-ifctl run --nic ": START,
     "see whether systemd answers: systemctl status": SHOWS,
     "see journalctl --unit=": SHOWS,
     "see dmesg(1)": SHOWS,

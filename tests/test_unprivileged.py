@@ -188,6 +188,7 @@ def test_two_by_helper_on_one_hub_are_refused(place: Place) -> None:
     with place.qemu("-S", *ends, machine="pc") as qemu:
         assert qemu.wait() == 1
         assert "on one hub with a -net tap: QEMU's hub passes " in qemu.stderr
+        assert "let root mend it" not in qemu.stderr, "the command line is the user's own"
     assert place.taps() == set()
 
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.names import check_tap_name
+from pyqemu_ifconf.shell import ifctl
 from pyqemu_ifup.manners import Watch, narrator, run_hook
 
 PROGRAM = "pyqemu-ifdown"
 TIMEOUT = 10.0
 """Seconds that a down may take."""
-LEFT = "pyqemu-ifctl gc removes what is left"
+LEFT = f"{ifctl('gc')} removes what is left"
 """What is said of a down that has stopped: as far as it came, it stays."""
 
 

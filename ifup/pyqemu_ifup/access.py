@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pyqemu_ifconf.bridge_conf import NOTHING, BridgeConf, read_bridge_conf
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Network, Policy, Port, Vm, find_nic
-from pyqemu_ifconf.shell import quote, readable
+from pyqemu_ifconf.shell import ifctl, quote, readable
 
 if TYPE_CHECKING:
     from pyqemu_ifup.look import Link
@@ -160,7 +160,7 @@ def check_given(link: Link) -> None:
         raise Failure(
             Status.DENIED, "its right has ended",
             f"whoever held it has given it to {whom}, and it was root's",
-            "end the process that holds it, and have another made: pyqemu-ifctl run",
+            f"end the process that holds it, and have another made: {ifctl('run')}",
         )
 
 

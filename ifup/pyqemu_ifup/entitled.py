@@ -11,7 +11,7 @@ from pyqemu_ifconf.bridge_conf import NOTHING, BridgeConf
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_made_of, is_user_name, is_valid_name
 from pyqemu_ifconf.policy import Network, Nic, Policy, Vm, find_nic
-from pyqemu_ifconf.shell import all_of, quote, readable, sh
+from pyqemu_ifconf.shell import all_of, ifctl, quote, readable, sh
 from pyqemu_ifup.access import ROOT, User, check_given, may_have, may_use
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.stamp import is_alive
@@ -138,7 +138,7 @@ def check_owner(link: Link, uid: int, network: str) -> None:
         whose = "root" if stamp.uid is None else f"user {stamp.uid}"
         raise Failure(
             Status.DENIED, f"somebody else's tap: it was made for {whose}, not for user {uid}", "",
-            "ask for another: pyqemu-ifctl run",
+            f"ask for another: {ifctl('run')}",
         )
     if uid != ROOT and stamp is not None and stamp.uid is None and is_alive(stamp):
         raise Failure(
@@ -153,9 +153,10 @@ def check_owner(link: Link, uid: int, network: str) -> None:
         # NOTE: a QEMU with CAP_NET_ADMIN, as a file's capability gives it, makes its own.
         raise Failure(
             Status.DENIED, what, "whoever holds it has made it, by a right that is not the user's",
-            f"let the agent make it: start QEMU by pyqemu-ifctl run --nic {quote(network)}, "
-            f"or with helper=pyqemu-bridge-helper,br={quote(network)} in place of ifname= and "
-            "script=; it needs no right of its own then",
+            f"let the agent make it: start QEMU by {ifctl('run')} --nic {quote(network)}, "
+            "or with our pyqemu-bridge-helper, by its whole path, as helper= and "
+            f"br={quote(network)} in place of ifname= and script=; it needs no right of its own "
+            "then",
         )
     words = ("dev", link.name, "mode", "tap", *(["multi_queue"] if link.multi_queue else []))
     raise Failure(

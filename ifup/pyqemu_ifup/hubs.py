@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.failure import OfCaller, Status
 from pyqemu_ifconf.policy import Caller
 from pyqemu_ifconf.shell import readable
 from pyqemu_ifup.caller import Option, bounded, cut_name, is_on_hub_0
@@ -135,6 +135,6 @@ def call_it(option: Option) -> str:
 def refuse_joined(caller: Caller) -> None:
     """Raise Failure (71) where the QEMU has another tap on the hub that this one is on."""
     if caller.joined:
-        raise Failure(
+        raise OfCaller(
             Status.REFUSED, f"on one hub with {' and '.join(caller.joined)}", WHY, REMEDY
         )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pyroute2 import IPRoute, NetlinkError
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
-from pyqemu_ifconf.failure import Failure, Forbidden, Status
+from pyqemu_ifconf.failure import Failure, Forbidden, OfCaller, Status
 from pyqemu_ifconf.names import is_valid_name
 from pyqemu_ifconf.shell import quote, sh
 from pyqemu_ifup.links import (
@@ -70,19 +70,14 @@ NO_LINK = 2**31 - 1
 def _failure(what: str, code: int) -> Failure:
     """Return what a netlink error number means to the person who must mend it."""
     if code in (errno.EPERM, errno.EACCES):
-        remedy = "run as root, or with CAP_NET_ADMIN in the tap's network namespace"
-        if os.geteuid() == 0:
-            remedy = (
-                "give it CAP_NET_ADMIN in the tap's network namespace, a container by "
-                "--cap-add=NET_ADMIN"
-            )
-        return Forbidden(what, f"the kernel refuses it ({os.strerror(code)})", remedy)
+        why = f"the kernel refuses it ({os.strerror(code)})"
+        return Forbidden(what, why, net_admin=True)
     if code == errno.EXFULL:
         return Failure(
             Status.REFUSED, what, "the bridge is full (1023 ports)", "use another bridge"
         )
     if code == errno.ENODEV:
-        return Failure(
+        return OfCaller(
             Status.REFUSED, what, "the tap or the bridge has gone meanwhile",
             "see whether the calling process still runs",
         )

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Lacking, Status
+from pyqemu_ifconf.ids import is_alone
 from pyqemu_ifconf.shell import quote, readable
 from pyqemu_ifup.caller import real_uid
 from pyqemu_ifup.manners import Watch
@@ -297,9 +298,8 @@ def cannot_use(path: str, error: OSError) -> Failure:
     """Return the Failure, 77 or 71, of one who could not open a lock."""
     what, why = f"cannot use {quote(path)}", error.strerror or str(error)
     if isinstance(error, PermissionError):
-        if os.geteuid() != 0:
+        if not (os.geteuid() == 0 and is_alone()):
             return Forbidden(what, why)
-        # NOTE: root whom a folder of root's is not for is an ordinary user's own.
         remedy = "have a /run of one's own: unshare -Urnm, and in it: mount -t tmpfs run /run"
         return Failure(Status.DENIED, what, why, remedy)
     if error.errno == errno.EROFS:

@@ -178,7 +178,8 @@ def tell_known(caller: Caller, keys: Sequence[MatchKey]) -> str:
 def inputs(policy: Policy, caller: Caller, pid: int, network: str) -> str:
     """Return, as a comment for a shell, all that the decision is made by."""
     keys = [key for key in MATCH_KEYS if key != "user" or policy_asks(policy, "user")]
-    who = "an unprivileged user's" if caller.unprivileged else "root's"
+    # NOTE: the hook serves nobody but who has started it; the agent is root, and tells of others.
+    who = "root's" if os.geteuid() == 0 and not caller.unprivileged else "an unprivileged user's"
     by = f"by the network's name {readable(network)}" if network else "by the rules"
     return (
         f"# asked for by process {pid}, {who}: {tell_known(caller, keys)}; decided {by} of "

@@ -196,7 +196,7 @@ def _failure(done: Run) -> Failure:
     said = done.err.strip().splitlines()
     why = said[0] if said else f"it ended with {done.status}"
     if "Operation not permitted" in done.err:
-        return Forbidden("nft does not do it", why)
+        return Forbidden("nft does not do it", why, net_admin=True)
     return Failure(
         Status.REFUSED, "nft does not do it", why, "see whether this kernel has nf_tables and NAT"
     )

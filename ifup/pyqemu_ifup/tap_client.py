@@ -12,7 +12,7 @@ import os
 import sys
 import time
 
-from pyqemu_ifconf.shell import readable, sh
+from pyqemu_ifconf.shell import ifctl, readable, sh
 from pyqemu_ifup.agent import SOCKET_VARIABLE, WIRE
 from pyqemu_ifup.agent import find_socket as find_agent
 
@@ -92,7 +92,7 @@ def _connect(path: str) -> _socket.socket:
             raise NoTap(DENIED, f"{readable(path)}: {why}; ask who keeps the agent") from error
         if code in (None, errno.EAGAIN):
             raise NoTap(TRY_AGAIN, f"the agent at {readable(path)} does not answer: {why}; "
-                        "see pyqemu-ifctl agent") from error
+                        f"see {ifctl('agent')}") from error
         unit = "pyqemu-ifd.socket" if os.geteuid() == 0 else "pyqemu-ifd-users.socket"
         raise NoAgent(
             UNAVAILABLE,
@@ -132,7 +132,7 @@ def _wait(
                 raise NoTap(TRY_AGAIN, f"stopped: the calling process {parent} has ended")
             if time.monotonic() > start + seconds:
                 raise NoTap(TRY_AGAIN, f"the agent does not answer: waited {seconds:g} s; "
-                            f"{'see pyqemu-ifctl agent' if accepted else 'try again'}")
+                            f"{'see ' + ifctl('agent') if accepted else 'try again'}")
             packet, came = _receive(connection)
             descriptors += came
             kind, text = packet[:1], os.fsdecode(packet[1:])

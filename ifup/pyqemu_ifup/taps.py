@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 
-from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.failure import Failure, OfCaller, Status
 from pyqemu_ifconf.shell import readable, sh
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.tun import (
@@ -104,7 +104,7 @@ def _failure(name: str, error: OSError) -> Failure:
             + sh("ip", "-d", "link", "show", "dev", name),
         )
     if error.errno == errno.ENFILE:
-        return Failure(
+        return OfCaller(
             Status.REFUSED, what, f"no number for it is free, or too many files are open ({why})",
             "end a QEMU that has one",
         )
@@ -114,7 +114,7 @@ def _failure(name: str, error: OSError) -> Failure:
             "run the agent as root, with CAP_NET_ADMIN",
         )
     if error.errno == errno.EINVAL:
-        return Failure(
+        return OfCaller(
             Status.REFUSED, what, f"the kernel takes no such name ({why})", "take another name"
         )
     return Failure(Status.REFUSED, what, f"the kernel refuses it ({why})", "see dmesg(1)")
