@@ -23,7 +23,11 @@ from lab.ovs import OpenVSwitch
 from lab.public import NOBODY, as_user, public_folder, publish
 from lab.qemu import Qemu
 from lab.versions import VERSIONS, qemu_of
+from pyqemu_ifconf.failure import Failure
+from pyqemu_ifconf.policy import POLICY_VARIABLE
 from pyqemu_ifctl.main import NO_ARGUMENTS
+from pyqemu_ifctl.run import Nic, OwnTaps
+from pyqemu_ifup.manners import STOP_SIGNALS
 
 NETWORKS = {"lan": {"bridge": "br0"}, "big": {"bridge": "br0", "mtu": 1400}}
 MODELS = ("virtio-net-pci", "e1000", "e1000e", "rtl8139")
@@ -310,6 +314,45 @@ def test_root_s_run_needs_no_agent(hooks: Hooks, netns: Namespace) -> None:
         assert qemu.quit() == 0
         assert "no agent" not in qemu.stderr
     assert set(netns.links()) == {"lo", "br0"}
+
+
+@pytest.mark.alone("there is no agent")
+@pytest.mark.parametrize("stop", STOP_SIGNALS, ids=lambda stop: stop.name)
+def test_a_signal_between_two_taps_of_root_s_run_ends_it(
+    hooks: Hooks, netns: Namespace, stop: signal.Signals
+) -> None:
+    write_vm(hooks)
+    handlers = {each: signal.getsignal(each) for each in STOP_SIGNALS}
+    own = OwnTaps({POLICY_VARIABLE: str(hooks.policy)})
+    opened: list[int] = []
+    try:
+        with netns.enter():
+            opened += own.open(Nic("lan", "net0"))
+            os.kill(os.getpid(), stop)
+            for go_on in (lambda: own.open(Nic("lan", "net1")), own.hand_on):
+                with pytest.raises(Failure, match=f"stopped: received {stop.name}"):
+                    opened += go_on() or ()
+            own.take_back()
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    assert set(netns.links()) == {"lo", "br0"}
+
+
+@pytest.mark.alone("there is no agent")
+def test_what_is_ignored_stays_so_in_the_qemu_of_root_s_run(hooks: Hooks) -> None:
+    """As nohup(1) has it of HUP; Python's own two are not."""
+    write_vm(hooks)
+    run = hooks.argv("pyqemu-ifctl", "run", "--nic", "lan", "--", "/bin/sh", "-c",
+                     "grep SigIgn /proc/$$/status")  # fmt: skip
+    done = subprocess.run(
+        ["nohup", *run], env=hooks.environ(), text=True, stdin=subprocess.DEVNULL,
+        capture_output=True, check=False,
+    )
+    assert done.returncode == 0, done
+    assert int(done.stdout.split()[1], 16) == 1 << signal.SIGHUP - 1
 
 
 def write_switch(hooks: Hooks, ovs: OpenVSwitch) -> None:

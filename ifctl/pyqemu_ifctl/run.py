@@ -20,7 +20,15 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifctl.answer import Answer
 from pyqemu_ifctl.nics import NO_NIC, device, find_vm, tap_by_descriptors, user_mode
-from pyqemu_ifup.manners import GRACE, log, narrator, say, watching
+from pyqemu_ifup.manners import (
+    GRACE,
+    STOP_SIGNALS,
+    Watch,
+    log,
+    narrator,
+    say,
+    watching,
+)
 from pyqemu_ifup.tap_client import QUEUES_MAX, NoAgent, NoTap, ask_for_tap, find_socket
 
 if TYPE_CHECKING:
@@ -57,6 +65,23 @@ class OwnTaps:
         self.environ = environ
         self.names: list[str] = []
         self.leftovers: list[str] = []
+        self._handlers = {stop: signal.getsignal(stop) for stop in STOP_SIGNALS}
+        self._watch: Watch | None = None
+
+    def check(self) -> None:
+        """Raise Failure (75) where a signal that came after a tap was opened is to end us."""
+        reason = self._watch.interrupted() if self._watch is not None else None
+        if reason is not None:
+            raise Failure(Status.TRY_AGAIN, "stopped", reason, "nothing is left of it")
+
+    def hand_on(self) -> None:
+        """Have signals do again what they did before: from here on QEMU has them. Raises Failure.
+
+        NOTE: a handler ends with this program, and so would what nohup(1) has ignored.
+        """
+        for stop, handler in self._handlers.items():
+            signal.signal(stop, handler)
+        self.check()
 
     def open(self, nic: Nic) -> list[int]:
         """Return the descriptors of a new tap, which is attached. Raises Failure."""
@@ -66,10 +91,12 @@ class OwnTaps:
         from pyqemu_ifup.linux_bridge import Netlink
         from pyqemu_ifup.tap_request import Wish, attach_tap, make_tap
 
+        self.check()
         policy = load_host_policy(self.environ)
         wish = Wish(nic.network, nic.tap, nic.queues, vnet_hdr=True, for_parent=False)
         try:
             with watching(policy.timeout, hook=False) as watch, Netlink() as kernel:
+                self._watch = watch
                 new = make_tap(kernel, policy, find_user(ROOT), os.getpid(), wish)
                 with Host(new.name, watch, narrator(PROGRAM, new.name), kernel) as host:
                     host.finish(attach_tap(host, policy, new))
@@ -145,6 +172,7 @@ def run(
             words += ["-netdev", backend, *nic.device]
         words += () if nics else NO_NIC
         own.tell_what_stays()
+        own.hand_on()
         _become(program, words, inherited)
     except NoTap as failure:
         own.take_back()
