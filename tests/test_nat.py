@@ -574,7 +574,7 @@ def taken_back_in_time(calls: Calls, inside: Namespace, said: str, *, slow: bool
     def stop() -> None:
         # NOTE: what asks for the firewalls stops the up.
         before_call(1, be_stopped, (nft, "dropping_chains"))()
-        hold_up(after=lambda words: "chains" in words, slow=slow)()
+        hold_up(after=lambda words: "ruleset" in words, slow=slow)()
 
     found = []
     for _ in range(GOES):
@@ -733,6 +733,45 @@ def test_a_firewall_that_drops_is_told_of(calls: Calls, inside: Namespace) -> No
     ), ended.log
     assert calls.down("web0").status == 0
     inside.run(["nft", "delete", "table", "ip", "filter"])
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+def test_a_firewall_that_drops_by_its_last_rule_is_told_of_where_it_does(
+    calls: Calls, inside: Namespace, *, dropped: bool
+) -> None:
+    """A network's own table, and one for IPv6 where a network has none, drop nothing of its."""
+    drop = "counter drop" if dropped else "ct state invalid drop"
+    inside.run(["nft", "add table ip filter; add chain ip filter FORWARD "
+                "{ type filter hook forward priority filter; }; "
+                f"add rule ip filter FORWARD {drop}; "
+                "add table ip6 filter; add chain ip6 filter FORWARD "
+                "{ type filter hook forward priority filter; policy drop; }"])  # fmt: skip
+    write_policy(calls.hooks, {"ipv6": None})
+    inside.tap("web0")
+    ended = calls.up("web0")
+    assert ended.status == 0
+    told = [line for line in ended.log if "drops what it does not know" in line]
+    assert [line.partition(": the chain ")[2].partition(" drops")[0] for line in told] == (
+        ["ip filter FORWARD"] if dropped else []
+    ), ended.log
+    assert calls.down("web0").status == 0
+    for family in ("ip", "ip6"):
+        inside.run(["nft", "delete", "table", family, "filter"])
+
+
+@pytest.mark.alone("holds its nft up")
+def test_an_up_waits_for_no_firewall_that_cannot_be_read(
+    calls: Calls, inside: Namespace
+) -> None:
+    """Who else drops is a hint: the network is made and proven already."""
+    inside.tap("web0")
+    ended = calls.up("web0", hold_up(after=lambda words: "ruleset" in words or "chains" in words))
+    assert (ended.status, ended.stderr) == (0, "")
+    assert is_whole(inside)
+    assert any("network lab: cannot tell whether another firewall drops" in line
+               for line in ended.log), ended.log  # fmt: skip
+    assert calls.down("web0").status == 0
+    assert is_gone(inside)
 
 
 # Pure

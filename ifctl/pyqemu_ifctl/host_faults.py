@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Policy, is_left
 from pyqemu_ifconf.shell import (
-    Command,
     all_of,
     ifctl,
     nft_command,
@@ -24,7 +23,6 @@ from pyqemu_ifctl.guests import tap_of
 from pyqemu_ifctl.scene import (
     DEFAULT_SCRIPTS,
     HELPERS,
-    Chain,
     Qemu,
     Scene,
     helpers_of,
@@ -41,7 +39,7 @@ from pyqemu_ifup.hubs import (
     find_hubs,
     tap_name,
 )
-from pyqemu_ifup.nat import table_name, wants_forwarding
+from pyqemu_ifup.nat import table_name
 from pyqemu_ifup.nat_network import OLDER, guarded
 from pyqemu_ifup.plan import ADDRESS_MAY_COME, OF_CONTAINER, SetIpv6, commands, gets_address
 from pyqemu_ifup.sysctl import is_writable
@@ -78,20 +76,17 @@ def find_nat_filters(scene: Scene) -> Iterator[Fault]:
     """A FORWARD chain that drops what is forwarded for a network with NAT."""
     networks = [] if isinstance(scene.policy, Failure) else list(scene.policy.networks.values())
     for network in networks:
-        if network.nat is None or not wants_forwarding(network.nat):
+        if network.nat is None:
             continue
         for chain in scene.chains:
-            ways = [way for way in ("iifname", "oifname")
-                    if (way, network.bridge) not in chain.accepts]
-            if chain.hook != "forward" or chain.family not in ("ip", "ip6", "inet") or not ways:
-                continue
-            if chain.family == "ip6" and network.nat.ipv6 is None:
+            ways = chain.ways_of(network.bridge, network.nat)
+            if not ways:
                 continue
             yield Fault(
                 f"the chain {chain.family} {readable(chain.table)} {readable(chain.name)} drops "
                 f"what is forwarded for network {quote(network.name)}",
                 "its guests reach each other and this host, and nobody beyond it",
-                all_of(*(_accept(chain, way, network.bridge) for way in ways)),
+                chain.accepting(network.bridge, ways),
             )
 
 
@@ -113,18 +108,6 @@ def find_nat_tables(scene: Scene) -> Iterator[Fault]:
             yield Fault(what, why, None, do=networks[network].remedy)
         elif fault:
             yield Fault(what, why, ifctl("gc"))
-
-
-def _accept(chain: Chain, way: str, bridge: str) -> Command:
-    """Return the command that has a chain accept what comes from a bridge, or goes to it."""
-    if chain.legacy:
-        tool = "iptables-legacy" if chain.family == "ip" else "ip6tables-legacy"
-        return sh(tool, "-I", chain.name, "-i" if way == "iifname" else "-o", bridge,
-                  "-j", "ACCEPT")
-    return nft_command(
-        "insert rule {family} {table} {chain} {way} {link} accept", family=chain.family,
-        table=chain.table, chain=chain.name, way=way, link=f'"{bridge}"',
-    )
 
 
 def find_bridge_filters(scene: Scene) -> Iterator[Fault]:

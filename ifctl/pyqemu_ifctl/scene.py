@@ -48,8 +48,8 @@ from pyqemu_ifup.holders import Holders, find_holders
 from pyqemu_ifup.host import Host, filters, is_there
 from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, has_networks, is_local
 from pyqemu_ifup.manners import SAFE_PATH, Watch
-from pyqemu_ifup.nat import TABLE
 from pyqemu_ifup.nat_needs import is_ours
+from pyqemu_ifup.nft import DroppingChain
 from pyqemu_ifup.on_port import NOTHING, Sights
 from pyqemu_ifup.own_mac import this_host
 from pyqemu_ifup.stamp import Here, find_here
@@ -107,24 +107,6 @@ class Qemu:
 
 
 @dataclass(frozen=True)
-class Chain:
-    """A base chain of the packet filters that drops what no rule of its accepts.
-
-    It does so by its policy, or by a rule without a condition, whose handle `rule` is. `accepts`
-    are the links whose frames it accepts, as ("iifname" or "oifname", name). `legacy`: it is one of
-    iptables' own, which nft(8) does not show.
-    """
-
-    family: str
-    table: str
-    name: str
-    hook: str
-    rule: int | None = None
-    accepts: frozenset[tuple[str, str]] = frozenset()
-    legacy: bool = False
-
-
-@dataclass(frozen=True)
 class Scene:
     """This host at one moment.
 
@@ -156,7 +138,7 @@ class Scene:
     absent: frozenset[str]
     daemons: Mapping[str, tuple[Daemon, int]]
     call_iptables: frozenset[str]
-    chains: tuple[Chain, ...]
+    chains: tuple[DroppingChain, ...]
     tables: Mapping[str, str]
     tun_mode: int | None
     qemus: tuple[Qemu, ...]
@@ -549,7 +531,7 @@ def _answers(switch: OvsSwitch) -> bool:
     return False
 
 
-def _look_at_filters(watch: Watch) -> tuple[frozenset[str], tuple[Chain, ...], list[str]]:
+def _look_at_filters(watch: Watch) -> tuple[frozenset[str], tuple[DroppingChain, ...], list[str]]:
     """Return which tables bridged frames go through, the chains that drop, and what is unseen."""
     called = set()
     unseen: list[str] = []
@@ -560,13 +542,13 @@ def _look_at_filters(watch: Watch) -> tuple[frozenset[str], tuple[Chain, ...], l
         except FileNotFoundError:
             # br_netfilter is not loaded.
             continue
-    chains: list[Chain] = []
+    chains: list[DroppingChain] = []
     if not nft.is_there():
         unseen.append("the nftables rules: there is no nft(8) on this host")
     else:
         limit = Watch(FILTER_SECONDS, watch.interrupted)
         try:
-            chains += read_ruleset(finish(nft.list_ruleset(limit), time.sleep))
+            chains += finish(nft.dropping_chains(limit), time.sleep)
         except Failure as failure:
             unseen.append(f"the nftables rules: {failure.what}: {failure.why}")
     for kind, family in (("iptables", "ip"), ("ip6tables", "ip6")):
@@ -604,7 +586,7 @@ def _output(argv: list[str]) -> bytes | str:
     return done.stdout
 
 
-def read_forward(family: str, printed: str) -> list[Chain]:
+def read_forward(family: str, printed: str) -> list[DroppingChain]:
     """Return the chain FORWARD where it drops, of what `iptables-legacy -S FORWARD` prints."""
     lines = [line.split() for line in printed.split("\n")]
     if ["-P", "FORWARD", "DROP"] not in lines:
@@ -614,32 +596,7 @@ def read_forward(family: str, printed: str) -> list[Chain]:
         (ways[words[2]], words[3]) for words in lines
         if len(words) == 6 and words[2] in ways and words[4:] == ["-j", "ACCEPT"]
     }
-    return [Chain(family, "filter", "FORWARD", "forward", None, frozenset(accepts), True)]
-
-
-def read_ruleset(items: Iterable[dict[str, Any]]) -> list[Chain]:
-    """Return the base chains that drop, but our own, of the objects of a ruleset."""
-    bases: dict[tuple[str, str, str], str] = {}
-    accepts: dict[tuple[str, str, str], set[tuple[str, str]]] = {}
-    found: list[Chain] = []
-    for each in items:
-        chain, rule = each.get("chain"), each.get("rule")
-        if chain and "hook" in chain and not chain["table"].startswith(TABLE):
-            key = (chain["family"], chain["table"], chain["name"])
-            bases[key] = chain["hook"]
-            if chain.get("policy") == "drop":
-                found.append(Chain(*key, chain["hook"]))
-        elif rule:
-            key = (rule["family"], rule["table"], rule["chain"])
-            does = [part for part in rule.get("expr", ()) if "counter" not in part]
-            if key in bases and does == [{"drop": None}]:
-                found.append(Chain(*key, bases[key], rule["handle"]))
-            else:
-                accepts.setdefault(key, set()).update(nft.accepted_links(rule))
-    return [
-        replace(each, accepts=frozenset(accepts.get((each.family, each.table, each.name), ())))
-        for each in found
-    ]
+    return [DroppingChain(family, "filter", "FORWARD", "forward", None, frozenset(accepts), True)]
 
 
 def _qemu(policy: Policy | Failure, guest: Guest) -> Qemu:

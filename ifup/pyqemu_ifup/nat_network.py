@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pyqemu_ifconf.failure import Failure, Lacking, Status
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Nat, Policy, Port
-from pyqemu_ifconf.shell import Command, all_of, ifctl, nft_command, quote, readable, sh
+from pyqemu_ifconf.shell import Command, ifctl, quote, readable, sh
 from pyqemu_ifup import bolt, dnsmasq, nft
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import (
@@ -64,6 +64,8 @@ from pyqemu_ifup.work import Work
 
 HOLD = 2.0
 """Seconds that a user's up or down may have a network's lock; 2 s more take back what it did."""
+HINT = 1.0
+"""Seconds that an up may look for who else drops, at most a quarter of its time."""
 OLDER = "not as the policy says"
 """What is wrong with a table that is as it was loaded, by an older policy."""
 
@@ -468,22 +470,30 @@ def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
 
 
 def _telling_of_firewalls(held: Held, nat: Nat, watch: Watch) -> Work[None]:
-    """Say in syslog who drops what this host is to pass on for the network."""
+    """Say in syslog who drops what this host is to pass on for the network.
+
+    Raises Failure (75) with `watch` alone: whoever else cannot tell takes nothing back.
+    """
     if not wants_forwarding(nat):
         return
-    for family, table, name in (yield from nft.dropping_chains(held.bridge, watch)):
-        # NOTE: iptables' own chains are nft's too, and need not have iptables on this host.
-        rule = "insert rule {family} {table} {chain} {way} {link} accept"
-        mend = all_of(*(
-            nft_command(rule, family=family, table=table, chain=name, way=way,
-                        link=f'"{held.bridge}"')
-            for way in ("iifname", "oifname")
-        ))
+    try:
+        chains = yield from nft.dropping_chains(watch.within(min(HINT, watch.remaining() / 4)))
+    except Failure as failure:
+        watch.check()
         log(
             syslog.LOG_WARNING,
-            f"network {held.network}: the chain {family} {readable(table)} {readable(name)} drops "
-            f"what it does not know, and so what is forwarded for its guests; {mend}",
+            f"network {held.network}: cannot tell whether another firewall drops what is "
+            f"forwarded for its guests: {failure}",
         )
+        return
+    for chain in chains:
+        if ways := chain.ways_of(held.bridge, nat):
+            log(
+                syslog.LOG_WARNING,
+                f"network {held.network}: the chain {chain.family} {readable(chain.table)} "
+                f"{readable(chain.name)} drops what it does not know, and so what is forwarded "
+                f"for its guests; {chain.accepting(held.bridge, ways)}",
+            )
 
 
 # The way back

@@ -1,4 +1,4 @@
-"""Loads, reads and deletes the tables of networks by nft(8).
+"""Loads, reads and deletes the tables of networks by nft(8), and looks at who else drops.
 
 What it reads is what is in force, rule by rule, in the words that the rules are written in
 (libnftables-json(5)); what those words do not have comes as it was read, and equals nothing.
@@ -8,18 +8,68 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.names import is_network_name
+from pyqemu_ifconf.policy import Nat
+from pyqemu_ifconf.shell import Command, all_of, nft_command, sh
 from pyqemu_ifup.manners import SAFE_PATH, Watch
-from pyqemu_ifup.nat import TABLE, Chain, Table, table_name
+from pyqemu_ifup.nat import TABLE, Chain, Table, table_name, wants_forwarding
 from pyqemu_ifup.programs import Run, run_program
 from pyqemu_ifup.work import Work
 
 PROGRAM = "nft"
 _LINKS = ("iifname", "oifname")
 """The keys of `meta` whose values are names of links."""
+
+
+@dataclass(frozen=True)
+class DroppingChain:
+    """A base chain of the packet filters that drops what no rule of its accepts.
+
+    It does so by its policy, or by a rule without a condition, whose handle `rule` is. `accepts`
+    are the links whose frames it accepts, as ("iifname" or "oifname", name). `legacy`: it is one of
+    iptables' own, which nft(8) does not show.
+    """
+
+    family: str
+    table: str
+    name: str
+    hook: str
+    rule: int | None = None
+    accepts: frozenset[tuple[str, str]] = frozenset()
+    legacy: bool = False
+
+    def ways_of(self, bridge: str, nat: Nat) -> list[str]:
+        """Return the ways ("iifname", "oifname") on which it drops what is forwarded for `nat`."""
+        if (
+            not wants_forwarding(nat) or self.hook != "forward"
+            or self.family not in ("ip", "ip6", "inet")
+            or (self.family == "ip6" and nat.ipv6 is None)
+        ):
+            return []
+        return [way for way in _LINKS if (way, bridge) not in self.accepts]
+
+    def accepting(self, bridge: str, ways: Iterable[str]) -> Command:
+        """Return the command that has it accept what comes from a bridge, or goes to it."""
+        if self.legacy:
+            tool = "iptables-legacy" if self.family == "ip" else "ip6tables-legacy"
+            return all_of(*(
+                sh(tool, "-I", self.name, "-i" if way == "iifname" else "-o", bridge,
+                   "-j", "ACCEPT")
+                for way in ways
+            ))
+        # NOTE: iptables' own chains are nft's too, and need not have iptables on this host.
+        return all_of(*(
+            nft_command(
+                "insert rule {family} {table} {chain} {way} {link} accept", family=self.family,
+                table=self.table, chain=self.name, way=way, link=f'"{bridge}"',
+            )
+            for way in ways
+        ))
 
 
 def is_there() -> bool:
@@ -154,24 +204,34 @@ def list_ruleset(watch: Watch) -> Work[list[dict[str, Any]]]:
     return found
 
 
-def dropping_chains(bridge: str, watch: Watch) -> Work[list[tuple[str, str, str]]]:
-    """Return family, table and name of the chains whose policy drops what a bridge forwards.
+def dropping_chains(watch: Watch) -> Work[list[DroppingChain]]:
+    """Return the base chains that drop, but our own. Raises Failure as `read_table`."""
+    return read_dropping((yield from list_ruleset(watch)))
 
-    One that accepts what comes from it, and what goes to it, is none.
-    """
-    done = yield from run_program([PROGRAM, "-j", "list", "chains"], watch)
-    items = json.loads(done.out)["nftables"] if done.status == 0 else []
-    found = []
-    for each in (item.get("chain", {}) for item in items):
-        if each.get("hook") == "forward" and each.get("policy") == "drop":
-            name = each["family"], each["table"], each["name"]
-            done = yield from run_program([PROGRAM, "-j", "list", "chain", *name], watch)
-            rules = json.loads(done.out)["nftables"] if done.status == 0 else []
-            ways = set[tuple[str, str]]().union(*(
-                accepted_links(rule["rule"]) for rule in rules if "rule" in rule))
-            if not ways >= {("iifname", bridge), ("oifname", bridge)}:
-                found.append(name)
-    return found
+
+def read_dropping(items: Iterable[dict[str, Any]]) -> list[DroppingChain]:
+    """Do as `dropping_chains`, of the objects of a ruleset."""
+    bases: dict[tuple[str, str, str], str] = {}
+    accepts: dict[tuple[str, str, str], set[tuple[str, str]]] = {}
+    found: list[DroppingChain] = []
+    for each in items:
+        chain, rule = each.get("chain"), each.get("rule")
+        if chain and "hook" in chain and not chain["table"].startswith(TABLE):
+            key = (chain["family"], chain["table"], chain["name"])
+            bases[key] = chain["hook"]
+            if chain.get("policy") == "drop":
+                found.append(DroppingChain(*key, chain["hook"]))
+        elif rule:
+            key = (rule["family"], rule["table"], rule["chain"])
+            does = [part for part in rule.get("expr", ()) if "counter" not in part]
+            if key in bases and does == [{"drop": None}]:
+                found.append(DroppingChain(*key, bases[key], rule["handle"]))
+            else:
+                accepts.setdefault(key, set()).update(accepted_links(rule))
+    return [
+        replace(each, accepts=frozenset(accepts.get((each.family, each.table, each.name), ())))
+        for each in found
+    ]
 
 
 def accepted_links(rule: dict[str, Any]) -> set[tuple[str, str]]:
@@ -182,7 +242,7 @@ def accepted_links(rule: dict[str, Any]) -> set[tuple[str, str]]:
     match = does[0].get("match", {})
     left, right = match.get("left"), match.get("right")
     way = left.get("meta", {}).get("key") if isinstance(left, dict) else None
-    if way not in ("iifname", "oifname") or match.get("op") != "==":
+    if way not in _LINKS or match.get("op") != "==":
         return set()
     names = right.get("set", ()) if isinstance(right, dict) else (right,)
     return {(way, name) for name in names if isinstance(name, str)}

@@ -51,7 +51,7 @@ from pyqemu_ifctl.info import as_text as info_text
 from pyqemu_ifctl.macs import nics_of
 from pyqemu_ifctl.qmp import Backend, GuestNic
 from pyqemu_ifctl.rights import find_lost
-from pyqemu_ifctl.scene import Chain, Qemu, Scene
+from pyqemu_ifctl.scene import Qemu, Scene
 from pyqemu_ifctl.status import Row
 from pyqemu_ifd import thin
 from pyqemu_ifd.tidy import Tidier
@@ -66,6 +66,7 @@ from pyqemu_ifup.main import denial
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.nat import bridge_alias
 from pyqemu_ifup.nat_network import Held, _telling_of_firewalls, leaving
+from pyqemu_ifup.nft import DroppingChain
 from pyqemu_ifup.on_port import Address, Route, Sights, find_sitting
 from pyqemu_ifup.openvswitch import Database
 from pyqemu_ifup.openvswitch import wait as wait_for
@@ -140,7 +141,8 @@ def each_scene(name: str) -> Iterator[Scene]:
     bridge = a_link(name, kind="bridge", tap=False, up=False, stp=True, forward_delay=1500,
                     vlan_filtering=False, calls_iptables=True)
     uplink = a_link(f"{name}u", index=8, kind=None, tap=False, up=False, master=7)
-    chains = (Chain("ip", name, name, "forward"), Chain("bridge", name, name, "forward", 3))
+    chains = (DroppingChain("ip", name, name, "forward"),
+              DroppingChain("bridge", name, name, "forward", 3))
     yield a_scene(name, links=(bridge,), pinned={name: False}, chains=chains)
     yield a_scene(name, links=(replace(bridge, vlan_filtering=True), uplink), chains=chains,
                   call_iptables=frozenset({"iptables"}))
@@ -515,7 +517,7 @@ class Elsewhere:
         _tell_of_mac(port, before, taken)
         nat = parse_policy([Source("p", b"version: 1\nnetworks: {lan: {bridge: br, nat: "
                                         b"{ipv4: 10.0.0.1/24}}}\nrules: [{tap: x, network: lan}]")])
-        chains = tuple(Chain(family, name, name, "forward", legacy=legacy)
+        chains = tuple(DroppingChain(family, name, name, "forward", legacy=legacy)
                        for family in ("ip", "ip6") for legacy in (True, False))
         list(find_all(a_scene("br", policy=nat, chains=chains, otherwise={name: "says a"}))[0])
 
