@@ -182,6 +182,32 @@ def test_what_it_refuses_is_refused_before_anything_is_made(
     tap.close()
 
 
+def test_a_tap_of_a_crash_is_down_where_its_network_cannot_be_made(
+    hooks: Hooks, netns: Namespace
+) -> None:
+    """Its QEMU was killed, and it is on the bridge that the policy had it on before."""
+    tap = netns.tap("web0", persist=True)
+    netns.add_bridge("br0")
+    netns.add_bridge("br1")
+    netns.ip("address", "add", "192.168.76.9/28", "dev", "br1")
+    policy = hooks.policy.read_text()
+    hooks.write_policy(
+        "version: 1\nnetworks: {flat: {bridge: br0}}\nrules: [{tap: '*', network: flat}]\n"
+    )
+    assert hooks.up("web0").returncode == 0
+    link = netns.link("web0")
+    assert link["master"] == "br0" and "UP" in link["flags"] and link["ifalias"]
+    hooks.write_policy(policy)
+    done = hooks.up("web0")
+    assert done.returncode == 71 and "network lab is in use" in done.stderr, done.stderr
+    link = netns.link("web0")
+    assert "UP" not in link["flags"] and "master" not in link and not link.get("ifalias")
+    assert is_gone(netns)
+    tap.close()
+    for name in ("web0", "br0", "br1"):
+        netns.ip("link", "del", name)
+
+
 NO_DNSMASQ = "mount --bind /dev/null {} && exec \"$@\""
 
 

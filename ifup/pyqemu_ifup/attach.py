@@ -152,23 +152,29 @@ def attaching_alone(
     refuse_shared(link, uid if uid is not None else os.getuid())
     refuse_foreign_ports(before, find_here())
     made = made or (link.stamp is not None and link.stamp.made)
-    if uid is None and not made:
-        yield from owning_it(host, link, parent, handed)
-    if port.nat is None:
-        yield from _joining(host, port, caller, parent, before, uid, by_name, made, kept)
-        return
-    from pyqemu_ifup.nat_network import making, taking_back
-
-    # NOTE: held until the tap is on the bridge, so that nobody takes it away before.
-    held = yield from making(host, port)
+    held = None
     try:
-        before = host.look(port.tap, port.bridge)
+        if uid is None and not made:
+            yield from owning_it(host, link, parent, handed)
+        if port.nat is not None:
+            from pyqemu_ifup.nat_network import making
+
+            # NOTE: held until the tap is on the bridge, so that nobody takes it away before.
+            held = yield from making(host, port)
+    except BaseException:
+        yield from _undo(host, port, parent, admit, kept)
+        raise
+    try:
         yield from _joining(host, port, caller, parent, before, uid, by_name, made, kept)
     except BaseException:
-        yield from taking_back(host, held)
+        if held is not None:
+            from pyqemu_ifup.nat_network import taking_back
+
+            yield from taking_back(host, held)
         raise
     finally:
-        held.close()
+        if held is not None:
+            held.close()
 
 
 def tell_taken_over(seen: Seen) -> None:
@@ -209,6 +215,9 @@ def _joining(
     """Attach a tap that is nobody else's, as it was seen `before`; what fails is taken back."""
     here = find_here()
     try:
+        if port.nat is not None:
+            # NOTE: its bridge may have been made meanwhile.
+            before = host.look(port.tap, port.bridge)
         require_database(host.databases, port, before)
         kind = find_kind(port, before)
         if kept is not None:
