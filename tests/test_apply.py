@@ -421,6 +421,8 @@ def test_denied_by_now(site: Site, tmp_path: Path) -> None:
     assert diff(before, site.snapshot()) == []
     (told,) = hooks.ctl_json("apply")["taps"]
     assert (told["result"], told["network"]) == ("denied", None)
+    site.netns.ip("link", "set", "dev", "web0", "master", "br1")
+    assert "left as it is, on br1: closed; cut it off: " in hooks.ctl("apply").stderr
     site.netns.ip("link", "set", "dev", "web0", "nomaster")
     assert "left as it is, on no bridge: closed; cut it off: " in hooks.ctl("apply").stderr
     done = hooks.ctl("apply", "--cut")
@@ -428,6 +430,22 @@ def test_denied_by_now(site: Site, tmp_path: Path) -> None:
         0, "pyqemu-ifctl: web0: cut off, its link is down: denied: closed\n"
     )
     assert "left as it is, on no bridge, down: closed; end its" in hooks.ctl("apply").stderr
+    unplug(site.netns, "web0")
+
+
+def test_one_without_a_mark_is_denied_where_it_is_and_nothing_cuts_it_off(
+    site: Site, tmp_path: Path
+) -> None:
+    site.netns.tap("web0")
+    hooks = Hooks(tmp_path / "hooks", netns=site.netns.name)
+    hooks.write_policy(site.text("tap: web0, deny: closed", "tap: '*', network: lan"))
+    for place, words in (("br0", ("master", "br0")), ("no bridge", ("nomaster",))):
+        site.netns.ip("link", "set", "dev", "web0", "up", *words)
+        done = hooks.ctl("apply", "web0")
+        assert (done.returncode, done.stderr) == (
+            77, f"pyqemu-ifctl: web0: denied by now, and left as it is, on {place}: closed; end "
+            "its QEMU, or mend the policy\n"
+        )
     unplug(site.netns, "web0")
 
 

@@ -427,8 +427,7 @@ def _deny(host: Host, outcome: Outcome, *, cut: bool, dry_run: bool) -> Outcome:
         return outcome
     cut = cut and guest.stamp is not None
     if not cut or dry_run:
-        place = guest.stamp.bridge if guest.stamp is not None else None
-        place = place if link.master is not None or host.ports(guest.tap) else None
+        place = _place(host, guest)
         outcome = replace(outcome, failure=_denied(guest, failure, place, up=link.up))
     if not cut:
         return outcome
@@ -441,6 +440,18 @@ def _deny(host: Host, outcome: Outcome, *, cut: bool, dry_run: bool) -> Outcome:
         log(syslog.LOG_NOTICE, f"{readable(guest.tap)}: cut off: {failure.why or failure.what}")
     why = Failure(Status.DENIED, "cut off, its link is down", f"{failure.what}: {failure.why}")
     return replace(outcome, result="cut", failure=why)
+
+
+def _place(host: Host, guest: Guest) -> str | None:
+    """Return the bridge that a tap is on just now, None for none. Raises Failure."""
+    seen = host.look(guest.tap, None)
+    if seen.master is not None and seen.master.kind == "bridge":
+        return seen.master.name
+    bridge = next((port.bridge for port in seen.ports if port.bridge), None)
+    if bridge is not None or seen.master is None:
+        return bridge
+    # NOTE: all ports of Open vSwitch have one master, and its database may not have been asked.
+    return guest.stamp.bridge if guest.stamp is not None else seen.master.name
 
 
 def _find_uid(pid: int) -> int | None:
@@ -560,7 +571,8 @@ def _denied(guest: Guest, failure: Failure, place: str | None, *, up: bool = Tru
     `place` is the bridge that it is on, None for none; `up` tells whether its link is.
     """
     where = (f"on {readable(place)}" if place else "on no bridge") + ("" if up else ", down")
-    cut = f"cut it off: {cut_command(guest.tap)}; or " if up else ""
+    is_cut = up and guest.stamp is not None
+    cut = f"cut it off: {cut_command(guest.tap)}; or " if is_cut else ""
     return Failure(
         Status.DENIED,
         f"{failure.what} by now, and left as it is, {where}" if failure.what == "denied"

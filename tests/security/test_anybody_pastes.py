@@ -294,7 +294,7 @@ def failures(name: str) -> Iterator[tuple[Failure, list[str]]]:
         yield caught.value, words
     applied = Applied(name, None, 7, "", ours=True)
     end = ["--"] if name[0] == "-" else []
-    yield (_denied(applied, Failure(Status.DENIED, "denied", name), None),
+    yield (_denied(replace(applied, stamp=STAMP), Failure(Status.DENIED, "denied", name), None),
            ["pyqemu-ifctl", "apply", "--cut", *end, name])
     for left in (_left(applied, port), _unmarked(applied, NOBODY)):
         yield left, ["pyqemu-ifctl", "apply", *end, name]
