@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -783,6 +784,43 @@ def test_a_firewall_that_drops_by_its_last_rule_is_told_of_where_it_does(
     assert calls.down("web0").status == 0
     for family in ("ip", "ip6"):
         inside.run(["nft", "delete", "table", family, "filter"])
+
+
+class NoIpv6(socket.socket):
+    """A socket of a kernel that was booted with ipv6.disable=1."""
+
+    def __init__(self, family: int = socket.AF_INET, *more: Any, **named: Any) -> None:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        super().__init__(family, *more, **named)
+
+
+class NoFreebind(socket.socket):
+    """A socket of a kernel that does not know IPV6_FREEBIND, from before 4.15."""
+
+    def setsockopt(self, level: int, name: int, *value: Any) -> None:
+        if (level, name) == (socket.IPPROTO_IPV6, nat_needs.IPV6_FREEBIND):
+            raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+        super().setsockopt(level, name, *value)
+
+
+@pytest.mark.alone("changes what its sockets do")
+@pytest.mark.parametrize(("kernel", "why"), [
+    (NoIpv6, "this kernel has no IPv6: network lab has ipv6:, and an IPv6 socket cannot be opened; "
+     "boot without ipv6.disable=1, or take ipv6: from network lab"),
+    (NoFreebind, "cannot tell whether port 53 of fd00:76::1 is free: [Errno 92] Protocol not "
+     "available; see dmesg(1)"),
+])  # fmt: skip
+def test_a_kernel_that_lacks_ipv6_is_told_of(
+    calls: Calls, inside: Namespace, kernel: type[socket.socket], why: str
+) -> None:
+    def change() -> None:
+        setattr(socket, "socket", kernel)  # noqa: B010  mypy lets no type be assigned
+
+    inside.tap("web0")
+    ended = calls.up("web0", change)
+    assert (ended.status, ended.stderr) == (71, f"pyqemu-ifup: web0: {why}\n")
+    assert is_gone(inside)
 
 
 @pytest.mark.alone("holds its nft up")

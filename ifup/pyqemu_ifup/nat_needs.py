@@ -228,6 +228,30 @@ def _subnets(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
     return [*found.values()]
 
 
+def _ipv6(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
+    """The kernel has IPv6 where the network does (71)."""
+    yield from ()
+    if wanted.nat.ipv6 is None or _has_ipv6():
+        return ()
+    return [Failure(
+        Status.REFUSED, "this kernel has no IPv6",
+        f"network {wanted.network} has ipv6:, and an IPv6 socket cannot be opened",
+        f"boot without ipv6.disable=1, or take ipv6: from network {wanted.network}",
+    )]
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+    except OSError as error:
+        if error.errno != errno.EAFNOSUPPORT:
+            raise Failure(
+                Status.REFUSED, "cannot open an IPv6 socket", str(error), "see dmesg(1)"
+            ) from error
+        return False
+    return True
+
+
 def _advertisements(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
     """IPv6 forwarding would not cost this host its own address and route (71)."""
     nat = wanted.nat
@@ -305,7 +329,8 @@ def _ports(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
             return ()
     sockets: list[tuple[socket.SocketKind, str, int]] = []
     if nat.dns is not None:
-        addresses = [each.partition("/")[0] for each in (nat.ipv4, nat.ipv6) if each]
+        own = (nat.ipv4, nat.ipv6 if nat.ipv6 is not None and _has_ipv6() else None)
+        addresses = [each.partition("/")[0] for each in own if each is not None]
         kinds = (socket.SOCK_DGRAM, socket.SOCK_STREAM)
         sockets += [(kind, address, DNS) for address in addresses for kind in kinds]
     if nat.dhcp is not None:
@@ -336,6 +361,16 @@ def _is_taken(kind: socket.SocketKind, address: str, port: int) -> bool:
 
     It does with these options (make_sock and make_fd of its network.c and dhcp.c). Raises Failure.
     """
+    try:
+        return _is_refused(kind, address, port)
+    except OSError as error:
+        raise Failure(
+            Status.REFUSED, f"cannot tell whether port {port} of {quote(address)} is free",
+            str(error), "see dmesg(1)",
+        ) from error
+
+
+def _is_refused(kind: socket.SocketKind, address: str, port: int) -> bool:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -380,7 +415,7 @@ def _starting(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
 
 Need = Callable[[Host, Wanted], Work[Sequence[Failure]]]
 NEEDS: tuple[Need, ...] = (
-    _bridge, _programs, _account, _capabilities, _folder, _table, _subnets, _advertisements,
+    _bridge, _programs, _account, _capabilities, _folder, _table, _subnets, _ipv6, _advertisements,
     _switches, _ports,
 )
 TRIALS: tuple[Need, ...] = (_loading, _starting)
