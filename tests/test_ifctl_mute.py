@@ -16,6 +16,7 @@ from lab.crowd import crowd
 from lab.fuse import mute_folder
 from lab.hooks import SOURCE_ROOTS, Hooks
 from lab.netns import Namespace
+from lab.ovs import OpenVSwitch
 
 HANG = """
 import sys, time
@@ -116,6 +117,30 @@ def test_qemus_that_say_nothing_over_qmp_leave_the_rest_to_be_seen(
     assert checks(told) & {"bridge-missing"}, told
     for pid in (one, other):
         assert any(f"QEMU {pid} waits for a migration" in each for each in told["unseen"]), told
+
+
+def test_what_there_was_no_time_for_is_not_taken_for_absent(
+    inside: Namespace, hooks: Hooks, ovs: OpenVSwitch
+) -> None:
+    """Bridges of an Open vSwitch, and an address of the host's."""
+    inside.ip("address", "add", "192.0.2.1/24", "dev", "br0")
+    ovs.add_bridge("br-int", hwaddr="02:00:00:00:00:0c", mtu=1500)
+    hooks.write_policy(json.dumps({
+        "version": 1,
+        "networks": {
+            "lan": {"bridge": "br0"},
+            "sw": {"bridge": "br-int", "ovsdb": ovs.db},
+        },
+        "rules": [{"tap": "web*", "network": "lan"}],
+    }))  # fmt: skip
+    inside.tap("web0")
+    assert hooks.up("web0").returncode == 0
+    found = checks(json.loads(hooks.ctl("doctor", "--json").stdout))
+    done = hanging(hooks, "doctor", "--json", part="scene.settled = hang")
+    told = json.loads(done.stdout)
+    assert any(each.startswith("how Open vSwitch is: not done") for each in told["unseen"]), told
+    assert checks(told) <= found, told
+    ovs.vsctl("del-br", "br-int")
 
 
 def checks(told: dict[str, Any]) -> set[str]:

@@ -49,7 +49,7 @@ def find_missing_bridges(scene: Scene) -> Iterator[Fault]:
             continue
         if kinds_of(scene, network) or scene.link(network.bridge) is not None:
             continue
-        if network.ovsdb in scene.failed and network.kind != "linux":
+        if scene.is_mute(network.ovsdb) and network.kind != "linux":
             continue
         if network.kind == "openvswitch" and network.ovsdb in scene.absent:
             continue
@@ -102,7 +102,7 @@ def find_other_kinds(scene: Scene) -> Iterator[Fault]:
                 "wants "
                 f"{WORDS[kind]} ({network.place})", why, command,
             )
-        elif not kinds and link is not None and network.ovsdb not in scene.failed:
+        elif not kinds and link is not None and not scene.is_mute(network.ovsdb):
             yield Fault(
                 f"{quote(network.bridge)} is no bridge, and network {quote(network.name)} is on it "
                 f"({network.place})", why, command,
@@ -172,6 +172,8 @@ def find_port_devices(scene: Scene) -> Iterator[Fault]:
 
 def _sitting(scene: Scene) -> Iterator[tuple[Network, Link, Sitting]]:
     """Yield what sits on each port of the policy's bridges: the network, the port, and that."""
+    if scene.sights is None:
+        return
     for network in each_bridge(scene):
         bridge, kinds = scene.link(network.bridge), kinds_of(scene, network)
         names = {
@@ -200,6 +202,8 @@ def find_uplinks_down(scene: Scene) -> Iterator[Fault]:
 
 def find_lonely_bridges(scene: Scene) -> Iterator[Fault]:
     """A bridge with running guests that has neither an uplink nor an address of this host's."""
+    if scene.sights is None:
+        return
     addressed = {
         each.index for each in scene.sights.addresses if not each.text.startswith("fe80:")
     }
@@ -250,7 +254,7 @@ def find_lost_vlans(scene: Scene) -> Iterator[Fault]:
     why = "guests in it reach each other on this host, and nobody beyond it"
     for name, bridge in scene.bridges().items():
         uplinks = scene.uplinks(bridge)
-        if not bridge.vlan_filtering or not uplinks:
+        if not bridge.vlan_filtering or not uplinks or scene.vids is None:
             continue
         carried = {each.vid for uplink in uplinks for each in scene.vids.get(uplink.index, ())}
         lost = sorted(vids_wanted(scene, name).keys() - carried)

@@ -50,7 +50,7 @@ from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, has_networks, is_loc
 from pyqemu_ifup.manners import SAFE_PATH, Watch
 from pyqemu_ifup.nat_needs import is_ours
 from pyqemu_ifup.nft import DroppingChain
-from pyqemu_ifup.on_port import NOTHING, Sights
+from pyqemu_ifup.on_port import Sights
 from pyqemu_ifup.own_mac import this_host
 from pyqemu_ifup.stamp import Here, find_here
 from pyqemu_ifup.tun import TUN, require_tun
@@ -110,11 +110,13 @@ class Qemu:
 class Scene:
     """This host at one moment.
 
-    `vids` are those of every port of a Linux bridge that filters VLANs, `pinned` tells of a Linux
-    bridge whether its MAC was set (None: not known). `switches` are the databases that answered,
-    `failed` those that did not, `absent` those of the policy that are not there at all; `daemons`
-    tells of the ovs-vswitchd of each, as far as it is known. `call_iptables` are the kinds of
-    tables that bridged frames go through ("iptables", "ip6tables"). `chains` are those that drop.
+    `vids` are those of every port of a Linux bridge that filters VLANs, None where there was no
+    time to look, as with `sights`. `pinned` tells of a Linux bridge whether its MAC was set (None:
+    not known). `switches` are the databases that answered, `failed` those that did not, `unasked`
+    those that there was no time for, `absent` those of the policy that are not there at all;
+    `daemons` tells of the ovs-vswitchd of each, as far as it is known. `call_iptables` are the
+    kinds of tables that bridged frames go through ("iptables", "ip6tables"). `chains` are those
+    that drop.
     `tables` tells of each network with NAT that taps are on what has become of its nft table, ""
     for nothing, `unmet` of each network with NAT of the policy's why an up could not make it.
     `tun` is why no tap can be made, `tun_mode` the mode of /dev/net/tun, None where there is none;
@@ -130,7 +132,7 @@ class Scene:
     policy: Policy | Failure
     here: Here
     links: tuple[Link, ...]
-    vids: Mapping[int, tuple[Vid, ...]]
+    vids: Mapping[int, tuple[Vid, ...]] | None
     pinned: Mapping[str, bool | None]
     switches: Mapping[str, OvsSwitch]
     ports: tuple[OvsPort, ...]
@@ -151,7 +153,8 @@ class Scene:
     away: frozenset[int] = frozenset()
     otherwise: Mapping[str, str] = field(default_factory=dict)
     host_id: str = ""
-    sights: Sights = NOTHING
+    sights: Sights | None = None
+    unasked: frozenset[str] = frozenset()
     hooks: Hooks | None = None
     unmet: Mapping[str, list[Failure]] = field(default_factory=dict)
     tun: Failure | None = None
@@ -166,6 +169,10 @@ class Scene:
         for want in wants(self.policy):
             found.setdefault(want.network.bridge, []).append(want)
         return found
+
+    def is_mute(self, ovsdb: str) -> bool:
+        """Tell whether a database has not told what bridges it has, and may have any."""
+        return ovsdb in self.failed or ovsdb in self.unasked
 
     def link(self, name: str) -> Link | None:
         """Return the link of this name."""
@@ -200,17 +207,17 @@ def look(
     unseen: list[str] = []
     with Host(None, watch, tell, details=True) as host:
         failed = open_each(host, addresses(policy))
-        switches = parts.take("how Open vSwitch is", lambda: settled(host, failed)) or {}
+        looked = parts.take("how Open vSwitch is", lambda: settled(host, failed))
+        switches = looked or {}
+        unasked = frozenset(host.databases if looked is None else ())
         # NOTE: ports before links: a tap is there before its port is.
         ports = host.ports()
         links = tuple(host.kernel.links())
         aware = {link.index for link in links if filters(link)}
         vids = parts.take("the VLANs of ports", lambda: {
             link.index: host.kernel.vids(link.index) for link in links if link.master in aware
-        }) or {}
-        sights = parts.take(
-            "addresses and routes", lambda: host.kernel.sights(links)
-        ) or Sights(links, [], [])
+        })
+        sights = parts.take("addresses and routes", lambda: host.kernel.sights(links))
         tables = parts.take(
             "the nft tables of networks", lambda: _look_at_tables(host, policy, links, unseen)
         ) or {}
@@ -283,7 +290,8 @@ def look(
         policy=policy, here=find_here(), links=links, vids=vids,
         pinned=pinned, switches=switches, ports=ports, failed=failed,
         absent=frozenset(
-            each for each in wanted - switches.keys() - failed.keys() if not is_there(each)
+            each for each in wanted - switches.keys() - failed.keys() - unasked
+            if not is_there(each)
         ),
         daemons=daemons, call_iptables=call_iptables, chains=chains,
         tables=tables, sights=sights,
@@ -295,7 +303,7 @@ def look(
             else sh("apt-get", "install", "openvswitch-switch")
         ),
         unseen=tuple(unseen), unread=(*parts.missed, *unread), lost=tuple(lost),
-        off=tuple(off),
+        off=tuple(off), unasked=unasked,
         otherwise=otherwise, host_id=this_host(), hooks=know_hooks(sys.argv[0]),
     )
 

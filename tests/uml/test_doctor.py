@@ -11,6 +11,10 @@ from lab.clinic import ALL, Clinic, Faulty, Row, treat
 from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.taps import carries
+from pyqemu_ifconf.policy import POLICY_VARIABLE
+from pyqemu_ifctl import scene
+from pyqemu_ifctl.doctor import doctor
+from pyqemu_ifup.manners import Watch
 
 VLANS = (
     "networks: {lan: {bridge: br0}}\n"
@@ -96,3 +100,26 @@ ROWS = (
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.title)
 def test_vlans(row: Row, netns: Namespace, tmp_path: Path) -> None:
     treat(row, Clinic(netns, Hooks(tmp_path / "hooks", netns=netns.name), tmp_path))
+
+
+def test_vlans_that_there_was_no_time_for_are_not_taken_for_absent(
+    netns: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clinic = Clinic(netns, Hooks(tmp_path / "hooks", netns=netns.name), tmp_path)
+    with clinic.healthy():
+        clinic.ip("link", "set", "br0", "type", "bridge", "vlan_filtering", "1")
+        clinic.ip("link", "add", "eth0", "up", "type", "veth", "peer", "name", "far")
+        clinic.ip("link", "set", "eth0", "master", "br0")
+        for vid in (10, 20, 30, 31):
+            clinic.netns.run(["bridge", "vlan", "add", "dev", "eth0", "vid", str(vid)])
+        clinic.policy(VLANS)
+        assert clinic.find("uplink-vlan") == []
+        monkeypatch.setattr(scene, "settled", lambda host, failed: host.watch.allow(0.0))
+        with netns.enter():
+            answer = doctor(
+                {POLICY_VARIABLE: str(clinic.hooks.policy)}, Watch(60.0), print, as_json=True
+            )
+        told = json.loads(answer.out)
+        assert "the VLANs of ports: the time was up before" in told["unseen"]
+        assert [each for each in told["findings"] if each["check"] == "uplink-vlan"] == []
+        clinic.ip("link", "del", "eth0")
