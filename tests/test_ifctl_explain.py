@@ -574,7 +574,10 @@ def test_it_needs_no_privilege(netns: Namespace, ovs: OpenVSwitch, public: Path)
         tap.close()
         netns.ip("link", "del", "br0")
         os.chmod(ovs.dir, 0o700)
-    cannot = f"cannot look for Open vSwitch at {ovs.db}: Permission denied; run as root"
+    cannot = (
+        f"cannot look for Open vSwitch at {ovs.db}: Permission denied; see which capability root "
+        "lacks here (capabilities(7)), or in dmesg(1) what AppArmor or SELinux denies"
+    )
     assert (lan.returncode, lan.stderr) == (0, "")
     assert "commands, br0 being a Linux bridge:\n" in lan.stdout
     assert lan.stdout.endswith(f"\nnote: could not tell: {cannot}\n")
