@@ -368,6 +368,46 @@ def test_many_at_once_on_open_vswitch(agent_on_both: Agent, both: Site) -> None:
         assert {answer.status for answer in pool.map(agent_on_both.down, names)} == {0}
 
 
+FEW, MANY = 32, 128
+GROWTH = 1.4
+"""How many times the work for one of FEW that for one of MANY may be; of the square it is more."""
+GOES = 3
+"""How often it may be more, for what the machine does else is felt in the processor's caches."""
+
+
+def test_the_work_for_one_grows_with_one_on_open_vswitch(
+    agent_on_both: Agent, both: Site
+) -> None:
+    both.write_policy(timeout=120)
+    wait_for_timeout(agent_on_both, 120)
+    # NOTE: the first one of all has the agent load what it needs.
+    ups_and_downs(agent_on_both, both, 1)
+    found = []
+    for _ in range(GOES):
+        few = [ups_and_downs(agent_on_both, both, FEW) for _ in range(3)]
+        many = ups_and_downs(agent_on_both, both, MANY)
+        found.append([
+            many[at] / MANY / (sum(each[at] for each in few) / len(few) / FEW) for at in (0, 1)
+        ])
+        if max(found[-1]) < GROWTH:
+            return
+    raise AssertionError(found)
+
+
+def ups_and_downs(agent: Agent, site: Site, number: int) -> tuple[float, float]:
+    """Return the agent's processor seconds for so many ups at once, and for as many downs."""
+    names = [f"ten{at}" for at in range(number)]
+    with ExitStack() as taps, ThreadPoolExecutor(number) as pool:
+        with site.netns.enter():
+            for name in names:
+                taps.enter_context(Tap(name))
+        times = [processor_seconds(agent)]
+        for ask in (agent.up, agent.down):
+            assert {answer.status for answer in pool.map(ask, names)} == {0}
+            times.append(processor_seconds(agent))
+    return times[1] - times[0], times[2] - times[1]
+
+
 SLOW = """
 import time
 from pyqemu_ifup.host import Host
