@@ -436,17 +436,20 @@ def test_denied_by_now(site: Site, tmp_path: Path) -> None:
 def test_one_without_a_mark_is_denied_where_it_is_and_nothing_cuts_it_off(
     site: Site, tmp_path: Path
 ) -> None:
-    site.netns.tap("web0")
+    require("qemu")
     hooks = Hooks(tmp_path / "hooks", netns=site.netns.name)
     hooks.write_policy(site.text("tap: web0, deny: closed", "tap: '*', network: lan"))
-    for place, words in (("br0", ("master", "br0")), ("no bridge", ("nomaster",))):
-        site.netns.ip("link", "set", "dev", "web0", "up", *words)
-        done = hooks.ctl("apply", "web0")
-        assert (done.returncode, done.stderr) == (
-            77, f"pyqemu-ifctl: web0: denied by now, and left as it is, on {place}: closed; end "
-            "its QEMU, or mend the policy\n"
-        )
-    unplug(site.netns, "web0")
+    netdev = "tap,id=n0,ifname=web0,script=no,downscript=no"
+    with Qemu("-S", "-netdev", netdev, netns=site.netns.name) as qemu:
+        assert qemu.greeting
+        for place, words in (("br0", ("master", "br0")), ("no bridge", ("nomaster",))):
+            site.netns.ip("link", "set", "dev", "web0", "up", *words)
+            done = hooks.ctl("apply", "web0")
+            assert (done.returncode, done.stderr) == (
+                77, f"pyqemu-ifctl: web0: denied by now, and left as it is, on {place}: closed; "
+                "end its QEMU, or mend the policy\n"
+            )
+        assert qemu.quit() == 0
 
 
 def restamp(site: Site, tap: str, words: str) -> None:
