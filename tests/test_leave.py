@@ -226,6 +226,33 @@ def dead_tap(hooks: Hooks, netns: Namespace, ovs_netdev: OpenVSwitch) -> None:
     assert ovs_netdev.find("Port", "own1") is not None
 
 
+@pytest.mark.alone("the agent takes the mark of a process that has ended away before")
+def test_explain_asks_the_database_that_an_old_mark_names(hooks: Hooks, place: Place) -> None:
+    require("ovs")
+    with OpenVSwitch(place.netns) as ovs:
+        ovs.add_bridge("br-int")
+        lan = f"{{bridge: br-int, kind: openvswitch, ovsdb: '{ovs.db}'}}"
+        hooks.write_policy(WITHOUT.replace("{bridge: br0}", lan))
+        with qemu(hooks, "own0") as guest:
+            guest.process.kill()
+            guest.wait()
+        hooks.write_policy(POLICY)
+        assert any("del-port" in line for line in told(hooks, "explain", "own0")["commands"])
+
+
+@pytest.mark.alone("explain asks no agent")
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+def test_explain_says_which_database_it_could_not_ask(
+    hooks: Hooks, place: Place, form: tuple[str, ...]
+) -> None:
+    lan = "{bridge: br-int, kind: openvswitch, ovsdb: 'tcp:127.0.0.1:9'}"
+    hooks.write_policy(POLICY.replace("{bridge: br0}", lan))
+    done = hooks.ctl("explain", "own0", *form)
+    said = done.stderr if form else done.stdout
+    assert "could not tell: " in said and "tcp:127.0.0.1:9" in said, done
+    assert not form or json.loads(done.stdout)["decision"] == "leave"
+
+
 def test_what_is_not_there_is_not_left(hooks: Hooks) -> None:
     done = hooks.up("own9")
     assert done.returncode == 71

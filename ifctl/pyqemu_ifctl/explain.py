@@ -144,7 +144,8 @@ def explain(
             show(Explanation(caller, decision)), Status.DENIED, (remark,) if as_json else ()
         )
     if isinstance(decision, Leave):
-        return Answer(show(_explain_leave(caller, decision, policy, watch, tell)))
+        explanation = _explain_leave(caller, decision, policy, watch, tell)
+        return Answer(show(explanation), remarks=explanation.notes if as_json else ())
     view = look(decision.port, policy, watch, tell)
     view = replace(view, uid=user.uid if user is not None else ROOT)
     explanation = explain_port(caller, decision, view)
@@ -167,7 +168,10 @@ def _explain_leave(
 ) -> Explanation:
     """Return what leaving the tap as it is takes: nothing, but for an old mark of ours."""
     with Host(caller.tap, watch, tell) as host:
-        failed = open_each(host, [DEFAULT_OVSDB, *addresses(policy)])
+        link = host.kernel.look_up(caller.tap)
+        marked = link.stamp.ovsdb if link is not None and link.stamp is not None else None
+        named = [marked] if marked is not None else []
+        failed = open_each(host, dict.fromkeys([*addresses(policy), *named]))
         seen = host.look(caller.tap, None)
     notes = tuple(f"could not tell: {failure}" for failure in failed.values())
     steps = plan_leaving(seen, find_here())
