@@ -21,7 +21,7 @@ from lab.nat_site import drain
 from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
-from lab.public import public_folder, publish
+from lab.public import as_user, public_folder, publish
 from lab.qemu import Qemu
 from lab.taps import Tap
 
@@ -244,6 +244,35 @@ def test_the_main_job_rootless(rootless: Hooks) -> None:
             "nobody else can write, and name it: PYQEMU_IFUP_POLICY=FILE\n"
         )
         assert "PYQEMU_IFUP_POLICY=FILE" in job.run("pyqemu-ifctl", "doctor").stdout
+
+
+ALONE = """\
+import sys, time
+sys.path[:0] = sys.argv[2:]
+from pyqemu_ifup import dnsmasq
+from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.work import finish
+folder, user = sys.argv[1], dnsmasq.account().name
+settings = [f"user={user}", "group=", "port=0"]
+finish(dnsmasq.serve(folder, settings, Watch(60), print), time.sleep)
+print(finish(dnsmasq.look(folder, Watch(60)), time.sleep).settings == settings)
+finish(dnsmasq.end(folder, Watch(60)), time.sleep)
+"""
+
+
+def test_dnsmasq_of_a_user_whom_nothing_gives_a_name(rootless: Hooks) -> None:
+    """As a container's may be: a number that is in no directory of users."""
+    require("dnsmasq")
+    folder = rootless.folder / "network"
+    folder.mkdir()
+    os.chown(folder, USER, USER)
+    done = subprocess.run(
+        [*as_user(USER), "unshare", "--user", "--map-current-user", "--keep-caps", "--net",
+         rootless.python, "-I", "-c", ALONE, folder, *rootless.roots, *rootless.libraries],
+        capture_output=True, text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\nTrue\n"), done.stdout
 
 
 def test_a_network_with_nat_rootless(rootless: Hooks) -> None:

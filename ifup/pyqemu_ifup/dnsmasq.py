@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Lacking, Status
 from pyqemu_ifconf.ids import is_alone, is_mapped
@@ -59,13 +60,26 @@ class Found:
     settings: list[str] | None
 
 
-def account() -> pwd.struct_passwd:
+class Account(NamedTuple):
+    """Whom dnsmasq runs as: the name that it is told, and the user that it is."""
+
+    name: str
+    uid: int
+
+
+def account() -> Account:
     """Return whom dnsmasq runs as. Raises Failure (69) where it could only be root.
 
     It may be an ordinary user's own root, who can become nobody else.
     """
     if is_alone():
-        return pwd.getpwuid(os.geteuid())
+        own = os.geteuid()
+        try:
+            with waiting_for(f"the directory of users does not say who {own} is"):
+                return Account(pwd.getpwuid(own).pw_name, own)
+        except KeyError:
+            # NOTE: it takes no number; told to be root, it stays who it is.
+            return Account("root", own)
     for name in USERS:
         try:
             with waiting_for(f"the directory of users does not say who {name} is"):
@@ -73,7 +87,7 @@ def account() -> pwd.struct_passwd:
         except KeyError:
             continue
         if is_mapped(found.pw_uid):
-            return found
+            return Account(name, found.pw_uid)
     raise Failure(
         Status.UNAVAILABLE, "there is no user for dnsmasq to run as",
         f"neither {' nor '.join(USERS)} is known", sh("useradd", "--system", "dnsmasq"),
@@ -394,7 +408,7 @@ def _end_rest(session: int, watch: Watch) -> Work[None]:
 
 def _session(session: int) -> list[int]:
     """Return the processes of dnsmasq's user that are in a session, field 6 of /proc/PID/stat."""
-    user, found = account().pw_uid, []
+    user, found = account().uid, []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with suppress(FileNotFoundError, ProcessLookupError):
             if os.stat(f"/proc/{name}").st_uid == user:

@@ -407,7 +407,7 @@ def _loading(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
 def _starting(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
     """dnsmasq runs, and takes the network's settings; an up finds out as it starts one."""
     if wants_dnsmasq(wanted.nat) and shutil.which(dnsmasq.PROGRAM, path=SAFE_PATH):
-        folder, user = folder_of(wanted.network), dnsmasq.account().pw_name
+        folder, user = folder_of(wanted.network), dnsmasq.account().name
         settings = dnsmasq_settings(wanted.bridge, wanted.nat, folder, user)
         yield from dnsmasq.trying(settings, host.watch)
     return ()

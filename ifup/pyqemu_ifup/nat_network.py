@@ -424,7 +424,7 @@ def _settings(held: Held, nat: Nat) -> list[str] | None:
     """Return the settings that the network's dnsmasq shall have, None where it needs none."""
     if not wants_dnsmasq(nat):
         return None
-    return dnsmasq_settings(held.bridge, nat, held.folder, dnsmasq.account().pw_name)
+    return dnsmasq_settings(held.bridge, nat, held.folder, dnsmasq.account().name)
 
 
 def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
@@ -597,7 +597,7 @@ def commands_to_make(host: Host, network: str, bridge: str, nat: Nat) -> list[Co
     """Return the commands that make a network which is not there, as `making` would do it."""
     folder, server = folder_of(network), None
     if wants_dnsmasq(nat):
-        words = dnsmasq_settings(bridge, nat, folder, dnsmasq.account().pw_name)
+        words = dnsmasq_settings(bridge, nat, folder, dnsmasq.account().name)
         server = host.finish(dnsmasq.server_of(folder, words, host.watch))
     values = switches(bridge, nat)
     for (name, _), number in ipv4_settings(nat).items():

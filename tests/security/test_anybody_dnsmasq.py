@@ -70,7 +70,7 @@ def test_processes_under_its_name_delay_nothing_and_are_left_alone(
     """As root by su, and as the very user that dnsmasq runs as."""
     if program == "su" and not os.access(shutil.which("su") or "", os.X_OK):
         lack("no su")
-    uid = NOBODY if program == "su" else dnsmasq.account().pw_uid
+    uid = NOBODY if program == "su" else dnsmasq.account().uid
     for name in ("web0", "web1"):
         netns.tap(name)
     with pretenders(netns, uid, program) as made:
@@ -95,7 +95,7 @@ def test_what_dnsmasq_s_user_writes_decides_nothing(hooks: Hooks, netns: Namespa
     ours = folder(netns)
     victim = netns.popen(["sleep", "infinity"])
     try:
-        user = as_user(dnsmasq.account().pw_uid)
+        user = as_user(dnsmasq.account().uid)
         for path in ours.iterdir():
             netns.run(
                 [*user, "sh", "-c", 'echo "$1" >"$2"', "sh", str(victim.pid), path], check=False
