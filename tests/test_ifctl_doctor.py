@@ -708,6 +708,32 @@ QEMU_ROWS = (
     Row("qemu-hub", joined_while_it_runs, "web0 and web1 of one (QEMU "),
 )
 
+def test_a_hub_that_was_taken_apart_over_qmp_is_none(clinic: Clinic) -> None:
+    """Though its command line has it for as long as it runs; nor is one of its taps down for it."""
+    path = clinic.folder / "qmp"
+    words = ["-qmp", f"unix:{path},server=on,wait=off", "-netdev", "user,id=u"]
+    words += ["-netdev", "hubport,id=h3,hubid=1,netdev=u"]
+    for n, hub in enumerate((0, 0, 1)):
+        words += ["-netdev", f"tap,id=n{n},ifname=web{n},script=no,downscript=no"]
+        words += ["-netdev", f"hubport,id=h{n},hubid={hub},netdev=n{n}"]
+    checks = ("qemu-hub", "qemu-hub-mixed", "tap-off")
+    with clinic.healthy():
+        clinic.policy(LAN + ALL)
+        try:
+            clinic.qemu("one", *words)
+            for n in range(3):
+                assert clinic.hooks.up(f"web{n}").returncode == 0
+            told = {each["check"] for each in clinic.look()["findings"]}
+            assert told.issuperset(checks[:2])
+            clinic.ip("link", "set", "dev", "web1", "down")
+            assert clinic.find("tap-off") == []
+            tell(path, *(("netdev_del", {"id": each}) for each in ("h1", "h3")))
+            told = {each["check"] for each in clinic.look()["findings"]}
+            assert told.intersection(checks) == {"tap-off"}
+        finally:
+            clinic.end("one")
+
+
 NEXT_TIME = (
     (Row("qemu-downscript", no_downscript, "the downscript "),
      "web1", (), "add: downscript="),

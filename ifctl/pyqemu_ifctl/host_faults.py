@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pwd
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Policy, is_left
@@ -304,7 +304,7 @@ def find_joined_taps(scene: Scene) -> Iterator[Fault]:
         told = False
         for hub in find_hubs(qemu.guest.options):
             taps = _held_ends(hub, _held(scene, qemu) & up)
-            if len(taps) < 2:
+            if len(taps) < 2 or not _is_still_joined(qemu, taps):
                 continue
             told = True
             running = [name for tap in taps if (name := tap_name(tap)) is not None]
@@ -350,6 +350,23 @@ def _held_ends(hub: Hub, held: frozenset[str]) -> list[Option]:
     return list(found.values())
 
 
+def _is_still_joined(qemu: Qemu, taps: Sequence[Option], *, to_others: bool = False) -> bool:
+    """Tell whether what a command line has on one hub is so by what the QEMU tells, if it does.
+
+    That are `taps`, with each other, or `to_others` with what is no tap.
+    """
+    if qemu.joints is None:
+        return True
+    names = {tap_name(tap) for tap in taps}
+    for joint in qemu.joints:
+        there = [tap_of(each, qemu.guest) for each in joint.backends if each.type == "tap"]
+        # NOTE: of one that a helper has brought, neither side knows the name.
+        found = sum(name is None or None in names or name in names for name in there)
+        if (found and len(there) < len(joint.backends)) if to_others else found > 1:
+            return True
+    return False
+
+
 def _joined_now(qemu: Qemu) -> Iterator[tuple[int, list[str]]]:
     """Yield each hub that a QEMU tells of, and which of the taps that it holds are on it.
 
@@ -368,7 +385,8 @@ def find_taps_off(scene: Scene) -> Iterator[Fault]:
     for qemu in scene.qemus:
         for hub in find_hubs(qemu.guest.options):
             taps = _held_ends(hub, _held(scene, qemu))
-            joined.update(tap_name(tap) for tap in taps if len(taps) > 1)
+            if len(taps) > 1 and _is_still_joined(qemu, taps):
+                joined.update(map(tap_name, taps))
         for _, names in _joined_now(qemu):
             joined.update(name for name in names if len(names) > 1)
     for link in scene.off:
@@ -401,7 +419,7 @@ def find_mixed_hubs(scene: Scene) -> Iterator[Fault]:
         for hub in find_hubs(qemu.guest.options):
             taps = _held_ends(hub, _held(scene, qemu))
             types = {bounded(end.keys.get("type")) for end in hub.others}
-            if taps and types:
+            if taps and types and _is_still_joined(qemu, taps, to_others=True):
                 others = sorted(readable(each) if each else "something else" for each in types)
                 what = " and ".join(others[:NAMED_MAX])
                 yield Fault(
