@@ -831,7 +831,7 @@ def test_an_undo_that_does_not_end_either_is_given_up(calls: Calls, inside: Name
         assert ended.status == 75
         assert 1 <= ended.seconds < 8
         assert ended.log[-1].endswith(
-            "what was begun could not be taken back; pyqemu-ifctl gc will"
+            "what was begun could not be taken back; pyqemu-ifctl gc t0 will"
         )
         assert not state(inside)["up"]
         was_done(calls.down("t0"))
@@ -862,7 +862,7 @@ def test_a_call_that_heeds_no_signal_is_ended_with_the_process(
         assert ended.status == 75
         assert 1 + manners.GRACE <= ended.seconds < 8
         assert said(ended, logged=library is ctypes.CDLL) == (
-            "not done in time: what was begun could not be taken back; pyqemu-ifctl gc will"
+            "not done in time: what was begun could not be taken back; pyqemu-ifctl gc t0 will"
         )
         now = state(inside)
         assert not now["up"] and now["alias"] is not None

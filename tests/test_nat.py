@@ -492,7 +492,7 @@ def test_a_tap_that_cannot_join_leaves_no_network(calls: Calls, inside: Namespac
     assert leftovers(before, inside) == []
 
 
-LEFT = "pyqemu-ifctl gc removes what is left"
+LEFT = "pyqemu-ifctl gc web0 removes what is left"
 
 
 @pytest.mark.alone("stops the hook itself")

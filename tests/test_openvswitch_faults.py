@@ -831,7 +831,7 @@ def told_what_is_left(site: Site, ended: Ended) -> None:
     site.ovs.server.cont()
     site.ovs.vswitchd.cont()
     assert ended.status == 75
-    assert "stopped: received SIGTERM; pyqemu-ifctl gc removes what is left" in ended.stderr
+    assert "stopped: received SIGTERM; pyqemu-ifctl gc web0 removes what is left" in ended.stderr
     link = site.netns.link("web0")
     assert "UP" not in link["flags"] and "ifalias" not in link
     site.gc()

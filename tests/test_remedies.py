@@ -38,6 +38,10 @@ FORETOLD = "test_foretold.py::test_what_up_ends_with_is_foretold"
 HERE = "test_remedies.py::test_the_command_of_a_refusal_mends_it"
 HERE_OVS = "test_remedies.py::test_the_command_of_a_refusal_mends_open_vswitch"
 IN_SYSLOG = "test_remedies.py::test_what_syslog_is_told_mends_it"
+HARD_END = "test_half_made.py::test_a_hard_end"
+NOT_TAKEN_BACK = "test_half_made.py::test_a_step_that_is_not_taken_back"
+PORT_NOT_TAKEN_BACK = "test_half_made.py::test_a_port_that_is_not_taken_back"
+HALF_DOWN = "test_half_made.py::test_a_down_that_was_stopped"
 AFTER_A_CRASH = "test_ifctl_gc.py::test_after_a_crash"
 PLAN = "test_ifctl_explain.py::test_its_commands_do_what_up_does_on_open_vswitch"
 NETWORK = "test_explain_nat.py::test_the_look_afterwards_is_that_after_an_up"
@@ -108,13 +112,11 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFCTL}scene.py", "look"): (2, (PACKAGE,)),
     (f"{IFCTL}status.py", "rows"): (1, (AFTER_A_CRASH,)),
     ("ifd/pyqemu_ifd/tidy.py", "_wanted"): (1, (MOVED,)),
-    ("ifdown/pyqemu_ifdown/main.py", ""): (1, (WITHOUT,)),
     ("ifdown/pyqemu_ifdown/detach.py", "leave_to_gc"): (1, (WITHOUT,)),
     (f"{IFUP}access.py", "check_given"): (1, (START,)),
-    (f"{IFUP}attach.py", "attaching"): (1, (AFTER_A_CRASH,)),
     (f"{IFUP}attach.py", "_tell_of_mac"): (1, (IN_SYSLOG,)),
     (f"{IFUP}attach.py", "_tell_of_port"): (1, (AFTER_A_CRASH,)),
-    (f"{IFUP}attach.py", "_take_back"): (1, (AFTER_A_CRASH,)),
+    (f"{IFUP}attach.py", "_take_back"): (1, (NOT_TAKEN_BACK, PORT_NOT_TAKEN_BACK)),
     (f"{IFUP}change.py", "_take_back"): (1, (MOVED,)),
     (f"{IFUP}dnsmasq.py", "account"): (1, (PACKAGE,)),
     (f"{IFUP}dnsmasq.py", "serve"): (1, (TOLD,)),
@@ -125,6 +127,8 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}linux_bridge.py", "_join"): (1, (HERE,)),
     (f"{IFUP}main.py", "by_the_agent"): (1, (SYSTEMD,)),
     (f"{IFUP}main.py", "denial"): (1, (SHOWS,)),
+    (f"{IFUP}manners.py", "watching"): (2, (HARD_END,)),
+    (f"{IFUP}manners.py", "left_to_gc"): (1, (HALF_DOWN,)),
     (f"{IFUP}nat.py", "making_commands"): (6, (NETWORK,)),
     (f"{IFUP}nat.py", "marking_command"): (1, (NETWORK,)),
     (f"{IFUP}nat.py", "_table_commands"): (4, (NETWORK,)),

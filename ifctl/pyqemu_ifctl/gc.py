@@ -9,7 +9,15 @@ from pyqemu_ifconf.policy import Policy
 from pyqemu_ifconf.shell import readable
 from pyqemu_ifctl.answer import Answer, to_json
 from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
-from pyqemu_ifdown.gc import Ended, Leftover, collect, ending, finding_ended
+from pyqemu_ifdown.gc import (
+    Ended,
+    Leftover,
+    collect,
+    ending,
+    finding_ended,
+    finding_let_go,
+    why_held,
+)
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.work import Work
@@ -26,10 +34,12 @@ def gc(
 ) -> Answer:
     """Remove the ports of ours whose tap is gone, of `tap` alone where given; tell what was done.
 
+    A tap of ours that nobody has any more leaves its bridge, and a network that no tap is on goes.
     A database that fails does not keep the others from being looked at.
     """
     found: list[Leftover] = []
     ended: list[Ended] = []
+    held: list[Ended] = []
     networks: list[tuple[str, str]] = []
     tables: list[tuple[str, str]] = []
     failures: list[Failure] = []
@@ -44,8 +54,11 @@ def gc(
                     found.append(leftover)
                 if not let_go:
                     failures.append(_mute(leftover))
+            if tap is not None and not found:
+                held = [Ended(link, why_held(link)) for link in host.kernel.links()
+                        if link.name == tap and link.stamp is not None and tap not in names]
+            networks = host.finish(_networks(host, dry_run=dry_run))
             if tap is None:
-                networks = host.finish(_networks(host, dry_run=dry_run))
                 for table in _tables(host, policy, failures, dry_run=dry_run):
                     tables.append(table)
         except Failure as failure:
@@ -54,10 +67,10 @@ def gc(
     if isinstance(policy, Failure):
         remarks.insert(0, f"only the default database is looked at: {policy}")
     if as_json:
-        out = as_object(ended, found, networks, tables)
+        out = as_object(ended, found, networks, tables, held)
     else:
         out = as_text(
-            ended, found, networks, tables, dry_run=dry_run, all_seen=not failures
+            ended, found, networks, tables, held, dry_run=dry_run, all_seen=not failures
         )
     return Answer(out, worst(failures), tuple(remarks))
 
@@ -68,7 +81,9 @@ def _end(
     """Take away the taps that have a process no more; return those, and add what failed."""
     links = [link for link in host.kernel.links() if tap in (None, link.name)]
     done = []
-    for each in host.finish(finding_ended(links, roots=True)):
+    left = host.finish(finding_ended(links, roots=True))
+    left += host.finish(finding_let_go(links, named=tap is not None))
+    for each in left:
         try:
             if dry_run or host.finish(ending(host, each)):
                 done.append(each)
@@ -128,7 +143,7 @@ def _mute(leftover: Leftover) -> Failure:
 
 def as_object(
     ended: list[Ended], found: list[Leftover], networks: list[tuple[str, str]],
-    tables: list[tuple[str, str]],
+    tables: list[tuple[str, str]], held: list[Ended],
 ) -> str:
     """Return what was found as JSON."""
     def entry(leftover: Leftover) -> dict[str, object]:
@@ -141,7 +156,11 @@ def as_object(
               for each in ended),
             *(entry(leftover) for leftover in found if leftover.remove is not None),
         ],
-        "kept": [entry(leftover) for leftover in found if leftover.remove is None],
+        "kept": [
+            *(entry(leftover) for leftover in found if leftover.remove is None),
+            *({"tap": each.link.name, "bridge": bridge_of(each), "because": each.because}
+              for each in held),
+        ],
         "networks": [{"network": name, "bridge": bridge or None} for name, bridge in networks],
         "tables": [{"network": name, "because": because} for name, because in tables],
     })
@@ -154,7 +173,7 @@ def bridge_of(ended: Ended) -> str | None:
 
 def as_text(
     ended: list[Ended], found: list[Leftover], networks: list[tuple[str, str]],
-    tables: list[tuple[str, str]], *,
+    tables: list[tuple[str, str]], held: list[Ended], *,
     dry_run: bool, all_seen: bool,
 ) -> str:
     """Return what was found, a line for each, what was removed first.
@@ -181,5 +200,9 @@ def as_text(
         did = "would load" if dry_run else "loaded"
         lines.append(f"{did} the nft table of network {network} again: {because}")
     if all_seen and len(lines) == len(found) and all(each.remove is None for each in found):
+        lines += [
+            f"kept {readable(each.link.name)} on {readable(bridge_of(each) or '')}: {each.because}"
+            for each in held
+        ]
         lines.append("nothing to remove")
     return "".join(f"{line}\n" for line in lines)

@@ -20,8 +20,8 @@ from pyqemu_ifd.turns import Turns
 from pyqemu_ifd.users import Users
 from pyqemu_ifd.wire import Peer, Place, Request
 from pyqemu_ifdown.detach import detaching, leave_to_gc
-from pyqemu_ifdown.main import LEFT, present_name
 from pyqemu_ifdown.main import TIMEOUT as DOWN_TIMEOUT
+from pyqemu_ifdown.main import present_name
 from pyqemu_ifup.access import ROOT, is_root_made
 from pyqemu_ifup.attach import Handed, attaching, success_line
 from pyqemu_ifup.caller import find_helped, find_parent
@@ -29,7 +29,7 @@ from pyqemu_ifup.guest import find_asked, find_port
 from pyqemu_ifup.leave import leaving
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.main import Left
-from pyqemu_ifup.manners import Watch, log, prove_tap
+from pyqemu_ifup.manners import Watch, left_to_gc, log, prove_tap
 from pyqemu_ifup.stamp import Here
 from pyqemu_ifup.tap_request import attach_tap, make_tap, may_attach, parse_wish
 from pyqemu_ifup.taps import close_all
@@ -165,7 +165,8 @@ def _down(tap: str, debug: str, place: Place | None, context: Context) -> Work[N
     process = context.process(find_parent)
     tap = present_name(tap, held)
     watch = context.watch(DOWN_TIMEOUT, process)
-    watch.stopped, watch.late = LEFT, f"try again; {LEFT}"
+    watch.stopped = left_to_gc(tap)
+    watch.late = f"try again; {watch.stopped}"
     with context.turns.take(tap) as turn:
         yield 0.0
         context.begin(watch)

@@ -141,8 +141,10 @@ class Client:
         """Why the work must stop, in words; empty while it need not."""
         self.left = "nothing is left of it"
         """What is known of the work where it has stopped, in words."""
+        end = "-- " if tap[0] == "-" else ""
+        self.gc = f"pyqemu-ifctl gc {end}{self.name} removes what is left"
         if program == "pyqemu-ifdown":
-            self.left = "pyqemu-ifctl gc removes what is left"
+            self.left = self.gc
 
     def connect(self, path: bytes) -> None:
         """Connect to the agent. Raises OSError, BlockingIOError where too many others wait for it.
@@ -235,10 +237,7 @@ class Client:
             elif kind == b"?":
                 return None
             elif not packet:
-                end = "-- " if self.tap[0] == "-" else ""
-                self.left = (
-                    f"the agent has ended, pyqemu-ifctl gc {end}{self.name} removes what is left"
-                )
+                self.left = f"the agent has ended, {self.gc}"
                 self.lack = GONE
                 return None
         self.left = "the agent does not answer, see pyqemu-ifctl agent"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifdown.detach import detaching_alone
-from pyqemu_ifup.caller import read_number, real_uid
-from pyqemu_ifup.holders import OTHERS, Holders, finding_holders
+from pyqemu_ifup.caller import find_hook_at_work, read_number, real_uid
+from pyqemu_ifup.holders import OTHERS, Holders, find_holders, finding_holders
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, OvsPort
@@ -61,7 +61,7 @@ def _judge(port: OvsPort, there: Mapping[tuple[str, int], Link], here: Here) -> 
 
 @dataclass(frozen=True)
 class Ended:
-    """A tap that has a process no more: a user's whose right has ended, or root's; and why."""
+    """A tap of ours that is to go from its bridge, and why: its process has ended, or let it go."""
 
     link: Link
     because: str
@@ -90,6 +90,35 @@ def finding_ended(
     ]
 
 
+def finding_let_go(links: Iterable[Link], *, named: bool = False) -> Work[list[Ended]]:
+    """Return the taps whose process lives, but which nobody holds: an up, or a down, came half way.
+
+    As after a hook that was killed, of a QEMU which goes on without the tap. Their link is down,
+    as nothing of ours leaves it: whoever runs a launcher may attach a tap before its QEMU opens it.
+    That of one which a person has `named` may be up.
+    """
+    left = [
+        link for link in links
+        if link.tap and not link.carrier and (named or not link.up)
+        and (stamp := link.stamp) is not None and is_alive(stamp)
+        and find_hook_at_work(link.name, stamp.pid) is None
+    ]
+    holders = (yield from finding_holders(OTHERS)) if left else None
+    return [
+        Ended(link, f"nobody holds it, though its process {link.stamp.pid} runs")
+        for link in left
+        if holders is not None and link.stamp is not None and not holders.of(link.name)
+    ]
+
+
+def why_held(link: Link) -> str:
+    """Return in a clause who holds a tap of ours that stays."""
+    pids = find_holders().of(link.name)
+    if pids:
+        return f"process {pids[0]} holds it"
+    return "somebody holds it" if link.carrier else "its process runs a script for it"
+
+
 def _why_ended(link: Link, holders: Holders) -> str | None:
     stamp = link.stamp
     assert stamp is not None
@@ -109,16 +138,19 @@ def _why_ended(link: Link, holders: Holders) -> str | None:
 def ending(host: Host, ended: Ended) -> Work[bool]:
     """Take a tap from its bridge that has no process any more; a user's, of our making, is deleted.
 
+    One that its process has let go likewise.
+
     Tells whether it was still the same. Raises Failure as `detaching`, 77 where it may not be.
     """
     name, before = ended.link.name, ended.link
     with (yield from lock_by_name(name, host.watch)):
         now = host.kernel.look_up(name)
-        if now is None or (now.index, now.alias, now.carrier) != (
-            before.index, before.alias, before.carrier
+        if now is None or (now.index, now.alias, now.carrier, now.up) != (
+            before.index, before.alias, before.carrier, before.up
         ):
             return False
-        yield from detaching_alone(host, name, 0, before.index)
+        pid = before.stamp.pid if before.stamp is not None else 0
+        yield from detaching_alone(host, name, pid, before.index)
         now = host.kernel.look_at(before.index)
         if now is not None and now.alias:
             raise Failure(

@@ -7,19 +7,17 @@ from collections.abc import Sequence
 
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.names import check_tap_name
-from pyqemu_ifconf.shell import ifctl
-from pyqemu_ifup.manners import Watch, narrator, run_hook
+from pyqemu_ifup.manners import Watch, left_to_gc, narrator, run_hook
 
 PROGRAM = "pyqemu-ifdown"
 TIMEOUT = 10.0
 """Seconds that a down may take."""
-LEFT = f"{ifctl('gc')} removes what is left"
-"""What is said of a down that has stopped: as far as it came, it stays."""
 
 
 def main() -> int:
     """Run the hook with the arguments of this process and return its exit status."""
-    return run_hook(PROGRAM, TIMEOUT, down, LEFT)
+    # NOTE: as far as a down came that has stopped, it stays.
+    return run_hook(PROGRAM, TIMEOUT, down, left_to_gc)
 
 
 def down(tap: str, inherited: list[str], watch: Watch) -> None:

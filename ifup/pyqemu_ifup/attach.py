@@ -14,7 +14,7 @@ from pyqemu_ifconf.shell import ifctl, quote, readable, sh
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, Seen, show_vlan
-from pyqemu_ifup.manners import Watch, log
+from pyqemu_ifup.manners import Watch, left_to_gc, log
 from pyqemu_ifup.plan import (
     ADDRESS_MAY_COME,
     IPV6,
@@ -111,7 +111,7 @@ def attaching(
             )
         except Failure as failure:
             if host.left and failure.remedy == said:
-                failure.remedy = f"{ifctl('gc')} removes what is left"
+                failure.remedy = left_to_gc(port.tap)
             raise
 
 

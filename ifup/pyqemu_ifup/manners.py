@@ -26,7 +26,7 @@ from contextlib import contextmanager
 
 from pyqemu_ifconf.failure import Failure, Status, for_user
 from pyqemu_ifconf.policy import POLICY_VARIABLE
-from pyqemu_ifconf.shell import printable, quote, readable
+from pyqemu_ifconf.shell import ifctl, printable, quote, readable
 
 TUN = os.makedev(10, 200)
 """/dev/net/tun (Documentation/admin-guide/devices.txt)."""
@@ -319,10 +319,11 @@ def watching(
         return None
 
     given_up = f"{readable(tap)}: " if tap is not None else ""
-    given_up += (
-        "not done in time: what was begun could not be taken back; pyqemu-ifctl gc will"
-        if hook else "not done in time: something does not answer; try again"
-    )
+    if hook:
+        gc = ifctl("gc", tap) if tap is not None else ifctl("gc")
+        given_up += f"not done in time: what was begun could not be taken back; {gc} will"
+    else:
+        given_up += "not done in time: something does not answer; try again"
 
     def give_up() -> None:
         say(f"{_Log.program}: {given_up}")
@@ -456,10 +457,17 @@ Hook = Callable[[str, list[str], Watch], None]
 """What a hook does with a tap's name, the taps whose descriptors it was given, and its time."""
 
 
-def run_hook(program: str, seconds: float, body: Hook, left: str = "") -> int:
+def left_to_gc(tap: str) -> str:
+    """Return in a clause what becomes of what is left of a tap, where nothing is taken back."""
+    return f"{ifctl('gc', tap)} removes what is left"
+
+
+def run_hook(
+    program: str, seconds: float, body: Hook, left: Callable[[str], str] = lambda tap: ""
+) -> int:
     """Run `body` with the one argument of a hook, the tap's name, and return the exit status.
 
-    `left` is as for `watching`.
+    `left` tells of a tap what is as for `watching`.
     Says a failure once, on stderr and to syslog. An exception that is not a Failure is a bug: one
     line on stderr, the traceback to syslog, 70.
     """
@@ -473,7 +481,7 @@ def run_hook(program: str, seconds: float, body: Hook, left: str = "") -> int:
         if len(arguments) != 1:
             say(f"usage: {program} TAP")
             return int(Status.USAGE)
-        with watching(seconds, left=left, tap=tap) as watch:
+        with watching(seconds, left=left(tap), tap=tap) as watch:
             body(tap, inherited, watch)
     except Failure as failure:
         _report(program, tap, str(failure if os.geteuid() == 0 else for_user(failure)))

@@ -1,0 +1,192 @@
+"""What a hook leaves half-made is mended by the very command that it tells.
+
+The tap is a persistent one and its caller lives on, as a QEMU does whose hot-plugged NIC came to
+nothing: neither the tap nor its caller's end takes anything away.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.calls import Calls, Change, on_ops
+from lab.hooks import Hooks
+from lab.netns import Namespace
+from lab.ovs import OpenVSwitch
+from lab.snapshot import Snapshot, diff
+from lab.taps import Tap
+from lab.told import run_told
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.look import Seen
+from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.plan import LinkOp, SetUp, Step
+from pyqemu_ifup.work import Work
+
+pytestmark = pytest.mark.alone("changes the hook's own process")
+POLICY = """\
+version: 1
+timeout: 1
+networks: {lan: {bridge: %s, mtu: 1400}}
+rules: [{tap: "*", network: lan}]
+"""
+BECAUSE = f"nobody holds it, though its process {os.getpid()} runs"
+UP, DOWN_OPS = 5, 3
+"""The number of the op of an up that brings the link up, and how many those of a down are."""
+
+
+@pytest.fixture
+def calls(inside: Namespace, tmp_path: Path) -> Iterator[Calls]:
+    inside.add_bridge("br0", mac="02:00:00:00:00:01")
+    inside.ip("link", "set", "br0", "mtu", "1400")
+    calls = Calls(Hooks(tmp_path))
+    calls.hooks.write_policy(POLICY % "br0")
+    yield calls
+    calls.close()
+    inside.ip("link", "del", "br0")
+
+
+@pytest.fixture
+def tap(inside: Namespace) -> Iterator[Tap]:
+    """A persistent tap t0, held as long as it is open."""
+    with Tap("t0", persist=True, owner=0) as tap:
+        yield tap
+    inside.ip("link", "del", "t0")
+
+
+def refusing(first: int) -> Change:
+    """Return what has the kernel refuse the hook's ops from this number on."""
+
+    def act(number: int, op: LinkOp, done: bool) -> None:
+        if not done and number >= first:
+            raise Failure(Status.REFUSED, "the kernel refuses it", "a test says so", "try again")
+
+    return on_ops(act)
+
+
+def mended(
+    calls: Calls, netns: Namespace, before: Snapshot, told: str, bridge: str = "br0",
+    ovs: OpenVSwitch | None = None,
+) -> None:
+    """Run what was told, and see that the tap is what it was and that its next up works."""
+    assert diff(before, Snapshot.take(netns, ovs))
+    (printed,) = run_told(calls.hooks, told)
+    assert printed == f"removed t0 from {bridge}: {BECAUSE}\n"
+    assert diff(before, Snapshot.take(netns, ovs)) == []
+    with Tap("t0"):
+        assert calls.up("t0").status == 0
+        assert calls.down("t0").status == 0
+    assert diff(before, Snapshot.take(netns, ovs)) == []
+
+
+def test_a_hard_end(calls: Calls, inside: Namespace, tap: Tap) -> None:
+    """As long as somebody holds the tap it stays as it is: a guest may be on it."""
+    before = Snapshot.take(inside)
+
+    def hang(number: int, op: LinkOp, done: bool) -> None:
+        if number >= UP:
+            signal.pause()
+
+    ended = calls.up("t0", on_ops(hang))
+    assert ended.status == 75
+    assert "what was begun could not be taken back; pyqemu-ifctl gc t0 will" in ended.stderr
+    made = Snapshot.take(inside)
+    (printed,) = run_told(calls.hooks, ended.stderr)
+    assert printed == f"kept t0 on br0: process {os.getpid()} holds it\nnothing to remove\n"
+    assert diff(made, Snapshot.take(inside)) == []
+    tap.close()
+    dry = calls.hooks.ctl("gc", "--dry-run")
+    assert dry.stdout == f"would remove t0 from br0: {BECAUSE}\n"
+    mended(calls, inside, before, ended.stderr)
+
+
+def test_a_step_that_is_not_taken_back(calls: Calls, inside: Namespace, tap: Tap) -> None:
+    before = Snapshot.take(inside)
+    ended = calls.up("t0", refusing(UP))
+    tap.close()
+    assert ended.status == 71
+    told = [line for line in ended.log if ": not taken back: " in line]
+    mended(calls, inside, before, told[0])
+
+
+@pytest.mark.parametrize("number", range(DOWN_OPS))
+def test_a_down_that_was_stopped(
+    calls: Calls, inside: Namespace, tap: Tap, number: int
+) -> None:
+    """Before its first step too, when the link is up; a gc of all taps lets that one be."""
+    before = Snapshot.take(inside)
+    assert calls.up("t0").status == 0
+
+    def stop(at: int, op: LinkOp, done: bool) -> None:
+        if (at, done) == (number - 1, True):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def stop_first() -> None:
+        look = Host.look
+
+        def stop_looking(self: Host, tap: str, bridge: str | None) -> Seen:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return look(self, tap, bridge)
+
+        setattr(Host, "look", stop_looking)  # noqa: B010  mypy lets no method be assigned
+
+    ended = calls.down("t0", on_ops(stop) if number else stop_first)
+    tap.close()
+    assert ended.status == 75, ended
+    assert ended.stderr.endswith("; pyqemu-ifctl gc t0 removes what is left\n")
+    if not number:
+        assert calls.hooks.ctl("gc").stdout == "nothing to remove\n"
+    mended(calls, inside, before, ended.stderr)
+
+
+def test_gc_leaves_a_tap_alone_that_is_attached_for_who_comes(
+    calls: Calls, inside: Namespace, tap: Tap
+) -> None:
+    """A launcher attaches it before its QEMU opens it, which calls no script."""
+    tap.close()
+    assert calls.up("t0").status == 0
+    attached = Snapshot.take(inside)
+    assert calls.hooks.ctl("gc").stdout == "nothing to remove\n"
+    assert diff(attached, Snapshot.take(inside)) == []
+    with Tap("t0"):
+        inside.ip("link", "set", "t0", "down")
+        attached = Snapshot.take(inside)
+        for words in (["gc"], ["gc", "t0"]):
+            assert calls.hooks.ctl(*words).stdout.endswith("nothing to remove\n")
+        assert diff(attached, Snapshot.take(inside)) == []
+        assert calls.down("t0").status == 0
+
+
+def test_a_port_that_is_not_taken_back(
+    calls: Calls, inside: Namespace, ovs: OpenVSwitch, tap: Tap
+) -> None:
+    ovs.add_bridge("br-int", hwaddr="02:00:00:00:00:0c", mtu=1400)
+    bridge = f"br-int, ovsdb: '{ovs.db}'"
+    calls.hooks.write_policy(POLICY.replace("timeout: 1", "timeout: 20") % bridge)
+    before = Snapshot.take(inside, ovs)
+
+    def change() -> None:
+        run = Host.run
+        refused: list[Step] = []
+
+        def refuse(
+            self: Host, step: Step, watch: Watch, patience: float | None = None
+        ) -> Work[bool]:
+            if isinstance(step, SetUp) or refused:
+                refused.append(step)
+                raise Failure(Status.REFUSED, "the switch refuses it", "a test says so", "")
+            return (yield from run(self, step, watch, patience))
+
+        setattr(Host, "run", refuse)  # noqa: B010  mypy lets no method be assigned
+
+    ended = calls.up("t0", change)
+    tap.close()
+    assert ended.status == 71, ended
+    told = [line for line in ended.log if ": not taken back: " in line]
+    assert ovs.find("Port", "t0") is not None
+    mended(calls, inside, before, told[0], "br-int", ovs)
+    ovs.vsctl("del-br", "br-int")
