@@ -15,6 +15,7 @@ import pytest
 from lab.crowd import crowd
 from lab.fuse import mute_folder
 from lab.hooks import SOURCE_ROOTS, Hooks
+from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 
@@ -49,12 +50,13 @@ def hooks(inside: Namespace, tmp_path: Path) -> Hooks:
 
 def hanging(
     hooks: Hooks, *words: str, seconds: float = 2.0,
-    part: str = "scene._look_at_needs = status._with_tables = hang",
+    part: str = "scene._look_at_needs = status._with_tables = hang", mounts: str = ":",
 ) -> subprocess.CompletedProcess[str]:
     code = HANG.format(roots=SOURCE_ROOTS, seconds=seconds, part=part)
     env = {**os.environ, "PYQEMU_IFUP_POLICY": str(hooks.policy)}
     return subprocess.run(
-        [sys.executable, "-I", "-c", code, *words], env=env, text=True, capture_output=True,
+        ["unshare", "-m", "sh", "-euc", mounts + '\nexec "$@"', "sh",
+         sys.executable, "-I", "-c", code, *words], env=env, text=True, capture_output=True,
         timeout=60, check=False,
     )
 
@@ -141,6 +143,47 @@ def test_what_there_was_no_time_for_is_not_taken_for_absent(
     assert any(each.startswith("how Open vSwitch is: not done") for each in told["unseen"]), told
     assert checks(told) <= found, told
     ovs.vsctl("del-br", "br-int")
+
+
+MUTE_NFT = """
+nft=$(readlink -f $(command -v nft))
+printf '#!/bin/sh\\nexec sleep 30\\n' >{folder}/nft
+chmod 755 {folder}/nft
+mount --bind {folder}/nft "$nft"
+"""
+
+
+def test_an_nft_that_is_mute_is_no_fault_of_each_network_s(
+    inside: Namespace, hooks: Hooks, tmp_path: Path
+) -> None:
+    """It has its time once, for all networks."""
+    require("nft")
+    nat = {"dhcp": False, "dns": False, "outbound": False}
+    hooks.write_policy(json.dumps({
+        "version": 1, "timeout": 30,
+        "networks": {
+            name: {"bridge": f"{name}br0", "nat": {"ipv4": f"192.168.{number}.1/24", **nat}}
+            for number, name in enumerate(("aaa", "bbb", "ccc"), 76)
+        },
+        "rules": [{"tap": "*", "network": "aaa"}],
+    }))  # fmt: skip
+    inside.tap("web0")
+    assert hooks.up("web0").returncode == 0
+    done = hanging(
+        hooks, "doctor", "--json", seconds=8.0, mounts=MUTE_NFT.format(folder=tmp_path),
+        part="from pyqemu_ifctl import databases; databases.PATIENCE = scene.FILTER_SECONDS = 0.5",
+    )
+    assert hooks.down("web0").returncode == 0
+    assert done.returncode in (1, 75) and done.stdout, done
+    told = json.loads(done.stdout)
+    late = [each for each in told["unseen"] if "nft table" in each or "can be made" in each]
+    assert late[0].startswith("the nft table of network aaa: not done after "), late
+    assert late[1].startswith("whether network aaa can be made: not done after "), late
+    assert late[2:] == [
+        f"whether network {name} can be made: the time was up before" for name in ("bbb", "ccc")
+    ]
+    assert "nat-needs" not in checks(told)
+    assert done.returncode == 75, done
 
 
 def checks(told: dict[str, Any]) -> set[str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Nat, Policy
 from pyqemu_ifup.host import Host
 
 PATIENCE = 3.0
-"""Seconds that one database may take, so that a mute one leaves time for the others."""
+"""Seconds that one database may take, or nft, so that one that is mute leaves time for the rest."""
 
 
 def read_policy(environ: Mapping[str, str]) -> Policy | Failure:
@@ -34,35 +35,38 @@ def open_each(host: Host, ovsdbs: Iterable[str]) -> dict[str, Failure]:
     Raises Failure (75) once the host's watch is interrupted: the others are not looked at.
     """
     failed: dict[str, Failure] = {}
-    watch = host.watch
     for address in ovsdbs:
-        host.watch = watch.within(PATIENCE)
         try:
-            host.finish(host.open_databases([address]))
+            with in_patience(host):
+                host.finish(host.open_databases([address]))
         except Failure as failure:
-            if watch.interrupted() is not None:
+            if host.watch.interrupted() is not None:
                 raise
             failed[address] = failure
-        finally:
-            host.watch = watch
     return failed
 
 
-def find_unmet(host: Host, network: str, bridge: str, nat: Nat) -> list[Failure]:
+@contextmanager
+def in_patience(host: Host) -> Iterator[None]:
+    """Have all that is asked of a host in the block take PATIENCE at the most."""
+    watch = host.watch
+    host.watch = watch.within(PATIENCE)
+    try:
+        yield
+    finally:
+        host.watch = watch
+
+
+def look_for_unmet(host: Host, network: str, bridge: str, nat: Nat) -> list[Failure]:
     """Return why an up could not make a network with `nat:`, at last a Failure (75) of who is mute.
 
     Raises Failure (75) once the host's watch is interrupted.
     """
-    from pyqemu_ifup.nat_needs import Wanted
-    from pyqemu_ifup.nat_needs import find_unmet as finding
+    from pyqemu_ifup.nat_needs import Wanted, find_unmet
 
-    watch = host.watch
-    host.watch = watch.within(PATIENCE)
-    try:
-        found = host.finish(finding(host, Wanted(network, bridge, nat)))
-    finally:
-        host.watch = watch
-    if found and watch.interrupted() is not None:
+    with in_patience(host):
+        found = host.finish(find_unmet(host, Wanted(network, bridge, nat)))
+    if found and host.watch.interrupted() is not None:
         raise found[-1]
     return found
 

@@ -27,7 +27,7 @@ from pyqemu_ifconf.policy import (
 from pyqemu_ifconf.shell import Command, joined, output, piped, quote, readable, sh, shown, vsctl
 from pyqemu_ifconf.vms import show_from
 from pyqemu_ifctl.answer import Answer, json_vlan, to_json
-from pyqemu_ifctl.databases import addresses, find_unmet, open_each
+from pyqemu_ifctl.databases import addresses, look_for_unmet, open_each
 from pyqemu_ifup.access import ROOT, User, find_user, is_root_made, may_still
 from pyqemu_ifup.attach import require_database
 from pyqemu_ifup.entitled import check_owner, check_quota, taps_of
@@ -205,7 +205,7 @@ def look(port: Port, policy: Policy, watch: Watch, tell: Callable[[str], None]) 
         failures = list(failed.values())
         making: list[Command] = []
         if port.nat is not None:
-            failures += find_unmet(host, port.network, port.bridge, port.nat)
+            failures += look_for_unmet(host, port.network, port.bridge, port.nat)
             if seen.bridge is None:
                 making = _making(host, port, port.nat)
         sitting = tuple(

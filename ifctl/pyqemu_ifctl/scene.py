@@ -25,7 +25,8 @@ from pyqemu_ifctl.answer import count
 from pyqemu_ifctl.bounded import Parts
 from pyqemu_ifctl.databases import (
     addresses,
-    find_unmet,
+    in_patience,
+    look_for_unmet,
     open_each,
     read_policy,
 )
@@ -205,6 +206,7 @@ def look(
     mute = Failure(Status.TRY_AGAIN, "the policy cannot be read in time", "", "see its files")
     policy = parts.take_apart("the policy", lambda: read_policy(environ)) or mute
     unseen: list[str] = []
+    late: list[str] = []
     with Host(None, watch, tell, details=True) as host:
         failed = open_each(host, addresses(policy))
         looked = parts.take("how Open vSwitch is", lambda: settled(host, failed))
@@ -219,10 +221,10 @@ def look(
         })
         sights = parts.take("addresses and routes", lambda: host.kernel.sights(links))
         tables = parts.take(
-            "the nft tables of networks", lambda: _look_at_tables(host, policy, links, unseen)
+            "the nft tables of networks", lambda: _look_at_tables(host, policy, links, unseen, late)
         ) or {}
         unmet = parts.take(
-            "what networks with NAT need", lambda: _look_at_needs(host, policy, unseen)
+            "what networks with NAT need", lambda: _look_at_needs(host, policy, unseen, late)
         ) or {}
         right = _find_right(host)
         lost = parts.take("whose right has ended", lambda: find_lost(
@@ -251,7 +253,7 @@ def look(
     holders = seen_holders or Holders((), ())
     hidden_pids = {*holders.hidden, *holders.unread}
     guests = parts.take_apart("the guests", lambda: find_guests(holders)) or Guests((), ())
-    unread = list(guests.unread)
+    unread = late + list(guests.unread)
     qemus = []
     seen = each_in_time(guests.found, partial(_qemu, policy), min(PATHS_SECONDS, watch.remaining()))
     for guest in guests.found:
@@ -340,36 +342,53 @@ def _look_at_words(links: Iterable[Link]) -> tuple[dict[str, str], list[str]]:
 
 
 def _look_at_tables(
-    host: Host, policy: Policy | Failure, links: tuple[Link, ...], unseen: list[str]
+    host: Host, policy: Policy | Failure, links: tuple[Link, ...], unseen: list[str],
+    late: list[str],
 ) -> dict[str, str]:
+    """Return what has become of the tables, but of those that are told in `unseen` or `late`."""
     if not has_networks(links):
         return {}
     from pyqemu_ifup.nat_network import find_table_faults
 
     found = {}
     in_force = policy if isinstance(policy, Policy) else None
-    for network, fault in host.finish(find_table_faults(host, in_force, links)).items():
+    with in_patience(host):
+        faults = host.finish(find_table_faults(host, in_force, links))
+    for network, fault in faults.items():
         if isinstance(fault, Failure):
-            unseen.append(f"the nft table of network {network}: {fault}")
+            told = late if fault.status == Status.TRY_AGAIN else unseen
+            told.append(f"the nft table of network {network}: {fault}")
         else:
             found[network] = fault
     return found
 
 
 def _look_at_needs(
-    host: Host, policy: Policy | Failure, unseen: list[str]
+    host: Host, policy: Policy | Failure, unseen: list[str], late: list[str]
 ) -> dict[str, list[Failure]]:
-    """Return why networks with NAT could not be made, none of those that could."""
+    """Return why networks with NAT could not be made, none of those that could.
+
+    What may not be looked at is told in `unseen`, and what did not answer in time in `late`. All
+    networks together take PATIENCE.
+    """
     found = {}
-    for network in policy.networks.values() if isinstance(policy, Policy) else ():
-        if network.nat is None:
-            continue
-        failures = find_unmet(host, network.name, network.bridge, network.nat)
-        unseen += [
-            f"whether network {network.name} can be made: {each}"
-            for each in failures if isinstance(each, Forbidden)
-        ]
-        found[network.name] = [each for each in failures if not isinstance(each, Forbidden)]
+    with in_patience(host):
+        for network in policy.networks.values() if isinstance(policy, Policy) else ():
+            if network.nat is None:
+                continue
+            what = f"whether network {network.name} can be made"
+            if not host.watch.remaining():
+                late.append(f"{what}: the time was up before")
+                continue
+            known = []
+            for each in look_for_unmet(host, network.name, network.bridge, network.nat):
+                if isinstance(each, Forbidden):
+                    unseen.append(f"{what}: {each}")
+                elif each.status == Status.TRY_AGAIN:
+                    late.append(f"{what}: {each.what}: {each.why}")
+                else:
+                    known.append(each)
+            found[network.name] = known
     return found
 
 

@@ -33,7 +33,7 @@ from pyqemu_ifctl.answer import (
     wrap,
 )
 from pyqemu_ifctl.bounded import Parts
-from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
+from pyqemu_ifctl.databases import addresses, in_patience, open_each, read_policy, worst
 from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifdown.gc import judge
 from pyqemu_ifup.caller import PID_MAX, login_of, read_number
@@ -241,7 +241,9 @@ def _with_tables(
     faults, unread = {}, {}
     in_force = policy if isinstance(policy, Policy) else None
     looks = find_table_faults(host, in_force, system.links)
-    for name, fault in host.finish(looks).items():
+    with in_patience(host):
+        told = host.finish(looks)
+    for name, fault in told.items():
         if isinstance(fault, Failure):
             unread[name] = fault
         elif fault:
