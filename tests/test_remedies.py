@@ -127,7 +127,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}linux_bridge.py", "_join"): (1, (HERE,)),
     (f"{IFUP}main.py", "by_the_agent"): (1, (SYSTEMD,)),
     (f"{IFUP}main.py", "denial"): (1, (SHOWS,)),
-    (f"{IFUP}manners.py", "watching"): (2, (HARD_END,)),
+    (f"{IFUP}manners.py", "half_done"): (1, (HARD_END,)),
     (f"{IFUP}manners.py", "left_to_gc"): (1, (HALF_DOWN,)),
     (f"{IFUP}nat.py", "making_commands"): (6, (NETWORK,)),
     (f"{IFUP}nat.py", "marking_command"): (1, (NETWORK,)),

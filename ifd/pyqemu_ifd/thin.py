@@ -141,7 +141,7 @@ class Client:
         """Why the work must stop, in words; empty while it need not."""
         self.left = "nothing is left of it"
         """What is known of the work where it has stopped, in words."""
-        end = "-- " if tap[0] == "-" else ""
+        end = "-- " if tap[:1] == "-" else ""
         self.gc = f"pyqemu-ifctl gc {end}{self.name} removes what is left"
         if program == "pyqemu-ifdown":
             self.left = self.gc

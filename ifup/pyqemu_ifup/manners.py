@@ -319,11 +319,9 @@ def watching(
         return None
 
     given_up = f"{readable(tap)}: " if tap is not None else ""
-    if hook:
-        gc = ifctl("gc", tap) if tap is not None else ifctl("gc")
-        given_up += f"not done in time: what was begun could not be taken back; {gc} will"
-    else:
-        given_up += "not done in time: something does not answer; try again"
+    given_up += (
+        half_done(tap) if hook else "not done in time: something does not answer; try again"
+    )
 
     def give_up() -> None:
         say(f"{_Log.program}: {given_up}")
@@ -455,6 +453,12 @@ def narrator(program: str, tap: str | None) -> Callable[[str], None]:
 
 Hook = Callable[[str, list[str], Watch], None]
 """What a hook does with a tap's name, the taps whose descriptors it was given, and its time."""
+
+
+def half_done(tap: str | None) -> str:
+    """Return what is said of a run that ended itself in the middle."""
+    gc = ifctl("gc", *([tap] if tap is not None else []))
+    return f"not done in time: what was begun could not be taken back; {gc} will"
 
 
 def left_to_gc(tap: str) -> str:

@@ -63,7 +63,7 @@ from pyqemu_ifup.host import Host
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link, OvsBridge, OvsPort, OvsSwitch, Seen, Vid
 from pyqemu_ifup.main import denial
-from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.manners import Watch, half_done, left_to_gc
 from pyqemu_ifup.nat import bridge_alias
 from pyqemu_ifup.nat_network import Held, _telling_of_firewalls, leaving
 from pyqemu_ifup.nft import DroppingChain
@@ -499,6 +499,7 @@ class Elsewhere:
         for step in (self.bridges, self.taps, self.looked_at, self.sitting, self.explained,
                      self.files, self.undone, self.databases, self.networks):
             step(name)
+        assert left_to_gc(name).isprintable() and half_done(name).isprintable()
 
     def refused(self, work: Callable[[], object]) -> None:
         with pytest.raises(Failure) as caught:
