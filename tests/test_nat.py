@@ -656,6 +656,20 @@ def test_a_refused_up_forgets_no_dnsmasq_of_an_earlier_one(
     assert is_gone(inside)
 
 
+def test_settings_that_dnsmasq_refuses_are_no_fault_of_systemd_s(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require("dnsmasq")
+    monkeypatch.setattr(dnsmasq, "_under_systemd", lambda: True)
+    finish(dnsmasq.trying(["port=0"], Watch(60)), time.sleep)
+    with pytest.raises(Failure) as refused:
+        finish(dnsmasq.trying(["no-such-setting"], Watch(60)), time.sleep)
+    assert str(refused.value) == (
+        "dnsmasq does not start: dnsmasq: bad command line options: try --help; see syslog, and "
+        "how it was built: dnsmasq --version"
+    )
+
+
 def test_a_unit_whose_start_was_given_up_is_ended(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -29,6 +29,8 @@ SETTINGS, RECORD, READY = "dnsmasq.conf", "dnsmasq.process", "dnsmasq.pid"
 FILES = ("leases", SETTINGS, RECORD, READY)
 """What a network's folder has of its dnsmasq. dnsmasq writes READY, whose words nobody reads."""
 TEMPLATE = "pyqemu-ifup-dnsmasq@.service"
+BY_ITSELF = "see syslog, and how it was built: dnsmasq --version"
+"""What to do about a dnsmasq that does not run, or not with these settings."""
 TERM_TIME = 1.0
 """Seconds that dnsmasq has to end by itself."""
 PROGRAM = "dnsmasq"
@@ -147,14 +149,11 @@ def trying(settings: Sequence[str], watch: Watch) -> Work[None]:
     words = [program, "--test", "--conf-file=/dev/null", *(f"--{each}" for each in settings)]
     done = yield from run_program(words, watch)
     if done.status != 0:
-        raise _no_start(done.err)
+        raise _no_start(done.err, BY_ITSELF)
 
 
-def _no_start(said: str) -> Failure:
-    return Failure(
-        Status.REFUSED, "dnsmasq does not start", _first_line(said),
-        f"let systemd find {TEMPLATE}" if _under_systemd() else "see syslog",
-    )
+def _no_start(said: str, remedy: str) -> Failure:
+    return Failure(Status.REFUSED, "dnsmasq does not start", _first_line(said), remedy)
 
 
 def serve(
@@ -308,7 +307,9 @@ def _start(folder: str, watch: Watch, tell: Callable[[str], None]) -> Work[None]
             while not os.path.exists(f"{folder}/{READY}"):
                 if child.poll() is not None:
                     said.seek(0)
-                    raise _no_start(said.read().decode("utf-8", "replace"))
+                    # NOTE: beside systemd it is started here for want of its unit alone.
+                    remedy = f"let systemd find {TEMPLATE}" if _under_systemd() else BY_ITSELF
+                    raise _no_start(said.read().decode("utf-8", "replace"), remedy)
                 watch.check("dnsmasq does not start")
                 yield SHORT
         except BaseException:
