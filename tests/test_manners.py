@@ -31,6 +31,7 @@ from pyqemu_ifconf.shell import quote
 from pyqemu_ifup import manners
 from pyqemu_ifup.links import LinkReader
 from pyqemu_ifup.linux_bridge import ATTEMPTS, Netlink
+from pyqemu_ifup.lock import RUN
 from pyqemu_ifup.plan import LinkOp
 
 POLICY = """\
@@ -894,13 +895,25 @@ import atexit, json, os, sys
 path = {path!r}
 def report():
     with open(path, "w") as file:
-        json.dump(sorted({{name.partition(".")[0] for name in sys.modules}}), file)
+        json.dump(sorted(sys.modules), file)
 atexit.register(report)
 sys.path[:0] = {sources!r}
 sys.argv[:] = {argv!r}
-from pyqemu_ifup.main import main
+from {hook}.main import main
 raise SystemExit(main())
 """
+
+
+def imported(hooks: Hooks, hook: str, tap: str, *, status: int, **options: Any) -> set[str]:
+    """Run the hook of this package by itself, and return the modules that it has imported."""
+    path = hooks.folder / "modules.json"
+    script = REPORT.format(path=str(path), sources=SOURCE_ROOTS, argv=[hook, tap], hook=hook)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script], env=hooks.environ(), capture_output=True,
+        timeout=60, check=False, **options,
+    )
+    assert (done.returncode, done.stdout) == (status, b""), done.stderr
+    return set(json.loads(path.read_text()))
 
 
 @pytest.mark.parametrize(
@@ -912,14 +925,26 @@ raise SystemExit(main())
 def test_what_is_not_needed_is_not_imported(
     calls: Calls, inside: Namespace, tap: str, status: int, there: set[str], absent: set[str]
 ) -> None:
-    hooks = calls.hooks
-    path = hooks.folder / "modules.json"
-    script = REPORT.format(path=str(path), sources=SOURCE_ROOTS, argv=["pyqemu-ifup", tap])
     with fresh(inside) as held:
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", script], env=hooks.environ(), capture_output=True,
-            pass_fds=() if tap != "t0" else (held.fd,), timeout=60, check=False,
+        names = imported(
+            calls.hooks, "pyqemu_ifup", tap, status=status,
+            pass_fds=() if tap != "t0" else (held.fd,),
         )
-    assert (done.returncode, done.stdout) == (status, b""), done.stderr
-    names = set(json.loads(path.read_text()))
     assert there <= names and not absent & names
+
+
+@pytest.mark.alone("about the hook's own imports")
+@pytest.mark.parametrize(("folder", "loads"), [("nat0@1", False), ("lan@1", True)])
+def test_a_down_loads_what_makes_networks_for_a_tap_that_may_be_of_one(
+    calls: Calls, inside: Namespace, folder: str, *, loads: bool
+) -> None:
+    network = Path(RUN, folder)
+    with fresh(inside):
+        was_done(calls.up("t0"))
+        network.mkdir(parents=True)
+        try:
+            names = imported(calls.hooks, "pyqemu_ifdown", "t0", status=0)
+        finally:
+            network.rmdir()
+        assert state(inside)["master"] is None
+    assert ("pyqemu_ifup.nat_network" in names) is loads

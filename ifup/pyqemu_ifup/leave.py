@@ -69,7 +69,9 @@ def leaving_networks(host: Host, stamp: Stamp | None) -> Work[None]:
     else:
         bridges = [link for link in host.kernel.links() if link.kind == "bridge"]
     bridges = [link for link in bridges if link.alias.startswith(BRIDGE_MARK)]
-    if not bridges and not network_folders():
+    networks = {name.partition("@")[0] for name in network_folders()}
+    # NOTE: most taps are of none, whatever others have; a hook need not load what makes one.
+    if not bridges and not (networks if stamp is None else stamp.network in networks):
         return
     from pyqemu_ifup.nat import network_of
     from pyqemu_ifup.nat_network import folders, ports_of
