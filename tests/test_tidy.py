@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.plug import UNTAGGED, crossing
 from lab.taps import Tap
+from pyqemu_ifd.keeper import SMALL
 from pyqemu_ifd.tidy import DELAY
 from pyqemu_ifup.tun import set_owner
 
@@ -438,6 +440,34 @@ def test_guest_that_is_denied_by_now_stays_lost(agent: Agent, site: Site) -> Non
     site.write_policy()
     wait_for_guests(site, "lan0")
     assert agent.down("lan0").status == agent.down("ten0").status == 0
+
+
+COUNTED = HELD + """
+from pyqemu_ifd import tidy
+
+def sweep(self, sweep=tidy.Tidier._sweep):
+    with open(f"{folder}/sweeps", "a") as file:
+        file.write(".")
+    return sweep(self)
+
+tidy.Tidier._sweep = sweep
+"""
+
+
+@pytest.mark.parametrize("size", [0, 2 * SMALL], ids=["small", "large"])
+def test_when_told_to_read_an_unchanged_policy_it_looks_at_every_tap(site: Site, size: int) -> None:
+    """A larger one is read beside the agent, and is there in a later turn."""
+    with site.policy.open("a") as file:
+        file.write(f"\n# {'x' * size}\n")
+    with site.start(before=COUNTED) as agent:
+        sweeps = agent.folder / "sweeps"
+        wait(lambda: connected(agent) and sweeps.exists(), "the agent is not connected")
+        before = ""
+        while sweeps.read_text() != before:
+            before = sweeps.read_text()
+            time.sleep(4 * DELAY)
+        os.kill(agent.pid, signal.SIGHUP)
+        wait(lambda: sweeps.read_text() != before, "it has not looked")
 
 
 LOGGED = HELD + """

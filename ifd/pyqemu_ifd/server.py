@@ -201,6 +201,8 @@ class Server:
         self._databases_due: float | None = None
         self._reload_due: float | None = None
         self._reload_asked = False
+        self._look_asked = False
+        """Whether to look at every tap when the policy has been read, though it is the same."""
         """Whether a signal asks for it: no matter what is about to be set meanwhile."""
         self._look_due = 0.0
 
@@ -281,7 +283,7 @@ class Server:
         """Wait for the next thing to happen, and deal with it."""
         changed = self._wait(beat)
         comes = loaded = False
-        policy, asked = self.keeper.policy, self._reload_asked
+        policy = self.keeper.policy
         for descriptor, events in self._poll.poll(0):
             if descriptor == self.listener.fileno():
                 comes = True
@@ -309,9 +311,11 @@ class Server:
             self._listen_due = None
             self._poll.register(self.listener, select.EPOLLIN)
         if self._reload_asked or (self._reload_due is not None and now >= self._reload_due):
+            self._look_asked |= self._reload_asked
             self._reload_asked, self._reload_due = False, None
             loaded = self.keeper.load() or loaded
-        if loaded and (asked or self.keeper.policy is not policy):
+        if loaded and (self._look_asked or self.keeper.policy is not policy):
+            self._look_asked = False
             # NOTE: who was left lost, for it was denied, may be allowed by now. Any file beside the
             # policy's has it read again, our own log's among them.
             self._look_at_everything()
