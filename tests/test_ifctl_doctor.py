@@ -1145,6 +1145,30 @@ def test_with_open_vswitch(row: Row, clinic: Clinic, ovs: OpenVSwitch) -> None:
     treat(row, clinic)
 
 
+def test_a_port_is_not_gone_whose_database_does_not_tell(
+    clinic: Clinic, ovs: OpenVSwitch
+) -> None:
+    """Its socket has gone with its server; or the policy names it no more, and the mark does."""
+    clinic.ovs = ovs
+    with clinic.healthy():
+        guest = clinic.netns.tap("web0")
+        assert clinic.hooks.up("web0").returncode == 0
+        text = f"networks: {{sw: {{bridge: br-int, kind: openvswitch, ovsdb: '{ovs.db}'}}}}\n{SW}"
+        clinic.policy(text.replace(ovs.db, f"unix:{clinic.folder}/no.sock"))
+        assert clinic.find("tap-off") == []
+        clinic.policy(text)
+        assert clinic.find("tap-off") == []
+        ovs.server.kill()
+        (ovs.dir / "db.sock").unlink()
+        try:
+            told = clinic.look()["findings"]
+        finally:
+            ovs.start_server()
+        assert [each["check"] for each in told if each["severity"] == "error"] == ["ovs-down"]
+        assert clinic.hooks.down("web0").returncode == 0
+        guest.close()
+
+
 def test_a_port_of_open_vswitch_s_own_is_no_guest_s(clinic: Clinic, ovs: OpenVSwitch) -> None:
     """On the userspace datapath it is a tap, which ovs-vswitchd holds."""
     clinic.ovs = ovs

@@ -49,9 +49,7 @@ def find_missing_bridges(scene: Scene) -> Iterator[Fault]:
             continue
         if kinds_of(scene, network) or scene.link(network.bridge) is not None:
             continue
-        if scene.is_mute(network.ovsdb) and network.kind != "linux":
-            continue
-        if network.kind == "openvswitch" and network.ovsdb in scene.absent:
+        if scene.may_be_on(network):
             continue
         what = f"there is no bridge {quote(network.bridge)}"
         fails = "each start of a QEMU with a tap on this network fails (status 69)"
@@ -102,7 +100,7 @@ def find_other_kinds(scene: Scene) -> Iterator[Fault]:
                 "wants "
                 f"{WORDS[kind]} ({network.place})", why, command,
             )
-        elif not kinds and link is not None and not scene.is_mute(network.ovsdb):
+        elif not kinds and link is not None and not scene.may_be_on(network):
             yield Fault(
                 f"{quote(network.bridge)} is no bridge, and network {quote(network.name)} is on it "
                 f"({network.place})", why, command,

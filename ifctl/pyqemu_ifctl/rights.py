@@ -64,13 +64,14 @@ def _denied(
 def find_off(
     links: Sequence[Link],
     ports: Iterable[OvsPort],
-    unasked: Collection[str],
+    answered: Collection[str],
     want: Callable[[str, Stamp], object],
 ) -> list[Link]:
     """Return the taps of running guests that the policy attaches, and that are down or nowhere.
 
-    Of a database in `unasked` nothing is known. A bridge that is not there, or is down, is another
-    fault; a tap that a script of its QEMU's has in hand is on its way.
+    Of a database that is not among those that `answered` nothing is known. A bridge that is not
+    there, or is down, is another fault; a tap that a script of its QEMU's has in hand is on its
+    way.
     """
     by_name = {link.name: link for link in links}
     ported = {port.name for port in ports if port.ours}
@@ -80,7 +81,7 @@ def find_off(
         if stamp is None or not link.tap or not is_alive(stamp):
             continue
         if stamp.kind == "openvswitch":
-            nowhere = stamp.ovsdb not in unasked and link.name not in ported
+            nowhere = stamp.ovsdb in answered and link.name not in ported
         else:
             bridge = by_name.get(stamp.bridge)
             nowhere = link.master is None and bridge is not None and bridge.up

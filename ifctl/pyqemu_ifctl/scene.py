@@ -171,9 +171,11 @@ class Scene:
             found.setdefault(want.network.bridge, []).append(want)
         return found
 
-    def is_mute(self, ovsdb: str) -> bool:
-        """Tell whether a database has not told what bridges it has, and may have any."""
-        return ovsdb in self.failed or ovsdb in self.unasked
+    def may_be_on(self, network: Network) -> bool:
+        """Tell whether a network's bridge may be in a database that has not told what it has."""
+        if network.ovsdb in self.failed or network.ovsdb in self.unasked:
+            return network.kind != "linux"
+        return network.kind == "openvswitch" and network.ovsdb in self.absent
 
     def link(self, name: str) -> Link | None:
         """Return the link of this name."""
@@ -232,7 +234,8 @@ def look(
         )) or []
         gone = {each.link.index for each in lost}
         off = parts.take("whose tap is down", lambda: find_off(
-            [link for link in links if link.index not in gone], ports, failed,
+            [link for link in links if link.index not in gone], ports,
+            {each for each, database in host.databases.items() if database.is_connected},
             lambda tap, stamp: is_wanted(policy, tap, stamp),
         )) or []
     networks = policy.networks.values() if isinstance(policy, Policy) else ()
