@@ -656,6 +656,30 @@ def test_a_refused_up_forgets_no_dnsmasq_of_an_earlier_one(
     assert is_gone(inside)
 
 
+@pytest.mark.alone("looks beside the hook")
+def test_a_dnsmasq_that_starts_while_doctor_looks_takes_nobody_s_ports(
+    calls: Calls, inside: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside.tap("web0")
+    network = parse_policy([Source("p", calls.hooks.policy.read_bytes())]).networks["lab"]
+    assert network.nat is not None
+    real, found = nat_needs._is_taken, list[bool]()
+
+    def is_taken(*of: Any) -> bool:
+        if not found:
+            assert calls.up("web0", monkeypatch.undo).status == 0
+        found.append(real(*of))
+        return found[-1]
+
+    monkeypatch.setattr(nat_needs, "_is_taken", is_taken)
+    with Host(None, Watch(60), print) as host:
+        wanted = nat_needs.Wanted("lab", "labbr0", network.nat)
+        assert [str(each) for each in host.finish(nat_needs.find_unmet(host, wanted))] == []
+    assert any(found)
+    assert calls.down("web0").status == 0
+    assert is_gone(inside)
+
+
 def test_settings_that_dnsmasq_refuses_are_no_fault_of_systemd_s(
     monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,9 +116,9 @@ def require_capabilities() -> None:
 
 
 def look(folder: str, watch: Watch) -> Work[Found]:
-    """Look for the dnsmasq of the network with this folder, whose lock is held.
+    """Look for the dnsmasq of the network with this folder. Raises Failure where it cannot be told.
 
-    Raises Failure where it cannot be told.
+    Without the network's lock it may be another one by the time that it is told of.
     """
     unit, state = _unit_of(folder), None
     if _under_systemd():

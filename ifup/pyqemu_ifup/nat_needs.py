@@ -303,8 +303,9 @@ def _switches(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
     # there when a container is started.
     name = wanted.bridge if _is_there(host, wanted) else "default"
     fixed = {path: (path, "1") for path in forwarding_that_is_off(wanted.nat)}
-    for path, value in needed("default", wanted.nat).items():
-        fixed[path.replace("/default/", f"/{name}/")] = (path, value)
+    every, own = needed("default", wanted.nat), needed(name, wanted.nat)
+    for given, (path, value) in zip(every, own.items(), strict=True):
+        fixed[path] = (given, value)
     found = []
     for path, (given, value) in fixed.items():
         if read_sysctl(path) not in (value, None):
@@ -321,12 +322,8 @@ def _ports(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
     nat = wanted.nat
     if not wants_dnsmasq(nat):
         return ()
-    folder = folder_of(wanted.network)
-    if os.path.isdir(folder):
-        server = yield from dnsmasq.look(folder, host.watch)
-        # NOTE: one of ours that shall not go on is ended before another is started.
-        if server.active or os.path.exists(f"{folder}/{dnsmasq.RECORD}"):
-            return ()
+    if (yield from _is_served(host, wanted)):
+        return ()
     sockets: list[tuple[socket.SocketKind, str, int]] = []
     if nat.dns is not None:
         own = (nat.ipv4, nat.ipv6 if nat.ipv6 is not None and _has_ipv6() else None)
@@ -336,7 +333,21 @@ def _ports(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
     if nat.dhcp is not None:
         sockets.append((socket.SOCK_DGRAM, "0.0.0.0", DHCP))
     taken = [each for each in sockets if _is_taken(*each)]
-    return [_ports_taken(wanted.network, taken)] if taken else ()
+    # NOTE: who only looks has no lock: one of ours that has begun since is told of before it
+    # listens.
+    if not taken or (yield from _is_served(host, wanted)):
+        return ()
+    return [_ports_taken(wanted.network, taken)]
+
+
+def _is_served(host: Host, wanted: Wanted) -> Work[bool]:
+    """Tell whether the network has a dnsmasq, or one that has ended, whose ports are its own."""
+    folder = folder_of(wanted.network)
+    if not os.path.isdir(folder):
+        return False
+    server = yield from dnsmasq.look(folder, host.watch)
+    # NOTE: one of ours that shall not go on is ended before another is started.
+    return server.active or os.path.exists(f"{folder}/{dnsmasq.RECORD}")
 
 
 def _ports_taken(network: str, taken: Sequence[tuple[socket.SocketKind, str, int]]) -> Failure:
