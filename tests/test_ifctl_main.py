@@ -82,6 +82,14 @@ def test_the_version(hooks: Hooks, program: str) -> None:
         assert "--version" in hooks.ctl("--help").stdout
 
 
+@pytest.mark.parametrize("words", [("decode", "16640"), ("status", "--json")], ids=" ".join)
+def test_the_version_goes_with_no_verb(hooks: Hooks, words: tuple[str, ...]) -> None:
+    done = hooks.run("pyqemu-ifctl", "--version", *words)
+    assert (done.returncode, done.stdout, done.stderr) == (
+        64, "", "pyqemu-ifctl: --version goes with no verb; give it alone\n"
+    )
+
+
 @pytest.mark.parametrize("words", [("--help",), ("decode", "65"), ("check",)], ids=" ".join)
 def test_a_reader_who_has_gone_is_no_error(hooks: Hooks, words: tuple[str, ...]) -> None:
     read_end, write_end = os.pipe()

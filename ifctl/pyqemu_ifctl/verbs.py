@@ -59,6 +59,8 @@ def answer_or_failure(words: list[str]) -> Answer:
         words = ["version"] if words == ["--version"] else words
         words, command = split_command(words)
         args = build_parser().parse_args(words)
+        if args.version:
+            raise Failure(Status.USAGE, "--version goes with no verb", "", "give it alone")
         args.command = command
         return run(args)
     except Failure as failure:
