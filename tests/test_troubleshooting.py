@@ -70,6 +70,11 @@ def test_ours_are_in_the_source(heading: str, texts: list[re.Pattern[str]]) -> N
     assert is_said(heading, texts)
 
 
+def test_each_message_is_explained_once() -> None:
+    found = re.findall(r"^### .+$", PAGE.read_text(), re.MULTILINE)
+    assert [each for each in found if found.count(each) > 1] == []
+
+
 def test_a_message_that_no_program_says_is_seen(texts: list[re.Pattern[str]]) -> None:
     assert not is_said("there is no brigde br0", texts)
     assert not is_said("denied: no rule of policy.yaml matched", texts)

@@ -258,12 +258,10 @@ def find_no_downscripts(scene: Scene) -> Iterator[Fault]:
             if down == DEFAULT_SCRIPTS["downscript"]:
                 yield Fault(what, why, takeover())
             else:
-                ours = scene.hooks.ifdown if scene.hooks else "PREFIX/bin/pyqemu-ifdown"
-                yield Fault(
-                    what, why, None,
-                    f"when {_process(qemu)} starts the next time, add: downscript="
-                    f"{quote(ours)}",
-                )
+                add = "give its tap the path of pyqemu-ifdown as downscript="
+                if scene.hooks is not None:
+                    add = f"add: downscript={quote(scene.hooks.ifdown)}"
+                yield Fault(what, why, None, f"when {_process(qemu)} starts the next time, {add}")
             break
 
 

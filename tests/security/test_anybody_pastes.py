@@ -333,6 +333,8 @@ def test_nothing_of_another_user_s_command_line_is_printed() -> None:
         for each in found:
             assert each.command is None and each.do is not None
             assert EVIL not in f"{each.what} {each.why} {each.do}"
+            # Where the hooks are not found, no word is printed that stands for their folder.
+            assert "PREFIX" not in each.do
             pid = 8 if "QEMU 8" in each.what.partition(", and")[0] else 7
             assert f"process {pid} of user {login}" in each.do
             assert "'web; reboot' (QEMU" in each.what or "QEMU 8" in each.what
