@@ -42,6 +42,10 @@ HARD_END = "test_half_made.py::test_a_hard_end"
 NOT_TAKEN_BACK = "test_half_made.py::test_a_step_that_is_not_taken_back"
 PORT_NOT_TAKEN_BACK = "test_half_made.py::test_a_port_that_is_not_taken_back"
 HALF_DOWN = "test_half_made.py::test_a_down_that_was_stopped"
+AGENT = "test_systemd.py::test_what_is_told_of_an_agent_brings_it_back"
+AGENT_OF_USERS = (
+    "test_systemd.py::test_what_a_user_is_told_where_no_agent_is_has_it_do_the_work"
+)
 AFTER_A_CRASH = "test_ifctl_gc.py::test_after_a_crash"
 PLAN = "test_ifctl_explain.py::test_its_commands_do_what_up_does_on_open_vswitch"
 NETWORK = "test_explain_nat.py::test_the_look_afterwards_is_that_after_an_up"
@@ -59,7 +63,6 @@ LOWERED = "test_openvswitch.py::test_mtu_that_would_lower_the_bridge_s_is_undone
 # Why nobody does.
 TOLD = "no remedy: a step that PYQEMU_IFUP_DEBUG=1 tells as it is taken"
 SHOWS = "no remedy: it shows what a person has to know"
-SYSTEMD = "a unit of ours, which test_systemd.py starts and restarts; no systemd runs here"
 PACKAGE = "a package of the distribution's: tests/lab/chroot has none to fetch"
 START = "a QEMU is started, which the tests of the hooks do"
 KERNEL = "a module of the kernel's, or its device, which no namespace has of its own"
@@ -69,10 +72,10 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     ("conf/pyqemu_ifconf/failure.py", "__init__"): (1, (SHOWS,)),
     ("conf/pyqemu_ifconf/trust.py", "_check_owner"): (1, (HERE,)),
     ("conf/pyqemu_ifconf/trust.py", "_check_owner_and_mode"): (1, (HERE,)),
-    (f"{IFCTL}agent.py", "_outdated"): (1, (SYSTEMD,)),
-    (f"{IFCTL}agent.py", "_connect"): (1, (SYSTEMD,)),
-    (f"{IFCTL}agent.py", "_mute"): (1, (SYSTEMD,)),
-    (f"{IFCTL}agent.py", "_no_agent"): (1, (SYSTEMD,)),
+    (f"{IFCTL}agent.py", "_outdated"): (1, (AGENT,)),
+    (f"{IFCTL}agent.py", "_connect"): (1, (AGENT,)),
+    (f"{IFCTL}agent.py", "_mute"): (1, (AGENT,)),
+    (f"{IFCTL}agent.py", "_no_agent"): (1, (AGENT,)),
     (f"{IFCTL}apply.py", "_network"): (1, (AFTER_A_CRASH,)),
     (f"{IFCTL}apply.py", "_unmarked"): (1, (LOOSE,)),
     (f"{IFCTL}apply.py", "_left"): (1, (LOOSE,)),
@@ -125,7 +128,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}entitled.py", "check_owner"): (4, (ANEW, START)),
     (f"{IFUP}host.py", "open_databases"): (1, (TOLD,)),
     (f"{IFUP}linux_bridge.py", "_join"): (1, (HERE,)),
-    (f"{IFUP}main.py", "by_the_agent"): (1, (SYSTEMD,)),
+    (f"{IFUP}main.py", "by_the_agent"): (1, (AGENT_OF_USERS,)),
     (f"{IFUP}main.py", "denial"): (1, (SHOWS,)),
     (f"{IFUP}manners.py", "half_done"): (1, (HARD_END,)),
     (f"{IFUP}manners.py", "left_to_gc"): (1, (HALF_DOWN,)),
@@ -163,7 +166,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}plan.py", "_set_link"): (1, (PLAN,)),
     (f"{IFUP}plan.py", "_add_port_command"): (1, (PLAN,)),
     (f"{IFUP}plan.py", "_set_port_command"): (1, (TOLD,)),
-    (f"{IFUP}tap_client.py", "_connect"): (2, (SYSTEMD, SHOWS)),
+    (f"{IFUP}tap_client.py", "_connect"): (2, (AGENT_OF_USERS, SHOWS)),
     (f"{IFUP}tap_client.py", "_wait"): (1, (SHOWS,)),
     (f"{IFUP}taps.py", "_failure"): (1, (SHOWS,)),
     (f"{IFUP}tun.py", "require_tun"): (1, (KERNEL,)),
@@ -172,7 +175,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}tun.py", "_loading"): (1, (KERNEL,)),
 }
 """(file, function) -> how many commands it makes, and the tests that run them, or why none does."""
-REASONS = (TOLD, SHOWS, START, SYSTEMD, PACKAGE, KERNEL)
+REASONS = (TOLD, SHOWS, START, PACKAGE, KERNEL)
 
 
 def commands_of(path: Path) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from lab.dns import ask, family, flood, guest, servers
+from lab.hooks import CHECKOUT
 from lab.needs import lack, require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
@@ -428,6 +429,90 @@ def test_a_stop_ends_it_well_and_takes_the_socket_away(place: Path, netns: Names
             "pyqemu-ifctl: no agent listens at /run/pyqemu-ifup/agent.sock: No such file or "
             "directory; start it: systemctl start pyqemu-ifd, or pyqemu-ifd; the hooks do without\n"
         )
+
+
+UNIT_COMMAND = re.compile(r"systemctl (?:re)?start pyqemu-[a-z.-]*[a-z]")
+NO_AGENT = """\
+#!{python} -I
+import os, socket
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+    ready.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+place = socket.socket(fileno=3)
+while True:
+    asked = place.accept()[0]
+    asked.recv(4096)
+    asked.send(b"?no such version")
+"""
+"""An agent of another version, which takes no request of this one."""
+
+
+def follow(systemd: Systemd, done: subprocess.CompletedProcess[str], status: int, why: str) -> None:
+    """Run what a program which says `why` has told, one command for each agent that it is about."""
+    assert done.returncode == status and why in done.stderr, done
+    commands = UNIT_COMMAND.findall(done.stderr)
+    assert commands, done
+    for command in commands:
+        told = systemd.run("sh", "-c", command)
+        assert (told.returncode, told.stderr) == (0, ""), (command, told)
+
+
+def test_what_is_told_of_an_agent_brings_it_back(place: Path, netns: Namespace) -> None:
+    """Of one that is not there, is mute, of another version, or older than what is installed."""
+    machine = Systemd(netns, place, POLICY)
+    program, copy = place / "bin" / "pyqemu-ifd", place / "bin" / "ifd"
+    shutil.copytree(CHECKOUT / "ifd", copy)
+    text = program.read_text().replace(f"'{LAB}/checkout/ifd'", f"'{LAB}/bin/ifd'")
+    program.write_text(text)
+    with machine as systemd:
+        follow(systemd, systemd.hook("pyqemu-ifctl", "agent"), 69, "no agent listens at ")
+        assert report(systemd)["pid"] == main_pid(systemd)
+        systemd.ctl("kill", f"--signal={signal.SIGSTOP.value}", SERVICE)
+        follow(systemd, systemd.hook("pyqemu-ifctl", "agent"), 75, "does not answer: waited ")
+        assert report(systemd)["pid"] == main_pid(systemd)
+        for file in (copy / "pyqemu_ifd").glob("*.py"):
+            shutil.copy2(file, f"{file}.new")
+            os.replace(f"{file}.new", file)
+        follow(systemd, systemd.hook("pyqemu-ifctl", "agent"), 0, "is older than what is installed")
+        told = report(systemd)
+        assert (told["outdated"], told["users"]["outdated"]) == (False, False)
+        program.write_text(NO_AGENT.format(python=systemd.python))
+        systemd.ctl("restart", SERVICE)
+        program.write_text(text)
+        done = systemd.hook("pyqemu-ifctl", "agent")
+        follow(systemd, done, 71, "is no agent of this version: no such version")
+        assert report(systemd)["pid"] == main_pid(systemd)
+
+
+CALLING = f"""
+import fcntl, os, struct, subprocess, sys
+tap = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH22x", b"t1", 0x1002))
+os.setgroups([]), os.setgid({OTHER}), os.setuid({OTHER})
+sys.exit(subprocess.run(["{LAB}/bin/pyqemu-ifup", "t1"], pass_fds=[tap]).returncode)
+"""
+"""As a user's QEMU calls its script for its tap; who opens /dev/net/tun is the host's affair."""
+
+
+def test_what_a_user_is_told_where_no_agent_is_has_it_do_the_work(
+    place: Path, netns: Namespace
+) -> None:
+    policy = POLICY.replace("isolated: true", f"users: ['{OTHER}']")
+    as_other = ("setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups",
+                "--inh-caps=-all", "--bounding-set=-all", "sh", "-c", 'exec "$0" "$@"')
+    run = (*as_other, f"{LAB}/bin/pyqemu-ifctl", "run", "--nic", "lan", "--", "true")
+    hook = ("-I", "-c", CALLING, "-name", "web1")
+    netns.ip("tuntap", "add", "dev", "t1", "mode", "tap", "user", str(OTHER))
+    for words, status, why in (
+        (run, 69, "no agent at /run/pyqemu-ifup/users.sock: "),
+        (hook, 77, "the agent does it for you: let root start it "),
+    ):
+        with Systemd(netns, place.with_name(f"systemd-{status}"), policy) as systemd:
+            begin = (systemd.python,) if words == hook else ()
+            follow(systemd, systemd.run(*begin, *words), status, why)
+            done = systemd.run(*begin, *words)
+            assert (done.returncode, done.stderr) == (0, ""), done
+    assert netns.link("t1")["master"] == "br0"
+    netns.ip("link", "del", "t1")
 
 
 def test_each_socket_is_for_whom_it_is_for(place: Path, netns: Namespace) -> None:
