@@ -680,6 +680,24 @@ def test_a_dnsmasq_that_starts_while_doctor_looks_takes_nobody_s_ports(
     assert is_gone(inside)
 
 
+@pytest.mark.parametrize("mode", ["0", "1", "3"])
+def test_explain_sets_how_the_bridge_gets_its_addresses_where_up_does(
+    hooks: Hooks, netns: Namespace, mode: str
+) -> None:
+    """A host's own way to make an address of IPv6, as by chance (3), is left to a bridge too."""
+    default = "/proc/sys/net/ipv6/conf/default/addr_gen_mode"
+    before = netns.run(["cat", default]).stdout.strip()
+    netns.run(["sh", "-c", f"echo {mode} >{default}"])
+    told = " addrgenmode eui64" in hooks.ctl("explain", "web0").stdout
+    tap = netns.tap("web0")
+    assert hooks.up("web0").returncode == 0
+    now = netns.run(["cat", "/proc/sys/net/ipv6/conf/labbr0/addr_gen_mode"]).stdout.strip()
+    assert (now, told) == (mode if mode != "1" else "0", mode == "1")
+    assert hooks.down("web0").returncode == 0
+    tap.close()
+    netns.run(["sh", "-c", f"echo {before} >{default}"])
+
+
 def test_settings_that_dnsmasq_refuses_are_no_fault_of_systemd_s(
     monkeypatch: pytest.MonkeyPatch
 ) -> None:

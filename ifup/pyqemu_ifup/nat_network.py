@@ -264,8 +264,8 @@ def _settings_of_link(host: Host, held: Held, nat: Nat, link: Link) -> Work[None
     host.kernel.set_ipv4(
         link.index, {number: value for (_, number), value in ipv4_settings(nat).items()}
     )
-    if not _gives_itself_right(link, nat):
-        mode = NO_ADDRESS if nat.ipv6 is None else BY_MAC
+    if not _gives_itself_right(link.addrgenmode, nat):
+        mode = _mode_of(nat)
         yield from host.run(SetIpv6(held.bridge, link.index, None, mode), host.watch)
     must = needed(held.bridge, nat)
     for name, value in switches(held.bridge, nat).items():
@@ -273,9 +273,14 @@ def _settings_of_link(host: Host, held: Held, nat: Nat, link: Link) -> Work[None
             write_sysctl(name, value)
 
 
-def _gives_itself_right(link: Link, nat: Nat) -> bool:
-    """Tell whether the bridge gives itself an IPv6 address if the network has IPv6, else none."""
-    return link.addrgenmode is None or (link.addrgenmode == NO_ADDRESS) is (nat.ipv6 is None)
+def _gives_itself_right(mode: int | None, nat: Nat) -> bool:
+    """Tell whether by this addrgenmode a link has an IPv6 address if the network has, else none."""
+    return mode is None or (mode == NO_ADDRESS) is (nat.ipv6 is None)
+
+
+def _mode_of(nat: Nat) -> int:
+    """Return the addrgenmode that a bridge gets whose own is not right."""
+    return NO_ADDRESS if nat.ipv6 is None else BY_MAC
 
 
 def _bolt(held: Held, link: Link, nat: Nat) -> None:
@@ -451,7 +456,7 @@ def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
     for name, value in values.items():
         if (now := read_sysctl(name)) not in (value, None):
             found.append(f"{quote(key(name))} is {now}, not {value}")
-    if not link.ipv6_disabled and not _gives_itself_right(link, nat):
+    if not link.ipv6_disabled and not _gives_itself_right(link.addrgenmode, nat):
         found.append("the bridge gives itself IPv6 addresses" if nat.ipv6 is None
                      else "the bridge gives itself no IPv6 address")
     found += [f"{key(name)} is 0, not 1" for name in forwarding_that_is_off(nat)]
@@ -608,11 +613,10 @@ def commands_to_make(host: Host, network: str, bridge: str, nat: Nat) -> list[Co
         name: value for name, value in values.items() if given[name] not in (value, None)
     }
     written |= dict.fromkeys(forwarding_that_is_off(nat), "1")
-    mode = NO_ADDRESS if nat.ipv6 is None else BY_MAC
-    if read_sysctl("ipv6/conf/default/addr_gen_mode") in (str(mode), None):
-        by_netlink: tuple[Command, ...] = ()
-    else:
-        by_netlink = commands(SetIpv6(bridge, 0, None, mode))
+    mode = read_sysctl("ipv6/conf/default/addr_gen_mode")
+    by_netlink: tuple[Command, ...] = ()
+    if not _gives_itself_right(int(mode) if mode is not None else None, nat):
+        by_netlink = commands(SetIpv6(bridge, 0, None, _mode_of(nat)))
     return making_commands(network, bridge, nat, by_netlink, written, folder, server)
 
 
