@@ -2,7 +2,7 @@
 
 NOTE: pyroute2 makes the messages that change them; it does not do the reading, because an up looks
 ten times, and a look through the library takes ten times as long. Messages: linux/if_link.h,
-linux/rtnetlink.h.
+linux/rtnetlink.h, linux/if_addr.h.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ STATS64 = struct.Struct("8Q")
 """The first of rtnl_link_stats64 (linux/if_link.h): packets, bytes, errors, dropped, rx then tx."""
 NLA_TYPE_MASK = 0x3FFF
 IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
+IFA_F_NODAD = 0x2
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_TXQLEN = 1, 3, 4, 10, 13
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_STATS64, IFLA_CARRIER = 18, 20, 23, 33

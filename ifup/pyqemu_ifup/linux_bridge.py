@@ -21,6 +21,7 @@ from pyqemu_ifconf.failure import Failure, Forbidden, OfCaller, Status
 from pyqemu_ifconf.names import is_valid_name
 from pyqemu_ifconf.shell import quote, sh
 from pyqemu_ifup.links import (
+    IFA_F_NODAD,
     IFF_UP,
     IFINFOMSG,
     IFLA_AF_SPEC,
@@ -54,8 +55,6 @@ if TYPE_CHECKING:
     from pyqemu_ifup.flows import Flow
     from pyqemu_ifup.on_port import Sights
 
-IFA_F_NODAD = 0x2
-"""linux/if_addr.h."""
 IFLA_INET_CONF = 1
 VLAN_PVID, VLAN_UNTAGGED = 0x2, 0x4
 VLAN_RANGE_BEGIN, VLAN_RANGE_END = 0x8, 0x10

@@ -88,18 +88,14 @@ def _find(host: Host, wanted: Wanted, needs: Sequence[Need]) -> Work[list[Failur
 
 def own_bridge(host: Host, network: str, bridge: str) -> Link | None:
     """Return the bridge, None where there is none. Raises Failure (77): somebody else's."""
-    link = host.kernel.look_up(bridge)
+    link, what = host.kernel.look_up(bridge), ""
     if link is not None and not is_ours(link, network):
+        what = f"{quote(bridge)} is somebody else's"
+    elif link is None and (other := host.kernel.other_name_of(bridge)):
+        what = f"{quote(bridge)} is another name of {quote(other)}"
+    if what:
         raise Failure(
-            Status.DENIED, f"{quote(bridge)} is somebody else's",
-            f"network {network} has nat:, and makes a bridge of its own",
-            f"correct bridge: of network {network} to a name that no interface has",
-        )
-    other = host.kernel.other_name_of(bridge) if link is None else ""
-    if other:
-        raise Failure(
-            Status.DENIED, f"{quote(bridge)} is another name of {quote(other)}",
-            f"network {network} has nat:, and makes a bridge of its own",
+            Status.DENIED, what, f"network {network} has nat:, and makes a bridge of its own",
             f"correct bridge: of network {network} to a name that no interface has",
         )
     return link

@@ -9,9 +9,10 @@ import socket
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from pyqemu_ifup.links import IFA_F_NODAD
 from pyqemu_ifup.on_port import MAIN, Address, Route
 
-IFA_F_NODAD, IFA_F_PERMANENT, IFA_F_NOPREFIXROUTE = 0x2, 0x80, 0x200
+IFA_F_PERMANENT, IFA_F_NOPREFIXROUTE = 0x80, 0x200
 _PLAIN_FLAGS = 0x1 | IFA_F_NODAD | 0x40 | IFA_F_PERMANENT
 """Beside those: IFA_F_SECONDARY, which is its order, and IFA_F_TENTATIVE, which passes."""
 FOREVER = 2**32 - 1
