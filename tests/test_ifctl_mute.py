@@ -18,6 +18,8 @@ from lab.hooks import SOURCE_ROOTS, Hooks
 from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
+from pyqemu_ifctl import scene
+from pyqemu_ifup import holders
 
 HANG = """
 import sys, time
@@ -147,7 +149,7 @@ def test_what_there_was_no_time_for_is_not_taken_for_absent(
 
 MUTE_NFT = """
 nft=$(readlink -f $(command -v nft))
-printf '#!/bin/sh\\nexec sleep 30\\n' >{folder}/nft
+printf '#!/bin/sh\\necho $$ >>{folder}/called; exec sleep 60\\n' >{folder}/nft
 chmod 755 {folder}/nft
 mount --bind {folder}/nft "$nft"
 """
@@ -171,8 +173,10 @@ def test_an_nft_that_is_mute_is_no_fault_of_each_network_s(
     assert hooks.up("web0").returncode == 0
     done = hanging(
         hooks, "doctor", "--json", seconds=8.0, mounts=MUTE_NFT.format(folder=tmp_path),
-        part="from pyqemu_ifctl import databases; databases.PATIENCE = scene.FILTER_SECONDS = 0.5",
+        part="from pyqemu_ifctl import databases; databases.PATIENCE = 0.5",
     )
+    called = (tmp_path / "called").read_text().split()
+    left = [pid for pid in called if os.path.exists(f"/proc/{pid}")]
     assert hooks.down("web0").returncode == 0
     assert done.returncode in (1, 75) and done.stdout, done
     told = json.loads(done.stdout)
@@ -182,8 +186,21 @@ def test_an_nft_that_is_mute_is_no_fault_of_each_network_s(
     assert late[2:] == [
         f"whether network {name} can be made: the time was up before" for name in ("bbb", "ccc")
     ]
+    assert "the nftables rules: not done after 2 s: nft does not end" in told["unseen"]
+    assert called and not left, "doctor leaves an nft behind"
     assert "nat-needs" not in checks(told)
     assert done.returncode == 75, done
+
+
+def test_who_holds_taps_is_seen_for_as_long_as_users_may_take(
+    inside: Namespace, hooks: Hooks
+) -> None:
+    """It is in time by itself, and tells whom it did not get to: no part of the look cuts it."""
+    inside.tap("web0")
+    done = hanging(hooks, "doctor", "--json", seconds=8.0, part="bounded.PART = 0.0")
+    told = json.loads(done.stdout)
+    assert not any("the taps that processes hold" in each for each in told["unseen"]), told
+    assert scene.HOLDERS_SECONDS > holders.OTHERS + 2 * holders.PATIENCE
 
 
 def checks(told: dict[str, Any]) -> set[str]:

@@ -259,6 +259,7 @@ OF_A_FILE = "what is to be at that path, the person decides who named it"
 GONE = "who asked has gone: nobody reads it"
 NAMES = "what a name may be says what to do"
 PASSED_ON = "another failure's words, or its own sentence, say it"
+SEEN = "it is told as what is not seen"
 UNTOLD = {
     ("conf/pyqemu_ifconf/load.py", "_read_sources"): OF_A_FILE,
     ("conf/pyqemu_ifconf/trust.py", "_unreadable"): OF_A_FILE,
@@ -271,6 +272,8 @@ UNTOLD = {
     (f"{IFCTL}bounded.py", "attempt"): PASSED_ON,
     (f"{IFCTL}gc.py", "_end"): PASSED_ON,
     (f"{IFCTL}guests.py", "ask_any"): PASSED_ON,
+    (f"{IFCTL}scene.py", "_nft_chains"): SEEN,
+    (f"{IFCTL}scene.py", "_legacy_chains"): SEEN,
     (f"{IFCTL}status.py", "find_view"): PASSED_ON,
     ("ifd/pyqemu_ifd/keeper.py", "take"): PASSED_ON,
     ("ifd/pyqemu_ifd/asking.py", "check_holder"): GONE,

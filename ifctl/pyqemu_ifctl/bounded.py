@@ -75,9 +75,11 @@ class Parts:
             self.missed.append(f"{what}: {failure.what}: {failure.why}")
             return None
 
-    def take_apart(self, what: str, call: Callable[[], T]) -> T | None:
-        """Do as `take`, for PART seconds at the most: of what uses nothing that others do."""
-        seconds = min(PART, self._watch.remaining())
+    def take_apart(
+        self, what: str, call: Callable[[], T], seconds: float | None = None
+    ) -> T | None:
+        """Do as `take`, of what uses nothing that others do; `seconds` (PART) at the most."""
+        seconds = min(PART if seconds is None else seconds, self._watch.remaining())
 
         def bounded() -> T:
             try:

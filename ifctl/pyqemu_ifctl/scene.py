@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,7 +44,7 @@ from pyqemu_ifctl.status import wanted as is_wanted
 from pyqemu_ifup import nft
 from pyqemu_ifup.caller import Option, command_line, read_program, read_status, real_uid
 from pyqemu_ifup.guest import Patience, find_otherwise, tell_otherwise
-from pyqemu_ifup.holders import Holders, find_holders
+from pyqemu_ifup.holders import LONGEST, Holders, find_holders
 from pyqemu_ifup.host import Host, filters, is_there
 from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, has_networks, is_local
 from pyqemu_ifup.manners import SAFE_PATH, Watch
@@ -53,6 +52,7 @@ from pyqemu_ifup.nat_needs import is_ours
 from pyqemu_ifup.nft import DroppingChain
 from pyqemu_ifup.on_port import Sights
 from pyqemu_ifup.own_mac import this_host
+from pyqemu_ifup.programs import run_program
 from pyqemu_ifup.stamp import Here, find_here
 from pyqemu_ifup.tun import TUN, require_tun
 from pyqemu_ifup.work import finish
@@ -71,7 +71,11 @@ HELPERS = (
 OVS_RUN = os.path.dirname(DEFAULT_OVSDB[len("unix:"):])
 SETTLE = 1.0
 """Seconds in which a healthy ovs-vswitchd has taken in what is configured."""
-FILTER_SECONDS = 5.0
+FILTER_SECONDS = 2.0
+"""Seconds that nft may take, and each program of iptables: less than a part, which kills none."""
+KILLING = 0.2
+"""Seconds that are left to kill it where the time is up."""
+HOLDERS_SECONDS = LONGEST + 0.5
 NICS_MAX = 64
 """NICs of one guest that are looked at."""
 PATHS_SECONDS = 1.5
@@ -249,10 +253,12 @@ def look(
         f"whether the MAC of {name} is set: /sys is of another network namespace"
         for name, known in pinned.items() if known is None and name in named
     ]
-    filtered = parts.take_apart("the packet filters", lambda: _look_at_filters(watch))
-    call_iptables, chains, hidden = filtered or (frozenset[str](), (), [])
+    chains, hidden = _look_at_filters(parts, watch)
     unseen += hidden
-    seen_holders = parts.take_apart("the taps that processes hold", find_holders)
+    # NOTE: it sees to it itself that who uses up its time hides nobody else.
+    seen_holders = parts.take_apart(
+        "the taps that processes hold", find_holders, HOLDERS_SECONDS
+    )
     holders = seen_holders or Holders((), ())
     hidden_pids = {*holders.hidden, *holders.unread}
     guests = parts.take_apart("the guests", lambda: find_guests(holders)) or Guests((), ())
@@ -298,7 +304,7 @@ def look(
             each for each in wanted - switches.keys() - failed.keys() - unasked
             if not is_there(each)
         ),
-        daemons=daemons, call_iptables=call_iptables, chains=chains,
+        daemons=daemons, call_iptables=_called_tables(), chains=chains,
         tables=tables, sights=sights,
         unmet=unmet, tun=tun, tun_mode=_tun_mode(), right=right,
         qemus=tuple(qemus), away=away,
@@ -561,10 +567,9 @@ def _answers(switch: OvsSwitch) -> bool:
     return False
 
 
-def _look_at_filters(watch: Watch) -> tuple[frozenset[str], tuple[DroppingChain, ...], list[str]]:
-    """Return which tables bridged frames go through, the chains that drop, and what is unseen."""
+def _called_tables() -> frozenset[str]:
+    """Return the kinds of tables that bridged frames go through."""
     called = set()
-    unseen: list[str] = []
     for kind in ("iptables", "ip6tables"):
         try:
             if _read(f"/proc/sys/net/bridge/bridge-nf-call-{kind}") == "1":
@@ -572,48 +577,56 @@ def _look_at_filters(watch: Watch) -> tuple[frozenset[str], tuple[DroppingChain,
         except FileNotFoundError:
             # br_netfilter is not loaded.
             continue
+    return frozenset(called)
+
+
+def _look_at_filters(
+    parts: Parts, watch: Watch
+) -> tuple[tuple[DroppingChain, ...], list[str]]:
+    """Return the chains that drop, and what may not be seen; a mute program hides no other's."""
     chains: list[DroppingChain] = []
-    if not nft.is_there():
-        unseen.append("the nftables rules: there is no nft(8) on this host")
-    else:
-        limit = Watch(FILTER_SECONDS, watch.interrupted)
-        try:
-            chains += finish(nft.dropping_chains(limit), time.sleep)
-        except Failure as failure:
-            unseen.append(f"the nftables rules: {failure.what}: {failure.why}")
+    unseen: list[str] = []
+    looks = {"the nftables rules": _nft_chains}
     for kind, family in (("iptables", "ip"), ("ip6tables", "ip6")):
+        looks[f"the rules of {kind}"] = partial(_legacy_chains, kind, family)
+    for what, chains_of in looks.items():
+        limit = watch.within(max(0.0, min(FILTER_SECONDS, watch.remaining() - KILLING)))
         try:
-            legacy = "filter" in _read(f"/proc/net/{family}_tables_names").split()
-        except FileNotFoundError:
-            continue
-        except PermissionError:
-            root = "run as root" if os.geteuid() != 0 else "this root may not read them"
-            unseen.append(f"the rules of {kind}; {root}")
-            continue
-        if not legacy:
-            continue
-        program = shutil.which(f"{kind}-legacy", path=SAFE_PATH)
-        done = _output([program, "-S", "FORWARD"]) if program is not None else "no program"
-        if isinstance(done, str):
-            unseen.append(f"the rules of {kind} in its legacy form: {done}")
-        else:
-            chains += read_forward(family, done.decode(errors="replace"))
-    return frozenset(called), tuple(chains), unseen
+            chains += parts.take_apart(what, partial(chains_of, limit)) or ()
+        except Failure as failure:
+            if failure.status == Status.TRY_AGAIN:
+                raise
+            unseen.append(": ".join(filter(None, (what, failure.what, failure.why))))
+    return tuple(chains), unseen
 
 
-def _output(argv: list[str]) -> bytes | str:
-    """Return what a program prints, or why it does not, as text."""
+def _nft_chains(limit: Watch) -> list[DroppingChain]:
+    """Return the chains of nftables that drop. Raises Failure."""
+    if not nft.is_there():
+        raise Failure(Status.UNAVAILABLE, "there is no nft(8) on this host")
+    return finish(nft.dropping_chains(limit), time.sleep)
+
+
+def _legacy_chains(kind: str, family: str, limit: Watch) -> list[DroppingChain]:
+    """Return the chains of iptables in its legacy form that drop. Raises Failure."""
     try:
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=FILTER_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"{argv[0]} has not ended in {FILTER_SECONDS:g} s"
-    if done.returncode != 0:
-        lines = done.stderr.decode(errors="replace").split("\n")
-        return lines[0].strip() or f"{argv[0]} has ended {done.returncode}"
-    return done.stdout
+        if "filter" not in _read(f"/proc/net/{family}_tables_names").split():
+            return []
+    except FileNotFoundError:
+        return []
+    except PermissionError as error:
+        root = "run as root" if os.geteuid() != 0 else "this root may not read them"
+        raise Failure(Status.DENIED, "they may not be read", root) from error
+    form = "in its legacy form"
+    program = shutil.which(f"{kind}-legacy", path=SAFE_PATH)
+    if program is None:
+        raise Failure(Status.UNAVAILABLE, form, "no program")
+    done = finish(run_program([program, "-S", "FORWARD"], limit), time.sleep)
+    if done.status != 0:
+        lines = done.err.split("\n")
+        why = lines[0].strip() or f"{program} has ended {done.status}"
+        raise Failure(Status.UNAVAILABLE, form, why)
+    return read_forward(family, done.out)
 
 
 def read_forward(family: str, printed: str) -> list[DroppingChain]:

@@ -30,6 +30,8 @@ PR_SET_NAME = 15
 """linux/prctl.h."""
 PATIENCE = 1.0
 """Seconds that it may take to be told which taps are elsewhere; of the others it is not certain."""
+LONGEST = OTHERS + 2 * PATIENCE
+"""Seconds that it takes at the most, where others use up all that is theirs."""
 PAUSE = 0.002
 """Seconds after which an answer is looked for again."""
 LOOKER = "pyqemu-looker"
