@@ -22,8 +22,18 @@ def read_answer(verb: str, printed: str) -> Any:
 @functools.cache
 def _validator(verb: str) -> Draft202012Validator:
     schema = json.loads(SCHEMA.read_text())
+    for each in schema["$defs"].values():
+        _take_in(each, schema["$defs"])
     _close(schema)
     return Draft202012Validator({**schema, "$ref": f"#/$defs/{verb}"})
+
+
+def _take_in(schema: dict[str, Any], definitions: dict[str, Any]) -> None:
+    """Put the keys of what a definition has by allOf in it, so that both are closed as one."""
+    for part in schema.pop("allOf", ()):
+        other = definitions[part["$ref"].removeprefix("#/$defs/")]
+        schema["properties"] = {**other["properties"], **schema["properties"]}
+        schema["required"] = [*other["required"], *schema["required"]]
 
 
 def _close(schema: Any) -> None:
