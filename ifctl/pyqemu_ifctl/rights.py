@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Deny, Policy, Port
-from pyqemu_ifconf.shell import Command, ifctl, program, sh
+from pyqemu_ifconf.shell import Command, ifctl
 from pyqemu_ifdown.gc import finding_ended
 from pyqemu_ifup.access import check_given, find_user, may_still
 from pyqemu_ifup.caller import find_hook_at_work
@@ -94,5 +94,4 @@ def find_off(
 
 def cut_command(tap: str) -> Command:
     """Return the command that takes down the link of a tap that is denied."""
-    end = ["--"] if tap[:1] == "-" else []
-    return sh(program("pyqemu-ifctl"), "apply", "--cut", *end, tap)
+    return ifctl("apply", tap, options=["--cut"])
