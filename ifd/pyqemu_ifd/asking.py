@@ -105,10 +105,7 @@ class AskingWatch(Watch):
 
     def within(self, seconds: float) -> AskingWatch:
         """Return a watch that whatever ends this one ends, and after `seconds` at the most."""
-        watch = AskingWatch(
-            min(seconds, self.remaining()), self.interrupted, self.wakeup,
-            stopped=self.stopped, late=self.late,
-        )
+        watch = super().within(seconds)
         watch.process = self.process
         return watch
 

@@ -28,6 +28,12 @@ from pyqemu_ifconf.failure import Failure, Status, for_user
 from pyqemu_ifconf.policy import POLICY_VARIABLE
 from pyqemu_ifconf.shell import ifctl, printable, quote, readable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    W = TypeVar("W", bound="Watch")
+
 TUN = os.makedev(10, 200)
 """/dev/net/tun (Documentation/admin-guide/devices.txt)."""
 TUNGETIFF = 0x800454D2
@@ -107,9 +113,9 @@ class Watch:
             self.late,
         )
 
-    def within(self, seconds: float) -> Watch:
+    def within(self: W, seconds: float) -> W:
         """Return a watch that whatever ends this one ends, and after `seconds` at the most."""
-        return Watch(
+        return type(self)(
             min(seconds, self.remaining()), self.interrupted, self.wakeup,
             stopped=self.stopped, late=self.late,
         )
