@@ -28,9 +28,8 @@ from pyqemu_ifconf.shell import Command, joined, output, piped, quote, readable,
 from pyqemu_ifconf.vms import show_from
 from pyqemu_ifctl.answer import Answer, json_vlan, to_json
 from pyqemu_ifctl.databases import addresses, look_for_unmet, open_each
-from pyqemu_ifup.access import ROOT, User, find_user, is_root_made, may_still
+from pyqemu_ifup.access import ROOT, User, find_user, is_root_made
 from pyqemu_ifup.attach import require_database
-from pyqemu_ifup.entitled import check_owner, check_quota, taps_of
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import FRESH, Link, Seen, show_vlan
 from pyqemu_ifup.manners import Watch
@@ -53,6 +52,7 @@ from pyqemu_ifup.plan import (
     refuse_strangers,
 )
 from pyqemu_ifup.stamp import KEY_IFINDEX, Here, find_here, make_stamp
+from pyqemu_ifup.tap_request import may_attach
 from pyqemu_ifup.tun import require_tun
 
 UID_MAX = 2**32 - 2
@@ -151,12 +151,7 @@ def explain(
     explanation = explain_port(caller, decision, view)
     if user is not None:
         try:
-            if link is not None:
-                check_owner(link, user.uid, decision.port.network)
-            may_still(policy, decision.port, user)
-            on = policy.networks[decision.port.network]
-            others = taps_of(links, on.name, user.uid) - {caller.tap}
-            check_quota(on, user.uid, user.login, others)
+            may_attach(policy, decision.port, user, link, links)
         except Failure as failure:
             notes = (*explanation.notes, _would_fail(failure))
             explanation = replace(explanation, notes=notes)

@@ -169,19 +169,20 @@ def attach_tap(host: Host, policy: Policy, tap: NewTap) -> Work[None]:
 
 
 def may_attach(
-    policy: Policy, port: Port, user: User, link: Link, links: Collection[Link]
+    policy: Policy, port: Port, user: User, link: Link | None, links: Collection[Link]
 ) -> None:
     """Check that an unprivileged user may have the tap `link` attached as `port` says.
 
-    It must be the user's own, the network open to the user, and the user's other taps on it, of
-    all `links`, within max_taps. Raises Failure (77).
+    It must be the user's own where it is there (None: it is not), the network open to the user,
+    and the user's other taps on it, of all `links`, within max_taps. Raises Failure (77).
     """
     if user.uid == ROOT:
         return
-    check_owner(link, user.uid, port.network)
+    if link is not None:
+        check_owner(link, user.uid, port.network)
     may_still(policy, port, user)
     network = policy.networks[port.network]
-    taps = _taps(links, network, user.uid) - {link.name}
+    taps = _taps(links, network, user.uid) - {port.tap if link is None else link.name}
     check_quota(network, user.uid, user.login, taps)
 
 
