@@ -31,7 +31,6 @@ from pyqemu_ifup.tap_request import (
     make_tap,
     may_attach,
     parse_wish,
-    serve_tap,
 )
 from pyqemu_ifup.taps import QUEUES_MAX, close_all, open_taps
 
@@ -57,7 +56,9 @@ def serve(
 ) -> tuple[str, list[int]]:
     network, name, queues, vnet_hdr, parent = (*fields, *("", "", "1", "", "")[len(fields) :])
     words = (network, name, queues, vnet_hdr, parent)
-    return host.finish(serve_tap(host, policy, find_user(uid), os.getpid(), parse_wish(words)))
+    tap = make_tap(host.kernel, policy, find_user(uid), os.getpid(), parse_wish(words))
+    host.finish(attach_tap(host, policy, tap))
+    return tap.name, tap.descriptors
 
 
 def refused(host: Host, policy: Policy, *fields: str, uid: int = UID) -> Failure:

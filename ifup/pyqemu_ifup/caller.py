@@ -93,11 +93,6 @@ def find_hook_at_work(tap: str, pid: int) -> int | None:
     return None
 
 
-def find_options(argv: Sequence[str]) -> list[Option]:
-    """Return the -netdev, -nic, -net and -device of a QEMU's command line, in order."""
-    return read_options(argv)[1]
-
-
 def process_start(pid: int) -> int | None:
     """Return when process `pid` started, in clock ticks since boot; None where it has ended.
 

@@ -99,18 +99,6 @@ class NewTap:
     nic: tuple[Vm, Nic] | None = None
 
 
-def serve_tap(
-    host: Host, policy: Policy, user: User, holder: int, wish: Wish
-) -> Work[tuple[str, list[int]]]:
-    """Make a tap for the user, attach it, and return its name and descriptors, one for each queue.
-
-    The caller closes the descriptors. Raises Failure; then nothing is left of the tap.
-    """
-    tap = make_tap(host.kernel, policy, user, holder, wish)
-    yield from attach_tap(host, policy, tap)
-    return tap.name, tap.descriptors
-
-
 def make_tap(
     kernel: Netlink, policy: Policy, user: User, holder: int, wish: Wish
 ) -> NewTap:

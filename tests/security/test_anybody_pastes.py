@@ -57,7 +57,7 @@ from pyqemu_ifd import thin
 from pyqemu_ifd.tidy import Tidier
 from pyqemu_ifup import change
 from pyqemu_ifup.attach import _take_back, _tell_of_mac, ask_again
-from pyqemu_ifup.caller import find_options
+from pyqemu_ifup.caller import read_options
 from pyqemu_ifup.entitled import check_owner
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.linux_bridge import Netlink
@@ -324,7 +324,7 @@ def test_nothing_of_another_user_s_command_line_is_printed() -> None:
              f"tap,id=a,script=/x/pyqemu-ifup,downscript=/{EVIL}", "-device", "e1000,netdev=a")
     scripts = {"/x/pyqemu-ifup": "/x/pyqemu-ifup", f"/{EVIL}": None}
     for uid, login in ((1 << 20, str(1 << 20)), (NOBODY, "nobody")):
-        guest = Guest(7, "web; reboot", {}, (), uid, tuple(find_options(words)))
+        guest = Guest(7, "web; reboot", {}, (), uid, tuple(read_options(words)[1]))
         qemu = Qemu(guest, False, scripts, nics_of(guest, 8))
         twin = replace(qemu, guest=replace(guest, pid=8, vm=None))
         found = [each for each in find_all(a_scene("br", qemus=(qemu, twin)))[0]
@@ -347,7 +347,7 @@ def hub_findings(*words: str, **changes: Any) -> dict[str, str]:
     """
     stamp = format_alias(replace(STAMP, pid=6))
     links = [a_link(f"web{n}", alias=stamp) for n in range(3)]
-    guest = Guest(7, None, {3: "web1"}, (), NOBODY, tuple(find_options(["q", *words])))
+    guest = Guest(7, None, {3: "web1"}, (), NOBODY, tuple(read_options(["q", *words])[1]))
     scene = a_scene("br", qemus=(Qemu(guest, True, {}, **changes),), links=tuple(links))
     found = find_all(replace(scene, off=(links[0],)))[0]
     return {each.check: each.what for each in found if each.check in ("tap-off", *HUB_CHECKS)}
