@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -104,6 +105,22 @@ def test_one_queue_without_a_header_is_a_plain_tap(inside: Namespace) -> None:
         assert (info["vnet_hdr"], info["multi_queue"]) == (False, False)
     finally:
         close_all(taps)
+
+
+def test_nothing_stays_open_of_a_tap_that_is_short_of_descriptors(inside: Namespace) -> None:
+    """Nor does the tap, which would be there until this process ends."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Netlink() as kernel:
+        before = os.listdir("/proc/self/fd")
+        free = [number for number in range(len(before) + 10) if str(number) not in before]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free[9], hard))
+        try:
+            with pytest.raises(Failure, match="Too many open files"):
+                open_taps(kernel, "web0", QUEUES_MAX, False)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert "web0" not in inside.links()
 
 
 @pytest.mark.parametrize("persist", [True, False])

@@ -53,7 +53,8 @@ def open_taps(
             descriptor = _open_alone(kernel, flags)
             descriptors.append(descriptor)
             name = rename_tap(descriptor, name)
-            descriptors += [attach_queue(name, flags)[0] for _ in range(queues - 1)]
+            for _ in range(queues - 1):
+                descriptors.append(attach_queue(name, flags)[0])
     except OSError as error:
         close_all(descriptors)
         raise _failure(name, error) from error
