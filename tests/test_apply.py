@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import pyqemu_ifctl.apply
+import pyqemu_ifup.change
 from lab.agent import Agent
 from lab.hooks import Hooks
 from lab.needs import require
@@ -33,6 +34,7 @@ from lab.plug import (
 from lab.qemu import Qemu
 from lab.snapshot import Snapshot, diff
 from lab.storm import Storm, native, spelled, trunk, vlan
+from lab.told import run_told
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Policy
@@ -40,7 +42,7 @@ from pyqemu_ifctl.apply import Guest, Outcome, find_guests
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import Lock, lock_tap
 from pyqemu_ifup.manners import Watch
-from pyqemu_ifup.plan import JoinBridge, SetDown, SetMtu, SetPort, Step
+from pyqemu_ifup.plan import JoinBridge, SetDown, SetMtu, SetPort, SetUp, Step
 from pyqemu_ifup.work import Work, finish
 
 BRIDGE_MAC, OTHER_MAC, HWADDR = "02:00:00:00:00:0b", "02:00:00:00:00:0c", "02:00:00:00:00:0a"
@@ -596,8 +598,8 @@ def test_running_qemu(site: Site, tmp_path: Path) -> None:
         alias = site.netns.link("web0")["ifalias"]
         assert f" pid={qemu.pid} " in alias and alias.endswith(" vm=db1")
         # A bare tap that is named; a mark that is lost, or that names a process which has ended.
-        done = hooks.ctl("apply", "web2")
-        assert (done.returncode, settings(site, "web2")["master"]) == (0, "br0"), done.stderr
+        run_told(hooks, answer["web2"]["because"])
+        assert settings(site, "web2")["master"] == "br0"
         site.netns.ip("link", "set", "dev", "web1", "alias", "")
         site.netns.ip("link", "set", "dev", "web1", "nomaster")
         site.netns.ip("link", "set", "dev", "web0", "alias",
@@ -937,6 +939,64 @@ def test_network_with_nat_is_made_for_who_comes_and_goes_with_who_leaves(
     # Its rule stands on another line by now.
     (mark,) = diff(before, site.snapshot())
     assert mark.startswith("link web0: ifalias: ") and mark.endswith("rule=policy.yaml:9'")
+    unplug(site.netns, "web0")
+
+
+def test_a_network_that_a_tap_has_left_and_that_stays_is_told(
+    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    require("dnsmasq")
+    hooks = Hooks(tmp_path / "hooks", netns=site.netns.name)
+    site.netns.tap("web0")
+    nat = "{bridge: natbr0, nat: {ipv4: 192.168.77.1/24, outbound: false}}"
+    hooks.write_policy(site.text("tap: web0, network: nat", nat=nat))
+    assert hooks.up("web0").returncode == 0
+    policy_file(site, hooks, "tap: web0, network: lan")
+    lines: list[str] = []
+
+    def refuse(*_: object) -> None:
+        raise Failure(Status.REFUSED, "refused by the test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pyqemu_ifctl.apply, "leaving_networks", refuse)
+        patch.setattr(pyqemu_ifctl.apply, "log", lambda _, line: lines.append(line))
+        assert site.apply("tap: web0, network: lan")["web0"].result == "changed"
+    (told,) = [line for line in lines if line.startswith("web0: its network is left: ")]
+    assert "natbr0" in site.netns.links()
+    (printed,) = run_told(hooks, told)
+    assert printed == "took away network nat and its bridge natbr0: no tap is on it\n"
+    assert "natbr0" not in site.netns.links()
+    assert "pyqemu-ifup-nat" not in site.netns.run(["nft", "list", "tables"]).stdout
+    unplug(site.netns, "web0")
+
+
+@pytest.mark.parametrize(("old", "new"), [("lan", "other"), ("lan", "tenants")])
+def test_what_is_not_taken_back_is_told_with_what_tries_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, old: str, new: str
+) -> None:
+    hooks = Hooks(tmp_path / "hooks", netns=site.netns.name)
+    site.netns.tap("web0")
+    site.plug("web0", f"network: {old}")
+    policy_file(site, hooks, f"tap: web0, network: {new}")
+    lines: list[str] = []
+    real = Host.run
+    refused: list[Step] = []
+
+    def refuse(self: Host, step: Step, *more: Any) -> Any:
+        if isinstance(step, SetUp) or refused:
+            refused.append(step)
+            raise Failure(Status.REFUSED, "refused by the test")
+        return real(self, step, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Host, "run", refuse)
+        patch.setattr(pyqemu_ifup.change, "log", lambda _, line: lines.append(line))
+        assert site.apply(f"tap: web0, network: {new}")["web0"].result == "failed"
+    told = [line for line in lines if line.startswith("web0: not taken back: ")]
+    assert "UP" not in site.netns.link("web0")["flags"]
+    run_told(hooks, told[0])
+    (row,) = hooks.ctl_json("status")["taps"]
+    assert (row["state"], row["network"]) == ("ok", new)
     unplug(site.netns, "web0")
 
 

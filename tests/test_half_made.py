@@ -6,6 +6,7 @@ nothing: neither the tap nor its caller's end takes anything away.
 
 from __future__ import annotations
 
+import codecs
 import os
 import signal
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from lab.calls import Calls, Change, on_ops
 from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
+from lab.public import NOBODY
 from lab.snapshot import Snapshot, diff
 from lab.taps import Tap
 from lab.told import run_told
@@ -141,6 +143,25 @@ def test_a_down_that_was_stopped(
     if not number:
         assert calls.hooks.ctl("gc").stdout == "nothing to remove\n"
     mended(calls, inside, before, ended.stderr)
+
+
+def test_a_down_without_privilege(calls: Calls, inside: Namespace, tap: Tap) -> None:
+    """Its link is still up."""
+    # NOTE: Python loads it when it is wanted, and nobody may be unable to read where Python is.
+    codecs.lookup("ascii")
+    before = Snapshot.take(inside)
+    assert calls.up("t0").status == 0
+
+    def drop() -> None:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+
+    ended = calls.down("t0", drop)
+    tap.close()
+    told = [line for line in ended.log if "]: t0: left to " in line]
+    assert ended.status == 0 and told, ended
+    mended(calls, inside, before, told[0])
 
 
 def test_gc_leaves_a_tap_alone_that_is_attached_for_who_comes(

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import pyqemu_ifctl.run
 from lab import boot
 from lab.hooks import Hooks
 from lab.needs import QEMU, lack, require
@@ -22,6 +23,7 @@ from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.public import NOBODY, as_user, public_folder, publish
 from lab.qemu import Qemu
+from lab.told import run_told
 from lab.versions import VERSIONS, qemu_of
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import POLICY_VARIABLE
@@ -376,9 +378,38 @@ def test_root_s_run_says_what_it_leaves_in_openvswitch(
             "pyqemu-ifctl: no agent runs: when QEMU ends, the port web1-0 of Open vSwitch will "
             "stay until pyqemu-ifctl gc\n"
         )
+        told = qemu.stderr
     assert ovs.find("Port", "web1-0") is not None
-    assert hooks.ctl("gc").returncode == 0
+    run_told(hooks, told)
     assert ovs.find("Port", "web1-0") is None
+    ovs.vsctl("del-br", "br-int")
+
+
+@pytest.mark.alone("there is no agent")
+def test_what_root_s_run_cannot_take_back_is_told(
+    ovs: OpenVSwitch, hooks: Hooks, netns: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ovs.add_bridge("br-int", hwaddr="02:00:00:00:00:09", mtu=1500)
+    write_switch(hooks, ovs)
+    handlers = {each: signal.getsignal(each) for each in STOP_SIGNALS}
+    lines: list[str] = []
+    monkeypatch.setattr(pyqemu_ifctl.run, "log", lambda _, line: lines.append(line))
+    own = OwnTaps({POLICY_VARIABLE: str(hooks.policy)})
+    try:
+        with netns.enter():
+            opened = own.open(Nic("sw", "net0", tap="sw0"))
+            ovs.server.stop()
+            own.take_back()
+    finally:
+        ovs.server.cont()
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    for descriptor in opened:
+        os.close(descriptor)
+    (told,) = lines
+    assert told.startswith("sw0: not taken back: ") and ovs.find("Port", "sw0") is not None
+    run_told(hooks, told)
+    assert ovs.find("Port", "sw0") is None
     ovs.vsctl("del-br", "br-int")
 
 

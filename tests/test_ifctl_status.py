@@ -20,6 +20,7 @@ import pytest
 from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
+from lab.told import run_told
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Deny, Leave, Place, Policy, Port, Vlan
 from pyqemu_ifctl import answer
@@ -536,6 +537,8 @@ def test_every_state_for_real(netns: Namespace, ovs: OpenVSwitch, hooks: Hooks) 
         one = hooks.ctl("status", "sw0")
         tables = hooks.ctl_json("status")
         gone, none = hooks.ctl("status", "sw1"), hooks.ctl("status", "y")
+        run_told(hooks, " ".join(done.stdout.split()))
+        assert "sw1" not in states(hooks)
     finally:
         for name in ("c", "x"):
             ovs.del_port(name)

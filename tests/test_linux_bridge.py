@@ -561,7 +561,7 @@ def test_without_privilege_up_is_refused_and_down_left_to_gc(
         ended = calls.down("t0", drop)
         was_done(ended)
         assert [line.partition("]: ")[2] for line in ended.log] == [
-            f"t0: left to pyqemu-ifctl gc: ip link set dev t0 {step} failed: {root_s}"
+            f"t0: left to pyqemu-ifctl gc t0: ip link set dev t0 {step} failed: {root_s}"
             for step in ("down", "nomaster", "alias ''")
         ]
         assert state(inside, "t0") == now

@@ -27,6 +27,7 @@ from lab.needs import lack, require
 from lab.netns import Namespace
 from lab.qemu import Qemu
 from lab.snapshot import Snapshot, leftovers
+from lab.told import run_told
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifup import bolt, dnsmasq, nat_needs, nat_network, nft
@@ -580,11 +581,49 @@ def test_a_way_back_that_nft_holds_up_ends_in_time_and_the_cause_is_told(
     assert is_gone(inside)
     assert leftovers(before, inside) == []
     ended = taken_back_in_time(calls, inside, LEFT, slow=False)
-    assert any("network lab: not taken back: not done after 2 s: " in line for line in ended.log)
+    told = [line for line in ended.log if "network lab: not taken back: not done after 2 s" in line]
     assert "labbr0" not in inside.links() and not servers(inside) and tables(inside)
     assert calls.down("web0").status == 0
     assert is_gone(inside)
     assert leftovers(before, inside) == []
+    for text in (told[0], ended.stderr):
+        taken_back_in_time(calls, inside, LEFT, slow=False)
+        assert not is_gone(inside)
+        run_told(calls.hooks, text)
+        assert is_gone(inside)
+        assert leftovers(before, inside) == []
+
+
+@pytest.mark.alone("stops the hook itself")
+def test_what_other_guests_are_not_given_back_is_told_with_what_mends_it(
+    calls: Calls, inside: Namespace
+) -> None:
+    """An up after an edit of the policy that is stopped, and whose way back nft holds up."""
+    inside.tap("web0")
+    inside.tap("web1")
+    assert calls.up("web0").status == 0
+    write_policy(calls.hooks, {"dns": {"domain": "new.test"}, "forward": None})
+
+    def stop() -> None:
+        stopped: list[bool] = []
+        hold_up(after=lambda words: bool(stopped))()
+
+        def begin() -> None:
+            stopped.append(True)
+            kill_self(signal.SIGTERM)
+
+        at_op(3, begin)()
+
+    ended = calls.up("web1", stop)
+    assert ended.status == 75
+    told = [line for line in ended.log if "network lab: not taken back: " in line]
+    run_told(calls.hooks, told[0])
+    assert is_whole(inside)
+    (row,) = [each for each in calls.hooks.ctl_json("apply", "--dry-run")["taps"]
+              if each["tap"] == "web0"]
+    assert row["result"] == "unchanged", row
+    assert calls.down("web0").status == 0
+    assert is_gone(inside)
 
 
 def taken_back_in_time(calls: Calls, inside: Namespace, said: str, *, slow: bool) -> Ended:

@@ -38,6 +38,30 @@ FORETOLD = "test_foretold.py::test_what_up_ends_with_is_foretold"
 HERE = "test_remedies.py::test_the_command_of_a_refusal_mends_it"
 HERE_OVS = "test_remedies.py::test_the_command_of_a_refusal_mends_open_vswitch"
 IN_SYSLOG = "test_remedies.py::test_what_syslog_is_told_mends_it"
+NETWORK_LEFT = "test_apply.py::test_a_network_that_a_tap_has_left_and_that_stays_is_told"
+NOT_CHANGED_BACK = "test_apply.py::test_what_is_not_taken_back_is_told_with_what_tries_again"
+UNCALLED = "test_apply.py::test_running_qemu"
+UNMARKED = (
+    "security/test_escaped_guest.py::test_without_a_mark_it_gets_no_more_than_its_user_may_ask_for"
+)
+OF_NOBODY = "security/test_user.py::test_apply_deals_with_a_tap_that_nobody_holds"
+RUN_LEAVES = "test_ifctl_args.py::test_root_s_run_says_what_it_leaves_in_openvswitch"
+RUN_TAKES_NOT_BACK = "test_ifctl_args.py::test_what_root_s_run_cannot_take_back_is_told"
+EVERY_STATE = "test_ifctl_status.py::test_every_state_for_real"
+ELSEWHERE = (
+    "test_tidy.py::test_where_the_policy_has_it_elsewhere_by_now_what_moves_it_is_told"
+)
+TOO_LATE = "test_openvswitch_faults.py::test_commit_that_comes_too_late_is_for_gc"
+STOPPED_MUTE = (
+    "test_openvswitch_faults.py::test_stopped_while_the_database_is_mute_it_says_what_may_be_left"
+)
+NAT_HELD_UP = (
+    "test_nat.py::test_a_way_back_that_nft_holds_up_ends_in_time_and_the_cause_is_told"
+)
+NAT_NOT_GIVEN_BACK = (
+    "test_nat.py::test_what_other_guests_are_not_given_back_is_told_with_what_mends_it"
+)
+WITHOUT = "test_half_made.py::test_a_down_without_privilege"
 HARD_END = "test_half_made.py::test_a_hard_end"
 NOT_TAKEN_BACK = "test_half_made.py::test_a_step_that_is_not_taken_back"
 PORT_NOT_TAKEN_BACK = "test_half_made.py::test_a_port_that_is_not_taken_back"
@@ -46,13 +70,9 @@ AGENT = "test_systemd.py::test_what_is_told_of_an_agent_brings_it_back"
 AGENT_OF_USERS = (
     "test_systemd.py::test_what_a_user_is_told_where_no_agent_is_has_it_do_the_work"
 )
-AFTER_A_CRASH = "test_ifctl_gc.py::test_after_a_crash"
 PLAN = "test_ifctl_explain.py::test_its_commands_do_what_up_does_on_open_vswitch"
 NETWORK = "test_explain_nat.py::test_the_look_afterwards_is_that_after_an_up"
 USER = "security/test_user.py::test_what_the_policy_denies_by_now_is_told_and_cut"
-LOOSE = "test_apply.py::test_loose_tap_that_is_named_is_attached_or_left"
-MOVED = "test_apply.py::test_moves"
-WITHOUT = "test_linux_bridge.py::test_without_privilege_up_is_refused_and_down_left_to_gc"
 ANEW = "test_unprivileged.py::test_what_root_makes_anew_for_a_user_is_the_user_s"
 ADVERTISED = "test_nat.py::test_ipv6_by_advertisements_is_not_given_up"
 FILTERING = (
@@ -76,9 +96,9 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFCTL}agent.py", "_connect"): (1, (AGENT,)),
     (f"{IFCTL}agent.py", "_mute"): (1, (AGENT,)),
     (f"{IFCTL}agent.py", "_no_agent"): (1, (AGENT,)),
-    (f"{IFCTL}apply.py", "_network"): (1, (AFTER_A_CRASH,)),
-    (f"{IFCTL}apply.py", "_unmarked"): (1, (LOOSE,)),
-    (f"{IFCTL}apply.py", "_left"): (1, (LOOSE,)),
+    (f"{IFCTL}apply.py", "_network"): (1, (NETWORK_LEFT,)),
+    (f"{IFCTL}apply.py", "_unmarked"): (1, (UNMARKED,)),
+    (f"{IFCTL}apply.py", "_left"): (1, (UNCALLED,)),
     (f"{IFCTL}args.py", "args"): (1, (SHOWS,)),
     (f"{IFCTL}bridge_faults.py", "find_missing_bridges"): (2, (OF_OVS, DOCTOR)),
     (f"{IFCTL}bridge_faults.py", "find_other_kinds"): (1, (DOCTOR,)),
@@ -108,19 +128,19 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFCTL}policy_faults.py", "find_unreachable_rules"): (1, (DOCTOR,)),
     (f"{IFCTL}policy_faults.py", "find_long_globs"): (1, (DOCTOR,)),
     (f"{IFCTL}policy_faults.py", "find_otherwise"): (1, (SHOWS,)),
-    (f"{IFCTL}rights.py", "find_lost"): (1, (AFTER_A_CRASH,)),
+    (f"{IFCTL}rights.py", "find_lost"): (1, (OF_NOBODY,)),
     (f"{IFCTL}rights.py", "cut_command"): (1, (USER,)),
-    (f"{IFCTL}run.py", "tell_what_stays"): (1, (AFTER_A_CRASH,)),
-    (f"{IFCTL}run.py", "take_back"): (1, (AFTER_A_CRASH,)),
+    (f"{IFCTL}run.py", "tell_what_stays"): (1, (RUN_LEAVES,)),
+    (f"{IFCTL}run.py", "take_back"): (1, (RUN_TAKES_NOT_BACK,)),
     (f"{IFCTL}scene.py", "look"): (2, (PACKAGE,)),
-    (f"{IFCTL}status.py", "rows"): (1, (AFTER_A_CRASH,)),
-    ("ifd/pyqemu_ifd/tidy.py", "_wanted"): (1, (MOVED,)),
+    (f"{IFCTL}status.py", "rows"): (1, (EVERY_STATE,)),
+    ("ifd/pyqemu_ifd/tidy.py", "_wanted"): (1, (ELSEWHERE,)),
     ("ifdown/pyqemu_ifdown/detach.py", "leave_to_gc"): (1, (WITHOUT,)),
     (f"{IFUP}access.py", "check_given"): (1, (START,)),
     (f"{IFUP}attach.py", "_tell_of_mac"): (1, (IN_SYSLOG,)),
-    (f"{IFUP}attach.py", "_tell_of_port"): (1, (AFTER_A_CRASH,)),
+    (f"{IFUP}attach.py", "_tell_of_port"): (1, (TOO_LATE,)),
     (f"{IFUP}attach.py", "_take_back"): (1, (NOT_TAKEN_BACK, PORT_NOT_TAKEN_BACK)),
-    (f"{IFUP}change.py", "_take_back"): (1, (MOVED,)),
+    (f"{IFUP}change.py", "_take_back"): (1, (NOT_CHANGED_BACK,)),
     (f"{IFUP}dnsmasq.py", "account"): (1, (PACKAGE,)),
     (f"{IFUP}dnsmasq.py", "serve"): (1, (TOLD,)),
     (f"{IFUP}dnsmasq.py", "_recorded"): (1, (HERE,)),
@@ -131,7 +151,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}main.py", "by_the_agent"): (1, (AGENT_OF_USERS,)),
     (f"{IFUP}main.py", "denial"): (1, (SHOWS,)),
     (f"{IFUP}manners.py", "half_done"): (1, (HARD_END,)),
-    (f"{IFUP}manners.py", "left_to_gc"): (1, (HALF_DOWN,)),
+    (f"{IFUP}manners.py", "left_to_gc"): (1, (HALF_DOWN, NAT_HELD_UP, STOPPED_MUTE)),
     (f"{IFUP}nat.py", "making_commands"): (6, (NETWORK,)),
     (f"{IFUP}nat.py", "marking_command"): (1, (NETWORK,)),
     (f"{IFUP}nat.py", "_table_commands"): (4, (NETWORK,)),
@@ -143,7 +163,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}nat_needs.py", "_ports_taken"): (1, (SHOWS,)),
     (f"{IFUP}nat_network.py", "_bring_about"): (1, (TOLD,)),
     (f"{IFUP}nat_network.py", "_loading"): (1, (TOLD,)),
-    (f"{IFUP}nat_network.py", "taking_back"): (2, (AFTER_A_CRASH, MOVED)),
+    (f"{IFUP}nat_network.py", "taking_back"): (2, (NAT_HELD_UP, NAT_NOT_GIVEN_BACK)),
     (f"{IFUP}nat_network.py", "_restoring_table"): (1, (TOLD,)),
     (f"{IFUP}nat_network.py", "_restoring_link"): (2, (TOLD,)),
     (f"{IFUP}nat_network.py", "_deleting_bridge"): (1, (TOLD,)),

@@ -14,11 +14,13 @@ import pytest
 
 from lab.agent import Agent
 from lab.agent_site import HELD, INT_MAC, LAN_MAC, VID, Site
+from lab.hooks import Hooks
 from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.plug import UNTAGGED, crossing
 from lab.taps import Tap
+from lab.told import run_told
 from pyqemu_ifd.keeper import SMALL
 from pyqemu_ifd.tidy import DELAY
 from pyqemu_ifup.tun import set_owner
@@ -501,6 +503,32 @@ def test_that_it_stays_lost_is_told_once(site: Site) -> None:
         assert len([line for line in lines if "lan1: attached" in line]) == 3
         for tap in taps:
             assert agent.down(tap.name).status == 0
+
+
+def test_where_the_policy_has_it_elsewhere_by_now_what_moves_it_is_told(
+    site: Site, tmp_path: Path
+) -> None:
+    hooks = Hooks(tmp_path / "hooks", netns=site.netns.name)
+    with site.start(before=LOGGED) as agent:
+        wait(lambda: connected(agent), "the agent is not connected")
+        tap = site.tap("lan0")
+        assert agent.up("lan0").status == 0
+        site.write_policy(rules=[{"tap": "lan0", "network": "tenants"}], timeout=11)
+        wait(partial(is_in_force, agent, 11), "the policy is not in force")
+        hooks.write_policy(site.policy.read_text())
+        remake_bridge(site)
+        log = agent.folder / "log"
+
+        def told() -> list[str]:
+            lines = log.read_text().splitlines() if log.exists() else []
+            return [line for line in lines if line.startswith("lan0: not brought back to br0: ")]
+
+        wait(told, "nothing is told")
+        assert "has it on network tenants by now" in told()[0]
+        run_told(hooks, told()[0])
+        (row,) = hooks.ctl_json("status")["taps"]
+        assert (row["state"], row["network"]) == ("ok", "tenants")
+        assert agent.down(tap.name).status == 0
 
 
 def test_user_who_may_not_by_now_stays_lost(agent: Agent, site: Site) -> None:

@@ -89,7 +89,7 @@ def leave_to_gc(tap: str, failure: Failure) -> None:
     """Tell syslog of what privilege forbids a down; raise any other failure."""
     if failure.status is not Status.DENIED:
         raise failure
-    log(syslog.LOG_WARNING, f"{quote(tap)}: left to {ifctl('gc')}: {failure}")
+    log(syslog.LOG_WARNING, f"{quote(tap)}: left to {ifctl('gc', tap)}: {failure}")
 
 
 def _databases(link: Link | None) -> list[str]:

@@ -7,7 +7,7 @@ import shlex
 
 from lab.hooks import Hooks
 
-COMMAND = re.compile(r"pyqemu-ifctl (?:gc|apply)(?: --cut)?(?: --)?(?: \S*\d)?(?=[ ,;\n]|$)")
+COMMAND = re.compile(r"pyqemu-ifctl (?:gc|apply)(?: --cut)?(?: --)?(?: \S*\d)?(?=[ ,;:\n]|$)")
 """One about no tap, or one whose name ends in a digit, as those of the tests do."""
 
 

@@ -287,7 +287,7 @@ def test_apply_deals_with_a_tap_that_nobody_holds(lan: Lan) -> None:
     done = lan.hooks.ctl("apply")
     assert (done.returncode, done.stdout) == (77, "1 tap denied\n")
     told(lan, "its process ", "pyqemu-ifctl gc ten0")
-    lan.hooks.ctl("gc")
+    lan.hooks.ctl("gc", "ten0")
     assert "ten0" not in lan.netns.links()
     os.kill(lan.agent.pid, signal.SIGCONT)
 

@@ -198,7 +198,7 @@ def test_a_down_under_runas(
             assert "failed with status" not in qemu.stderr
             assert "pyqemu-ifdown" not in qemu.stderr
         assert "int0" not in both.netns.links()
-        told = [text for _, text in both.log.of("[") if "left to pyqemu-ifctl gc: " in text]
+        told = [text for _, text in both.log.of("[") if "left to pyqemu-ifctl gc " in text]
         if by == "users":
             assert told == []
             left = both.netns.link("lan0")
