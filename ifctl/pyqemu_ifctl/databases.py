@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Nat, Policy
+from pyqemu_ifctl.bounded import Parts
 from pyqemu_ifup.host import Host
 
 PATIENCE = 3.0
@@ -21,6 +22,14 @@ def read_policy(environ: Mapping[str, str]) -> Policy | Failure:
         return load_host_policy(environ)
     except Failure as failure:
         return failure
+
+
+def take_policy(parts: Parts, environ: Mapping[str, str]) -> Policy | Failure:
+    """Return this host's policy as a part of a look, or why there is none to be had in time."""
+    found = parts.take_apart("the policy", lambda: read_policy(environ))
+    if found is None:
+        return Failure(Status.TRY_AGAIN, "the policy cannot be read in time", "", "see its files")
+    return found
 
 
 def addresses(policy: Policy | Failure) -> list[str]:

@@ -27,7 +27,7 @@ from pyqemu_ifctl.databases import (
     in_patience,
     look_for_unmet,
     open_each,
-    read_policy,
+    take_policy,
 )
 from pyqemu_ifctl.guests import Guest, Guests, each_in_time, find_guests, is_left_for, leads_to
 from pyqemu_ifctl.macs import CommandNic, nics_of
@@ -209,8 +209,7 @@ def look(
 ) -> Scene:
     """Look at all there is. Raises Failure where not even the links can be listed."""
     parts = Parts(watch)
-    mute = Failure(Status.TRY_AGAIN, "the policy cannot be read in time", "", "see its files")
-    policy = parts.take_apart("the policy", lambda: read_policy(environ)) or mute
+    policy = take_policy(parts, environ)
     unseen: list[str] = []
     late: list[str] = []
     with Host(None, watch, tell, details=True) as host:

@@ -33,7 +33,7 @@ from pyqemu_ifctl.answer import (
     wrap,
 )
 from pyqemu_ifctl.bounded import Parts
-from pyqemu_ifctl.databases import addresses, in_patience, open_each, read_policy, worst
+from pyqemu_ifctl.databases import addresses, in_patience, open_each, take_policy, worst
 from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifdown.gc import judge
 from pyqemu_ifup.caller import PID_MAX, login_of, read_number
@@ -184,8 +184,7 @@ def _status(view: View, exit_code: bool) -> int:
 def find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
     """Look at this host, and at the policy, and return what is to be shown, of `tap` if given."""
     parts = Parts(host.watch)
-    mute = Failure(Status.TRY_AGAIN, "the policy cannot be read in time", "", "see its files")
-    policy = parts.take_apart("the policy", lambda: read_policy(environ)) or mute
+    policy = take_policy(parts, environ)
     system, failed = look(host, policy)
     shown = rows(system, lambda name, stamp: wanted(policy, name, stamp))
     found = parts.take(
