@@ -147,6 +147,33 @@ def test_what_there_was_no_time_for_is_not_taken_for_absent(
     ovs.vsctl("del-br", "br-int")
 
 
+def test_routes_that_take_long_keep_nothing_from_being_seen(
+    inside: Namespace, hooks: Hooks
+) -> None:
+    """They are of use where a port has an address alone: a router may have a million."""
+    part = "from pyqemu_ifup import sights; sights.read_route = hang; bounded.PART = 2.0"
+    inside.ip("address", "add", "192.0.2.1/24", "dev", "br0")
+    inside.ip("route", "add", "198.51.100.0/24", "via", "192.0.2.2")
+    inside.tap("web0")
+    assert hooks.up("web0").returncode == 0
+    done = hanging(hooks, "status", "--json", seconds=8.0, part=part)
+    assert done.returncode == 0, done
+    (row,) = json.loads(done.stdout)["taps"]
+    assert row["state"] == "ok"
+    done = hanging(hooks, "doctor", "--json", seconds=8.0, part=part)
+    assert "addresses and routes" not in done.stderr
+    inside.ip("address", "add", "192.0.2.9/24", "dev", "web0")
+    for verb in ("status", "info", "doctor"):
+        done = hanging(hooks, verb, "--json", seconds=8.0, part=part)
+        assert f"not seen: {LATE}" in done.stderr.replace("\n", " "), done
+        assert done.stdout, done
+        if verb == "status":
+            (row,) = json.loads(done.stdout)["taps"]
+            assert (row["state"], row["differences"], done.returncode) == (None, None, 75)
+    assert hooks.down("web0").returncode == 0
+
+
+LATE = "addresses and routes: not done after 2 s: "
 MUTE_NFT = """
 nft=$(readlink -f $(command -v nft))
 printf '#!/bin/sh\\necho $$ >>{folder}/called; exec sleep 60\\n' >{folder}/nft

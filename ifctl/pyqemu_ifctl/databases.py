@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Nat, Policy
 from pyqemu_ifctl.bounded import Parts
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.linux_bridge import Netlink
+from pyqemu_ifup.look import Link
+from pyqemu_ifup.on_port import Sights
 
 PATIENCE = 3.0
 """Seconds that one database may take, or nft, so that one that is mute leaves time for the rest."""
@@ -30,6 +33,21 @@ def take_policy(parts: Parts, environ: Mapping[str, str]) -> Policy | Failure:
     if found is None:
         return Failure(Status.TRY_AGAIN, "the policy cannot be read in time", "", "see its files")
     return found
+
+
+def take_sights(
+    parts: Parts, links: Sequence[Link], routes_of: Collection[int]
+) -> Sights | None:
+    """Return links with addresses and routes as a part of a look, None where that takes too long.
+
+    The routes are read only where one of the links `routes_of` has an address.
+    """
+    def read() -> Sights:
+        # NOTE: one of its own: what is late goes on, and reads from it still.
+        with Netlink() as kernel:
+            return kernel.sights(links, routes_of)
+
+    return parts.take_apart("addresses and routes", read)
 
 
 def addresses(policy: Policy | Failure) -> list[str]:

@@ -206,7 +206,7 @@ def look(port: Port, policy: Policy, watch: Watch, tell: Callable[[str], None]) 
         sitting = tuple(
             f"{each.what}: {each.why}; {each.remedy}"
             for each in find_sitting(
-                seen.tap, port.bridge, host.kernel.sights(routes_of=seen.tap.index)
+                seen.tap, port.bridge, host.kernel.sights(routes_of=(seen.tap.index,))
             )
         ) if seen.tap is not None else ()
         remarks = tuple(

@@ -13,7 +13,7 @@ from pyqemu_ifconf.policy import Nic, Policy
 from pyqemu_ifconf.shell import readable, shown
 from pyqemu_ifctl.answer import Answer, count, json_vlan, to_json, wrap
 from pyqemu_ifctl.args import host_id
-from pyqemu_ifctl.bounded import attempt
+from pyqemu_ifctl.bounded import Parts, attempt
 from pyqemu_ifctl.databases import read_policy, worst
 from pyqemu_ifctl.guests import NO_MONITOR, Guest, each_in_time, find_guests, is_left_for, tap_of
 from pyqemu_ifctl.migration import find_away, find_states, may_be_away
@@ -111,7 +111,9 @@ def info(
             "", "name the guest: info VM --qmp PATH",
         )
     with Host(None, watch, tell) as host:
-        system, failed = look(host, policy)
+        # NOTE: on a clock of its own: the QEMUs have the time of the whole.
+        parts = Parts(watch.within(watch.remaining()))
+        system, failed = look(host, policy, parts)
         found = {
             row.tap: Side(row, host.kernel.counters(row.ifindex) if row.ifindex else None)
             for row in rows(system, lambda name, stamp: wanted(policy, name, stamp))
@@ -135,11 +137,12 @@ def info(
                 for pid, why in unknown.items()]
     if isinstance(policy, Failure):
         remarks.insert(0, f"what is wanted is not known: {policy}")
+    remarks += [f"not seen: {each}" for each in parts.missed]
     remarks += _hidden(holders, views, system)
     out = as_object(views) if as_json else as_text(views)
     status = worst(failed.values())
     if status is Status.DONE:
-        late = running.unread or NO_TIME in answers
+        late = running.unread or parts.missed or NO_TIME in answers
         unread = Status.TRY_AGAIN if late else Status.DONE
         status = max((view.status for view in views if view.status in NO_ANSWER), default=unread)
     return Answer(out, status, tuple(remarks))

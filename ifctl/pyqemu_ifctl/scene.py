@@ -28,6 +28,7 @@ from pyqemu_ifctl.databases import (
     look_for_unmet,
     open_each,
     take_policy,
+    take_sights,
 )
 from pyqemu_ifctl.guests import Guest, Guests, each_in_time, find_guests, is_left_for, leads_to
 from pyqemu_ifctl.macs import CommandNic, nics_of
@@ -224,7 +225,10 @@ def look(
         vids = parts.take("the VLANs of ports", lambda: {
             link.index: host.kernel.vids(link.index) for link in links if link.master in aware
         })
-        sights = parts.take("addresses and routes", lambda: host.kernel.sights(links))
+        ported = {port.name for port in ports}
+        sights = take_sights(parts, links, {
+            link.index for link in links if link.master is not None or link.name in ported
+        })
         tables = parts.take(
             "the nft tables of networks", lambda: _look_at_tables(host, policy, links, unseen, late)
         ) or {}

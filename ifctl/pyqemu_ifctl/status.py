@@ -33,7 +33,14 @@ from pyqemu_ifctl.answer import (
     wrap,
 )
 from pyqemu_ifctl.bounded import Parts
-from pyqemu_ifctl.databases import addresses, in_patience, open_each, take_policy, worst
+from pyqemu_ifctl.databases import (
+    addresses,
+    in_patience,
+    open_each,
+    take_policy,
+    take_sights,
+    worst,
+)
 from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifdown.gc import judge
 from pyqemu_ifup.caller import PID_MAX, login_of, read_number
@@ -82,7 +89,8 @@ class System:
 
     `vids` are those of the ports of a Linux bridge that filters VLANs, `ovs_bridges` the databases
     that have a bridge of the name. `unasked` are the databases that are there and did not answer.
-    `left` are the taps without a mark of ours that a `leave` rule has by their name.
+    `left` are the taps without a mark of ours that a `leave` rule has by their name. `sights` is
+    None where there was no time for them.
     """
 
     links: tuple[Link, ...]
@@ -92,7 +100,7 @@ class System:
     unasked: frozenset[str]
     here: Here
     left: frozenset[str] = frozenset()
-    sights: Sights = NOTHING
+    sights: Sights | None = NOTHING
 
 
 @dataclass(frozen=True)
@@ -185,7 +193,7 @@ def find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
     """Look at this host, and at the policy, and return what is to be shown, of `tap` if given."""
     parts = Parts(host.watch)
     policy = take_policy(parts, environ)
-    system, failed = look(host, policy)
+    system, failed = look(host, policy, parts)
     shown = rows(system, lambda name, stamp: wanted(policy, name, stamp))
     found = parts.take(
         "whose right has ended", lambda: _with_rights(host, policy, system, shown)
@@ -263,7 +271,9 @@ def as_shown(found: list[Row], tap: str | None, *, as_json: bool) -> str:
     return as_table(found) if tap is None else "\n".join(map(as_list, found))
 
 
-def look(host: Host, policy: Policy | Failure) -> tuple[System, dict[str, Failure]]:
+def look(
+    host: Host, policy: Policy | Failure, parts: Parts
+) -> tuple[System, dict[str, Failure]]:
     """Look at all there is; return it with the databases that failed."""
     stamps = [link.stamp for link in host.kernel.links()]
     named = [stamp.ovsdb for stamp in stamps if stamp is not None and stamp.ovsdb is not None]
@@ -280,6 +290,7 @@ def look(host: Host, policy: Policy | Failure) -> tuple[System, dict[str, Failur
     ports = tuple(port for port in ports if port.ovsdb not in failed)
     links = tuple(host.kernel.links())
     by_index = {link.index: link for link in links}
+    marked = {port.name for port in ports if port.ours}
     networks = policy.networks.values() if isinstance(policy, Policy) else ()
     bridges = {network.bridge for network in networks}
     system = System(
@@ -298,7 +309,10 @@ def look(host: Host, policy: Policy | Failure) -> tuple[System, dict[str, Failur
         },
         unasked=frozenset(failed),
         here=find_here(),
-        sights=host.kernel.sights(links),
+        sights=take_sights(parts, links, {
+            link.index for link in links
+            if link.tap and (link.stamp is not None or link.name in marked)
+        }),
         left=frozenset(
             link.name for link in links if link.tap
             and link.stamp is None and isinstance(policy, Policy) and is_left(policy, link.name)
@@ -419,6 +433,11 @@ def _tap_row(link: Link, system: System, want: Want, patience: Patience) -> Row:
         )
     if lost:
         found = (*found, Difference("alias", "our mark", link.alias or "none"))
+    if system.sights is None:
+        because = "there was no time to see what of this host's is on it"
+        return replace(
+            row, state="differs" if found else None, differences=found or None, because=because
+        )
     found += tuple(
         Difference(each.setting, "none", each.name, f"{each.why}; {each.remedy}")
         for each in find_sitting(link, row.bridge or stamp.bridge, system.sights)

@@ -308,7 +308,7 @@ def tell_of_sitting(host: Host, port: Port, tap: Link | None) -> None:
     from pyqemu_ifup.on_port import find_sitting
 
     try:
-        sights = host.kernel.sights(routes_of=tap.index)
+        sights = host.kernel.sights(routes_of=(tap.index,))
     except Failure as failure:
         log(
             syslog.LOG_WARNING,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -218,12 +218,12 @@ class Netlink:
             ]
 
     def sights(
-        self, links: Sequence[Link] | None = None, routes_of: int | None = None
+        self, links: Sequence[Link] | None = None, routes_of: Collection[int] | None = None
     ) -> Sights:
         """Return the links, or those that are given, with addresses and routes. Raises Failure.
 
-        With the ifindex `routes_of` the routes are read only where that link has an address: a
-        router may have a million.
+        With the ifindexes `routes_of` the routes are read only where one of these links has an
+        address that is not of the link alone: a router may have a million.
         """
         from pyqemu_ifup import on_port, sights  # rare
 
@@ -234,7 +234,9 @@ class Netlink:
                 sights.read_address(message, names.get(message["index"], ""))
                 for message in self._route.get_addr() if message["family"] in IP
             ]
-            has_some = routes_of is None or any(each.index == routes_of for each in addresses)
+            has_some = routes_of is None or any(
+                each.index in routes_of and not on_port.is_of_link(each) for each in addresses
+            )
             routes = [
                 route for message in self._route.get_routes() if message["family"] in IP
                 for route in sights.read_route(message)

@@ -129,7 +129,7 @@ class Sitting:
 
 def find_sitting(port: Link, bridge: str, sights: Sights) -> Iterator[Sitting]:
     """Yield what of the host's sits on a port of `bridge`, or a link that is to be one."""
-    own = [each for each in sights.by_link.get(port.index, ()) if not _is_of_link(each)]
+    own = [each for each in sights.by_link.get(port.index, ()) if not is_of_link(each)]
     if own:
         names = ", ".join(each.name for each in own)
         moving, do = _moving(port, bridge, own, sights)
@@ -141,7 +141,7 @@ def find_sitting(port: Link, bridge: str, sights: Sights) -> Iterator[Sitting]:
         )
     for link in sights.devices.get(port.index, ()):
         used = link.master is not None or any(
-            not _is_of_link(each) for each in sights.by_link.get(link.index, ())
+            not is_of_link(each) for each in sights.by_link.get(link.index, ())
         )
         took = f"the frames of VLAN {link.vid}" if link.kind == "vlan" else "all frames"
         gone = sh("ip", "link", "del", "dev", link.name)
@@ -155,7 +155,8 @@ def find_sitting(port: Link, bridge: str, sights: Sights) -> Iterator[Sitting]:
         )
 
 
-def _is_of_link(address: Address) -> bool:
+def is_of_link(address: Address) -> bool:
+    """Tell whether an address is of its link alone, as each link may have one."""
     from ipaddress import ip_interface  # most ports have no address
 
     return ip_interface(address.text).is_link_local
