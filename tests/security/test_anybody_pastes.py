@@ -55,6 +55,7 @@ from pyqemu_ifctl.scene import Qemu, Scene
 from pyqemu_ifctl.status import Row
 from pyqemu_ifd import thin
 from pyqemu_ifd.tidy import Tidier
+from pyqemu_ifdown.detach import leave_to_gc
 from pyqemu_ifup import change
 from pyqemu_ifup.attach import _take_back, _tell_of_mac, ask_again
 from pyqemu_ifup.caller import read_options
@@ -502,6 +503,7 @@ class Elsewhere:
                      self.files, self.undone, self.databases, self.networks):
             step(name)
         assert left_to_gc(name).isprintable() and half_done(name).isprintable()
+        leave_to_gc(name, Failure(Status.DENIED, "a test's"))
 
     def refused(self, work: Callable[[], object]) -> None:
         with pytest.raises(Failure) as caught:
