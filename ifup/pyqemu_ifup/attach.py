@@ -359,23 +359,38 @@ def _undo(
     asking = host.watch.within(host.watch.remaining() * ASKING)
     link = host.kernel.look_up(port.tap)
     stamp = link.stamp if link is not None else None
-    why = "it cannot be asked"
-    if stamp is not None and stamp.ovsdb is not None and not is_anothers(stamp, parent):
+    unasked, why = None, "it cannot be asked"
+    if link is not None and stamp is not None and not is_anothers(stamp, parent) and (
+        stamp.ovsdb is not None and _is_for_ovs(host, link)
+    ):
+        admit(link)
+        if link.up:
+            # NOTE: first of all, for a mute server may take all the time there is.
+            yield from _take_back(host, SetDown(link.name, link.index), asking)
         # NOTE: it has not been tried yet where another one has failed before.
         try:
             yield from host.open_databases([stamp.ovsdb], asking)
         except Failure as failure:
             why = str(failure)
+        unasked = stamp.ovsdb
     yield from ask_again(host, port.tap, asking)
     before = _look_back(host, port)
-    if before is not None and before.tap is not None and (
-        is_ours_to_touch(port.tap, before, parent)
-    ):
+    if before is None or before.tap is None:
+        return
+    is_ours = is_ours_to_touch(port.tap, before, parent)
+    if unasked is not None and unasked not in host.databases:
+        _tell_of_port(host, port.tap, unasked, why)
+        # NOTE: of a port that no row tells of, the mark alone says whose it is.
+        is_ours = is_ours or (link is not None and before.tap.index == link.index)
+    if is_ours:
         admit(before.tap)
-        stamp = before.tap.stamp
-        if stamp is not None and stamp.ovsdb is not None and stamp.ovsdb not in host.databases:
-            _tell_of_port(host, port.tap, stamp.ovsdb, why)
         yield from _go_back(host, port, before, before, kept, asking)
+
+
+def _is_for_ovs(host: Host, link: Link) -> bool:
+    """Tell whether the tap is on no bridge but Open vSwitch's, which the kernel may not tell of."""
+    master = host.kernel.look_at(link.master) if link.master is not None else None
+    return link.master is None or (master is not None and master.kind == "openvswitch")
 
 
 def _undo_joining(host: Host, port: Port, before: Seen, kept: Stamp | None) -> Work[None]:

@@ -323,6 +323,36 @@ def test_commit_that_times_out_is_taken_back(fabric: Fabric) -> None:
     assert fabric.is_loose("web0")
 
 
+@pytest.mark.parametrize("mute", [True, False])
+def test_tap_is_down_whose_database_fails_before_it_is_attached_again(
+    fabric: Fabric, mute: bool
+) -> None:
+    """Only its mark tells then that it is ours: its master is the whole datapath."""
+    netns, server = fabric.netns, fabric.ovs.server
+    netns.tap("web0", persist=True)
+    port = fabric.port("web0", Vlan(10))
+    fabric.plug(port)
+    link = netns.link("web0")
+    assert link["master"] == "ovs-system" and "UP" in link["flags"]
+    if mute:
+        server.stop()
+    else:
+        server.kill()
+    with pytest.raises(Failure, match="does not answer" if mute else "nothing answers"):
+        plug(netns, port, seconds=2)
+    link = netns.link("web0")
+    assert "UP" not in link["flags"] and not link.get("ifalias")
+    if mute:
+        server.cont()
+    else:
+        fabric.ovs.start_server()
+    fabric.plug(port)
+    fabric.unplug("web0")
+    assert fabric.is_loose("web0")
+    netns.close_kept()
+    netns.ip("link", "del", "web0")
+
+
 def test_undo_after_every_step_leaves_the_tap_as_it_was(
     fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
