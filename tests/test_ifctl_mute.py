@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import pyqemu_ifup.main
+from lab.calls import Calls
 from lab.crowd import crowd
 from lab.fuse import mute_folder
 from lab.hooks import SOURCE_ROOTS, Hooks
+from lab.load import high_load
 from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
@@ -22,7 +28,7 @@ from pyqemu_ifctl import scene
 from pyqemu_ifup import holders
 
 HANG = """
-import sys, time
+import ctypes, sys, time
 sys.path[:0] = {roots!r}
 from pyqemu_ifctl import bounded, scene, status
 from pyqemu_ifup.manners import waiting_for
@@ -31,12 +37,29 @@ def hang(*_arguments):
     with waiting_for("the kernel does not answer"):
         time.sleep(60)
 
+def lock(*_arguments):
+    with waiting_for("the kernel does not answer"):
+        mutex = ctypes.create_string_buffer(64)
+        for _ in range(2):
+            ctypes.CDLL(None).pthread_mutex_lock(mutex)
+
+def nameless(*_arguments):
+    time.sleep(60)
+
+def compute(*_arguments):
+    while True:
+        pass
+
 bounded.ALL = {seconds}
 {part}
 from pyqemu_ifctl.main import main
 raise SystemExit(main())
 """
 """pyqemu-ifctl where one part of the look, which the test chooses, does not end."""
+IN_TURN = "scene._look_at_needs = status._with_tables = "
+APART = "bounded.PART = 1.5; scene._nft_chains = "
+LOAD = r"\(load \d+, processors \d+\)"
+BUSY = rf"this host is busy, or something does not answer {LOAD}"
 
 
 @pytest.fixture
@@ -52,7 +75,7 @@ def hooks(inside: Namespace, tmp_path: Path) -> Hooks:
 
 def hanging(
     hooks: Hooks, *words: str, seconds: float = 2.0,
-    part: str = "scene._look_at_needs = status._with_tables = hang", mounts: str = ":",
+    part: str = f"{IN_TURN} hang", mounts: str = ":",
 ) -> subprocess.CompletedProcess[str]:
     code = HANG.format(roots=SOURCE_ROOTS, seconds=seconds, part=part)
     env = {**os.environ, "PYQEMU_IFUP_POLICY": str(hooks.policy)}
@@ -94,7 +117,10 @@ def test_a_policy_in_a_folder_that_is_mute_leaves_the_rest_to_be_seen(
     policy = str(mute / "policy.yaml")
     with mute_folder(mute), crowd(inside, [0], "-netdev", "user,id=b") as (pid,):
         told = json.loads(hooks.ctl("doctor", "--json", PYQEMU_IFUP_POLICY=policy).stdout)
-    assert any(each.startswith("the policy: not done after 3 s") for each in told["unseen"])
+    assert (
+        f"the policy: not done after 3 s: the policy in {policy}, or a folder on the way to it, "
+        "cannot be read"
+    ) in told["unseen"]
     assert any(each["what"].startswith(f"QEMU {pid}") for each in told["findings"]), told
 
 
@@ -228,6 +254,89 @@ def test_who_holds_taps_is_seen_for_as_long_as_users_may_take(
     told = json.loads(done.stdout)
     assert not any("the taps that processes hold" in each for each in told["unseen"]), told
     assert scene.HOLDERS_SECONDS > holders.OTHERS + 2 * holders.PATIENCE
+
+
+@pytest.mark.parametrize(("part", "why"), [
+    ("hang", "the kernel does not answer"),
+    ("nameless", f"(something does not answer|{BUSY})"),
+    ("compute", f"(there is too much to look at|this host is busy) {LOAD}"),
+])  # fmt: skip
+def test_who_holds_up_a_part_that_is_looked_at_apart_is_told(
+    inside: Namespace, hooks: Hooks, part: str, why: str
+) -> None:
+    """What works all the time waits for nobody, and who is left behind is not blamed again."""
+    part = f"{APART}{part}\nfrom pyqemu_ifctl import databases; databases.read_policy = hang"
+    done = hanging(hooks, "doctor", "--json", part=part, seconds=4.0)
+    said = "\n".join(json.loads(done.stdout)["unseen"])
+    assert "the policy: not done after 2 s: the kernel does not answer" in said
+    assert re.search(rf"^the nftables rules: not done after 2 s: {why}$", said, re.MULTILINE), said
+
+
+MUTE_PROCESS = """
+MS_BIND = 0x1000
+assert not ctypes.CDLL(None).mount({folder!r}, b"/proc/{pid}", None, MS_BIND, None)
+bounded.PART = scene.HOLDERS_SECONDS = 1.0
+"""
+"""NOTE: mount(8) would look at the folder."""
+
+
+def test_a_process_that_cannot_be_looked_at_is_named(
+    inside: Namespace, hooks: Hooks, tmp_path: Path
+) -> None:
+    mute = tmp_path / "mute"
+    mute.mkdir()
+    with mute_folder(mute), crowd(inside, [0], "-netdev", "user,id=b") as (pid,):
+        part = MUTE_PROCESS.format(folder=os.fsencode(mute), pid=pid)
+        done = hanging(hooks, "doctor", "--json", part=part, seconds=6.0)
+    told = json.loads(done.stdout)
+    why = f"not done after 1 s: process {pid} does not let "
+    assert f"the taps that processes hold: {why}itself be looked at" in told["unseen"], told
+    assert f"the guests: {why}its cmdline be read" in told["unseen"], told
+    assert checks(told) & {"bridge-missing"}, told
+
+
+def test_a_verb_that_a_call_of_the_c_library_does_not_let_go_tells_who_is_mute(
+    inside: Namespace, hooks: Hooks
+) -> None:
+    inside.tap("web0")
+    done = hanging(hooks, "status", part=f"{IN_TURN} lock", seconds=1.0)
+    assert (done.returncode, done.stderr) == (
+        75, "pyqemu-ifctl: not done in time: the kernel does not answer; try again\n"
+    )
+
+
+def test_a_busy_host_tells_its_load(inside: Namespace, hooks: Hooks, tmp_path: Path) -> None:
+    folder = tmp_path / "mute"
+    folder.mkdir()
+    inside.tap("web0")
+    calls = Calls(hooks)
+    with ExitStack() as stack:
+        stack.callback(calls.close)
+        stack.enter_context(high_load(folder))
+        doctor = hanging(hooks, "doctor", part=f"{IN_TURN} nameless")
+        status = hanging(hooks, "status", part=f"{IN_TURN} nameless")
+        apart = hanging(hooks, "doctor", part=f"{APART} nameless")
+        hooks.write_policy(json.dumps({
+            "version": 1, "timeout": 1, "networks": {"lan": {"bridge": "br0"}},
+            "rules": [{"tap": "*", "network": "lan"}],
+        }))  # fmt: skip
+        hook = calls.up("web0", be_nameless)
+    for done, what in (
+        (doctor, "what networks with NAT need"), (status, "the nft tables of networks"),
+        (apart, "the nftables rules"),
+    ):
+        line = rf"^pyqemu-ifctl: not seen: {what}: not done after \d s: {BUSY}$"
+        assert re.search(line, done.stderr, re.MULTILINE), done.stderr
+    assert hook.status == 75
+    assert re.fullmatch(
+        rf"pyqemu-ifup: web0: not done after 1 s: {BUSY}; "
+        r"try again, or raise timeout: in the policy\n", hook.stderr,
+    ), hook.stderr
+
+
+def be_nameless() -> None:
+    """Have the hook wait for somebody of whom nothing is known."""
+    setattr(pyqemu_ifup.main, "wanted_port", lambda *_: time.sleep(60))  # noqa: B010
 
 
 def checks(told: dict[str, Any]) -> set[str]:

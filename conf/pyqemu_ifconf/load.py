@@ -76,6 +76,11 @@ def load_host_policy(environ: Mapping[str, str], etc: str = ETC) -> Policy:
     return parse_policy(sources)
 
 
+def find_place(environ: Mapping[str, str], etc: str = ETC) -> str:
+    """Return the file, or the folder, that has the policy of this host."""
+    return environ.get(POLICY_VARIABLE) or etc
+
+
 def load_policy(files: Sequence[str]) -> Policy:
     """Return the policy that `files` are together, in this order; they and their folders trusted.
 

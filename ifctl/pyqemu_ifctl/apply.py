@@ -16,7 +16,7 @@ from pyqemu_ifconf.policy import Caller, Policy, Port
 from pyqemu_ifconf.shell import Command, ifctl, readable, shown
 from pyqemu_ifctl.answer import FOUND, Answer, count, json_differences, to_json, wrap
 from pyqemu_ifctl.bounded import attempt, within
-from pyqemu_ifctl.databases import addresses, open_each
+from pyqemu_ifctl.databases import addresses, find_policy, open_each
 from pyqemu_ifctl.guests import guest_of, is_here, is_qemu, leads_to, runs_qemu, tap_of
 from pyqemu_ifctl.rights import cut_command
 from pyqemu_ifctl.status import natural, stamp_of
@@ -127,9 +127,7 @@ def apply(
     does not keep the others from it. `exit_code`: the status is 1 where a dry run tells of
     something that it would change. Raises Failure where the policy, or the links, cannot be had.
     """
-    from pyqemu_ifconf.load import load_host_policy
-
-    policy = load_host_policy(environ)
+    policy = find_policy(environ)
     with Host(None, watch, narrator("pyqemu-ifctl", None)) as host:
         outcomes, remarks = apply_policy(host, policy, taps, dry_run=dry_run, cut=cut)
     failures = [each for each in outcomes if each.failure is not None and each.result not in FINE]

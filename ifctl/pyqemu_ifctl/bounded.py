@@ -8,7 +8,7 @@ from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifup.manners import Watch, explain_bug
+from pyqemu_ifup.manners import Watch, explain_bug, who_holds_up
 
 T = TypeVar("T")
 
@@ -34,8 +34,8 @@ def attempt(call: Callable[[], T]) -> T | Failure:
 def within(seconds: float, call: Callable[[], T]) -> T:
     """Return what `call` returns, or raise what it raises.
 
-    Raises TimeoutError where it has not ended after so long; it is left behind then, in a thread
-    that ends with this process.
+    Raises TimeoutError where it has not ended after so long, with a clause on who holds it up; it
+    is left behind then, in a thread that ends with this process.
     """
     answer: Future[T] = Future()
 
@@ -45,9 +45,10 @@ def within(seconds: float, call: Callable[[], T]) -> T:
         except BaseException as error:
             answer.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
     if not wait([answer], seconds).done:
-        raise TimeoutError
+        raise TimeoutError(who_holds_up(thread.native_id or 0, seconds))
     return answer.result()
 
 
@@ -84,10 +85,10 @@ class Parts:
         def bounded() -> T:
             try:
                 return within(seconds, call)
-            except TimeoutError:
-                self._watch.check(f"{what} cannot be seen")
+            except TimeoutError as late:
+                self._watch.check(str(late))
                 raise Failure(
-                    Status.TRY_AGAIN, f"not done after {seconds:.0f} s", "something does not answer"
+                    Status.TRY_AGAIN, f"not done after {seconds:.0f} s", str(late)
                 ) from None
 
         return self.take(what, bounded)

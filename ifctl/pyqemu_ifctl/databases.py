@@ -11,18 +11,25 @@ from pyqemu_ifctl.bounded import Parts
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link
+from pyqemu_ifup.manners import reading_policy
 from pyqemu_ifup.on_port import Sights
 
 PATIENCE = 3.0
 """Seconds that one database may take, or nft, so that one that is mute leaves time for the rest."""
 
 
+def find_policy(environ: Mapping[str, str]) -> Policy:
+    """Return this host's policy. Raises Failure as `load_host_policy`."""
+    from pyqemu_ifconf.load import find_place, load_host_policy
+
+    with reading_policy(find_place(environ)):
+        return load_host_policy(environ)
+
+
 def read_policy(environ: Mapping[str, str]) -> Policy | Failure:
     """Return this host's policy, or why there is none to be had."""
-    from pyqemu_ifconf.load import load_host_policy
-
     try:
-        return load_host_policy(environ)
+        return find_policy(environ)
     except Failure as failure:
         return failure
 

@@ -27,7 +27,7 @@ from pyqemu_ifconf.policy import (
 from pyqemu_ifconf.shell import Command, joined, output, piped, quote, readable, sh, shown, vsctl
 from pyqemu_ifconf.vms import show_from
 from pyqemu_ifctl.answer import Answer, json_vlan, to_json
-from pyqemu_ifctl.databases import addresses, look_for_unmet, open_each
+from pyqemu_ifctl.databases import addresses, find_policy, look_for_unmet, open_each
 from pyqemu_ifup.access import ROOT, User, find_user, is_root_made
 from pyqemu_ifup.attach import require_database
 from pyqemu_ifup.host import Host
@@ -124,9 +124,7 @@ def explain(
     `network`: as the program called pyqemu-ifup@NETWORK. A tap that is denied ends with 77. What
     JSON has no key for goes to standard error. Raises Failure where the policy cannot be had.
     """
-    from pyqemu_ifconf.load import load_host_policy
-
-    policy = load_host_policy(environ)
+    policy = find_policy(environ)
     user = _unprivileged(caller.user)
     if user is not None:
         with Host(caller.tap, watch, tell) as host:

@@ -32,6 +32,7 @@ from pyqemu_ifup.caller import (
     walk_options,
 )
 from pyqemu_ifup.holders import OTHERS, Holders, find_holders
+from pyqemu_ifup.manners import waiting_for
 
 if TYPE_CHECKING:
     from pyqemu_ifctl.qmp import Address, Backend
@@ -289,8 +290,10 @@ def is_here(pid: int) -> bool:
 
 def same_root(pid: int) -> bool:
     """Tell whether a process sees the same files as this one, or that cannot be told."""
+    root = f"/proc/{pid}/root"
     try:
-        theirs, ours = os.stat(f"/proc/{pid}/root"), os.stat("/proc/self/root")
+        with waiting_for(f"the root folder of process {pid} does not let itself be looked at"):
+            theirs, ours = os.stat(root), os.stat("/proc/self/root")
         same_mounts = os.stat(f"/proc/{pid}/ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino
     except OSError as error:
         if error.errno not in _UNSEEN:

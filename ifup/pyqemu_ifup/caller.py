@@ -519,7 +519,10 @@ def _read_proc(pid: int, name: str, size: int = -1) -> bytes:
     Of a file that is longer, the first `size` bytes.
     """
     try:
-        with open(f"/proc/{pid}/{name}", "rb") as file:
+        with (
+            waiting_for(f"process {pid} does not let its {name} be read"),
+            open(f"/proc/{pid}/{name}", "rb") as file,
+        ):
             return file.read(size)
     except OSError as error:
         if error.errno not in _GONE:

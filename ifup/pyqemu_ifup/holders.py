@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import NoReturn
 
 from pyqemu_ifup.caller import read_status
+from pyqemu_ifup.manners import waiting_for
 from pyqemu_ifup.work import Work, finish
 
 BATCH = 64
@@ -169,7 +170,8 @@ def _processes() -> Iterator[tuple[str, tuple[bool, int, int]]]:
         if name.isdigit():
             try:
                 # NOTE: the number of descriptors since Linux 6.2, 0 before (proc_readfd_count).
-                number = os.stat(f"/proc/{name}/fd").st_size
+                with waiting_for(f"process {name} does not let itself be looked at"):
+                    number = os.stat(f"/proc/{name}/fd").st_size
             except OSError as error:
                 if error.errno not in (*_GONE, *_HIDDEN):
                     raise

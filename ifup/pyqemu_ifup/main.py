@@ -33,6 +33,7 @@ from pyqemu_ifup.manners import (
     narrator,
     program_name,
     prove_tap,
+    reading_policy,
     run_hook,
     waiting_for,
 )
@@ -61,10 +62,10 @@ def up(tap: str, inherited: list[str], watch: Watch) -> None:
     check_tap_name(tap)
     prove_tap(tap, inherited)
 
-    from pyqemu_ifconf.load import load_host_policy
+    from pyqemu_ifconf.load import find_place, load_host_policy
 
     parent = os.getppid()
-    with waiting_for("the policy, or a folder on the way to it, cannot be read"):
+    with reading_policy(find_place(os.environ)):
         policy = load_host_policy(os.environ)
     watch.allow(policy.timeout)
     with waiting_for("the kernel does not tell who calls"):

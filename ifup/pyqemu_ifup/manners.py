@@ -21,8 +21,9 @@ import stat
 import sys
 import syslog
 import time
+from _thread import get_native_id
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from pyqemu_ifconf.failure import Failure, Status, for_user
 from pyqemu_ifconf.policy import POLICY_VARIABLE
@@ -53,6 +54,7 @@ PATIENCE = 0.2
 """Seconds that whoever reads stderr or syslog may take for a line; then it is lost."""
 RENEWAL = 0.01
 """Seconds of the patience with syslog that come back each second."""
+MUTE = "something does not answer"
 LOG_SOCKET = "/dev/log"
 SAFE_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -258,8 +260,11 @@ def prove_tap(tap: str, inherited: Iterable[str]) -> None:
         )
 
 
-_waited_for: dict[object, str] = {}
-"""What is done that waits for somebody, outside every wait of ours; the last is the innermost."""
+_waited_for: dict[tuple[int, object], str] = {}
+"""By thread, what is done that waits for somebody, outside every wait of ours.
+
+The last of a thread's is the innermost.
+"""
 
 
 @contextmanager
@@ -268,11 +273,11 @@ def waiting_for(what: str, *, least: bool = False) -> Iterator[None]:
 
     `least`: what is around it tells more, where there is something.
     """
-    if least and _waited_for:
+    thread = get_native_id()
+    if least and _clauses(thread):
         yield
         return
-    # NOTE: a thread that is left behind has its own.
-    key = object()
+    key = thread, object()
     _waited_for[key] = what
     try:
         yield
@@ -280,17 +285,50 @@ def waiting_for(what: str, *, least: bool = False) -> Iterator[None]:
         del _waited_for[key]
 
 
+def reading_policy(place: str) -> AbstractContextManager[None]:
+    """Let a run that is broken off while it reads the policy in `place` tell so."""
+    return waiting_for(
+        f"the policy in {readable(place)}, or a folder on the way to it, cannot be read"
+    )
+
+
+def _clauses(thread: int) -> list[str]:
+    # NOTE: a thread that was left behind has its own.
+    return [what for (whose, _), what in list(_waited_for.items()) if whose == thread]
+
+
 def who_is_mute() -> str:
     """Return in a clause what a run waits for that is broken off now."""
-    if _waited_for:
-        return [*_waited_for.values()][-1]
+    if clauses := _clauses(os.getpid()):
+        return clauses[-1]
+    load, is_busy = _load()
+    return f"this host is busy, or {MUTE} ({load})" if is_busy else MUTE
+
+
+def who_holds_up(thread: int, seconds: float) -> str:
+    """Return in a clause what a thread of ours, by its number, waits for after so many seconds.
+
+    One that has worked, or waited for a processor, for the better part of them waits for nobody.
+    """
+    try:
+        path = f"/proc/self/task/{thread}/schedstat"
+        with open(path, encoding="ascii", newline="\n") as file:
+            at_work, for_processor = (int(each) / 1e9 for each in file.read().split()[:2])
+    except (OSError, ValueError):
+        at_work = for_processor = 0.0
+    load, is_busy = _load()
+    if at_work + for_processor > seconds / 2:
+        busy = is_busy or for_processor > at_work
+        return f"this host is busy ({load})" if busy else f"there is too much to look at ({load})"
+    if clauses := _clauses(thread):
+        return clauses[-1]
+    return f"this host is busy, or {MUTE} ({load})" if is_busy else MUTE
+
+
+def _load() -> tuple[str, bool]:
+    """Return in words how busy this host is, and whether that is too busy."""
     waiting, processors = os.getloadavg()[0], os.cpu_count() or 1
-    if waiting > 2 * processors:
-        return (
-            f"this host is busy, or something does not answer (load {waiting:.0f}, "
-            f"processors {processors})"
-        )
-    return "something does not answer"
+    return f"load {waiting:.0f}, processors {processors}", waiting > 2 * processors
 
 
 @contextmanager
@@ -324,17 +362,17 @@ def watching(
             return f"the calling process {parent} has ended"
         return None
 
-    given_up = f"{readable(tap)}: " if tap is not None else ""
-    given_up += (
-        half_done(tap) if hook else "not done in time: something does not answer; try again"
-    )
+    def given_up(who: str) -> str:
+        name = f"{readable(tap)}: " if tap is not None else ""
+        return name + (half_done(tap, who) if hook else f"not done in time: {who}; try again")
 
     def give_up() -> None:
-        say(f"{_Log.program}: {given_up}")
-        log(syslog.LOG_ERR, given_up)
+        line = given_up(who_is_mute())
+        say(f"{_Log.program}: {line}")
+        log(syslog.LOG_ERR, line)
         os._exit(Status.TRY_AGAIN)
 
-    hard_end = HardEnd(_Log.program, given_up, Status.TRY_AGAIN, give_up)
+    hard_end = HardEnd(_Log.program, given_up(MUTE), Status.TRY_AGAIN, give_up)
 
     def break_off(number: int, _frame: object) -> None:
         if broken_off:
@@ -461,10 +499,10 @@ Hook = Callable[[str, list[str], Watch], None]
 """What a hook does with a tap's name, the taps whose descriptors it was given, and its time."""
 
 
-def half_done(tap: str | None) -> str:
-    """Return what is said of a run that ended itself in the middle."""
+def half_done(tap: str | None, who: str) -> str:
+    """Return what is said of a run that ended itself in the middle; `who` is a clause."""
     gc = ifctl("gc", *([tap] if tap is not None else []))
-    return f"not done in time: what was begun could not be taken back; {gc} will"
+    return f"not done in time: {who}; what was begun could not be taken back; {gc} will"
 
 
 def left_to_gc(tap: str) -> str:

@@ -12,7 +12,7 @@ import struct
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.shell import Command, all_of, sh
 from pyqemu_ifup.manners import TUN as NUMBER
-from pyqemu_ifup.manners import TUNGETIFF, read_tap_name
+from pyqemu_ifup.manners import TUNGETIFF, read_tap_name, waiting_for
 
 TUN = "/dev/net/tun"
 TUNSETIFF = 0x400454CA
@@ -31,7 +31,8 @@ IFREQ = struct.Struct("16sH22x")
 
 def open_tun() -> int:
     """Open what makes taps, as QEMU does. Raises OSError."""
-    return os.open(TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    with waiting_for(f"{TUN} does not open"):
+        return os.open(TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def require_tun() -> None:

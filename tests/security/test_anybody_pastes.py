@@ -502,7 +502,7 @@ class Elsewhere:
         for step in (self.bridges, self.taps, self.looked_at, self.sitting, self.explained,
                      self.files, self.undone, self.databases, self.networks):
             step(name)
-        assert left_to_gc(name).isprintable() and half_done(name).isprintable()
+        assert left_to_gc(name).isprintable() and half_done(name, "mute").isprintable()
         leave_to_gc(name, Failure(Status.DENIED, "a test's"))
 
     def refused(self, work: Callable[[], object]) -> None:
