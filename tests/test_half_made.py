@@ -9,11 +9,13 @@ from __future__ import annotations
 import codecs
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lab.agent import Agent
 from lab.calls import Calls, Change, on_ops
 from lab.hooks import Hooks
 from lab.netns import Namespace
@@ -162,6 +164,49 @@ def test_a_down_without_privilege(calls: Calls, inside: Namespace, tap: Tap) -> 
     told = [line for line in ended.log if "]: t0: left to " in line]
     assert ended.status == 0 and told, ended
     mended(calls, inside, before, told[0])
+
+
+DYING = """
+import os, time
+from pyqemu_ifup.linux_bridge import Netlink
+from pyqemu_ifup.plan import SetUp
+
+def run(self, op, run=Netlink.run):
+    if isinstance(op, SetUp):
+        open("{folder}/there", "w").close()
+        while not os.path.exists("{folder}/go"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), 9)
+    run(self, op)
+
+Netlink.run = run
+"""
+"""Has an agent end in the middle of an up, once it may."""
+
+
+def test_an_agent_that_ends_while_an_up_is_stopped(
+    calls: Calls, inside: Namespace, tap: Tap, tmp_path: Path
+) -> None:
+    before = Snapshot.take(inside)
+    calls.hooks.write_policy(POLICY.replace("timeout: 1", "timeout: 60") % "br0")
+    with Agent(inside, calls.hooks.policy, before=DYING.format(folder=tmp_path)) as agent:
+        calls.hooks.agent = agent.path
+        call = calls.start("pyqemu-ifup", "t0")
+        end = time.monotonic() + 60
+        while not (tmp_path / "there").exists():
+            assert time.monotonic() < end, call.stderr
+            time.sleep(0.01)
+        os.kill(call.pid, signal.SIGTERM)
+        (tmp_path / "go").touch()
+        ended = call.wait()
+        assert agent.wait() == -signal.SIGKILL
+    calls.hooks.agent = ""
+    tap.close()
+    assert (ended.status, ended.stderr) == (
+        75, "pyqemu-ifup: t0: stopped: received SIGTERM; the agent has ended, pyqemu-ifctl gc t0 "
+        "removes what is left\n"
+    )
+    mended(calls, inside, before, ended.stderr)
 
 
 def test_gc_leaves_a_tap_alone_that_is_attached_for_who_comes(
