@@ -7,6 +7,7 @@ names the test that runs it. What nobody has run elsewhere is run here, for a ho
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import re
 import subprocess
@@ -22,7 +23,7 @@ from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.public import NOBODY
-from pyqemu_ifup import dnsmasq
+from pyqemu_ifup import dnsmasq, owner
 from test_house import ROOT
 
 MAKERS = {"sh", "vsctl", "ifctl", "nft_command", "write", "into", "edit"}
@@ -62,6 +63,7 @@ NAT_NOT_GIVEN_BACK = (
     "test_nat.py::test_what_other_guests_are_not_given_back_is_told_with_what_mends_it"
 )
 WITHOUT = "test_half_made.py::test_a_down_without_privilege"
+OWNERLESS = "test_remedies.py::test_a_tap_that_cannot_be_given_an_owner_is_made_anew"
 HARD_END = "test_half_made.py::test_a_hard_end"
 NOT_TAKEN_BACK = "test_half_made.py::test_a_step_that_is_not_taken_back"
 PORT_NOT_TAKEN_BACK = "test_half_made.py::test_a_port_that_is_not_taken_back"
@@ -173,6 +175,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}on_port.py", "_moving"): (4, (DOCTOR, WHOLE)),
     (f"{IFUP}openvswitch.py", "compose"): (1, (OF_OVS,)),
     (f"{IFUP}openvswitch.py", "_is_there"): (1, (HERE_OVS,)),
+    (f"{IFUP}owner.py", "_anew"): (2, (OWNERLESS,)),
     (f"{IFUP}plan.py", "find_kind"): (1, (OF_OVS,)),
     (f"{IFUP}plan.py", "adding_bridge"): (1, (HERE, DOCTOR)),
     (f"{IFUP}plan.py", "refuse_down"): (1, (HERE,)),
@@ -239,6 +242,7 @@ def functions_of(path: Path) -> set[str]:
 
 def test_each_situation_is_a_test() -> None:
     named = {who for _, each in REMEDIES.values() for who in each} - set(REASONS)
+    named |= {who for who in IN_WORDS.values() if "::" in who}
     files = {who.partition("::")[0] for who in named}
     there = {file: functions_of(ROOT / "tests" / file) for file in files}
     for who in named:
@@ -254,27 +258,95 @@ def test_a_new_command_is_seen(tmp_path: Path) -> None:
 
 # What is told in words.
 
-FAILURES = {"Failure", "Forbidden", "OfCaller", "Fault"}
+FAILURES = {"Failure", "Forbidden", "OfCaller", "Fault", "Lacking", "Unsaid", "NoTap", "NoAgent"}
 TYPED = re.compile(
-    r"pyqemu-[a-z]+ |systemctl|apt-get|dnf |make install|dbus-uuidgen|systemd-machine|modprobe|"
-    r"journalctl|dmesg|conntrack|setcap|unshare|mount "
+    r"\b(pyqemu-(ifctl|ifup|ifdown|ifd|takeover|bridge-helper)|systemctl|journalctl|modprobe|sysctl|"
+    r"dmesg|unshare|setcap|apt-get|dnf|make install|dbus-uuidgen|systemd-machine-id-setup|mount|"
+    r"conntrack|ovs-vsctl|ip (-\S+ )*(link|address|route|tuntap|netns)|chmod|chown|kill|"
+    r"nft (add|delete|list|monitor)|bridge vlan)(?![-/@:]|\([5-8]\))\b|"
+    r"\bas root\b|--(sysctl|tmpfs|cap-add|device)\b"
 )
 """What a person would type, where it stands in a sentence and is no Command: it has no names."""
 LISTS = "it lists what is there"
+AS_ROOT = "the same as root is what the other tests of that verb do"
+WHO = "no remedy: who calls, or what was called"
+HELP = "no remedy: it describes a verb, or a key of the policy"
+CONTAINER = "test_container.py::test_a_network_with_nat_in_a_container"
+DECODED = "test_remedies.py::test_what_decode_sends_to_says_why"
 IN_WORDS = {
-    " did not call pyqemu-ifup for it, though the rule at ": "it says what was",
+    # Failures and findings.
+    "run as root": AS_ROOT,
+    "run as root, or with {}": WITHOUT,
+    "give it {}, a container by --cap-add=NET_ADMIN": CONTAINER,
+    "see which capability root lacks here (capabilities(7)), or in dmesg(1) what AppArmor or "
+    "SELinux denies": SHOWS,
+    "{} key {} is one that pyqemu-ifup writes itself ({}); take another": WHO,
+    "start it: {}, or pyqemu-ifd{}; the hooks do without": AGENT,
+    "its QEMU {} did not call pyqemu-ifup for it, though the rule at {} is about it": WHO,
     "pyqemu-ifctl status lists them all": LISTS,
     "pyqemu-ifctl info lists them all": LISTS,
     "start its QEMU, which calls pyqemu-ifup itself": START,
     "start it, which calls pyqemu-ifup itself": START,
     "make one: systemd-machine-id-setup, or: dbus-uuidgen --ensure=/etc/machine-id; or give each "
-    "NIC of the guest a mac of its own": "a file of the host's; test_nics.py has one appear",
-    "install them: make install": "test_install.py installs them",
-    "ask pyqemu-ifctl explain for a tap that such a rule is for": "a person compares",
+    "NIC of the guest a mac of its own": "test_nics.py::test_a_host_without_an_id_makes_no_mac",
+    "install them: make install": "test_install.py::test_what_is_printed_finds_what_is_installed",
+    "ask pyqemu-ifctl explain for a tap that such a rule is for": SHOWS,
+    "give its tap the path of pyqemu-ifdown as downscript=": START,
+    "when {} starts the next time, let its helper= be pyqemu-bridge-helper, by its whole path":
+        START,
+    ", as root": "no remedy: it says as whom a QEMU runs",
+    "; run as root": AS_ROOT,
+    "the taps that {} of other users may hold; run as root": AS_ROOT,
+    "run as root, or as the user of that QEMU": AS_ROOT,
+    "run as root, or see syslog": AS_ROOT,
+    "run chown": "no remedy: by this it knows that of trust.py",
+    "run chmod": "no remedy: by this it knows that of trust.py",
+    "let QEMU call the hook, which holds the tap, or call it as root": AS_ROOT,
+    "run the agent as root, with CAP_NET_ADMIN": AS_ROOT,
+    "no agent: {} is empty; unset it, or name the socket of pyqemu-ifd": SHOWS,
     "see whether systemd answers: systemctl status": SHOWS,
-    "see journalctl --unit=": SHOWS,
+    "see journalctl --unit={}": SHOWS,
     "see dmesg(1)": SHOWS,
+    "see ovs-vsctl show": SHOWS,
+    "ovs-vsctl init has not been run": "no remedy: it says what is not so",
+    "see pyqemu-ifd.socket: ListenSequentialPacket=": SHOWS,
+    "raise fs.inotify.max_user_instances and max_user_watches (sysctl)": KERNEL,
+    "let the agent make it: start QEMU by {} --nic {}, or with our pyqemu-bridge-helper, by its "
+    "whole path, as helper= and br={} in place of ifname= and script=; it needs no right of its "
+    "own then": START,
+    "have a /run of one's own: unshare -Urnm, and in it: mount -t tmpfs run /run":
+        "test_container.py::test_a_network_with_nat_rootless",
+    "--tmpfs /run": CONTAINER,
+    "--cap-add={}": CONTAINER,
+    "--sysctl {}": CONTAINER,
+    "give a container --device={}, a unit DeviceAllow={}": KERNEL,
+    "have whoever starts this container give it --sysctl net.ipv6.conf.default.disable_ipv6=1":
+        CONTAINER,
+    "there are no modules of kernel {} here: after an upgrade of the kernel, reboot; for a "
+    "container, load it on its host: modprobe tun": KERNEL,
+    # What is said elsewhere.
+    "the policy is invalid; pyqemu-ifctl check tells where": DECODED,
+    "the policy cannot be read, or there is none; see pyqemu-ifctl check": DECODED,
+    "denied: no rule, a deny rule, missing privilege, or somebody else's tap, name or port; see "
+    "pyqemu-ifctl explain": DECODED,
+    "the policy's ownership or mode is unsafe; pyqemu-ifctl check tells which": DECODED,
+    "{} {} again and again, and was loaded again as often: {} times in {} s; see who else manages "
+    "the ruleset: nft monitor": SHOWS,
+    "network {}: the kernel tracks more flows than there was time to look at; some that other "
+    "rules let in may go on; see whose they are: conntrack -L": SHOWS,
+    "the agent does not answer, see pyqemu-ifctl agent": AGENT,
+    "{}; see pyqemu-ifctl agent": AGENT,
+    "pyqemu-ifctl gc {}{} removes what is left":
+        "test_half_made.py::test_an_agent_that_ends_while_an_up_is_stopped",
+    "QEMU's device; virtio-net-pci. pyqemu-ifctl models lists them.": HELP,
+    "The guests whose NICs pyqemu-ifctl args tells QEMU of, by name.": HELP,
+    "The policy of pyqemu-ifup": HELP,
+    "The resident agent of pyqemu-ifup; it stays in the foreground.": HELP,
+    "pyqemu-ifup bridge {}": "no remedy: a MAC is made of it",
+    "Shows and explains what pyqemu-ifup does with the taps of this host.": HELP,
 }
+"""A text of the toolkit's, `{}` for what is put in -> the test that does it, or why none does."""
+TAKEOVER = "test_packages.py::test_what_the_takeover_refuses"
 OF_A_FILE = "what is to be at that path, the person decides who named it"
 GONE = "who asked has gone: nobody reads it"
 NAMES = "what a name may be says what to do"
@@ -299,6 +371,9 @@ UNTOLD = {
     ("ifd/pyqemu_ifd/asking.py", "check_holder"): GONE,
     ("ifd/pyqemu_ifd/asking.py", "_ended"): GONE,
     ("ifd/pyqemu_ifd/wire.py", "peer_pidfd"): GONE,
+    ("ifd/pyqemu_ifd/bridge_helper.py", "help_qemu"): GONE,
+    ("ifd/pyqemu_ifd/bridge_helper.py", "_usage"): "it is the usage",
+    (f"{IFUP}tap_client.py", "_wait"): GONE,
 }
 """(file, function) of a failure that does not say what is to be done -> why."""
 
@@ -316,29 +391,97 @@ def failures_of(path: Path) -> Iterator[tuple[str, ast.Call]]:
         inside += [(child, function) for child in ast.iter_child_nodes(node)]
 
 
-def words_of(call: ast.Call) -> Iterator[str]:
-    """Yield the texts of a failure, but for those of the commands in it."""
-    inside: list[ast.AST] = [*call.args[1:], *(each.value for each in call.keywords)]
+def texts_of(tree: ast.Module) -> Iterator[str]:
+    """Yield the texts of a module, but for its docstrings and those of its Commands.
+
+    One that is no sentence, but a name alone, is left out.
+    """
+    inside: list[ast.AST] = [tree]
     while inside:
         node = inside.pop()
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-                and node.func.id in MAKERS):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and (
+            node.func.id in MAKERS
+        ):
+            continue
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        texts = [str(each.value) if isinstance(each, ast.Constant) else "{}" for each in parts]
+        if isinstance(node, ast.JoinedStr) or (
+            isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ):
+            text = "".join(texts)
+            yield from [text] if " " in text or text.startswith("--") else []
+            inside += [each for each in parts if isinstance(each, ast.FormattedValue)]
+        else:
             inside += ast.iter_child_nodes(node)
 
 
-def test_each_failure_says_what_to_do_and_each_command_in_words_is_known() -> None:
-    typed: set[str] = set()
+def test_each_text_that_names_a_program_is_known() -> None:
+    found = {
+        text for path in sorted(ROOT.glob("*/pyqemu_if*/*.py")) if path.name != "shell.py"
+        for text in texts_of(ast.parse(path.read_text())) if TYPED.search(text)
+    }
+    assert found == IN_WORDS.keys(), (found - IN_WORDS.keys(), IN_WORDS.keys() - found)
+
+
+def test_a_new_text_is_seen() -> None:
+    source = """
+def f(tap):
+    \"\"\"Have pyqemu-ifctl gc called.\"\"\"
+    if tap == "pyqemu-ifctl":
+        return sh("ip", "link", "set up")
+    return Other(f"{tap} is there; run pyqemu-ifctl gc {tap + 'as root: ' + g('x')}")
+"""
+    found = {text for text in texts_of(ast.parse(source)) if TYPED.search(text)}
+    assert found == {"{} is there; run pyqemu-ifctl gc {}", "as root: "}
+
+
+def test_each_refusal_of_the_takeover_is_walked() -> None:
+    """What it says is to be done, a person does to a file of his own, or root does it again."""
+    file, _, name = TAKEOVER.partition("::")
+    tree = ast.parse((ROOT / "tests" / file).read_text())
+    (test,) = [each for each in ast.walk(tree)
+               if isinstance(each, ast.FunctionDef) and each.name == name]
+    text = ast.unparse(test)
+    script = (ROOT / "conf" / "takeover.in").read_text().replace("\\\n", "")
+    told = re.findall(r"fail \d+ .*?(?:; |: )([\w -]+)\"(?:$| \|\|| ;;)", script, re.MULTILINE)
+    assert len(told) >= 4 and not [each for each in told if each not in text], told
+
+
+def test_each_failure_says_what_to_do() -> None:
     untold: set[tuple[str, str]] = set()
     for path in sorted(ROOT.glob("*/pyqemu_if*/*.py")):
         for function, call in failures_of(path):
-            typed |= {text for text in words_of(call) if TYPED.search(text)}
-            # NOTE: Forbidden has a remedy of its own, a Fault a command or `do`.
-            if getattr(call.func, "id", "") == "Failure" and len(call.args) < 4:
+            # NOTE: Forbidden and Lacking have a remedy of their own, a Fault a command or `do`.
+            name = getattr(call.func, "id", "")
+            if (name in ("Failure", "OfCaller", "Unsaid") and len(call.args) < 4) or (
+                name in ("NoTap", "NoAgent") and "; " not in "".join(
+                    each.value for each in ast.walk(call)
+                    if isinstance(each, ast.Constant) and isinstance(each.value, str)
+                )
+            ):
                 untold.add((str(path.relative_to(ROOT)), function))
-    assert typed == IN_WORDS.keys(), typed ^ IN_WORDS.keys()
     assert untold == UNTOLD.keys(), untold ^ UNTOLD.keys()
+
+
+def test_what_decode_sends_to_says_why(tmp_path: Path) -> None:
+    """The number is what QEMU prints of a hook that failed so."""
+    hooks = Hooks(tmp_path)
+    cases: list[tuple[int, str, Callable[[], object]]] = [
+        (65, "has no key ovs", lambda: hooks.write_policy("version: 1\novs: 1\n")),
+        (78, "everybody can write it", lambda: hooks.policy.chmod(0o666)),
+        (66, "it does not exist", hooks.policy.unlink),
+        (77, "no rule", lambda: hooks.write_policy(
+            'version: 1\nnetworks: {lan: {bridge: br0}}\nrules: [{tap: x, network: lan}]\n')),
+    ]
+    for status, why, make in cases:
+        make()
+        assert hooks.up("t0").returncode == status
+        said = hooks.ctl("decode", str(status * 256)).stdout
+        (verb,) = re.findall(r"pyqemu-ifctl (check|explain)\b", said)
+        done = hooks.ctl(verb, *(["t0"] if verb == "explain" else []))
+        assert done.returncode == status and why in done.stdout + done.stderr, done
 
 
 # A hook that fails, and what it says is to be done.
@@ -646,3 +789,23 @@ def test_what_syslog_is_told_mends_it(place: Place, situation: Situation, before
     assert place.calls.down("t0").status == 0
     place.netns.close_kept()
     assert next(steps, "ended") == "ended"
+
+
+def test_a_tap_that_cannot_be_given_an_owner_is_made_anew(place: Place) -> None:
+    def refuse() -> None:
+        def denied(descriptor: int, uid: int) -> None:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+        setattr(owner, "set_owner", denied)  # noqa: B010  mypy lets no function be assigned
+
+    for more in ([], ["multi_queue"]):
+        place.netns.ip("tuntap", "add", "dev", "t0", "mode", "tap", *more)
+        ended = place.calls.up("t0", refuse)
+        assert ended.status == 77, ended
+        _, before, command = told(ended).partition("make it anew with one: ")
+        assert before, ended
+        place.run(command)
+        ended = place.calls.up("t0", refuse)
+        assert (ended.status, ended.stderr) == (0, ""), ended
+        assert place.calls.down("t0").status == 0
+        place.netns.ip("link", "del", "t0")

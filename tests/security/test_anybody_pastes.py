@@ -71,6 +71,7 @@ from pyqemu_ifup.nft import DroppingChain
 from pyqemu_ifup.on_port import Address, Route, Sights, find_sitting
 from pyqemu_ifup.openvswitch import Database
 from pyqemu_ifup.openvswitch import wait as wait_for
+from pyqemu_ifup.owner import _anew
 from pyqemu_ifup.plan import (
     AddPort,
     DelPort,
@@ -535,6 +536,7 @@ class Elsewhere:
                                            ("pyqemu-netns", "n")))
         self.refused(lambda: refuse_foreign_ports(Seen(a_link(name), ports=(other,)), HERE))
         self.refused(lambda: refuse_shared(a_link(name, multi_queue=True, owner=5), 6))
+        assert _anew(a_link(name)).isprintable()
         self.refused(lambda: check_owner(a_link(name, owner=5), 6, "lan"))
         self.refused(lambda: check_owner(a_link(name, owner=5, persistent=True), 6, "lan"))
         raise_ = _failure(name, OSError(errno.EBUSY, "busy"))
