@@ -23,6 +23,7 @@ from lab.hooks import Hooks
 from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
+from lab.ovsdb_proxy import Proxy, give
 from lab.plug import (
     UNTAGGED,
     break_after_each,
@@ -42,7 +43,7 @@ from pyqemu_ifctl.apply import Guest, Outcome, find_guests
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import Lock, lock_tap
 from pyqemu_ifup.manners import Watch
-from pyqemu_ifup.plan import JoinBridge, SetDown, SetMtu, SetPort, SetUp, Step
+from pyqemu_ifup.plan import AddPort, JoinBridge, SetDown, SetMtu, SetPort, SetUp, Step
 from pyqemu_ifup.work import Work, finish
 
 BRIDGE_MAC, OTHER_MAC, HWADDR = "02:00:00:00:00:0b", "02:00:00:00:00:0c", "02:00:00:00:00:0a"
@@ -998,6 +999,48 @@ def test_what_is_not_taken_back_is_told_with_what_tries_again(
     (row,) = hooks.ctl_json("status")["taps"]
     assert (row["state"], row["network"]) == ("ok", new)
     unplug(site.netns, "web0")
+
+
+def test_one_whose_database_talks_nonsense_in_the_middle_is_told_that_it_is_down(
+    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is the kernel's is as it was."""
+    site.netns.tap("web0")
+    site.ovs.add_bridge("br-two", hwaddr="52:54:00:ff:00:02", mtu=1500)
+    hooks = Hooks(tmp_path / "hooks", netns=site.netns.name)
+    lines: list[str] = []
+    with Proxy(site.ovs.db) as proxy:
+        def policy(network: str) -> str:
+            both = {name: f"{{bridge: {bridge}, ovsdb: '{proxy.address}', mtu: {mtu}}}"
+                    for name, bridge, mtu in (("one", "br-int", 1500), ("two", "br-two", 1400))}
+            return site.text(f"tap: web0, network: {network}", timeout=20, **both)
+
+        def apply(network: str) -> Outcome:
+            wanted = parse_policy([Source("policy.yaml", policy(network).encode())])
+            (found,) = reapply(site.netns, wanted, "web0")
+            return found
+
+        def talk_nonsense() -> None:
+            proxy.spoil = lambda session, message: session.give({**message, "result": []})
+
+        assert apply("one").result == "changed"
+        before = settings(site, "web0")
+        with monkeypatch.context() as patch:
+            meddle(patch, AddPort, talk_nonsense)
+            patch.setattr(pyqemu_ifup.change, "log", lambda _, line: lines.append(line))
+            patch.setattr(pyqemu_ifup.attach, "log", lambda _, line: lines.append(line))
+            assert apply("two").result == "failed"
+        now = settings(site, "web0")
+        assert (now["up"], now["mtu"], now["alias"]) == (False, 1500, before["alias"])
+        assert not [line for line in lines if "gc web0" in line], lines
+        (told,) = [line for line in lines if line.startswith("web0: its link stays down: ")]
+        proxy.spoil = give
+        hooks.write_policy(policy("two"))
+        run_told(hooks, told)
+        assert settings(site, "web0")["up"]
+        assert site.ovs.row("Port", "web0")
+        unplug(site.netns, "web0")
+    site.ovs.vsctl("del-br", "br-two")
 
 
 def meddle_fails(patch: pytest.MonkeyPatch) -> None:

@@ -424,26 +424,26 @@ def _go_back(
         yield from _take_back(host, step, asking)
 
 
-def ask_again(host: Host, tap: str, watch: Watch) -> Work[None]:
+def ask_again(host: Host, tap: str, watch: Watch, remedy: str = "") -> Work[None]:
     """See to it that the databases say what is: what became of a commit that was given up, too.
 
     One that has talked nonsense is connected to anew; one that does not answer is asked nothing
-    more, as syslog is told.
+    more, as syslog is told, with the `remedy` where there is a better one than gc.
     """
     for address, database in list(host.databases.items()):
         try:
             yield from _ask_one_again(host, address, database, watch)
         except Failure as failure:
-            _tell_of_port(host, tap, address, str(failure))
+            _tell_of_port(host, tap, address, str(failure), remedy)
 
 
-def _tell_of_port(host: Host, tap: str, address: str, why: str) -> None:
+def _tell_of_port(host: Host, tap: str, address: str, why: str, remedy: str = "") -> None:
     """Tell syslog of a port that may be left in a database, and whoever asked that something is."""
     host.left = True
     log(
         syslog.LOG_ERR,
         f"{quote(tap)}: a port may be left in {quote(address)}: {why}; "
-        f"{ifctl('gc', tap)} removes it",
+        + (remedy or f"{ifctl('gc', tap)} removes it"),
     )
 
 

@@ -25,10 +25,14 @@ from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, OvsPort, Seen
 from pyqemu_ifup.manners import log
 from pyqemu_ifup.plan import (
+    AddPort,
+    DelPort,
     Difference,
     Plan,
     Prove,
+    SetAlias,
     SetDown,
+    SetPort,
     SetUp,
     Step,
     differences,
@@ -190,14 +194,25 @@ def _restore(host: Host, change: Change) -> Work[None]:
         if change.moves and link is not None and link.up:
             # NOTE: first of all, for a mute server may take all the time there is.
             yield from _take_back(host, SetDown(tap, link.index))
-        yield from ask_again(host, tap, watch)
-        if any(port.ovsdb not in host.databases for port in change.before.ports):
-            return
+        yield from ask_again(host, tap, watch, _again(tap))
         now = host.look(tap, change.port.bridge)
         plan = plan_back(change.port, change.before, now, find_here())
     except Failure as failure:
         log(syslog.LOG_ERR, f"{quote(tap)}: cannot look at what is left: {failure}")
         return
+    if any(port.ovsdb not in host.databases for port in change.before.ports):
+        # NOTE: where its port is by now nobody can tell, so the mark and the link stay as they are.
+        plan = tuple(
+            step for step in plan
+            if not isinstance(step, (AddPort, DelPort, SetPort, SetUp, SetDown))
+            and not (isinstance(step, SetAlias) and not step.alias)
+        )
+        if now.tap is not None and not now.tap.up:
+            log(
+                syslog.LOG_ERR,
+                f"{quote(tap)}: its link stays down: its port cannot be asked for; "
+                f"{_again(tap)}",
+            )
     for step in plan:
         if isinstance(step, SetUp) and not _is_safe(host, change):
             log(syslog.LOG_ERR, f"{quote(tap)}: its link stays down: it is not where it was")
@@ -233,6 +248,10 @@ def _take_back(host: Host, step: Step) -> Work[None]:
     except Failure as failure:
         log(
             syslog.LOG_ERR,
-            f"{quote(step.tap)}: not taken back: {failure}; "
-            f"{ifctl('apply', step.tap)} tries again",
+            f"{quote(step.tap)}: not taken back: {failure}; {_again(step.tap)}",
         )
+
+
+def _again(tap: str) -> str:
+    """Return what puts a living guest's tap right that could not be put back."""
+    return f"{ifctl('apply', tap)} tries again"
