@@ -741,6 +741,32 @@ def test_a_persistent_tap_gets_back_what_it_was(calls: Calls, inside: Namespace)
     inside.ip("link", "del", "t0")
 
 
+@pytest.mark.parametrize("disabled", ["1", "0"])
+def test_a_persistent_tap_gets_back_the_ipv6_that_a_small_mtu_took(
+    calls: Calls, inside: Namespace, disabled: str
+) -> None:
+    """The kernel makes it anew then, with the defaults."""
+    write_policy(calls.hooks, "mtu: 1200", "bridge: br0")
+    inside.ip("link", "set", "br0", "mtu", "1499")
+    inside.ip("link", "set", "br0", "mtu", "1500")
+    persistent(inside, "t0")
+    default = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
+    default.write_text(str(1 - int(disabled)))
+    Path("/proc/sys/net/ipv6/conf/t0/disable_ipv6").write_text(disabled)
+    before = state(inside, "t0")
+    was_done(calls.up("t0"))
+    assert state(inside, "t0")["disable_ipv6"] is None
+    was_done(calls.down("t0"))
+    assert state(inside, "t0") == before
+    was_done(calls.up("t0"))
+    write_policy(calls.hooks, "mtu: 1200", "bridge: br9")
+    assert calls.up("t0").status == 69
+    assert state(inside, "t0") == before
+    default.write_text("0")
+    inside.ip("link", "set", "br0", "mtu", "1500")
+    inside.ip("link", "del", "t0")
+
+
 def test_what_a_failed_up_and_a_down_do_not_give_back(calls: Calls, inside: Namespace) -> None:
     """As pyqemu-ifup(8) and pyqemu-ifdown(8) say: the link, an older script's bridge, the owner."""
     write_policy(calls.hooks, "vlan: 20")

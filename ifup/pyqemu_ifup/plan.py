@@ -833,10 +833,12 @@ def _as_it_was(seen: Seen) -> Seen:
     was = tap.stamp.was if tap is not None and tap.stamp is not None else None
     if tap is None or was is None:
         return seen
+    # NOTE: what a too small MTU took comes back with the kernel's defaults.
+    has_ipv6 = tap.ipv6_disabled is not None or tap.mtu < IPV6_MTU_MIN <= was.mtu
     old = replace(
         tap, mtu=was.mtu, txqueuelen=was.txqueuelen,
         mac=was.mac + tap.mac[2:] if tap.mac.startswith("fe:") else tap.mac,
-        ipv6_disabled=not was.ipv6 if tap.ipv6_disabled is not None else None,
+        ipv6_disabled=not was.ipv6 if has_ipv6 else None,
         addrgenmode=was.addrgenmode if was.addrgenmode is not None else tap.addrgenmode,
     )
     return replace(seen, tap=old)
