@@ -11,11 +11,6 @@ def is_mapped(uid: int) -> bool:
     return any(first <= uid < first + count for first, count in _map())
 
 
-def is_inner() -> bool:
-    """Tell whether this user namespace has some users only, as a container's or a user's own."""
-    return sum(count for _, count in _map()) < ALL
-
-
 def is_alone() -> bool:
     """Tell whether this user namespace has one user: an ordinary user's own root, as a rule."""
     return sum(count for _, count in _map()) == 1
