@@ -214,6 +214,10 @@ class Seen:
     sysctl: bool = True
     other_name_of: str = ""
 
+    def our_rows(self, here: Here) -> list[OvsPort]:
+        """Return those of `ports` that are ours to judge, from this network namespace."""
+        return [port for port in self.ports if port.ours and not port.is_elsewhere(here)]
+
 
 def wanted_vids(vlan: Vlan) -> tuple[Vid, ...]:
     """Return the VIDs of a Linux bridge port for `vlan`: the native one is PVID and untagged."""

@@ -646,7 +646,7 @@ def is_in_place(port: Port, kind: Kind, seen: Seen, here: Here) -> bool:
     What is not has to be attached anew: the settings of a port that is can be changed where it is.
     """
     tap, master = seen.tap, seen.master
-    rows = [row for row in seen.ports if row.ours and not row.is_elsewhere(here)]
+    rows = seen.our_rows(here)
     if tap is None:
         return False
     if kind == "linux":
@@ -698,7 +698,7 @@ def plan_change(port: Port, kind: Kind, seen: Seen, stamp: Stamp, here: Here) ->
         if port.isolated != bool(tap.isolated):
             plan.append(SetIsolated(name, index, port.isolated))
     else:
-        row = next(row for row in seen.ports if row.ours and not row.is_elsewhere(here))
+        row = seen.our_rows(here)[0]
         columns = vlan_columns(port.vlan)
         moves = columns != (row.vlan_mode, row.tag, row.trunks)
         ids = _wanted_ids(port, stamp, index, here)
@@ -731,7 +731,7 @@ def plan_leave(seen: Seen, here: Here) -> tuple[Step, ...]:
     taken = master is not None and not is_ours_to_leave(seen, master)
     if tap is not None and tap.up and not taken:
         plan.append(SetDown(tap.name, tap.index))
-    rows = [port for port in seen.ports if port.ours and not port.is_elsewhere(here)]
+    rows = seen.our_rows(here)
     plan += map(del_port, rows)
     if rows and tap is not None and not taken:
         # NOTE: ovs-vswitchd takes PROMISC from the link that it lets go, by writing all the flags
@@ -748,7 +748,7 @@ def plan_leaving(seen: Seen, here: Here) -> tuple[Step, ...]:
     Where it is still attached it is taken from there and is what it was before.
     """
     tap, master = seen.tap, seen.master
-    rows = [port for port in seen.ports if port.ours and not port.is_elsewhere(here)]
+    rows = seen.our_rows(here)
     if tap is None or tap.stamp is None:
         return tuple(map(del_port, rows))
     if not rows and (master is None or not is_our_master(seen, master)):
