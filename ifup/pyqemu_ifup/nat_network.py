@@ -563,7 +563,7 @@ def _restoring_link(host: Host, held: Held, before: Before) -> Work[None]:
     bridge = before.link
     host.kernel.set_ipv4(bridge.index, before.ipv4)
     link = host.kernel.look_at(bridge.index)
-    if link is not None and link.addrgenmode != bridge.addrgenmode is not None:
+    if link is not None and bridge.addrgenmode not in (None, link.addrgenmode):
         mode = SetIpv6(held.bridge, bridge.index, None, bridge.addrgenmode)
         yield from host.run(mode, host.watch)
     for name, value in before.sysctls.items():
