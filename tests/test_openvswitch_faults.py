@@ -750,6 +750,25 @@ def test_rows_of_a_wrong_type_are_believed_nowhere(site: Site, first: int) -> No
     assert statuses == {0, 71}
 
 
+def test_a_fault_of_ours_is_no_nonsense_of_the_server_s(
+    inside: Namespace, ovs: OpenVSwitch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is reported with its traceback, and the database is believed on the way back."""
+    ovs.add_bridge("br-int", mtu=1500)
+    inside.tap("web0")
+
+    def fail(vlan: object) -> None:
+        raise KeyError("ours")
+
+    monkeypatch.setattr(pyqemu_ifup.openvswitch, "vlan_columns", fail)
+    with pytest.raises(KeyError, match="ours"):
+        plug(inside, port_of("web0", "br-int", ovsdb=ovs.db))
+    assert ovs.find("Port", "web0") is None
+    assert "UP" not in inside.link("web0")["flags"]
+    inside.close_kept()
+    ovs.vsctl("del-br", "br-int")
+
+
 @pytest.mark.parametrize("first", [True, False], ids=["wanted", "in the policy"])
 def test_way_back_asks_the_database_that_the_mark_names(
     inside: Namespace, ovs: OpenVSwitch, tmp_path: Path, first: bool

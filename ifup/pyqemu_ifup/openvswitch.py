@@ -260,7 +260,7 @@ class Database:
         it is mute until `watch` ends.
         """
         before = set(self._unsure)
-        yield from self._commit(lambda transaction: self._root().fetch("cur_cfg"), watch)
+        yield from self._commit(lambda transaction: self._sane(self._root).fetch("cur_cfg"), watch)
         self._unsure -= before
 
     def has_bridge(self, name: str) -> bool:
@@ -358,7 +358,7 @@ class Database:
         yield from self._applied(lambda: self._root().next_cfg, watch)
 
         def compose(transaction: Any) -> None:
-            bridge = self._bridge(op.bridge)
+            bridge = self._sane(lambda: self._bridge(op.bridge))
             if bridge is None:
                 raise Failure(
                     Status.UNAVAILABLE, f"there is no bridge {quote(op.bridge)}",
@@ -381,7 +381,7 @@ class Database:
             port.other_config = {"transient": "true"}
             bridge.verify("name")
             bridge.addvalue("ports", port)
-            self._root().increment("next_cfg")
+            self._sane(self._root).increment("next_cfg")
             transaction.add_comment(f"pyqemu-ifup: add-port {op.bridge} {op.tap}")
 
         yield from self._commit(compose, watch)
@@ -425,21 +425,21 @@ class Database:
         """
 
         def compose(transaction: Any) -> None:
-            port, interface = self._seen(op.tap, op.seen)
+            port, interface, ids, config = self._sane(lambda: self._seen(op.tap, op.seen))
             # NOTE: as for a deletion: the library sends it only with a change of the row.
             interface.verify("external_ids")
-            ids = {**interface.external_ids, **dict(op.external_ids)}
+            ids |= dict(op.external_ids)
             interface.external_ids = {key: ids[key] for key in ids if key not in op.without}
             port.vlan_mode = [] if op.vlan_mode is None else [op.vlan_mode]
             port.tag = [] if op.tag is None else [op.tag]
             port.trunks = list(op.trunks)
             port.protected = op.protected
             port.verify("other_config")
-            config = {**port.other_config, "transient": "true"}
+            config["transient"] = "true"
             if not op.transient:
                 del config["transient"]
             port.other_config = config
-            self._root().increment("next_cfg")
+            self._sane(self._root).increment("next_cfg")
             transaction.add_comment(f"pyqemu-ifup: set port {op.tap}")
 
         done = yield from self._commit(compose, watch)
@@ -452,13 +452,18 @@ class Database:
             watch.check()
             yield left
 
-    def _seen(self, tap: str, external_ids: Iterable[tuple[str, str]]) -> tuple[Any, Any]:
-        """Return the Port and the Interface row that were seen. Raises Failure (71)."""
+    def _seen(
+        self, tap: str, external_ids: Iterable[tuple[str, str]]
+    ) -> tuple[Any, Any, dict[str, str], dict[str, str]]:
+        """Return the Port and the Interface row that were seen, its external_ids and other_config.
+
+        Raises Failure (71).
+        """
         seen = _our_ids(external_ids)
         for port in self._named("Port", tap):
             for interface in port.interfaces:
                 if seen.items() <= interface.external_ids.items():
-                    return port, interface
+                    return port, interface, dict(interface.external_ids), dict(port.other_config)
         raise self._gone()
 
     def link_up(self, tap: str, watch: Watch) -> Work[bool]:
@@ -506,11 +511,8 @@ class Database:
         seen = _our_ids(op.external_ids)
 
         def compose(transaction: Any) -> None:
-            for port in self._named("Port", op.tap):
-                interfaces = list(port.interfaces)
-                if not any(seen.items() <= each.external_ids.items() for each in interfaces):
-                    continue
-                for bridge in self._holders(port):
+            for port, interfaces, bridges in self._sane(lambda: self._marked(op.tap, seen)):
+                for bridge in bridges:
                     bridge.delvalue("ports", port)
                 for interface in interfaces:
                     # NOTE: verify() alone is lost: the library sends it only for a row that the
@@ -518,7 +520,7 @@ class Database:
                     interface.verify("external_ids")
                     interface.delete()
                 port.delete()
-                self._root().increment("next_cfg")
+                self._sane(self._root).increment("next_cfg")
                 transaction.add_comment(f"pyqemu-ifup: del-port {op.tap}")
 
         done = yield from self._commit(compose, watch)
@@ -534,6 +536,17 @@ class Database:
                 raise
             return False
         return True
+
+    def _marked(
+        self, tap: str, ids: dict[str, str]
+    ) -> list[tuple[Any, list[Any], list[Any]]]:
+        """Return each Port row with these external_ids, its Interface rows and its Bridge rows."""
+        found = []
+        for port in self._named("Port", tap):
+            interfaces = list(port.interfaces)
+            if any(ids.items() <= each.external_ids.items() for each in interfaces):
+                found.append((port, interfaces, self._holders(port)))
+        return found
 
     def _root(self) -> Any:
         row = next(iter(self._rows("Open_vSwitch")), None)
@@ -569,7 +582,9 @@ class Database:
             seqno: int = self._idl.change_seqno
             transaction = Transaction(self._idl)
             try:
-                self._sane(lambda: compose(transaction))  # noqa: B023  called at once
+                # NOTE: what else it raises is a fault of ours; of rows it reads by `_sane`.
+                self.check()
+                compose(transaction)
                 status = self._sane(transaction.commit)
                 while status == Transaction.INCOMPLETE:
                     self._unsure.add(transaction)
