@@ -9,14 +9,16 @@ from __future__ import annotations
 import codecs
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from lab.agent import Agent
-from lab.calls import Calls, Change, on_ops
+from lab.calls import Calls, Change, at_op, on_ops, stop
 from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
@@ -26,6 +28,7 @@ from lab.taps import Tap
 from lab.told import run_told
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.lock import TAPS
 from pyqemu_ifup.look import Seen
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import LinkOp, SetUp, Step
@@ -225,6 +228,41 @@ def test_gc_leaves_a_tap_alone_that_is_attached_for_who_comes(
             assert calls.hooks.ctl(*words).stdout.endswith("nothing to remove\n")
         assert diff(attached, Snapshot.take(inside)) == []
         assert calls.down("t0").status == 0
+
+
+@pytest.mark.parametrize("words", [("gc",), ("gc", "t0")], ids=" ".join)
+def test_gc_waits_for_an_up_that_is_under_way(
+    calls: Calls, inside: Namespace, tap: Tap, words: tuple[str, ...]
+) -> None:
+    """Of a tap that nobody holds yet, and that has our mark and is down: then it is attached."""
+    tap.close()
+    calls.hooks.write_policy(POLICY.replace("timeout: 1", "timeout: 60") % "br0")
+    call = calls.start("pyqemu-ifup", "t0", change=at_op(UP, stop))
+    assert call.wait_stopped()
+    env = {**calls.hooks.environ(), "PYQEMU_IFUP_POLICY": str(calls.hooks.policy)}
+    with subprocess.Popen(
+        calls.hooks.argv("pyqemu-ifctl", *words), env=env, stdout=subprocess.PIPE, text=True
+    ) as gc:
+        end = time.monotonic() + 60
+        while not is_waiting(gc.pid):
+            assert time.monotonic() < end and gc.poll() is None, gc.communicate()
+            time.sleep(0.01)
+        call.go_on()
+        assert call.wait().status == 0
+        said = gc.communicate(timeout=60)[0]
+    assert (gc.returncode, said.endswith("nothing to remove\n")) == (0, True), said
+    link = inside.link("t0")
+    assert link["master"] == "br0" and "UP" in link["flags"]
+    assert calls.down("t0").status == 0
+
+
+def is_waiting(pid: int) -> bool:
+    """Tell whether a process has the file open in which the locks of taps are."""
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            if os.readlink(file) == TAPS:
+                return True
+    return False
 
 
 def test_a_port_that_is_not_taken_back(

@@ -116,7 +116,7 @@ def why_held(link: Link) -> str:
     pids = find_holders().of(link.name)
     if pids:
         return f"process {pids[0]} holds it"
-    return "somebody holds it" if link.carrier else "its process runs a script for it"
+    return "somebody holds it" if link.carrier else "a script has, or has just had, it in hand"
 
 
 def _why_ended(link: Link, holders: Holders) -> str | None:
@@ -138,9 +138,8 @@ def _why_ended(link: Link, holders: Holders) -> str | None:
 def ending(host: Host, ended: Ended) -> Work[bool]:
     """Take a tap from its bridge that has no process any more; a user's, of our making, is deleted.
 
-    One that its process has let go likewise.
-
-    Tells whether it was still the same. Raises Failure as `detaching`, 77 where it may not be.
+    One that its process has let go likewise. Tells whether it was still the same. Raises Failure
+    as `detaching`, 77 where it may not be.
     """
     name, before = ended.link.name, ended.link
     with (yield from lock_by_name(name, host.watch)):
