@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -820,6 +820,31 @@ def test_an_up_that_fails_after_an_edit_takes_nothing_from_other_guests(
     assert look() != before
     for tap in ("web0", "web1"):
         assert calls.down(tap).status == 0
+    assert is_gone(inside)
+
+
+@pytest.mark.alone("stops the hook itself")
+def test_a_dnsmasq_that_was_asked_to_end_is_none_that_serves(
+    calls: Calls, inside: Namespace
+) -> None:
+    """It takes its time, so that the up's way back finds it still there."""
+    inside.tap("web0")
+    inside.tap("web1")
+    assert calls.up("web0").status == 0
+    (asked,) = servers(inside)
+    before = settings(inside)
+    os.kill(asked, signal.SIGSTOP)
+    write_policy(calls.hooks, {"dns": {"domain": "new.test"}, "forward": None})
+    ended = calls.up("web1", signalled(1, (dnsmasq, "serve"), (dnsmasq, "end")))
+    assert ended.status == 75 and NOTHING in ended.stderr, ended
+    with suppress(ProcessLookupError):
+        os.kill(asked, signal.SIGCONT)
+    end = time.monotonic() + 20
+    while asked in servers(inside):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert is_whole(inside) and settings(inside) == before
+    assert calls.down("web0").status == 0
     assert is_gone(inside)
 
 

@@ -375,6 +375,8 @@ def _end_process(folder: str, pid: int, watch: Watch) -> Work[None]:
         # NOTE: only what the open descriptor is of cannot be another process by now.
         if _recorded(folder) != pid:
             return
+        # NOTE: from here on it serves no more, though it may take its time: see `look`.
+        _remove(f"{folder}/{READY}")
         signal.pidfd_send_signal(process, signal.SIGTERM)
         # NOTE: in a way back there is more to do than this.
         limit = watch.within(min(TERM_TIME, watch.remaining() / 4))
