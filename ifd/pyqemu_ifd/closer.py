@@ -5,6 +5,10 @@ socket(7)), a file of FUSE asks its server. So does the close of a connection in
 a socket lies unread. A signal ends the lingering (sk_stream_wait_close of net/core/stream.c);
 nothing but its server ends the wait for a file of FUSE, each close of which waits: that of a child
 too, before it executes a program.
+
+The close that waits for a connection is the last one, and a child, or a thread with a table of its
+own, begins with a copy of each. So none of them may find that its copy is the last: no thread
+closes connections, and whoever makes a copy goes on when all but what is needed of it is closed.
 """
 
 from __future__ import annotations
@@ -12,9 +16,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import resource
 import signal
-import socket
 import threading
 import time
 from collections import Counter, deque
@@ -24,6 +26,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifup.forked import close_but, fork_with
 
 T = TypeVar("T")
 
@@ -37,12 +40,12 @@ OF_NEW, OF_ALL = 32, 56
 """Of all together, beyond which there is room for the users we know alone, or for none."""
 CLONE_FILES = 0x400
 """linux/sched.h."""
-BATCH = 253
-"""Connections that are closed at once: SCM_MAX_FD of net/scm.h."""
+ENDS_MAX = 8
+"""Processes that may be kept from their end by what they close; beyond it there are no others."""
 
 
 class Closer:
-    """Threads that look and close, while there is something to look at or to be closed.
+    """Threads that look and close, and processes that hang up, while there is something to do.
 
     `closed` are the users of the connections that are really gone by now, for the caller to take.
     """
@@ -51,10 +54,13 @@ class Closer:
         self.closed: deque[int] = deque()
         self.wakeup = 2
         """What a signal's handler writes to (signal.set_wakeup_fd()), in whatever thread."""
-        self._lock = threading.Condition()
+        self._lock = threading.Lock()
         self._connections: deque[tuple[int, int]] = deque()
         """User and descriptor of each connection that is to be closed."""
-        self._hanging_up = False
+        self._ends: dict[int, list[int]] = {}
+        """The processes that have connections to close, and whose these are."""
+        self._ends_due = 0.0
+        """When to look at them again, and the earliest time for the next."""
         self._held: Counter[int] = Counter()
         """The threads for each user that have not come to their end."""
         self._busy: dict[int, _Wait] = {}
@@ -69,15 +75,20 @@ class Closer:
     def due(self) -> float | None:
         """When `prod` has something to do, in seconds of time.monotonic()."""
         with self._lock:
-            idle = not (self._busy or self._connections or self._held)
+            idle = not (self._busy or self._held)
             times = [each.due for each in self._busy.values()]
-        return None if idle else min(times, default=time.monotonic() + PROD_FIRST)
+        times += [] if idle or times else [time.monotonic() + PROD_FIRST]
+        times += [self._ends_due] if self._connections or self._ends else []
+        return min(times, default=None)
 
     def prod(self) -> None:
-        """Send a signal to each thread that has waited in close(2) for long."""
+        """Hang up, and send a signal to each thread that has waited in close(2) for long."""
         now = time.monotonic()
+        if now >= self._ends_due and (self._connections or self._ends):
+            self._let_end()
+            self._close_connections()
+            self._ends_due = time.monotonic() + PROD_FIRST
         with self._lock:
-            self._staff()
             for thread, wait in self._busy.items():
                 if now >= wait.due:
                     signal.pthread_kill(thread, PROD)
@@ -116,10 +127,7 @@ class Closer:
             if ctypes.CDLL(None, use_errno=True).unshare(CLONE_FILES):
                 raise OSError(ctypes.get_errno(), "unshare(2)")
             # NOTE: nobody's connection, tap or lock is to last as long as this thread.
-            low, high = sorted((connection, self.wakeup))
-            os.closerange(3, low)
-            os.closerange(low + 1, high)
-            os.closerange(high + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            close_but({0, 1, 2, connection, self.wakeup})
             found = look(taken)
             while taken:
                 os.close(taken.pop())
@@ -144,46 +152,45 @@ class Closer:
             os.close(connection)
             self.closed.append(uid)
             return
-        with self._lock:
-            self._connections.append((uid, connection))
-            self._staff()
-            self._lock.notify()
+        self._connections.append((uid, connection))
 
-    def _staff(self) -> None:
-        """Start the thread that what waits needs."""
-        if self._connections and not self._hanging_up:
-            self._hanging_up = _start(self._close_connections)
+    def _let_end(self) -> None:
+        """Take in which of the processes have come to their end."""
+        for pid in [pid for pid in self._ends if os.waitpid(pid, os.WNOHANG)[0]]:
+            self.closed.extend(self._ends.pop(pid))
 
     def _close_connections(self) -> None:
-        while True:
-            with self._lock:
-                while not self._connections:
-                    self._lock.wait()
-                count = min(BATCH, len(self._connections))
-                batch = [self._connections.popleft() for _ in range(count)]
-            self._close_together([connection for _, connection in batch])
-            self.closed.extend(uid for uid, _ in batch)
+        """Have a process with a copy of all connections that are to be closed, which ends.
 
-    def _close_together(self, connections: list[int]) -> None:
-        """Close connections so that one wait, which one signal ends, is that of all of them."""
+        What a process that ends has open does not linger (PF_EXITING in inet_release() of
+        net/ipv4/af_inet.c).
+        """
+        if not self._connections or len(self._ends) >= ENDS_MAX:
+            return
+        connections = [connection for _, connection in self._connections]
         try:
-            left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            heard, told = os.pipe2(os.O_CLOEXEC)
         except OSError:
-            for connection in connections:
-                self._close(connection)
             return
         try:
-            # NOTE: while they are under way, ours is not the last descriptor of any.
-            socket.send_fds(left, [b"x"], connections)
+            pid = fork_with((*connections, heard))
         except OSError:
-            for connection in connections:
-                self._close(connection)
-        else:
-            for connection in connections:
-                os.close(connection)
-        finally:
-            self._close(right.detach())
-            left.close()
+            # NOTE: there is no room for it just now.
+            os.close(heard)
+            os.close(told)
+            return
+        if pid == 0:
+            try:
+                os.read(heard, 1)
+            finally:
+                os._exit(0)
+        os.close(heard)
+        for connection in connections:
+            os.close(connection)
+        # NOTE: only now it ends, so that none of ours was the last one.
+        os.close(told)
+        self._ends[pid] = [uid for uid, _ in self._connections]
+        self._connections.clear()
 
     def _close(self, descriptor: int) -> None:
         me = threading.get_ident()

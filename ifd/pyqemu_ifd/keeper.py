@@ -20,6 +20,7 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import DROP_INS, ETC, MAIN_FILE, load_host_policy, load_policy
 from pyqemu_ifconf.policy import Policy
 from pyqemu_ifconf.trust import LINKS_MAX, steps
+from pyqemu_ifup.forked import fork_with
 from pyqemu_ifup.manners import log
 
 IN_CHANGES = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
@@ -158,7 +159,8 @@ class PolicyKeeper:
         """Have a process read the policy; tell whether there is room for one."""
         ours, theirs = os.pipe2(os.O_CLOEXEC)
         try:
-            pid = os.fork()
+            # NOTE: nobody's connection or tap is to last as long as this process.
+            pid = fork_with((0, 1, 2, theirs))
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.ENOMEM):
                 raise
@@ -179,9 +181,6 @@ class PolicyKeeper:
         try:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
-            # NOTE: nobody's connection or tap is to last as long as this process.
-            pipe = os.dup2(pipe, 3) if pipe != 3 else pipe
-            os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
             resource.setrlimit(resource.RLIMIT_CPU, (READER_SECONDS, READER_SECONDS))
             found = self._read()
             told = (None, found.args) if isinstance(found, Failure) else (found, None)

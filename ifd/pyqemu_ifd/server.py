@@ -201,9 +201,9 @@ class Server:
         self._databases_due: float | None = None
         self._reload_due: float | None = None
         self._reload_asked = False
+        """Whether a signal asks for it: no matter what is about to be set meanwhile."""
         self._look_asked = False
         """Whether to look at every tap when the policy has been read, though it is the same."""
-        """Whether a signal asks for it: no matter what is about to be set meanwhile."""
         self._look_due = 0.0
 
     def run(self, notify: Callable[[str], None], watchdog: float | None) -> None:

@@ -6,7 +6,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import resource
 import signal
 import socket
 import time
@@ -16,6 +15,7 @@ from functools import cached_property
 from typing import NoReturn
 
 from pyqemu_ifup.caller import read_status
+from pyqemu_ifup.forked import fork_with
 from pyqemu_ifup.manners import waiting_for
 from pyqemu_ifup.work import Work, finish
 
@@ -241,7 +241,7 @@ def _finding_elsewhere(
     try:
         os.set_blocking(ours, False)
         try:
-            pid = os.fork()
+            pid = fork_with((theirs,))
             if pid == 0:
                 _be_looker(theirs, asked)
         except OSError as error:
@@ -292,9 +292,6 @@ def _be_looker(pipe: int, asked: Iterable[Held]) -> NoReturn:
     try:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        # NOTE: who reads what our caller writes is not to wait for this process.
-        pipe = os.dup2(pipe, 0)
-        os.closerange(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         ctypes.CDLL(None).prctl(PR_SET_NAME, LOOKER.encode())
         for each in asked:
             os.write(pipe, bytes([_ask(each)]))

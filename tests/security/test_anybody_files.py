@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from lab.needs import require
 from lab.netns import Namespace
 from lab.public import NOBODY, mute_directory, public_folder, python
 from lab.race import fork, wait
+from pyqemu_ifd.closer import Closer
 from pyqemu_ifup.caller import read_status
 from pyqemu_ifup.holders import find_holders
 
@@ -184,3 +187,33 @@ def test_users_whom_the_directory_does_not_know_take_no_other_s_turn(
             assert sender.stdout.readline() == "!300\n"
         assert wait(fork(lambda: ask(NOBODY, "=0")), SLOW) == 0
         assert wait(fork(lambda: ask(NOBODY - 1, "=75")), SLOW) == 0
+
+
+@pytest.mark.timeout(60)
+def test_no_child_of_the_agent_s_closes_what_a_user_has_sent() -> None:
+    """A program that is about to start has a copy of each connection, which is not the last one."""
+    closer = Closer()
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        sender = socket.create_connection(listener.getsockname())
+        receiver = listener.accept()[0]
+    sender.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            sender.send(bytes(65536))
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, sender:
+        socket.send_fds(ours, [b"x"], [sender.fileno()])
+    with receiver:
+        closer.hang_up(NOBODY, theirs.detach())
+        began = time.monotonic()
+        # NOTE: as one that is slow between fork(2) and execve(2).
+        subprocess.run(["true"], preexec_fn=lambda: time.sleep(0.5), check=True)
+        assert time.monotonic() - began < SLOW
+        while not closer.closed:
+            closer.prod()
+            time.sleep(0.01)
+    assert [*closer.closed] == [NOBODY]
