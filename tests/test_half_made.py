@@ -61,6 +61,8 @@ def calls(inside: Namespace, tmp_path: Path) -> Iterator[Calls]:
 def tap(inside: Namespace) -> Iterator[Tap]:
     """A persistent tap t0, held as long as it is open."""
     with Tap("t0", persist=True, owner=0) as tap:
+        # NOTE: one that the kernel has drawn may be what an up makes of it, an op less.
+        inside.ip("link", "set", "t0", "address", "02:00:00:00:00:10")
         yield tap
     inside.ip("link", "del", "t0")
 
