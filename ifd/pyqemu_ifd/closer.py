@@ -40,8 +40,8 @@ OF_NEW, OF_ALL = 32, 56
 """Of all together, beyond which there is room for the users we know alone, or for none."""
 CLONE_FILES = 0x400
 """linux/sched.h."""
-ENDS_MAX = 8
-"""Processes that may be kept from their end by what they close; beyond it there are no others."""
+ENDS_OF_USER, ENDS_MAX = 2, 32
+"""Processes that connections of a user, or of all, may keep from their end; no more are made."""
 
 
 class Closer:
@@ -57,8 +57,8 @@ class Closer:
         self._lock = threading.Lock()
         self._connections: deque[tuple[int, int]] = deque()
         """User and descriptor of each connection that is to be closed."""
-        self._ends: dict[int, list[int]] = {}
-        """The processes that have connections to close, and whose these are."""
+        self._ends: dict[int, tuple[int, int]] = {}
+        """The processes that have connections to close: of which user, and how many."""
         self._ends_due = 0.0
         """When to look at them again, and the earliest time for the next."""
         self._held: Counter[int] = Counter()
@@ -157,40 +157,23 @@ class Closer:
     def _let_end(self) -> None:
         """Take in which of the processes have come to their end."""
         for pid in [pid for pid in self._ends if os.waitpid(pid, os.WNOHANG)[0]]:
-            self.closed.extend(self._ends.pop(pid))
+            uid, number = self._ends.pop(pid)
+            self.closed.extend([uid] * number)
 
     def _close_connections(self) -> None:
-        """Have a process with a copy of all connections that are to be closed, which ends.
-
-        What a process that ends has open does not linger (PF_EXITING in inet_release() of
-        net/ipv4/af_inet.c).
-        """
-        if not self._connections or len(self._ends) >= ENDS_MAX:
-            return
-        connections = [connection for _, connection in self._connections]
-        try:
-            heard, told = os.pipe2(os.O_CLOEXEC)
-        except OSError:
-            return
-        try:
-            pid = fork_with((*connections, heard))
-        except OSError:
-            # NOTE: there is no room for it just now.
-            os.close(heard)
-            os.close(told)
-            return
-        if pid == 0:
-            try:
-                os.read(heard, 1)
-            finally:
-                os._exit(0)
-        os.close(heard)
-        for connection in connections:
-            os.close(connection)
-        # NOTE: only now it ends, so that none of ours was the last one.
-        os.close(told)
-        self._ends[pid] = [uid for uid, _ in self._connections]
-        self._connections.clear()
+        """Let go of the connections of each user, apart from those of all others."""
+        of_user: dict[int, list[int]] = {}
+        for uid, connection in self._connections:
+            of_user.setdefault(uid, []).append(connection)
+        ends = Counter(uid for uid, _ in self._ends.values())
+        for uid, connections in of_user.items():
+            if ends[uid] < ENDS_OF_USER and len(self._ends) < ENDS_MAX:
+                pid = _end_with(connections)
+                if pid is None:
+                    # There is no room for a process just now.
+                    return
+                self._ends[pid] = uid, len(connections)
+                self._connections = deque(each for each in self._connections if each[0] != uid)
 
     def _close(self, descriptor: int) -> None:
         me = threading.get_ident()
@@ -201,6 +184,35 @@ class Closer:
             os.close(descriptor)
         with self._lock:
             del self._busy[me]
+
+
+def _end_with(connections: list[int]) -> int | None:
+    """Close connections, and return a process that has copies of them, and ends with those.
+
+    What a process that ends has open does not linger (PF_EXITING in inet_release() of
+    net/ipv4/af_inet.c). None: there is no room for one, and they stay open.
+    """
+    try:
+        heard, told = os.pipe2(os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        pid = fork_with((*connections, heard))
+    except OSError:
+        os.close(heard)
+        os.close(told)
+        return None
+    if pid == 0:
+        try:
+            os.read(heard, 1)
+        finally:
+            os._exit(0)
+    os.close(heard)
+    for connection in connections:
+        os.close(connection)
+    # NOTE: only now it ends, so that none of ours was the last one.
+    os.close(told)
+    return pid
 
 
 def _start(work: Callable[[], None]) -> bool:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 from collections.abc import Collection
+
+PATIENCE = 1.0
+"""Seconds that the child may take to close what it does not need."""
 
 
 def fork_with(descriptors: Collection[int]) -> int:
@@ -12,7 +16,7 @@ def fork_with(descriptors: Collection[int]) -> int:
 
     It returns when the child has closed the others, so that none of these closes is the last one
     of a file: that one may wait for as long as its maker likes (SO_LINGER of socket(7)). Raises
-    OSError as fork(2) and pipe(2).
+    OSError as fork(2) and pipe(2). A child that takes longer than PATIENCE is not waited for.
     """
     ours, theirs = os.pipe2(os.O_CLOEXEC)
     try:
@@ -33,7 +37,9 @@ def fork_with(descriptors: Collection[int]) -> int:
         return 0
     os.close(theirs)
     try:
-        os.read(ours, 1)
+        poll = select.poll()
+        poll.register(ours, select.POLLIN)
+        poll.poll(PATIENCE * 1000)
     finally:
         os.close(ours)
     return pid
