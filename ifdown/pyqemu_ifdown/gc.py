@@ -103,19 +103,28 @@ def finding_let_go(links: Iterable[Link], *, named: bool = False) -> Work[list[E
         and (stamp := link.stamp) is not None and is_alive(stamp)
         and find_hook_at_work(link.name, stamp.pid) is None
     ]
-    holders = (yield from finding_holders(OTHERS)) if left else None
+    if not left:
+        return []
+    holders = yield from finding_holders(OTHERS)
+    unseen = {*holders.hidden, *holders.unread}
+    uids = {real_uid(pid) for pid in unseen}
     return [
         Ended(link, f"nobody holds it, though its process {link.stamp.pid} runs")
         for link in left
-        if holders is not None and link.stamp is not None and not holders.of(link.name)
+        if link.stamp is not None and not holders.of(link.name)
+        # NOTE: of a process that cannot be looked into nobody can tell that it holds none.
+        and link.stamp.pid not in unseen and (link.stamp.uid or 0) not in uids
     ]
 
 
 def why_held(link: Link) -> str:
     """Return in a clause who holds a tap of ours that stays."""
-    pids = find_holders().of(link.name)
+    holders = find_holders()
+    pids = holders.of(link.name)
     if pids:
         return f"process {pids[0]} holds it"
+    if holders.hidden or holders.unread:
+        return "a process that cannot be looked into may hold it"
     return "somebody holds it" if link.carrier else "a script has, or has just had, it in hand"
 
 
