@@ -96,6 +96,8 @@ class OwnTaps:
         wish = Wish(nic.network, nic.tap, nic.queues, vnet_hdr=True, for_parent=False)
         try:
             with watching(policy.timeout, hook=False) as watch, Netlink() as kernel:
+                # NOTE: what came while the policy was read was noted for the tap before.
+                self.check()
                 self._watch = watch
                 new = make_tap(kernel, policy, find_user(ROOT), os.getpid(), wish)
                 with Host(new.name, watch, narrator(PROGRAM, new.name), kernel) as host:
