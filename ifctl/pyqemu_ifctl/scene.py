@@ -594,6 +594,9 @@ def _look_at_filters(
         looks[f"the rules of {kind}"] = partial(_legacy_chains, kind, family)
     for what, chains_of in looks.items():
         limit = watch.within(max(0.0, min(FILTER_SECONDS, watch.remaining() - KILLING)))
+        if not limit.remaining():
+            parts.missed.append(f"{what}: the time was up before")
+            continue
         try:
             chains += parts.take_apart(what, partial(chains_of, limit)) or ()
         except Failure as failure:
