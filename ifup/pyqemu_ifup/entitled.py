@@ -11,10 +11,11 @@ from pyqemu_ifconf.bridge_conf import NOTHING, BridgeConf
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_made_of, is_user_name, is_valid_name
 from pyqemu_ifconf.policy import Network, Nic, Policy, Vm, find_nic
-from pyqemu_ifconf.shell import all_of, ifctl, quote, readable, sh
+from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifup.access import ROOT, User, check_given, may_have, may_use
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.stamp import is_alive
+from pyqemu_ifup.tun import making_anew
 
 
 def find_network(
@@ -158,14 +159,8 @@ def check_owner(link: Link, uid: int, network: str) -> None:
             f"br={quote(network)} in place of ifname= and script=; it needs no right of its own "
             "then",
         )
-    words = ("dev", link.name, "mode", "tap", *(["multi_queue"] if link.multi_queue else []))
-    raise Failure(
-        Status.DENIED, what, "",
-        "let root make it anew for you: " + all_of(
-            sh("ip", "tuntap", "del", *words),
-            sh("ip", "tuntap", "add", *words, "user", str(uid)),
-        ),
-    )
+    anew = making_anew(link.name, str(uid), queues=link.multi_queue)
+    raise Failure(Status.DENIED, what, "", f"let root make it anew for you: {anew}")
 
 
 def check_quota(network: Network, uid: int, login: str, names: Collection[str]) -> None:

@@ -11,13 +11,19 @@ import errno
 import os
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.shell import Command, all_of, sh
 from pyqemu_ifup.caller import real_uid
 from pyqemu_ifup.holders import OTHERS, Held, finding_held, finding_holders, take_descriptor
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import read_tap_name
-from pyqemu_ifup.tun import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, attach_queue, set_owner
+from pyqemu_ifup.tun import (
+    IFF_MULTI_QUEUE,
+    IFF_NO_PI,
+    IFF_TAP,
+    attach_queue,
+    making_anew,
+    set_owner,
+)
 from pyqemu_ifup.work import Work
 
 
@@ -56,16 +62,6 @@ def _in_other_hands() -> Failure:
     )
 
 
-def _anew(link: Link) -> Command:
-    """Return the command that makes a persistent tap anew as root's."""
-    words = ["dev", link.name, "mode", "tap"]
-    queues = ["multi_queue"] if link.multi_queue else []
-    return all_of(
-        sh("ip", "tuntap", "del", *words, *queues),
-        sh("ip", "tuntap", "add", *words, "user", "root", *queues),
-    )
-
-
 def _giving(link: Link, parent: int) -> Work[None]:
     """Set the owner by a queue of our own, or by the only one there can be, its holder's."""
     descriptor = -1
@@ -87,7 +83,7 @@ def _giving(link: Link, parent: int) -> Work[None]:
         raise Failure(
             Status.DENIED, "it has no owner, and cannot be given one",
             os.strerror(error.errno or 0),
-            f"make it anew with one: {_anew(link)}",
+            f"make it anew with one: {making_anew(link.name, 'root', queues=link.multi_queue)}",
         ) from error
     finally:
         if descriptor >= 0:

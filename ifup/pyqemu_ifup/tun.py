@@ -81,6 +81,14 @@ def is_loaded() -> bool:
         return any(line.split() == [str(os.minor(NUMBER)), "tun"] for line in file)
 
 
+def making_anew(tap: str, user: str, *, queues: bool) -> Command:
+    """Return the command that makes a persistent tap anew as a user's; `queues`: multi_queue."""
+    words = ("dev", tap, "mode", "tap", *(["multi_queue"] if queues else []))
+    return all_of(
+        sh("ip", "tuntap", "del", *words), sh("ip", "tuntap", "add", *words, "user", user)
+    )
+
+
 def _making() -> Command:
     numbers = (str(os.major(NUMBER)), str(os.minor(NUMBER)))
     return all_of(

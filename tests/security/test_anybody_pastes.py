@@ -71,7 +71,6 @@ from pyqemu_ifup.nft import DroppingChain
 from pyqemu_ifup.on_port import Address, Route, Sights, find_sitting
 from pyqemu_ifup.openvswitch import Database
 from pyqemu_ifup.openvswitch import wait as wait_for
-from pyqemu_ifup.owner import _anew
 from pyqemu_ifup.plan import (
     AddPort,
     DelPort,
@@ -100,6 +99,7 @@ from pyqemu_ifup.plan import (
 )
 from pyqemu_ifup.stamp import VERSION, Here, Stamp, format_alias
 from pyqemu_ifup.taps import _failure
+from pyqemu_ifup.tun import making_anew
 from pyqemu_ifup.work import finish
 
 HERE = Here("boot", "4:42")
@@ -536,7 +536,7 @@ class Elsewhere:
                                            ("pyqemu-netns", "n")))
         self.refused(lambda: refuse_foreign_ports(Seen(a_link(name), ports=(other,)), HERE))
         self.refused(lambda: refuse_shared(a_link(name, multi_queue=True, owner=5), 6))
-        assert _anew(a_link(name)).isprintable()
+        assert making_anew(name, "root", queues=False).isprintable()
         self.refused(lambda: check_owner(a_link(name, owner=5), 6, "lan"))
         self.refused(lambda: check_owner(a_link(name, owner=5, persistent=True), 6, "lan"))
         raise_ = _failure(name, OSError(errno.EBUSY, "busy"))
