@@ -55,8 +55,8 @@ class Closer:
         self.wakeup = 2
         """What a signal's handler writes to (signal.set_wakeup_fd()), in whatever thread."""
         self._lock = threading.Lock()
-        self._connections: deque[tuple[int, int]] = deque()
-        """User and descriptor of each connection that is to be closed."""
+        self._connections: dict[int, list[int]] = {}
+        """The descriptors of each user's connections that are to be closed."""
         self._ends: dict[int, tuple[int, int]] = {}
         """The processes that have connections to close: of which user, and how many."""
         self._ends_due = 0.0
@@ -152,7 +152,7 @@ class Closer:
             os.close(connection)
             self.closed.append(uid)
             return
-        self._connections.append((uid, connection))
+        self._connections.setdefault(uid, []).append(connection)
 
     def _let_end(self) -> None:
         """Take in which of the processes have come to their end."""
@@ -162,18 +162,15 @@ class Closer:
 
     def _close_connections(self) -> None:
         """Let go of the connections of each user, apart from those of all others."""
-        of_user: dict[int, list[int]] = {}
-        for uid, connection in self._connections:
-            of_user.setdefault(uid, []).append(connection)
         ends = Counter(uid for uid, _ in self._ends.values())
-        for uid, connections in of_user.items():
+        for uid, connections in list(self._connections.items()):
             if ends[uid] < ENDS_OF_USER and len(self._ends) < ENDS_MAX:
                 pid = _end_with(connections)
                 if pid is None:
                     # There is no room for a process just now.
                     return
                 self._ends[pid] = uid, len(connections)
-                self._connections = deque(each for each in self._connections if each[0] != uid)
+                del self._connections[uid]
 
     def _close(self, descriptor: int) -> None:
         me = threading.get_ident()
