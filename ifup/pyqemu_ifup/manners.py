@@ -299,10 +299,7 @@ def _clauses(thread: int) -> list[str]:
 
 def who_is_mute() -> str:
     """Return in a clause what a run waits for that is broken off now."""
-    if clauses := _clauses(os.getpid()):
-        return clauses[-1]
-    load, is_busy = _load()
-    return f"this host is busy, or {MUTE} ({load})" if is_busy else MUTE
+    return _waiting(os.getpid())
 
 
 def who_holds_up(thread: int, seconds: float) -> str:
@@ -316,12 +313,17 @@ def who_holds_up(thread: int, seconds: float) -> str:
             at_work, for_processor = (int(each) / 1e9 for each in file.read().split()[:2])
     except (OSError, ValueError):
         at_work = for_processor = 0.0
-    load, is_busy = _load()
     if at_work + for_processor > seconds / 2:
+        load, is_busy = _load()
         busy = is_busy or for_processor > at_work
         return f"this host is busy ({load})" if busy else f"there is too much to look at ({load})"
+    return _waiting(thread)
+
+
+def _waiting(thread: int) -> str:
     if clauses := _clauses(thread):
         return clauses[-1]
+    load, is_busy = _load()
     return f"this host is busy, or {MUTE} ({load})" if is_busy else MUTE
 
 
