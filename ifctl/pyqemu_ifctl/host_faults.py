@@ -41,7 +41,14 @@ from pyqemu_ifup.hubs import (
 )
 from pyqemu_ifup.nat import table_name
 from pyqemu_ifup.nat_network import OLDER, guarded
-from pyqemu_ifup.plan import ADDRESS_MAY_COME, OF_CONTAINER, SetIpv6, commands, gets_address
+from pyqemu_ifup.plan import (
+    ADDRESS_MAY_COME,
+    OF_CONTAINER,
+    UNWRITABLE,
+    SetIpv6,
+    commands,
+    gets_address,
+)
 from pyqemu_ifup.sysctl import is_writable
 from pyqemu_ifup.tun import TUN
 
@@ -407,8 +414,7 @@ def find_addressed_taps(scene: Scene) -> Iterator[Fault]:
                 why = "its disable_ipv6 is 0: somebody else has set that, or up could not"
                 yield Fault(what, why, all_of(*commands(keeping)))
             else:
-                why = "what is below /proc/sys/net cannot be written"
-                yield Fault(what, why, None, OF_CONTAINER)
+                yield Fault(what, UNWRITABLE, None, OF_CONTAINER)
 
 
 def find_mixed_hubs(scene: Scene) -> Iterator[Fault]:

@@ -19,6 +19,7 @@ from pyqemu_ifup.plan import (
     ADDRESS_MAY_COME,
     IPV6,
     OF_CONTAINER,
+    UNWRITABLE,
     AddPort,
     Prove,
     SetDown,
@@ -328,7 +329,7 @@ def _tell_of_ipv6(port: Port, now: Seen) -> None:
         return
     why, remedy = "its disable_ipv6 is 0 again", "see who else sets that"
     if not now.sysctl:
-        why, remedy = "what is below /proc/sys/net cannot be written", OF_CONTAINER
+        why, remedy = UNWRITABLE, OF_CONTAINER
     log(syslog.LOG_WARNING, f"{quote(port.tap)}: {ADDRESS_MAY_COME}: {why}; {remedy}")
 
 

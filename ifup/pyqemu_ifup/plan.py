@@ -591,10 +591,11 @@ def plan_up(port: Port, kind: Kind, seen: Seen, stamp: Stamp, here: Here) -> Pla
 
 
 ADDRESS_MAY_COME = "the host's end may get an IPv6 address, by which its guest reaches the host"
+UNWRITABLE = "what is below /proc/sys/net cannot be written"
 OF_CONTAINER = (
     "have whoever starts this container give it --sysctl net.ipv6.conf.default.disable_ipv6=1"
 )
-"""What keeps one away where nothing below /proc/sys can be written."""
+"""What keeps one away where that is why."""
 
 
 def gets_address(tap: Link) -> bool | None:

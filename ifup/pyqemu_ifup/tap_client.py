@@ -13,7 +13,7 @@ import sys
 import time
 
 from pyqemu_ifconf.shell import ifctl, readable, sh
-from pyqemu_ifup.agent import SOCKET_VARIABLE, WIRE
+from pyqemu_ifup.agent import SOCKET_VARIABLE, USERS_UNIT, WIRE
 from pyqemu_ifup.agent import find_socket as find_agent
 
 PACKET_MAX = 65536
@@ -93,7 +93,7 @@ def _connect(path: str) -> _socket.socket:
         if code in (None, errno.EAGAIN):
             raise NoTap(TRY_AGAIN, f"the agent at {readable(path)} does not answer: {why}; "
                         f"see {ifctl('agent')}") from error
-        unit = "pyqemu-ifd.socket" if os.geteuid() == 0 else "pyqemu-ifd-users.socket"
+        unit = "pyqemu-ifd.socket" if os.geteuid() == 0 else USERS_UNIT
         raise NoAgent(
             UNAVAILABLE,
             f"no agent at {readable(path)}: {why}; start one: "
