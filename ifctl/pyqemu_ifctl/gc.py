@@ -16,7 +16,7 @@ from pyqemu_ifdown.gc import (
     ending,
     finding_ended,
     finding_let_go,
-    why_held,
+    finding_why_held,
 )
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.manners import Watch
@@ -55,7 +55,8 @@ def gc(
                 if not let_go:
                     failures.append(_mute(leftover))
             if tap is not None and not found:
-                held = [Ended(link, why_held(link)) for link in host.kernel.links()
+                held = [Ended(link, host.finish(finding_why_held(link)))
+                        for link in host.kernel.links()
                         if link.name == tap and link.stamp is not None and tap not in names]
             networks = host.finish(_networks(host, dry_run=dry_run))
             if tap is None:

@@ -9,7 +9,7 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifdown.detach import detaching_alone
 from pyqemu_ifup.caller import find_hook_at_work, read_number, real_uid
-from pyqemu_ifup.holders import OTHERS, Holders, find_holders, finding_holders
+from pyqemu_ifup.holders import OTHERS, Holders, finding_holders
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, OvsPort
@@ -118,9 +118,9 @@ def finding_let_go(links: Iterable[Link], *, named: bool = False) -> Work[list[E
     ]
 
 
-def why_held(link: Link) -> str:
+def finding_why_held(link: Link) -> Work[str]:
     """Return in a clause who holds a tap of ours that stays."""
-    holders = find_holders()
+    holders = yield from finding_holders(OTHERS)
     pids = holders.of(link.name)
     if pids:
         return f"process {pids[0]} holds it"
