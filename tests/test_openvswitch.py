@@ -23,13 +23,16 @@ from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.ovsdb_proxy import Proxy
+from lab.plug import plug, port_of, unplug
 from lab.snapshot import Snapshot, diff, leftovers
 from lab.taps import Tap, frame, holds, mac, tags
+from pyqemu_ifconf.policy import Vlan
 from pyqemu_ifdown.gc import Leftover, collect
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import Lock, lock_by_name
 from pyqemu_ifup.manners import Watch
-from pyqemu_ifup.openvswitch import SCHEMA
+from pyqemu_ifup.openvswitch import REVALIDATION, SCHEMA
+from pyqemu_ifup.plan import DelPort, SetUp, Step
 from pyqemu_ifup.work import Work
 
 HWADDR = "52:54:00:ff:00:01"
@@ -477,6 +480,31 @@ def test_new_tap_is_never_in_the_old_vlan(site: Site) -> None:
     assert site.ovs.row("Port", "web0")["tag"] == 20
     site.down("web0")
     site.ovs.del_port("wire")
+
+
+@pytest.mark.alone("it runs in this process")
+def test_a_link_is_up_when_the_flows_of_the_row_before_are_gone(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the kernel datapath the new port has the number of the old one, and its flows at first."""
+    real = Host.run
+    times: list[tuple[type[Step], float, float]] = []
+
+    def run(self: Host, step: Step, watch: Watch, patience: float | None = None) -> Work[bool]:
+        begun = time.monotonic()
+        done = yield from real(self, step, watch, patience)
+        times.append((type(step), begun, time.monotonic()))
+        return done
+
+    with site.netns.tap("web0"):
+        plug(site.netns, port_of("web0", "br-int", vlan=Vlan(10), ovsdb=site.ovs.db))
+        monkeypatch.setattr(Host, "run", run)
+        plug(site.netns, port_of("web0", "br-int", vlan=Vlan(20), ovsdb=site.ovs.db))
+        monkeypatch.undo()
+        deleted = next(end for step, _, end in times if step is DelPort)
+        up = next(begun for step, begun, _ in times if step is SetUp)
+        assert up - deleted >= 0.9 * REVALIDATION
+        unplug(site.netns, "web0")
 
 
 @pytest.mark.alone("the agent collects it at once")

@@ -225,6 +225,14 @@ class OpenVSwitch:
         printed = self.vsctl("--no-wait", "--format=json", *words).stdout
         return dict(zip(tables, map(_rows, printed.splitlines()), strict=True))
 
+    def settle(self) -> None:
+        """Return when no flow of before a change forwards: the revalidator threads are late.
+
+        For a test of what is so in the end; on a machine that stands still they may take longer
+        than our own code waits for.
+        """
+        self.appctl("vswitchd", "revalidator/wait")
+
     def find(self, table: str, name: str) -> dict[str, Any] | None:
         """Return the row of `table` whose name is `name`, None where there is none."""
         found = [row for row in self.rows(table)[table] if row["name"] == name]

@@ -612,6 +612,7 @@ def test_vlan_0_stacking_is_not_stopped(fabric: Fabric) -> None:
     seen = carries(evil, other, b"double", (0, 20))
     assert seen is not None and seen[12:16] == b"\x81\x00\x00\x14"
     fabric.plug(fabric.port("evil"))
+    fabric.ovs.settle()
     assert crossing(evil, fabric.trunk, {(0, 20): (20,)}) == {(0, 20): (20,)}
     fabric.unplug("evil")
     fabric.ovs.del_port("other")
