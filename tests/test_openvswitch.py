@@ -23,7 +23,7 @@ from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.ovsdb_proxy import Proxy
-from lab.plug import plug, port_of, unplug
+from lab.plug import meddle, plug, port_of, unplug
 from lab.snapshot import Snapshot, diff, leftovers
 from lab.taps import Tap, frame, holds, mac, tags
 from pyqemu_ifconf.policy import Vlan
@@ -32,7 +32,7 @@ from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import Lock, lock_by_name
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.openvswitch import REVALIDATION, SCHEMA
-from pyqemu_ifup.plan import DelPort, SetUp, Step
+from pyqemu_ifup.plan import AddPort, DelPort, SetUp, del_port
 from pyqemu_ifup.work import Work
 
 HWADDR = "52:54:00:ff:00:01"
@@ -487,24 +487,42 @@ def test_a_link_is_up_when_the_flows_of_the_row_before_are_gone(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the kernel datapath the new port has the number of the old one, and its flows at first."""
-    real = Host.run
-    times: list[tuple[type[Step], float, float]] = []
+    moments: list[float] = []
 
-    def run(self: Host, step: Step, watch: Watch, patience: float | None = None) -> Work[bool]:
-        begun = time.monotonic()
-        done = yield from real(self, step, watch, patience)
-        times.append((type(step), begun, time.monotonic()))
-        return done
+    def mark() -> None:
+        moments.append(time.monotonic())
 
     with site.netns.tap("web0"):
         plug(site.netns, port_of("web0", "br-int", vlan=Vlan(10), ovsdb=site.ovs.db))
-        monkeypatch.setattr(Host, "run", run)
+        meddle(monkeypatch, DelPort, mark, after=True)
+        meddle(monkeypatch, SetUp, mark)
         plug(site.netns, port_of("web0", "br-int", vlan=Vlan(20), ovsdb=site.ovs.db))
-        monkeypatch.undo()
-        deleted = next(end for step, _, end in times if step is DelPort)
-        up = next(begun for step, begun, _ in times if step is SetUp)
+        deleted, up = moments
         assert up - deleted >= 0.9 * REVALIDATION
         unplug(site.netns, "web0")
+
+
+@pytest.mark.alone("it runs in this process")
+def test_another_s_port_that_goes_meanwhile_shortens_no_wait(site: Site) -> None:
+    """The agent has one connection for all guests."""
+    names = ("web0", "web1")
+    with site.netns.tap("web0"), site.netns.tap("web1"):
+        for name in names:
+            plug(site.netns, port_of(name, "br-int", vlan=Vlan(10), ovsdb=site.ovs.db))
+        with site.netns.enter(), Host(None, Watch(10), lambda command: None) as host:
+            host.finish(host.open_databases([site.ovs.db]))
+            (web0,), (web1,) = map(host.databases[site.ovs.db].ports, names)
+            assert web0.ifindex is not None
+            add = AddPort(
+                site.ovs.db, "br-int", "web0", web0.ifindex, Vlan(20), False, web0.external_ids
+            )
+            host.finish(host.run(del_port(web0), host.watch))
+            deleted = time.monotonic()
+            for step in (del_port(web1), add):
+                host.finish(host.run(step, host.watch))
+            assert time.monotonic() - deleted >= 0.9 * REVALIDATION
+        for name in names:
+            unplug(site.netns, name)
 
 
 @pytest.mark.alone("the agent collects it at once")

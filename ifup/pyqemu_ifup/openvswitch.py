@@ -163,7 +163,7 @@ class Database:
     ) -> None:
         self.address = address
         self._unsure: set[object] = set()
-        self._deleted: tuple[str | None, float] = (None, 0.0)
+        self._deleted: dict[str, float] = {}
         self.fault: Failure | None = None
         """Why the server cannot be understood; nothing of it can be trusted then."""
         self._mute = f"the database of Open vSwitch at {quote(address)} does not answer"
@@ -394,11 +394,9 @@ class Database:
             lambda: self._is_usable(op), watch,
             f"ovs-vswitchd does not take the port in ({quote(self.address)})",
         )
-        tap, since = self._deleted
-        if tap == op.tap:
-            # NOTE: on the kernel datapath it has the number of the port that has just gone, and
-            # with it the flows of that port's VLAN.
-            yield from self._revalidated(since, watch)
+        # NOTE: on the kernel datapath it has the number of the port that has just gone, and with
+        # it the flows of that port's VLAN.
+        yield from self._revalidated(self._deleted.get(op.tap, 0.0), watch)
 
     def _is_there(self, op: AddPort) -> bool:
         """Tell whether our own commit came through, its reply lost with the connection."""
@@ -551,7 +549,12 @@ class Database:
                 raise
             return False
         finally:
-            self._deleted = (op.tap, time.monotonic())
+            # NOTE: the agent has one connection for all guests: another's port goes meanwhile.
+            now = time.monotonic()
+            self._deleted = {
+                tap: at for tap, at in self._deleted.items() if now - at < REVALIDATION
+            }
+            self._deleted[op.tap] = now
         return True
 
     def _marked(
