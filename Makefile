@@ -272,6 +272,7 @@ test: ## install what is missing and run all the tests (root, or some skip)
 
 lint: .venv/ready ## ruff and mypy
 	@.venv/bin/python3 -m ruff check .
+	.venv/bin/python3 -m ruff format --check --quiet .
 	.venv/bin/python3 -m mypy
 
 demo: ## a guest on a bridge by a policy, in a network namespace of its own (root)

@@ -112,9 +112,14 @@ def test_a_network_before_a_bridge(
 @pytest.mark.parametrize(
     ("name", "uid", "login", "groups", "text"),
     [
-        ("br-int", 1000, "alice", ("staff",),
-         "bridge br-int is not enough: the networks web and fw are on it; give the name of one, "
-         "as in br=web"),
+        (
+            "br-int",
+            1000,
+            "alice",
+            ("staff",),
+            "bridge br-int is not enough: the networks web and fw are on it; give the name of one, "
+            "as in br=web",
+        ),
         ("br-int", 0, "root", (), "bridge br-int is not enough: the networks web and fw are on it"),
         ("br-int", 1001, "carol", (), "user carol may use no network on bridge br-int: neither"),
         ("br1", 1001, "carol", (), "user carol may not use network nobody: "),
@@ -143,8 +148,12 @@ def conf(allowed: str = "", denied: str = "") -> BridgeConf:
         ("lan", "alice", conf("", "br0"), "bridge.conf denies its bridge br0"),
         ("lan", "alice", conf("", "br1"), None),
         ("plain", "bob", conf("br6"), "bob is among its deny_users"),
-        ("lan", "eve", conf("br0"), "and that bridge.conf allows br0 admits to no network with "
-         "users:"),
+        (
+            "lan",
+            "eve",
+            conf("br0"),
+            "and that bridge.conf allows br0 admits to no network with users:",
+        ),
         ("nobody", "eve", conf("br1"), "admits to no network with vlan:"),
         ("trunk", "eve", conf("all"), "admits to no network with vlan:"),
         ("fw", "eve", conf("br-int"), "admits to no network with users:"),
@@ -412,7 +421,5 @@ def test_nothing_is_allowed_without_a_file() -> None:
 
 
 def test_the_default_of_a_network_is_nobody() -> None:
-    policy: Policy = parse_policy(
-        [Source("p", b"version: 1\nnetworks: {lan: {bridge: br0}}\n")]
-    )
+    policy: Policy = parse_policy([Source("p", b"version: 1\nnetworks: {lan: {bridge: br0}}\n")])
     assert "may not use" in denied(lambda: may_use(policy.networks["lan"], 1, "daemon", ("x",)))

@@ -41,10 +41,7 @@ UP = {
     "ten0": ["SetAlias", "SetMac", "SetMtu", "SetIpv6", "AddPort", "SetUp"],
 }
 """For a tap of each kind of bridge, the steps of its up."""
-DOWN = {
-    "lan0": ["SetDown", "LeaveBridge", "SetAlias"],
-    "ten0": ["SetDown", "DelPort", "SetAlias"],
-}
+DOWN = {"lan0": ["SetDown", "LeaveBridge", "SetAlias"], "ten0": ["SetDown", "DelPort", "SetAlias"]}
 STEPS = [
     (tap, step, moment)
     for tap, steps in UP.items()
@@ -376,9 +373,7 @@ GOES = 3
 """How often it may be more, for what the machine does else is felt in the processor's caches."""
 
 
-def test_the_work_for_one_grows_with_one_on_open_vswitch(
-    agent_on_both: Agent, both: Site
-) -> None:
+def test_the_work_for_one_grows_with_one_on_open_vswitch(agent_on_both: Agent, both: Site) -> None:
     both.write_policy(timeout=120)
     wait_for_timeout(agent_on_both, 120)
     # NOTE: the first one of all has the agent load what it needs.
@@ -387,9 +382,9 @@ def test_the_work_for_one_grows_with_one_on_open_vswitch(
     for _ in range(GOES):
         few = [ups_and_downs(agent_on_both, both, FEW) for _ in range(3)]
         many = ups_and_downs(agent_on_both, both, MANY)
-        found.append([
-            many[at] / MANY / (sum(each[at] for each in few) / len(few) / FEW) for at in (0, 1)
-        ])
+        found.append(
+            [many[at] / MANY / (sum(each[at] for each in few) / len(few) / FEW) for at in (0, 1)]
+        )
         if max(found[-1]) < GROWTH:
             return
     raise AssertionError(found)
@@ -752,9 +747,7 @@ def test_who_reads_nothing_of_it_delays_nothing(site: Site) -> None:
 def test_second_agent(agent: Agent, site: Site) -> None:
     done = site.netns.run(agent.argv(), check=False)
     assert done.returncode == 75
-    assert done.stderr == (
-        f"pyqemu-ifd: an agent listens at {agent.path} already; stop it first\n"
-    )
+    assert done.stderr == (f"pyqemu-ifd: an agent listens at {agent.path} already; stop it first\n")
     assert agent.report()["connections"] == 1
 
 
@@ -1255,8 +1248,13 @@ def lingering() -> Iterator[int]:
 
 @pytest.mark.parametrize(
     ("way", "status"),
-    [("request", 64), ("no request", 64), ("three", 64), ("after its request", 77),
-     ("too many connections", None)],
+    [
+        ("request", 64),
+        ("no request", 64),
+        ("three", 64),
+        ("after its request", 77),
+        ("too many connections", None),
+    ],
 )
 def test_descriptor_whose_close_waits_keeps_nobody_else_waiting(
     of_users: Agent, site: Site, way: str, status: int | None
@@ -1342,8 +1340,6 @@ def test_answers_of_a_policy_with_5000_rules(site: Site) -> None:
         assert agent.down("lan0").status == 0
 
 
-
-
 BRIEF = """
 from pyqemu_ifup import nat_network
 real = nat_network.holding
@@ -1375,10 +1371,16 @@ def test_a_user_has_a_network_s_lock_for_a_while_and_root_as_long_as_it_takes(
     policy = tmp_path / "policy.yaml"
     nat = {"ipv4": "192.168.79.1/24", "dhcp": False, "dns": False, "outbound": False}
     networks = {"lab": {"bridge": "labbr0", "nat": nat, "users": ["nobody"]}}
-    policy.write_text(json.dumps({
-        "version": 1, "timeout": 60, "networks": networks,
-        "rules": [{"tap": "*", "network": "lab"}],
-    }))
+    policy.write_text(
+        json.dumps(
+            {
+                "version": 1,
+                "timeout": 60,
+                "networks": networks,
+                "rules": [{"tap": "*", "network": "lab"}],
+            }
+        )
+    )
     logs = [tmp_path / "root", tmp_path / "users"]
 
     def up_and_down(agent: Agent, tap: Tap) -> None:

@@ -24,14 +24,7 @@ from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.ovsdb_proxy import Proxy, give
-from lab.plug import (
-    UNTAGGED,
-    break_after_each,
-    crossing,
-    meddle,
-    reapply,
-    unplug,
-)
+from lab.plug import UNTAGGED, break_after_each, crossing, meddle, reapply, unplug
 from lab.qemu import Qemu
 from lab.snapshot import Snapshot, diff
 from lab.storm import Storm, native, spelled, trunk, vlan
@@ -100,7 +93,6 @@ class Site:
         """Look at everything."""
         return Snapshot.take(self.netns, self.ovs)
 
-
     def build(self) -> Site:
         """Make the bridges, their MACs and MTUs pinned."""
         self.add_bridge("br0", BRIDGE_MAC)
@@ -163,8 +155,11 @@ def settings(site: Site, tap: str) -> dict[str, Any]:
     link = site.netns.link(tap)
     row = site.ovs.find("Port", tap)
     found = {
-        "up": "UP" in link["flags"], "master": link.get("master"), "mtu": link["mtu"],
-        "txqlen": link["txqlen"], "alias": link.get("ifalias"),
+        "up": "UP" in link["flags"],
+        "master": link.get("master"),
+        "mtu": link["mtu"],
+        "txqlen": link["txqlen"],
+        "alias": link.get("ifalias"),
     }
     if row is not None:
         found |= {name: row[name] for name in ("tag", "trunks", "vlan_mode", "protected")}
@@ -188,14 +183,17 @@ def test_what_differs_is_told_and_put_in_force(site: Site, tmp_path: Path) -> No
     assert "".join(head.split()) == f"web0(pid{os.getpid()}):{hooks.policy}:8"
     shown = [head, *f"  - {rest}".splitlines()]
     assert shown[1:6] == [
-        "  - vlan  10", "  + vlan  20", "  - mtu   1500", "  + mtu   1400",
+        "  - vlan  10",
+        "  + vlan  20",
+        "  - mtu   1500",
+        "  + mtu   1400",
         "  its link would go down and up",
     ]
-    assert shown[6:8] == [
-        "  $ ip link set dev web0 down", "  $ ip link set dev web0 mtu 1400",
-    ]
-    assert shown[8].startswith(f"  $ ovs-vsctl --db={site.ovs.db} set port web0 vlan_mode=access "
-                               "tag=20 'trunks=[]' protected=false other_config:transient=true")
+    assert shown[6:8] == ["  $ ip link set dev web0 down", "  $ ip link set dev web0 mtu 1400"]
+    assert shown[8].startswith(
+        f"  $ ovs-vsctl --db={site.ovs.db} set port web0 vlan_mode=access "
+        "tag=20 'trunks=[]' protected=false other_config:transient=true"
+    )
     assert shown[9:] == ["  $ ip link set dev web0 up", "", "1 tap would be changed"]
     answer = hooks.ctl_json("apply")
     assert answer["version"] == 1
@@ -203,8 +201,14 @@ def test_what_differs_is_told_and_put_in_force(site: Site, tmp_path: Path) -> No
     commands = told.pop("commands")
     assert commands == [line.removeprefix("  $ ") for line in shown if "  $ " in line]
     assert told == {
-        "tap": "web0", "vm": None, "pid": os.getpid(), "network": "tenants",
-        "rule": f"{hooks.policy}:8", "result": "changed", "link_down": True, "because": None,
+        "tap": "web0",
+        "vm": None,
+        "pid": os.getpid(),
+        "network": "tenants",
+        "rule": f"{hooks.policy}:8",
+        "result": "changed",
+        "link_down": True,
+        "because": None,
         "guest_told": None,
         "differences": [
             {"setting": "vlan", "wanted": "20", "is": "10", "because": None},
@@ -256,8 +260,9 @@ def test_link_stays_up_where_the_network_stays(site: Site, stepped: list[Step]) 
     site.netns.tap("web0")
     for network, setting, found in IN_PLACE:
         vlan = ", vlan: 10" if network == "tenants" else ""
-        site.apply(f"tap: web0, network: {network}, mtu: 1500, txqueuelen: 1000{vlan}",
-                   taps=("web0",))
+        site.apply(
+            f"tap: web0, network: {network}, mtu: 1500, txqueuelen: 1000{vlan}", taps=("web0",)
+        )
         stepped.clear()
         outcome = site.apply(f"tap: web0, network: {network}, {setting}")["web0"]
         assert (outcome.result, outcome.moves) == ("changed", False), setting
@@ -297,12 +302,15 @@ def test_moves(site: Site) -> None:
 
 
 BREAKS = {
-    "another VLAN": ("network: tenants, vlan: 10, isolated: true, external_ids: {a: b}",
-                     "network: tenants, vlan: {trunk: [20, 30]}, mtu: 1400, txqueuelen: 9, "
-                     "external_ids: {c: d}"),
+    "another VLAN": (
+        "network: tenants, vlan: 10, isolated: true, external_ids: {a: b}",
+        "network: tenants, vlan: {trunk: [20, 30]}, mtu: 1400, txqueuelen: 9, external_ids: {c: d}",
+    ),
     "from Linux to OVS": ("network: lan, isolated: true, mtu: 1400", "network: tenants, vlan: 20"),
-    "from OVS to Linux": ("network: tenants, vlan: {native: 10, trunk: [20]}, isolated: true",
-                          "network: lan, txqueuelen: 9"),
+    "from OVS to Linux": (
+        "network: tenants, vlan: {native: 10, trunk: [20]}, isolated: true",
+        "network: lan, txqueuelen: 9",
+    ),
     "to another Linux bridge": ("network: lan", "network: other, isolated: true, mtu: 1400"),
 }
 
@@ -393,13 +401,17 @@ def test_one_that_fails_does_not_keep_the_others(
     assert site.netns.link("web1")["master"] == "br1"
     site.netns.ip("link", "set", "dev", "web1", "nomaster")
     assert results(site.apply("tap: web*, network: lan, mtu: 1400")) == {
-        "web0": "unchanged", "web1": "changed", "web2": "unchanged",
+        "web0": "unchanged",
+        "web1": "changed",
+        "web2": "unchanged",
     }
     # A tap that goes while it is changed; a bridge that is not there.
     meddle(monkeypatch, SetMtu, lambda: site.netns.ip("link", "del", "web0"))
     policy = site.policy(
-        "tap: web0, network: lan, mtu: 1300", "tap: web1, network: nowhere",
-        "tap: web2, network: lan", nowhere="{bridge: br9}",
+        "tap: web0, network: lan, mtu: 1300",
+        "tap: web1, network: nowhere",
+        "tap: web2, network: lan",
+        nowhere="{bridge: br9}",
     )
     outcomes = {each.guest.tap: each for each in reapply(site.netns, policy)}
     assert results(outcomes) == {"web0": "failed", "web1": "failed", "web2": "changed"}
@@ -430,7 +442,8 @@ def test_denied_by_now(site: Site, tmp_path: Path) -> None:
     assert "left as it is, on no bridge: closed; cut it off: " in hooks.ctl("apply").stderr
     done = hooks.ctl("apply", "--cut")
     assert (done.returncode, done.stderr) == (
-        0, "pyqemu-ifctl: web0: cut off, its link is down: denied: closed\n"
+        0,
+        "pyqemu-ifctl: web0: cut off, its link is down: denied: closed\n",
     )
     assert "left as it is, on no bridge, down: closed; end its" in hooks.ctl("apply").stderr
     unplug(site.netns, "web0")
@@ -449,8 +462,9 @@ def test_one_without_a_mark_is_denied_where_it_is_and_nothing_cuts_it_off(
             site.netns.ip("link", "set", "dev", "web0", "up", *words)
             done = hooks.ctl("apply", "web0")
             assert (done.returncode, done.stderr) == (
-                77, f"pyqemu-ifctl: web0: denied by now, and left as it is, on {place}: closed; "
-                "end its QEMU, or mend the policy\n"
+                77,
+                f"pyqemu-ifctl: web0: denied by now, and left as it is, on {place}: closed; "
+                "end its QEMU, or mend the policy\n",
             )
         assert qemu.quit() == 0
 
@@ -516,7 +530,10 @@ def test_bridges_that_were_made_anew_get_their_guests_back(own_site: Site) -> No
     site.netns.ip("link", "del", "br0")
     outcomes = site.apply(*RULES)
     assert results(outcomes) == {
-        "lan0": "failed", "lan1": "failed", "ten0": "unchanged", "ten1": "unchanged",
+        "lan0": "failed",
+        "lan1": "failed",
+        "ten0": "unchanged",
+        "ten1": "unchanged",
     }
     assert failure_of(outcomes["lan0"]).status is Status.UNAVAILABLE
     assert "UP" in site.netns.link("lan0")["flags"]
@@ -530,8 +547,16 @@ def test_mute_vswitchd(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.netns.tap("ten0")
     site.plug("ten0", "network: tenants, vlan: 10")
     row = site.ovs.row("Port", "ten0")
-    policy = parse_policy([Source("p.yaml", site.text("tap: ten0, network: tenants, vlan: 20")
-                                  .replace("timeout: 20", "timeout: 1").encode())])
+    policy = parse_policy(
+        [
+            Source(
+                "p.yaml",
+                site.text("tap: ten0, network: tenants, vlan: 20")
+                .replace("timeout: 20", "timeout: 1")
+                .encode(),
+            )
+        ]
+    )
     monkeypatch.setattr("pyqemu_ifctl.apply.SETTLE", 0.1)
     site.ovs.vswitchd.stop()
     try:
@@ -558,8 +583,17 @@ def test_ports_changed_by_somebody_else_meanwhile(
     assert "has gone again" in str(outcome.failure)
     # What others have added to the row stays there, and a port that somebody took out comes back.
     assert settings(site, "ten0")["tag"] == 10
-    site.ovs.vsctl("set", "interface", "ten0", "external_ids:ovn-installed=true",
-                   "--", "set", "port", "ten0", "other_config:theirs=1")
+    site.ovs.vsctl(
+        "set",
+        "interface",
+        "ten0",
+        "external_ids:ovn-installed=true",
+        "--",
+        "set",
+        "port",
+        "ten0",
+        "other_config:theirs=1",
+    )
     assert results(site.apply("tap: ten0, network: tenants, vlan: 30")) == {"ten0": "changed"}
     assert site.ovs.row("Interface", "ten0")["external_ids"]["ovn-installed"] == "true"
     assert site.ovs.row("Port", "ten0")["other_config"] == {"transient": "true", "theirs": "1"}
@@ -584,13 +618,18 @@ def test_running_qemu(site: Site, tmp_path: Path) -> None:
         assert qemu.greeting
         assert [settings(site, tap)["master"] for tap in ("web0", "web1")] == ["br0", "br0"]
         policy_file(
-            site, hooks, "mac: '52:54:00:00:00:01', vm: db*, network: tenants, vlan: 10",
-            "netdev: n1, network: other", "tap: '*', network: lan",
+            site,
+            hooks,
+            "mac: '52:54:00:00:00:01', vm: db*, network: tenants, vlan: 10",
+            "netdev: n1, network: other",
+            "tap: '*', network: lan",
         )
         site.netns.ip("link", "set", "dev", "web2", "up")
         answer = {each["tap"]: each for each in hooks.ctl_json("apply")["taps"]}
         assert {tap: each["result"] for tap, each in answer.items()} == {
-            "web0": "changed", "web1": "changed", "web2": "left",
+            "web0": "changed",
+            "web1": "changed",
+            "web2": "left",
         }
         assert (answer["web0"]["vm"], answer["web0"]["pid"]) == ("db1", qemu.pid)
         assert answer["web2"]["because"].endswith("attach it: pyqemu-ifctl apply web2")
@@ -603,10 +642,18 @@ def test_running_qemu(site: Site, tmp_path: Path) -> None:
         assert settings(site, "web2")["master"] == "br0"
         site.netns.ip("link", "set", "dev", "web1", "alias", "")
         site.netns.ip("link", "set", "dev", "web1", "nomaster")
-        site.netns.ip("link", "set", "dev", "web0", "alias",
-                      re.sub(r"pid=\d+ start=\d+", "pid=1 start=2", alias))
+        site.netns.ip(
+            "link",
+            "set",
+            "dev",
+            "web0",
+            "alias",
+            re.sub(r"pid=\d+ start=\d+", "pid=1 start=2", alias),
+        )
         assert {each["tap"]: each["result"] for each in hooks.ctl_json("apply")["taps"]} == {
-            "web0": "changed", "web1": "changed", "web2": "unchanged",
+            "web0": "changed",
+            "web1": "changed",
+            "web2": "unchanged",
         }
         assert site.netns.link("web0")["ifalias"] == alias
         assert settings(site, "web1")["master"] == "br1"
@@ -671,8 +718,9 @@ def test_scripts_at_work_are_waited_for(site: Site, tmp_path: Path) -> None:
     policy_file(site, hooks, "tap: '*', network: lan")
     gate = tmp_path / "gate"
     script = tmp_path / "slow"
-    script.write_text(f"#!/bin/sh\nwhile ! [ -e {gate} ]; do sleep 0.05; done\n"
-                      f"exec {hooks.ifup} \"$1\"\n")
+    script.write_text(
+        f'#!/bin/sh\nwhile ! [ -e {gate} ]; do sleep 0.05; done\nexec {hooks.ifup} "$1"\n'
+    )
     script.chmod(0o755)
     args = ["-netdev", f"tap,id=n0,ifname=web0,script={script},downscript={hooks.ifdown}"]
     with Qemu(*args, netns=site.netns.name, env=hooks.environ()) as qemu:
@@ -773,8 +821,17 @@ def test_agent_has_the_tap_for_itself_while_it_brings_the_guest_back(
         site.ovs.vswitchd.stop()
         try:
             site.ovs.vsctl(
-                "--no-wait", "del-br", "br-int", "--", "add-br", "br-int",
-                "--", "set", "bridge", "br-int", "datapath_type=netdev",
+                "--no-wait",
+                "del-br",
+                "br-int",
+                "--",
+                "add-br",
+                "br-int",
+                "--",
+                "set",
+                "bridge",
+                "br-int",
+                "datapath_type=netdev",
             )
             wait(lambda: is_locked(site, "ten0"), "the agent does not lock it")
             (outcome,) = reapply(site.netns, hasty, "ten0")
@@ -886,9 +943,7 @@ def test_guest_that_ends_meanwhile_is_no_failure(
 
 def all_there(site: Site, names: tuple[str, ...]) -> bool:
     found = [settings(site, name) for name in names]
-    return all(
-        each["up"] and (each["master"] == "br0" or each.get("tag") == 10) for each in found
-    )
+    return all(each["up"] and (each["master"] == "br0" or each.get("tag") == 10) for each in found)
 
 
 def test_network_with_nat_is_made_for_who_comes_and_goes_with_who_leaves(
@@ -1010,9 +1065,12 @@ def test_one_whose_database_talks_nonsense_in_the_middle_is_told_that_it_is_down
     hooks = Hooks(tmp_path / "hooks", netns=site.netns.name)
     lines: list[str] = []
     with Proxy(site.ovs.db) as proxy:
+
         def policy(network: str) -> str:
-            both = {name: f"{{bridge: {bridge}, ovsdb: '{proxy.address}', mtu: {mtu}}}"
-                    for name, bridge, mtu in (("one", "br-int", 1500), ("two", "br-two", 1400))}
+            both = {
+                name: f"{{bridge: {bridge}, ovsdb: '{proxy.address}', mtu: {mtu}}}"
+                for name, bridge, mtu in (("one", "br-int", 1500), ("two", "br-two", 1400))
+            }
             return site.text(f"tap: web0, network: {network}", timeout=20, **both)
 
         def apply(network: str) -> Outcome:
@@ -1045,14 +1103,23 @@ def test_one_whose_database_talks_nonsense_in_the_middle_is_told_that_it_is_down
 
 def meddle_fails(patch: pytest.MonkeyPatch) -> None:
     """Have each bridge refuse to be joined, once."""
+
     def refuse() -> None:
         raise Failure(Status.REFUSED, "refused by the test")
 
     meddle(patch, JoinBridge, refuse)
 
 
-STORM = [vlan(10), vlan(20), trunk(20, 30), native(10, 30), None, trunk(10, 40), native(40, 20, 30),
-         vlan(30)]
+STORM = [
+    vlan(10),
+    vlan(20),
+    trunk(20, 30),
+    native(10, 30),
+    None,
+    trunk(10, 40),
+    native(40, 20, 30),
+    vlan(30),
+]
 
 
 def test_two_hundred_changes_under_traffic(site: Site) -> None:
@@ -1062,8 +1129,10 @@ def test_two_hundred_changes_under_traffic(site: Site) -> None:
             site.ovs.add_port("br-int", tap.name, f"tag={vid}" if vid else "vlan_mode=access")
         site.ovs.wait_up(*(tap.name for tap in storm.sniffers.values()))
         storm.run(
-            [(vlan, site.policy(f"tap: web0, network: tenants, vlan: {spelled(vlan)}"))
-             for vlan in STORM],
+            [
+                (vlan, site.policy(f"tap: web0, network: tenants, vlan: {spelled(vlan)}"))
+                for vlan in STORM
+            ],
             200,
         )
         for tap in storm.sniffers.values():

@@ -41,7 +41,9 @@ def client(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], socket.socke
         listener.listen()
         with subprocess.Popen(
             ["/usr/bin/env", "python3", "-I", "-c", CONNECT, tmp_path / "socket"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "connected\n"

@@ -43,8 +43,12 @@ class Bench:
         """Start it; its environment is how all its processes are known."""
         process = subprocess.Popen(
             [*inside, sys.executable, str(BENCH), *words],
-            env={**os.environ, "TMPDIR": str(self.folder), MARK: str(self.folder)}, cwd="/",
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "TMPDIR": str(self.folder), MARK: str(self.folder)},
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.pids.append(process.pid)
         return process

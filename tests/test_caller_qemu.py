@@ -110,14 +110,18 @@ def recorder(tmp_path: Path) -> Recorder:
     return Recorder(tmp_path / "up", tmp_path / "down", log)
 
 
-def caller(
-    tap: str, vm: str | None, netdev: str | None, mac: str | None
-) -> dict[str, object]:
+def caller(tap: str, vm: str | None, netdev: str | None, mac: str | None) -> dict[str, object]:
     """Return what the recorder writes of a caller that is this user."""
     user = subprocess.run(["id", "-un"], check=True, capture_output=True, text=True).stdout.strip()
     return {
-        "tap": tap, "vm": vm, "netdev": netdev, "mac": mac, "user": user,
-        "unprivileged": False, "root_made": False, "joined": [],
+        "tap": tap,
+        "vm": vm,
+        "netdev": netdev,
+        "mac": mac,
+        "user": user,
+        "unprivileged": False,
+        "root_made": False,
+        "joined": [],
     }
 
 

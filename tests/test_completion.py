@@ -46,7 +46,10 @@ def generated(shell: str) -> str:
 
 
 def ask_bash(
-    text: str, folder: Path, lines: Sequence[Sequence[str]], netns: Namespace | None = None,
+    text: str,
+    folder: Path,
+    lines: Sequence[Sequence[str]],
+    netns: Namespace | None = None,
     before: str = "",
 ) -> list[set[str]]:
     """Return what bash offers for the last word of each of the lines, with completion `text`.
@@ -94,11 +97,19 @@ def test_bash_offers_every_verb_and_every_option(tmp_path: Path) -> None:
 
 def test_bash_offers_files_and_nothing_where_it_cannot_tell(tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text("")
-    offered = ask_bash(generated("bash"), tmp_path, [
-        (PROGRAM, "check", "pol"), (PROGRAM, "check", "policy.yaml", "pol"),
-        (PROGRAM, "explain", "--vm", ""), (PROGRAM, "decode", ""), (PROGRAM, "nonsense", ""),
-        (PROGRAM, "run", "--nic", "lan", "--", "pol"), (PROGRAM, "check", "--", "pol"),
-    ])
+    offered = ask_bash(
+        generated("bash"),
+        tmp_path,
+        [
+            (PROGRAM, "check", "pol"),
+            (PROGRAM, "check", "policy.yaml", "pol"),
+            (PROGRAM, "explain", "--vm", ""),
+            (PROGRAM, "decode", ""),
+            (PROGRAM, "nonsense", ""),
+            (PROGRAM, "run", "--nic", "lan", "--", "pol"),
+            (PROGRAM, "check", "--", "pol"),
+        ],
+    )
     file = {"policy.yaml"}
     assert offered == [file, file, set(), set(), set(), file, set()]
 
@@ -130,14 +141,22 @@ def with_program(folder: Path) -> str:
 
 def test_bash_offers_guests_and_networks(tmp_path: Path) -> None:
     lines = [
-        (PROGRAM, "args", ""), (PROGRAM, "info", "w"), (PROGRAM, "run", "d"),
-        (PROGRAM, "explain", "--vm", "d"), (PROGRAM, "explain", "--network", ""),
+        (PROGRAM, "args", ""),
+        (PROGRAM, "info", "w"),
+        (PROGRAM, "run", "d"),
+        (PROGRAM, "explain", "--vm", "d"),
+        (PROGRAM, "explain", "--network", ""),
         (PROGRAM, "run", "--nic", "l"),
     ]
     before = with_program(tmp_path)
     guests, networks = {"web1", "db.1"}, {"lan", "wan"}
     assert ask_bash(generated("bash"), tmp_path, lines, before=before) == [
-        guests, {"web1"}, {"db.1"}, {"db.1"}, networks, {"lan"},
+        guests,
+        {"web1"},
+        {"db.1"},
+        {"db.1"},
+        networks,
+        {"lan"},
     ]
     # A policy that is broken or gone has no names, and nothing is said on the line that is edited.
     (tmp_path / "hooks/policy.yaml").write_text("version: 2\n")
@@ -148,8 +167,10 @@ def test_zsh_offers_guests_and_networks(tmp_path: Path) -> None:
     with interactive_zsh(tmp_path, generated("zsh"), with_program(tmp_path)) as terminal:
         told(terminal, "ready")
         for line, offered in (
-            ("args ", ("web1", "db.1")), ("run d", ("db.1",)),
-            ("explain --network ", ("lan", "wan")), ("run --nic l", ("lan ",)),
+            ("args ", ("web1", "db.1")),
+            ("run d", ("db.1",)),
+            ("explain --network ", ("lan", "wan")),
+            ("run --nic l", ("lan ",)),
         ):
             os.write(terminal, f"\x18pyqemu-ifctl {line}\t".encode())
             told(terminal, *offered)
@@ -190,8 +211,14 @@ def interactive_zsh(
         f"fpath=({folder} $fpath)\nautoload -U compinit\ncompinit -u -D\nPS1='ready'\n"
         "setopt no_beep\nLISTMAX=1000\nbindkey '^X' kill-whole-line\n" + before
     )
-    env = {"PATH": os.environ["PATH"], "HOME": str(folder), "ZDOTDIR": str(folder),
-           "TERM": "dumb", "COLUMNS": "200", "LC_ALL": "C"}
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "ZDOTDIR": str(folder),
+        "TERM": "dumb",
+        "COLUMNS": "200",
+        "LC_ALL": "C",
+    }
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(folder)

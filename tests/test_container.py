@@ -53,8 +53,13 @@ class Job:
         """Start QEMU inside, with the tap web0."""
         scripts = f"script={self.hooks.ifup},downscript={self.hooks.ifdown}"
         return Qemu(
-            "-name", "web", "-netdev", f"tap,id=n,ifname=web0,{scripts}", *words,
-            prefix=self.place.argv(), env=self.place.env,
+            "-name",
+            "web",
+            "-netdev",
+            f"tap,id=n,ifname=web0,{scripts}",
+            *words,
+            prefix=self.place.argv(),
+            env=self.place.env,
         )
 
 
@@ -133,8 +138,10 @@ def test_what_a_guest_on_the_userspace_datapath_advertises(
             assert (row["state"], [each["setting"] for each in row["differences"]]) == (
                 ("ok", []) if off else ("differs", ["disable_ipv6"])
             )
-            told = [each["do"] for each in json.loads(job.ctl("doctor", "tap-ipv6", "--json"))[
-                "findings"]]
+            told = [
+                each["do"]
+                for each in json.loads(job.ctl("doctor", "tap-ipv6", "--json"))["findings"]
+            ]
             assert told == [] if off else "--sysctl net.ipv6.conf.default." in told[0]
             tap.send(advertisement())
             end = time.monotonic() + 20
@@ -173,14 +180,17 @@ def test_a_network_with_nat_in_a_container(netns: Namespace, tmp_path: Path) -> 
         job = Job(place, hooks, {"bridge": "labbr0", "nat": NAT})
         done = job.run("pyqemu-ifup", "web0")
         assert (done.returncode, done.stderr) == (
-            71, "pyqemu-ifup: web0: cannot write 1 to /proc/sys/net/ipv4/ip_forward: Read-only "
+            71,
+            "pyqemu-ifup: web0: cannot write 1 to /proc/sys/net/ipv4/ip_forward: Read-only "
             "file system; have whoever starts this container give it --sysctl "
             "net.ipv4.ip_forward=1\n",
         )
         assert netns.links().keys() == {"lo", "web0"}
         netns.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
-        for nat, own in ((NAT, set()), ({**NAT, "ipv6": "fd00:76::1/64", "outbound": False},
-                                        {"fd00:76::1"})):
+        for nat, own in (
+            (NAT, set()),
+            ({**NAT, "ipv6": "fd00:76::1/64", "outbound": False}, {"fd00:76::1"}),
+        ):
             job = Job(place, hooks, {"bridge": "labbr0", "nat": nat})
             done = job.run("pyqemu-ifup", "web0")
             assert (done.returncode, done.stderr) == (0, ""), nat
@@ -239,9 +249,10 @@ def test_the_main_job_rootless(rootless: Hooks) -> None:
         os.chown(hooks.policy, 0, 0)
         done = job.run("pyqemu-ifctl", "check")
         assert (done.returncode, done.stderr) == (
-            78, f"pyqemu-ifctl: {hooks.policy}: a user whom this user namespace does not have owns "
+            78,
+            f"pyqemu-ifctl: {hooks.policy}: a user whom this user namespace does not have owns "
             "it, and could change the policy; have a policy of one's own, in a folder where "
-            "nobody else can write, and name it: PYQEMU_IFUP_POLICY=FILE\n"
+            "nobody else can write, and name it: PYQEMU_IFUP_POLICY=FILE\n",
         )
         assert "PYQEMU_IFUP_POLICY=FILE" in job.run("pyqemu-ifctl", "doctor").stdout
 
@@ -267,9 +278,23 @@ def test_dnsmasq_of_a_user_whom_nothing_gives_a_name(rootless: Hooks) -> None:
     folder.mkdir()
     os.chown(folder, USER, USER)
     done = subprocess.run(
-        [*as_user(USER), "unshare", "--user", "--map-current-user", "--keep-caps", "--net",
-         rootless.python, "-I", "-c", ALONE, folder, *rootless.roots, *rootless.libraries],
-        capture_output=True, text=True,
+        [
+            *as_user(USER),
+            "unshare",
+            "--user",
+            "--map-current-user",
+            "--keep-caps",
+            "--net",
+            rootless.python,
+            "-I",
+            "-c",
+            ALONE,
+            folder,
+            *rootless.roots,
+            *rootless.libraries,
+        ],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("\nTrue\n"), done.stdout

@@ -97,5 +97,6 @@ def test_debug_tells_all_that_the_decision_is_made_by(hooks: Hooks, netns: Names
     told = denied(hooks, netns, *TWO, debug=True)
     assert re.search(
         r"pyqemu-ifup: tap0: # asked for by process \d+, root's: tap tap0, vm 'a b'; not its "
-        r"netdev and mac: 2 netdevs .* names them; decided by the rules of \S*policy.yaml\n", told,
+        r"netdev and mac: 2 netdevs .* names them; decided by the rules of \S*policy.yaml\n",
+        told,
     ), told

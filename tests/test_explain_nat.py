@@ -38,8 +38,18 @@ def looked_at(netns: Namespace) -> dict[str, Any]:
     links: dict[str, dict[str, Any]] = {}
     for name in ("labbr0", "web0"):
         link = netns.link(name)
-        links[name] = {key: link.get(key) for key in (
-            "flags", "mtu", "address", "master", "txqlen", "ifalias", "inet6_addr_gen_mode")}
+        links[name] = {
+            key: link.get(key)
+            for key in (
+                "flags",
+                "mtu",
+                "address",
+                "master",
+                "txqlen",
+                "ifalias",
+                "inet6_addr_gen_mode",
+            )
+        }
     mark = links["web0"].pop("ifalias").split()
     folder = Path(f"/run/pyqemu-ifup/lab@{netns.inode}")
     files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -50,8 +60,12 @@ def looked_at(netns: Namespace) -> dict[str, Any]:
         "mark": [word for word in mark if not word.startswith(("pid=", "start="))],
         "addresses": [(each["local"], each["prefixlen"]) for each in addresses],
         "switches": look(
-            ["sh", "-c", "cd /proc/sys/net && grep -rs . ipv4/conf/labbr0 ipv6/conf/labbr0 "
-             f"ipv6/conf/web0 {' '.join(FORWARDING)} | grep -v stable_secret"]
+            [
+                "sh",
+                "-c",
+                "cd /proc/sys/net && grep -rs . ipv4/conf/labbr0 ipv6/conf/labbr0 "
+                f"ipv6/conf/web0 {' '.join(FORWARDING)} | grep -v stable_secret",
+            ]
         ).stdout,
         "table": look(["nft", "list", "ruleset"]).stdout,
         "filters": look(["tc", "filter", "show", "dev", "labbr0", "ingress"]).stdout,

@@ -51,11 +51,15 @@ def examples() -> list[Example]:
 def test_the_page_has_an_example_of_each_way() -> None:
     ways = [(each.words[0], each.words[1].partition(",")[0]) for each in examples()]
     assert ways == [
-        ("-netdev", "tap"), ("-netdev", "tap"), ("-netdev", "user"), ("-net", "nic"),
+        ("-netdev", "tap"),
+        ("-netdev", "tap"),
+        ("-netdev", "user"),
+        ("-net", "nic"),
         ("-netdev", "tap"),
     ]
-    assert [bool(network.nat) for each in examples() for network in each.policy.networks.values()
-            ] == [False, True, False, False]
+    assert [
+        bool(network.nat) for each in examples() for network in each.policy.networks.values()
+    ] == [False, True, False, False]
 
 
 @pytest.mark.parametrize("example", examples(), ids=lambda example: example.vm)

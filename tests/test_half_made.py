@@ -78,7 +78,11 @@ def refusing(first: int) -> Change:
 
 
 def mended(
-    calls: Calls, netns: Namespace, before: Snapshot, told: str, bridge: str = "br0",
+    calls: Calls,
+    netns: Namespace,
+    before: Snapshot,
+    told: str,
+    bridge: str = "br0",
     ovs: OpenVSwitch | None = None,
 ) -> None:
     """Run what was told, and see that the tap is what it was and that its next up works."""
@@ -123,9 +127,7 @@ def test_a_step_that_is_not_taken_back(calls: Calls, inside: Namespace, tap: Tap
 
 
 @pytest.mark.parametrize("number", range(DOWN_OPS))
-def test_a_down_that_was_stopped(
-    calls: Calls, inside: Namespace, tap: Tap, number: int
-) -> None:
+def test_a_down_that_was_stopped(calls: Calls, inside: Namespace, tap: Tap, number: int) -> None:
     """Before its first step too, when the link is up; a gc of all taps lets that one be."""
     before = Snapshot.take(inside)
     assert calls.up("t0").status == 0
@@ -208,8 +210,9 @@ def test_an_agent_that_ends_while_an_up_is_stopped(
     calls.hooks.agent = ""
     tap.close()
     assert (ended.status, ended.stderr) == (
-        75, "pyqemu-ifup: t0: stopped: received SIGTERM; the agent has ended, pyqemu-ifctl gc t0 "
-        "removes what is left\n"
+        75,
+        "pyqemu-ifup: t0: stopped: received SIGTERM; the agent has ended, pyqemu-ifctl gc t0 "
+        "removes what is left\n",
     )
     mended(calls, inside, before, ended.stderr)
 

@@ -32,10 +32,16 @@ sys.stdin.readline()
 @pytest.fixture
 def holder(inside: Namespace) -> Iterator[subprocess.Popen[str]]:
     """A process that holds web0 by many descriptors, and lets some go when it is told to."""
-    with inside.tap("web0") as tap, subprocess.Popen(
-        [sys.executable, "-c", HOLDING, str(tap.fd)], pass_fds=[tap.fd], text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    ) as process:
+    with (
+        inside.tap("web0") as tap,
+        subprocess.Popen(
+            [sys.executable, "-c", HOLDING, str(tap.fd)],
+            pass_fds=[tap.fd],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as process,
+    ):
         assert process.stdout is not None
         assert process.stdout.readline() == "\n"
         tap.close()

@@ -81,9 +81,7 @@ def imports_of(tree: ast.Module, package: str) -> Iterator[Imported]:
             parents = package.split(".")
             base = ".".join(parents[: len(parents) - node.level + 1]) if node.level else ""
             for alias in node.names:
-                yield Imported(
-                    node.lineno, ".".join(filter(None, (base, node.module, alias.name)))
-                )
+                yield Imported(node.lineno, ".".join(filter(None, (base, node.module, alias.name))))
         elif isinstance(node, ast.Call):
             called = node.func
             name = getattr(called, "attr", None) or getattr(called, "id", None)
@@ -215,8 +213,10 @@ def stubs_of(tree: ast.Module) -> Iterator[int]:
             and node.value.value is Ellipsis
             and id(node) not in declared
         )
-        unwritten = isinstance(node, ast.Raise) and node.exc is not None and "NotImplemented" in (
-            ast.unparse(node.exc)
+        unwritten = (
+            isinstance(node, ast.Raise)
+            and node.exc is not None
+            and "NotImplemented" in (ast.unparse(node.exc))
         )
         if isinstance(node, (ast.Pass, ast.Expr, ast.Raise)) and (
             isinstance(node, ast.Pass) or ellipsis or unwritten
@@ -298,11 +298,15 @@ def test_only_what_is_named_here_catches_everything() -> None:
     assert not new, f"{new}: catch what the callee raises"
     assert not BROAD_ALLOWED.keys() - found.keys(), "allowed, but not there any more"
 
+
 def loose_readers(tree: ast.AST) -> Iterator[int]:
     """Yield the line of each open() of a file of /proc whose lines end at more than a newline."""
     paths = {
-        target.id: node.value for node in ast.walk(tree) if isinstance(node, ast.Assign)
-        for target in node.targets if isinstance(target, ast.Name)
+        target.id: node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
     }
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or ast.unparse(node.func) != "open" or not node.args:
@@ -317,10 +321,13 @@ def loose_readers(tree: ast.AST) -> Iterator[int]:
 
 
 READERS = [
-    ("open('/proc/self/status')", 1), ("open(f'/proc/{pid}/comm', errors='replace')", 1),
+    ("open('/proc/self/status')", 1),
+    ("open(f'/proc/{pid}/comm', errors='replace')", 1),
     ("path = f'/proc/{pid}/stat'\nopen(path, newline='')", 1),
-    ("open('/proc/self/status', newline='\\n')", 0), ("open(f'/proc/{pid}/stat', 'rb')", 0),
-    ("open('/proc/sys/kernel/overflowuid')", 0), ("open('/run/x')", 0),
+    ("open('/proc/self/status', newline='\\n')", 0),
+    ("open(f'/proc/{pid}/stat', 'rb')", 0),
+    ("open('/proc/sys/kernel/overflowuid')", 0),
+    ("open('/run/x')", 0),
 ]
 
 
@@ -342,7 +349,8 @@ NFT = ("ifup/pyqemu_ifup/nft.py", "ifup/pyqemu_ifup/nft_events.py")
 def nft_users(tree: ast.AST) -> Iterator[int]:
     """Yield the line of each place that has to do with nftables itself: no command is printed."""
     printed = {
-        id(node.args[0]) for node in ast.walk(tree)
+        id(node.args[0])
+        for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "sh" and node.args
     }
     for node in ast.walk(tree):
@@ -356,10 +364,16 @@ def nft_users(tree: ast.AST) -> Iterator[int]:
 
 
 NFT_USERS = [
-    ("run(['nft', '-f', '-'])", 1), ("which('nft')", 1), ("run('/usr/sbin/nft')", 1),
-    ("system('nft -j list ruleset')", 1), ("CDLL('libnftables.so.1')", 1),
-    ("bind((0, 1 << NFNLGRP_NFTABLES))", 1), ("run([b'nft'])", 1),
-    ("sh('nft', '-f', '-')", 0), ("'nft table of'", 0), ("nft.load(text)", 0),
+    ("run(['nft', '-f', '-'])", 1),
+    ("which('nft')", 1),
+    ("run('/usr/sbin/nft')", 1),
+    ("system('nft -j list ruleset')", 1),
+    ("CDLL('libnftables.so.1')", 1),
+    ("bind((0, 1 << NFNLGRP_NFTABLES))", 1),
+    ("run([b'nft'])", 1),
+    ("sh('nft', '-f', '-')", 0),
+    ("'nft table of'", 0),
+    ("nft.load(text)", 0),
 ]
 
 
@@ -382,8 +396,22 @@ COMMAND = re.compile(
 )
 """What begins a command in a text, with a word after it."""
 NAMES = {
-    "name", "tap", "bridge", "vm", "guest", "path", "login", "ovsdb", "address", "script", "alias",
-    "wish", "socket", "glob", "tap_name", "hook",
+    "name",
+    "tap",
+    "bridge",
+    "vm",
+    "guest",
+    "path",
+    "login",
+    "ovsdb",
+    "address",
+    "script",
+    "alias",
+    "wish",
+    "socket",
+    "glob",
+    "tap_name",
+    "hook",
 }
 """What is called so is a name that others have chosen, and goes by quote() into a sentence."""
 THIN = "ifd/pyqemu_ifd/thin.py"
@@ -396,7 +424,8 @@ QUOTED_ALREADY = {
 """(file, expression) -> why it is no bare name."""
 QUOTES = {
     node.name
-    for node in ast.parse((ROOT / SHELL).read_text()).body if isinstance(node, ast.FunctionDef)
+    for node in ast.parse((ROOT / SHELL).read_text()).body
+    if isinstance(node, ast.FunctionDef)
 }
 SAYS = {"Failure", "Fault", "Finding", "NoTap", "log", "say"}
 ADDS = {"add", "add_at"}
@@ -463,13 +492,21 @@ def last_word(dotted: str) -> str:
 
 
 LOOSE = [
-    ("f'ip link set dev {tap} down'", 1), ("f'cut it off: ip link set dev {tap} down; or'", 1),
-    ("f'see {x}; pyqemu-ifctl gc {tap}'", 1), ("f'pyqemu-ifctl gc {tap} will'", 1),
+    ("f'ip link set dev {tap} down'", 1),
+    ("f'cut it off: ip link set dev {tap} down; or'", 1),
+    ("f'see {x}; pyqemu-ifctl gc {tap}'", 1),
+    ("f'pyqemu-ifctl gc {tap} will'", 1),
     ("f'{tap}: systemctl start {unit}'", 1),
-    ("'ip link set dev ' + tap", 1), ("'ip link set dev %s up' % tap", 1),
-    ("'ovs-vsctl del-port {}'.format(tap)", 1), ("import shlex", 1), ("from shlex import quote", 1),
-    ("Command(text)", 1), ("f'cut it off: {sh(1)}; or end {tap}'", 0),
-    ("f'{x}; systemctl restart pyqemu-ifd'", 0), ("f'by ip {x}'", 0), ("'ip link show'", 0),
+    ("'ip link set dev ' + tap", 1),
+    ("'ip link set dev %s up' % tap", 1),
+    ("'ovs-vsctl del-port {}'.format(tap)", 1),
+    ("import shlex", 1),
+    ("from shlex import quote", 1),
+    ("Command(text)", 1),
+    ("f'cut it off: {sh(1)}; or end {tap}'", 0),
+    ("f'{x}; systemctl restart pyqemu-ifd'", 0),
+    ("f'by ip {x}'", 0),
+    ("'ip link show'", 0),
 ]
 
 
@@ -500,8 +537,12 @@ def cut_off(tree: ast.Module) -> Iterator[str]:
             parts = list(ast.walk(node.value))
         else:
             continue
-        inside = {id(each) for part in parts if isinstance(part, ast.JoinedStr)
-                  for each in part.values[:-1]}
+        inside = {
+            id(each)
+            for part in parts
+            if isinstance(part, ast.JoinedStr)
+            for each in part.values[:-1]
+        }
         for part in parts:
             if isinstance(part, ast.Constant) and id(part) not in inside:
                 if isinstance(part.value, str) and re.search(r" \S*\w:$", part.value):
@@ -590,6 +631,7 @@ def test_no_file_names_a_path_of_one_machine() -> None:
 
 LINTERS = [
     ("ruff", ("ruff", "check", "--no-cache", "--output-format=concise", ".")),
+    ("format", ("ruff", "format", "--check", "--no-cache", ".")),
     ("mypy", ("mypy",)),
 ]
 

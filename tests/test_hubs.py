@@ -64,31 +64,72 @@ BOTH = {"t0": ("t1",), "t1": ("t0",)}
 SILENT = "script=no,downscript=no"
 LINES = (
     Line("two -net tap", (*net("t0"), *net("t1")), **BOTH),
-    Line("-net tap and a netdev on hub 0",
-         (*net("t0"), *netdev("n1", "t1"), *port("h", 0, "n1")), **BOTH),
-    Line("two netdevs on hub 1",
-         (*netdev("n0", "t0"), *netdev("n1", "t1"), *port("a", 1, "n0"), *port("b", "0x1", "n1")),
-         **BOTH),
-    Line("by JSON",
-         (*json_tap("n0", "t0"), *json_tap("n1", "t1"), *json_port("a", 7, "n0"),
-          *json_port("b", 7, "n1")), **BOTH),
-    Line("on two hubs that a port joins",
-         (*netdev("n0", "t0"), *netdev("n1", "t1"), *port("a", 3, "n0"), *port("b", "010", "n1"),
-          *port("c", 3), *port("d", 8, "c")), **BOTH),
-    Line("by -set",
-         (*netdev("n0", "t0"), *netdev("n1", "t1"), *port("a", 1, "n0"), *port("b", 2, "n1"),
-          "-set", "netdev.b.hubid=1"), **BOTH),
-    Line("with a tap that calls no script",
-         (*net("t0"), "-net", f"tap,ifname=t1,{SILENT}"), t0=("t1",)),
-    Line("with a tap that the kernel names",
-         (*net("t0"), "-netdev", f"tap,id=n1,{SILENT}", *port("h", 0, "n1")), t0=("netdev n1",)),
-    Line("with a -net tap that the kernel names",
-         (*net("t0"), "-net", f"tap,{SILENT}"), t0=("a -net tap",)),
+    Line(
+        "-net tap and a netdev on hub 0",
+        (*net("t0"), *netdev("n1", "t1"), *port("h", 0, "n1")),
+        **BOTH,
+    ),
+    Line(
+        "two netdevs on hub 1",
+        (*netdev("n0", "t0"), *netdev("n1", "t1"), *port("a", 1, "n0"), *port("b", "0x1", "n1")),
+        **BOTH,
+    ),
+    Line(
+        "by JSON",
+        (
+            *json_tap("n0", "t0"),
+            *json_tap("n1", "t1"),
+            *json_port("a", 7, "n0"),
+            *json_port("b", 7, "n1"),
+        ),
+        **BOTH,
+    ),
+    Line(
+        "on two hubs that a port joins",
+        (
+            *netdev("n0", "t0"),
+            *netdev("n1", "t1"),
+            *port("a", 3, "n0"),
+            *port("b", "010", "n1"),
+            *port("c", 3),
+            *port("d", 8, "c"),
+        ),
+        **BOTH,
+    ),
+    Line(
+        "by -set",
+        (
+            *netdev("n0", "t0"),
+            *netdev("n1", "t1"),
+            *port("a", 1, "n0"),
+            *port("b", 2, "n1"),
+            "-set",
+            "netdev.b.hubid=1",
+        ),
+        **BOTH,
+    ),
+    Line(
+        "with a tap that calls no script",
+        (*net("t0"), "-net", f"tap,ifname=t1,{SILENT}"),
+        t0=("t1",),
+    ),
+    Line(
+        "with a tap that the kernel names",
+        (*net("t0"), "-netdev", f"tap,id=n1,{SILENT}", *port("h", 0, "n1")),
+        t0=("netdev n1",),
+    ),
+    Line(
+        "with a -net tap that the kernel names",
+        (*net("t0"), "-net", f"tap,{SILENT}"),
+        t0=("a -net tap",),
+    ),
     # Nothing is joined.
     Line("each on its own netdev", (*netdev("n0", "t0"), *netdev("n1", "t1"))),
     Line("one on hub 0, one on a netdev", (*net("t0"), *netdev("n1", "t1"))),
-    Line("on two hubs",
-         (*netdev("n0", "t0"), *netdev("n1", "t1"), *port("a", 1, "n0"), *port("b", 2, "n1"))),
+    Line(
+        "on two hubs",
+        (*netdev("n0", "t0"), *netdev("n1", "t1"), *port("a", 1, "n0"), *port("b", 2, "n1")),
+    ),
     Line("two NICs and one tap", (*net("t0"), "-net", "nic,model=e1000", *netdev("n1", "t1"))),
     Line("with user mode", (*net("t0"), "-net", "user", *netdev("n1", "t1"))),
 )
@@ -145,10 +186,18 @@ def called(hooks: Hooks, *argv: str) -> list[str]:
     return [word.replace("IFUP", hooks.ifup).replace("IFDOWN", hooks.ifdown) for word in argv]
 
 
-REAL = [line for line in LINES if line.title in (
-    "two -net tap", "by JSON", "on two hubs that a port joins", "with a tap that calls no script",
-    "two NICs and one tap",
-)]
+REAL = [
+    line
+    for line in LINES
+    if line.title
+    in (
+        "two -net tap",
+        "by JSON",
+        "on two hubs that a port joins",
+        "with a tap that calls no script",
+        "two NICs and one tap",
+    )
+]
 
 
 @pytest.mark.parametrize("line", REAL, ids=[line.title for line in REAL])
@@ -188,7 +237,8 @@ def config(*sections: tuple[str, str]) -> str:
 
 CONFIGS = {
     "two -net tap": config(
-        ("net", f"type=tap,ifname=t0,{HOOKS}"), ("net", f"type=tap,ifname=t1,{HOOKS}"),
+        ("net", f"type=tap,ifname=t0,{HOOKS}"),
+        ("net", f"type=tap,ifname=t1,{HOOKS}"),
         ("net", "type=nic,model=e1000"),
     ),
     "two netdevs": config(
@@ -213,8 +263,15 @@ def test_a_hub_by_readconfig_is_refused(
     title: str, hooks: Hooks, netns: Namespace, vm_cfg: Path
 ) -> None:
     vm_cfg.write_text(*called(hooks, CONFIGS[title]))
-    with Qemu("-S", "-readconfig", "here/vm.cfg", netns=netns.name, machine="pc",
-              env=hooks.environ(), cwd=vm_cfg.parents[1]) as qemu:
+    with Qemu(
+        "-S",
+        "-readconfig",
+        "here/vm.cfg",
+        netns=netns.name,
+        machine="pc",
+        env=hooks.environ(),
+        cwd=vm_cfg.parents[1],
+    ) as qemu:
         assert qemu.wait() == 1
         assert "pyqemu-ifup: t0: on one hub with t1: " in qemu.stderr
     assert not {"t0", "t1"} & set(netns.links())
@@ -237,12 +294,26 @@ def test_a_rule_matches_what_readconfig_says(hooks: Hooks, netns: Namespace, vm_
         "version: 1\nnetworks: {a: {bridge: br0}}\n"
         f"rules: [{{vm: web1, netdev: n0, mac: '{mac}', network: a}}]\n"
     )
-    vm_cfg.write_text(*called(hooks, config(
-        ("name", "guest=web1"), ('netdev "n0"', f"type=tap,{HOOKS}"),
-        ('device "x"', f"driver=e1000,netdev=n0,mac={mac}"),
-    )))
-    with Qemu("-S", "-readconfig", str(vm_cfg), "-set", "netdev.n0.ifname=t0", netns=netns.name,
-              machine="pc", env=hooks.environ()) as qemu:
+    vm_cfg.write_text(
+        *called(
+            hooks,
+            config(
+                ("name", "guest=web1"),
+                ('netdev "n0"', f"type=tap,{HOOKS}"),
+                ('device "x"', f"driver=e1000,netdev=n0,mac={mac}"),
+            ),
+        )
+    )
+    with Qemu(
+        "-S",
+        "-readconfig",
+        str(vm_cfg),
+        "-set",
+        "netdev.n0.ifname=t0",
+        netns=netns.name,
+        machine="pc",
+        env=hooks.environ(),
+    ) as qemu:
         assert qemu.greeting, qemu.stderr
         assert netns.link("t0")["master"] == "br0"
         assert qemu.quit() == 0
@@ -264,8 +335,19 @@ def test_a_file_is_read_of_the_same_user_and_without_waiting(tmp_path: Path) -> 
     own = os.getpid()
     assert read_config(own, str(file)) == parse(file.read_bytes())
     assert parse(file.read_bytes())
-    for path in (str(fifo), str(other), "/dev/stdin", "/proc/self/status", str(tmp_path), "nowhere",
-                 "/dev/zero", "", "\ud800", "x" * 5000, str(file / "x")):
+    for path in (
+        str(fifo),
+        str(other),
+        "/dev/stdin",
+        "/proc/self/status",
+        str(tmp_path),
+        "nowhere",
+        "/dev/zero",
+        "",
+        "\ud800",
+        "x" * 5000,
+        str(file / "x"),
+    ):
         assert read_config(own, path) is None, path
     file.write_bytes(b"#\n" * CONFIG_MAX)
     assert read_config(own, str(file)) is None
@@ -280,7 +362,9 @@ def test_a_file_is_looked_up_as_its_process_sees_it(tmp_path: Path) -> None:
     script = 'mount -t tmpfs vms there && printf %s "$1" >there/vm.cfg && echo && exec cat'
     child = subprocess.Popen(
         ["unshare", "-m", "sh", "-c", script, "sh", text],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=tmp_path,
     )
     try:
         assert child.stdout is not None and child.stdout.readline() == b"\n"

@@ -26,14 +26,27 @@ REQUEST = b"pyqemu-ifup/1\0agent"
 UTC = {"TZ": "UTC0"}
 
 NEW = {
-    "version": 1, "release": "0.1.0", "pid": 17, "outdated": False,
-    "uptime": 7.9, "connections": 1, "refused": 0, "requests": {},
+    "version": 1,
+    "release": "0.1.0",
+    "pid": 17,
+    "outdated": False,
+    "uptime": 7.9,
+    "connections": 1,
+    "refused": 0,
+    "requests": {},
     "policy": {"files": ["/etc/pyqemu-ifup/policy.yaml"], "loaded": 86400.5, "error": None},
-    "databases": [], "last_error": None, "last_error_at": None,
+    "databases": [],
+    "last_error": None,
+    "last_error_at": None,
 }
 OLD = {
-    "version": 1, "release": None, "pid": 123456, "outdated": False,
-    "uptime": 273907.2, "connections": 3, "refused": 12,
+    "version": 1,
+    "release": None,
+    "pid": 123456,
+    "outdated": False,
+    "uptime": 273907.2,
+    "connections": 3,
+    "refused": 12,
     "requests": {
         "down": {"count": 1, "failed": 0, "median": 2.5, "p99": 2.5},
         "up": {"count": 1234567, "failed": 89, "median": 4.04, "p99": 1203.96},
@@ -48,10 +61,12 @@ OLD = {
         {"ovsdb": "unix:/run/openvswitch/db.sock", "connected": True},
         {"ovsdb": "tcp:127.0.0.1:6640", "connected": False},
     ],
-    "last_error": "web0: br0 is not there: \x1b[2J", "last_error_at": 86461.0,
+    "last_error": "web0: br0 is not there: \x1b[2J",
+    "last_error_at": 86461.0,
 }
 BLANK = {
-    **NEW, "requests": {"agent": {"count": 1, "failed": 0, "median": 0.1, "p99": 0.1}},
+    **NEW,
+    "requests": {"agent": {"count": 1, "failed": 0, "median": 0.1, "p99": 0.1}},
     "policy": {"files": None, "loaded": None, "error": "there is no policy on this host"},
 }
 
@@ -194,14 +209,20 @@ GONE = "the agent at SOCKET has hung up: it has ended, or has too many connectio
 ANSWERS: list[tuple[str, Sequence[bytes], int, str]] = [
     ("hangs up", (), 75, GONE),
     ("ends in the middle", (b"+{}",), 75, GONE),
-    ("another version", (b"?another version of the wire",), 71,
-     f"{OTHER}: another version of the wire; {AGAIN}"),
-    ("a refusal", (b"-pyqemu-ifd: not a request", b"=64"), 71,
-     f"{OTHER}: pyqemu-ifd: not a request; {AGAIN}"),
-    ("a bare refusal", (b"=70",), 71,
-     f"{OTHER}: its answer is not to be understood; {AGAIN}"),
-    ("an unknown packet", (b"hello",), 71,
-     f"{OTHER}: its answer is not to be understood; {AGAIN}"),
+    (
+        "another version",
+        (b"?another version of the wire",),
+        71,
+        f"{OTHER}: another version of the wire; {AGAIN}",
+    ),
+    (
+        "a refusal",
+        (b"-pyqemu-ifd: not a request", b"=64"),
+        71,
+        f"{OTHER}: pyqemu-ifd: not a request; {AGAIN}",
+    ),
+    ("a bare refusal", (b"=70",), 71, f"{OTHER}: its answer is not to be understood; {AGAIN}"),
+    ("an unknown packet", (b"hello",), 71, f"{OTHER}: its answer is not to be understood; {AGAIN}"),
     ("no data", (b"=0",), 71, UNCLEAR),
     ("no JSON", (b"+{", b"=0"), 71, UNCLEAR),
     ("no object", (b"+[]", b"=0"), 71, UNCLEAR),
@@ -281,8 +302,12 @@ def test_a_socket_that_is_not_for_everyone(hooks: Hooks) -> None:
         os.chmod(hooks.agent, 0o600)
         theirs = publish(hooks, folder)
         done = subprocess.run(
-            [*as_user(12345), str(theirs.folder / "pyqemu-ifctl"), "agent"], env=theirs.environ(),
-            capture_output=True, text=True, check=False, timeout=60,
+            [*as_user(12345), str(theirs.folder / "pyqemu-ifctl"), "agent"],
+            env=theirs.environ(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
         )
     assert (done.returncode, done.stdout) == (77, "")
     assert done.stderr == (
@@ -343,7 +368,9 @@ def real_agent(
         notified.settimeout(30)
         process = netns.popen(
             [sys.executable, "-I", "-c", code, *words],
-            env={**os.environ, "NOTIFY_SOCKET": ready}, stdout=None, stderr=None,
+            env={**os.environ, "NOTIFY_SOCKET": ready},
+            stdout=None,
+            stderr=None,
         )
         try:
             assert notified.recv(100) == b"READY=1"
@@ -368,7 +395,8 @@ def test_the_real_agent(netns: Namespace, hooks: Hooks) -> None:
     netns.ip("link", "del", "dev", "br0")
     assert (text.returncode, text.stderr) == (0, "")
     assert {verb: (row["count"], row["failed"]) for verb, row in told["requests"].items()} == {
-        "up": (2, 1), "down": (1, 0)
+        "up": (2, 1),
+        "down": (1, 0),
     }
     assert all(0 < row["median"] <= row["p99"] < 10000 for row in told["requests"].values())
     assert told["policy"]["files"] == [str(hooks.policy)]
@@ -378,7 +406,9 @@ def test_the_real_agent(netns: Namespace, hooks: Hooks) -> None:
     lines = text.stdout.splitlines()
     assert lines[0] == f"socket        {hooks.agent}"
     assert [line.split()[:3] for line in lines[-3:]] == [
-        ["REQUESTS", "COUNT", "FAILED"], ["down", "1", "0"], ["up", "2", "1"]
+        ["REQUESTS", "COUNT", "FAILED"],
+        ["down", "1", "0"],
+        ["up", "2", "1"],
     ]
 
 

@@ -69,7 +69,9 @@ def test_a_real_qemu_has_the_nics_and_the_hooks_attach_them(
              {"user": {"hostname": "web1"}, "model": "e1000"})  # fmt: skip
     words = arguments(hooks, "--qemu", program, "--machine", "q35")
     assert json.loads(hooks.ctl("args", "web1", "--qemu", program, "--json").stdout) == {
-        "version": 1, "vm": "web1", "arguments": words,
+        "version": 1,
+        "vm": "web1",
+        "arguments": words,
     }
     with Qemu(
         *words, "-S", netns=netns.name, machine="q35", env=hooks.environ(), program=program
@@ -123,8 +125,10 @@ def test_the_old_form_keeps_the_networks_of_several_nics_apart(
         assert "hub" not in told
         types = [line.partition("type=")[2].split(",script")[0] for line in told.splitlines()]
         assert [each.partition(",macaddr")[0] for each in types if each] == [
-            "nic,model=virtio-net-pci", "tap,ifname=web1-0",
-            "nic,model=e1000", "user,net=10.0.2.0,restrict=off",
+            "nic,model=virtio-net-pci",
+            "tap,ifname=web1-0",
+            "nic,model=e1000",
+            "user,net=10.0.2.0,restrict=off",
         ]
         assert qemu.quit() == 0
     assert set(netns.links()) == {"lo", "br0"}
@@ -189,13 +193,14 @@ def test_what_fails_for_a_user_who_may_not_read_the_policy_prints_the_word_too(
         public.policy.chmod(0o600)
         done = subprocess.run(
             [*as_user(NOBODY), str(public.folder / "pyqemu-ifctl"), "args", "web1"],
-            env={**os.environ, "PYQEMU_IFUP_POLICY": str(public.policy)}, text=True,
-            capture_output=True, timeout=60, check=False,
+            env={**os.environ, "PYQEMU_IFUP_POLICY": str(public.policy)},
+            text=True,
+            capture_output=True,
+            timeout=60,
+            check=False,
         )
     assert (done.returncode, done.stdout) == (66, f"{NO_ARGUMENTS}\n")
-    assert done.stderr == (
-        f"pyqemu-ifctl: {public.policy}: it cannot be read: Permission denied\n"
-    )
+    assert done.stderr == (f"pyqemu-ifctl: {public.policy}: it cannot be read: Permission denied\n")
 
 
 @pytest.mark.alone("no hook is called")
@@ -246,21 +251,34 @@ def test_what_has_too_few_descriptors_prints_the_word_too(hooks: Hooks, descript
     """From when Python itself has started on."""
     write_vm(hooks, {"network": "lan"})
     launcher = hooks.folder / "pyqemu-ifctl"
-    launcher.write_text(launcher.read_text().replace(
-        "raise SystemExit",
-        f"import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors},) * 2)\n"
-        "raise SystemExit",
-    ))
+    launcher.write_text(
+        launcher.read_text().replace(
+            "raise SystemExit",
+            f"import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors},) * 2)\n"
+            "raise SystemExit",
+        )
+    )
     done = hooks.ctl("args", "web1")
     assert done.returncode != 0 and done.stdout == f"{NO_ARGUMENTS}\n", done
     assert done.stderr.startswith("pyqemu-ifctl: ") and done.stderr.count("\n") == 1, done
 
 
 @pytest.mark.alone("no hook is called")
-@pytest.mark.parametrize("line", [
-    "arg web1", "agrs web1", "argss web1", "ARGS web1", "--json args web1", "--verbose args web1",
-    "web1 args", "args web1 web2", "args --jsn web1", "statsu args",
-])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "arg web1",
+        "agrs web1",
+        "argss web1",
+        "ARGS web1",
+        "--json args web1",
+        "--verbose args web1",
+        "web1 args",
+        "args web1 web2",
+        "args --jsn web1",
+        "statsu args",
+    ],
+)
 def test_what_is_misspelt_prints_the_word_too(hooks: Hooks, line: str) -> None:
     write_vm(hooks, {"network": "lan"})
     done = hooks.ctl_warm(*line.split())
@@ -284,8 +302,12 @@ def test_a_shell_s_eval_starts_no_qemu(hooks: Hooks, version: str, line: str) ->
     line = line.replace("QEMU", program).replace("CTL", f"{hooks.folder}/pyqemu-ifctl")
     words = ["timeout", "30", "sh", "-c", 'eval "$1"', "sh", f'eval "{line}"']
     done = subprocess.run(
-        words, env={**hooks.environ(), "PYQEMU_IFUP_POLICY": str(hooks.policy)}, text=True,
-        stdin=subprocess.DEVNULL, capture_output=True, check=False,
+        words,
+        env={**hooks.environ(), "PYQEMU_IFUP_POLICY": str(hooks.policy)},
+        text=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
     )
     assert done.returncode == 1, done
     assert "pyqemu-ifctl: the policy has no guest typo" in done.stderr
@@ -350,8 +372,12 @@ def test_what_is_ignored_stays_so_in_the_qemu_of_root_s_run(hooks: Hooks) -> Non
     run = hooks.argv("pyqemu-ifctl", "run", "--nic", "lan", "--", "/bin/sh", "-c",
                      "grep SigIgn /proc/$$/status")  # fmt: skip
     done = subprocess.run(
-        ["nohup", *run], env=hooks.environ(), text=True, stdin=subprocess.DEVNULL,
-        capture_output=True, check=False,
+        ["nohup", *run],
+        env=hooks.environ(),
+        text=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
     )
     assert done.returncode == 0, done
     status = Path("/proc/self/status").read_text()
@@ -441,9 +467,7 @@ def test_root_s_run_takes_back_what_it_did(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_network_with_nat_with_each_model(
-    hooks: Hooks, netns: Namespace, version: str
-) -> None:
+def test_a_network_with_nat_with_each_model(hooks: Hooks, netns: Namespace, version: str) -> None:
     require("dnsmasq")
     program = qemu_of(version)
     nics: list[dict[str, Any]] = [{"network": "lab", "model": model} for model in MODELS]
@@ -569,7 +593,8 @@ def test_no_qemu_is_asked_where_none_shall_be(hooks: Hooks) -> None:
     assert words == [
         "-netdev",
         f"tap,id=net0,ifname=web1-0,script={hooks.ifup},downscript={hooks.ifdown}",
-        "-device", "of-another-host,netdev=net0,id=nic-net0,mac=52:54:00:00:00:07",
+        "-device",
+        "of-another-host,netdev=net0,id=nic-net0,mac=52:54:00:00:00:07",
     ]
 
 
@@ -583,9 +608,7 @@ def test_models(hooks: Hooks) -> None:
     assert not any(line.endswith("~") for line in lines), "nothing is cut in a pipe"
     told = json.loads(hooks.ctl("models", "--json").stdout)
     assert (told["version"], told["qemu"]) == (1, "/usr/bin/qemu-system-x86_64")
-    assert {
-        "model": "rtl8139", "bus": "PCI", "alias": None, "description": None,
-    } in told["models"]
+    assert {"model": "rtl8139", "bus": "PCI", "alias": None, "description": None} in told["models"]
 
 
 @pytest.mark.alone("no hook is called")
@@ -595,5 +618,7 @@ def test_check_and_explain_know_the_guests(hooks: Hooks) -> None:
     assert hooks.ctl_json("check")["vms"] == 1
     told = hooks.ctl_json("explain", "web7")
     assert (told["decision"], told["rule"], told["port"]["mtu"]) == (
-        "attach", f"{hooks.policy}:1", 1400
+        "attach",
+        f"{hooks.policy}:1",
+        1400,
     )

@@ -49,8 +49,14 @@ def test_a_good_policy_as_json(hooks: Hooks) -> None:
     done = hooks.ctl("check", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == {
-        "version": 1, "ok": True, "files": [str(hooks.policy)], "networks": 2, "rules": 1,
-        "vms": 0, "errors": [], "warnings": [],
+        "version": 1,
+        "ok": True,
+        "files": [str(hooks.policy)],
+        "networks": 2,
+        "rules": 1,
+        "vms": 0,
+        "errors": [],
+        "warnings": [],
     }
 
 
@@ -89,15 +95,28 @@ def test_rules_that_count_for_no_user_of_their_network(hooks: Hooks) -> None:
     path = put(hooks, "a.yaml", WARNED)
     made = " but on a tap that root has made"
     expected = [
-        (6, "isolated by vm", ""), (7, "mtu, vlan by tap", made),
-        (8, "vlan by netdev and mac", ""), (9, "vlan by tap", made),
+        (6, "isolated by vm", ""),
+        (7, "mtu, vlan by tap", made),
+        (8, "vlan by netdev and mac", ""),
+        (9, "vlan by tap", made),
     ]
     texts = [
-        (line, 5, f"network lan is open to users: it changes {what}, which counts for no "
-         f"unprivileged user{more}; name them by a user key") for line, what, more in expected
+        (
+            line,
+            5,
+            f"network lan is open to users: it changes {what}, which counts for no "
+            f"unprivileged user{more}; name them by a user key",
+        )
+        for line, what, more in expected
     ]
-    texts.append((18, 16, "network lan is open to users: each of them may have this tap of guest "
-                  "web, and with it another vlan; name those who may by the guest's users"))
+    texts.append(
+        (
+            18,
+            16,
+            "network lan is open to users: each of them may have this tap of guest "
+            "web, and with it another vlan; name those who may by the guest's users",
+        )
+    )
     done = hooks.ctl("check", path)
     assert (done.returncode, done.stdout) == (0, "ok: 2 networks, 11 rules, 3 guests\n")
     said = "".join(f"{path}:{line}:{at}: warning: {text}\n" for line, at, text in texts)
@@ -111,12 +130,19 @@ def test_rules_that_count_for_no_user_of_their_network(hooks: Hooks) -> None:
 
 def errors_of_bad(path: object) -> list[tuple[int, int, str, str]]:
     return [
-        (3, 27, "mtu must be a whole number from 68 to 65521 or bridge, not 99999",
-         "  lan: {bridge: br0, mtu: 99999}"),
-        (5, 5, "the rule has none of network, deny and leave; give one of them",
-         '  - {tap: "*", netwrok: lan}'),
-        (5, 16, "a rule has no key netwrok; did you mean network?",
-         '  - {tap: "*", netwrok: lan}'),
+        (
+            3,
+            27,
+            "mtu must be a whole number from 68 to 65521 or bridge, not 99999",
+            "  lan: {bridge: br0, mtu: 99999}",
+        ),
+        (
+            5,
+            5,
+            "the rule has none of network, deny and leave; give one of them",
+            '  - {tap: "*", netwrok: lan}',
+        ),
+        (5, 16, "a rule has no key netwrok; did you mean network?", '  - {tap: "*", netwrok: lan}'),
     ]
 
 
@@ -135,7 +161,12 @@ def test_each_error_as_json(hooks: Hooks) -> None:
     done = hooks.ctl("check", "--json", path)
     assert (done.returncode, done.stderr) == (65, "")
     assert json.loads(done.stdout) == {
-        "version": 1, "ok": False, "files": [path], "networks": None, "rules": None, "vms": None,
+        "version": 1,
+        "ok": False,
+        "files": [path],
+        "networks": None,
+        "rules": None,
+        "vms": None,
         "errors": [
             {"file": path, "line": line, "column": column, "message": message}
             for line, column, message, _ in errors_of_bad(path)
@@ -152,7 +183,12 @@ def test_a_missing_file(hooks: Hooks) -> None:
     done = hooks.ctl("check", "--json", path)
     assert (done.returncode, done.stderr) == (66, "")
     assert json.loads(done.stdout) == {
-        "version": 1, "ok": False, "files": [path], "networks": None, "rules": None, "vms": None,
+        "version": 1,
+        "ok": False,
+        "files": [path],
+        "networks": None,
+        "rules": None,
+        "vms": None,
         "errors": [
             {"file": None, "line": None, "column": None, "message": f"{path}: it does not exist"}
         ],
@@ -163,9 +199,7 @@ def test_a_missing_file(hooks: Hooks) -> None:
 def test_an_unsafe_file(hooks: Hooks) -> None:
     path = put(hooks, "open.yaml", GOOD, 0o666)
     done = hooks.ctl("check", path)
-    expected = (
-        f"pyqemu-ifctl: {path}: everybody can write it (mode 0666); run chmod go-w {path}\n"
-    )
+    expected = f"pyqemu-ifctl: {path}: everybody can write it (mode 0666); run chmod go-w {path}\n"
     assert (done.returncode, done.stdout, done.stderr) == (78, "", expected)
 
 

@@ -362,8 +362,11 @@ def call_iptables(clinic: Clinic, word: str) -> None:
 
 def docker_like(clinic: Clinic, family: str) -> None:
     nft(clinic, f"add table {family} filter")
-    nft(clinic, f"add chain {family} filter FORWARD "
-        "{ type filter hook forward priority 0; policy drop; }")
+    nft(
+        clinic,
+        f"add chain {family} filter FORWARD "
+        "{ type filter hook forward priority 0; policy drop; }",
+    )
 
 
 def forward_drop(clinic: Clinic) -> Faulty:
@@ -427,7 +430,8 @@ def own_mounts(clinic: Clinic, script: str) -> subprocess.Popen[str]:
     with clinic.netns.enter():
         holder = subprocess.Popen(
             ["unshare", "-m", "sh", "-euc", f"{script}\necho ready; exec sleep infinity"],
-            stdout=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE,
+            text=True,
         )
     assert holder.stdout is not None and holder.stdout.readline() == "ready\n"
     clinic.through = ["nsenter", "-m", "-t", str(holder.pid)]
@@ -611,7 +615,9 @@ def joined_taps(clinic: Clinic) -> Faulty:
         yield
         clinic.end("one")
         _on_hub(
-            clinic, "one", "tap,ifname=web0,script=no,downscript=no",
+            clinic,
+            "one",
+            "tap,ifname=web0,script=no,downscript=no",
             "tap,ifname=web1,script=no,downscript=no",
         )
         yield
@@ -622,18 +628,22 @@ def joined_taps(clinic: Clinic) -> Faulty:
 def joined_while_it_runs(clinic: Clinic) -> Faulty:
     path = clinic.folder / "qmp"
     words = [
-        word for number in range(2) for word in
-        ("-netdev", f"tap,id=n{number},ifname=web{number},script=no,downscript=no")
+        word
+        for number in range(2)
+        for word in ("-netdev", f"tap,id=n{number},ifname=web{number},script=no,downscript=no")
     ]
     try:
         clinic.qemu("one", *words, "-qmp", f"unix:{path},server=on,wait=off")
         for number in range(2):
             clinic.ip("link", "set", "dev", f"web{number}", "up", "master", "br0")
         yield
-        tell(path, *(
-            ("netdev_add", {"type": "hubport", "id": f"h{n}", "hubid": 0, "netdev": f"n{n}"})
-            for n in range(2)
-        ))
+        tell(
+            path,
+            *(
+                ("netdev_add", {"type": "hubport", "id": f"h{n}", "hubid": 0, "netdev": f"n{n}"})
+                for n in range(2)
+            ),
+        )
         yield
     finally:
         clinic.end("one")
@@ -673,8 +683,11 @@ ROWS = (
     Row("long-tap-glob", long_glob, "'a-very-long-[ab]*-name' at "),
     Row("bridge-missing", gone, "there is no bridge br0, which network lan is on ("),
     Row("bridge-missing", by_another_name, "there is no bridge bridge1: that is another name of"),
-    Row("bridge-kind", said_to_be_openvswitch,
-        "br0 is a Linux bridge, and network lan wants an Open vSwitch bridge ("),
+    Row(
+        "bridge-kind",
+        said_to_be_openvswitch,
+        "br0 is a Linux bridge, and network lan wants an Open vSwitch bridge (",
+    ),
     Row("bridge-kind", a_card, "eth0 is no bridge, and network lan is on it ("),
     Row("bridge-down", set_down, "the bridge br0 is down"),
     Row("tap-off", taken_off, "the tap web0 is down, and the policy has it attached"),
@@ -708,6 +721,7 @@ QEMU_ROWS = (
     Row("qemu-hub", joined_while_it_runs, "web0 and web1 of one (QEMU "),
 )
 
+
 def test_a_hub_that_was_taken_apart_over_qmp_is_none(clinic: Clinic) -> None:
     """Though its command line has it for as long as it runs; nor is one of its taps down for it."""
     path = clinic.folder / "qmp"
@@ -735,16 +749,31 @@ def test_a_hub_that_was_taken_apart_over_qmp_is_none(clinic: Clinic) -> None:
 
 
 NEXT_TIME = (
-    (Row("qemu-downscript", no_downscript, "the downscript "),
-     "web1", (), "add: downscript="),
-    (Row("qemu-downscript", another_downscript, "the downscript /bin/true of one (QEMU "),
-     "web0", (), "add: downscript="),
-    (Row("qemu-mac", twins, "has the MAC 52:54:00:00:00:01, and so has one (QEMU "),
-     "web1", ("-device", "virtio-net-pci,netdev=n0,{}"), "mac=52:54:00:"),
-    (Row("qemu-mac", twins_by_default, "has the MAC 52:54:00:12:34:56, and so has one (QEMU "),
-     "web1", ("-device", "e1000,netdev=n0,{}"), "mac=52:54:00:"),
-    (Row("qemu-hub-mixed", joined_with_user_mode, "web0 of one (QEMU "),
-     "web0", (), "give each tap a -netdev and a -device of its own"),
+    (Row("qemu-downscript", no_downscript, "the downscript "), "web1", (), "add: downscript="),
+    (
+        Row("qemu-downscript", another_downscript, "the downscript /bin/true of one (QEMU "),
+        "web0",
+        (),
+        "add: downscript=",
+    ),
+    (
+        Row("qemu-mac", twins, "has the MAC 52:54:00:00:00:01, and so has one (QEMU "),
+        "web1",
+        ("-device", "virtio-net-pci,netdev=n0,{}"),
+        "mac=52:54:00:",
+    ),
+    (
+        Row("qemu-mac", twins_by_default, "has the MAC 52:54:00:12:34:56, and so has one (QEMU "),
+        "web1",
+        ("-device", "e1000,netdev=n0,{}"),
+        "mac=52:54:00:",
+    ),
+    (
+        Row("qemu-hub-mixed", joined_with_user_mode, "web0 of one (QEMU "),
+        "web0",
+        (),
+        "give each tap a -netdev and a -device of its own",
+    ),
     (Row("qemu-sandbox", unconfined, "one (QEMU "), "web0", ("-sandbox", "on"), "add: -sandbox on"),
 )
 """What only another start of a guest mends: its tap, words that it gets, and what is said."""
@@ -792,8 +821,10 @@ def test_a_root_that_may_change_no_link(clinic: Clinic) -> None:
         (found,) = clinic.find("net-admin")
         assert "CAP_NET_ADMIN" in found["do"] and found["do"] in done.stderr
         assert done.returncode == 77
-        clinic.policy("networks: {lab: {bridge: labbr0, nat: {ipv4: 192.168.79.1/24}}}\n"
-                      "rules: [{tap: '*', network: lab}]\n")
+        clinic.policy(
+            "networks: {lab: {bridge: labbr0, nat: {ipv4: 192.168.79.1/24}}}\n"
+            "rules: [{tap: '*', network: lab}]\n"
+        )
         done = clinic.run([str(clinic.hooks.folder / "pyqemu-ifctl"), "explain", "web0"])
         assert "give it CAP_NET_ADMIN" in done.stdout and "run as root" not in done.stdout, done
         clinic.policy(LAN + ALL)
@@ -822,14 +853,20 @@ def test_what_another_start_mends(
         clinic.end(named[1])
         if last.startswith("downscript="):
             assert last == f"downscript={clinic.hooks.ifdown}"
-        clinic.qemu(named[1], *tap(clinic, name, clinic.hooks.ifup, clinic.hooks.ifdown),
-                    *(word.format(last) for word in words))
+        clinic.qemu(
+            named[1],
+            *tap(clinic, name, clinic.hooks.ifup, clinic.hooks.ifdown),
+            *(word.format(last) for word in words),
+        )
 
 
-HELPER = ETC.replace("/var/lib/dpkg;", "/var/lib/dpkg /usr/lib/qemu;") + """
+HELPER = (
+    ETC.replace("/var/lib/dpkg;", "/var/lib/dpkg /usr/lib/qemu;")
+    + """
 mkdir -p /etc/qemu
 echo allow br0 >/etc/qemu/bridge.conf
 """
+)
 """A host whose QEMU finds its own bridge helper, which lets everybody onto br0."""
 
 
@@ -868,7 +905,15 @@ def migrant(clinic: Clinic, name: str, ifname: str, *more: str) -> Qemu:
     words += ["-device", "virtio-net-pci,netdev=n0,mac=52:54:00:00:00:01,romfile="]
     words += ["-qmp", f"unix:{clinic.folder}/{name}.sock,server=on,wait=off"]
     qemu = Qemu(
-        *words, *more, "-m", "32", "-S", "-name", name, netns=clinic.netns.name, machine="pc",
+        *words,
+        *more,
+        "-m",
+        "32",
+        "-S",
+        "-name",
+        name,
+        netns=clinic.netns.name,
+        machine="pc",
         env=clinic.hooks.environ(),
     )
     assert qemu.greeting
@@ -915,8 +960,9 @@ def test_who_may_wait_for_a_migration_and_does_not_tell_is_no_error(clinic: Clin
             told = clinic.look()
             assert [each for each in told["findings"] if each["check"] == "qemu-mac"] == []
             (unseen,) = [each for each in told["unseen"] if "waits for a migration" in each]
-            assert unseen.endswith("it has no QMP socket: give it -qmp "
-                                   "unix:PATH,server=on,wait=off")
+            assert unseen.endswith(
+                "it has no QMP socket: give it -qmp unix:PATH,server=on,wait=off"
+            )
         finally:
             clinic.end("one")
             clinic.end("two")
@@ -937,8 +983,9 @@ def no_such_bridge(clinic: Clinic) -> Faulty:
 
 
 def of_both_kinds(clinic: Clinic) -> Faulty:
-    clinic.switch.vsctl("add-br", "br0", "--", "set", "Bridge", "br0", "datapath_type=netdev",
-                        check=False)
+    clinic.switch.vsctl(
+        "add-br", "br0", "--", "set", "Bridge", "br0", "datapath_type=netdev", check=False
+    )
     text = f"networks: {{sw: {{bridge: br0, ovsdb: '{clinic.switch.db}'%s}}}}\n{SW}"
     clinic.policy(text % ", kind: linux")
     yield
@@ -1145,9 +1192,7 @@ def test_with_open_vswitch(row: Row, clinic: Clinic, ovs: OpenVSwitch) -> None:
     treat(row, clinic)
 
 
-def test_a_port_is_not_gone_whose_database_does_not_tell(
-    clinic: Clinic, ovs: OpenVSwitch
-) -> None:
+def test_a_port_is_not_gone_whose_database_does_not_tell(clinic: Clinic, ovs: OpenVSwitch) -> None:
     """Its socket has gone with its server; or the policy names it no more, and the mark does."""
     clinic.ovs = ovs
     with clinic.healthy():
@@ -1174,8 +1219,9 @@ def test_a_port_of_open_vswitch_s_own_is_no_guest_s(clinic: Clinic, ovs: OpenVSw
     clinic.ovs = ovs
     with clinic.healthy():
         before = clinic.look()["findings"]
-        clinic.switch.vsctl("add-port", "br-int", "ip0", "--", "set", "interface", "ip0",
-                            "type=internal")
+        clinic.switch.vsctl(
+            "add-port", "br-int", "ip0", "--", "set", "interface", "ip0", "type=internal"
+        )
         clinic.ip("address", "add", "192.0.2.1/24", "dev", "ip0")
         assert clinic.netns.link("ip0")["linkinfo"]["info_kind"] == "tun"
         assert clinic.look()["findings"] == before
@@ -1221,8 +1267,10 @@ def test_guest_on_a_bridge_that_leads_nowhere(clinic: Clinic) -> None:
         (found,) = clinic.find("bridge-alone")
         assert found["what"].startswith("br0 of network lan has guests, and neither an uplink nor")
         assert found["severity"] == "advice" and "give the network nat:" in found["do"]
-        for way in (("link", "add", "up0", "master", "br0", "type", "veth", "peer", "up1"),
-                    ("address", "add", LAN_ADDRESS, "dev", "br0")):
+        for way in (
+            ("link", "add", "up0", "master", "br0", "type", "veth", "peer", "up1"),
+            ("address", "add", LAN_ADDRESS, "dev", "br0"),
+        ):
             clinic.ip(*way)
             assert clinic.find("bridge-alone") == []
             clinic.netns.run(["ip", "link", "del", "up0"], check=False)
@@ -1257,8 +1305,15 @@ def test_a_socket_that_is_a_link_to_another_run_folder(clinic: Clinic, ovs: Open
 def test_each_check_is_in_a_table() -> None:
     rows = {row.check for row in (*ROWS, *QEMU_ROWS, *(row[0] for row in NEXT_TIME), *OVS_ROWS)}
     # NOTE: tests/security/test_user.py has what users do to their taps.
-    elsewhere = {*IN_UML, *IN_SECURITY, *IN_FORETOLD, "tap-right", "net-admin", "qemu-helper",
-                 "bridge-alone"}
+    elsewhere = {
+        *IN_UML,
+        *IN_SECURITY,
+        *IN_FORETOLD,
+        "tap-right",
+        "net-admin",
+        "qemu-helper",
+        "bridge-alone",
+    }
     assert rows | elsewhere == {check.name for check in CHECKS}
     for check in CHECKS:
         assert check.find.__doc__, f"{check.name}: what is it?"
@@ -1380,8 +1435,9 @@ def test_covers(wide: str, narrow: str) -> None:
         letters = sorted({*wide, *narrow, "z", "\0"})
         sizes = range(len(narrow) + 2)
         texts = itertools.chain(*(itertools.product(letters, repeat=size) for size in sizes))
-        assert any(matches(narrow, text) and not matches(wide, text)
-                   for text in map("".join, texts))
+        assert any(
+            matches(narrow, text) and not matches(wide, text) for text in map("".join, texts)
+        )
 
 
 @given(GLOBS)

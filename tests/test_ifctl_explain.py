@@ -40,8 +40,19 @@ rules:
 """
 HERE = Here("b007-1d", "4:42")
 TAP = Link(
-    index=7, name="web0", kind="tun", tap=True, up=False, mtu=1500, mac="52:54:00:aa:bb:cc",
-    txqueuelen=1000, master=None, alias="", carrier=True, ipv6_disabled=False, addrgenmode=0,
+    index=7,
+    name="web0",
+    kind="tun",
+    tap=True,
+    up=False,
+    mtu=1500,
+    mac="52:54:00:aa:bb:cc",
+    txqueuelen=1000,
+    master=None,
+    alias="",
+    carrier=True,
+    ipv6_disabled=False,
+    addrgenmode=0,
 )
 BR0 = replace(
     TAP, index=2, name="br0", kind="bridge", tap=False, up=True, mtu=1450, vlan_filtering=False
@@ -49,11 +60,24 @@ BR0 = replace(
 VLAN_BR0 = replace(BR0, vlan_filtering=True, default_pvid=1)
 BR_INT = replace(TAP, index=3, name="br-int", kind="openvswitch", tap=False)
 STALE = OvsPort(
-    ovsdb="unix:/run/db", bridge="br-old", name="sw0", tag=1, trunks=(), vlan_mode="access",
-    protected=False, transient=True,
-    external_ids=(("pyqemu-boot-id", "b007-1d"), ("pyqemu-ifindex", "6"), ("pyqemu-ifup", "1"),
-                  ("pyqemu-netns", "4:42")),
-    ofport=1, error=None, ifindex=6, link_state="up",
+    ovsdb="unix:/run/db",
+    bridge="br-old",
+    name="sw0",
+    tag=1,
+    trunks=(),
+    vlan_mode="access",
+    protected=False,
+    transient=True,
+    external_ids=(
+        ("pyqemu-boot-id", "b007-1d"),
+        ("pyqemu-ifindex", "6"),
+        ("pyqemu-ifup", "1"),
+        ("pyqemu-netns", "4:42"),
+    ),
+    ofport=1,
+    error=None,
+    ifindex=6,
+    link_state="up",
 )
 UNASKED = frozenset({"unix:/run/db"})
 
@@ -256,35 +280,43 @@ NOTES = [
         Caller("web0", vm="x"),
         view(bridge=replace(BR0, up=False)),
         ["linux"],
-        ["an up would fail now (69): the bridge br0 is down: it passes no frame; bring it up: "
-         "ip link set dev br0 up"],
+        [
+            "an up would fail now (69): the bridge br0 is down: it passes no frame; bring it up: "
+            "ip link set dev br0 up"
+        ],
     ),
     (
         "a bridge that does not filter",
         Caller("vlan0", vm="x"),
         view(bridge=BR0),
         ["linux"],
-        ["an up would fail now (71): br0 does not filter VLANs: vlan 100 is wanted; "
-         "turn it on: ip link set dev br0 type bridge vlan_filtering 1"],
+        [
+            "an up would fail now (71): br0 does not filter VLANs: vlan 100 is wanted; "
+            "turn it on: ip link set dev br0 type bridge vlan_filtering 1"
+        ],
     ),
     (
         "no bridge and no kind: both forms",
         Caller("web0", vm="x"),
         view(),
         ["linux", "openvswitch"],
-        [f"an up would fail now (69): there is no bridge br0: network lan names it; make it "
-         f"({NO_BRIDGE}) or correct the policy",
-         "whether br0 is a Linux bridge or an Open vSwitch bridge cannot be told, and network "
-         "lan gives no kind:; both forms follow"],
+        [
+            f"an up would fail now (69): there is no bridge br0: network lan names it; make it "
+            f"({NO_BRIDGE}) or correct the policy",
+            "whether br0 is a Linux bridge or an Open vSwitch bridge cannot be told, and network "
+            "lan gives no kind:; both forms follow",
+        ],
     ),
     (
         "no database to ask and no kind: both forms",
         SW,
         view(unasked=UNASKED),
         ["linux", "openvswitch"],
-        ["could not tell: unix:/run/db may not be used",
-         "whether br-int is a Linux bridge or an Open vSwitch bridge cannot be told, and network "
-         "sw gives no kind:; both forms follow"],
+        [
+            "could not tell: unix:/run/db may not be used",
+            "whether br-int is a Linux bridge or an Open vSwitch bridge cannot be told, and "
+            "network sw gives no kind:; both forms follow",
+        ],
     ),
     (
         "no database to ask, but a Linux bridge is seen",
@@ -312,24 +344,30 @@ NOTES = [
         Caller("fix0", vm="x"),
         view(bridge=replace(BR0, name="br-int")),
         ["openvswitch"],
-        ["an up would fail now (71): br-int is a Linux bridge: the policy says kind: openvswitch "
-         "for network fixed; correct its kind or its bridge"],
+        [
+            "an up would fail now (71): br-int is a Linux bridge: the policy says kind: "
+            "openvswitch for network fixed; correct its kind or its bridge"
+        ],
     ),
     (
         "external_ids cannot be on a Linux bridge",
         Caller("ids0", vm="x"),
         view(bridge=BR0),
         ["linux"],
-        ["an up would fail now (71): br0 is a Linux bridge: it has no place for external_ids; "
-         "take external_ids: from network lan, or from its rule"],
+        [
+            "an up would fail now (71): br0 is a Linux bridge: it has no place for external_ids; "
+            "take external_ids: from network lan, or from its rule"
+        ],
     ),
     (
         "somebody else's tap",
         Caller("web0", vm="x"),
         view(tap=replace(TAP, alias="mine"), bridge=BR0),
         ["linux"],
-        ["an up would fail now (77): somebody else's tap: its alias is mine; if it is not, "
-         "remove it: ip link set dev web0 alias ''"],
+        [
+            "an up would fail now (77): somebody else's tap: its alias is mine; if it is not, "
+            "remove it: ip link set dev web0 alias ''"
+        ],
     ),
 ]
 
@@ -337,9 +375,7 @@ NOTES = [
 @pytest.mark.parametrize(
     ("caller", "seen", "kinds", "notes"), [row[1:] for row in NOTES], ids=[r[0] for r in NOTES]
 )
-def test_notes_and_forms(
-    caller: Caller, seen: View, kinds: list[str], notes: list[str]
-) -> None:
+def test_notes_and_forms(caller: Caller, seen: View, kinds: list[str], notes: list[str]) -> None:
     explanation = explained(caller, seen)
     assert [form.kind for form in explanation.forms] == kinds
     assert list(explanation.notes) == notes
@@ -373,9 +409,19 @@ def test_both_forms_are_labelled_in_json() -> None:
             for passed in decision.passed_over
         ],
         "port": {
-            "network": "lan", "bridge": "br0", "kind": None, "ovsdb": db, "mtu": None,
-            "vlan": None, "isolated": False, "external_ids": {}, "txqueuelen": 9, "mac": None,
-            "addrgenmode": "none", "disable_ipv6": True, "link": "up",
+            "network": "lan",
+            "bridge": "br0",
+            "kind": None,
+            "ovsdb": db,
+            "mtu": None,
+            "vlan": None,
+            "isolated": False,
+            "external_ids": {},
+            "txqueuelen": 9,
+            "mac": None,
+            "addrgenmode": "none",
+            "disable_ipv6": True,
+            "link": "up",
         },
         "commands": [
             "# commands, br0 being a Linux bridge",
@@ -400,8 +446,13 @@ def test_both_forms_are_labelled_in_json() -> None:
 
 def test_json_of_a_denied_tap() -> None:
     assert json.loads(as_object(explained(Caller("db0"), view()))) == {
-        "version": 1, "tap": "db0", "decision": "deny", "rule": "policy.yaml:7",
-        "passed_over": [], "port": None, "commands": [],
+        "version": 1,
+        "tap": "db0",
+        "decision": "deny",
+        "rule": "policy.yaml:7",
+        "passed_over": [],
+        "port": None,
+        "commands": [],
     }
 
 
@@ -435,13 +486,21 @@ def test_names_that_a_shell_would_take_apart() -> None:
     for form in explain_port(Caller("a;id>x$(y)"), decision, view()).forms:
         for line in form.commands:
             words = subprocess.run(
-                ["sh", "-c", f"ip() {{ :; }}; set -- {line.replace(' > ', ' ')}; printf '%s\\n' "
-                 '"$@"'],
-                capture_output=True, text=True, check=True,
+                [
+                    "sh",
+                    "-c",
+                    f"ip() {{ :; }}; set -- {line.replace(' > ', ' ')}; printf '%s\\n' \"$@\"",
+                ],
+                capture_output=True,
+                text=True,
+                check=True,
             ).stdout.splitlines()
             named = [word for word in words if "id>x" in word]
-            assert named in (["a;id>x$(y)"], ["a;id>x$(y)"] * 2,
-                             ["/proc/sys/net/ipv6/conf/a;id>x$(y)/disable_ipv6"]), line
+            assert named in (
+                ["a;id>x$(y)"],
+                ["a;id>x$(y)"] * 2,
+                ["/proc/sys/net/ipv6/conf/a;id>x$(y)/disable_ipv6"],
+            ), line
 
 
 # ---------------------------------------------------------------------------- on the real thing
@@ -495,8 +554,10 @@ def test_its_commands_do_what_up_does_on_a_linux_bridge(netns: Namespace, hooks:
     [
         ("mtu: 1400", None),
         ("vlan: 100", 100),
-        ("vlan: {trunk: [20, 30-39]}, external_ids: {o: 'a \"b\" $c'}",
-         {"native": None, "trunk": [20, "30-39"]}),
+        (
+            "vlan: {trunk: [20, 30-39]}, external_ids: {o: 'a \"b\" $c'}",
+            {"native": None, "trunk": [20, "30-39"]},
+        ),
         ("vlan: {native: 10, trunk: [20]}, isolated: true", {"native": 10, "trunk": [20]}),
     ],
 )
@@ -548,8 +609,12 @@ def unprivileged(hooks: Hooks, *words: str) -> subprocess.CompletedProcess[str]:
     argv = hooks.argv("pyqemu-ifctl", *words)
     inside, launcher = argv[:4], argv[4:]
     return subprocess.run(
-        [*inside, *without_privilege(), *launcher], env=hooks.environ(), capture_output=True,
-        text=True, check=False, timeout=60,
+        [*inside, *without_privilege(), *launcher],
+        env=hooks.environ(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
 
 
@@ -588,7 +653,8 @@ def test_it_needs_no_privilege(netns: Namespace, ovs: OpenVSwitch, public: Path)
     assert (denied.returncode, denied.stderr) == (77, "")
     assert denied.stdout.startswith(f"x: denied by {hooks.policy}:5: no\n")
     assert (as_json.returncode, as_json.stderr) == (
-        77, f"pyqemu-ifctl: x: denied by {hooks.policy}:5: no\n"
+        77,
+        f"pyqemu-ifctl: x: denied by {hooks.policy}:5: no\n",
     )
     assert json.loads(as_json.stdout)["decision"] == "deny"
     assert (table.returncode, table.stderr) == (77, f"pyqemu-ifctl: {cannot}\n")
@@ -640,9 +706,12 @@ rules:
               "unprivileged user but on a tap that root has made"}  # fmt: skip
     netns.ip("tuntap", "add", "dev", "own1", "mode", "tap", "user", "nobody")
     for user, tap, rule, passed in (
-        ("nobody", "own0", 7, [by_vm, by_tap]), ("nobody", "own1", 6, [by_vm]),
-        ("65533", "own0", 7, [by_vm, by_tap]), ("nosuchuser", "own1", 7, [by_vm, by_tap]),
-        ("root", "own0", 5, []), ("0", "own0", 5, []),
+        ("nobody", "own0", 7, [by_vm, by_tap]),
+        ("nobody", "own1", 6, [by_vm]),
+        ("65533", "own0", 7, [by_vm, by_tap]),
+        ("nosuchuser", "own1", 7, [by_vm, by_tap]),
+        ("root", "own0", 5, []),
+        ("0", "own0", 5, []),
     ):
         told = hooks.ctl_json("explain", tap, "--vm", "mgmt1", "--user", user)
         assert (told["rule"], told["passed_over"]) == (f"{path}:{rule}", passed), user

@@ -49,14 +49,24 @@ def crash(netns: Namespace, hooks: Hooks, *names: str) -> dict[str, int]:
 def add_row(ovs: OpenVSwitch, name: str, here: Here, **ids: str) -> None:
     """Add a port as an up in `here` would have left it, without a device."""
     pairs = {
-        "pyqemu-ifup": "1", "pyqemu-network": "sw", "pyqemu-ifindex": "99",
-        "pyqemu-boot-id": here.boot_id, "pyqemu-netns": here.netns,
+        "pyqemu-ifup": "1",
+        "pyqemu-network": "sw",
+        "pyqemu-ifindex": "99",
+        "pyqemu-boot-id": here.boot_id,
+        "pyqemu-netns": here.netns,
         **{key.replace("_", "-"): value for key, value in ids.items()},
     }
     # NOTE: without a device of the name, newer ones end with 65, the row committed.
     ovs.vsctl(
-        "add-port", "br-int", name, "--", "set", "Interface", name,
-        *(f'external_ids:{key}="{value}"' for key, value in pairs.items()), check=False,
+        "add-port",
+        "br-int",
+        name,
+        "--",
+        "set",
+        "Interface",
+        name,
+        *(f'external_ids:{key}="{value}"' for key, value in pairs.items()),
+        check=False,
     )
 
 
@@ -75,9 +85,11 @@ def test_after_a_crash(netns: Namespace, ovs: OpenVSwitch, hooks: Hooks) -> None
     expected = f"would remove web0 from br-int: {because}\n"
     assert (dry.returncode, dry.stdout, dry.stderr) == (0, expected, "")
     assert hooks.ctl_json("gc", "--dry-run") == {
-        "version": 1, "removed": [{"tap": "web0", "bridge": "br-int", "because": because}],
+        "version": 1,
+        "removed": [{"tap": "web0", "bridge": "br-int", "because": because}],
         "kept": [],
-        "networks": [], "tables": [],
+        "networks": [],
+        "tables": [],
     }
     assert ovs.find("Port", "web0") is not None
     done = hooks.ctl("gc")
@@ -119,15 +131,19 @@ def test_only_what_is_ours_and_gone(
         "version": 1,
         "removed": [
             {"tap": "again", "bridge": "br-int", "because": gone.format("again", 99)},
-            {"tap": "boot", "bridge": "br-int",
-             "because": "its tap is gone: it is of an earlier boot"},
+            {
+                "tap": "boot",
+                "bridge": "br-int",
+                "because": "its tap is gone: it is of an earlier boot",
+            },
             {"tap": "dead", "bridge": "br-int", "because": gone.format("dead", index)},
         ],
         "kept": [
             {"tap": "away", "bridge": "br-int", "because": "it is of another network namespace"},
             {"tap": "live", "bridge": "br-int", "because": "its tap is there"},
         ],
-        "networks": [], "tables": [],
+        "networks": [],
+        "tables": [],
     }
     assert left == {"br-int", "foreign", "away", "live"}
     assert sorted(text.splitlines()) == [
@@ -187,8 +203,7 @@ def test_a_broken_policy_is_told(netns: Namespace, ovs: OpenVSwitch, hooks: Hook
     done = hooks.ctl("gc")
     assert (done.returncode, done.stdout) == (0, "nothing to remove\n")
     assert done.stderr == (
-        f"pyqemu-ifctl: only the default database is looked at: {hooks.policy}: it does not "
-        "exist\n"
+        f"pyqemu-ifctl: only the default database is looked at: {hooks.policy}: it does not exist\n"
     )
 
 
@@ -197,8 +212,11 @@ def test_a_signal_stops_it(netns: Namespace, ovs: OpenVSwitch, hooks: Hooks) -> 
     ovs.server.stop()
     try:
         with subprocess.Popen(
-            hooks.argv("pyqemu-ifctl", "gc"), env={**hooks.environ(), "PYQEMU_IFUP_DEBUG": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            hooks.argv("pyqemu-ifctl", "gc"),
+            env={**hooks.environ(), "PYQEMU_IFUP_DEBUG": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         ) as process:
             assert process.stderr is not None
             told = process.stderr.readline()
@@ -208,9 +226,7 @@ def test_a_signal_stops_it(netns: Namespace, ovs: OpenVSwitch, hooks: Hooks) -> 
         ovs.server.cont()
     assert told == f"pyqemu-ifctl: all taps: ovs-vsctl --db={ovs.db} show\n"
     assert process.returncode == 75
-    assert (out, err) == (
-        "", "pyqemu-ifctl: stopped: received SIGINT; what was done stays done\n"
-    )
+    assert (out, err) == ("", "pyqemu-ifctl: stopped: received SIGINT; what was done stays done\n")
 
 
 def test_its_parent_may_end(netns: Namespace, ovs: OpenVSwitch, hooks: Hooks) -> None:
@@ -221,7 +237,10 @@ def test_its_parent_may_end(netns: Namespace, ovs: OpenVSwitch, hooks: Hooks) ->
     try:
         shell = subprocess.Popen(
             [sys.executable, "-I", "-W", "ignore", "-c", code, *hooks.argv("pyqemu-ifctl", "gc")],
-            env=hooks.environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=hooks.environ(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         shell.wait(30)
     finally:

@@ -23,15 +23,34 @@ from pyqemu_ifup.look import Link, OvsPort, Vid
 from pyqemu_ifup.stamp import Here
 
 TAP = Link(
-    index=7, name="web0", kind="tun", tap=True, up=True, mtu=1500, mac="fe:54:00:aa:bb:cc",
-    txqueuelen=1000, master=None, alias="", carrier=True,
+    index=7,
+    name="web0",
+    kind="tun",
+    tap=True,
+    up=True,
+    mtu=1500,
+    mac="fe:54:00:aa:bb:cc",
+    txqueuelen=1000,
+    master=None,
+    alias="",
+    carrier=True,
 )
 BR0 = replace(TAP, index=2, name="br0", kind="bridge", tap=False, vlan_filtering=True)
 ETH0 = replace(TAP, index=3, name="eth0", kind=None, tap=False, master=2)
 ROW = Row("web0", "ok", kind="linux", bridge="br0", network="lan", vlan=Vlan(10), vm="web", pid=42)
 UPLINK = OvsPort(
-    ovsdb="unix:/run/db", bridge="br-int", name="enp3s0", tag=None, trunks=(), vlan_mode=None,
-    protected=False, transient=False, external_ids=(), ofport=1, error=None, ifindex=1,
+    ovsdb="unix:/run/db",
+    bridge="br-int",
+    name="enp3s0",
+    tag=None,
+    trunks=(),
+    vlan_mode=None,
+    protected=False,
+    transient=False,
+    external_ids=(),
+    ofport=1,
+    error=None,
+    ifindex=1,
     link_state="up",
 )
 
@@ -46,8 +65,11 @@ def graphviz() -> None:
 
 def system(*links: Link, ports: tuple[OvsPort, ...] = (), **more: object) -> System:
     found = System(
-        links=links, ports=ports, vids={3: (Vid(10), Vid(20))},
-        ovs_bridges={"br-int": ("unix:/run/db",)} if ports else {}, unasked=frozenset(),
+        links=links,
+        ports=ports,
+        vids={3: (Vid(10), Vid(20))},
+        ovs_bridges={"br-int": ("unix:/run/db",)} if ports else {},
+        unasked=frozenset(),
         here=Here("boot", "4:42"),
     )
     return replace(found, **more)  # type: ignore[arg-type]
@@ -73,8 +95,9 @@ def test_uplinks_of_each_kind_of_bridge() -> None:
     looked = system(BR0, ETH0, replace(TAP, master=2), ports=(UPLINK, tagged, ours, local))
     assert find_bridges([("linux", "br0")], looked) == [
         Bridge("br0", "linux", (Uplink("eth0", frozenset({10, 20})),)),
-        Bridge("br-int", "openvswitch",
-               (Uplink("enp3s0", None), Uplink("vxlan0", frozenset({100})))),
+        Bridge(
+            "br-int", "openvswitch", (Uplink("enp3s0", None), Uplink("vxlan0", frozenset({100})))
+        ),
     ]
     plain = system(replace(BR0, vlan_filtering=False), ETH0)
     assert find_bridges([("linux", "br0")], plain) == [
@@ -83,13 +106,21 @@ def test_uplinks_of_each_kind_of_bridge() -> None:
 
 
 def test_a_vlan_is_joined_to_the_uplinks_that_carry_it() -> None:
-    rows = [ROW, replace(ROW, tap="web1", vlan=Vlan(30), pid=43),
-            replace(ROW, tap="web2", vlan=Vlan(None, (20, 30)), pid=42)]
+    rows = [
+        ROW,
+        replace(ROW, tap="web1", vlan=Vlan(30), pid=43),
+        replace(ROW, tap="web2", vlan=Vlan(None, (20, 30)), pid=42),
+    ]
     found = edges(as_dot(rows, system(BR0, ETH0)))
     assert found == {
-        (r"web\npid 42", "web0"), (r"web\npid 43", "web1"), (r"web\npid 42", "web2"),
-        ("web0", "VLAN 10"), ("web1", "VLAN 30"), ("web2", "VLAN trunk 20,30"),
-        ("VLAN 10", "eth0"), ("VLAN trunk 20,30", "eth0"),
+        (r"web\npid 42", "web0"),
+        (r"web\npid 43", "web1"),
+        (r"web\npid 42", "web2"),
+        ("web0", "VLAN 10"),
+        ("web1", "VLAN 30"),
+        ("web2", "VLAN trunk 20,30"),
+        ("VLAN 10", "eth0"),
+        ("VLAN trunk 20,30", "eth0"),
     }
 
 
@@ -133,7 +164,8 @@ def test_fifty_guests() -> None:
     assert len([edge for edge in edges(dot) if edge[0].startswith("guest")]) == 50
     texts = [
         (round(float(each.get("x", "0"))), round(float(each.get("y", "0"))))
-        for each in xml.fromstring(as_svg(dot, 60)).iter() if each.tag.endswith("}text")
+        for each in xml.fromstring(as_svg(dot, 60)).iter()
+        if each.tag.endswith("}text")
     ]
     assert len(texts) == len(set(texts)) >= 150
     heights = sorted({y for _, y in texts})
@@ -155,7 +187,11 @@ def test_real_host(hooks: Hooks, netns: Namespace, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     who = rf"no name\npid {os.getpid()}"
     assert edges(done.stdout) == {
-        (who, "lan0"), (who, "sw0"), ("lan0", "no VLAN"), ("sw0", "VLAN 100"), ("no VLAN", "up0"),
+        (who, "lan0"),
+        (who, "sw0"),
+        ("lan0", "no VLAN"),
+        ("sw0", "VLAN 100"),
+        ("no VLAN", "up0"),
     }
     drawn = hooks.ctl("status", "--graph", "svg")
     assert drawn.returncode == 0 and xml.fromstring(drawn.stdout).tag.endswith("}svg")
@@ -164,7 +200,9 @@ def test_real_host(hooks: Hooks, netns: Namespace, tmp_path: Path) -> None:
     empty.mkdir()
     python = hooks.folder / "pyqemu-ifctl"
     bare = subprocess.run(
-        [python, "status", "--graph", "svg"], capture_output=True, text=True,
+        [python, "status", "--graph", "svg"],
+        capture_output=True,
+        text=True,
         env={**os.environ, "PATH": str(empty), "PYQEMU_IFUP_POLICY": str(hooks.policy)},
     )
     assert (bare.returncode, bare.stdout) == (69, "")

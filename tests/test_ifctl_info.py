@@ -60,8 +60,13 @@ class Place:
     def start(self, *words: str, machine: str = "q35", program: str = "", **more: Any) -> Qemu:
         """Start a QEMU whose guest does not run."""
         return Qemu(
-            "-S", *words, netns=self.netns.name, machine=machine, env=self.hooks.environ(),
-            program=program or QEMU, **more,
+            "-S",
+            *words,
+            netns=self.netns.name,
+            machine=machine,
+            env=self.hooks.environ(),
+            program=program or QEMU,
+            **more,
         )
 
     def guests(self, *words: str, status: int = 0) -> list[dict[str, Any]]:
@@ -95,7 +100,9 @@ def write_policy(hooks: Hooks, *rules: Any, **more: Any) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_both_sides_of_each_nic(place: Place, version: str) -> None:
     words = [
-        *("-name", "web1"), *place.monitor(), *place.tap(more=",queues=4"),
+        *("-name", "web1"),
+        *place.monitor(),
+        *place.tap(more=",queues=4"),
         *("-device", f"{CARD},mq=on,vectors=10,addr=0x8"),
         *("-netdev", "user,id=u0,hostfwd=tcp:127.0.0.1:2222-:22"),
         *("-device", "e1000,netdev=u0,mac=52:54:00:00:00:02,addr=0x9.1"),
@@ -114,17 +121,31 @@ def test_both_sides_of_each_nic(place: Place, version: str) -> None:
         for way in ("received", "sent"):
             assert set(lan["host"].pop(way)) == set(nothing)
         assert lan == {
-            "nic": "lan0", "model": "virtio-net-pci", "mac": MAC, "bus": "pcie.0",
-            "addr": "08.0", "host_mtu": None, "hub": None,
-            "backends": [{"id": "n0", "type": "tap", "queues": 4}], "tap": "web0",
+            "nic": "lan0",
+            "model": "virtio-net-pci",
+            "mac": MAC,
+            "bus": "pcie.0",
+            "addr": "08.0",
+            "host_mtu": None,
+            "hub": None,
+            "backends": [{"id": "n0", "type": "tap", "queues": 4}],
+            "tap": "web0",
             "host": {
-                "tap": "web0", "ifindex": index, "kind": "linux", "bridge": "br0",
-                "network": "lan", "vlan": None, "mtu": 1500, "state": "ok",
+                "tap": "web0",
+                "ifindex": index,
+                "kind": "linux",
+                "bridge": "br0",
+                "network": "lan",
+                "vlan": None,
+                "mtu": 1500,
+                "state": "ok",
             },
             "faults": [],
         }
         assert (nics["e1000"]["addr"], nics["e1000"]["tap"], nics["e1000"]["faults"]) == (
-            "09.1", None, []
+            "09.1",
+            None,
+            [],
         )
         assert nics["rtl8139"]["backends"][0]["type"] == "user"
         done = place.hooks.ctl("info")
@@ -155,17 +176,14 @@ def test_counters_are_the_guest_s(inside: Namespace) -> None:
     side = Side(Row("web0", "ok", index), Counters(1, 2, 10, 20, 3, 4))
     lines = "\n".join(_card_lines(Card(None, "web0", side, ())))
     assert (
-        "the guest received 2 packets, 20 bytes (4 dropped), "
-        "sent 1 packet, 10 bytes (3 dropped)"
+        "the guest received 2 packets, 20 bytes (4 dropped), sent 1 packet, 10 bytes (3 dropped)"
     ) in lines
     entry: Any = _entry(Card(None, "web0", side, ()))
     assert entry["host"]["received"] == {"packets": 2, "bytes": 20, "dropped": 4}
     assert entry["host"]["sent"] == {"packets": 1, "bytes": 10, "dropped": 3}
 
 
-def test_a_tagged_port_of_openvswitch(
-    ovs: OpenVSwitch, tmp_path: Path, place: Place
-) -> None:
+def test_a_tagged_port_of_openvswitch(ovs: OpenVSwitch, tmp_path: Path, place: Place) -> None:
     ovs.add_bridge("br-int", hwaddr="02:00:00:00:00:09", mtu=1500)
     networks = {"tagged": {"bridge": "br-int", "ovsdb": ovs.db, "vlan": {"trunk": [20, "30-39"]}}}
     write_policy(place.hooks, {"tap": "*", "network": "tagged"}, networks=networks)
@@ -183,9 +201,7 @@ def test_a_tagged_port_of_openvswitch(
 def test_the_old_form_on_a_hub(place: Place, version: str) -> None:
     scripts = f"script={place.hooks.ifup},downscript={place.hooks.ifdown}"
     words = ["-net", "nic,model=e1000", "-net", f"tap,ifname=web0,{scripts}"]
-    with place.start(
-        *place.monitor(), *words, machine="pc", program=qemu_of(version)
-    ) as qemu:
+    with place.start(*place.monitor(), *words, machine="pc", program=qemu_of(version)) as qemu:
         assert qemu.greeting
         (guest,) = place.guests()
         (nic,) = guest["nics"]
@@ -219,14 +235,12 @@ def test_two_taps_on_a_hub(place: Place, version: str) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_hub_without_a_nic_that_was_made_while_the_guest_runs(place: Place, version: str) -> None:
-    words = [
-        word for n in range(2) for word in ("-netdev", f"tap,id=n{n},ifname=web{n},script=no")
-    ]
+    words = [word for n in range(2) for word in ("-netdev", f"tap,id=n{n},ifname=web{n},script=no")]
     with place.start(*place.monitor(), *words, program=qemu_of(version)) as qemu:
         for n in range(2):
-            qemu.execute("netdev_add", {
-                "type": "hubport", "id": f"h{n}", "hubid": 3, "netdev": f"n{n}",
-            })
+            qemu.execute(
+                "netdev_add", {"type": "hubport", "id": f"h{n}", "hubid": 3, "netdev": f"n{n}"}
+            )
         (guest,) = place.guests()
         hub, *taps = guest["nics"]
         assert (hub["hub"], hub["nic"], hub["tap"]) == (3, None, None)
@@ -277,7 +291,10 @@ def test_what_does_not_fit_together(place: Place) -> None:
                               "model": "e1000"}]}}  # fmt: skip
     write_policy(place.hooks, {"tap": "*", "network": "lan"}, vms=vms)
     words = [
-        *place.monitor(), *place.tap(more=",queues=2"), "-device", f"{CARD},host_mtu=1400",
+        *place.monitor(),
+        *place.tap(more=",queues=2"),
+        "-device",
+        f"{CARD},host_mtu=1400",
         *("-netdev", "tap,id=n1,ifname=loose0,script=,downscript="),
         *("-device", f"e1000,netdev=n1,id=twin,mac={MAC}"),
         *("-netdev", "tap,id=n2,ifname=idle0,script=,downscript="),
@@ -405,8 +422,13 @@ def test_monitors_of_a_command_line(words: list[str], found: list[Address]) -> N
 
 
 def test_which_programs_are_qemus() -> None:
-    for words in (["qemu-system-x86_64"], ["/usr/bin/qemu-system-aarch64", "-S"], ["kvm"],
-                  ["/usr/libexec/qemu-kvm"], ["/lib/ld-linux-x86-64.so.2", "/x/qemu-system-arm"]):
+    for words in (
+        ["qemu-system-x86_64"],
+        ["/usr/bin/qemu-system-aarch64", "-S"],
+        ["kvm"],
+        ["/usr/libexec/qemu-kvm"],
+        ["/lib/ld-linux-x86-64.so.2", "/x/qemu-system-arm"],
+    ):
         assert is_qemu(words), words
     for words in (["bash"], ["/usr/lib/qemu/qemu-bridge-helper"], ["qemu-img"], ["vim", "qemu"]):
         assert not is_qemu(words), words

@@ -42,10 +42,7 @@ USAGE = [
         "--mac 52:54:00 is not the MAC of a device; give six pairs of hexadecimal digits, "
         "such as 52:54:00:12:34:56",
     ),
-    (
-        ("decode", "x\ny"),
-        "'x\\ny' is not a number; give the one that QEMU prints, such as 16640",
-    ),
+    (("decode", "x\ny"), "'x\\ny' is not a number; give the one that QEMU prints, such as 16640"),
 ]
 
 
@@ -86,7 +83,9 @@ def test_the_version(hooks: Hooks, program: str) -> None:
 def test_the_version_goes_with_no_verb(hooks: Hooks, words: tuple[str, ...]) -> None:
     done = hooks.run("pyqemu-ifctl", "--version", *words)
     assert (done.returncode, done.stdout, done.stderr) == (
-        64, "", "pyqemu-ifctl: --version goes with no verb; give it alone\n"
+        64,
+        "",
+        "pyqemu-ifctl: --version goes with no verb; give it alone\n",
     )
 
 
@@ -96,8 +95,12 @@ def test_a_reader_who_has_gone_is_no_error(hooks: Hooks, words: tuple[str, ...])
     os.close(read_end)
     with os.fdopen(write_end, "wb") as nobody:
         done = subprocess.run(
-            hooks.argv("pyqemu-ifctl", *words), env=hooks.environ(), stdout=nobody,
-            stderr=subprocess.PIPE, check=False, timeout=60,
+            hooks.argv("pyqemu-ifctl", *words),
+            env=hooks.environ(),
+            stdout=nobody,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=60,
         )
     assert (done.returncode, done.stderr) == (0, b"")
 
@@ -105,8 +108,11 @@ def test_a_reader_who_has_gone_is_no_error(hooks: Hooks, words: tuple[str, ...])
 def test_an_answer_that_cannot_be_written_is_told(hooks: Hooks) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            hooks.argv("pyqemu-ifctl", "decode", "65"), stdout=full,
-            stderr=subprocess.PIPE, check=False, timeout=60,
+            hooks.argv("pyqemu-ifctl", "decode", "65"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=60,
         )
     assert done.returncode == 71
     assert done.stderr == b"pyqemu-ifctl: cannot write standard output: No space left on device\n"
@@ -115,11 +121,11 @@ def test_an_answer_that_cannot_be_written_is_told(hooks: Hooks) -> None:
 @pytest.mark.parametrize("words", [("decode", "65"), ("status", "x" * 16)], ids=" ".join)
 def test_closed_standard_descriptors(hooks: Hooks, words: tuple[str, ...]) -> None:
     command = " ".join(hooks.argv("pyqemu-ifctl", *words)) + " <&- >&- 2>&-"
-    done = subprocess.run(
-        ["sh", "-c", command], capture_output=True, check=False, timeout=60
-    )
+    done = subprocess.run(["sh", "-c", command], capture_output=True, check=False, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (
-        0 if words[0] == "decode" else 64, b"", b""
+        0 if words[0] == "decode" else 64,
+        b"",
+        b"",
     )
 
 
@@ -132,6 +138,8 @@ sys.argv = ["pyqemu-ifctl", *{words!r}]
 status = main.main()
 print(status, *sorted({{"argparse", "yaml", "pyroute2", "ovs"}} & sys.modules.keys()))
 """
+
+
 def test_a_negative_number_is_no_option(hooks: Hooks) -> None:
     assert hooks.ctl("decode", "-9").stdout == "-9: killed by SIGKILL\n"
 
@@ -150,8 +158,12 @@ def test_no_verb_imports_what_it_does_not_need(
 ) -> None:
     code = LOADED.format(roots=SOURCE_ROOTS, words=words)
     done = subprocess.run(
-        [sys.executable, "-I", "-c", code], env=hooks.environ(), capture_output=True, text=True,
-        check=True, timeout=60,
+        [sys.executable, "-I", "-c", code],
+        env=hooks.environ(),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert done.stdout.strip() == loaded
 
@@ -168,8 +180,11 @@ raise SystemExit(main.main())
 
 def test_a_bug_is_70_and_one_line() -> None:
     done = subprocess.run(
-        [sys.executable, "-I", "-c", BUG.format(roots=SOURCE_ROOTS)], capture_output=True,
-        text=True, check=False, timeout=60,
+        [sys.executable, "-I", "-c", BUG.format(roots=SOURCE_ROOTS)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert (done.returncode, done.stdout) == (70, "")
     assert done.stderr == (

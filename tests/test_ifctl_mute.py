@@ -74,15 +74,33 @@ def hooks(inside: Namespace, tmp_path: Path) -> Hooks:
 
 
 def hanging(
-    hooks: Hooks, *words: str, seconds: float = 2.0,
-    part: str = f"{IN_TURN} hang", mounts: str = ":",
+    hooks: Hooks,
+    *words: str,
+    seconds: float = 2.0,
+    part: str = f"{IN_TURN} hang",
+    mounts: str = ":",
 ) -> subprocess.CompletedProcess[str]:
     code = HANG.format(roots=SOURCE_ROOTS, seconds=seconds, part=part)
     env = {**os.environ, "PYQEMU_IFUP_POLICY": str(hooks.policy)}
     return subprocess.run(
-        ["unshare", "-m", "sh", "-euc", mounts + '\nexec "$@"', "sh",
-         sys.executable, "-I", "-c", code, *words], env=env, text=True, capture_output=True,
-        timeout=60, check=False,
+        [
+            "unshare",
+            "-m",
+            "sh",
+            "-euc",
+            mounts + '\nexec "$@"',
+            "sh",
+            sys.executable,
+            "-I",
+            "-c",
+            code,
+            *words,
+        ],
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -225,7 +243,11 @@ def test_an_nft_that_is_mute_is_no_fault_of_each_network_s(
     inside.tap("web0")
     assert hooks.up("web0").returncode == 0
     done = hanging(
-        hooks, "doctor", "--json", seconds=8.0, mounts=MUTE_NFT.format(folder=tmp_path),
+        hooks,
+        "doctor",
+        "--json",
+        seconds=8.0,
+        mounts=MUTE_NFT.format(folder=tmp_path),
         part="from pyqemu_ifctl import databases; databases.PATIENCE = 0.5",
     )
     called = (tmp_path / "called").read_text().split()
@@ -301,7 +323,8 @@ def test_a_verb_that_a_call_of_the_c_library_does_not_let_go_tells_who_is_mute(
     inside.tap("web0")
     done = hanging(hooks, "status", part=f"{IN_TURN} lock", seconds=1.0)
     assert (done.returncode, done.stderr) == (
-        75, "pyqemu-ifctl: not done in time: the kernel does not answer; try again\n"
+        75,
+        "pyqemu-ifctl: not done in time: the kernel does not answer; try again\n",
     )
 
 
@@ -322,7 +345,8 @@ def test_a_busy_host_tells_its_load(inside: Namespace, hooks: Hooks, tmp_path: P
         }))  # fmt: skip
         hook = calls.up("web0", be_nameless)
     for done, what in (
-        (doctor, "what networks with NAT need"), (status, "the nft tables of networks"),
+        (doctor, "what networks with NAT need"),
+        (status, "the nft tables of networks"),
         (apart, "the nftables rules"),
     ):
         line = rf"^pyqemu-ifctl: not seen: {what}: not done after \d s: {BUSY}$"
@@ -330,7 +354,8 @@ def test_a_busy_host_tells_its_load(inside: Namespace, hooks: Hooks, tmp_path: P
     assert hook.status == 75
     assert re.fullmatch(
         rf"pyqemu-ifup: web0: not done after 1 s: {BUSY}; "
-        r"try again, or raise timeout: in the policy\n", hook.stderr,
+        r"try again, or raise timeout: in the policy\n",
+        hook.stderr,
     ), hook.stderr
 
 

@@ -25,16 +25,7 @@ from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Deny, Leave, Place, Policy, Port, Vlan
 from pyqemu_ifctl import answer
 from pyqemu_ifctl.answer import width
-from pyqemu_ifctl.status import (
-    Row,
-    State,
-    System,
-    as_list,
-    as_object,
-    as_table,
-    rows,
-    wanted,
-)
+from pyqemu_ifctl.status import Row, State, System, as_list, as_object, as_table, rows, wanted
 from pyqemu_ifup.caller import process_start
 from pyqemu_ifup.guest import Unsaid
 from pyqemu_ifup.look import Link, OvsPort
@@ -50,8 +41,17 @@ LAN_PORT = Port("tap0", "lan", "br0", PLACE)
 SW_PORT = Port("tap0", "sw", "br-int", PLACE, ovsdb=DB, vlan=Vlan(100))
 
 TAP = Link(
-    index=7, name="tap0", kind="tun", tap=True, up=True, mtu=1500, mac="fe:54:00:aa:bb:cc",
-    txqueuelen=1000, master=None, alias="", carrier=True,
+    index=7,
+    name="tap0",
+    kind="tun",
+    tap=True,
+    up=True,
+    mtu=1500,
+    mac="fe:54:00:aa:bb:cc",
+    txqueuelen=1000,
+    master=None,
+    alias="",
+    carrier=True,
 )
 BR0 = replace(TAP, index=2, name="br0", kind="bridge", tap=False, vlan_filtering=False)
 OTHER = replace(BR0, index=3, name="docker0")
@@ -61,8 +61,13 @@ BR_INT = replace(TAP, index=6, name="br-int")
 ON_LAN = replace(TAP, master=2, alias=format_alias(LAN), isolated=False)
 ON_SW = replace(TAP, alias=format_alias(SW))
 IDS = {
-    "pyqemu-ifup": "1", "pyqemu-network": "sw", "pyqemu-ifindex": "7",
-    "pyqemu-boot-id": "b007-1d", "pyqemu-netns": "4:42", "vm-name": "web1", "vm-pid": "12",
+    "pyqemu-ifup": "1",
+    "pyqemu-network": "sw",
+    "pyqemu-ifindex": "7",
+    "pyqemu-boot-id": "b007-1d",
+    "pyqemu-netns": "4:42",
+    "vm-name": "web1",
+    "vm-pid": "12",
 }
 
 
@@ -70,10 +75,19 @@ def port(*, bridge: str = "br-int", name: str = "tap0", **ids: str | None) -> Ov
     given = {key.replace("_", "-"): value for key, value in ids.items()}
     pairs = {**IDS, **given}
     return OvsPort(
-        ovsdb=DB, bridge=bridge, name=name, tag=100, trunks=(), vlan_mode="access",
-        protected=False, transient=True,
+        ovsdb=DB,
+        bridge=bridge,
+        name=name,
+        tag=100,
+        trunks=(),
+        vlan_mode="access",
+        protected=False,
+        transient=True,
         external_ids=tuple(sorted((k, v) for k, v in pairs.items() if v is not None)),
-        ofport=1, error=None, ifindex=7, link_state="up",
+        ofport=1,
+        error=None,
+        ifindex=7,
+        link_state="up",
     )
 
 
@@ -85,16 +99,23 @@ def system(
     *links: Link, ports: tuple[OvsPort, ...] = (), unasked: frozenset[str] = frozenset()
 ) -> System:
     return System(
-        links=(BR0, OTHER, BOND, DATAPATH, *links), ports=ports, vids={},
-        ovs_bridges={} if unasked else {"br-int": (DB,)}, unasked=unasked, here=HERE,
+        links=(BR0, OTHER, BOND, DATAPATH, *links),
+        ports=ports,
+        vids={},
+        ovs_bridges={} if unasked else {"br-int": (DB,)},
+        unasked=unasked,
+        here=HERE,
     )
 
 
 def found(seen: System, want: Port | Deny | None) -> list[tuple[str, State | None, str]]:
     """Return tap, state and differences of each row, unknown ones as "?"."""
     return [
-        (row.tap, row.state, "?" if row.differences is None else
-         "; ".join(map(str, row.differences)))
+        (
+            row.tap,
+            row.state,
+            "?" if row.differences is None else "; ".join(map(str, row.differences)),
+        )
         for row in rows(seen, lambda tap, stamp: want)
     ]
 
@@ -104,65 +125,102 @@ STATES: list[tuple[str, System, Port | Deny | None, list[tuple[str, State | None
     ("on a Linux bridge", system(ON_LAN), LAN_PORT, [("tap0", "ok", "")]),
     (
         "on Open vSwitch",
-        system(ON_SW, BR_INT, ports=(port(), LOCAL)), SW_PORT, [("tap0", "ok", "")],
+        system(ON_SW, BR_INT, ports=(port(), LOCAL)),
+        SW_PORT,
+        [("tap0", "ok", "")],
     ),
     (
         "the datapath's own tap is none of the host's",
-        system(replace(TAP, name="ovs-netdev")), None, [],
+        system(replace(TAP, name="ovs-netdev")),
+        None,
+        [],
     ),
     (
         "on Open vSwitch's kernel datapath",
-        system(replace(ON_SW, master=5), ports=(port(),)), SW_PORT, [("tap0", "ok", "")],
+        system(replace(ON_SW, master=5), ports=(port(),)),
+        SW_PORT,
+        [("tap0", "ok", "")],
     ),
     (
-        "another MTU", system(replace(ON_LAN, mtu=1400)), LAN_PORT,
+        "another MTU",
+        system(replace(ON_LAN, mtu=1400)),
+        LAN_PORT,
         [("tap0", "differs", "mtu is 1400, wanted 1500")],
     ),
     (
         "another VLAN and network by now",
-        system(ON_SW, ports=(port(),)), replace(SW_PORT, network="dmz", vlan=Vlan(None, (2, 3))),
+        system(ON_SW, ports=(port(),)),
+        replace(SW_PORT, network="dmz", vlan=Vlan(None, (2, 3))),
         [("tap0", "differs", "network is sw, wanted dmz; vlan is 100, wanted trunk 2-3")],
     ),
     (
-        "denied by now", system(ON_LAN), Deny("ask us", None),
+        "denied by now",
+        system(ON_LAN),
+        Deny("ask us", None),
         [("tap0", "differs", "network is lan, wanted none: denied: ask us")],
     ),
     (
-        "the wanted bridge has gone", system(ON_LAN), replace(LAN_PORT, bridge="br9", kind="linux"),
-        [("tap0", "differs", "bridge is br0, wanted br9: there is no bridge br9: network lan names "
-          "it; make it (ip link add name br9 up type bridge) or correct the policy")],
+        "the wanted bridge has gone",
+        system(ON_LAN),
+        replace(LAN_PORT, bridge="br9", kind="linux"),
+        [
+            (
+                "tap0",
+                "differs",
+                "bridge is br0, wanted br9: there is no bridge br9: network lan names "
+                "it; make it (ip link add name br9 up type bridge) or correct the policy",
+            )
+        ],
     ),
     (
-        "moved away by hand", system(replace(ON_LAN, master=3)), LAN_PORT,
+        "moved away by hand",
+        system(replace(ON_LAN, master=3)),
+        LAN_PORT,
         [("tap0", "differs", "bridge is docker0, wanted br0")],
     ),
     (
-        "taken out by hand", system(replace(ON_LAN, master=None)), LAN_PORT,
+        "taken out by hand",
+        system(replace(ON_LAN, master=None)),
+        LAN_PORT,
         [("tap0", "differs", "bridge is none, wanted br0")],
     ),
     (
-        "its port has gone", system(ON_SW), SW_PORT,
+        "its port has gone",
+        system(ON_SW),
+        SW_PORT,
         [("tap0", "differs", "bridge is none, wanted br-int")],
     ),
     (
-        "its alias has gone", system(TAP, ports=(port(),)), SW_PORT,
+        "its alias has gone",
+        system(TAP, ports=(port(),)),
+        SW_PORT,
         [("tap0", "differs", "alias is none, wanted our mark")],
     ),
     ("no policy", system(ON_LAN), None, [("tap0", "ok", "?")]),
-    ("no policy, taken out", system(replace(ON_LAN, master=None)), None,
-     [("tap0", "differs", "?")]),
     (
-        "its database is mute", system(ON_SW, unasked=frozenset({DB})), SW_PORT,
+        "no policy, taken out",
+        system(replace(ON_LAN, master=None)),
+        None,
+        [("tap0", "differs", "?")],
+    ),
+    (
+        "its database is mute",
+        system(ON_SW, unasked=frozenset({DB})),
+        SW_PORT,
         [("tap0", None, "?")],
     ),
     (
-        "on a Linux bridge, a database is mute", system(ON_LAN, unasked=frozenset({DB})), LAN_PORT,
+        "on a Linux bridge, a database is mute",
+        system(ON_LAN, unasked=frozenset({DB})),
+        LAN_PORT,
         [("tap0", "ok", "")],
     ),
     ("nobody's", system(TAP), None, [("tap0", "loose", "")]),
     ("nobody's, with an alias", system(replace(TAP, alias="mine")), None, [("tap0", "loose", "")]),
     (
-        "maybe nobody's, a database is mute", system(TAP, unasked=frozenset({DB})), None,
+        "maybe nobody's, a database is mute",
+        system(TAP, unasked=frozenset({DB})),
+        None,
         [("tap0", None, "?")],
     ),
     ("another's bridge", system(replace(TAP, master=3)), None, [("tap0", "foreign", "")]),
@@ -172,33 +230,39 @@ STATES: list[tuple[str, System, Port | Deny | None, list[tuple[str, State | None
     ("the tap is gone", system(ports=(port(),)), None, [("tap0", "stale", "")]),
     (
         "the tap is gone, and a new one is there",
-        system(replace(TAP, index=9), ports=(port(),)), None,
+        system(replace(TAP, index=9), ports=(port(),)),
+        None,
         [("tap0", "loose", ""), ("tap0", "stale", "")],
     ),
     (
         "the tap is gone, and Open vSwitch took in a new one",
-        system(replace(TAP, index=9, master=5), ports=(port(),)), None,
+        system(replace(TAP, index=9, master=5), ports=(port(),)),
+        None,
         [("tap0", "foreign", ""), ("tap0", "stale", "")],
     ),
     (
-        "an earlier boot", system(TAP, ports=(port(pyqemu_boot_id="b007-0"),)), None,
+        "an earlier boot",
+        system(TAP, ports=(port(pyqemu_boot_id="b007-0"),)),
+        None,
         [("tap0", "loose", ""), ("tap0", "stale", "")],
     ),
     (
-        "another network namespace", system(TAP, ports=(port(pyqemu_netns="4:43"),)), None,
+        "another network namespace",
+        system(TAP, ports=(port(pyqemu_netns="4:43"),)),
+        None,
         [("tap0", "elsewhere", ""), ("tap0", "loose", "")],
     ),
     (
-        "another host", system(
-            ports=(replace(port(pyqemu_boot_id="b007-0"), ovsdb="tcp:192.0.2.1:6640"),)
-        ), None,
+        "another host",
+        system(ports=(replace(port(pyqemu_boot_id="b007-0"), ovsdb="tcp:192.0.2.1:6640"),)),
+        None,
         [("tap0", "elsewhere", "")],
     ),
     (
         "in the order of numbers",
-        system(*(replace(TAP, name=name) for name in ("web10", "web9", "a", "web9b"))), None,
-        [("a", "loose", ""), ("web9", "loose", ""), ("web9b", "loose", ""),
-         ("web10", "loose", "")],
+        system(*(replace(TAP, name=name) for name in ("web10", "web9", "a", "web9b"))),
+        None,
+        [("a", "loose", ""), ("web9", "loose", ""), ("web9b", "loose", ""), ("web10", "loose", "")],
     ),
 ]
 
@@ -228,26 +292,55 @@ def test_why_a_tap_cannot_be_as_wanted_stands_beside_what_it_is() -> None:
 
 def test_a_row_as_json() -> None:
     table = rows(system(ON_SW, ports=(port(),)), lambda tap, stamp: replace(SW_PORT, mtu=1400))
-    assert json.loads(as_object(table)) == {"version": 1, "taps": [{
-        "tap": "tap0", "ifindex": 7, "kind": "openvswitch", "bridge": "br-int", "network": "sw",
-        "mtu": 1500, "mac": "fe:54:00:aa:bb:cc", "vlan": 100, "isolated": False, "vm": "web1",
-        "pid": None, "state": "differs",
-        "differences": [
-            {"setting": "mtu", "wanted": "1400", "is": "1500", "because": None}
+    assert json.loads(as_object(table)) == {
+        "version": 1,
+        "taps": [
+            {
+                "tap": "tap0",
+                "ifindex": 7,
+                "kind": "openvswitch",
+                "bridge": "br-int",
+                "network": "sw",
+                "mtu": 1500,
+                "mac": "fe:54:00:aa:bb:cc",
+                "vlan": 100,
+                "isolated": False,
+                "vm": "web1",
+                "pid": None,
+                "state": "differs",
+                "differences": [
+                    {"setting": "mtu", "wanted": "1400", "is": "1500", "because": None}
+                ],
+                "otherwise": None,
+            }
         ],
-        "otherwise": None,
-    }]}
+    }
 
 
 def test_a_stale_row_as_json() -> None:
     trunk = replace(port(), tag=10, trunks=(20, *range(30, 40)), vlan_mode="native-untagged")
     table = rows(system(ports=(trunk,)), lambda tap, stamp: None)
-    assert json.loads(as_object(table)) == {"version": 1, "taps": [{
-        "tap": "tap0", "ifindex": None, "kind": "openvswitch", "bridge": "br-int",
-        "network": "sw", "mtu": None, "mac": None, "vlan": {"native": 10, "trunk": [20, "30-39"]},
-        "isolated": False, "vm": "web1", "pid": 12, "state": "stale", "differences": [],
-        "otherwise": None,
-    }]}
+    assert json.loads(as_object(table)) == {
+        "version": 1,
+        "taps": [
+            {
+                "tap": "tap0",
+                "ifindex": None,
+                "kind": "openvswitch",
+                "bridge": "br-int",
+                "network": "sw",
+                "mtu": None,
+                "mac": None,
+                "vlan": {"native": 10, "trunk": [20, "30-39"]},
+                "isolated": False,
+                "vm": "web1",
+                "pid": 12,
+                "state": "stale",
+                "differences": [],
+                "otherwise": None,
+            }
+        ],
+    }
 
 
 def test_bytes_that_are_no_text_do_not_break_json() -> None:
@@ -271,16 +364,35 @@ tap2: its tap is gone: it is of an earlier boot
 
 def test_a_table() -> None:
     vlan = Vlan(10, (20, *range(30, 40)))
-    table = as_table([
-        Row("tap0", "ok", bridge="br0", network="lan", mtu=1500, vm="web1", pid=4711),
-        Row("tap1", "differs", bridge="br-int", network="sw", mtu=1400, vlan=vlan,
-            differences=(Difference("mtu", "1500", "1400"),
-                         Difference("vlan", "none", "native 10 trunk 20,30-39")),
-            because="its process 12 has ended"),
-        Row("tap2", "stale", bridge="br-int", network="sw", vlan=Vlan(100), pid=12, vm="web2",
-            because="its tap is gone: it is of an earlier boot"),
-        Row("tap10", None, mtu=1500),
-    ])
+    table = as_table(
+        [
+            Row("tap0", "ok", bridge="br0", network="lan", mtu=1500, vm="web1", pid=4711),
+            Row(
+                "tap1",
+                "differs",
+                bridge="br-int",
+                network="sw",
+                mtu=1400,
+                vlan=vlan,
+                differences=(
+                    Difference("mtu", "1500", "1400"),
+                    Difference("vlan", "none", "native 10 trunk 20,30-39"),
+                ),
+                because="its process 12 has ended",
+            ),
+            Row(
+                "tap2",
+                "stale",
+                bridge="br-int",
+                network="sw",
+                vlan=Vlan(100),
+                pid=12,
+                vm="web2",
+                because="its tap is gone: it is of an earlier boot",
+            ),
+            Row("tap10", None, mtu=1500),
+        ]
+    )
     assert table == TABLE
 
 
@@ -305,8 +417,16 @@ def test_whatever_the_names_it_fits_the_terminal(
     monkeypatch.setattr(answer, "terminal", lambda: columns)
     odd = tuple(range(1, 4000, 2))
     row = Row(
-        tap, "elsewhere", bridge="b" * 15, network=network, mtu=65521, pid=4194304, vm=vm,
-        vlan=Vlan(None, odd), differences=(Difference("vlan", vm, network),), because=vm,
+        tap,
+        "elsewhere",
+        bridge="b" * 15,
+        network=network,
+        mtu=65521,
+        pid=4194304,
+        vm=vm,
+        vlan=Vlan(None, odd),
+        differences=(Difference("vlan", vm, network),),
+        because=vm,
     )
     for text in (as_table([row, Row("tap0", "ok")]), as_list(row)):
         for line in text.splitlines():
@@ -349,8 +469,10 @@ def test_a_table_is_as_wide_as_the_terminal_and_whole_in_a_pipe(
     with netns.tap("web0") as tap:
         assert hooks.up("web0").returncode == 0
         env = {**hooks.environ(), "PYQEMU_IFUP_POLICY": str(hooks.policy)}
-        seen = {columns: on_terminal(hooks.argv("pyqemu-ifctl", "status"), env, columns)
-                for columns in (60, 80, 200, 0)}
+        seen = {
+            columns: on_terminal(hooks.argv("pyqemu-ifctl", "status"), env, columns)
+            for columns in (60, 80, 200, 0)
+        }
         piped = hooks.ctl("status").stdout.splitlines()
         assert hooks.down("web0").returncode == 0
         tap.close()
@@ -405,7 +527,8 @@ def qemu(*words: str) -> Iterator[Stamp]:
     """Run a process with QEMU's command line and yield the stamp of a tap that it has."""
     with subprocess.Popen(
         [sys.executable, "-I", "-c", "import sys; print(flush=True); sys.stdin.read()", *words],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == b"\n"
         start = process_start(process.pid)
@@ -489,14 +612,24 @@ def add_row(ovs: OpenVSwitch, name: str, **ids: str) -> None:
     """Add a port of ours that another up has left, by its external_ids."""
     here = find_here()
     pairs = {
-        "pyqemu-ifup": "1", "pyqemu-network": "sw", "pyqemu-ifindex": "99",
-        "pyqemu-boot-id": here.boot_id, "pyqemu-netns": "1:1",
+        "pyqemu-ifup": "1",
+        "pyqemu-network": "sw",
+        "pyqemu-ifindex": "99",
+        "pyqemu-boot-id": here.boot_id,
+        "pyqemu-netns": "1:1",
         **{key.replace("_", "-"): value for key, value in ids.items()},
     }
     # NOTE: without a device of the name, newer ones end with 65, the row committed.
     ovs.vsctl(
-        "add-port", "br-int", name, "--", "set", "Interface", name,
-        *(f'external_ids:{key}="{value}"' for key, value in pairs.items()), check=False,
+        "add-port",
+        "br-int",
+        name,
+        "--",
+        "set",
+        "Interface",
+        name,
+        *(f'external_ids:{key}="{value}"' for key, value in pairs.items()),
+        check=False,
     )
     assert ovs.find("Interface", name) is not None
 
@@ -532,8 +665,10 @@ def test_every_state_for_real(netns: Namespace, ovs: OpenVSwitch, hooks: Hooks) 
     add_row(ovs, "x", vm_name="web7", vm_pid="77")
     try:
         done = hooks.ctl("status")
-        codes = [hooks.ctl("status", "--exit-code", *tap).returncode
-                 for tap in ((), ("a",), ("b",), ("sw0",), ("sw1",), ("web1",), ("x",))]
+        codes = [
+            hooks.ctl("status", "--exit-code", *tap).returncode
+            for tap in ((), ("a",), ("b",), ("sw0",), ("sw1",), ("web1",), ("x",))
+        ]
         one = hooks.ctl("status", "sw0")
         tables = hooks.ctl_json("status")
         gone, none = hooks.ctl("status", "sw1"), hooks.ctl("status", "y")
@@ -569,7 +704,9 @@ def test_every_state_for_real(netns: Namespace, ovs: OpenVSwitch, hooks: Hooks) 
     assert one.returncode == 0 and one.stdout.startswith("tap          sw0\nstate        ok\n")
     assert gone.returncode == 0 and "\nstate        stale\n" in gone.stdout
     assert (none.returncode, none.stdout, none.stderr) == (
-        69, "", "pyqemu-ifctl: no tap of this network namespace, and nothing of ours, is called "
+        69,
+        "",
+        "pyqemu-ifctl: no tap of this network namespace, and nothing of ours, is called "
         "y; pyqemu-ifctl status lists them all\n",
     )
 
@@ -596,13 +733,17 @@ def test_what_the_policy_says_now(netns: Namespace, ovs: OpenVSwitch, hooks: Hoo
         for tap in taps:
             assert hooks.down(tap.name).returncode == 0
             tap.close()
-    assert (now["state"], now["differences"]) == ("differs", [
-        {"setting": "mtu", "wanted": "1400", "is": "1500", "because": None},
-        {"setting": "isolated", "wanted": "true", "is": "false", "because": None},
-    ])
+    assert (now["state"], now["differences"]) == (
+        "differs",
+        [
+            {"setting": "mtu", "wanted": "1400", "is": "1500", "because": None},
+            {"setting": "isolated", "wanted": "true", "is": "false", "because": None},
+        ],
+    )
     assert invalid.returncode == 0
     assert [line.split()[:3] for line in invalid.stdout.splitlines()[1:]] == [
-        ["sw0", "ok", "br-int"], ["web0", "ok", "br0"],
+        ["sw0", "ok", "br-int"],
+        ["web0", "ok", "br0"],
     ]
     assert invalid.stderr == (
         f"pyqemu-ifctl: what is wanted is not known: policy invalid: {hooks.policy}:2:1: the "
@@ -643,7 +784,9 @@ def test_a_database_that_fails_does_not_hide_the_rest(
     # NOTE: on the userspace datapath br-int is a tap, known as Open vSwitch's by its row alone.
     table = [line.split()[:3] for line in done.stdout.split("\n\n")[0].splitlines()[1:]]
     assert [words for words in table if words[0] != "br-int"] == [
-        ["a", "?", "-"], ["sw0", "?", "br-int"], ["web0", "ok", "br0"],
+        ["a", "?", "-"],
+        ["sw0", "?", "br-int"],
+        ["web0", "ok", "br0"],
     ]
     assert done.stderr.count("\n") == gc.stderr.count("\n") == 1
     assert ovs.db in done.stderr and ovs.db in gc.stderr

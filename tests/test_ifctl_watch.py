@@ -65,8 +65,11 @@ def watched(hooks: Hooks, *words: str, terminal: bool = False) -> Iterator[Watch
     read, write = pty.openpty() if terminal else os.pipe()
     env = {**hooks.environ(), "PYQEMU_IFUP_POLICY": str(hooks.policy)}
     process = subprocess.Popen(
-        hooks.argv("pyqemu-ifctl", "status", "--watch", *words), env=env,
-        stdin=subprocess.DEVNULL, stdout=write, stderr=subprocess.PIPE,
+        hooks.argv("pyqemu-ifctl", "status", "--watch", *words),
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=write,
+        stderr=subprocess.PIPE,
     )
     os.close(write)
     try:
@@ -81,8 +84,10 @@ def watched(hooks: Hooks, *words: str, terminal: bool = False) -> Iterator[Watch
 
 def has(*words: str) -> Callable[[str], bool]:
     """Want a line that begins with these words."""
-    return lambda text: any(line.split()[: len(words)] == list(words) for line in
-                            text.replace("\x1b[H\x1b[2J", "\n").splitlines())
+    return lambda text: any(
+        line.split()[: len(words)] == list(words)
+        for line in text.replace("\x1b[H\x1b[2J", "\n").splitlines()
+    )
 
 
 def switches(pid: int) -> int:
@@ -93,9 +98,7 @@ def switches(pid: int) -> int:
     raise LookupError(pid)
 
 
-def test_it_is_shown_whenever_it_changes(
-    hooks: Hooks, netns: Namespace, ovs: OpenVSwitch
-) -> None:
+def test_it_is_shown_whenever_it_changes(hooks: Hooks, netns: Namespace, ovs: OpenVSwitch) -> None:
     with watched(hooks) as shown:
         assert shown.wait(lambda text: text == "no taps\n")
         netns.tap("lan0")
@@ -145,9 +148,7 @@ def test_one_tap_as_json(hooks: Hooks, netns: Namespace) -> None:
         assert shown.end(signal.SIGHUP) == (0, "")
 
 
-def test_database_that_goes_and_comes(
-    hooks: Hooks, netns: Namespace, ovs: OpenVSwitch
-) -> None:
+def test_database_that_goes_and_comes(hooks: Hooks, netns: Namespace, ovs: OpenVSwitch) -> None:
     netns.tap("sw0")
     assert hooks.up("sw0").returncode == 0
     with watched(hooks, "sw0") as shown:

@@ -115,7 +115,10 @@ def test_a_hook_loads_no_python_before_it_has_asked(installed: Installed, progra
     """It runs the installed bytecode: what stands in the launcher alone is compiled."""
     launcher = installed.prefix / "bin" / program
     done = run(
-        installed.prefix / "lib/pyqemu-ifup/bin/python3", "-ISv", launcher, "web0",
+        installed.prefix / "lib/pyqemu-ifup/bin/python3",
+        "-ISv",
+        launcher,
+        "web0",
         env={"PYQEMU_IFUP_SOCKET": "/dev/null/agent", "PYQEMU_IFUP_POLICY": ""},
     )
     asked, here, _ = done.stderr.partition(f"/pyqemu_{program[7:]}/__init__.py")
@@ -131,9 +134,7 @@ def test_a_hook_loads_no_python_before_it_has_asked(installed: Installed, progra
     assert f"{code_of_thin} matches" in asked
 
 
-def test_a_hook_finds_its_libraries_without_an_agent(
-    installed: Installed, tmp_path: Path
-) -> None:
+def test_a_hook_finds_its_libraries_without_an_agent(installed: Installed, tmp_path: Path) -> None:
     """yaml to read the policy, pyroute2 to look, ovs to see that nobody listens there."""
     policy = tmp_path / "policy.yaml"
     policy.write_text(
@@ -302,9 +303,7 @@ def traps(tmp_path: Path, installed: Installed) -> Iterator[Traps]:
         trap.unlink()
 
 
-def test_hostile_python_files_and_variables_are_not_run(
-    installed: Installed, traps: Traps
-) -> None:
+def test_hostile_python_files_and_variables_are_not_run(installed: Installed, traps: Traps) -> None:
     for program in PROGRAMS:
         launcher = installed.prefix / "bin" / program
         for extra in ({}, {"PYTHONHOME": str(traps.folder)}, {"PYTHONPLATLIBDIR": "hostile"}):
@@ -381,11 +380,7 @@ def test_a_failing_install_leaves_the_old_one_as_it_was(
 
 
 REFUSALS = [
-    (
-        "relative prefix",
-        "PREFIX=usr",
-        "make install: PREFIX=usr: not an absolute path\n",
-    ),
+    ("relative prefix", "PREFIX=usr", "make install: PREFIX=usr: not an absolute path\n"),
     (
         "white space",
         "PREFIX=/opt/my tools",
@@ -394,7 +389,8 @@ REFUSALS = [
     (
         "one byte too many for the first line",
         "PREFIX=/" + "p" * (256 - len("#!//lib/pyqemu-ifup/bin/python3 -IS")),
-        "make install: PREFIX=/" + "p" * (256 - len("#!//lib/pyqemu-ifup/bin/python3 -IS"))
+        "make install: PREFIX=/"
+        + "p" * (256 - len("#!//lib/pyqemu-ifup/bin/python3 -IS"))
         + ": too long for the first line of a program; 255 bytes is the most\n",
     ),
     (
@@ -406,8 +402,7 @@ REFUSALS = [
     (
         "no ensurepip, as on Debian without python3-venv",
         "PYTHON={folder}/bare",
-        "make install: {folder}/bare makes no virtual environments;"
-        " apt-get install python3-venv\n",
+        "make install: {folder}/bare makes no virtual environments; apt-get install python3-venv\n",
     ),
 ]
 

@@ -194,9 +194,7 @@ def test_what_else_changes_beside_it_does_not_count(keeper: PolicyKeeper, etc: P
 
 
 @pytest.mark.parametrize("text", ["version: 1\nnetwork: {}\n", "", "version: [\n", "\0"])
-def test_broken_edit_keeps_the_last_good_policy(
-    keeper: PolicyKeeper, etc: Path, text: str
-) -> None:
+def test_broken_edit_keeps_the_last_good_policy(keeper: PolicyKeeper, etc: Path, text: str) -> None:
     loaded = keeper.loaded
     write(etc / "policy.yaml", text)
     while keeper.failure is None:

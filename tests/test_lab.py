@@ -27,8 +27,7 @@ HWADDR = "52:54:00:ff:00:01"
 
 
 @pytest.mark.parametrize(
-    ("vids", "told"),
-    [((), None), ((10,), 10), ((0,), 0), ((10, 20), [10, 20]), ((0, 20), [0, 20])],
+    ("vids", "told"), [((), None), ((10,), 10), ((0,), 0), ((10, 20), [10, 20]), ((0, 20), [0, 20])]
 )
 def test_tags_are_told(vids: tuple[int, ...], told: None | int | list[int]) -> None:
     built = frame(mac(1), payload=b"x", vids=vids)
@@ -326,9 +325,7 @@ raise SystemExit(7)
 
 def test_a_warm_process_is_like_one_that_is_started(netns: Namespace) -> None:
     env = {"LC_ALL": "C.UTF-8", "A": "b"}
-    cold = netns.popen(
-        [sys.executable, "-I", "-c", TELLS, "x"], env=env, stdout=subprocess.DEVNULL
-    )
+    cold = netns.popen([sys.executable, "-I", "-c", TELLS, "x"], env=env, stdout=subprocess.DEVNULL)
     _, wanted = cold.communicate(timeout=30)
     with netns.enter():
         warm = Warm(TELLS, ["x"], env)

@@ -70,8 +70,14 @@ def own(netns: Namespace) -> tuple[object, ...]:
     switch = netns.run(["cat", "/proc/sys/net/ipv6/conf/own0/disable_ipv6"]).stdout
     addresses = sorted(each["local"] for each in link["addr_info"] if each["family"] == "inet")
     return (
-        link["address"], link["mtu"], link.get("txqlen"), "UP" in link["flags"],
-        link.get("master"), link.get("ifalias"), addresses, switch,
+        link["address"],
+        link["mtu"],
+        link.get("txqlen"),
+        "UP" in link["flags"],
+        link.get("master"),
+        link.get("ifalias"),
+        addresses,
+        switch,
     )
 
 
@@ -131,8 +137,11 @@ def test_a_guest_s_name_may_decide(hooks: Hooks, place: Place) -> None:
 
 @pytest.mark.parametrize(
     ("rule", "script"),
-    [("{netdev: n*, leave: true}", "no"), ("{user: root, tap: any*, leave: true}", "no"),
-     ("{vm: fw-*, leave: true}", "")],
+    [
+        ("{netdev: n*, leave: true}", "no"),
+        ("{user: root, tap: any*, leave: true}", "no"),
+        ("{vm: fw-*, leave: true}", ""),
+    ],
     ids=["netdev", "user", "vm"],
 )
 @pytest.mark.alone("info and doctor look themselves")
@@ -143,8 +152,14 @@ def test_what_a_guest_s_rule_leaves_is_no_fault(
     hooks.write_policy(POLICY.replace("{vm: fw-*, leave: true}", rule))
     place.netns.ip("tuntap", "add", "dev", "any0", "mode", "tap")
     given = "script=no,downscript=no" if script else f"script={hooks.ifup}"
-    with Qemu("-name", "fw-1", "-netdev", f"tap,id=n0,ifname=any0,{given}",
-              netns=place.netns.name, env=hooks.environ()) as guest:
+    with Qemu(
+        "-name",
+        "fw-1",
+        "-netdev",
+        f"tap,id=n0,ifname=any0,{given}",
+        netns=place.netns.name,
+        env=hooks.environ(),
+    ) as guest:
         assert guest.greeting
         shown = hooks.ctl_warm("info").stdout
         assert "fw-1, pid " in shown and " ! " not in shown, shown
@@ -197,9 +212,7 @@ def test_not_while_it_serves_another_guest(hooks: Hooks, place: Place) -> None:
 
 
 @pytest.mark.alone("of the databases, an agent knows what this one does")
-def test_a_port_of_ours_that_a_dead_tap_has_left(
-    hooks: Hooks, place: Place
-) -> None:
+def test_a_port_of_ours_that_a_dead_tap_has_left(hooks: Hooks, place: Place) -> None:
     """The frames of its old VLAN would reach the tap that has its name."""
     require("ovs")
     with OpenVSwitch(place.netns) as ovs:
@@ -284,12 +297,18 @@ def test_doctor_leaves_it_alone(place: Place, tmp_path: Path) -> None:
     stock.write_text("#!/bin/sh\n")
     stock.chmod(0o755)
     mount = 'mount --bind "$0" /etc/qemu-ifup && exec "$@"'
-    with Qemu("-netdev", "tap,id=n0,ifname=own0,downscript=no", netns=netns.name,
-              prefix=["unshare", "-m", "sh", "-c", mount, str(stock)]) as guest:
+    with Qemu(
+        "-netdev",
+        "tap,id=n0,ifname=own0,downscript=no",
+        netns=netns.name,
+        prefix=["unshare", "-m", "sh", "-c", mount, str(stock)],
+    ) as guest:
         assert guest.greeting
         checks = {}
         for policy in (POLICY, WITHOUT):
             hooks.write_policy(policy)
-            checks[policy] = {each["check"] for each in json.loads(
-                hooks.ctl("doctor", "--json").stdout)["findings"]}
+            checks[policy] = {
+                each["check"]
+                for each in json.loads(hooks.ctl("doctor", "--json").stdout)["findings"]
+            }
         assert "qemu-script" in checks[WITHOUT] and "qemu-script" not in checks[POLICY]

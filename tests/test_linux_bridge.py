@@ -97,8 +97,15 @@ def high(address: str) -> str:
 def attached(before: dict[str, Any], alias: str, **more: Any) -> dict[str, Any]:
     """Return what `before` has become once it is attached to br0."""
     return {
-        **before, "up": True, "master": "br0", "mac": high(before["mac"]), "isolated": False,
-        "alias": alias, "addrgenmode": "none", "disable_ipv6": "1", **more,
+        **before,
+        "up": True,
+        "master": "br0",
+        "mac": high(before["mac"]),
+        "isolated": False,
+        "alias": alias,
+        "addrgenmode": "none",
+        "disable_ipv6": "1",
+        **more,
     }
 
 
@@ -216,8 +223,12 @@ def test_isolated_taps_reach_only_the_others(calls: Calls, inside: Namespace) ->
             timeout = 0.2 if {source, target} == {"i0", "i1"} else 5.0
             passes[source, target] = taps[target].recv(timeout, want) is not None
     assert passes == {
-        ("i0", "i1"): False, ("i1", "i0"): False,
-        ("i0", "open"): True, ("i1", "open"): True, ("open", "i0"): True, ("open", "i1"): True,
+        ("i0", "i1"): False,
+        ("i1", "i0"): False,
+        ("i0", "open"): True,
+        ("i1", "open"): True,
+        ("open", "i0"): True,
+        ("open", "i1"): True,
     }
 
 
@@ -276,51 +287,142 @@ def test_what_syslog_is_told(calls: Calls, inside: Namespace) -> None:
 
 
 REFUSALS: list[tuple[str, str, str, int, str]] = [
-    ("", "vlan: 100", "bridge: br0", 71,
-     "br0 does not filter VLANs: vlan 100 is wanted; {filtering}"),
-    ("", "vlan: {trunk: [20, 30-39]}", "bridge: br0", 71,
-     "br0 does not filter VLANs: vlan trunk 20,30-39 is wanted; {filtering}"),
-    ("", "mtu: bridge", "bridge: nope", 69,
-     "there is no bridge nope: network lan names it; make it (ip link add name nope up type bridge "
-     "or ovs-vsctl add-br nope) or correct the policy"),
-    ("", "mtu: bridge", "bridge: nope, kind: linux", 69,
-     "there is no bridge nope: network lan names it; make it "
-     "(ip link add name nope up type bridge) or correct the policy"),
-    ("", "mtu: bridge", "bridge: br0, kind: openvswitch", 69,
-     "Open vSwitch is not there: no socket at unix:/run/openvswitch/db.sock: br0 of network lan "
-     "is its bridge; start Open vSwitch by its own service"),
-    ("", "mtu: bridge", "bridge: veth0", 71,
-     "veth0 is not a bridge: it is a veth interface; correct bridge: of network lan"),
-    ("", "mtu: bridge", "bridge: t0", 71,
-     "t0 is not a bridge: it is a tun interface; correct bridge: of network lan"),
-    ("", "mtu: bridge", "bridge: lo", 71,
-     "lo is not a bridge: it is a network card; correct bridge: of network lan"),
-    ("", "external_ids: {a: b}", "bridge: br0", 71,
-     "br0 is a Linux bridge: it has no place for external_ids; take external_ids: from network "
-     "lan, or from its rule"),
-    ("nope", "mtu: bridge", "bridge: br0", 71,
-     "there is no such tap in this network namespace; the caller must open it first, as QEMU "
-     "does"),
-    ("tun0", "mtu: bridge", "bridge: br0", 77,
-     "not a tap but a tun interface; give the name of a tap"),
-    ("veth0", "mtu: bridge", "bridge: br0", 77,
-     "not a tap but a veth interface; give the name of a tap"),
-    ("br0", "mtu: bridge", "bridge: br0", 77,
-     "not a tap but a bridge interface; give the name of a tap"),
-    ("lo", "mtu: bridge", "bridge: br0", 77,
-     "not a tap but a network card; give the name of a tap"),
-    ("foreign", "mtu: bridge", "bridge: br0", 77,
-     "somebody else's tap: its alias is 'uplink of db'; if it is not, remove it: "
-     "ip link set dev foreign alias ''"),
-    ("held", "mtu: bridge", "bridge: br0", 77,
-     "somebody else's tap: br1 holds it; if it shall go, take it out: "
-     "ip link set dev held nomaster"),
-    ("under", "mtu: bridge", "bridge: br0", 71,
-     "under cannot be a port of br0: mv0, a macvlan device, has all its frames; take it away: "
-     "ip link del dev mv0"),
-    ("shared", "mtu: bridge", "bridge: br0", 77,
-     f"shared with others: user {NOBODY} may open a queue of this multi-queue tap too; make it "
-     "anew without an owner: ip tuntap del dev shared mode tap multi_queue"),
+    (
+        "",
+        "vlan: 100",
+        "bridge: br0",
+        71,
+        "br0 does not filter VLANs: vlan 100 is wanted; {filtering}",
+    ),
+    (
+        "",
+        "vlan: {trunk: [20, 30-39]}",
+        "bridge: br0",
+        71,
+        "br0 does not filter VLANs: vlan trunk 20,30-39 is wanted; {filtering}",
+    ),
+    (
+        "",
+        "mtu: bridge",
+        "bridge: nope",
+        69,
+        "there is no bridge nope: network lan names it; make it (ip link add name nope up type "
+        "bridge "
+        "or ovs-vsctl add-br nope) or correct the policy",
+    ),
+    (
+        "",
+        "mtu: bridge",
+        "bridge: nope, kind: linux",
+        69,
+        "there is no bridge nope: network lan names it; make it "
+        "(ip link add name nope up type bridge) or correct the policy",
+    ),
+    (
+        "",
+        "mtu: bridge",
+        "bridge: br0, kind: openvswitch",
+        69,
+        "Open vSwitch is not there: no socket at unix:/run/openvswitch/db.sock: br0 of network lan "
+        "is its bridge; start Open vSwitch by its own service",
+    ),
+    (
+        "",
+        "mtu: bridge",
+        "bridge: veth0",
+        71,
+        "veth0 is not a bridge: it is a veth interface; correct bridge: of network lan",
+    ),
+    (
+        "",
+        "mtu: bridge",
+        "bridge: t0",
+        71,
+        "t0 is not a bridge: it is a tun interface; correct bridge: of network lan",
+    ),
+    (
+        "",
+        "mtu: bridge",
+        "bridge: lo",
+        71,
+        "lo is not a bridge: it is a network card; correct bridge: of network lan",
+    ),
+    (
+        "",
+        "external_ids: {a: b}",
+        "bridge: br0",
+        71,
+        "br0 is a Linux bridge: it has no place for external_ids; take external_ids: from network "
+        "lan, or from its rule",
+    ),
+    (
+        "nope",
+        "mtu: bridge",
+        "bridge: br0",
+        71,
+        "there is no such tap in this network namespace; the caller must open it first, as QEMU "
+        "does",
+    ),
+    (
+        "tun0",
+        "mtu: bridge",
+        "bridge: br0",
+        77,
+        "not a tap but a tun interface; give the name of a tap",
+    ),
+    (
+        "veth0",
+        "mtu: bridge",
+        "bridge: br0",
+        77,
+        "not a tap but a veth interface; give the name of a tap",
+    ),
+    (
+        "br0",
+        "mtu: bridge",
+        "bridge: br0",
+        77,
+        "not a tap but a bridge interface; give the name of a tap",
+    ),
+    (
+        "lo",
+        "mtu: bridge",
+        "bridge: br0",
+        77,
+        "not a tap but a network card; give the name of a tap",
+    ),
+    (
+        "foreign",
+        "mtu: bridge",
+        "bridge: br0",
+        77,
+        "somebody else's tap: its alias is 'uplink of db'; if it is not, remove it: "
+        "ip link set dev foreign alias ''",
+    ),
+    (
+        "held",
+        "mtu: bridge",
+        "bridge: br0",
+        77,
+        "somebody else's tap: br1 holds it; if it shall go, take it out: "
+        "ip link set dev held nomaster",
+    ),
+    (
+        "under",
+        "mtu: bridge",
+        "bridge: br0",
+        71,
+        "under cannot be a port of br0: mv0, a macvlan device, has all its frames; take it away: "
+        "ip link del dev mv0",
+    ),
+    (
+        "shared",
+        "mtu: bridge",
+        "bridge: br0",
+        77,
+        f"shared with others: user {NOBODY} may open a queue of this multi-queue tap too; make it "
+        "anew without an owner: ip tuntap del dev shared mode tap multi_queue",
+    ),
 ]
 
 
@@ -383,9 +485,7 @@ def test_each_refusal(calls: Calls, inside: Namespace) -> None:
         inside.ip("link", "del", name)
 
 
-def test_a_bridge_that_is_down_is_refused_until_it_is_up(
-    calls: Calls, inside: Namespace
-) -> None:
+def test_a_bridge_that_is_down_is_refused_until_it_is_up(calls: Calls, inside: Namespace) -> None:
     write_policy(calls.hooks, network="bridge: br1")
     inside.add_bridge("br1", mac="02:00:00:00:00:02")
     with Tap("t0") as first, Tap("t1") as second:
@@ -399,7 +499,7 @@ def test_a_bridge_that_is_down_is_refused_until_it_is_up(
             told = said(ended, "t0")
             assert ended.status == 69 and told.startswith(text), told
             assert diff(before, Snapshot.take(inside)) == []
-            command = told[len(text):].partition(" or ")[0]
+            command = told[len(text) :].partition(" or ")[0]
             subprocess.run(["sh", "-c", command], check=True)
             for tap in (first, second):
                 was_done(calls.up(tap.name))
@@ -430,7 +530,8 @@ def test_a_tap_that_somebody_has_moved_is_left_there(calls: Calls, inside: Names
         inside.ip("link", "set", "t0", "master", "br1")
         ended = calls.up("t0")
         assert (ended.status, said(ended)) == (
-            77, "somebody else's tap: br1 holds it; if it shall go, take it out: "
+            77,
+            "somebody else's tap: br1 holds it; if it shall go, take it out: "
             "ip link set dev t0 nomaster",
         )
         was_done(calls.down("t0"))
@@ -460,10 +561,15 @@ def test_a_tap_that_a_script_has_put_on_the_wanted_bridge_is_taken_over(
         ]
         now = state(inside, "t0")
         mark = now.pop("alias")
-        assert now == {
-            key: word for key, word in attached(before, "", isolated=True, txqueuelen=77).items()
-            if key != "alias"
-        } and ",up " in f"{mark} "
+        assert (
+            now
+            == {
+                key: word
+                for key, word in attached(before, "", isolated=True, txqueuelen=77).items()
+                if key != "alias"
+            }
+            and ",up " in f"{mark} "
+        )
         assert carries(guest, other, b"as by the policy", timeout=5.0) is not None
         was_done(calls.down("t0"))
         assert state(inside, "t0") == {**before, "master": None, "isolated": None}
@@ -486,7 +592,8 @@ def test_an_mtu_that_would_lower_the_bridges_is_undone(calls: Calls, inside: Nam
         before = state(inside, "t0")
         ended = calls.up("t0")
         assert (ended.status, said(ended)) == (
-            71, "the tap's MTU would lower that of br0 from 1500 to 1400: its other ports would "
+            71,
+            "the tap's MTU would lower that of br0 from 1500 to 1400: its other ports would "
             "lose longer frames; pin it: ip link set dev br0 mtu 1499 && "
             "ip link set dev br0 mtu 1500",
         )
@@ -511,7 +618,8 @@ def test_a_bridge_takes_no_1024th_port(calls: Calls, inside: Namespace) -> None:
         before = state(inside, "t0")
         ended = calls.up("t0")
         assert (ended.status, said(ended)) == (
-            71, "ip link set dev t0 master br0 failed: the bridge is full (1023 ports); use "
+            71,
+            "ip link set dev t0 master br0 failed: the bridge is full (1023 ports); use "
             "another bridge",
         )
         assert state(inside, "t0") == before
@@ -700,7 +808,8 @@ def test_a_tap_that_serves_a_living_process_is_not_given_to_another(
     now = state(inside, "t0")
     ended = calls.up("t0")
     assert (ended.status, said(ended)) == (
-        77, f"in use: attached to br0 for process {first.caller}; end that process first"
+        77,
+        f"in use: attached to br0 for process {first.caller}; end that process first",
     )
     assert state(inside, "t0") == now
     first.end_caller()
@@ -849,8 +958,8 @@ def test_a_tap_that_another_takes_meanwhile_stays_there(calls: Calls, inside: Na
         )
         ended = calls.up("t0", take)
         assert (ended.status, said(ended)) == (
-            77, "somebody else's tap: another bridge has taken it meanwhile; see who else "
-            "manages it",
+            77,
+            "somebody else's tap: another bridge has taken it meanwhile; see who else manages it",
         )
         assert state(inside, "t0") == {**before, "master": "br1", "isolated": False}
     inside.ip("link", "del", "br1")
@@ -898,8 +1007,9 @@ def test_an_address_that_cannot_be_kept_away_is_told(
     def change() -> None:
         set_link = Netlink._set
 
-        def refuse(self: Netlink, index: int, *given: tuple[str, object], up: bool | None = None
-                   ) -> None:
+        def refuse(
+            self: Netlink, index: int, *given: tuple[str, object], up: bool | None = None
+        ) -> None:
             if [name for name, _ in given] == ["IFLA_AF_SPEC"]:
                 raise NetlinkError(errno.EOPNOTSUPP)
             set_link(self, index, *given, up=up)
@@ -914,11 +1024,15 @@ def test_an_address_that_cannot_be_kept_away_is_told(
         now = state(inside, "t0")
         assert (now["up"], now["disable_ipv6"]) == (True, "0" if too else "1")
         told = [line.partition("]: ")[2] for line in ended.log if "IPv6" in line]
-        assert told == [
-            "t0: the host's end may get an IPv6 address, by which its guest reaches the host: "
-            "what is below /proc/sys/net cannot be written; have whoever starts this container "
-            "give it --sysctl net.ipv6.conf.default.disable_ipv6=1"
-        ] * too
+        assert (
+            told
+            == [
+                "t0: the host's end may get an IPv6 address, by which its guest reaches the host: "
+                "what is below /proc/sys/net cannot be written; have whoever starts this container "
+                "give it --sysctl net.ipv6.conf.default.disable_ipv6=1"
+            ]
+            * too
+        )
         rows = calls.hooks.ctl_json("status")["taps"]
         assert [each["setting"] for each in rows[0]["differences"]] == ["disable_ipv6"] * too
         was_done(calls.down("t0"))

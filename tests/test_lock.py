@@ -167,8 +167,10 @@ def test_read_only_run_keeps_others_out(netns: Namespace) -> None:
     """Whose /run is read-only, as under ProtectSystem=strict, is as root as the others."""
     with netns.enter():
         take(7).close()
-    remount = "mount --bind /run/pyqemu-ifup /run/pyqemu-ifup && " \
-              "mount -o remount,bind,ro /run/pyqemu-ifup && exec \"$@\""
+    remount = (
+        "mount --bind /run/pyqemu-ifup /run/pyqemu-ifup && "
+        'mount -o remount,bind,ro /run/pyqemu-ifup && exec "$@"'
+    )
     words = ["unshare", "-m", "sh", "-c", remount, "sh", sys.executable, "-I", "-c", HOLDER, "7"]
     with netns.popen(words) as holder, netns.enter():
         assert holder.stdout is not None and holder.stdout.readline() == "has it\n"
@@ -188,7 +190,8 @@ def test_nobody_but_root_may_hold_it(folder: Path) -> None:
     finally:
         os.umask(umask)
     assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / "taps")] == [
-        0o755, 0o600,
+        0o755,
+        0o600,
     ]
     os.seteuid(NOBODY)
     try:

@@ -45,8 +45,16 @@ rules:
   - {{user: nosuchuser, network: lan}}
   - {{tap: t*, network: lan}}
 """
-OPS = ("SetAlias", "SetMac", "SetMtu", "SetTxQueueLen", "SetIpv6", "JoinBridge", "SetIsolated",
-       "SetUp")
+OPS = (
+    "SetAlias",
+    "SetMac",
+    "SetMtu",
+    "SetTxQueueLen",
+    "SetIpv6",
+    "JoinBridge",
+    "SetIsolated",
+    "SetUp",
+)
 """The ops of an up of this policy, in their order."""
 DOWN_OPS = ("SetDown", "LeaveBridge", "SetAlias")
 EACH_OP = [(number, after) for number in range(len(OPS)) for after in (False, True)]
@@ -248,7 +256,8 @@ def test_a_name_that_qemu_would_not_hand_over_is_shown_in_ascii(
         inside.ip("link", "set", "other", "name", "é")
         ended = calls.up("t0")
         assert (ended.status, said(ended)) == (
-            77, "not the tap that was handed over: its descriptor is of '\\xe9'; call the hook "
+            77,
+            "not the tap that was handed over: its descriptor is of '\\xe9'; call the hook "
             "with the name of the caller's own tap",
         )
 
@@ -304,7 +313,8 @@ def test_no_descriptor_left_is_told(calls: Calls, inside: Namespace) -> None:
         before = state(inside)
         ended = calls.up("t0", none_left)
         assert (ended.status, ended.stderr) == (
-            71, "pyqemu-ifup: t0: cannot go on: Too many open files; raise the limit of open "
+            71,
+            "pyqemu-ifup: t0: cannot go on: Too many open files; raise the limit of open "
             "files of the calling process\n",
         )
         assert state(inside) == before
@@ -327,14 +337,60 @@ def test_signals_that_qemu_blocks_are_ours_again(calls: Calls, inside: Namespace
 # What is said
 
 NAMES: list[bytes] = [
-    b"", b".", b"..", b"a/b", b"/", b"a:b", b"a b", b" ", b"a\tb", b"a\nb", b"\x1b[2J", b"\x7f",
-    b"\xff", b"tap\xff0", "tapü".encode(), b"a" * 16, b"a" * 4096, b"../../etc", b"a\rb",
+    b"",
+    b".",
+    b"..",
+    b"a/b",
+    b"/",
+    b"a:b",
+    b"a b",
+    b" ",
+    b"a\tb",
+    b"a\nb",
+    b"\x1b[2J",
+    b"\x7f",
+    b"\xff",
+    b"tap\xff0",
+    "tapü".encode(),
+    b"a" * 16,
+    b"a" * 4096,
+    b"../../etc",
+    b"a\rb",
 ]
 """No tap's names: printed by ascii(), refused with 64."""
 ODD: list[bytes] = [
-    b"-rf", b"--help", b"-h", b"--version", b"--", b"-", b"$(id)", b"a;id>x", b"`id`", b"a'b",
-    b'a"b', b"a&b", b"%s%n", b"*", b"a\\b", b"#", b"~root", b"!!", b"a=b", b"{x}", b"a,b",
-    b"all", b"default", b"@", b"a" * 15, b"0", b"...", b"x..", b"[a]", b"a|b", b"<a>", b"a?b",
+    b"-rf",
+    b"--help",
+    b"-h",
+    b"--version",
+    b"--",
+    b"-",
+    b"$(id)",
+    b"a;id>x",
+    b"`id`",
+    b"a'b",
+    b'a"b',
+    b"a&b",
+    b"%s%n",
+    b"*",
+    b"a\\b",
+    b"#",
+    b"~root",
+    b"!!",
+    b"a=b",
+    b"{x}",
+    b"a,b",
+    b"all",
+    b"default",
+    b"@",
+    b"a" * 15,
+    b"0",
+    b"...",
+    b"x..",
+    b"[a]",
+    b"a|b",
+    b"<a>",
+    b"a?b",
 ]
 """Names that a tap may have, though the kernel has no such link here."""
 
@@ -362,7 +418,8 @@ def test_an_option_is_a_name_like_any_other(calls: Calls, inside: Namespace) -> 
         tap = os.fsdecode(name)
         ended = calls.up(tap)
         assert (ended.status, said(ended, tap)) == (
-            71, "there is no such tap in this network namespace; the caller must open it first, "
+            71,
+            "there is no such tap in this network namespace; the caller must open it first, "
             "as QEMU does",
         ), name
         was_done(calls.down(tap))
@@ -380,16 +437,24 @@ def test_usage(calls: Calls, inside: Namespace, arguments: tuple[str, ...]) -> N
         for program in ("pyqemu-ifup", "pyqemu-ifdown"):
             ended = calls.start(program, *arguments).wait()
             assert (ended.status, ended.stdout, ended.stderr) == (
-                64, b"", f"usage: {program} TAP\n"
+                64,
+                b"",
+                f"usage: {program} TAP\n",
             )
         assert state(inside) == before
 
 
 DENIALS = [
-    ("no1", "denied: ask the network team (known of it: user root); see the rule at {policy}:7; "
-     "pyqemu-ifctl explain --user=root no1 tells why none before it matches"),
-    ("x1", "denied: no rule of {policy} matches (known of it: user root); add one; pyqemu-ifctl "
-     "explain --user=root x1 tells why each does not"),
+    (
+        "no1",
+        "denied: ask the network team (known of it: user root); see the rule at {policy}:7; "
+        "pyqemu-ifctl explain --user=root no1 tells why none before it matches",
+    ),
+    (
+        "x1",
+        "denied: no rule of {policy} matches (known of it: user root); add one; pyqemu-ifctl "
+        "explain --user=root x1 tells why each does not",
+    ),
 ]
 
 
@@ -429,9 +494,7 @@ def test_a_policy_that_is_missing_or_wrong_or_unsafe(calls: Calls, inside: Names
         path.chmod(0o666)
         ended = calls.up("t0")
         assert ended.status == 78
-        assert said(ended) == (
-            f"{path}: everybody can write it (mode 0666); run chmod go-w {path}"
-        )
+        assert said(ended) == (f"{path}: everybody can write it (mode 0666); run chmod go-w {path}")
         path.unlink()
         ended = calls.up("t0")
         assert ended.status == 66 and said(ended)
@@ -471,9 +534,7 @@ def test_a_bug_in_the_midst_is_taken_back(calls: Calls, inside: Namespace) -> No
             assert state(inside) == before, (number, after)
 
 
-def test_each_step_is_told_first_where_that_is_asked_for(
-    calls: Calls, inside: Namespace
-) -> None:
+def test_each_step_is_told_first_where_that_is_asked_for(calls: Calls, inside: Namespace) -> None:
     calls.hooks.env["PYQEMU_IFUP_DEBUG"] = "1"
     with fresh(inside):
         ended = calls.up("t0")
@@ -483,7 +544,8 @@ def test_each_step_is_told_first_where_that_is_asked_for(
         assert decided.startswith("pyqemu-ifup: t0: # asked for by process ")
         assert decided.endswith(f"; decided by the rules of {calls.hooks.policy}")
         assert steps == [
-            f"pyqemu-ifup: t0: {words}" for words in (
+            f"pyqemu-ifup: t0: {words}"
+            for words in (
                 f"ip link set dev t0 alias '{alias}'",
                 "ip link set dev t0 address fe:00:00:00:00:10",
                 "ip link set dev t0 mtu 9000",
@@ -583,8 +645,16 @@ def test_no_syslog_is_no_matter(calls: Calls, inside: Namespace, listener: str |
 
 # Failures, at each op
 
-CODES = [(errno.EPERM, 77), (errno.EACCES, 77), (errno.EINVAL, 71), (errno.ENODEV, 71),
-         (errno.EOPNOTSUPP, 71), (errno.EXFULL, 71), (errno.ENOBUFS, 71), (errno.EBUSY, 71)]
+CODES = [
+    (errno.EPERM, 77),
+    (errno.EACCES, 77),
+    (errno.EINVAL, 71),
+    (errno.ENODEV, 71),
+    (errno.EOPNOTSUPP, 71),
+    (errno.EXFULL, 71),
+    (errno.ENOBUFS, 71),
+    (errno.EBUSY, 71),
+]
 
 
 def failing(number: int, code: int, times: int = ATTEMPTS) -> Callable[[], None]:
@@ -673,8 +743,9 @@ def test_a_signal_at_each_op_is_taken_back(
         for op, after in EACH_OP:
             done.write_text("")
 
-            def act(current: int, step: LinkOp, is_done: bool, op: int = op,
-                    after: bool = after) -> None:
+            def act(
+                current: int, step: LinkOp, is_done: bool, op: int = op, after: bool = after
+            ) -> None:
                 if (current, is_done) == (op, after):
                     kill(number)()
                 if is_done:
@@ -682,7 +753,8 @@ def test_a_signal_at_each_op_is_taken_back(
 
             ended = calls.up("t0", on_ops(act))
             assert (ended.status, said(ended)) == (
-                75, f"stopped: received {number.name}; nothing is left of it"
+                75,
+                f"stopped: received {number.name}; nothing is left of it",
             ), (OPS[op], after)
             assert state(inside) == before, (OPS[op], after)
             # What was begun is finished; what comes after that only takes it back.
@@ -691,9 +763,7 @@ def test_a_signal_at_each_op_is_taken_back(
 
 
 @pytest.mark.parametrize("number", [signal.SIGPIPE, signal.SIGXFSZ])
-def test_these_signals_do_nothing(
-    calls: Calls, inside: Namespace, number: signal.Signals
-) -> None:
+def test_these_signals_do_nothing(calls: Calls, inside: Namespace, number: signal.Signals) -> None:
     with fresh(inside):
         was_done(calls.up("t0", at_op(3, kill(number))))
         assert is_attached(state(inside))
@@ -732,7 +802,8 @@ def test_the_caller_ends_at_each_op(calls: Calls, inside: Namespace) -> None:
             caller = call.caller
             ended = call.wait()
             assert (ended.status, said(ended)) == (
-                75, f"stopped: the calling process {caller} has ended; nothing is left of it"
+                75,
+                f"stopped: the calling process {caller} has ended; nothing is left of it",
             ), (OPS[op], after)
             assert state(inside) == before, (OPS[op], after)
 
@@ -913,8 +984,12 @@ def imported(hooks: Hooks, hook: str, tap: str, *, status: int, **options: Any) 
     path = hooks.folder / "modules.json"
     script = REPORT.format(path=str(path), sources=SOURCE_ROOTS, argv=[hook, tap], hook=hook)
     done = subprocess.run(
-        [sys.executable, "-I", "-c", script], env=hooks.environ(), capture_output=True,
-        timeout=60, check=False, **options,
+        [sys.executable, "-I", "-c", script],
+        env=hooks.environ(),
+        capture_output=True,
+        timeout=60,
+        check=False,
+        **options,
     )
     assert (done.returncode, done.stdout) == (status, b""), done.stderr
     return set(json.loads(path.read_text()))
@@ -922,8 +997,12 @@ def imported(hooks: Hooks, hook: str, tap: str, *, status: int, **options: Any) 
 
 @pytest.mark.parametrize(
     ("tap", "status", "there", "absent"),
-    [("no1", 77, {"yaml"}, {"pyroute2", "ovs"}), ("x", 77, {"yaml"}, {"pyroute2", "ovs"}),
-     ("a/b", 64, set(), {"yaml", "pyroute2", "ovs"}), ("t0", 0, {"yaml", "pyroute2"}, {"ovs"})],
+    [
+        ("no1", 77, {"yaml"}, {"pyroute2", "ovs"}),
+        ("x", 77, {"yaml"}, {"pyroute2", "ovs"}),
+        ("a/b", 64, set(), {"yaml", "pyroute2", "ovs"}),
+        ("t0", 0, {"yaml", "pyroute2"}, {"ovs"}),
+    ],
 )
 @pytest.mark.alone("about the hook's own imports")
 def test_what_is_not_needed_is_not_imported(
@@ -931,7 +1010,10 @@ def test_what_is_not_needed_is_not_imported(
 ) -> None:
     with fresh(inside) as held:
         names = imported(
-            calls.hooks, "pyqemu_ifup", tap, status=status,
+            calls.hooks,
+            "pyqemu_ifup",
+            tap,
+            status=status,
             pass_fds=() if tap != "t0" else (held.fd,),
         )
     assert there <= names and not absent & names

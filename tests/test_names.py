@@ -31,10 +31,7 @@ def test_is_made_of(name: str, pattern: str, made: bool) -> None:
     assert is_made_of(name, pattern) is made
 
 
-@given(
-    st.text(st.sampled_from("ab0.%d/: -"), max_size=16),
-    st.integers(0, 9999),
-)
+@given(st.text(st.sampled_from("ab0.%d/: -"), max_size=16), st.integers(0, 9999))
 def test_what_a_pattern_makes_is_a_name(pattern: str, number: int) -> None:
     if is_tap_pattern(pattern):
         name = pattern.replace("%d", str(number))

@@ -63,9 +63,9 @@ def write_policy(hooks: Hooks, more: dict[str, Any] | None = None, **networks: A
     nat = {**LAB, **(more or {})}
     given = {"lab": {"bridge": "labbr0", "nat": {k: v for k, v in nat.items() if v is not None}}}
     rules = [{"tap": "*", "network": "lab"}]
-    hooks.write_policy(json.dumps(
-        {"version": 1, "timeout": 60, "networks": {**given, **networks}, "rules": rules}
-    ))
+    hooks.write_policy(
+        json.dumps({"version": 1, "timeout": 60, "networks": {**given, **networks}, "rules": rules})
+    )
 
 
 def tables(netns: Namespace) -> list[str]:
@@ -81,14 +81,18 @@ def is_whole(netns: Namespace) -> bool:
     """Tell whether the network is there: bridge, filter and dnsmasq."""
     link = netns.links().get("labbr0")
     return (
-        link is not None and "UP" in link["flags"] and f"table inet {TABLE}" in tables(netns)
+        link is not None
+        and "UP" in link["flags"]
+        and f"table inet {TABLE}" in tables(netns)
         and len(servers(netns)) == 1
     )
 
 
 def is_gone(netns: Namespace) -> bool:
     return (
-        "labbr0" not in netns.links() and not tables(netns) and not servers(netns)
+        "labbr0" not in netns.links()
+        and not tables(netns)
+        and not servers(netns)
         and not list(Path("/run/pyqemu-ifup").glob(f"*@{netns.inode}"))
     )
 
@@ -109,7 +113,8 @@ def test_it_is_made_for_the_first_tap_and_goes_with_the_last(
     assert is_whole(netns)
     link = netns.link("labbr0")
     assert (link["address"], link["ifalias"]) == (
-        bridge_mac("lab"), "pyqemu-ifup/1 bridge network=lab"
+        bridge_mac("lab"),
+        "pyqemu-ifup/1 bridge network=lab",
     )
     assert netns.link("web0")["master"] == "labbr0"
     told = netns.run(["ip", "-j", "address", "show", "dev", "labbr0"]).stdout
@@ -152,9 +157,7 @@ def test_a_change_of_the_policy_is_put_in_force_with_the_next_up(
     two.close()
 
 
-def test_what_it_refuses_is_refused_before_anything_is_made(
-    hooks: Hooks, netns: Namespace
-) -> None:
+def test_what_it_refuses_is_refused_before_anything_is_made(hooks: Hooks, netns: Namespace) -> None:
     tap = netns.tap("web0")
     before = Snapshot.take(netns)
     netns.ip("link", "add", "eth0", "type", "veth", "peer", "name", "peer0")
@@ -171,7 +174,8 @@ def test_what_it_refuses_is_refused_before_anything_is_made(
     netns.ip("link", "add", "labbr0", "type", "bridge")
     done = hooks.up("web0")
     assert (done.returncode, "labbr0 is somebody else's: network lab has nat:" in done.stderr) == (
-        77, True
+        77,
+        True,
     )
     netns.ip("link", "del", "labbr0")
     assert is_gone(netns)
@@ -210,7 +214,7 @@ def test_a_tap_of_a_crash_is_down_where_its_network_cannot_be_made(
         netns.ip("link", "del", name)
 
 
-NO_DNSMASQ = "mount --bind /dev/null {} && exec \"$@\""
+NO_DNSMASQ = 'mount --bind /dev/null {} && exec "$@"'
 
 
 @pytest.mark.parametrize(("nat", "status", "says"), [
@@ -300,9 +304,7 @@ def test_first_taps_at_once_make_one_network_and_the_last_downs_take_it_away_onc
         netns.close_kept()
 
 
-def test_what_a_crash_left_is_removed_by_gc(
-    hooks: Hooks, netns: Namespace, way: str
-) -> None:
+def test_what_a_crash_left_is_removed_by_gc(hooks: Hooks, netns: Namespace, way: str) -> None:
     tap = netns.tap("web0")
     assert hooks.up("web0").returncode == 0
     tap.close()
@@ -313,7 +315,8 @@ def test_what_a_crash_left_is_removed_by_gc(
         assert is_whole(netns)
         done = hooks.ctl("gc")
         assert (done.returncode, done.stdout) == (
-            0, "took away network lab and its bridge labbr0: no tap is on it\n"
+            0,
+            "took away network lab and its bridge labbr0: no tap is on it\n",
         )
         assert hooks.ctl("gc").stdout == "nothing to remove\n"
     # NOTE: an agent sees the tap go.
@@ -507,7 +510,8 @@ def test_a_signal_before_each_program_of_an_up_leaves_nothing(
     call = 1
     while (ended := calls.up("web0", signalled(call, *doors))).status != 0:
         assert (ended.status, ended.stderr) == (
-            75, "pyqemu-ifup: web0: stopped: received SIGTERM; nothing is left of it\n"
+            75,
+            "pyqemu-ifup: web0: stopped: received SIGTERM; nothing is left of it\n",
         ), call
         assert is_gone(inside), call
         assert leftovers(before, inside) == [], call
@@ -530,7 +534,8 @@ def test_a_signal_before_each_step_of_a_down_is_told_truly_and_the_next_down_men
         statuses.append(ended.status)
         if ended.status != 0:
             assert (ended.status, ended.stderr) == (
-                75, f"pyqemu-ifdown: web0: stopped: received SIGTERM; {LEFT}\n"
+                75,
+                f"pyqemu-ifdown: web0: stopped: received SIGTERM; {LEFT}\n",
             ), call
             assert calls.down("web0").status == 0
         assert is_gone(inside), call
@@ -547,9 +552,7 @@ GOES = 3
 """How often it may add more."""
 
 
-def hold_up(
-    *, after: Callable[[tuple[str, ...]], bool], slow: bool = False
-) -> Callable[[], None]:
+def hold_up(*, after: Callable[[tuple[str, ...]], bool], slow: bool = False) -> Callable[[], None]:
     """Return what has nft(8) not end from the call on of whose words `after` is true.
 
     With `slow` each call from there on takes 0.5 s more.
@@ -619,8 +622,9 @@ def test_what_other_guests_are_not_given_back_is_told_with_what_mends_it(
     told = [line for line in ended.log if "network lab: not taken back: " in line]
     run_told(calls.hooks, told[0])
     assert is_whole(inside)
-    (row,) = [each for each in calls.hooks.ctl_json("apply", "--dry-run")["taps"]
-              if each["tap"] == "web0"]
+    (row,) = [
+        each for each in calls.hooks.ctl_json("apply", "--dry-run")["taps"] if each["tap"] == "web0"
+    ]
     assert row["result"] == "unchanged", row
     assert calls.down("web0").status == 0
     assert is_gone(inside)
@@ -677,9 +681,7 @@ def test_what_lasts_heeds_a_signal_in_the_end(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.alone("stops the hook itself")
-def test_a_refused_up_forgets_no_dnsmasq_of_an_earlier_one(
-    calls: Calls, inside: Namespace
-) -> None:
+def test_a_refused_up_forgets_no_dnsmasq_of_an_earlier_one(calls: Calls, inside: Namespace) -> None:
     """Its bridge has been deleted under it; what it still holds would keep the next one out."""
     tap = inside.tap("web0")
     assert calls.up("web0").status == 0
@@ -738,7 +740,7 @@ def test_explain_sets_how_the_bridge_gets_its_addresses_where_up_does(
 
 
 def test_settings_that_dnsmasq_refuses_are_no_fault_of_systemd_s(
-    monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     require("dnsmasq")
     monkeypatch.setattr(dnsmasq, "_under_systemd", lambda: True)
@@ -848,9 +850,7 @@ def test_a_dnsmasq_that_was_asked_to_end_is_none_that_serves(
     assert is_gone(inside)
 
 
-def test_explain_knows_the_network_and_its_commands_make_it(
-    hooks: Hooks, netns: Namespace
-) -> None:
+def test_explain_knows_the_network_and_its_commands_make_it(hooks: Hooks, netns: Namespace) -> None:
     told = hooks.ctl_json("explain", "web0")
     assert told["port"]["kind"] == "linux"
     assert told["port"]["nat"]["forward"] == ["0.0.0.0:2222/tcp to 192.168.76.10:22"]
@@ -944,9 +944,7 @@ def test_a_kernel_that_lacks_ipv6_is_told_of(
 
 
 @pytest.mark.alone("holds its nft up")
-def test_an_up_waits_for_no_firewall_that_cannot_be_read(
-    calls: Calls, inside: Namespace
-) -> None:
+def test_an_up_waits_for_no_firewall_that_cannot_be_read(calls: Calls, inside: Namespace) -> None:
     """Who else drops is a hint: the network is made and proven already."""
     inside.tap("web0")
     ended = calls.up("web0", hold_up(after=lambda words: "ruleset" in words or "chains" in words))
@@ -987,8 +985,13 @@ SETTINGS = [
 def test_settings_of_dnsmasq(text: str, words: list[str]) -> None:
     found = dnsmasq_settings("labbr0", nat_of(text), "/run/x", "dnsmasq")
     assert found[:7] == [
-        "interface=labbr0", "except-interface=lo", "bind-dynamic", "user=dnsmasq",
-        "dhcp-leasefile=/run/x/leases", "no-ping", "dhcp-authoritative",
+        "interface=labbr0",
+        "except-interface=lo",
+        "bind-dynamic",
+        "user=dnsmasq",
+        "dhcp-leasefile=/run/x/leases",
+        "no-ping",
+        "dhcp-authoritative",
     ]
     assert found[7:] == words
 
@@ -1105,7 +1108,7 @@ def test_a_guest_resolves_what_the_host_s_name_server_knows(
     script = tmp_path / "script"
     script.write_text(
         "#!/bin/sh\nexec unshare --mount sh -c "
-        f"'mount --bind {resolv} /etc/resolv.conf && exec \"$@\"' sh {hooks.ifup} \"$@\"\n"
+        f'\'mount --bind {resolv} /etc/resolv.conf && exec "$@"\' sh {hooks.ifup} "$@"\n'
     )
     script.chmod(0o755)
     server = outside.popen([

@@ -124,16 +124,17 @@ def test_legacy(nics: str, expected: list[str] | str) -> None:
 
 def test_descriptors() -> None:
     assert tap_by_descriptors("n", [5], []) == "tap,id=n,fd=5"
-    assert tap_by_descriptors("n", [5, 6], [7, 8]) == (
-        "tap,id=n,fds=5:6,vhost=on,vhostfds=7:8"
-    )
+    assert tap_by_descriptors("n", [5, 6], [7, 8]) == ("tap,id=n,fds=5:6,vhost=on,vhostfds=7:8")
 
 
 def test_a_mac_is_the_same_each_time_and_another_for_each_nic_guest_and_host() -> None:
     one = made_mac("host", "web1", "net0")
     assert one == made_mac("host", "web1", "net0") == "52:54:00:c5:3d:9e"
-    others = [made_mac("host2", "web1", "net0"), made_mac("host", "web", "1net0"),
-              made_mac("host", "web1", "net1")]
+    others = [
+        made_mac("host2", "web1", "net0"),
+        made_mac("host", "web", "1net0"),
+        made_mac("host", "web1", "net1"),
+    ]
     assert len({one, *others}) == 4
     policy = policy_of("{network: lan}", f"{{network: lan, mac: '{MAC}'}}")
     assert macs_of(policy, "host") == {("web1", "net0"): one, ("web1", "net1"): MAC}
@@ -150,9 +151,7 @@ def test_two_macs_that_would_be_alike_are_refused() -> None:
     )
 
 
-def test_a_host_without_an_id_makes_no_mac(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_host_without_an_id_makes_no_mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And needs none where each NIC of the guest has one, whatever other guests have."""
     paths = str(tmp_path / "machine-id"), str(tmp_path / "id")
     monkeypatch.setattr(own_mac, "MACHINE_IDS", paths)
@@ -255,8 +254,11 @@ def nic_texts() -> st.SearchStrategy[str]:
         if isinstance(value, dict):
             return "{" + ", ".join(f"{key}: {text(it)}" for key, it in value.items()) + "}"
         plain = str(value)
-        return f'"{plain}"' if ":" in plain and not plain.startswith("[") and (
-            "/" not in plain) else plain
+        return (
+            f'"{plain}"'
+            if ":" in plain and not plain.startswith("[") and ("/" not in plain)
+            else plain
+        )
 
     def on_network(model: str) -> st.SearchStrategy[dict[str, Any]]:
         more = {**ANY, **(VIRTIO if model.startswith("virtio") else {}), "mtu": ON_NETWORK["mtu"],

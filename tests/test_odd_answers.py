@@ -36,21 +36,40 @@ from pyqemu_ifup.links import (
     _link,
     read_error,
 )
-from pyqemu_ifup.links import (
-    messages as netlink_messages,
-)
+from pyqemu_ifup.links import messages as netlink_messages
 from pyqemu_ifup.linux_bridge import Netlink
 
 SECONDS = 20.0
 """That an answer may take on a loaded host; none of these waits."""
 ODD: tuple[object, ...] = (
-    None, True, -1, 2**70, 1.5, float("nan"), "x", "\ud800", "x" * 300, "a\0\nb", [], [[1]], {},
-    [{"name": 1}], {"class": 1, "desc": 2},
+    None,
+    True,
+    -1,
+    2**70,
+    1.5,
+    float("nan"),
+    "x",
+    "\ud800",
+    "x" * 300,
+    "a\0\nb",
+    [],
+    [[1]],
+    {},
+    [{"name": 1}],
+    {"class": 1, "desc": 2},
 )
 RAW = (
-    b"\n", b"{\n", b"null\n", b"[]\n", b"\xff\xfe\n", b"[" * 100_000 + b"\n",
-    b'{"return": ' + b"9" * 5000 + b"}\n", b'{"event": {}}\n', b'{"id": []}\n',
-    b'{"error": {"class": 1}, "id": "I"}\n', b'{"error": {"class": "x", "desc": "y"}}\n',
+    b"\n",
+    b"{\n",
+    b"null\n",
+    b"[]\n",
+    b"\xff\xfe\n",
+    b"[" * 100_000 + b"\n",
+    b'{"return": ' + b"9" * 5000 + b"}\n",
+    b'{"event": {}}\n',
+    b'{"id": []}\n',
+    b'{"error": {"class": 1}, "id": "I"}\n',
+    b'{"error": {"class": "x", "desc": "y"}}\n',
 )
 FINE = {Status.UNAVAILABLE, Status.REFUSED}
 _numbers = count()
@@ -113,8 +132,9 @@ def test_what_is_no_message(ask: Ask, name: str) -> None:
 
 def test_a_qemu_that_answers_twice_or_hangs_up(ask: Ask) -> None:
     assert not isinstance(ask("network", lambda message: line(message) * 2), Failure)
-    assert not isinstance(ask("network", lambda message: b'{"event": "X"}\n' + line(message)),
-                          Failure)
+    assert not isinstance(
+        ask("network", lambda message: b'{"event": "X"}\n' + line(message)), Failure
+    )
 
 
 def _show(nics: list[GuestNic]) -> None:
@@ -133,13 +153,24 @@ WORDS = st.lists(st.sampled_from((
     "\ud800", "\0", ":", " ", "x" * 300, "hub 0\n", "\u00b2", "index=\u00b2,type=tap,",
     "hub 0\n \\ h0: h1: index=0,type=hubport,\n", "hub 1\n \\ h1: h0: index=0,type=hubport,\n",
 )), max_size=30).map("".join)  # fmt: skip
-VALUE = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=300),
-                  st.sampled_from(("n0", "h0", "web0", "7")), st.lists(st.integers(), max_size=2))
+VALUE = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=300),
+    st.sampled_from(("n0", "h0", "web0", "7")),
+    st.lists(st.integers(), max_size=2),
+)
 
 
 @settings(max_examples=300, deadline=None)
-@given(WORDS, st.fixed_dictionaries(dict.fromkeys(
-    ("type", "netdev", "mac", "addr", "parent_bus", "mq", "host_mtu"), VALUE)))
+@given(
+    WORDS,
+    st.fixed_dictionaries(
+        dict.fromkeys(("type", "netdev", "mac", "addr", "parent_bus", "mq", "host_mtu"), VALUE)
+    ),
+)
 def test_any_info_network_and_any_properties(text: str, values: dict[str, Any]) -> None:
     network = read_network(text)
     for path in ("/machine/peripheral/nic0", "/machine/unattached/\ud800"):
@@ -147,8 +178,16 @@ def test_any_info_network_and_any_properties(text: str, values: dict[str, Any]) 
             _show([nic_of(path, values, network)])
         except _Nonsense:
             continue
-        fitting = {**values, "type": "e1000", "netdev": "h0", "mac": "x", "addr": -1, "mq": None,
-                   "parent_bus": None, "host_mtu": 0}
+        fitting = {
+            **values,
+            "type": "e1000",
+            "netdev": "h0",
+            "mac": "x",
+            "addr": -1,
+            "mq": None,
+            "parent_bus": None,
+            "host_mtu": 0,
+        }
         _show([nic_of(path, fitting, network)])
 
 

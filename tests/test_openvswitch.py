@@ -146,7 +146,10 @@ def is_dropped(src: Tap, dst: Tap, vids: tuple[int, ...] = ()) -> bool:
 
 
 COLUMNS: Mapping[str, Any] = {
-    "vlan_mode": "access", "tag": [], "trunks": [], "protected": False,
+    "vlan_mode": "access",
+    "tag": [],
+    "trunks": [],
+    "protected": False,
     "other_config": {"transient": "true"},
 }
 
@@ -260,9 +263,7 @@ def test_isolated_taps_reach_only_those_that_are_not(site: Site) -> None:
 
 def test_link_of_the_tap_is_set(site: Site) -> None:
     site.ovs.vsctl("set", "Interface", "br-int", "mtu_request=8950")
-    site.policy(
-        "tap: web0, network: lan, txqueuelen: 77", "tap: web1, network: lan, mtu: 9000"
-    )
+    site.policy("tap: web0, network: lan, txqueuelen: 77", "tap: web1, network: lan, mtu: 9000")
     for name, mtu, length in (("web0", 8950, 77), ("web1", 9000, None)):
         site.netns.tap(name)
         before = site.netns.link(name)
@@ -314,9 +315,7 @@ def test_port_comes_in_one_update_with_all_its_columns(site: Site) -> None:
     site.up("web0")
     _uuid, action, *row = json.loads(monitor.stdout.readline())["data"][0]
     assert action == "insert"
-    assert row == [
-        "web0", 10, 20, "native-untagged", True, ["map", [["transient", "true"]]]
-    ]
+    assert row == ["web0", 10, 20, "native-untagged", True, ["map", [["transient", "true"]]]]
     monitor.terminate()
     monitor.communicate()
     site.down("web0")
@@ -332,7 +331,8 @@ def test_only_what_is_needed_is_monitored(site: Site) -> None:
         (requests,) = [params[2] for params in asked if params[0] == "Open_vSwitch"]
         site.down("web0")
         inserts = [
-            message for message in proxy.requests("transact")
+            message
+            for message in proxy.requests("transact")
             if any(op.get("op") == "insert" for op in message["params"][1:])
         ]
     tables: Any = SCHEMA["tables"]
@@ -347,7 +347,8 @@ def test_only_what_is_needed_is_monitored(site: Site) -> None:
 def test_each_monitored_column_is_used() -> None:
     tree = ast.parse(inspect.getsource(pyqemu_ifup.openvswitch))
     schema = next(
-        node for node in tree.body
+        node
+        for node in tree.body
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "SCHEMA"
     )
     used = set()
@@ -397,9 +398,7 @@ def test_other_ports_of_a_crowd_do_not_matter(site: Site) -> None:
         ("bridge: lo", 71, "lo is not a bridge"),
     ],
 )
-def test_kind_is_looked_up_and_checked(
-    site: Site, network: str, status: int, told: str
-) -> None:
+def test_kind_is_looked_up_and_checked(site: Site, network: str, status: int, told: str) -> None:
     ovsdb = "" if "linux" in network else f', ovsdb: "{site.ovs.db}"'
     site.policy('tap: "*", network: net', more=f"  net: {{{network}{ovsdb}}}\n")
     site.netns.tap("web0")
@@ -560,8 +559,10 @@ def test_stale_row_of_another_bridge_goes(site: Site) -> None:
     old_wire = site.netns.tap("oldwire", up=True)
     site.ovs.add_port("br-old", "oldwire")
     wire = site.peer("wire")
-    site.policy('tap: "*", network: old',
-                more=f'  old: {{bridge: br-old, ovsdb: "{site.ovs.db}", vlan: 10}}\n')
+    site.policy(
+        'tap: "*", network: old',
+        more=f'  old: {{bridge: br-old, ovsdb: "{site.ovs.db}", vlan: 10}}\n',
+    )
     killed_holder(site, "web0")
 
     guest = site.netns.tap("web0")
@@ -639,9 +640,7 @@ def test_row_of_another_namespace_is_left(site: Site) -> None:
         pytest.param(True, 75, marks=pytest.mark.alone("the agent knows what is in a mute one")),
     ],
 )
-def test_linux_bridge_needs_the_database_that_is_there(
-    site: Site, mute: bool, status: int
-) -> None:
+def test_linux_bridge_needs_the_database_that_is_there(site: Site, mute: bool, status: int) -> None:
     site.netns.add_bridge("br0", mac="52:54:00:ff:00:02")
     site.netns.tap("web0")
     before = Snapshot.take(site.netns, site.ovs)
@@ -760,12 +759,15 @@ def test_gc_judges_each_row(site: Site) -> None:
     site.up("live")
     site.netns.tap("newer")
     for name, key, value in (
-        ("other", "netns", "4:1"), ("boot", "boot-id", "earlier"), ("away", "boot-id", "earlier")
+        ("other", "netns", "4:1"),
+        ("boot", "boot-id", "earlier"),
+        ("away", "boot-id", "earlier"),
     ):
         site.ovs.vsctl("set", "Interface", name, f'external_ids:pyqemu-{key}="{value}"')
     site.ovs.vsctl("set", "Interface", "away", 'external_ids:pyqemu-netns="4:1"')
-    site.ovs.vsctl("add-port", "br-int", "theirs", "--", "set", "Interface", "theirs",
-                   "type=internal")
+    site.ovs.vsctl(
+        "add-port", "br-int", "theirs", "--", "set", "Interface", "theirs", "type=internal"
+    )
     removed = {"stale", "newer", "boot", "away"}
     for dry_run in (True, False):
         found = {leftover.port.name: leftover for leftover in site.gc(dry_run=dry_run)}

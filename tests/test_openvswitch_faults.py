@@ -75,12 +75,10 @@ class Site:
         self.tap = self.netns.tap("web0")
         self.clean = Snapshot.take(self.netns, self.ovs)
 
-    def policy(
-        self, ovsdb: str = "", timeout: int = TIMEOUT, bridge: str = "br-int"
-    ) -> None:
+    def policy(self, ovsdb: str = "", timeout: int = TIMEOUT, bridge: str = "br-int") -> None:
         """Put a policy in force that plugs each tap into `bridge`."""
         self.calls.hooks.write_policy(
-            f'version: 1\ntimeout: {timeout}\n'
+            f"version: 1\ntimeout: {timeout}\n"
             f'networks: {{lan: {{bridge: {bridge}, vlan: 10, ovsdb: "{ovsdb or self.ovs.db}"}}}}\n'
             f'rules: [{{tap: "*", network: lan}}]\n'
         )
@@ -188,8 +186,10 @@ def fill_disk(ovs: OpenVSwitch) -> None:
     # The database's last page too.
     pad = f"external_ids:pad={'x' * 100}"
     number = 0
-    while ovs.vsctl("--no-wait", "set", "Open_vSwitch", ".", f"{pad}{number}", check=False
-                    ).returncode == 0:
+    while (
+        ovs.vsctl("--no-wait", "set", "Open_vSwitch", ".", f"{pad}{number}", check=False).returncode
+        == 0
+    ):
         number += 1
 
 
@@ -200,31 +200,59 @@ def free_disk(ovs: OpenVSwitch) -> None:
 
 FAULTS = {
     "no socket": Fault(
-        remove_server, OpenVSwitch.start_server, 69, 0, 0,
+        remove_server,
+        OpenVSwitch.start_server,
+        69,
+        0,
+        0,
         "Open vSwitch is not there: no socket at {db}: br-int of network lan is its bridge; start",
     ),
     "server down": Fault(
-        lambda ovs: ovs.server.kill(), OpenVSwitch.start_server, 69, 69, 69,
+        lambda ovs: ovs.server.kill(),
+        OpenVSwitch.start_server,
+        69,
+        69,
+        69,
         "Open vSwitch is not there: nothing answers at {db}: Connection refused; start",
     ),
     "server hung": Fault(
-        lambda ovs: ovs.server.stop(), lambda ovs: ovs.server.cont(), 75, 75, 75,
+        lambda ovs: ovs.server.stop(),
+        lambda ovs: ovs.server.cont(),
+        75,
+        75,
+        75,
         "the database of Open vSwitch at {db} does not answer; try again",
     ),
     "read-only": Fault(
-        begin_read_only, end_read_only, 69, 69, 69,
+        begin_read_only,
+        end_read_only,
+        69,
+        69,
+        69,
         "the database of Open vSwitch at {db} cannot be written: not allowed (",
     ),
     "disk full": Fault(
-        fill_disk, free_disk, 69, 69, 69,
+        fill_disk,
+        free_disk,
+        69,
+        69,
+        69,
         "the database of Open vSwitch at {db} cannot be written: I/O error (",
     ),
     "vswitchd down": Fault(
-        lambda ovs: ovs.vswitchd.kill(), OpenVSwitch.start_vswitchd, 75, 0, 0,
+        lambda ovs: ovs.vswitchd.kill(),
+        OpenVSwitch.start_vswitchd,
+        75,
+        0,
+        0,
         "ovs-vswitchd does not answer ({db}); try again",
     ),
     "vswitchd hung": Fault(
-        lambda ovs: ovs.vswitchd.stop(), lambda ovs: ovs.vswitchd.cont(), 75, 0, 0,
+        lambda ovs: ovs.vswitchd.stop(),
+        lambda ovs: ovs.vswitchd.cont(),
+        75,
+        0,
+        0,
         "ovs-vswitchd does not answer ({db}); try again",
     ),
 }
@@ -401,8 +429,9 @@ def begin_bridge(site: Site, timeout: int) -> Call:
     site.open()
     site.policy(timeout=timeout, bridge="br-new")
     site.ovs.vswitchd.stop()
-    site.ovs.vsctl("--no-wait", "add-br", "br-new", "--", "set", "Bridge", "br-new",
-                   "datapath_type=netdev")
+    site.ovs.vsctl(
+        "--no-wait", "add-br", "br-new", "--", "set", "Bridge", "br-new", "datapath_type=netdev"
+    )
     return site.calls.start("pyqemu-ifup", "web0")
 
 
@@ -421,8 +450,10 @@ def test_bridge_that_vswitchd_has_yet_to_make_is_waited_for(site: Site) -> None:
 def test_bridge_that_vswitchd_does_not_make(site: Site) -> None:
     ended = begin_bridge(site, TIMEOUT).wait()
     assert ended.status == 75, ended
-    assert (f"not done after {TIMEOUT} s: ovs-vswitchd has not made br-new yet ({site.ovs.db}); "
-            "try again") in ended.stderr
+    assert (
+        f"not done after {TIMEOUT} s: ovs-vswitchd has not made br-new yet ({site.ovs.db}); "
+        "try again"
+    ) in ended.stderr
     site.ovs.vswitchd.cont()
     site.ovs.vsctl("del-br", "br-new")
     assert site.is_clean()
@@ -618,7 +649,10 @@ def spoiled_up(site: Site, nth: Nth) -> Ended:
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda session, message: session.drop(), half, by_bytes, answering(result=None),
+        lambda session, message: session.drop(),
+        half,
+        by_bytes,
+        answering(result=None),
         *map(writing, (b"HTTP/1.1 400 Bad Request\r\n", b"[]", b'{"x": 1}', b"\xff", b"[" * 5000)),
     ],
     ids=["dropped", "half", "by bytes", "null", "HTTP", "list", "object", "no text", "deep"],
@@ -689,6 +723,7 @@ def test_row_that_is_written_meanwhile_is_waited_for(inside: Namespace, ovs: Ope
     ovs.add_port("br-int", "web0")
     ovs.vsctl("set", "interface", "web0", *(f"external_ids:{key}={value}" for key, value in ids))
     with Proxy(ovs.db, delay) as proxy, Database(proxy.address, "web0") as database:
+
         def wait(seconds: float) -> None:
             pyqemu_ifup.openvswitch.wait([database], watch, seconds)
 
@@ -721,7 +756,9 @@ def wrong(change: Callable[[dict[str, Any]], object]) -> Spoil:
 
 
 WRONG: list[Callable[[dict[str, Any]], object]] = [
-    lambda row: [], lambda row: dict.fromkeys(row, {"a": 1}), lambda row: dict.fromkeys(row, []),
+    lambda row: [],
+    lambda row: dict.fromkeys(row, {"a": 1}),
+    lambda row: dict.fromkeys(row, []),
     lambda row: {"a": 1},
 ]
 
@@ -905,9 +942,9 @@ def test_killed_at_each_step_leaves_what_gc_and_the_next_up_mend(site: Site) -> 
             site.tap.close()
             site.gc()
             assert site.row() is None
-            clean = Snapshot({
-                name: value for name, value in site.clean.entries.items() if "web0" not in name
-            })
+            clean = Snapshot(
+                {name: value for name, value in site.clean.entries.items() if "web0" not in name}
+            )
             assert leftovers(clean, site.netns, site.ovs) == []
             if not killed:
                 assert number > least

@@ -70,10 +70,28 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     wanted = [*setup["options"]["install_requires"].split(), "setuptools>=64", "wheel"]
     need_success(run(PYTHON, "-I", "-m", "venv", folder / "venv"))
     pip = (folder / "venv/bin/python3", "-I", "-m", "pip")
-    need_success(run(*pip, "wheel", "--quiet", "--wheel-dir", folder / "wheels",
-                     "--constraint", ROOT / "conf/constraints.txt", *wanted))
-    names = ("Makefile", "setup.cfg", "setup.py", "pyproject.toml", "LICENSE", "README.md",
-             "CHANGELOG.md", "SECURITY.md")
+    need_success(
+        run(
+            *pip,
+            "wheel",
+            "--quiet",
+            "--wheel-dir",
+            folder / "wheels",
+            "--constraint",
+            ROOT / "conf/constraints.txt",
+            *wanted,
+        )
+    )
+    names = (
+        "Makefile",
+        "setup.cfg",
+        "setup.py",
+        "pyproject.toml",
+        "LICENSE",
+        "README.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+    )
     (folder / "checkout").mkdir()
     for name in names:
         shutil.copy(ROOT / name, folder / "checkout")
@@ -93,8 +111,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 def offline(folder: Path) -> dict[str, str]:
     """Return the environment in which pip takes what lies in our folder, and nothing else."""
     return {
-        "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder / "wheels"),
-        "PIP_CONFIG_FILE": os.devnull, "SOURCE_DATE_EPOCH": EPOCH,
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(folder / "wheels"),
+        "PIP_CONFIG_FILE": os.devnull,
+        "SOURCE_DATE_EPOCH": EPOCH,
     }
 
 
@@ -253,9 +273,7 @@ def test_the_debian_package(system: Clean, files: Files) -> None:
     assert "not installed" in system.run("dpkg", "--status", "pyqemu-ifup", status=1).stderr
 
 
-def test_an_upgrade_leaves_what_the_administrator_has_decided(
-    system: Clean, files: Files
-) -> None:
+def test_an_upgrade_leaves_what_the_administrator_has_decided(system: Clean, files: Files) -> None:
     """The policy, a disabled unit, the takeover; and QEMU's own upgrade leaves the takeover."""
     install = ("dpkg", "--install", f"/mnt/{files.package}")
     system.path("/etc/pyqemu-ifup").mkdir()
@@ -304,10 +322,7 @@ def test_make_install(system: Clean, files: Files) -> None:
 
     make("install")
     system.write("/etc/pyqemu-ifup/policy.yaml", POLICY)
-    serves(
-        system,
-        ",script=/usr/local/bin/pyqemu-ifup,downscript=/usr/local/bin/pyqemu-ifdown",
-    )
+    serves(system, ",script=/usr/local/bin/pyqemu-ifup,downscript=/usr/local/bin/pyqemu-ifdown")
     system.run("pyqemu-takeover")
     assert stock_is(system, "/usr/local/bin/{}")
     serves(system)
@@ -435,6 +450,7 @@ def test_doctor_knows_the_helpers_that_the_takeover_does() -> None:
 
 def test_what_the_takeover_refuses(bare: Clean) -> None:
     """Nothing is changed then, not even the one that could be."""
+
     def refused(*words: str, status: int = 77) -> str:
         before = bare.changes()
         done = bare.run("sh", "/opt/takeover", *words, status=status)
@@ -442,8 +458,9 @@ def test_what_the_takeover_refuses(bare: Clean) -> None:
         return done.stderr
 
     # A diversion of somebody else's, which dpkg-divert does not let go.
-    bare.run("dpkg-divert", "--package", "other", "--divert", "/etc/other", "--add",
-             "/etc/qemu-ifup")
+    bare.run(
+        "dpkg-divert", "--package", "other", "--divert", "/etc/other", "--add", "/etc/qemu-ifup"
+    )
     lines = refused(status=71).splitlines()
     assert lines[0].startswith("dpkg-divert: error: ")
     assert lines[-1] == (
@@ -474,9 +491,7 @@ def test_what_the_takeover_refuses(bare: Clean) -> None:
     )
     assert bare.path("/etc/qemu-ifup").read_text() == "#!/bin/sh\n"
     bare.path("/opt/bin/pyqemu-ifup").unlink()
-    assert refused(status=69) == (
-        "pyqemu-takeover: no /opt/bin/pyqemu-ifup: install it first\n"
-    )
+    assert refused(status=69) == ("pyqemu-takeover: no /opt/bin/pyqemu-ifup: install it first\n")
     nobody = ("setpriv", "--reuid=65534", "--clear-groups", "sh", "/opt/takeover", "--undo")
     assert bare.run(*nobody, status=77).stderr == (
         "pyqemu-takeover: not permitted to change /etc: run it as root\n"

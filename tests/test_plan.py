@@ -15,16 +15,7 @@ import pyqemu_ifup.stamp
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Place, Port, Vlan
 from pyqemu_ifdown.detach import plan_down
-from pyqemu_ifup.look import (
-    Link,
-    OvsPort,
-    Seen,
-    Vid,
-    ranges,
-    show_vlan,
-    vlan_of_vids,
-    wanted_vids,
-)
+from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, ranges, show_vlan, vlan_of_vids, wanted_vids
 from pyqemu_ifup.plan import (
     NO_ADDRESS,
     AddPort,
@@ -87,12 +78,30 @@ OLD_ALIAS = "pyqemu-ifup/1 network=lan kind=linux bridge=br0 vm=web pid=42 start
 """As the marks were before they told the rule."""
 
 TAP = Link(
-    7, "web0", "tun", tap=True, up=False, mtu=1500, mac="16:00:00:00:00:07", txqueuelen=1000,
-    master=None, alias="", carrier=True, ipv6_disabled=False, addrgenmode=0,
+    7,
+    "web0",
+    "tun",
+    tap=True,
+    up=False,
+    mtu=1500,
+    mac="16:00:00:00:00:07",
+    txqueuelen=1000,
+    master=None,
+    alias="",
+    carrier=True,
+    ipv6_disabled=False,
+    addrgenmode=0,
 )
 BRIDGE = replace(
-    TAP, index=3, name="br0", kind="bridge", tap=False, up=True, mac="02:00:00:00:00:03",
-    vlan_filtering=False, default_pvid=1,
+    TAP,
+    index=3,
+    name="br0",
+    kind="bridge",
+    tap=False,
+    up=True,
+    mac="02:00:00:00:00:03",
+    vlan_filtering=False,
+    default_pvid=1,
 )
 FILTERING = replace(BRIDGE, vlan_filtering=True)
 NO_PVID = replace(FILTERING, default_pvid=0)
@@ -105,21 +114,35 @@ OVS_FRESH = Seen(TAP, bridge=OVS_BRIDGE, ovs_bridges=(DEFAULT_OVSDB,))
 
 IDS = row_ids(OVS_STAMP, 7, HERE)
 ROW = OvsPort(
-    DEFAULT_OVSDB, "br0", "web0", tag=None, trunks=(), vlan_mode="access", protected=False,
-    transient=True, external_ids=tuple(sorted(IDS.items())), ofport=4, error=None, ifindex=7,
+    DEFAULT_OVSDB,
+    "br0",
+    "web0",
+    tag=None,
+    trunks=(),
+    vlan_mode="access",
+    protected=False,
+    transient=True,
+    external_ids=tuple(sorted(IDS.items())),
+    ofport=4,
+    error=None,
+    ifindex=7,
     link_state="up",
 )
 DEL_ROW = DelPort(DEFAULT_OVSDB, "br0", "web0", ROW.external_ids)
 
 DONE = replace(
-    TAP, up=True, mac="fe:00:00:00:00:07", alias=ALIAS, master=3, isolated=False,
-    ipv6_disabled=True, addrgenmode=NO_ADDRESS,
+    TAP,
+    up=True,
+    mac="fe:00:00:00:00:07",
+    alias=ALIAS,
+    master=3,
+    isolated=False,
+    ipv6_disabled=True,
+    addrgenmode=NO_ADDRESS,
 )
 ATTACHED = Seen(DONE, master=BRIDGE, bridge=BRIDGE)
 OVS_DONE = replace(DONE, alias=OVS_ALIAS, master=2, isolated=None)
-OVS_ATTACHED = replace(
-    OVS_FRESH, tap=OVS_DONE, master=OVS_SYSTEM, ports=(ROW,)
-)
+OVS_ATTACHED = replace(OVS_FRESH, tap=OVS_DONE, master=OVS_SYSTEM, ports=(ROW,))
 
 # The steps that are the same for nearly all, in their order.
 DOWN, UP = SetDown("web0", 7), SetUp("web0", 7)
@@ -146,54 +169,133 @@ LINUX_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
     ("bare", PORT, FRESH, (*BEGIN, JOIN, *END)),
     ("kind given", replace(PORT, kind="linux"), FRESH, (*BEGIN, JOIN, *END)),
     ("no filtering in the kernel", PORT, replace(FRESH, bridge=NO_KERNEL), (*BEGIN, JOIN, *END)),
-    ("isolated", replace(PORT, isolated=True), FRESH,
-     (*BEGIN, JOIN, SetIsolated("web0", 7, True), *END)),
-    ("mtu", replace(PORT, mtu=9000), FRESH,
-     (MARK, MAC, SetMtu("web0", 7, 9000), IPV6, JOIN, *END)),
-    ("the bridge's mtu", PORT, replace(FRESH, bridge=replace(BRIDGE, mtu=8950)),
-     (MARK, MAC, SetMtu("web0", 7, 8950), IPV6, JOIN, *END)),
-    ("txqueuelen", replace(PORT, txqueuelen=0), FRESH,
-     (MARK, MAC, MTU, SetTxQueueLen("web0", 7, 0), IPV6, JOIN, *END)),
-    ("no IPv6 in the kernel", PORT, seen(FRESH, ipv6_disabled=None, addrgenmode=None),
-     (MARK, MAC, MTU, JOIN, *END)),
-    ("IPv6 off already", PORT, seen(FRESH, ipv6_disabled=True, addrgenmode=NO_ADDRESS),
-     (MARK, MAC, MTU, JOIN, *END)),
-    ("its switch is off already", PORT, seen(FRESH, ipv6_disabled=True),
-     (MARK, MAC, MTU, SetIpv6("web0", 7, None, NO_ADDRESS), JOIN, *END)),
-    ("no address by itself already", PORT, seen(FRESH, addrgenmode=NO_ADDRESS),
-     (MARK, MAC, MTU, SetIpv6("web0", 7, True, None), JOIN, *END)),
-    ("/proc/sys is read-only", PORT, replace(FRESH, sysctl=False),
-     (MARK, MAC, MTU, SetIpv6("web0", 7, None, NO_ADDRESS), JOIN, *END)),
-    ("/proc/sys is read-only, once more", PORT,
-     replace(seen(FRESH, addrgenmode=NO_ADDRESS), sysctl=False), (MARK, MAC, MTU, JOIN, *END)),
-    ("too small for IPv6", replace(PORT, mtu=1279), FRESH,
-     (MARK, MAC, SetMtu("web0", 7, 1279), JOIN, *END)),
-    ("was too small for IPv6", PORT,
-     seen(FRESH, mtu=68, ipv6_disabled=None, addrgenmode=None),
-     (*BEGIN, JOIN, *END)),
-    ("its MAC is high already", PORT, seen(FRESH, mac="fe:00:00:00:00:07"),
-     (MARK, MTU, IPV6, JOIN, *END)),
+    (
+        "isolated",
+        replace(PORT, isolated=True),
+        FRESH,
+        (*BEGIN, JOIN, SetIsolated("web0", 7, True), *END),
+    ),
+    ("mtu", replace(PORT, mtu=9000), FRESH, (MARK, MAC, SetMtu("web0", 7, 9000), IPV6, JOIN, *END)),
+    (
+        "the bridge's mtu",
+        PORT,
+        replace(FRESH, bridge=replace(BRIDGE, mtu=8950)),
+        (MARK, MAC, SetMtu("web0", 7, 8950), IPV6, JOIN, *END),
+    ),
+    (
+        "txqueuelen",
+        replace(PORT, txqueuelen=0),
+        FRESH,
+        (MARK, MAC, MTU, SetTxQueueLen("web0", 7, 0), IPV6, JOIN, *END),
+    ),
+    (
+        "no IPv6 in the kernel",
+        PORT,
+        seen(FRESH, ipv6_disabled=None, addrgenmode=None),
+        (MARK, MAC, MTU, JOIN, *END),
+    ),
+    (
+        "IPv6 off already",
+        PORT,
+        seen(FRESH, ipv6_disabled=True, addrgenmode=NO_ADDRESS),
+        (MARK, MAC, MTU, JOIN, *END),
+    ),
+    (
+        "its switch is off already",
+        PORT,
+        seen(FRESH, ipv6_disabled=True),
+        (MARK, MAC, MTU, SetIpv6("web0", 7, None, NO_ADDRESS), JOIN, *END),
+    ),
+    (
+        "no address by itself already",
+        PORT,
+        seen(FRESH, addrgenmode=NO_ADDRESS),
+        (MARK, MAC, MTU, SetIpv6("web0", 7, True, None), JOIN, *END),
+    ),
+    (
+        "/proc/sys is read-only",
+        PORT,
+        replace(FRESH, sysctl=False),
+        (MARK, MAC, MTU, SetIpv6("web0", 7, None, NO_ADDRESS), JOIN, *END),
+    ),
+    (
+        "/proc/sys is read-only, once more",
+        PORT,
+        replace(seen(FRESH, addrgenmode=NO_ADDRESS), sysctl=False),
+        (MARK, MAC, MTU, JOIN, *END),
+    ),
+    (
+        "too small for IPv6",
+        replace(PORT, mtu=1279),
+        FRESH,
+        (MARK, MAC, SetMtu("web0", 7, 1279), JOIN, *END),
+    ),
+    (
+        "was too small for IPv6",
+        PORT,
+        seen(FRESH, mtu=68, ipv6_disabled=None, addrgenmode=None),
+        (*BEGIN, JOIN, *END),
+    ),
+    (
+        "its MAC is high already",
+        PORT,
+        seen(FRESH, mac="fe:00:00:00:00:07"),
+        (MARK, MTU, IPV6, JOIN, *END),
+    ),
     ("up: down first", PORT, seen(FRESH, up=True), (MARK, DOWN, MAC, MTU, IPV6, JOIN, *END)),
     ("again", PORT, ATTACHED, (DOWN, LEAVE, MARK, MTU, JOIN, *END)),
-    ("moved from another bridge of ours", PORT,
-     replace(seen(ATTACHED, alias=ALIAS.replace("br0", "br1")),
-             master=replace(BRIDGE, index=4, name="br1")),
-     (DOWN, LeaveBridge("web0", 7, "br1"), MARK, MTU, JOIN, *END)),
-    ("moved from Open vSwitch", PORT, replace(OVS_ATTACHED, bridge=BRIDGE),
-     (DOWN, DEL_ROW, DOWN, MARK, MTU, JOIN, *END)),
-    ("a stale row of ours", PORT, replace(FRESH, ports=(ROW,)),
-     (MARK, DEL_ROW, DOWN, MAC, MTU, IPV6, JOIN, *END)),
-    ("filtering: the bridge's PVID", PORT, FILTERS,
-     (*BEGIN, JOIN, vlans(Vid(1, True, True)), *END)),
-    ("filtering, its PVID is 7", PORT, replace(FRESH, bridge=replace(FILTERING, default_pvid=7)),
-     (*BEGIN, JOIN, vlans(Vid(7, True, True)), *END)),
+    (
+        "moved from another bridge of ours",
+        PORT,
+        replace(
+            seen(ATTACHED, alias=ALIAS.replace("br0", "br1")),
+            master=replace(BRIDGE, index=4, name="br1"),
+        ),
+        (DOWN, LeaveBridge("web0", 7, "br1"), MARK, MTU, JOIN, *END),
+    ),
+    (
+        "moved from Open vSwitch",
+        PORT,
+        replace(OVS_ATTACHED, bridge=BRIDGE),
+        (DOWN, DEL_ROW, DOWN, MARK, MTU, JOIN, *END),
+    ),
+    (
+        "a stale row of ours",
+        PORT,
+        replace(FRESH, ports=(ROW,)),
+        (MARK, DEL_ROW, DOWN, MAC, MTU, IPV6, JOIN, *END),
+    ),
+    (
+        "filtering: the bridge's PVID",
+        PORT,
+        FILTERS,
+        (*BEGIN, JOIN, vlans(Vid(1, True, True)), *END),
+    ),
+    (
+        "filtering, its PVID is 7",
+        PORT,
+        replace(FRESH, bridge=replace(FILTERING, default_pvid=7)),
+        (*BEGIN, JOIN, vlans(Vid(7, True, True)), *END),
+    ),
     ("vlan", replace(PORT, vlan=VLAN), FILTERS, (*BEGIN, JOIN, vlans(ACCESS), *END)),
-    ("vlan, no default PVID", replace(PORT, vlan=VLAN), replace(FRESH, bridge=NO_PVID),
-     (*BEGIN, JOIN, vlans(ACCESS), *END)),
-    ("trunk", replace(PORT, vlan=Vlan(None, (20, 30))), FILTERS,
-     (*BEGIN, JOIN, vlans(Vid(20), Vid(30)), *END)),
-    ("native and trunk, isolated", replace(PORT, vlan=Vlan(20, (10, 20)), isolated=True), FILTERS,
-     (*BEGIN, JOIN, vlans(Vid(10), Vid(20, True, True)), SetIsolated("web0", 7, True), *END)),
+    (
+        "vlan, no default PVID",
+        replace(PORT, vlan=VLAN),
+        replace(FRESH, bridge=NO_PVID),
+        (*BEGIN, JOIN, vlans(ACCESS), *END),
+    ),
+    (
+        "trunk",
+        replace(PORT, vlan=Vlan(None, (20, 30))),
+        FILTERS,
+        (*BEGIN, JOIN, vlans(Vid(20), Vid(30)), *END),
+    ),
+    (
+        "native and trunk, isolated",
+        replace(PORT, vlan=Vlan(20, (10, 20)), isolated=True),
+        FILTERS,
+        (*BEGIN, JOIN, vlans(Vid(10), Vid(20, True, True)), SetIsolated("web0", 7, True), *END),
+    ),
 ]
 
 
@@ -216,23 +318,52 @@ def add(vlan: Vlan | None = None, protected: bool = False, **more: str) -> AddPo
 OVS_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
     ("bare", OVS_PORT, OVS_FRESH, (*OVS_BEGIN, add(), *END)),
     ("vlan", replace(OVS_PORT, vlan=VLAN), OVS_FRESH, (*OVS_BEGIN, add(VLAN), *END)),
-    ("native and trunk, isolated", replace(OVS_PORT, vlan=NATIVE, isolated=True), OVS_FRESH,
-     (*OVS_BEGIN, add(NATIVE, True), *END)),
-    ("external_ids", replace(OVS_PORT, external_ids=(("team", "a"),)), OVS_FRESH,
-     (*OVS_BEGIN, add(team="a"), *END)),
-    ("external_ids do not change our mark",
-     replace(OVS_PORT, external_ids=(("pyqemu-ifindex", "8"),)), OVS_FRESH,
-     (*OVS_BEGIN, add(), *END)),
-    ("mtu, with no bridge to see", replace(OVS_PORT, mtu=1400), replace(OVS_FRESH, bridge=None),
-     (OVS_BEGIN[0], MAC, SetMtu("web0", 7, 1400), IPV6, add(), *END)),
+    (
+        "native and trunk, isolated",
+        replace(OVS_PORT, vlan=NATIVE, isolated=True),
+        OVS_FRESH,
+        (*OVS_BEGIN, add(NATIVE, True), *END),
+    ),
+    (
+        "external_ids",
+        replace(OVS_PORT, external_ids=(("team", "a"),)),
+        OVS_FRESH,
+        (*OVS_BEGIN, add(team="a"), *END),
+    ),
+    (
+        "external_ids do not change our mark",
+        replace(OVS_PORT, external_ids=(("pyqemu-ifindex", "8"),)),
+        OVS_FRESH,
+        (*OVS_BEGIN, add(), *END),
+    ),
+    (
+        "mtu, with no bridge to see",
+        replace(OVS_PORT, mtu=1400),
+        replace(OVS_FRESH, bridge=None),
+        (OVS_BEGIN[0], MAC, SetMtu("web0", 7, 1400), IPV6, add(), *END),
+    ),
     ("again", OVS_PORT, OVS_ATTACHED, (DOWN, DEL_ROW, DOWN, OVS_BEGIN[0], MTU, add(), *END)),
-    ("rows in two databases", OVS_PORT,
-     replace(OVS_ATTACHED, ports=(ROW, replace(ROW, ovsdb="unix:/other", bridge=None))),
-     (DOWN, DEL_ROW, replace(DEL_ROW, ovsdb="unix:/other", bridge=None), DOWN, OVS_BEGIN[0], MTU,
-      add(), *END)),
-    ("moved from a Linux bridge", OVS_PORT,
-     replace(ATTACHED, bridge=OVS_BRIDGE, master=replace(BRIDGE, name="br0")),
-     (DOWN, LEAVE, OVS_BEGIN[0], MTU, add(), *END)),
+    (
+        "rows in two databases",
+        OVS_PORT,
+        replace(OVS_ATTACHED, ports=(ROW, replace(ROW, ovsdb="unix:/other", bridge=None))),
+        (
+            DOWN,
+            DEL_ROW,
+            replace(DEL_ROW, ovsdb="unix:/other", bridge=None),
+            DOWN,
+            OVS_BEGIN[0],
+            MTU,
+            add(),
+            *END,
+        ),
+    ),
+    (
+        "moved from a Linux bridge",
+        OVS_PORT,
+        replace(ATTACHED, bridge=OVS_BRIDGE, master=replace(BRIDGE, name="br0")),
+        (DOWN, LEAVE, OVS_BEGIN[0], MTU, add(), *END),
+    ),
 ]
 
 
@@ -305,7 +436,8 @@ def simulate(found: Seen, plan: tuple[Op, ...]) -> list[Seen]:
             now = seen(now, isolated=op.isolated)
         elif isinstance(op, DelPort):
             now = replace(
-                seen(now, master=None), ports=(),
+                seen(now, master=None),
+                ports=(),
                 master=None if now.master and now.master.kind == "openvswitch" else now.master,
             )
         states.append(now)
@@ -365,17 +497,67 @@ LEAVES: list[tuple[str, Seen, tuple[Step, ...]]] = [
     ("on Open vSwitch", OVS_ATTACHED, (DOWN, DEL_ROW, DOWN)),
     ("a row without its tap", Seen(None, ports=(ROW,)), (DEL_ROW,)),
     ("a foreign row", Seen(None, ports=(replace(ROW, external_ids=()),)), ()),
-    ("a row of another namespace",
-     Seen(None, ports=(replace(ROW, external_ids=(("pyqemu-ifup", "1"),
-          ("pyqemu-boot-id", "boot-1"), ("pyqemu-netns", "4:8"))),)), ()),
-    ("a row of an earlier boot",
-     Seen(None, ports=(replace(ROW, external_ids=(("pyqemu-boot-id", "boot-0"),
-          ("pyqemu-ifup", "1"), ("pyqemu-netns", "4:8"))),)),
-     (replace(DEL_ROW, external_ids=(("pyqemu-boot-id", "boot-0"), ("pyqemu-ifup", "1"),
-              ("pyqemu-netns", "4:8"))),)),
-    ("a row of an earlier boot of another host",
-     Seen(None, ports=(replace(ROW, ovsdb="tcp:192.0.2.1:6640", external_ids=(
-         ("pyqemu-boot-id", "boot-0"), ("pyqemu-ifup", "1"), ("pyqemu-netns", "4:8"))),)), ()),
+    (
+        "a row of another namespace",
+        Seen(
+            None,
+            ports=(
+                replace(
+                    ROW,
+                    external_ids=(
+                        ("pyqemu-ifup", "1"),
+                        ("pyqemu-boot-id", "boot-1"),
+                        ("pyqemu-netns", "4:8"),
+                    ),
+                ),
+            ),
+        ),
+        (),
+    ),
+    (
+        "a row of an earlier boot",
+        Seen(
+            None,
+            ports=(
+                replace(
+                    ROW,
+                    external_ids=(
+                        ("pyqemu-boot-id", "boot-0"),
+                        ("pyqemu-ifup", "1"),
+                        ("pyqemu-netns", "4:8"),
+                    ),
+                ),
+            ),
+        ),
+        (
+            replace(
+                DEL_ROW,
+                external_ids=(
+                    ("pyqemu-boot-id", "boot-0"),
+                    ("pyqemu-ifup", "1"),
+                    ("pyqemu-netns", "4:8"),
+                ),
+            ),
+        ),
+    ),
+    (
+        "a row of an earlier boot of another host",
+        Seen(
+            None,
+            ports=(
+                replace(
+                    ROW,
+                    ovsdb="tcp:192.0.2.1:6640",
+                    external_ids=(
+                        ("pyqemu-boot-id", "boot-0"),
+                        ("pyqemu-ifup", "1"),
+                        ("pyqemu-netns", "4:8"),
+                    ),
+                ),
+            ),
+        ),
+        (),
+    ),
 ]
 
 
@@ -393,14 +575,23 @@ DOWNS: list[tuple[str, Seen, tuple[Step, ...]]] = [
     ("a foreign alias", seen(ATTACHED, alias="uplink"), ()),
     ("attached", ATTACHED, (DOWN, LEAVE, UNMARK)),
     ("attached by a hook that was killed early", seen(FRESH, alias=ALIAS), (UNMARK,)),
-    ("moved by somebody to another bridge",
-     replace(ATTACHED, master=replace(BRIDGE, index=4, name="virbr0")), (UNMARK,)),
-    ("moved by somebody to a VRF",
-     replace(ATTACHED, master=replace(BRIDGE, index=4, name="br0", kind="vrf")), (UNMARK,)),
+    (
+        "moved by somebody to another bridge",
+        replace(ATTACHED, master=replace(BRIDGE, index=4, name="virbr0")),
+        (UNMARK,),
+    ),
+    (
+        "moved by somebody to a VRF",
+        replace(ATTACHED, master=replace(BRIDGE, index=4, name="br0", kind="vrf")),
+        (UNMARK,),
+    ),
     ("on Open vSwitch", OVS_ATTACHED, (DOWN, DEL_ROW, DOWN, UNMARK)),
     ("a stale row of a fresh tap", replace(FRESH, ports=(ROW,)), (DEL_ROW,)),
-    ("a foreign row", replace(ATTACHED, ports=(replace(ROW, external_ids=()),)),
-     (DOWN, LEAVE, UNMARK)),
+    (
+        "a foreign row",
+        replace(ATTACHED, ports=(replace(ROW, external_ids=()),)),
+        (DOWN, LEAVE, UNMARK),
+    ),
 ]
 
 
@@ -448,98 +639,260 @@ def bridge_mtu(kind: Kind, before: int, after: int) -> Any:
 
 BOTH = replace(FRESH, ovs_bridges=(DEFAULT_OVSDB,))
 FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
-    (kind_of, PORT, replace(FRESH, bridge=None), Status.UNAVAILABLE,
-     "there is no bridge br0: network lan names it; make it (ip link add name br0 up type bridge "
-     "or ovs-vsctl add-br br0) or correct the policy"),
-    (kind_of, replace(PORT, kind="linux"), replace(FRESH, bridge=None), Status.UNAVAILABLE,
-     "there is no bridge br0: network lan names it; make it (ip link add name br0 up type bridge) "
-     "or correct the policy"),
-    (kind_of, replace(PORT, kind="linux", vlan=VLAN), replace(FRESH, bridge=None),
-     Status.UNAVAILABLE,
-     "there is no bridge br0: network lan names it; make it "
-     "(ip link add name br0 up type bridge vlan_filtering 1) or correct the policy"),
-    (plan_linux, PORT, replace(FRESH, bridge=replace(BRIDGE, up=False)), Status.UNAVAILABLE,
-     "the bridge br0 is down: it passes no frame; bring it up: ip link set dev br0 up"),
-    (kind_of, replace(PORT, kind="openvswitch"), replace(FRESH, bridge=None), Status.UNAVAILABLE,
-     "there is no bridge br0: network lan names it; make it (ovs-vsctl add-br br0) or correct "
-     "the policy"),
-    (kind_of, PORT, replace(FRESH, bridge=replace(TAP, kind="veth", tap=False)), Status.REFUSED,
-     "br0 is not a bridge: it is a veth interface; correct bridge: of network lan"),
-    (kind_of, replace(PORT, kind="linux"), replace(FRESH, bridge=replace(TAP, kind=None)),
-     Status.REFUSED, "br0 is not a bridge: it is a network card; correct bridge: of network lan"),
-    (kind_of, PORT, BOTH, Status.REFUSED,
-     "br0 is both a Linux bridge and an Open vSwitch bridge; say kind: linux or "
-     "kind: openvswitch for network lan"),
-    (kind_of, replace(PORT, kind="openvswitch"), FRESH, Status.REFUSED,
-     "br0 is a Linux bridge: the policy says kind: openvswitch for network lan; correct its "
-     "kind or its bridge"),
-    (kind_of, replace(PORT, kind="linux"), OVS_FRESH, Status.REFUSED,
-     "br0 is an Open vSwitch bridge: the policy says kind: linux for network lan; correct its "
-     "kind or its bridge"),
-    (kind_of, replace(PORT, ovsdb="unix:/other"), replace(OVS_FRESH, bridge=None),
-     Status.UNAVAILABLE,
-     "there is no bridge br0: network lan names it; make it (ip link add name br0 up type bridge "
-     "or ovs-vsctl --db=unix:/other add-br br0) or correct the policy"),
-    (strangers, PORT, Seen(None), Status.REFUSED,
-     "there is no such tap in this network namespace; the caller must open it first, as QEMU "
-     "does"),
-    (strangers, PORT, seen(FRESH, tap=False), Status.DENIED,
-     "not a tap but a tun interface; give the name of a tap"),
-    (strangers, PORT, seen(FRESH, tap=False, kind=None), Status.DENIED,
-     "not a tap but a network card; give the name of a tap"),
-    (strangers, PORT, seen(FRESH, alias="vm 'x'\n"), Status.DENIED,
-     r"somebody else's tap: its alias is 'vm '\''x'\''\n'; if it is not, remove it: "
-     "ip link set dev web0 alias ''"),
-    (strangers, PORT, replace(FRESH, master=replace(BRIDGE, index=9, name="br9")), Status.DENIED,
-     "somebody else's tap: br9 holds it; if it shall go, take it out: "
-     "ip link set dev web0 nomaster"),
-    (strangers, PORT, replace(FRESH, master=OVS_SYSTEM), Status.DENIED,
-     "somebody else's tap: ovs-system holds it; if it shall go, take it out: "
-     "ovs-vsctl del-port web0"),
-    (strangers, PORT, replace(ATTACHED, master=replace(BRIDGE, name="virbr0")), Status.DENIED,
-     "somebody else's tap: virbr0 holds it; if it shall go, take it out: "
-     "ip link set dev web0 nomaster"),
-    (shared, PORT, seen(FRESH, multi_queue=True, owner=1001), Status.DENIED,
-     "shared with others: user 1001 may open a queue of this multi-queue tap too; make it anew "
-     "without an owner: ip tuntap del dev web0 mode tap multi_queue"),
-    (shared, PORT, seen(FRESH, multi_queue=True, owner=1000, group=5), Status.DENIED,
-     "shared with others: group 5 may open a queue of this multi-queue tap too; make it anew "
-     "without an owner: ip tuntap del dev web0 mode tap multi_queue"),
-    (foreign_ports, PORT, replace(FRESH, ports=(replace(ROW, external_ids=()),)), Status.DENIED,
-     "Open vSwitch has a port of this name that is not ours: on bridge br0 of "
-     "unix:/run/openvswitch/db.sock; if it shall go: "
-     "ovs-vsctl --db=unix:/run/openvswitch/db.sock del-port web0"),
-    (foreign_ports, PORT,
-     replace(FRESH, ports=(replace(ROW, bridge=None, external_ids=(
-         ("pyqemu-boot-id", "boot-1"), ("pyqemu-ifup", "1"), ("pyqemu-netns", "4:8"),
-         ("vm-name", "db"))),)), Status.DENIED,
-     "Open vSwitch has a port of this name from another network namespace: on no bridge of "
-     "unix:/run/openvswitch/db.sock, vm db; if it shall go: "
-     "ovs-vsctl --db=unix:/run/openvswitch/db.sock del-port web0"),
-    (plan_linux, replace(PORT, vlan=VLAN), FRESH, Status.REFUSED,
-     "br0 does not filter VLANs: vlan 100 is wanted; turn it on: "
-     "ip link set dev br0 type bridge vlan_filtering 1"),
-    (plan_linux, replace(PORT, vlan=NATIVE), replace(FRESH, bridge=NO_KERNEL), Status.REFUSED,
-     "br0 does not filter VLANs: vlan native 10 trunk 20,30-31 is wanted; this kernel cannot "
-     "(CONFIG_BRIDGE_VLAN_FILTERING)"),
-    (plan_linux, PORT, replace(FRESH, bridge=NO_PVID), Status.REFUSED,
-     "br0 has no default PVID: and the policy gives no vlan; set vlan: for network lan, or: "
-     "ip link set dev br0 type bridge vlan_default_pvid 1"),
-    (plan_linux, replace(PORT, external_ids=(("a", "b"),)), FRESH, Status.REFUSED,
-     "br0 is a Linux bridge: it has no place for external_ids; take external_ids: from network "
-     "lan, or from its rule"),
-    (plan_ovs, OVS_PORT, replace(OVS_FRESH, bridge=None), Status.REFUSED,
-     "the MTU of br0 cannot be told: it has no interface in this network namespace; give "
-     "network lan an mtu of its own"),
-    (bridge_mtu("linux", 1500, 1499), PORT, FRESH, Status.REFUSED,
-     "the tap's MTU would lower that of br0 from 1500 to 1499: its other ports would lose "
-     "longer frames; pin it: ip link set dev br0 mtu 1499 && ip link set dev br0 mtu 1500"),
-    (bridge_mtu("linux", 1500, 1400), PORT, FRESH, Status.REFUSED,
-     "the tap's MTU would lower that of br0 from 1500 to 1400: its other ports would lose "
-     "longer frames; pin it: ip link set dev br0 mtu 1499 && ip link set dev br0 mtu 1500"),
-    (bridge_mtu("openvswitch", 1500, 1400), PORT, OVS_FRESH, Status.REFUSED,
-     "the tap's MTU would lower that of br0 from 1500 to 1400: its other ports would lose "
-     "longer frames; pin it: ovs-vsctl set interface br0 mtu_request=1500"),
+    (
+        kind_of,
+        PORT,
+        replace(FRESH, bridge=None),
+        Status.UNAVAILABLE,
+        "there is no bridge br0: network lan names it; make it (ip link add name br0 up type "
+        "bridge "
+        "or ovs-vsctl add-br br0) or correct the policy",
+    ),
+    (
+        kind_of,
+        replace(PORT, kind="linux"),
+        replace(FRESH, bridge=None),
+        Status.UNAVAILABLE,
+        "there is no bridge br0: network lan names it; make it (ip link add name br0 up type "
+        "bridge) "
+        "or correct the policy",
+    ),
+    (
+        kind_of,
+        replace(PORT, kind="linux", vlan=VLAN),
+        replace(FRESH, bridge=None),
+        Status.UNAVAILABLE,
+        "there is no bridge br0: network lan names it; make it "
+        "(ip link add name br0 up type bridge vlan_filtering 1) or correct the policy",
+    ),
+    (
+        plan_linux,
+        PORT,
+        replace(FRESH, bridge=replace(BRIDGE, up=False)),
+        Status.UNAVAILABLE,
+        "the bridge br0 is down: it passes no frame; bring it up: ip link set dev br0 up",
+    ),
+    (
+        kind_of,
+        replace(PORT, kind="openvswitch"),
+        replace(FRESH, bridge=None),
+        Status.UNAVAILABLE,
+        "there is no bridge br0: network lan names it; make it (ovs-vsctl add-br br0) or correct "
+        "the policy",
+    ),
+    (
+        kind_of,
+        PORT,
+        replace(FRESH, bridge=replace(TAP, kind="veth", tap=False)),
+        Status.REFUSED,
+        "br0 is not a bridge: it is a veth interface; correct bridge: of network lan",
+    ),
+    (
+        kind_of,
+        replace(PORT, kind="linux"),
+        replace(FRESH, bridge=replace(TAP, kind=None)),
+        Status.REFUSED,
+        "br0 is not a bridge: it is a network card; correct bridge: of network lan",
+    ),
+    (
+        kind_of,
+        PORT,
+        BOTH,
+        Status.REFUSED,
+        "br0 is both a Linux bridge and an Open vSwitch bridge; say kind: linux or "
+        "kind: openvswitch for network lan",
+    ),
+    (
+        kind_of,
+        replace(PORT, kind="openvswitch"),
+        FRESH,
+        Status.REFUSED,
+        "br0 is a Linux bridge: the policy says kind: openvswitch for network lan; correct its "
+        "kind or its bridge",
+    ),
+    (
+        kind_of,
+        replace(PORT, kind="linux"),
+        OVS_FRESH,
+        Status.REFUSED,
+        "br0 is an Open vSwitch bridge: the policy says kind: linux for network lan; correct its "
+        "kind or its bridge",
+    ),
+    (
+        kind_of,
+        replace(PORT, ovsdb="unix:/other"),
+        replace(OVS_FRESH, bridge=None),
+        Status.UNAVAILABLE,
+        "there is no bridge br0: network lan names it; make it (ip link add name br0 up type "
+        "bridge "
+        "or ovs-vsctl --db=unix:/other add-br br0) or correct the policy",
+    ),
+    (
+        strangers,
+        PORT,
+        Seen(None),
+        Status.REFUSED,
+        "there is no such tap in this network namespace; the caller must open it first, as QEMU "
+        "does",
+    ),
+    (
+        strangers,
+        PORT,
+        seen(FRESH, tap=False),
+        Status.DENIED,
+        "not a tap but a tun interface; give the name of a tap",
+    ),
+    (
+        strangers,
+        PORT,
+        seen(FRESH, tap=False, kind=None),
+        Status.DENIED,
+        "not a tap but a network card; give the name of a tap",
+    ),
+    (
+        strangers,
+        PORT,
+        seen(FRESH, alias="vm 'x'\n"),
+        Status.DENIED,
+        r"somebody else's tap: its alias is 'vm '\''x'\''\n'; if it is not, remove it: "
+        "ip link set dev web0 alias ''",
+    ),
+    (
+        strangers,
+        PORT,
+        replace(FRESH, master=replace(BRIDGE, index=9, name="br9")),
+        Status.DENIED,
+        "somebody else's tap: br9 holds it; if it shall go, take it out: "
+        "ip link set dev web0 nomaster",
+    ),
+    (
+        strangers,
+        PORT,
+        replace(FRESH, master=OVS_SYSTEM),
+        Status.DENIED,
+        "somebody else's tap: ovs-system holds it; if it shall go, take it out: "
+        "ovs-vsctl del-port web0",
+    ),
+    (
+        strangers,
+        PORT,
+        replace(ATTACHED, master=replace(BRIDGE, name="virbr0")),
+        Status.DENIED,
+        "somebody else's tap: virbr0 holds it; if it shall go, take it out: "
+        "ip link set dev web0 nomaster",
+    ),
+    (
+        shared,
+        PORT,
+        seen(FRESH, multi_queue=True, owner=1001),
+        Status.DENIED,
+        "shared with others: user 1001 may open a queue of this multi-queue tap too; make it anew "
+        "without an owner: ip tuntap del dev web0 mode tap multi_queue",
+    ),
+    (
+        shared,
+        PORT,
+        seen(FRESH, multi_queue=True, owner=1000, group=5),
+        Status.DENIED,
+        "shared with others: group 5 may open a queue of this multi-queue tap too; make it anew "
+        "without an owner: ip tuntap del dev web0 mode tap multi_queue",
+    ),
+    (
+        foreign_ports,
+        PORT,
+        replace(FRESH, ports=(replace(ROW, external_ids=()),)),
+        Status.DENIED,
+        "Open vSwitch has a port of this name that is not ours: on bridge br0 of "
+        "unix:/run/openvswitch/db.sock; if it shall go: "
+        "ovs-vsctl --db=unix:/run/openvswitch/db.sock del-port web0",
+    ),
+    (
+        foreign_ports,
+        PORT,
+        replace(
+            FRESH,
+            ports=(
+                replace(
+                    ROW,
+                    bridge=None,
+                    external_ids=(
+                        ("pyqemu-boot-id", "boot-1"),
+                        ("pyqemu-ifup", "1"),
+                        ("pyqemu-netns", "4:8"),
+                        ("vm-name", "db"),
+                    ),
+                ),
+            ),
+        ),
+        Status.DENIED,
+        "Open vSwitch has a port of this name from another network namespace: on no bridge of "
+        "unix:/run/openvswitch/db.sock, vm db; if it shall go: "
+        "ovs-vsctl --db=unix:/run/openvswitch/db.sock del-port web0",
+    ),
+    (
+        plan_linux,
+        replace(PORT, vlan=VLAN),
+        FRESH,
+        Status.REFUSED,
+        "br0 does not filter VLANs: vlan 100 is wanted; turn it on: "
+        "ip link set dev br0 type bridge vlan_filtering 1",
+    ),
+    (
+        plan_linux,
+        replace(PORT, vlan=NATIVE),
+        replace(FRESH, bridge=NO_KERNEL),
+        Status.REFUSED,
+        "br0 does not filter VLANs: vlan native 10 trunk 20,30-31 is wanted; this kernel cannot "
+        "(CONFIG_BRIDGE_VLAN_FILTERING)",
+    ),
+    (
+        plan_linux,
+        PORT,
+        replace(FRESH, bridge=NO_PVID),
+        Status.REFUSED,
+        "br0 has no default PVID: and the policy gives no vlan; set vlan: for network lan, or: "
+        "ip link set dev br0 type bridge vlan_default_pvid 1",
+    ),
+    (
+        plan_linux,
+        replace(PORT, external_ids=(("a", "b"),)),
+        FRESH,
+        Status.REFUSED,
+        "br0 is a Linux bridge: it has no place for external_ids; take external_ids: from network "
+        "lan, or from its rule",
+    ),
+    (
+        plan_ovs,
+        OVS_PORT,
+        replace(OVS_FRESH, bridge=None),
+        Status.REFUSED,
+        "the MTU of br0 cannot be told: it has no interface in this network namespace; give "
+        "network lan an mtu of its own",
+    ),
+    (
+        bridge_mtu("linux", 1500, 1499),
+        PORT,
+        FRESH,
+        Status.REFUSED,
+        "the tap's MTU would lower that of br0 from 1500 to 1499: its other ports would lose "
+        "longer frames; pin it: ip link set dev br0 mtu 1499 && ip link set dev br0 mtu 1500",
+    ),
+    (
+        bridge_mtu("linux", 1500, 1400),
+        PORT,
+        FRESH,
+        Status.REFUSED,
+        "the tap's MTU would lower that of br0 from 1500 to 1400: its other ports would lose "
+        "longer frames; pin it: ip link set dev br0 mtu 1499 && ip link set dev br0 mtu 1500",
+    ),
+    (
+        bridge_mtu("openvswitch", 1500, 1400),
+        PORT,
+        OVS_FRESH,
+        Status.REFUSED,
+        "the tap's MTU would lower that of br0 from 1500 to 1400: its other ports would lose "
+        "longer frames; pin it: ovs-vsctl set interface br0 mtu_request=1500",
+    ),
 ]
 
 
@@ -579,38 +932,106 @@ DIFFERENCES: list[tuple[str, Port, Kind, Seen, list[str]]] = [
     ("linux: none", PORT, "linux", ATTACHED, []),
     ("ovs: none", OVS_PORT, "openvswitch", OVS_ATTACHED, []),
     ("gone", PORT, "linux", Seen(None), ["tap is gone, wanted there"]),
-    ("fresh", PORT, "linux", FRESH,
-     ["bridge is none, wanted br0", "mac is 16:00:00:00:00:07, wanted fe:00:00:00:00:07",
-      "disable_ipv6 is false, wanted true", "link is down, wanted up"]),
-    ("another bridge", PORT, "linux", replace(ATTACHED, master=replace(BRIDGE, name="br9")),
-     ["bridge is br9, wanted br0"]),
+    (
+        "fresh",
+        PORT,
+        "linux",
+        FRESH,
+        [
+            "bridge is none, wanted br0",
+            "mac is 16:00:00:00:00:07, wanted fe:00:00:00:00:07",
+            "disable_ipv6 is false, wanted true",
+            "link is down, wanted up",
+        ],
+    ),
+    (
+        "another bridge",
+        PORT,
+        "linux",
+        replace(ATTACHED, master=replace(BRIDGE, name="br9")),
+        ["bridge is br9, wanted br0"],
+    ),
     ("mtu", replace(PORT, mtu=1400), "linux", ATTACHED, ["mtu is 1500, wanted 1400"]),
-    ("the bridge's mtu", PORT, "linux", replace(ATTACHED, bridge=replace(BRIDGE, mtu=9000)),
-     ["mtu is 1500, wanted 9000"]),
-    ("txqueuelen", replace(PORT, txqueuelen=0), "linux", ATTACHED,
-     ["txqueuelen is 1000, wanted 0"]),
-    ("isolated", replace(PORT, isolated=True), "linux", ATTACHED,
-     ["isolated is false, wanted true"]),
-    ("not isolated", PORT, "linux", seen(ATTACHED, isolated=True),
-     ["isolated is true, wanted false"]),
-    ("filtering is off", replace(PORT, vlan=VLAN), "linux", ATTACHED,
-     ["vlan is none, wanted 100: br0 does not filter VLANs: vlan 100 is wanted; turn it on: "
-      "ip link set dev br0 type bridge vlan_filtering 1"]),
-    ("the bridge is down", PORT, "linux", replace(ATTACHED, bridge=replace(BRIDGE, up=False)),
-     ["bridge link is down, wanted up"]),
-    ("a VID too many", replace(PORT, vlan=VLAN), "linux",
-     replace(ATTACHED, bridge=FILTERING, master=FILTERING, vids=(Vid(1), ACCESS)),
-     ["vlan is native 100 trunk 1, wanted 100"]),
-    ("flags", replace(PORT, vlan=VLAN), "linux",
-     replace(ATTACHED, bridge=FILTERING, vids=(Vid(100, untagged=True),)),
-     ["vlan is 100 untagged, wanted 100"]),
-    ("no VID", replace(PORT, vlan=VLAN), "linux", replace(ATTACHED, bridge=FILTERING),
-     ["vlan is none, wanted 100"]),
-    ("ovs: no row", OVS_PORT, "openvswitch", replace(OVS_ATTACHED, ports=()),
-     ["bridge is none, wanted br0"]),
-    ("ovs: another database's row", OVS_PORT, "openvswitch",
-     replace(OVS_ATTACHED, ports=(replace(ROW, ovsdb="unix:/other"),)),
-     ["bridge is none, wanted br0"]),
+    (
+        "the bridge's mtu",
+        PORT,
+        "linux",
+        replace(ATTACHED, bridge=replace(BRIDGE, mtu=9000)),
+        ["mtu is 1500, wanted 9000"],
+    ),
+    (
+        "txqueuelen",
+        replace(PORT, txqueuelen=0),
+        "linux",
+        ATTACHED,
+        ["txqueuelen is 1000, wanted 0"],
+    ),
+    (
+        "isolated",
+        replace(PORT, isolated=True),
+        "linux",
+        ATTACHED,
+        ["isolated is false, wanted true"],
+    ),
+    (
+        "not isolated",
+        PORT,
+        "linux",
+        seen(ATTACHED, isolated=True),
+        ["isolated is true, wanted false"],
+    ),
+    (
+        "filtering is off",
+        replace(PORT, vlan=VLAN),
+        "linux",
+        ATTACHED,
+        [
+            "vlan is none, wanted 100: br0 does not filter VLANs: vlan 100 is wanted; turn it on: "
+            "ip link set dev br0 type bridge vlan_filtering 1"
+        ],
+    ),
+    (
+        "the bridge is down",
+        PORT,
+        "linux",
+        replace(ATTACHED, bridge=replace(BRIDGE, up=False)),
+        ["bridge link is down, wanted up"],
+    ),
+    (
+        "a VID too many",
+        replace(PORT, vlan=VLAN),
+        "linux",
+        replace(ATTACHED, bridge=FILTERING, master=FILTERING, vids=(Vid(1), ACCESS)),
+        ["vlan is native 100 trunk 1, wanted 100"],
+    ),
+    (
+        "flags",
+        replace(PORT, vlan=VLAN),
+        "linux",
+        replace(ATTACHED, bridge=FILTERING, vids=(Vid(100, untagged=True),)),
+        ["vlan is 100 untagged, wanted 100"],
+    ),
+    (
+        "no VID",
+        replace(PORT, vlan=VLAN),
+        "linux",
+        replace(ATTACHED, bridge=FILTERING),
+        ["vlan is none, wanted 100"],
+    ),
+    (
+        "ovs: no row",
+        OVS_PORT,
+        "openvswitch",
+        replace(OVS_ATTACHED, ports=()),
+        ["bridge is none, wanted br0"],
+    ),
+    (
+        "ovs: another database's row",
+        OVS_PORT,
+        "openvswitch",
+        replace(OVS_ATTACHED, ports=(replace(ROW, ovsdb="unix:/other"),)),
+        ["bridge is none, wanted br0"],
+    ),
 ]
 ROWS: list[tuple[dict[str, Any], list[str]]] = [
     ({"bridge": "br9"}, ["bridge is br9, wanted br0"]),
@@ -619,8 +1040,10 @@ ROWS: list[tuple[dict[str, Any], list[str]]] = [
     ({"vlan_mode": None}, ["vlan is trunk 1-4094, wanted none"]),
     ({"vlan_mode": "trunk", "trunks": (20,)}, ["vlan is trunk 20, wanted none"]),
     ({"trunks": (20,)}, ["vlan is none (vlan_mode access, trunks 20), wanted none"]),
-    ({"vlan_mode": "native-tagged", "tag": 1, "trunks": (2,)},
-     ["vlan is native 1 trunk 2, wanted none"]),
+    (
+        {"vlan_mode": "native-tagged", "tag": 1, "trunks": (2,)},
+        ["vlan is native 1 trunk 2, wanted none"],
+    ),
     ({"protected": True}, ["isolated is true, wanted false"]),
     ({"transient": False}, ["transient is false, wanted true"]),
     ({"external_ids": (*ROW.external_ids, ("ovn-installed", "true"))}, []),
@@ -631,8 +1054,13 @@ ROWS: list[tuple[dict[str, Any], list[str]]] = [
     ({"link_state": "down"}, ["link_state is down, wanted up"]),
 ]
 DIFFERENCES += [
-    (f"ovs: {' '.join(row)} {number}", OVS_PORT, "openvswitch",
-     replace(OVS_ATTACHED, ports=(replace(ROW, **row),)), texts)
+    (
+        f"ovs: {' '.join(row)} {number}",
+        OVS_PORT,
+        "openvswitch",
+        replace(OVS_ATTACHED, ports=(replace(ROW, **row),)),
+        texts,
+    )
     for number, (row, texts) in enumerate(ROWS)
 ]
 
@@ -660,26 +1088,46 @@ COMMANDS: list[tuple[Op, tuple[str, ...]]] = [
     (MAC, ("ip link set dev web0 address fe:00:00:00:00:07",)),
     (MTU, ("ip link set dev web0 mtu 1500",)),
     (SetTxQueueLen("web0", 7, 500), ("ip link set dev web0 txqueuelen 500",)),
-    (IPV6, ("ip link set dev web0 addrgenmode none",
-            "echo 1 > /proc/sys/net/ipv6/conf/web0/disable_ipv6")),
-    (SetIpv6("a b", 7, False, 2),
-     ("ip link set dev 'a b' addrgenmode stable_secret",
-      "echo 0 > '/proc/sys/net/ipv6/conf/a b/disable_ipv6'")),
+    (
+        IPV6,
+        (
+            "ip link set dev web0 addrgenmode none",
+            "echo 1 > /proc/sys/net/ipv6/conf/web0/disable_ipv6",
+        ),
+    ),
+    (
+        SetIpv6("a b", 7, False, 2),
+        (
+            "ip link set dev 'a b' addrgenmode stable_secret",
+            "echo 0 > '/proc/sys/net/ipv6/conf/a b/disable_ipv6'",
+        ),
+    ),
     (SetIpv6("a b", 7, None, 3), ("ip link set dev 'a b' addrgenmode random",)),
     (JOIN, ("ip link set dev web0 master br0",)),
     (LEAVE, ("ip link set dev web0 nomaster",)),
     (SetIsolated("web0", 7, True), ("bridge link set dev web0 isolated on",)),
     (SetIsolated("web0", 7, False), ("bridge link set dev web0 isolated off",)),
-    (vlans(*wanted_vids(NATIVE)),
-     ("bridge vlan del dev web0 vid 1-4094", "bridge vlan add dev web0 vid 10 pvid untagged",
-      "bridge vlan add dev web0 vid 20", "bridge vlan add dev web0 vid 30-31")),
+    (
+        vlans(*wanted_vids(NATIVE)),
+        (
+            "bridge vlan del dev web0 vid 1-4094",
+            "bridge vlan add dev web0 vid 10 pvid untagged",
+            "bridge vlan add dev web0 vid 20",
+            "bridge vlan add dev web0 vid 30-31",
+        ),
+    ),
     (PROVE, ("ip -d link show dev web0",)),
     (DEL_ROW, ("ovs-vsctl --db=unix:/run/openvswitch/db.sock --if-exists del-port web0",)),
-    (AddPort("unix:/a b", "br0", "-rf", 7, NATIVE, True,
-             (("note", "it's \"5\" \\"), ("vm-pid", "42"))),
-     ("ovs-vsctl '--db=unix:/a b' add-port br0 -rf vlan_mode=native-untagged tag=10 "
-      "trunks=20,30,31 protected=true other_config:transient=true -- set interface -rf "
-      r"""'external_ids:note="it'\''s \"5\" \\"' external_ids:vm-pid=42""",)),
+    (
+        AddPort(
+            "unix:/a b", "br0", "-rf", 7, NATIVE, True, (("note", 'it\'s "5" \\'), ("vm-pid", "42"))
+        ),
+        (
+            "ovs-vsctl '--db=unix:/a b' add-port br0 -rf vlan_mode=native-untagged tag=10 "
+            "trunks=20,30,31 protected=true other_config:transient=true -- set interface -rf "
+            r"""'external_ids:note="it'\''s \"5\" \\"' external_ids:vm-pid=42""",
+        ),
+    ),
     (SetUp("$(x);'", 7), (r"ip link set dev '$(x);'\''' up",)),
 ]
 
@@ -692,10 +1140,18 @@ def test_commands(op: Op, words: tuple[str, ...]) -> None:
 VLANS: list[tuple[Vlan | None, str, tuple[Vid, ...], tuple[str, int | None, tuple[int, ...]]]] = [
     (None, "none", (), ("access", None, ())),
     (VLAN, "100", (ACCESS,), ("access", 100, ())),
-    (Vlan(None, (20, 30, 31)), "trunk 20,30-31", (Vid(20), Vid(30), Vid(31)),
-     ("trunk", None, (20, 30, 31))),
-    (Vlan(10, (20,)), "native 10 trunk 20", (Vid(10, True, True), Vid(20)),
-     ("native-untagged", 10, (20,))),
+    (
+        Vlan(None, (20, 30, 31)),
+        "trunk 20,30-31",
+        (Vid(20), Vid(30), Vid(31)),
+        ("trunk", None, (20, 30, 31)),
+    ),
+    (
+        Vlan(10, (20,)),
+        "native 10 trunk 20",
+        (Vid(10, True, True), Vid(20)),
+        ("native-untagged", 10, (20,)),
+    ),
 ]
 
 
@@ -737,9 +1193,15 @@ STAMPS = st.builds(
     rule=st.from_regex(r"[a-z~]{1,20}\.yaml:[1-9][0-9]{0,3}", fullmatch=True),
     mac=st.none() | st.just("52:54:00:12:34:56"),
     netdev=st.none() | NAMES.filter(bool),
-    was=st.none() | st.builds(
-        Was, st.integers(68, 65535), st.integers(0, 2**32), st.just("0a"), st.booleans(),
-        st.none() | st.integers(0, 3), st.booleans(),
+    was=st.none()
+    | st.builds(
+        Was,
+        st.integers(68, 65535),
+        st.integers(0, 2**32),
+        st.just("0a"),
+        st.booleans(),
+        st.none() | st.integers(0, 3),
+        st.booleans(),
     ),
     unsaid=st.frozensets(st.just("user")),
 )
@@ -751,8 +1213,10 @@ def test_an_alias_gives_its_stamp_back(stamp: Stamp) -> None:
     assert alias.isascii() and alias.isprintable() and len(alias) <= ALIAS_MAX
     parsed = parse_alias(alias)
     assert parsed is not None
-    kept = {name: getattr(stamp, name) for name in ("network", "kind", "bridge", "pid", "start",
-                                                    "ovsdb", "uid", "by_name", "was")}
+    kept = {
+        name: getattr(stamp, name)
+        for name in ("network", "kind", "bridge", "pid", "start", "ovsdb", "uid", "by_name", "was")
+    }
     assert kept == {name: getattr(parsed, name) for name in kept}
     assert parsed.unsaid >= stamp.unsaid or not parsed.rule
     # What is not as it was is told to be unsaid, and nothing is that had room.
@@ -805,8 +1269,11 @@ def test_a_long_name_leaves_room_for_the_others() -> None:
     """The order of sacrifice: the guest's name, the netdev, and at the last all but the place."""
     named = replace(STAMP, mac="52:54:00:12:34:56", netdev="n0", vm="v" * 255)
     parsed = parse_alias(format_alias(named))
-    assert parsed is not None and parsed.unsaid == {"vm"} and (parsed.netdev, parsed.mac) == (
-        "n0", "52:54:00:12:34:56")
+    assert (
+        parsed is not None
+        and parsed.unsaid == {"vm"}
+        and (parsed.netdev, parsed.mac) == ("n0", "52:54:00:12:34:56")
+    )
     long = replace(named, netdev="n" * 255)
     parsed = parse_alias(format_alias(long))
     assert parsed is not None and parsed.unsaid == {"vm", "netdev"} and parsed.mac == named.mac
@@ -853,9 +1320,17 @@ def test_an_alias_that_cannot_be_cut_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "alias",
-    ["", "uplink", "pyqemu-ifup/1", "pyqemu-ifup/2" + ALIAS[13:], "x" + ALIAS,
-     ALIAS.replace("pid=42", "pid=x"), ALIAS.replace("pid=42 ", ""),
-     ALIAS.replace("kind=linux", "kind=vpp"), ALIAS.replace(" network=lan", "")],
+    [
+        "",
+        "uplink",
+        "pyqemu-ifup/1",
+        "pyqemu-ifup/2" + ALIAS[13:],
+        "x" + ALIAS,
+        ALIAS.replace("pid=42", "pid=x"),
+        ALIAS.replace("pid=42 ", ""),
+        ALIAS.replace("kind=linux", "kind=vpp"),
+        ALIAS.replace(" network=lan", ""),
+    ],
 )
 def test_what_is_not_of_our_making_is_no_stamp(alias: str) -> None:
     assert parse_alias(alias) is None

@@ -60,8 +60,12 @@ RENAMED = replace(PORT, network="office")
 RENAMED_MARK = SetAlias("web0", 7, format_alias(replace(STAMP, network="office")))
 
 
-def set_port(*, vlan: tuple[str | None, int | None, tuple[int, ...]] = ("access", None, ()),
-             protected: bool = False, more: tuple[tuple[str, str], ...] = ()) -> SetPort:
+def set_port(
+    *,
+    vlan: tuple[str | None, int | None, tuple[int, ...]] = ("access", None, ()),
+    protected: bool = False,
+    more: tuple[tuple[str, str], ...] = (),
+) -> SetPort:
     ids = tuple(sorted((*ROW.external_ids, *more)))
     return SetPort(DEFAULT_OVSDB, "web0", ROW.external_ids, *vlan, protected, True, ids)
 
@@ -69,57 +73,101 @@ def set_port(*, vlan: tuple[str | None, int | None, tuple[int, ...]] = ("access"
 LINUX: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
     ("as it is", PORT, ATTACHED, ()),
     ("mtu", replace(PORT, mtu=1400), ATTACHED, (SetMtu("web0", 7, 1400), PROVE_UP)),
-    ("the bridge's mtu", PORT, replace(ATTACHED, bridge=replace(BRIDGE, mtu=9000)),
-     (SetMtu("web0", 7, 9000), PROVE_UP)),
-    ("txqueuelen", replace(PORT, txqueuelen=5), ATTACHED,
-     (SetTxQueueLen("web0", 7, 5), PROVE_UP)),
-    ("isolated", replace(PORT, isolated=True), ATTACHED,
-     (SetIsolated("web0", 7, True), PROVE_UP)),
-    ("no more isolated", PORT, seen(ATTACHED, isolated=True),
-     (SetIsolated("web0", 7, False), PROVE_UP)),
+    (
+        "the bridge's mtu",
+        PORT,
+        replace(ATTACHED, bridge=replace(BRIDGE, mtu=9000)),
+        (SetMtu("web0", 7, 9000), PROVE_UP),
+    ),
+    ("txqueuelen", replace(PORT, txqueuelen=5), ATTACHED, (SetTxQueueLen("web0", 7, 5), PROVE_UP)),
+    ("isolated", replace(PORT, isolated=True), ATTACHED, (SetIsolated("web0", 7, True), PROVE_UP)),
+    (
+        "no more isolated",
+        PORT,
+        seen(ATTACHED, isolated=True),
+        (SetIsolated("web0", 7, False), PROVE_UP),
+    ),
     ("a network of another name, all else alike", RENAMED, ATTACHED, (RENAMED_MARK, PROVE_UP)),
-    ("MAC and IPv6 that somebody changed", PORT,
-     seen(ATTACHED, mac="16:00:00:00:00:07", ipv6_disabled=False, addrgenmode=3),
-     (SetMac("web0", 7, "fe:00:00:00:00:07"), IPV6, PROVE_UP)),
+    (
+        "MAC and IPv6 that somebody changed",
+        PORT,
+        seen(ATTACHED, mac="16:00:00:00:00:07", ipv6_disabled=False, addrgenmode=3),
+        (SetMac("web0", 7, "fe:00:00:00:00:07"), IPV6, PROVE_UP),
+    ),
     ("IPv6 that gives no address by itself", PORT, seen(ATTACHED, ipv6_disabled=False), ()),
     ("an older up's, whose switch alone is off", PORT, seen(ATTACHED, addrgenmode=0), ()),
     ("a link that is down", PORT, seen(ATTACHED, up=False), (PROVE, UP, PROVE_UP)),
     ("its VLAN", IN_100, ON_FILTERING, ()),
-    ("another VLAN", replace(PORT, vlan=Vlan(20)), ON_FILTERING,
-     (DOWN, vlans(Vid(20, pvid=True, untagged=True)), PROVE, UP, PROVE_UP)),
-    ("another VLAN and more", replace(RENAMED, vlan=Vlan(None, (20,)), mtu=1400, isolated=True),
-     ON_FILTERING,
-     (DOWN, RENAMED_MARK, SetMtu("web0", 7, 1400), vlans(Vid(20)), SetIsolated("web0", 7, True),
-      PROVE, UP, PROVE_UP)),
-    ("a VLAN too many", IN_100, replace(ON_FILTERING, vids=(Vid(1), ACCESS)),
-     (DOWN, vlans(ACCESS), PROVE, UP, PROVE_UP)),
+    (
+        "another VLAN",
+        replace(PORT, vlan=Vlan(20)),
+        ON_FILTERING,
+        (DOWN, vlans(Vid(20, pvid=True, untagged=True)), PROVE, UP, PROVE_UP),
+    ),
+    (
+        "another VLAN and more",
+        replace(RENAMED, vlan=Vlan(None, (20,)), mtu=1400, isolated=True),
+        ON_FILTERING,
+        (
+            DOWN,
+            RENAMED_MARK,
+            SetMtu("web0", 7, 1400),
+            vlans(Vid(20)),
+            SetIsolated("web0", 7, True),
+            PROVE,
+            UP,
+            PROVE_UP,
+        ),
+    ),
+    (
+        "a VLAN too many",
+        IN_100,
+        replace(ON_FILTERING, vids=(Vid(1), ACCESS)),
+        (DOWN, vlans(ACCESS), PROVE, UP, PROVE_UP),
+    ),
 ]
 OVS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
     ("as it is", PORT, OVS_ATTACHED, ()),
     ("mtu", replace(PORT, mtu=1400), OVS_ATTACHED, (SetMtu("web0", 7, 1400), PROVE_UP)),
-    ("isolated", replace(PORT, isolated=True), OVS_ATTACHED,
-     (set_port(protected=True), PROVE_UP)),
-    ("external_ids", replace(PORT, external_ids=(("iface-id", "a"),)), OVS_ATTACHED,
-     (set_port(more=(("iface-id", "a"),)), PROVE_UP)),
-    ("not transient", PORT, replace(OVS_ATTACHED, ports=(replace(ROW, transient=False),)),
-     (set_port(), PROVE_UP)),
-    ("another VLAN", IN_100, OVS_ATTACHED,
-     (DOWN, set_port(vlan=("access", 100, ())), PROVE, UP, PROVE_UP)),
-    ("a trunk of every VLAN", PORT,
-     replace(OVS_ATTACHED, ports=(replace(ROW, vlan_mode=None),)),
-     (DOWN, set_port(), PROVE, UP, PROVE_UP)),
+    ("isolated", replace(PORT, isolated=True), OVS_ATTACHED, (set_port(protected=True), PROVE_UP)),
+    (
+        "external_ids",
+        replace(PORT, external_ids=(("iface-id", "a"),)),
+        OVS_ATTACHED,
+        (set_port(more=(("iface-id", "a"),)), PROVE_UP),
+    ),
+    (
+        "not transient",
+        PORT,
+        replace(OVS_ATTACHED, ports=(replace(ROW, transient=False),)),
+        (set_port(), PROVE_UP),
+    ),
+    (
+        "another VLAN",
+        IN_100,
+        OVS_ATTACHED,
+        (DOWN, set_port(vlan=("access", 100, ())), PROVE, UP, PROVE_UP),
+    ),
+    (
+        "a trunk of every VLAN",
+        PORT,
+        replace(OVS_ATTACHED, ports=(replace(ROW, vlan_mode=None),)),
+        (DOWN, set_port(), PROVE, UP, PROVE_UP),
+    ),
 ]
 
 
-@pytest.mark.parametrize(("port", "now", "plan"), [row[1:] for row in LINUX],
-                         ids=[row[0] for row in LINUX])
+@pytest.mark.parametrize(
+    ("port", "now", "plan"), [row[1:] for row in LINUX], ids=[row[0] for row in LINUX]
+)
 def test_change_on_a_linux_bridge(port: Port, now: Seen, plan: tuple[Op, ...]) -> None:
     stamp = replace(STAMP, network=port.network)
     assert plan_change(port, "linux", now, stamp, HERE) == plan
 
 
-@pytest.mark.parametrize(("port", "now", "plan"), [row[1:] for row in OVS],
-                         ids=[row[0] for row in OVS])
+@pytest.mark.parametrize(
+    ("port", "now", "plan"), [row[1:] for row in OVS], ids=[row[0] for row in OVS]
+)
 def test_change_on_open_vswitch(port: Port, now: Seen, plan: tuple[Op, ...]) -> None:
     assert plan_change(port, "openvswitch", now, OVS_STAMP, HERE) == plan
 
@@ -129,18 +177,28 @@ ELSEWHERE: list[tuple[str, Kind, Seen]] = [
     ("another bridge", "linux", replace(ATTACHED, bridge=replace(BRIDGE, index=4, name="br1"))),
     ("a row of ours beside it", "linux", replace(ATTACHED, ports=(ROW,))),
     ("no row", "openvswitch", replace(OVS_ATTACHED, ports=())),
-    ("another bridge's row", "openvswitch",
-     replace(OVS_ATTACHED, ports=(replace(ROW, bridge="br1"),))),
-    ("a row that does not work", "openvswitch",
-     replace(OVS_ATTACHED, ports=(replace(ROW, ofport=-1, error="could not"),))),
-    ("an earlier tap's row", "openvswitch",
-     replace(OVS_ATTACHED, ports=(replace(ROW, ifindex=6),))),
+    (
+        "another bridge's row",
+        "openvswitch",
+        replace(OVS_ATTACHED, ports=(replace(ROW, bridge="br1"),)),
+    ),
+    (
+        "a row that does not work",
+        "openvswitch",
+        replace(OVS_ATTACHED, ports=(replace(ROW, ofport=-1, error="could not"),)),
+    ),
+    (
+        "an earlier tap's row",
+        "openvswitch",
+        replace(OVS_ATTACHED, ports=(replace(ROW, ifindex=6),)),
+    ),
     ("two rows", "openvswitch", replace(OVS_ATTACHED, ports=(ROW, replace(ROW, ovsdb="unix:/b")))),
 ]
 
 
-@pytest.mark.parametrize(("kind", "now"), [row[1:] for row in ELSEWHERE],
-                         ids=[row[0] for row in ELSEWHERE])
+@pytest.mark.parametrize(
+    ("kind", "now"), [row[1:] for row in ELSEWHERE], ids=[row[0] for row in ELSEWHERE]
+)
 def test_what_is_elsewhere_is_attached_anew(kind: Kind, now: Seen) -> None:
     stamp = STAMP if kind == "linux" else OVS_STAMP
     assert not is_in_place(PORT, kind, now, HERE)
@@ -151,8 +209,10 @@ def test_what_is_elsewhere_is_attached_anew(kind: Kind, now: Seen) -> None:
 
 @pytest.mark.parametrize(
     ("port", "what"),
-    [(replace(PORT, external_ids=(("a", "b"),)), "br0 is a Linux bridge"),
-     (IN_100, "br0 does not filter VLANs")],
+    [
+        (replace(PORT, external_ids=(("a", "b"),)), "br0 is a Linux bridge"),
+        (IN_100, "br0 does not filter VLANs"),
+    ],
 )
 def test_what_the_bridge_cannot_do_is_refused(port: Port, what: str) -> None:
     with pytest.raises(Failure) as caught:
@@ -164,59 +224,117 @@ LOST = replace(seen(ATTACHED, master=None), master=None)
 LOOSE = seen(LOST, alias="", ipv6_disabled=False, addrgenmode=0)
 BR1 = replace(BRIDGE, index=4, name="br1")
 ON_BR1 = replace(
-    seen(ATTACHED, master=4, alias=format_alias(replace(STAMP, bridge="br1")), up=False),
-    master=BR1,
+    seen(ATTACHED, master=4, alias=format_alias(replace(STAMP, bridge="br1")), up=False), master=BR1
 )
 OLD_MARK = SetAlias("web0", 7, format_alias(STAMP))
 BACK: list[tuple[str, Seen, Seen, tuple[Step, ...]]] = [
     ("nothing was done", ATTACHED, ATTACHED, ()),
     ("it was taken down", ATTACHED, seen(ATTACHED, up=False), (UP,)),
-    ("its settings were changed", ATTACHED, seen(ATTACHED, mtu=1400, txqueuelen=3, isolated=True),
-     (SetMtu("web0", 7, 1500), SetTxQueueLen("web0", 7, 1000), SetIsolated("web0", 7, False))),
-    ("its VLANs were changed", ON_FILTERING, replace(ON_FILTERING, vids=(Vid(20),)),
-     (DOWN, vlans(ACCESS), UP)),
-    ("it has left", seen(ON_FILTERING, isolated=True), replace(
-        seen(LOST, up=False), bridge=FILTERING),
-     (JoinBridge("web0", 7, "br0", 3), vlans(ACCESS), SetIsolated("web0", 7, True), UP)),
-    ("it is on the other bridge", ATTACHED, ON_BR1,
-     (replace(LEAVE, bridge="br1"), OLD_MARK, JoinBridge("web0", 7, "br0", 3), UP)),
+    (
+        "its settings were changed",
+        ATTACHED,
+        seen(ATTACHED, mtu=1400, txqueuelen=3, isolated=True),
+        (SetMtu("web0", 7, 1500), SetTxQueueLen("web0", 7, 1000), SetIsolated("web0", 7, False)),
+    ),
+    (
+        "its VLANs were changed",
+        ON_FILTERING,
+        replace(ON_FILTERING, vids=(Vid(20),)),
+        (DOWN, vlans(ACCESS), UP),
+    ),
+    (
+        "it has left",
+        seen(ON_FILTERING, isolated=True),
+        replace(seen(LOST, up=False), bridge=FILTERING),
+        (JoinBridge("web0", 7, "br0", 3), vlans(ACCESS), SetIsolated("web0", 7, True), UP),
+    ),
+    (
+        "it is on the other bridge",
+        ATTACHED,
+        ON_BR1,
+        (replace(LEAVE, bridge="br1"), OLD_MARK, JoinBridge("web0", 7, "br0", 3), UP),
+    ),
     ("it is on the bridge that it had lost", LOST, ATTACHED, (DOWN, LEAVE, UP)),
-    ("it was loose", LOOSE, seen(ATTACHED, up=False),
-     (LEAVE, SetIpv6("web0", 7, False, 0), SetAlias("web0", 7, ""), UP)),
-    ("its row was changed", OVS_ATTACHED, replace(
-        OVS_ATTACHED, ports=(replace(ROW, tag=100, protected=True),)),
-     (DOWN, set_port(), UP)),
-    ("keys of the policy came to its row", OVS_ATTACHED, replace(
-        OVS_ATTACHED, ports=(replace(ROW, external_ids=(*ROW.external_ids, ("iface-id", "a"),
-                                                        ("theirs", "b"))),)),
-     (SetPort(DEFAULT_OVSDB, "web0", (*ROW.external_ids, ("iface-id", "a"), ("theirs", "b")),
-              "access", None, (), False, True, ROW.external_ids, ("iface-id",)),)),
-    ("its row has gone", replace(OVS_ATTACHED, ports=(replace(ROW, tag=5),)),
-     replace(seen(OVS_ATTACHED, up=False, master=None), ports=(), master=None),
-     (AddPort(DEFAULT_OVSDB, "br0", "web0", 7, Vlan(5), False, ROW.external_ids), UP)),
-    ("a row that was not of our making in all has gone",
-     replace(OVS_ATTACHED, ports=(replace(ROW, vlan_mode=None, tag=5),)),
-     replace(seen(OVS_ATTACHED, up=False, master=None), ports=(), master=None),
-     (AddPort(DEFAULT_OVSDB, "br0", "web0", 7, Vlan(5), False, ROW.external_ids),
-      set_port(vlan=(None, 5, ())), UP)),
-    ("a row has come", LOST, replace(
-        seen(LOST, up=False, master=2, alias=OVS_ATTACHED.tap.alias if OVS_ATTACHED.tap else ""),
-        ports=(ROW,), master=OVS_ATTACHED.master),
-     (DEL_ROW, DOWN, OLD_MARK, UP)),
+    (
+        "it was loose",
+        LOOSE,
+        seen(ATTACHED, up=False),
+        (LEAVE, SetIpv6("web0", 7, False, 0), SetAlias("web0", 7, ""), UP),
+    ),
+    (
+        "its row was changed",
+        OVS_ATTACHED,
+        replace(OVS_ATTACHED, ports=(replace(ROW, tag=100, protected=True),)),
+        (DOWN, set_port(), UP),
+    ),
+    (
+        "keys of the policy came to its row",
+        OVS_ATTACHED,
+        replace(
+            OVS_ATTACHED,
+            ports=(
+                replace(ROW, external_ids=(*ROW.external_ids, ("iface-id", "a"), ("theirs", "b"))),
+            ),
+        ),
+        (
+            SetPort(
+                DEFAULT_OVSDB,
+                "web0",
+                (*ROW.external_ids, ("iface-id", "a"), ("theirs", "b")),
+                "access",
+                None,
+                (),
+                False,
+                True,
+                ROW.external_ids,
+                ("iface-id",),
+            ),
+        ),
+    ),
+    (
+        "its row has gone",
+        replace(OVS_ATTACHED, ports=(replace(ROW, tag=5),)),
+        replace(seen(OVS_ATTACHED, up=False, master=None), ports=(), master=None),
+        (AddPort(DEFAULT_OVSDB, "br0", "web0", 7, Vlan(5), False, ROW.external_ids), UP),
+    ),
+    (
+        "a row that was not of our making in all has gone",
+        replace(OVS_ATTACHED, ports=(replace(ROW, vlan_mode=None, tag=5),)),
+        replace(seen(OVS_ATTACHED, up=False, master=None), ports=(), master=None),
+        (
+            AddPort(DEFAULT_OVSDB, "br0", "web0", 7, Vlan(5), False, ROW.external_ids),
+            set_port(vlan=(None, 5, ())),
+            UP,
+        ),
+    ),
+    (
+        "a row has come",
+        LOST,
+        replace(
+            seen(
+                LOST, up=False, master=2, alias=OVS_ATTACHED.tap.alias if OVS_ATTACHED.tap else ""
+            ),
+            ports=(ROW,),
+            master=OVS_ATTACHED.master,
+        ),
+        (DEL_ROW, DOWN, OLD_MARK, UP),
+    ),
     ("the tap has gone, its row not", OVS_ATTACHED, Seen(None, ports=(ROW,)), (DEL_ROW,)),
 ]
 
 
-@pytest.mark.parametrize(("before", "now", "plan"), [row[1:] for row in BACK],
-                         ids=[row[0] for row in BACK])
+@pytest.mark.parametrize(
+    ("before", "now", "plan"), [row[1:] for row in BACK], ids=[row[0] for row in BACK]
+)
 def test_way_back(before: Seen, now: Seen, plan: tuple[Step, ...]) -> None:
     port = replace(PORT, external_ids=(("iface-id", "a"),))
     assert plan_back(port, before, now, HERE) == plan
 
 
 def test_commands_of_set_port() -> None:
-    op = SetPort("unix:/run/db", "web0", (), "native-untagged", 10, (20, 30), True, True,
-                 (("a", "b c"),))
+    op = SetPort(
+        "unix:/run/db", "web0", (), "native-untagged", 10, (20, 30), True, True, (("a", "b c"),)
+    )
     assert commands(op) == (
         "ovs-vsctl --db=unix:/run/db set port web0 vlan_mode=native-untagged tag=10 trunks=20,30 "
         "protected=true other_config:transient=true -- set interface web0 "

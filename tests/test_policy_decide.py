@@ -250,10 +250,7 @@ def test_port_on_a_network_by_name() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            POLICY,
-            "network dmz: the policy does not define it; the networks are lan, tenants",
-        ),
+        (POLICY, "network dmz: the policy does not define it; the networks are lan, tenants"),
         (
             "version: 1",
             "network dmz: the policy does not define it; the policy defines no network at all",
@@ -285,11 +282,11 @@ GLOB = st.lists(
     st.one_of(WORDS, st.sampled_from(["*", "?", "[ab]", "[!a]"])), min_size=1, max_size=3
 ).map("".join)
 RULE = st.fixed_dictionaries(
-    {},
-    optional={key: st.lists(GLOB.filter(bool), min_size=1, max_size=2) for key in MATCH_KEYS},
+    {}, optional={key: st.lists(GLOB.filter(bool), min_size=1, max_size=2) for key in MATCH_KEYS}
 ).filter(bool)
 CALLER = st.builds(
-    Caller, st.text("abA0:-", min_size=1, max_size=5),
+    Caller,
+    st.text("abA0:-", min_size=1, max_size=5),
     *[st.none() | st.text("abA0:-", max_size=5) for _ in MATCH_KEYS[1:]],
 )
 
@@ -304,8 +301,11 @@ def test_the_quick_choice_is_the_decision(
         ("policy.yaml",),
         {"lan": Network("lan", place, "br0")},
         tuple(
-            Rule(replace(place, line=line), {key: tuple(globs) for key, globs in rule.items()},
-                 *(("lan", None) if line % 2 else (None, "no")))
+            Rule(
+                replace(place, line=line),
+                {key: tuple(globs) for key, globs in rule.items()},
+                *(("lan", None) if line % 2 else (None, "no")),
+            )
             for line, rule in enumerate(rules)
         ),
     )
@@ -366,7 +366,8 @@ def test_what_a_user_can_make_up_changes_no_settings(
 ) -> None:
     policy = parse_policy([Source("p.yaml", USERS.encode())])
     for line, who in (
-        (root, caller), (user, replace(caller, unprivileged=True)),
+        (root, caller),
+        (user, replace(caller, unprivileged=True)),
         (owner, replace(caller, unprivileged=True, root_made=True)),
     ):
         decision = decide(policy, who)

@@ -129,10 +129,7 @@ SAMPLE_ERRORS = [
         "address is a number such as 127.0.0.1 or [::1], the port 1 to 65535",
     ),
     ("bad-rule-both-with-settings", "5:31: the rule has both network and deny; keep one of them"),
-    (
-        "bad-rule-all-three",
-        "5:41: the rule has network, deny and leave; keep one of them",
-    ),
+    ("bad-rule-all-three", "5:41: the rule has network, deny and leave; keep one of them"),
     ("bad-rule-both-leave", "5:31: the rule has both network and leave; keep one of them"),
     ("bad-rule-both", "5:31: the rule has both network and deny; keep one of them"),
     ("bad-rule-bridge", "5:31: a rule has no key bridge; bridge belongs to a network"),
@@ -209,7 +206,7 @@ SAMPLE_ERRORS = [
     ),
     (
         "bad-tap-name-shell",
-        '3:32: tap_name must be the name of a tap, in which one %d may stand for a number, not '
+        "3:32: tap_name must be the name of a tap, in which one %d may stand for a number, not "
         '"$(id)"; letters, digits, dots, hyphens and underscores, '
         "a letter or digit first; at most 15 bytes, 11 beside a %d",
     ),
@@ -239,8 +236,7 @@ SAMPLE_ERRORS = [
     ),
     (
         "bad-users-at",
-        '3:30: users must be a list of login names and @groups, not "@"; name each, or a '
-        "group",
+        '3:30: users must be a list of login names and @groups, not "@"; name each, or a group',
     ),
     (
         "bad-users-blank",
@@ -249,20 +245,17 @@ SAMPLE_ERRORS = [
     ),
     (
         "bad-users-glob",
-        '3:30: users must be a list of login names and @groups, not "*"; name each, or a '
-        "group",
+        '3:30: users must be a list of login names and @groups, not "*"; name each, or a group',
     ),
     ("bad-users-list", "3:30: users must be a list of login names and @groups, not a list"),
     ("bad-users-mapping", "3:29: users must be a list of login names and @groups, not a mapping"),
     (
         "bad-users-none",
-        "3:29: users must be a list of login names and @groups, not none; write "
-        "[none]",
+        "3:29: users must be a list of login names and @groups, not none; write [none]",
     ),
     (
         "bad-users-scalar",
-        "3:29: users must be a list of login names and @groups, not alice; write "
-        "[alice]",
+        "3:29: users must be a list of login names and @groups, not alice; write [alice]",
     ),
     ("bad-vlan-0", "3:28: vlan must be a VID from 1 to 4094 or a mapping with trunk, not 0"),
     ("bad-vlan-4095", "3:28: vlan must be a VID from 1 to 4094 or a mapping with trunk, not 4095"),
@@ -322,19 +315,12 @@ SAMPLE_ERRORS = [
         "3:42: addr must be a PCI slot such as 0x8, or slot and function such as "
         "0x8.1, not 0x20; in hexadecimal, at most 1f.7",
     ),
-    (
-        "bad-nic-both",
-        "3:36: the NIC has both network and user; keep one of them",
-    ),
+    ("bad-nic-both", "3:36: the NIC has both network and user; keep one of them"),
     (
         "bad-nic-bus",
-        '3:41: bus must be a bus of QEMU\'s, not "pci 0"; such as pcie.0 or the id of a '
-        "port",
+        '3:41: bus must be a bus of QEMU\'s, not "pci 0"; such as pcie.0 or the id of a port',
     ),
-    (
-        "bad-nic-forward-key",
-        "3:65: forward has no key via; the keys are from and to",
-    ),
+    ("bad-nic-forward-key", "3:65: forward has no key via; the keys are from and to"),
     (
         "bad-nic-forward-mapping",
         '3:38: forward must be a list such as [{from: 127.0.0.1:2222/tcp, to: ":22"}], '
@@ -342,8 +328,7 @@ SAMPLE_ERRORS = [
     ),
     (
         "bad-nic-forward-no-protocol",
-        '3:46: from must be [ADDRESS:]PORT/tcp or /udp, the address IPv4, not "22"; '
-        "write 22/tcp",
+        '3:46: from must be [ADDRESS:]PORT/tcp or /udp, the address IPv4, not "22"; write 22/tcp',
     ),
     (
         "bad-nic-forward-no-to",
@@ -352,8 +337,7 @@ SAMPLE_ERRORS = [
     ),
     (
         "bad-nic-forward-scalar",
-        '3:39: forward must be a list such as [{from: 127.0.0.1:2222/tcp, to: ":22"}], '
-        "not 22",
+        '3:39: forward must be a list such as [{from: 127.0.0.1:2222/tcp, to: ":22"}], not 22',
     ),
     (
         "bad-nic-forward-to",
@@ -364,10 +348,7 @@ SAMPLE_ERRORS = [
         "3:40: id must be an id of QEMU's, not 0net; a letter, then letters, digits, "
         "dots, hyphens and underscores",
     ),
-    (
-        "bad-nic-key",
-        "3:36: a NIC has no key macaddr; did you mean addr?",
-    ),
+    ("bad-nic-key", "3:36: a NIC has no key macaddr; did you mean addr?"),
     (
         "bad-nic-list",
         "3:21: a NIC must be a mapping such as {network: lan} or {user: {}}, not a list",
@@ -382,22 +363,10 @@ SAMPLE_ERRORS = [
         "3:41: mac must be the MAC of a device, not 52:54:00:12:34; six pairs of "
         "hexadecimal digits such as 52:54:00:12:34:56, the second digit even",
     ),
-    (
-        "bad-nic-model",
-        '3:43: model must be the model of a NIC, not "a,b"',
-    ),
-    (
-        "bad-nic-neither",
-        "3:21: the NIC has neither network nor user; give one of them",
-    ),
-    (
-        "bad-nic-queues-0",
-        "3:44: queues must be a whole number from 1 to 64, not 0",
-    ),
-    (
-        "bad-nic-queues-65",
-        "3:44: queues must be a whole number from 1 to 64, not 65",
-    ),
+    ("bad-nic-model", '3:43: model must be the model of a NIC, not "a,b"'),
+    ("bad-nic-neither", "3:21: the NIC has neither network nor user; give one of them"),
+    ("bad-nic-queues-0", "3:44: queues must be a whole number from 1 to 64, not 0"),
+    ("bad-nic-queues-65", "3:44: queues must be a whole number from 1 to 64, not 65"),
     (
         "bad-nic-scalar",
         "3:21: a NIC must be a mapping such as {network: lan} or {user: {}}, not lan",
@@ -446,72 +415,35 @@ SAMPLE_ERRORS = [
         "bad-nic-user-list",
         "3:28: user must be a mapping such as {} or {ipv4: 10.0.2.0/24}, not a list",
     ),
-    (
-        "bad-nic-user-queues",
-        "3:32: a NIC in user mode has one pair of queues",
-    ),
-    (
-        "bad-nic-user-restrict",
-        "3:39: restrict must be true or false, not yes; write true",
-    ),
-    (
-        "bad-nic-user-tap",
-        "3:32: a NIC in user mode has no tap; remove tap",
-    ),
+    ("bad-nic-user-queues", "3:32: a NIC in user mode has one pair of queues"),
+    ("bad-nic-user-restrict", "3:39: restrict must be true or false, not yes; write true"),
+    ("bad-nic-user-tap", "3:32: a NIC in user mode has no tap; remove tap"),
     (
         "bad-nic-user-true",
         "3:28: user must be a mapping such as {} or {ipv4: 10.0.2.0/24}, not true",
     ),
-    (
-        "bad-nic-user-vlan",
-        "3:32: a NIC in user mode has no tap; remove vlan",
-    ),
-    (
-        "bad-nic-vectors",
-        "3:45: vectors must be a whole number from 0 to 2048 or auto, not many",
-    ),
-    (
-        "bad-nic-vlan",
-        "3:42: vlan must be a VID from 1 to 4094 or a mapping with trunk, not 0",
-    ),
-    (
-        "bad-vms-key",
-        "2:24: guest web1 has no key memory; the keys are nics and users",
-    ),
-    (
-        "bad-vms-list",
-        "2:6: vms must be a mapping of names to guests, not a list",
-    ),
+    ("bad-nic-user-vlan", "3:32: a NIC in user mode has no tap; remove vlan"),
+    ("bad-nic-vectors", "3:45: vectors must be a whole number from 0 to 2048 or auto, not many"),
+    ("bad-nic-vlan", "3:42: vlan must be a VID from 1 to 4094 or a mapping with trunk, not 0"),
+    ("bad-vms-key", "2:24: guest web1 has no key memory; the keys are nics and users"),
+    ("bad-vms-list", "2:6: vms must be a mapping of names to guests, not a list"),
     (
         "bad-vms-name",
         '2:7: a guest cannot be named "web 1"; a name is 1 to 63 ASCII letters, '
         "digits, dots, hyphens and underscores, a letter or digit first",
     ),
-    (
-        "bad-vms-nics-mapping",
-        "2:20: nics must be a list of NICs, not a mapping",
-    ),
-    (
-        "bad-vms-no-nics",
-        "2:7: guest web1 has no nics; write nics: [{network: NAME}]",
-    ),
-    (
-        "bad-vms-scalar",
-        "2:13: guest web1 must be a mapping with nics, not lan",
-    ),
+    ("bad-vms-nics-mapping", "2:20: nics must be a list of NICs, not a mapping"),
+    ("bad-vms-no-nics", "2:7: guest web1 has no nics; write nics: [{network: NAME}]"),
+    ("bad-vms-scalar", "2:13: guest web1 must be a mapping with nics, not lan"),
     (
         "beyond-forward-address",
-        "5:42: from must be [ADDRESS:]PORT/tcp or /udp, the address IPv4, not "
-        "127.0.0.256:22/tcp",
+        "5:42: from must be [ADDRESS:]PORT/tcp or /udp, the address IPv4, not 127.0.0.256:22/tcp",
     ),
     (
         "beyond-forward-port",
         "5:42: from must be [ADDRESS:]PORT/tcp or /udp, the address IPv4, not 65536/tcp",
     ),
-    (
-        "beyond-forward-twice",
-        "5:62: forward has this from twice: 22/tcp",
-    ),
+    ("beyond-forward-twice", "5:62: forward has this from twice: 22/tcp"),
     (
         "beyond-nic-external-ids",
         "5:31: external_ids are for Open vSwitch, but network sw "
@@ -531,48 +463,27 @@ SAMPLE_ERRORS = [
         "5:37: mac must be the MAC of a device, not 00:00:00:00:00:00; six pairs of "
         "hexadecimal digits such as 52:54:00:12:34:56, the second digit even",
     ),
-    (
-        "beyond-nic-network",
-        "5:27: there is no network lam; did you mean lan?",
-    ),
+    ("beyond-nic-network", "5:27: there is no network lam; did you mean lan?"),
     (
         "beyond-nic-tap-made-twice",
         "6:14: another NIC has the tap b-0 too, at beyond-nic-tap-made-twice:5; give "
         "it another tap",
     ),
-    (
-        "beyond-nic-tap-twice",
-        "6:36: another NIC has the tap web0 too, at beyond-nic-tap-twice:5",
-    ),
+    ("beyond-nic-tap-twice", "6:36: another NIC has the tap web0 too, at beyond-nic-tap-twice:5"),
     (
         "beyond-user-ipv4-host-part",
         "5:31: ipv4 must be an IPv4 subnet such as 10.0.2.0/24, or false, not "
         "10.0.2.2/24; its host part zero, its length at most 27",
     ),
-    (
-        "bad-nat-dhcp-key",
-        "2:66: dhcp has no key ranges; did you mean range?",
-    ),
+    ("bad-nat-dhcp-key", "2:66: dhcp has no key ranges; did you mean range?"),
     (
         "bad-nat-dhcp-word",
         "2:65: dhcp must be true, false, or a mapping with range and hosts, not yes",
     ),
-    (
-        "bad-nat-dns-domain",
-        "2:73: domain must be a domain name, not -lab",
-    ),
-    (
-        "bad-nat-dns-key",
-        "2:65: dns has no key domains; did you mean domain?",
-    ),
-    (
-        "bad-nat-dns-word",
-        "2:64: dns must be true, false, or a mapping with domain, not lab.test",
-    ),
-    (
-        "bad-nat-empty",
-        "2:34: nat has neither ipv4 nor ipv6; write ipv4: 192.168.76.1/24",
-    ),
+    ("bad-nat-dns-domain", "2:73: domain must be a domain name, not -lab"),
+    ("bad-nat-dns-key", "2:65: dns has no key domains; did you mean domain?"),
+    ("bad-nat-dns-word", "2:64: dns must be true, false, or a mapping with domain, not lab.test"),
+    ("bad-nat-empty", "2:34: nat has neither ipv4 nor ipv6; write ipv4: 192.168.76.1/24"),
     (
         "bad-nat-external-ids",
         "2:34: a network with nat: is a Linux bridge of its own; remove external_ids",
@@ -591,10 +502,7 @@ SAMPLE_ERRORS = [
         "2:65: host must be any, or a list such as [8080/tcp, 5000-5009/udp], not 22/tcp; "
         "write [22/tcp]",
     ),
-    (
-        "bad-nat-host-protocol",
-        "2:66: host must be PORT/tcp, PORT-PORT/tcp, or /udp, not 22/sctp",
-    ),
+    ("bad-nat-host-protocol", "2:66: host must be PORT/tcp, PORT-PORT/tcp, or /udp, not 22/sctp"),
     (
         "bad-nat-host-word",
         "2:65: host must be any, or a list such as [8080/tcp, 5000-5009/udp], not all",
@@ -603,14 +511,8 @@ SAMPLE_ERRORS = [
         "bad-nat-hosts-address",
         "2:95: the address of 52:54:00:00:00:01 must be an IPv4 address, not web1",
     ),
-    (
-        "bad-nat-hosts-list",
-        "2:73: hosts must be a mapping of MACs to addresses, not a list",
-    ),
-    (
-        "bad-nat-hosts-mac",
-        "2:74: hosts has web1, which is not the MAC of a device",
-    ),
+    ("bad-nat-hosts-list", "2:73: hosts must be a mapping of MACs to addresses, not a list"),
+    ("bad-nat-hosts-mac", "2:74: hosts has web1, which is not the MAC of a device"),
     (
         "bad-nat-ipv4-31",
         "2:46: ipv4 must be this host's address and length, such as 192.168.76.1/24, "
@@ -626,42 +528,15 @@ SAMPLE_ERRORS = [
         "2:46: ipv6 must be this host's address and 64, such as fd00:76::1/64, not "
         "fd00::1/48; of a host, its length 64",
     ),
-    (
-        "bad-nat-ipv6-no-dhcp",
-        "2:64: dhcp is for IPv4, and nat has no ipv4; remove dhcp",
-    ),
-    (
-        "bad-nat-key",
-        "2:59: nat: has no key dhcpd; did you mean dhcp?",
-    ),
-    (
-        "bad-nat-kind",
-        "2:34: a network with nat: is a Linux bridge of its own; remove kind",
-    ),
-    (
-        "bad-nat-list",
-        "2:39: nat must be a mapping such as {ipv4: 192.168.76.1/24}, not a list",
-    ),
-    (
-        "bad-nat-outbound",
-        "2:69: outbound must be true or false, not maybe",
-    ),
-    (
-        "bad-nat-ovsdb",
-        "2:34: a network with nat: is a Linux bridge of its own; remove ovsdb",
-    ),
-    (
-        "bad-nat-range",
-        "2:73: range must be a range such as 192.168.76.100-199, not 10.0.0.2",
-    ),
-    (
-        "bad-nat-scalar",
-        "2:39: nat must be a mapping such as {ipv4: 192.168.76.1/24}, not true",
-    ),
-    (
-        "bad-nat-vlan",
-        "2:34: a network with nat: is a Linux bridge of its own; remove vlan",
-    ),
+    ("bad-nat-ipv6-no-dhcp", "2:64: dhcp is for IPv4, and nat has no ipv4; remove dhcp"),
+    ("bad-nat-key", "2:59: nat: has no key dhcpd; did you mean dhcp?"),
+    ("bad-nat-kind", "2:34: a network with nat: is a Linux bridge of its own; remove kind"),
+    ("bad-nat-list", "2:39: nat must be a mapping such as {ipv4: 192.168.76.1/24}, not a list"),
+    ("bad-nat-outbound", "2:69: outbound must be true or false, not maybe"),
+    ("bad-nat-ovsdb", "2:34: a network with nat: is a Linux bridge of its own; remove ovsdb"),
+    ("bad-nat-range", "2:73: range must be a range such as 192.168.76.100-199, not 10.0.0.2"),
+    ("bad-nat-scalar", "2:39: nat must be a mapping such as {ipv4: 192.168.76.1/24}, not true"),
+    ("bad-nat-vlan", "2:34: a network with nat: is a Linux bridge of its own; remove vlan"),
     (
         "beyond-nat-bridge-name",
         "4:25: the bridge lab* of a network with nat: has other characters than letters, digits, "
@@ -672,31 +547,15 @@ SAMPLE_ERRORS = [
         "4:25: the bridge labbr0 of a network with nat: is its own, and network lan "
         "(beyond-nat-bridge-shared:5) has it too",
     ),
-    (
-        "beyond-nat-forward-nowhere",
-        '4:59: a forward to "":22: it names no guest',
-    ),
-    (
-        "beyond-nat-forward-outside",
-        "4:59: a forward to 10.0.1.2:22: it is not in 10.0.0.0/24",
-    ),
+    ("beyond-nat-forward-nowhere", '4:59: a forward to "":22: it names no guest'),
+    ("beyond-nat-forward-outside", "4:59: a forward to 10.0.1.2:22: it is not in 10.0.0.0/24"),
     (
         "beyond-nat-host-outside",
-        "4:56: hosts gives 52:54:00:00:00:01 the address 10.0.0.1: it is this host's "
-        "own",
+        "4:56: hosts gives 52:54:00:00:00:01 the address 10.0.0.1: it is this host's own",
     ),
-    (
-        "beyond-nat-host-port",
-        "4:57: host must be PORT/tcp, PORT-PORT/tcp, or /udp, not 65536/udp",
-    ),
-    (
-        "beyond-nat-host-range",
-        "4:57: host must be PORT/tcp, PORT-PORT/tcp, or /udp, not 80-22/tcp",
-    ),
-    (
-        "beyond-nat-hosts-twice",
-        "4:56: hosts gives 10.0.0.2 to two MACs",
-    ),
+    ("beyond-nat-host-port", "4:57: host must be PORT/tcp, PORT-PORT/tcp, or /udp, not 65536/udp"),
+    ("beyond-nat-host-range", "4:57: host must be PORT/tcp, PORT-PORT/tcp, or /udp, not 80-22/tcp"),
+    ("beyond-nat-hosts-twice", "4:56: hosts gives 10.0.0.2 to two MACs"),
     (
         "beyond-nat-ipv4-link-local",
         "4:37: ipv4 must be this host's address and length, such as 192.168.76.1/24, "
@@ -717,22 +576,15 @@ SAMPLE_ERRORS = [
         "4:37: ipv4 must be this host's address and length, such as 192.168.76.1/24, "
         "not 10.0.0.0/24; of a host, its length 8 to 30",
     ),
-    (
-        "beyond-nat-range-backwards",
-        "4:56: the range 10.0.0.9-10.0.0.2 runs backwards",
-    ),
-    (
-        "beyond-nat-range-outside",
-        "4:56: range has 10.0.1.2: it is not in 10.0.0.0/24",
-    ),
+    ("beyond-nat-range-backwards", "4:56: the range 10.0.0.9-10.0.0.2 runs backwards"),
+    ("beyond-nat-range-outside", "4:56: range has 10.0.1.2: it is not in 10.0.0.0/24"),
     (
         "beyond-nat-rule-vlan",
         "5:32: network lab (beyond-nat-rule-vlan:4) has nat:, and so no vlan; remove it",
     ),
     (
         "beyond-nat-subnets",
-        "5:26: its subnet 10.0.0.128/25 overlaps 10.0.0.0/24 of network lab "
-        "(beyond-nat-subnets:4)",
+        "5:26: its subnet 10.0.0.128/25 overlaps 10.0.0.0/24 of network lab (beyond-nat-subnets:4)",
     ),
     (
         "bad-nic-user-dns-name",
@@ -768,8 +620,7 @@ SAMPLE_ERRORS = [
     ),
     (
         "bad-nic-user-search-word",
-        "3:37: search must be a list of domains such as [lab.test], not lab.test; write "
-        "[lab.test]",
+        "3:37: search must be a list of domains such as [lab.test], not lab.test; write [lab.test]",
     ),
     (
         "beyond-nic-tap-bridge",
@@ -791,10 +642,7 @@ SAMPLE_ERRORS = [
         "4:57: forward leads to 10.0.2.15, which is no host of the guest's subnet "
         "10.1.0.0/16; take one of it, or leave the address out",
     ),
-    (
-        "beyond-user-without-both",
-        "4:42: user: has neither IPv4 nor IPv6; leave one of them out",
-    ),
+    ("beyond-user-without-both", "4:42: user: has neither IPv4 nor IPv6; leave one of them out"),
     (
         "bad-vms-users",
         "2:31: users must be a list of login names and @groups, not alice; write [alice]",

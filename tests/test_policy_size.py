@@ -33,6 +33,7 @@ TOLD_MAX = 20 * SIZE_MAX
 @pytest.fixture(scope="module")
 def nothing() -> float:
     """The processor time of an interpreter that does nothing, the least of a few."""
+
     def spent() -> float:
         found = resource.getrusage(resource.RUSAGE_CHILDREN)
         return found.ru_utime + found.ru_stime
@@ -51,8 +52,24 @@ def judge(policy: Policy, shape: str, most: float) -> None:
     find_warnings(policy)
     assert time.process_time() - before < most
     scene = Scene(
-        policy, Here("boot", "4:42"), (), {}, {}, {}, (), {}, frozenset(), {}, frozenset(), (), {},
-        0o666, (), None, sh("true"), (),
+        policy,
+        Here("boot", "4:42"),
+        (),
+        {},
+        {},
+        {},
+        (),
+        {},
+        frozenset(),
+        {},
+        frozenset(),
+        (),
+        {},
+        0o666,
+        (),
+        None,
+        sh("true"),
+        (),
     )
     before = time.process_time()
     found, failed = find_all(scene)

@@ -175,10 +175,7 @@ def test_unreadable_file(etc: Path) -> None:
 )
 def test_file_that_others_can_write(etc: Path, mode: int, who: str) -> None:
     path = write(etc / "policy.yaml", mode=mode)
-    for load in (
-        lambda: load_host_policy({}, str(etc)),
-        lambda: check_policy([str(path)]),
-    ):
+    for load in (lambda: load_host_policy({}, str(etc)), lambda: check_policy([str(path)])):
         failure = failure_of(load)
         assert failure.status == Status.UNSAFE
         assert (
@@ -309,7 +306,9 @@ def test_folder_of_nobody_in_a_user_namespace(
     words = [sys.executable, "-c", LOAD, str(policy), *sys.path]
     process = subprocess.Popen(
         ["unshare", "--user", "sh", "-c", 'echo; read -r _ && exec "$@"', "sh", *words],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     process.stdout.readline()
@@ -470,9 +469,7 @@ def test_a_link_above_an_absent_policy_is_no_fault(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "etc").symlink_to("real")
     failure = failure_of(lambda: load_host_policy({}, str(tmp_path / "etc")))
-    assert (failure.status, failure.why) == (
-        Status.NO_POLICY, "there is no policy on this host"
-    )
+    assert (failure.status, failure.why) == (Status.NO_POLICY, "there is no policy on this host")
     write(tmp_path / "real" / "policy.yaml")
     assert load_host_policy({}, str(tmp_path / "etc")).files == (str(tmp_path / "etc/policy.yaml"),)
 

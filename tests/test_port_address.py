@@ -22,33 +22,37 @@ def clinic(netns: Namespace, tmp_path: Path) -> Clinic:
     return Clinic(netns, Hooks(tmp_path / "hooks", netns=netns.name), tmp_path)
 
 
-W0 = (
-    "link add w0 up type veth peer name w1", "link set w1 up", "address add 10.7.0.1/24 dev w0",
-)
+W0 = ("link add w0 up type veth peer name w1", "link set w1 up", "address add 10.7.0.1/24 dev w0")
 STATIC = ("address add 192.0.2.5/24 dev e0", "route add default via 192.0.2.254")
 SIX = "address add 2001:db8::5/64 dev e0 nodad"
 NEAR = ("address add 203.0.113.9/32 dev e0", "route add 10.255.255.1 dev e0")
 WHOLE: dict[str, tuple[str, ...]] = {
     "secondaries": (
-        STATIC[0], "address add 192.0.2.6/24 dev e0", SIX, STATIC[1],
-        "route add 198.51.100.0/24 via 192.0.2.253", "-6 route add default via 2001:db8::1 dev e0",
+        STATIC[0],
+        "address add 192.0.2.6/24 dev e0",
+        SIX,
+        STATIC[1],
+        "route add 198.51.100.0/24 via 192.0.2.253",
+        "-6 route add default via 2001:db8::1 dev e0",
     ),
     "a bridge that is down": ("link set br0 down", *STATIC),
     "a peer": ("address add 10.0.0.1 peer 10.0.0.2 dev e0", "route add default via 10.0.0.2"),
     "a peer of IPv6": ("address add 2001:db8::1 peer 2001:db8::2 dev e0 nodad",),
     "a router by its link's address": (SIX, "-6 route add default via fe80::1 dev e0"),
     "a router that is told to be near": (
-        *NEAR, "route add default via 10.255.255.1 dev e0 proto static",
+        *NEAR,
+        "route add default via 10.255.255.1 dev e0 proto static",
     ),
     "a broadcast": ("address add 192.0.2.5/24 broadcast + dev e0", STATIC[1]),
     "two networks": (
-        STATIC[0], "address add 10.1.0.1/16 dev e0", "address add 10.1.0.2/16 dev e0", STATIC[1],
+        STATIC[0],
+        "address add 10.1.0.1/16 dev e0",
+        "address add 10.1.0.2/16 dev e0",
+        STATIC[1],
     ),
     "an address on both": (STATIC[0], "address add 192.0.2.5/24 dev br0", STATIC[1]),
     "another of its network on the bridge": ("address add 192.0.2.9/24 dev br0", *STATIC),
-    "another default route": (
-        *W0, *STATIC, "route add default via 10.7.0.254 metric 600",
-    ),
+    "another default route": (*W0, *STATIC, "route add default via 10.7.0.254 metric 600"),
 }
 IN_WORDS: dict[str, tuple[tuple[str, ...], str]] = {
     "onlink": (
@@ -95,18 +99,16 @@ IN_WORDS: dict[str, tuple[tuple[str, ...], str]] = {
         (STATIC[0], "route add default via 192.0.2.254 metric 100 proto dhcp"),
         "the route default via 192.0.2.254 is by the protocol dhcp",
     ),
-    "a label": (
-        ("address add 192.0.2.5/24 dev e0 label e0:web",), "192.0.2.5/24 has a label",
-    ),
+    "a label": (("address add 192.0.2.5/24 dev e0 label e0:web",), "192.0.2.5/24 has a label"),
     "no route of its own": (
-        ("address add 192.0.2.5/24 dev e0 noprefixroute",), "192.0.2.5/24 is without its route",
+        ("address add 192.0.2.5/24 dev e0 noprefixroute",),
+        "192.0.2.5/24 is without its route",
     ),
     "an address with a metric": (
-        ("address add 192.0.2.5/24 dev e0 metric 7",), "192.0.2.5/24 has a metric",
+        ("address add 192.0.2.5/24 dev e0 metric 7",),
+        "192.0.2.5/24 has a metric",
     ),
-    "a scope": (
-        ("address add 192.0.2.5/24 dev e0 scope link",), "192.0.2.5/24 has the scope 253",
-    ),
+    "a scope": (("address add 192.0.2.5/24 dev e0 scope link",), "192.0.2.5/24 has the scope 253"),
     "another default route": (
         (*W0, *STATIC, "route append default via 10.7.0.254"),
         "the route default via 192.0.2.254 has a twin by another link",
@@ -124,14 +126,15 @@ def state(host: Namespace, link: str) -> tuple[list[Any], list[Any]]:
     gone = {"label", "tentative"}
     addresses = [
         {key: value for key, value in each.items() if key not in gone}
-        for each in told["addr_info"] if each["scope"] != "link"
+        for each in told["addr_info"]
+        if each["scope"] != "link"
     ]
     routes = [
         {key: value for key, value in each.items() if key not in ("dev", "flags")}
         for version in ("-4", "-6")
         for each in host.ip(version, "route", "show", "table", "all", "dev", link)
-        if each["dst"] not in ("fe80::/64", "ff00::/8") and each.get("type") not in (
-            "local", "broadcast", "multicast", "anycast")
+        if each["dst"] not in ("fe80::/64", "ff00::/8")
+        and each.get("type") not in ("local", "broadcast", "multicast", "anycast")
     ]
     return addresses, sorted(routes, key=str)
 

@@ -86,7 +86,9 @@ def run_guest(site: Site, port: Raw) -> None:
         )
         with Qemu(
             *(*guest, "-name", "web", *site.qemu_arguments("web0"), "-device", CARD),
-            netns=site.netns.name, machine="pc", env=site.hooks.environ(),
+            netns=site.netns.name,
+            machine="pc",
+            env=site.hooks.environ(),
         ) as qemu:
             assert qemu.greeting
             assert site.network_of("web0") == HOME

@@ -568,9 +568,9 @@ def test_unprivileged_qemu_with_a_tap_of_its_own(linux: Site, public: Path) -> N
         if site.hooks.agent:
             users = stack.enter_context(Agent(site.netns, site.hooks.policy, users=True))
             env["PYQEMU_IFUP_SOCKET"] = users.path
-        qemu = stack.enter_context(Qemu(
-            *site.qemu_arguments("web0"), netns=site.netns.name, prefix=prefix, env=env,
-        ))
+        qemu = stack.enter_context(
+            Qemu(*site.qemu_arguments("web0"), netns=site.netns.name, prefix=prefix, env=env)
+        )
         assert qemu.wait() == 1
         (line,) = our_lines(qemu.stderr)
         if site.hooks.agent:
@@ -581,7 +581,9 @@ def test_unprivileged_qemu_with_a_tap_of_its_own(linux: Site, public: Path) -> N
         assert "failed with status 19712" in qemu.stderr
     after = site.netns.link("web0")
     assert (after["address"], after["mtu"], after["flags"]) == (
-        before["address"], before["mtu"], before["flags"],
+        before["address"],
+        before["mtu"],
+        before["flags"],
     )
     assert site.is_clean("web0")
     # QEMU as root may use it too.
@@ -678,11 +680,12 @@ def test_name_refused(site: Site, name: bytes) -> None:
 
 
 def test_eight_at_once(site: Site) -> None:
-    site.write_policy(
-        {"tap": "a*", "network": HOME}, {"tap": "b*", "network": OTHER}, timeout=60
-    )
-    taps = {f"{letter}{number}": network for letter, network in (("a", HOME), ("b", OTHER))
-            for number in range(4)}
+    site.write_policy({"tap": "a*", "network": HOME}, {"tap": "b*", "network": OTHER}, timeout=60)
+    taps = {
+        f"{letter}{number}": network
+        for letter, network in (("a", HOME), ("b", OTHER))
+        for number in range(4)
+    }
     with ExitStack() as stack, ThreadPoolExecutor(len(taps)) as pool:
         qemus = [stack.enter_context(start(site, *site.qemu_arguments(tap))) for tap in taps]
         for qemu in qemus:

@@ -52,16 +52,12 @@ OF_NOBODY = "security/test_user.py::test_apply_deals_with_a_tap_that_nobody_hold
 RUN_LEAVES = "test_ifctl_args.py::test_root_s_run_says_what_it_leaves_in_openvswitch"
 RUN_TAKES_NOT_BACK = "test_ifctl_args.py::test_what_root_s_run_cannot_take_back_is_told"
 EVERY_STATE = "test_ifctl_status.py::test_every_state_for_real"
-ELSEWHERE = (
-    "test_tidy.py::test_where_the_policy_has_it_elsewhere_by_now_what_moves_it_is_told"
-)
+ELSEWHERE = "test_tidy.py::test_where_the_policy_has_it_elsewhere_by_now_what_moves_it_is_told"
 TOO_LATE = "test_openvswitch_faults.py::test_commit_that_comes_too_late_is_for_gc"
 STOPPED_MUTE = (
     "test_openvswitch_faults.py::test_stopped_while_the_database_is_mute_it_says_what_may_be_left"
 )
-NAT_HELD_UP = (
-    "test_nat.py::test_a_way_back_that_nft_holds_up_ends_in_time_and_the_cause_is_told"
-)
+NAT_HELD_UP = "test_nat.py::test_a_way_back_that_nft_holds_up_ends_in_time_and_the_cause_is_told"
 NAT_NOT_GIVEN_BACK = (
     "test_nat.py::test_what_other_guests_are_not_given_back_is_told_with_what_mends_it"
 )
@@ -72,9 +68,7 @@ NOT_TAKEN_BACK = "test_half_made.py::test_a_step_that_is_not_taken_back"
 PORT_NOT_TAKEN_BACK = "test_half_made.py::test_a_port_that_is_not_taken_back"
 HALF_DOWN = "test_half_made.py::test_a_down_that_was_stopped"
 AGENT = "test_systemd.py::test_what_is_told_of_an_agent_brings_it_back"
-AGENT_OF_USERS = (
-    "test_systemd.py::test_what_a_user_is_told_where_no_agent_is_has_it_do_the_work"
-)
+AGENT_OF_USERS = "test_systemd.py::test_what_a_user_is_told_where_no_agent_is_has_it_do_the_work"
 PLAN = "test_ifctl_explain.py::test_its_commands_do_what_up_does_on_open_vswitch"
 NETWORK = "test_explain_nat.py::test_the_look_afterwards_is_that_after_an_up"
 USER = "security/test_user.py::test_what_the_policy_denies_by_now_is_told_and_cut"
@@ -214,8 +208,10 @@ def commands_of(path: Path) -> Iterator[tuple[str, str]]:
         node, function = inside.pop()
         if isinstance(node, ast.FunctionDef):
             function = node.name
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and (
-            node.func.id in MAKERS
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and (node.func.id in MAKERS)
         ):
             yield function, ast.unparse(node)
             continue
@@ -230,8 +226,11 @@ def test_each_command_has_a_situation() -> None:
                 found.setdefault((str(path.relative_to(ROOT)), function), []).append(text)
     counted = {place: len(texts) for place, texts in found.items()}
     wanted = {place: number for place, (number, _) in REMEDIES.items()}
-    differing = {place: found.get(place, []) for place in counted.keys() | wanted.keys()
-                 if counted.get(place) != wanted.get(place)}
+    differing = {
+        place: found.get(place, [])
+        for place in counted.keys() | wanted.keys()
+        if counted.get(place) != wanted.get(place)
+    }
     assert not differing, (
         "run each of these where it is printed, see that it mends that, and name the test in "
         f"REMEDIES; or take from there what is gone: {differing}"
@@ -239,8 +238,11 @@ def test_each_command_has_a_situation() -> None:
 
 
 def functions_of(path: Path) -> set[str]:
-    return {each.name for each in ast.walk(ast.parse(path.read_text()))
-            if isinstance(each, ast.FunctionDef)}
+    return {
+        each.name
+        for each in ast.walk(ast.parse(path.read_text()))
+        if isinstance(each, ast.FunctionDef)
+    }
 
 
 def test_each_situation_is_a_test() -> None:
@@ -295,8 +297,8 @@ IN_WORDS = {
     "install them: make install": "test_install.py::test_what_is_printed_finds_what_is_installed",
     "ask pyqemu-ifctl explain for a tap that such a rule is for": SHOWS,
     "give its tap the path of pyqemu-ifdown as downscript=": START,
-    "when {} starts the next time, let its helper= be pyqemu-bridge-helper, by its whole path":
-        START,
+    "when {} starts the next time, let its helper= be "
+    "pyqemu-bridge-helper, by its whole path": START,
     ", as root": "no remedy: it says as whom a QEMU runs",
     "; run as root": AS_ROOT,
     "the taps that {} of other users may hold; run as root": AS_ROOT,
@@ -317,14 +319,14 @@ IN_WORDS = {
     "let the agent make it: start QEMU by {} --nic {}, or with our pyqemu-bridge-helper, by its "
     "whole path, as helper= and br={} in place of ifname= and script=; it needs no right of its "
     "own then": START,
-    "have a /run of one's own: unshare -Urnm, and in it: mount -t tmpfs run /run":
-        "test_container.py::test_a_network_with_nat_rootless",
+    "have a /run of one's own: unshare -Urnm, and in it: mount "
+    "-t tmpfs run /run": "test_container.py::test_a_network_with_nat_rootless",
     "--tmpfs /run": CONTAINER,
     "--cap-add={}": CONTAINER,
     "--sysctl {}": CONTAINER,
     "give a container --device={}, a unit DeviceAllow={}": KERNEL,
-    "have whoever starts this container give it --sysctl net.ipv6.conf.default.disable_ipv6=1":
-        CONTAINER,
+    "have whoever starts this container give it --sysctl "
+    "net.ipv6.conf.default.disable_ipv6=1": CONTAINER,
     "there are no modules of kernel {} here: after an upgrade of the kernel, reboot; for a "
     "container, load it on its host: modprobe tun": KERNEL,
     # What is said elsewhere.
@@ -339,8 +341,8 @@ IN_WORDS = {
     "rules let in may go on; see whose they are: conntrack -L": SHOWS,
     "the agent does not answer, see pyqemu-ifctl agent": AGENT,
     "{}; see pyqemu-ifctl agent": AGENT,
-    "pyqemu-ifctl gc {}{} removes what is left":
-        "test_half_made.py::test_an_agent_that_ends_while_an_up_is_stopped",
+    "pyqemu-ifctl gc {}{} removes what is "
+    "left": "test_half_made.py::test_an_agent_that_ends_while_an_up_is_stopped",
     "QEMU's device; virtio-net-pci. pyqemu-ifctl models lists them.": HELP,
     "The guests whose NICs pyqemu-ifctl args tells QEMU of, by name.": HELP,
     "The policy of pyqemu-ifup": HELP,
@@ -387,8 +389,10 @@ def failures_of(path: Path) -> Iterator[tuple[str, ast.Call]]:
     while inside:
         node, function = inside.pop()
         function = node.name if isinstance(node, ast.FunctionDef) else function
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and (
-            node.func.id in FAILURES
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and (node.func.id in FAILURES)
         ):
             yield function, node
         inside += [(child, function) for child in ast.iter_child_nodes(node)]
@@ -404,8 +408,10 @@ def texts_of(tree: ast.Module) -> Iterator[str]:
         node = inside.pop()
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and (
-            node.func.id in MAKERS
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and (node.func.id in MAKERS)
         ):
             continue
         parts = node.values if isinstance(node, ast.JoinedStr) else [node]
@@ -422,8 +428,11 @@ def texts_of(tree: ast.Module) -> Iterator[str]:
 
 def test_each_text_that_names_a_program_is_known() -> None:
     found = {
-        text for path in sorted(ROOT.glob("*/pyqemu_if*/*.py")) if path.name != "shell.py"
-        for text in texts_of(ast.parse(path.read_text())) if TYPED.search(text)
+        text
+        for path in sorted(ROOT.glob("*/pyqemu_if*/*.py"))
+        if path.name != "shell.py"
+        for text in texts_of(ast.parse(path.read_text()))
+        if TYPED.search(text)
     }
     assert found == IN_WORDS.keys(), (found - IN_WORDS.keys(), IN_WORDS.keys() - found)
 
@@ -444,8 +453,9 @@ def test_each_refusal_of_the_takeover_is_walked() -> None:
     """What it says is to be done, a person does to a file of his own, or root does it again."""
     file, _, name = TAKEOVER.partition("::")
     tree = ast.parse((ROOT / "tests" / file).read_text())
-    (test,) = [each for each in ast.walk(tree)
-               if isinstance(each, ast.FunctionDef) and each.name == name]
+    (test,) = [
+        each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef) and each.name == name
+    ]
     text = ast.unparse(test)
     script = (ROOT / "conf" / "takeover.in").read_text().replace("\\\n", "")
     told = re.findall(r"fail \d+ .*?(?:; |: )([\w -]+)\"(?:$| \|\|| ;;)", script, re.MULTILINE)
@@ -459,8 +469,11 @@ def test_each_failure_says_what_to_do() -> None:
             # NOTE: Forbidden and Lacking have a remedy of their own, a Fault a command or `do`.
             name = getattr(call.func, "id", "")
             if (name in ("Failure", "OfCaller", "Unsaid") and len(call.args) < 4) or (
-                name in ("NoTap", "NoAgent") and "; " not in "".join(
-                    each.value for each in ast.walk(call)
+                name in ("NoTap", "NoAgent")
+                and "; "
+                not in "".join(
+                    each.value
+                    for each in ast.walk(call)
                     if isinstance(each, ast.Constant) and isinstance(each.value, str)
                 )
             ):
@@ -475,8 +488,13 @@ def test_what_decode_sends_to_says_why(tmp_path: Path) -> None:
         (65, "has no key ovs", lambda: hooks.write_policy("version: 1\novs: 1\n")),
         (78, "everybody can write it", lambda: hooks.policy.chmod(0o666)),
         (66, "it does not exist", hooks.policy.unlink),
-        (77, "no rule", lambda: hooks.write_policy(
-            'version: 1\nnetworks: {lan: {bridge: br0}}\nrules: [{tap: x, network: lan}]\n')),
+        (
+            77,
+            "no rule",
+            lambda: hooks.write_policy(
+                "version: 1\nnetworks: {lan: {bridge: br0}}\nrules: [{tap: x, network: lan}]\n"
+            ),
+        ),
     ]
     for status, why, make in cases:
         make()
@@ -520,7 +538,11 @@ class Place:
         env["PATH"] = f"{self.calls.hooks.folder}:{env['PATH']}"
         env["PYQEMU_IFUP_POLICY"] = str(self.calls.hooks.policy)
         done = subprocess.run(
-            ["sh", "-euc", command], env=env, text=True, capture_output=True, timeout=60,
+            ["sh", "-euc", command],
+            env=env,
+            text=True,
+            capture_output=True,
+            timeout=60,
             check=False,
         )
         assert done.returncode == 0, (command, done)
@@ -617,8 +639,13 @@ def owned(place: Place) -> Iterator[None]:
 def with_a_table_of_its_name(place: Place) -> Iterator[None]:
     require("dnsmasq")
     place.policy("bridge: labbr0, nat: {ipv4: 192.168.76.1/24, dhcp: false, dns: false}")
-    place.netns.run(["nft", "add table inet pyqemu-ifup-lab; add chain inet pyqemu-ifup-lab x; "
-                     "add rule inet pyqemu-ifup-lab x counter"])
+    place.netns.run(
+        [
+            "nft",
+            "add table inet pyqemu-ifup-lab; add chain inet pyqemu-ifup-lab x; "
+            "add rule inet pyqemu-ifup-lab x counter",
+        ]
+    )
     place.netns.tap("t0")
     yield
     yield
@@ -653,8 +680,12 @@ def with_a_row_from_elsewhere(place: Place) -> Iterator[None]:
     place.switch.add_port("br-int", "t0")
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     place.switch.vsctl(
-        "set", "Interface", "t0", "external_ids:pyqemu-ifup=1",
-        f"external_ids:pyqemu-boot-id={boot}", 'external_ids:pyqemu-netns="0:1"',
+        "set",
+        "Interface",
+        "t0",
+        "external_ids:pyqemu-ifup=1",
+        f"external_ids:pyqemu-boot-id={boot}",
+        'external_ids:pyqemu-netns="0:1"',
     )
     yield
     yield
@@ -762,8 +793,13 @@ def a_firewall_of_nft(place: Place) -> Iterator[None]:
 
 def a_firewall(place: Place, family: str, table: str, chain: str) -> Iterator[None]:
     place.policy(NAT)
-    place.netns.run(["nft", f"add table {family} {table}; add chain {family} {table} {chain} "
-                     "{ type filter hook forward priority 0; policy drop; }"])
+    place.netns.run(
+        [
+            "nft",
+            f"add table {family} {table}; add chain {family} {table} {chain} "
+            "{ type filter hook forward priority 0; policy drop; }",
+        ]
+    )
     yield
     # NOTE: it is told as the network is made.
     assert place.calls.down("t0").status == 0
@@ -773,9 +809,11 @@ def a_firewall(place: Place, family: str, table: str, chain: str) -> Iterator[No
 
 @pytest.mark.parametrize(
     ("situation", "before"),
-    [(an_unset_mac, "has taken the tap's; pin one: "),
-     (a_firewall_of_iptables, "what is forwarded for its guests; "),
-     (a_firewall_of_nft, "what is forwarded for its guests; ")],
+    [
+        (an_unset_mac, "has taken the tap's; pin one: "),
+        (a_firewall_of_iptables, "what is forwarded for its guests; "),
+        (a_firewall_of_nft, "what is forwarded for its guests; "),
+    ],
     ids=names,
 )
 def test_what_syslog_is_told_mends_it(place: Place, situation: Situation, before: str) -> None:

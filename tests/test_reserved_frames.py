@@ -36,7 +36,8 @@ def rows() -> dict[str, tuple[str, str]]:
     """Return the page's table: what a Linux bridge and Open vSwitch do with each protocol."""
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in section().splitlines() if line.startswith("| ")
+        for line in section().splitlines()
+        if line.startswith("| ")
     ]
     return {name: (linux, ovs) for name, _, linux, ovs in cells[1:]}
 
@@ -61,8 +62,7 @@ def passes(one: Tap, other: Tap, last: int, *, soon: bool = False) -> bool:
 
 
 def passing(one: Tap, other: Tap, *expected: str) -> set[str]:
-    return {name for name, last in LAST.items()
-            if passes(one, other, last, soon=name in expected)}
+    return {name for name, last in LAST.items() if passes(one, other, last, soon=name in expected)}
 
 
 def open_taps(netns: Namespace) -> tuple[Tap, Tap]:

@@ -9,14 +9,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ACTORS = ("anybody", "user", "guest", "escaped_guest", "careless_root")
 PAGES = (
-    "ifup/pyqemu-ifup.8", "ifd/pyqemu-ifd.8", "ifctl/pyqemu-ifctl.8", "conf/pyqemu-ifup-policy.5",
+    "ifup/pyqemu-ifup.8",
+    "ifd/pyqemu-ifd.8",
+    "ifctl/pyqemu-ifctl.8",
+    "conf/pyqemu-ifup-policy.5",
 )
 
 
 @pytest.mark.parametrize("actor", ACTORS)
 def test_each_kind_of_attacker_has_attacks(actor: str) -> None:
-    found = [path for path in (ROOT / "tests" / "security").glob(f"test_{actor}*.py")
-             if "\ndef test_" in path.read_text()]
+    found = [
+        path
+        for path in (ROOT / "tests" / "security").glob(f"test_{actor}*.py")
+        if "\ndef test_" in path.read_text()
+    ]
     assert found
 
 

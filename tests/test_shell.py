@@ -54,12 +54,16 @@ def test_a_text_stands_alone_as_well(shell: tuple[str, ...], tmp_path: Path) -> 
 
 @settings(max_examples=10, deadline=None)
 @example(texts=["%", "-", "\n", "!", "'", "\\"])
-@given(texts=st.lists(
-    st.text(
-        st.characters(exclude_characters="\0", exclude_categories=["Cs"])
-        | st.sampled_from("'\"\\!$`\n\r-%;&|~#*\udc80\udcff"), max_size=12,
-    ), max_size=40,
-))
+@given(
+    texts=st.lists(
+        st.text(
+            st.characters(exclude_characters="\0", exclude_categories=["Cs"])
+            | st.sampled_from("'\"\\!$`\n\r-%;&|~#*\udc80\udcff"),
+            max_size=12,
+        ),
+        max_size=40,
+    )
+)
 def test_any_words_come_through(texts: list[str]) -> None:
     script = f"set -- {sh(*texts)}\nprintf '%s\\0' \"$@\"\n"
     for shell in ("/bin/bash", "/bin/dash"):
@@ -83,24 +87,23 @@ def test_what_a_terminal_obeys_is_escaped() -> None:
 
 
 @each_shell
-def test_commands_that_hold_others_keep_their_words(
-    shell: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_commands_that_hold_others_keep_their_words(shell: tuple[str, ...], tmp_path: Path) -> None:
     lines, wanted = list[str](), list[list[str]]()
     for name in HOSTILE:
         show, cut = sh("ip", "-o", "link", "show", "dev", name), sh("cut", "-d:", "-f1", name)
         lines += [all_of(show, cut), sh("ip", joined("a=", output(piped(show, cut))), name)]
         lines += [into(sh("echo", "a", name), f"/{name}/y"), write("1", f"/{name}/x")]
         wanted += 2 * [["ip", "-o", "link", "show", "dev", name], ["cut", "-d:", "-f1", name]]
-        wanted += [["ip", "a=", name], ["echo", "a", name, ">", f"/{name}/y"],
-                   ["echo", "1", ">", f"/{name}/x"]]
+        wanted += [
+            ["ip", "a=", name],
+            ["echo", "a", name, ">", f"/{name}/y"],
+            ["echo", "1", ">", f"/{name}/x"],
+        ]
     assert sorted(words_of("\n".join(lines), tmp_path, shell)) == sorted(wanted)
 
 
 @each_shell
-def test_no_program_takes_a_name_for_something_else(
-    shell: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_no_program_takes_a_name_for_something_else(shell: tuple[str, ...], tmp_path: Path) -> None:
     lines, wanted = list[str](), list[list[str]]()
     for name in HOSTILE:
         lines += [edit(name, 7), ifctl("gc", name), vsctl("unix:/x y", ("del-port", name), ("x",))]
@@ -117,8 +120,14 @@ def test_nft_is_told_of_no_name_that_it_has_no_words_for(tmp_path: Path) -> None
     form = "insert rule {family} {table} {chain} iifname {link} accept"
     good = nft_command(form, family="ip", table="t", chain="c", link='"br;0"')
     assert words_of(good, tmp_path) == [["nft", 'insert rule ip t c iifname "br;0" accept']]
-    for table, link in (("t;flush ruleset", "br0"), ("t", 'a"b'), ("t", "a*"), ("-t", "br0"),
-                        ("t", "a\\"), ("", "br0")):
+    for table, link in (
+        ("t;flush ruleset", "br0"),
+        ("t", 'a"b'),
+        ("t", "a*"),
+        ("-t", "br0"),
+        ("t", "a\\"),
+        ("", "br0"),
+    ):
         bad = nft_command(form, family="ip", table=table, chain="c", link=f'"{link}"')
         assert words_of(bad, tmp_path) == []
 

@@ -265,8 +265,16 @@ def test_a_user_s_tap_that_another_user_has_by_now_goes(place: Path, netns: Name
     policy = POLICY.replace("isolated: true", f"users: ['{OTHER}']")
     with Systemd(netns, place, policy) as systemd, ExitStack() as stack:
         systemd.ctl("start", USERS_SERVICE)
-        words = ("setpriv", f"--reuid={OTHER + 1}", f"--regid={OTHER}", "--clear-groups",
-                 systemd.python, "-I", "-c", HOLDING)
+        words = (
+            "setpriv",
+            f"--reuid={OTHER + 1}",
+            f"--regid={OTHER}",
+            "--clear-groups",
+            systemd.python,
+            "-I",
+            "-c",
+            HOLDING,
+        )
         holder = subprocess.Popen(systemd.argv(*words), stdout=subprocess.PIPE, text=True)
         stack.enter_context(holder)
         stack.callback(holder.kill)
@@ -350,7 +358,13 @@ def test_what_an_earlier_boot_has_left_is_gone_before_any_guest_starts(
     """Both at boot, as the enabled service and a unit of the administrator's."""
     # NOTE: without a device of the name, newer ones end with 65, the row committed.
     ovs_of_another.vsctl(
-        "add-port", "br-int", "web2", "--", "set", "Interface", "web2",
+        "add-port",
+        "br-int",
+        "web2",
+        "--",
+        "set",
+        "Interface",
+        "web2",
         *(f"external_ids:{pair}" for pair in (*STALE, f"pyqemu-netns={netns_of(netns)}")),
         check=False,
     )
@@ -497,8 +511,17 @@ def test_what_a_user_is_told_where_no_agent_is_has_it_do_the_work(
     place: Path, netns: Namespace
 ) -> None:
     policy = POLICY.replace("isolated: true", f"users: ['{OTHER}']")
-    as_other = ("setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups",
-                "--inh-caps=-all", "--bounding-set=-all", "sh", "-c", 'exec "$0" "$@"')
+    as_other = (
+        "setpriv",
+        f"--reuid={OTHER}",
+        f"--regid={OTHER}",
+        "--clear-groups",
+        "--inh-caps=-all",
+        "--bounding-set=-all",
+        "sh",
+        "-c",
+        'exec "$0" "$@"',
+    )
     run = (*as_other, f"{LAB}/bin/pyqemu-ifctl", "run", "--nic", "lan", "--", "true")
     hook = ("-I", "-c", CALLING, "-name", "web1")
     netns.ip("tuntap", "add", "dev", "t1", "mode", "tap", "user", str(OTHER))
@@ -529,8 +552,14 @@ def test_each_socket_is_for_whom_it_is_for(place: Path, netns: Namespace) -> Non
         assert systemd.run(*modes).stdout == "600\n666\n"
         told = report(systemd)
         assert told["users"]["policy"]["error"] is None
-        as_other = ("setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups",
-                    "--inh-caps=-all", "--bounding-set=-all")
+        as_other = (
+            "setpriv",
+            f"--reuid={OTHER}",
+            f"--regid={OTHER}",
+            "--clear-groups",
+            "--inh-caps=-all",
+            "--bounding-set=-all",
+        )
         done = systemd.run(*as_other, f"{LAB}/bin/pyqemu-ifctl", "agent")
         assert (done.returncode, done.stderr) == (0, "")
         assert "/run/pyqemu-ifup/users.sock" in done.stdout and "agent.sock" not in done.stdout

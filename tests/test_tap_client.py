@@ -137,8 +137,13 @@ def call_helper(
         words = [str(hooks.folder / "pyqemu-bridge-helper"), *arguments]
         words = [word.replace("FD", str(theirs.fileno())) for word in words]
         done = subprocess.run(
-            ["sh", "-c", " ".join(words)] if shell else words, pass_fds=[theirs.fileno()],
-            env=hooks.environ(), capture_output=True, text=True, timeout=ROUND, check=False,
+            ["sh", "-c", " ".join(words)] if shell else words,
+            pass_fds=[theirs.fileno()],
+            env=hooks.environ(),
+            capture_output=True,
+            text=True,
+            timeout=ROUND,
+            check=False,
         )
         theirs.close()
         data, fds, _, _ = socket.recv_fds(ours, 10, 4)
@@ -228,8 +233,12 @@ def test_a_socket_that_takes_no_descriptor_is_told_in_one_line(
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wrong:
         done = subprocess.run(
             [hooks.folder / "pyqemu-bridge-helper", "--br=lan", f"--fd={wrong.fileno()}"],
-            pass_fds=[wrong.fileno()], env=hooks.environ(), capture_output=True, text=True,
-            timeout=ROUND, check=False,
+            pass_fds=[wrong.fileno()],
+            env=hooks.environ(),
+            capture_output=True,
+            text=True,
+            timeout=ROUND,
+            check=False,
         )
         assert done.returncode == 71
         assert done.stderr.startswith(
@@ -315,9 +324,7 @@ def test_no_agent(hooks: Hooks, path: str, status: int, text: str) -> None:
     assert ran.stderr.startswith(f"pyqemu-ifctl: lan: {text}" if path else f"pyqemu-ifctl: {text}")
 
 
-def test_the_helper_stops_when_qemu_has_died(
-    hooks: Hooks, script: Script, tmp_path: Path
-) -> None:
+def test_the_helper_stops_when_qemu_has_died(hooks: Hooks, script: Script, tmp_path: Path) -> None:
     out = tmp_path / "out"
     gone = threading.Event()
     callers: list[int] = []
@@ -328,9 +335,7 @@ def test_the_helper_stops_when_qemu_has_died(
     with ours, theirs:
         helper = hooks.folder / "pyqemu-bridge-helper"
         call = f"{helper} --br=lan --fd={theirs.fileno()} 2>{out}; exit"
-        qemu = subprocess.Popen(
-            ["sh", "-c", call], pass_fds=[theirs.fileno()], env=hooks.environ()
-        )
+        qemu = subprocess.Popen(["sh", "-c", call], pass_fds=[theirs.fileno()], env=hooks.environ())
         callers.append(qemu.pid)
         theirs.close()
         qemu.wait(ROUND)
@@ -344,13 +349,27 @@ def test_the_helper_stops_when_qemu_has_died(
 
 def test_run_becomes_a_qemu_that_has_the_taps(hooks: Hooks, script: Script, pipe: int) -> None:
     agent = script(
-        [said("!10"), (b">tap0", [pipe]), said("=0")],
-        [(b">web0", [pipe, pipe]), said("=0")],
+        [said("!10"), (b">tap0", [pipe]), said("=0")], [(b">web0", [pipe, pipe]), said("=0")]
     )
     process = subprocess.Popen(
-        hooks.argv("pyqemu-ifctl", "run", "--nic", "lan", "--nic", "web,tap=web0,id=w,queues=2",
-                   "--", str(hooks.folder / "fake-qemu"), "-name", "a b", "--", "--nic"),
-        env=hooks.environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        hooks.argv(
+            "pyqemu-ifctl",
+            "run",
+            "--nic",
+            "lan",
+            "--nic",
+            "web,tap=web0,id=w,queues=2",
+            "--",
+            str(hooks.folder / "fake-qemu"),
+            "-name",
+            "a b",
+            "--",
+            "--nic",
+        ),
+        env=hooks.environ(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     out, err = process.communicate(timeout=ROUND)
     assert (process.returncode, err) == (0, "")
@@ -363,8 +382,10 @@ def test_run_becomes_a_qemu_that_has_the_taps(hooks: Hooks, script: Script, pipe
     fds = [line.removeprefix("inherited ") for line in lines]
     assert pid == f"pid {process.pid}"
     assert len(fds) == 3
-    expected = [["-netdev", f"tap,id=net0,fd={fds[0]}"],
-                ["-netdev", f"tap,id=w,fds={fds[1]}:{fds[2]}"]]
+    expected = [
+        ["-netdev", f"tap,id=net0,fd={fds[0]}"],
+        ["-netdev", f"tap,id=w,fds={fds[1]}:{fds[2]}"],
+    ]
     assert words.split()[:5] == ["-name", "a", "b", "--", "--nic"]
     got = words.split()[5:]
     if os.path.exists("/dev/vhost-net"):
@@ -380,10 +401,13 @@ def test_run_starts_nothing_where_one_of_the_taps_cannot_be_had(
         [(b">tap0", [pipe]), said("=0")],
         [said("-pyqemu-bridge-helper: web: user x may not: why; what"), said("=77")],
     )
-    done = hooks.run("pyqemu-ifctl", "run", "--nic", "lan", "--nic", "web", "--",
-                     str(hooks.folder / "fake-qemu"))
+    done = hooks.run(
+        "pyqemu-ifctl", "run", "--nic", "lan", "--nic", "web", "--", str(hooks.folder / "fake-qemu")
+    )
     assert (done.returncode, done.stdout, done.stderr) == (
-        77, "", "pyqemu-ifctl: web: user x may not: why; what\n"
+        77,
+        "",
+        "pyqemu-ifctl: web: user x may not: why; what\n",
     )
 
 
@@ -432,9 +456,7 @@ def test_run_looks_for_the_program_before_it_asks_for_taps(hooks: Hooks) -> None
     )
 
 
-def test_run_says_that_a_program_cannot_be_started(
-    hooks: Hooks, script: Script, pipe: int
-) -> None:
+def test_run_says_that_a_program_cannot_be_started(hooks: Hooks, script: Script, pipe: int) -> None:
     script([(b">tap0", [pipe]), said("=0")])
     broken = hooks.folder / "broken"
     broken.write_text("#!/nowhere/interpreter\n")

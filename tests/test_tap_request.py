@@ -27,12 +27,7 @@ from pyqemu_ifup.caller import find_helped
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.manners import Watch
-from pyqemu_ifup.tap_request import (
-    attach_tap,
-    make_tap,
-    may_attach,
-    parse_wish,
-)
+from pyqemu_ifup.tap_request import attach_tap, make_tap, may_attach, parse_wish
 from pyqemu_ifup.taps import QUEUES_MAX, close_all, open_taps
 
 UID, OTHER = 65534, 65533
@@ -52,9 +47,7 @@ def host_of() -> Iterator[Host]:
         yield host
 
 
-def serve(
-    host: Host, policy: Policy, *fields: str, uid: int = UID
-) -> tuple[str, list[int]]:
+def serve(host: Host, policy: Policy, *fields: str, uid: int = UID) -> tuple[str, list[int]]:
     network, name, queues, vnet_hdr, parent = (*fields, *("", "", "1", "", "")[len(fields) :])
     words = (network, name, queues, vnet_hdr, parent)
     tap = make_tap(host.kernel, policy, find_user(uid), os.getpid(), parse_wish(words))
@@ -262,8 +255,12 @@ def test_a_tap_that_is_made_just_now_counts(monkeypatch: pytest.MonkeyPatch) -> 
         (("lan", "lo"), UID, Status.DENIED, "the name lo is not for network lan: its tap_name"),
         (("lan", "lo"), 0, Status.DENIED, "cannot make the tap lo: an interface"),
         (("lan", "$(id)"), UID, Status.DENIED, "'$(id)' is no name for a user's tap: "),
-        (("lan", "br9"), UID, Status.DENIED, "the name br9 is not for a tap: it is that of the "
-         "bridge of network gone"),
+        (
+            ("lan", "br9"),
+            UID,
+            Status.DENIED,
+            "the name br9 is not for a tap: it is that of the bridge of network gone",
+        ),
         (("many",), UID, Status.DENIED, "the name sw0 is not for a tap: it is that of the bridge"),
         (("gone",), UID, Status.UNAVAILABLE, "there is no bridge br9"),
         (("tagged",), UID, Status.REFUSED, "br0 does not filter VLANs"),

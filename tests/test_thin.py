@@ -175,8 +175,13 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start a hook with `words`, its standard descriptors pipes; `before` runs in it first."""
     return subprocess.Popen(
-        [program or hooks.ifup, *words], env={**hooks.environ(), **(env or {})}, pass_fds=pass_fds,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=before,
+        [program or hooks.ifup, *words],
+        env={**hooks.environ(), **(env or {})},
+        pass_fds=pass_fds,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=before,
     )
 
 
@@ -206,9 +211,7 @@ def end(hook: subprocess.Popen[bytes]) -> Ended:
     return Ended(hook.returncode, stderr.decode())
 
 
-def run(
-    hooks: Hooks, part: Sequence[str | bytes], env: Mapping[str, str] | None = None
-) -> Ended:
+def run(hooks: Hooks, part: Sequence[str | bytes], env: Mapping[str, str] | None = None) -> Ended:
     """Run pyqemu-ifup on web0 against an agent that plays `part`."""
     with Agent(hooks.agent, part):
         return end(start(hooks, "web0", env=env))
@@ -232,7 +235,7 @@ def test_a_name_is_valid_as_elsewhere(name: str) -> None:
     assert thin.is_valid_name(name) == names.is_valid_name(name)
 
 
-@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7e), min_size=1, max_size=15))
+@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=15))
 def test_a_name_is_quoted_as_elsewhere(name: str) -> None:
     assert thin.quote(name) == shell.quote(name)
 
@@ -285,7 +288,8 @@ ANSWERS: list[tuple[str, Sequence[str | bytes], int, str]] = [
     (
         "packets that are unknown",
         ("ask", b"!", b"!ten", b"!-1", b"=", b"=-1", b"=0x", b"+data", b">web0", b"\0", b"=0"),
-        0, "",
+        0,
+        "",
     ),
 ]
 
@@ -432,22 +436,28 @@ STOPS: list[tuple[str, Sequence[str | bytes], int, str]] = [
     ("done nevertheless", ("ask", b"!10", "stop", b"=0"), 0, ""),
     ("failed meanwhile", ("ask", b"!10", "stop", LINE, b"=77"), 77, LINE[1:].decode()),
     (
-        "it goes too", ("ask", b"!10", "stop"), 75,
+        "it goes too",
+        ("ask", b"!10", "stop"),
+        75,
         "the agent has ended, pyqemu-ifctl gc web0 removes what is left",
     ),
     (
-        "it hangs", ("ask", b"!0", "stop", "mute"), 75,
+        "it hangs",
+        ("ask", b"!0", "stop", "mute"),
+        75,
         "the agent does not answer, see pyqemu-ifctl agent",
     ),
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "part", "status", "left"), STOPS, ids=[row[0] for row in STOPS]
-)
+@pytest.mark.parametrize(("name", "part", "status", "left"), STOPS, ids=[row[0] for row in STOPS])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_it(
-    hooks: Hooks, name: str, part: Sequence[str | bytes], status: int, left: str,
+    hooks: Hooks,
+    name: str,
+    part: Sequence[str | bytes],
+    status: int,
+    left: str,
     number: signal.Signals,
 ) -> None:
     changed(hooks, "thin['MARGIN'] = 1")
@@ -569,9 +579,7 @@ def test_without_an_agent_the_tap_is_still_open(inner: Hooks) -> None:
     assert ended.here["taps"] == ["web0"]
 
 
-def test_the_real_hook_does_the_work_of_an_agent_that_dies(
-    inside: Namespace, folder: Path
-) -> None:
+def test_the_real_hook_does_the_work_of_an_agent_that_dies(inside: Namespace, folder: Path) -> None:
     plain = Hooks(folder / "hooks", netns=inside.name)
     plain.write_policy(
         "version: 1\nnetworks: {lan: {bridge: br0}}\nrules: [{tap: web0, network: lan}]\n"
@@ -605,7 +613,9 @@ def test_it_loads_no_python(hooks: Hooks) -> None:
     ended = run(hooks, ("ask", b"!10", b"=0"))
     bare = subprocess.run(
         [sys.executable, "-IS", "-c", "import sys; print(*sorted(sys.modules))"],
-        capture_output=True, text=True, check=True,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     more = set(ended.stderr.split()) - set(bare.stdout.split())
     assert ended.status == 0

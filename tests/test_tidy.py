@@ -171,8 +171,11 @@ def test_what_serves_nobody_is_not_brought_back(agent: Agent, site: Site) -> Non
         alias = site.netns.link("lan1")["ifalias"]
         start = Path(f"/proc/{parent.pid}/stat").read_text().rpartition(")")[2].split()[19]
         words = [
-            f"pid={parent.pid}" if word.startswith("pid=")
-            else f"start={start}" if word.startswith("start=") else word
+            f"pid={parent.pid}"
+            if word.startswith("pid=")
+            else f"start={start}"
+            if word.startswith("start=")
+            else word
             for word in alias.split()
         ]
     finally:
@@ -235,8 +238,7 @@ def delete_port(site: Site) -> None:
 
 @pytest.mark.parametrize(
     "lose",
-    [remake_ovs_bridge, restart_server, restart_vswitchd, restart_as_the_service_does,
-     delete_port],
+    [remake_ovs_bridge, restart_server, restart_vswitchd, restart_as_the_service_does, delete_port],
     ids=lambda lose: lose.__name__,
 )
 def test_guests_on_open_vswitch_are_back(
@@ -328,8 +330,10 @@ def test_what_cannot_be_brought_back_is_tried_again(agent: Agent, site: Site) ->
     site.ovs.vswitchd.stop()
     try:
         site.ovs.vsctl("--no-wait", "del-port", "ten0")
-        wait(lambda: "ten0: not done after 1 s" in (agent.report()["last_error"] or ""),
-             "it was not tried")
+        wait(
+            lambda: "ten0: not done after 1 s" in (agent.report()["last_error"] or ""),
+            "it was not tried",
+        )
         # As it was, but for the port that it has lost.
         link = site.netns.link("ten0")
         assert "UP" in link["flags"] and link["ifalias"] == alias
@@ -359,8 +363,9 @@ def test_bridge_that_vswitchd_makes_late(agent: Agent, site: Site, made: bool) -
     site.ovs.vsctl("del-br", "br-int")
     site.ovs.vswitchd.stop()
     try:
-        site.ovs.vsctl("--no-wait", "add-br", "br-int", "--", "set", "Bridge", "br-int",
-                       "datapath_type=netdev")
+        site.ovs.vsctl(
+            "--no-wait", "add-br", "br-int", "--", "set", "Bridge", "br-int", "datapath_type=netdev"
+        )
         wait(lambda: "ten0: " in (agent.report()["last_error"] or ""), "it was not tried")
         link = site.netns.link("ten0")
         assert "UP" in link["flags"] and link["ifalias"] == alias
@@ -382,8 +387,10 @@ def test_bug_in_a_bringing_back(agent: Agent, site: Site) -> None:
     bug = agent.folder / "before-lan0-JoinBridge-bug"
     bug.touch()
     remake_bridge(site)
-    wait(lambda: "lan0: internal error: LookupError" in (agent.report()["last_error"] or ""),
-         "it is not told")
+    wait(
+        lambda: "lan0: internal error: LookupError" in (agent.report()["last_error"] or ""),
+        "it is not told",
+    )
     # It is as it was, but for moments: it is tried again later, and later each time.
     wait(lambda: is_as_it_was(site, alias), "it is not as it was")
     tries, end = 0, time.monotonic() + 2.5
@@ -444,7 +451,9 @@ def test_guest_that_is_denied_by_now_stays_lost(agent: Agent, site: Site) -> Non
     assert agent.down("lan0").status == agent.down("ten0").status == 0
 
 
-COUNTED = HELD + """
+COUNTED = (
+    HELD
+    + """
 from pyqemu_ifd import tidy
 
 def sweep(self, sweep=tidy.Tidier._sweep):
@@ -454,6 +463,7 @@ def sweep(self, sweep=tidy.Tidier._sweep):
 
 tidy.Tidier._sweep = sweep
 """
+)
 
 
 @pytest.mark.parametrize("size", [0, 2 * SMALL], ids=["small", "large"])
@@ -472,7 +482,9 @@ def test_when_told_to_read_an_unchanged_policy_it_looks_at_every_tap(site: Site,
         wait(lambda: sweeps.read_text() != before, "it has not looked")
 
 
-LOGGED = HELD + """
+LOGGED = (
+    HELD
+    + """
 from pyqemu_ifd import tidy
 
 def log(priority, line, log=tidy.log):
@@ -482,6 +494,7 @@ def log(priority, line, log=tidy.log):
 
 tidy.log = log
 """
+)
 
 
 def test_that_it_stays_lost_is_told_once(site: Site) -> None:
@@ -540,8 +553,10 @@ def test_user_who_may_not_by_now_stays_lost(agent: Agent, site: Site) -> None:
     remake_bridge(site)
     wait_for_guests(site, "lan1")
     assert "master" not in site.netns.link("lan0")
-    site.write_policy(networks={"lan": {"bridge": "br0", "users": ["4242"]}},
-                      rules=[{"tap": "lan*", "network": "lan"}])
+    site.write_policy(
+        networks={"lan": {"bridge": "br0", "users": ["4242"]}},
+        rules=[{"tap": "lan*", "network": "lan"}],
+    )
     wait_for_guests(site, "lan0")
     assert " uid=4242 " in site.netns.link("lan0")["ifalias"]
     assert agent.down("lan0").status == agent.down("lan1").status == 0
@@ -551,8 +566,18 @@ def test_port_whose_name_no_link_can_have(agent: Agent, site: Site) -> None:
     assert site.ovs is not None
     name = "patch-to-the-other-1"
     assert len(name) == 20
-    site.ovs.vsctl("--no-wait", "add-port", "br-int", name, "--", "set", "Interface", name,
-                   "type=patch", "options:peer=nobody")
+    site.ovs.vsctl(
+        "--no-wait",
+        "add-port",
+        "br-int",
+        name,
+        "--",
+        "set",
+        "Interface",
+        name,
+        "type=patch",
+        "options:peer=nobody",
+    )
     site.ovs.vsctl("--no-wait", "del-port", name)
     guest = site.tap("ten0")
     assert agent.up("ten0").status == 0
@@ -624,9 +649,7 @@ def test_a_tap_that_comes_again_at_once(agent: Agent, site: Site) -> None:
     wait(lambda: site.row("ten0") is None, "the row is still there")
 
 
-def test_frames_of_a_guest_that_was_brought_back_stay_in_its_vlan(
-    agent: Agent, site: Site
-) -> None:
+def test_frames_of_a_guest_that_was_brought_back_stay_in_its_vlan(agent: Agent, site: Site) -> None:
     assert site.ovs is not None
     ten: Tap = site.tap("ten0")
     stranger = site.tap("other")

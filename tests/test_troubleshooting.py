@@ -60,7 +60,7 @@ def is_said(message: str, texts: list[re.Pattern[str]]) -> bool:
     if message == DENY_OF_README or any(text.fullmatch(message) for text in texts):
         return True
     return any(
-        is_said(message[: found.start()], texts) and is_said(message[found.end():], texts)
+        is_said(message[: found.start()], texts) and is_said(message[found.end() :], texts)
         for found in re.finditer(": |; ", message)
     )
 
@@ -82,29 +82,51 @@ def test_a_message_that_no_program_says_is_seen(texts: list[re.Pattern[str]]) ->
 
 
 QEMU_SAYS: dict[str, tuple[tuple[str, ...], str]] = {
-    "network script /usr/local/bin/pyqemu-ifup failed with status 16640":
-        (("tap,id=n0,ifname=web0,script={here}/pyqemu-ifup,downscript=",), ""),
-    "network script /usr/local/bin/pyqemu-ifup failed with status 256":
-        (("tap,id=n0,ifname=web0,script={here}/gone/pyqemu-ifup",), ""),
-    "network script /usr/local/bin/pyqemu-ifdown failed with status 256":
-        (("tap,id=n0,ifname=web0,script=,downscript={here}/gone/pyqemu-ifdown",), ""),
-    "could not open /dev/net/tun: Permission denied":
-        (("tap,id=n0,ifname=web0,script=",), "closed"),
-    "could not open /dev/net/tun: No such device":
-        (("tap,id=n0,ifname=web0,script=",), "no driver"),
-    "could not open /dev/net/tun: No such file or directory":
-        (("tap,id=n0,ifname=web0,script=",), "gone"),
-    "could not open /dev/net/tun: Operation not permitted":
-        (("tap,id=n0,ifname=web0,script=",), "forbidden"),
-    "could not configure /dev/net/tun (web0): Operation not permitted":
-        (("tap,id=n0,ifname=web0,script=",), "open"),
-    "could not configure /dev/net/tun (web0): Device or resource busy":
-        (("tap,id=n0,ifname=web0,script=", "tap,id=n1,ifname=web0,script="), ""),
-    "could not configure /dev/net/tun (br0): Invalid argument":
-        (("tap,id=n0,ifname=br0,script=",), ""),
+    "network script /usr/local/bin/pyqemu-ifup failed with status 16640": (
+        ("tap,id=n0,ifname=web0,script={here}/pyqemu-ifup,downscript=",),
+        "",
+    ),
+    "network script /usr/local/bin/pyqemu-ifup failed with status 256": (
+        ("tap,id=n0,ifname=web0,script={here}/gone/pyqemu-ifup",),
+        "",
+    ),
+    "network script /usr/local/bin/pyqemu-ifdown failed with status 256": (
+        ("tap,id=n0,ifname=web0,script=,downscript={here}/gone/pyqemu-ifdown",),
+        "",
+    ),
+    "could not open /dev/net/tun: Permission denied": (
+        ("tap,id=n0,ifname=web0,script=",),
+        "closed",
+    ),
+    "could not open /dev/net/tun: No such device": (
+        ("tap,id=n0,ifname=web0,script=",),
+        "no driver",
+    ),
+    "could not open /dev/net/tun: No such file or directory": (
+        ("tap,id=n0,ifname=web0,script=",),
+        "gone",
+    ),
+    "could not open /dev/net/tun: Operation not permitted": (
+        ("tap,id=n0,ifname=web0,script=",),
+        "forbidden",
+    ),
+    "could not configure /dev/net/tun (web0): Operation not permitted": (
+        ("tap,id=n0,ifname=web0,script=",),
+        "open",
+    ),
+    "could not configure /dev/net/tun (web0): Device or resource busy": (
+        ("tap,id=n0,ifname=web0,script=", "tap,id=n1,ifname=web0,script="),
+        "",
+    ),
+    "could not configure /dev/net/tun (br0): Invalid argument": (
+        ("tap,id=n0,ifname=br0,script=",),
+        "",
+    ),
     "bridge helper failed": (("tap,id=n0,br=br0,helper=/bin/false",), ""),
-    "ifname=, script=, downscript=, vnet_hdr=, queues=, and vhostfds= are invalid with helper=":
-        (("tap,id=n0,ifname=web0,helper=/bin/false",), ""),
+    "ifname=, script=, downscript=, vnet_hdr=, queues=, and vhostfds= are invalid with helper=": (
+        ("tap,id=n0,ifname=web0,helper=/bin/false",),
+        "",
+    ),
     "warning: netdev n0 has no peer": (("tap,id=n0,ifname=web0,script=,downscript=",), ""),
 }
 """Heading -> the netdevs that make QEMU say it, and with which of DEVICES."""

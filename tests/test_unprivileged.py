@@ -102,7 +102,8 @@ class Place:
     def taps(self) -> set[str]:
         """Return the names of all taps."""
         return {
-            name for name, link in self.netns.links().items()
+            name
+            for name, link in self.netns.links().items()
             if link.get("linkinfo", {}).get("info_kind") == "tun"
         }
 
@@ -197,7 +198,8 @@ def test_a_user_s_run_needs_the_agent(place: Place) -> None:
     words = ("run", "--nic", "lan", "--", "true")
     done = place.run("pyqemu-ifctl", *words, prefix=(*AS_NOBODY, *gone))
     assert (done.returncode, done.stderr) == (
-        69, "pyqemu-ifctl: lan: no agent at /nowhere/agent.sock: No such file or directory; start "
+        69,
+        "pyqemu-ifctl: lan: no agent at /nowhere/agent.sock: No such file or directory; start "
         "one: systemctl start pyqemu-ifd-users.socket\n",
     )
 
@@ -243,7 +245,10 @@ def test_a_mute_directory_of_users_keeps_nobody_else_waiting(
         with netns.enter():
             begun = time.monotonic()
             done = subprocess.run(
-                [hooks.ifup, "db1"], env=hooks.environ(), capture_output=True, text=True,
+                [hooks.ifup, "db1"],
+                env=hooks.environ(),
+                capture_output=True,
+                text=True,
                 check=False,
             )
         assert (done.returncode, done.stderr) == (0, "")
@@ -418,12 +423,15 @@ def test_who_lies_is_refused(
 
 def test_who_holds_another_s_tap_has_it_not_attached(persistent: Place) -> None:
     # NOTE: opened as root, and kept over setpriv: a descriptor that somebody has handed on.
-    code = ASK.replace("connection.sendmsg", "os.setgid(65534); os.setuid(65534)\n"
-                       "if os.fork(): raise SystemExit(os.wait()[1])\n"
-                       "connection.close()\n"
-                       "connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
-                       "connection.connect(os.environ['PYQEMU_IFUP_SOCKET'])\n"
-                       "connection.sendmsg")
+    code = ASK.replace(
+        "connection.sendmsg",
+        "os.setgid(65534); os.setuid(65534)\n"
+        "if os.fork(): raise SystemExit(os.wait()[1])\n"
+        "connection.close()\n"
+        "connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+        "connection.connect(os.environ['PYQEMU_IFUP_SOCKET'])\n"
+        "connection.sendmsg",
+    )
     done = persistent.netns.run(
         [sys.executable, "-I", "-c", code, "up", "root0", "lan", ""],
         env={**persistent.env(), "HELD": "root0"},

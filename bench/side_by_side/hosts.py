@@ -41,8 +41,12 @@ exec "$@"
 """
 
 QEMU_LIKE = (
-    "-name", "guest=bench",
-    "-netdev", "tap,id=n0,ifname=bench0", "-netdev", "tap,id=n1,ifname=bench1",
+    "-name",
+    "guest=bench",
+    "-netdev",
+    "tap,id=n0,ifname=bench0",
+    "-netdev",
+    "tap,id=n1,ifname=bench1",
 )
 """What a hook finds when it reads the command line of its parent."""
 
@@ -122,7 +126,10 @@ class Spawner:
         # NOTE: in a session of its own, so that a terminal's ^C reaches this process alone.
         self.process = subprocess.Popen(
             place.argv(python),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
 
     def __enter__(self) -> Spawner:
@@ -320,8 +327,13 @@ def _start_session(words: Sequence[str], env: Mapping[str, str]) -> subprocess.P
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     }
     process = subprocess.Popen(
-        words, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        words,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     for number, handler in handlers.items():
         signal.signal(number, handler)

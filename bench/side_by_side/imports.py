@@ -63,7 +63,7 @@ def table(imports: Sequence[Import], runs: int) -> str:
     whole = sum(each.own for each in imports)
     lines = [
         f"an up on a Linux bridge imports {len(imports)} modules in {whole:.1f} ms "
-        f"(medians of {runs} runs; the tracing itself adds to each)",
+        f"(medians of {runs} runs; the tracing itself adds to each)"
     ]
     for title, key in (("by their own cost", "own"), ("with all that they import", "total")):
         lines += ["", f"  own ms  all ms  {title}"]

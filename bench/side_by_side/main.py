@@ -42,35 +42,49 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options; exits 2 where they are wrong."""
     parser = argparse.ArgumentParser(
-        prog="bench/run", allow_abbrev=False,
+        prog="bench/run",
+        allow_abbrev=False,
         description="Measure one up and one down as QEMU sees them, beside what people use.",
         epilog="Needs root and /dev/net/tun; works in network namespaces of its own.",
     )
     parser.add_argument(
-        "--rounds", type=_rounds, default=ROUNDS, metavar="N",
+        "--rounds",
+        type=_rounds,
+        default=ROUNDS,
+        metavar="N",
         help=f"how often each row is measured; {ROUNDS}",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE too")
     parser.add_argument(
-        "--prefix", type=Path, metavar="DIR",
+        "--prefix",
+        type=Path,
+        metavar="DIR",
         help="measure the installation in DIR, in place of one made for this run",
     )
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument(
-        "--imports", action="store_true",
+        "--imports",
+        action="store_true",
         help="show the costliest imports of an up, and measure nothing else",
     )
     parts.add_argument(
-        "--scale", action="store_true",
+        "--scale",
+        action="store_true",
         help="measure the agent with many taps and many rules instead",
     )
     parts.add_argument("--all", action="store_true", help="measure both, one after the other")
     parser.add_argument(
-        "--at-once", type=_numbers, default=scale.AT_ONCE, metavar="N,N...",
+        "--at-once",
+        type=_numbers,
+        default=scale.AT_ONCE,
+        metavar="N,N...",
         help=f"how many taps come up at once; {','.join(map(str, scale.AT_ONCE))}",
     )
     parser.add_argument(
-        "--taps", type=_taps, default=scale.TAPS, metavar="N",
+        "--taps",
+        type=_taps,
+        default=scale.TAPS,
+        metavar="N",
         help=f"how many taps there are already, at the most {scale.TAPS_MAX}; {scale.TAPS}",
     )
     return parser.parse_args(words)
@@ -185,9 +199,7 @@ def side_by_side(plan: Plan, no_ovs: str | None, rounds: int) -> Result:
         samples = measure_all(hosts, rows, rounds)
     notes = []
     if not plan.vlan_filtering:
-        notes.append(
-            "this kernel's bridges do not filter VLANs: no row on a Linux bridge sets one"
-        )
+        notes.append("this kernel's bridges do not filter VLANs: no row on a Linux bridge sets one")
     return Result(tuple(rows), samples, tuple(left_out), tuple(notes), rounds)
 
 

@@ -38,9 +38,11 @@ class PortMonitor:
         while left := wanted & set(self.names.values()):
             message = self._next(end)
             if message.get("method") == "echo":
-                self._socket.sendall(json.dumps(
-                    {"id": message["id"], "result": message["params"], "error": None}
-                ).encode())
+                self._socket.sendall(
+                    json.dumps(
+                        {"id": message["id"], "result": message["params"], "error": None}
+                    ).encode()
+                )
             elif message.get("method") == "update":
                 self._take(message["params"][1])
             else:

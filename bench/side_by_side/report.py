@@ -9,15 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from side_by_side.rows import (
-    BARE,
-    LONG_OVS_SCRIPT,
-    OVS_SCRIPT,
-    PYROUTE2,
-    SCRIPT,
-    LeftOut,
-    Row,
-)
+from side_by_side.rows import BARE, LONG_OVS_SCRIPT, OVS_SCRIPT, PYROUTE2, SCRIPT, LeftOut, Row
 
 WIDTH = 98
 LABEL = 34
@@ -58,7 +50,9 @@ def figures(samples: Samples) -> Figures:
     # NOTE: the nearest rank: a time that was measured, not one between two.
     p95 = ordered[math.ceil(0.95 * len(ordered)) - 1]
     return Figures(
-        1000 * statistics.median(ordered), 1000 * ordered[0], 1000 * p95,
+        1000 * statistics.median(ordered),
+        1000 * ordered[0],
+        1000 * p95,
         1000 * statistics.median(samples.cpu),
     )
 
@@ -80,10 +74,16 @@ def table(result: Result) -> str:
         "",
         *goal_lines(goals(result)),
         "",
-        *_wrap("/bare: times the median of the bare interpreter, `python3 -I -S -c pass`; "
-               "/ip: times that of the two-line ip script's up, or down.", ""),
-        *(line for each in result.left_out
-          for line in _wrap(f"left out: {each.label}: {each.because}", "  ")),
+        *_wrap(
+            "/bare: times the median of the bare interpreter, `python3 -I -S -c pass`; "
+            "/ip: times that of the two-line ip script's up, or down.",
+            "",
+        ),
+        *(
+            line
+            for each in result.left_out
+            for line in _wrap(f"left out: {each.label}: {each.because}", "  ")
+        ),
         *(line for note in result.notes for line in _wrap(f"note: {note}", "  ")),
         "",
         "what is run:",
@@ -97,9 +97,7 @@ def table(result: Result) -> str:
 def heading() -> list[str]:
     """Return the heading of the rows."""
     columns = f"{'median':>7} {'min':>6} {'p95':>6} {'/bare':>6} {'/ip':>5}"
-    return [
-        f"{'':{LABEL}}{'up':>18}{'down':>32}".rstrip(), f"{'':{LABEL - 2}}{columns}{columns}"
-    ]
+    return [f"{'':{LABEL}}{'up':>18}{'down':>32}".rstrip(), f"{'':{LABEL - 2}}{columns}{columns}"]
 
 
 def rows_table(result: Result) -> list[str]:
@@ -132,14 +130,34 @@ def times(result: Result, key: str, limit: float, of: str, text: str) -> list[Go
 def goals(result: Result) -> list[Goal]:
     """Return what the hooks shall cost beside what they are compared with."""
     return [
-        *times(result, "linux-agent", 1.4, BARE,
-               "through the agent, Linux bridge / python3 -I -S -c pass"),
-        *times(result, "ovs-agent", 1.2, OVS_SCRIPT,
-               "through the agent, OVS bridge / ovs-vsctl script, tag"),
-        *times(result, "ovs-agent", 1.2, LONG_OVS_SCRIPT,
-               "through the agent, OVS bridge / ovs-vsctl script, tag MTU MAC"),
-        *times(result, "linux", 1.3, PYROUTE2,
-               "without the agent, Linux bridge / python3 -c 'import pyroute2'"),
+        *times(
+            result,
+            "linux-agent",
+            1.4,
+            BARE,
+            "through the agent, Linux bridge / python3 -I -S -c pass",
+        ),
+        *times(
+            result,
+            "ovs-agent",
+            1.2,
+            OVS_SCRIPT,
+            "through the agent, OVS bridge / ovs-vsctl script, tag",
+        ),
+        *times(
+            result,
+            "ovs-agent",
+            1.2,
+            LONG_OVS_SCRIPT,
+            "through the agent, OVS bridge / ovs-vsctl script, tag MTU MAC",
+        ),
+        *times(
+            result,
+            "linux",
+            1.3,
+            PYROUTE2,
+            "without the agent, Linux bridge / python3 -c 'import pyroute2'",
+        ),
     ]
 
 
@@ -166,9 +184,7 @@ def _cells(result: Result, row: Row, direction: str) -> str:
         return f"{'-':>7} {'-':>6} {'-':>6} {'-':>6} {'-':>5}"
     found = figures(samples)
     bare, script = ratios(result, direction, found.median)
-    return (
-        f"{found.median:7.1f} {found.least:6.1f} {found.p95:6.1f} {bare:6.1f} {script:5.1f}"
-    )
+    return f"{found.median:7.1f} {found.least:6.1f} {found.p95:6.1f} {bare:6.1f} {script:5.1f}"
 
 
 def _commands(row: Row, shown: set[str]) -> list[str]:

@@ -12,9 +12,7 @@ from side_by_side.hosts import BRIDGE, MTU, OVS_BRIDGE, VID, Plan
 TAP, OVS_TAP = "bench0", "bench1"
 """The taps; an agent's policy puts the second one on Open vSwitch."""
 STOCK_UP, STOCK_DOWN = Path("/etc/qemu-ifup"), Path("/etc/qemu-ifdown")
-QEMU_HELPERS = (
-    Path("/usr/lib/qemu/qemu-bridge-helper"), Path("/usr/libexec/qemu-bridge-helper")
-)
+QEMU_HELPERS = (Path("/usr/lib/qemu/qemu-bridge-helper"), Path("/usr/libexec/qemu-bridge-helper"))
 """Where distributions put QEMU's own helper."""
 
 BARE, SCRIPT, PYROUTE2 = "python", "ip-script", "pyroute2"
@@ -134,17 +132,13 @@ ip link set "$1" mtu {MTU}
 
 def script_row(folder: Path, host: str, key: str = SCRIPT, more: str = "") -> Row:
     """Return the row of the two-line `ip` script; `more` joins its label."""
-    return _script(
-        key, f"ip script, two lines{more}", host, BRIDGE, folder, _TWO_LINES, _NOMASTER
-    )
+    return _script(key, f"ip script, two lines{more}", host, BRIDGE, folder, _TWO_LINES, _NOMASTER)
 
 
 def ovs_script_row(folder: Path, host: str, key: str = OVS_SCRIPT, more: str = "") -> Row:
     """Return the row of the `ovs-vsctl` script; `more` joins its label."""
     up = f'ovs-vsctl add-port {OVS_BRIDGE} "$1" tag={VID}\nip link set "$1" up\n'
-    return _script(
-        key, f"ovs-vsctl script, tag{more}", host, OVS_BRIDGE, folder, up, _DEL_PORT
-    )
+    return _script(key, f"ovs-vsctl script, tag{more}", host, OVS_BRIDGE, folder, up, _DEL_PORT)
 
 
 def _long_ovs_script(folder: Path) -> Row:
@@ -156,9 +150,7 @@ ip link set "$1" up
     return _script(LONG_OVS_SCRIPT, label, "ovs", OVS_BRIDGE, folder, up, _DEL_PORT)
 
 
-def _script(
-    key: str, label: str, host: str, bridge: str, folder: Path, up: str, down: str
-) -> Row:
+def _script(key: str, label: str, host: str, bridge: str, folder: Path, up: str, down: str) -> Row:
     text = {}
     for name, lines in ((f"{key}-up", up), (f"{key}-down", down)):
         path = folder / name
@@ -186,9 +178,7 @@ bridge link set dev "$1" isolated on
 
 def _stock_row() -> Row:
     down = (str(STOCK_DOWN), TAP) if os.access(STOCK_DOWN, os.X_OK) else None
-    return Row(
-        "stock", str(STOCK_UP), "plain", (str(STOCK_UP), TAP), down, BRIDGE, detaches=False
-    )
+    return Row("stock", str(STOCK_UP), "plain", (str(STOCK_UP), TAP), down, BRIDGE, detaches=False)
 
 
 def hook_row(
@@ -227,9 +217,7 @@ def _our_helper(plan: Plan, agents: Mapping[str, str]) -> Row:
     return _helper_row("helper", "pyqemu-bridge-helper", program, "linux", env)
 
 
-def _helper_row(
-    key: str, label: str, program: str, network: str, env: Mapping[str, str]
-) -> Row:
+def _helper_row(key: str, label: str, program: str, network: str, env: Mapping[str, str]) -> Row:
     words = (program, "--use-vnet", f"--br={network}")
     return Row(key, label, "plain", words, bridge=BRIDGE, helper=True, env=env)
 
@@ -247,9 +235,7 @@ class Target:
         return "linux" if self.bridge == BRIDGE else "ovs"
 
 
-def write_policy(
-    path: Path, targets: Mapping[str, Target], before: Sequence[str] = ()
-) -> Path:
+def write_policy(path: Path, targets: Mapping[str, Target], before: Sequence[str] = ()) -> Path:
     """Write a policy: for each glob of taps a network, named for the kind of its bridge.
 
     `before` are lines of rules that come before those of `targets`. Returns the path.

@@ -95,9 +95,7 @@ class Grown:
     left_out: tuple[LeftOut, ...]
 
 
-def measure(
-    plan: Plan, no_ovs: str | None, rounds: int, counts: Sequence[int], taps: int
-) -> Grown:
+def measure(plan: Plan, no_ovs: str | None, rounds: int, counts: Sequence[int], taps: int) -> Grown:
     """Measure all of it, with `counts` taps at once, and `taps` there already."""
     linux = Target(BRIDGE, plan.vid)
     plans = {"linux": _with_policy(plan, "scale-linux", linux)}

@@ -29,7 +29,10 @@ def goals(grown: Grown) -> list[Goal]:
         text = f"an up, {label}: {grown.taps} taps there / {FEW} taps there"
         found += report.times(grown.latency, kind + many, 1.5, kind + few, text)
     found += report.times(
-        grown.latency, f"rules-{RULES[-1]}", 1.1, f"rules-{RULES[0]}",
+        grown.latency,
+        f"rules-{RULES[-1]}",
+        1.1,
+        f"rules-{RULES[0]}",
         f"an up: {RULES[-1]} rules / {RULES[0]} rules",
     )
     for each in grown.memory:
@@ -101,8 +104,10 @@ def as_json(grown: Grown) -> dict[str, object]:
         "rows": report.rows_json(grown.latency),
         "memory": [
             {
-                "switch": each.label, "taps": each.taps,
-                "before": round(each.before, 1), "after": round(each.after, 1),
+                "switch": each.label,
+                "taps": each.taps,
+                "before": round(each.before, 1),
+                "after": round(each.after, 1),
             }
             for each in grown.memory
         ],

@@ -99,6 +99,8 @@ def _split(line: str, place: str) -> tuple[str, str]:
 
 def _invalid(place: str, why: str) -> Failure:
     return Failure(
-        Status.POLICY_INVALID, show_path(place), why,
+        Status.POLICY_INVALID,
+        show_path(place),
+        why,
         "correct it, or leave bridge_conf: true out of the policy",
     )

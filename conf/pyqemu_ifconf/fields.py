@@ -167,7 +167,9 @@ FIELDS: tuple[Field, ...] = (
         "ipv6",
         "nat",
         Text(
-            "this host's address and 64, such as fd00:76::1/64", is_host6_address, HOST6_PATTERN,
+            "this host's address and 64, such as fd00:76::1/64",
+            is_host6_address,
+            HOST6_PATTERN,
             "of a host, its length 64",
         ),
         "This host's IPv6 address on the network, and with it the subnet.",
@@ -264,7 +266,9 @@ FIELDS: tuple[Field, ...] = (
         "mac",
         "nic",
         Text(
-            "the MAC of a device", is_mac, MAC_PATTERN,
+            "the MAC of a device",
+            is_mac,
+            MAC_PATTERN,
             "six pairs of hexadecimal digits such as 52:54:00:12:34:56, the second digit even",
         ),
         "The MAC; 52:54:00 and a hash of host, guest and NIC.",
@@ -302,23 +306,27 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "ipv4",
         "user",
-        OrFalse(Text(
-            "an IPv4 subnet such as 10.0.2.0/24",
-            is_subnet,
-            r"^[0-9]{1,3}(\.[0-9]{1,3}){3}/([0-9]|1[0-9]|2[0-7])$",
-            f"its host part zero, its length at most {IPV4_LENGTH_MAX}",
-        )),
+        OrFalse(
+            Text(
+                "an IPv4 subnet such as 10.0.2.0/24",
+                is_subnet,
+                r"^[0-9]{1,3}(\.[0-9]{1,3}){3}/([0-9]|1[0-9]|2[0-7])$",
+                f"its host part zero, its length at most {IPV4_LENGTH_MAX}",
+            )
+        ),
         "The guest's IPv4 subnet, or false for none; 10.0.2.0/24.",
     ),
     Field(
         "ipv6",
         "user",
-        OrFalse(Text(
-            "an IPv6 subnet such as fd00:2::/64",
-            is_ipv6_subnet,
-            r"^[0-9A-Fa-f:.]+/([0-9]|[1-9][0-9]|1[01][0-9]|12[0-6])$",
-            "its host part zero, its length at most 126",
-        )),
+        OrFalse(
+            Text(
+                "an IPv6 subnet such as fd00:2::/64",
+                is_ipv6_subnet,
+                r"^[0-9A-Fa-f:.]+/([0-9]|[1-9][0-9]|1[01][0-9]|12[0-6])$",
+                "its host part zero, its length at most 126",
+            )
+        ),
         "The guest's IPv6 subnet, or false for none; fec0::/64.",
     ),
     Field("restrict", "user", Flag(), "Keeps the guest from all but the forwards; false."),
@@ -326,7 +334,9 @@ FIELDS: tuple[Field, ...] = (
         "hostname",
         "user",
         Text(
-            "a host name", lambda text: fits(HOSTNAME_PATTERN, text), HOSTNAME_PATTERN,
+            "a host name",
+            lambda text: fits(HOSTNAME_PATTERN, text),
+            HOSTNAME_PATTERN,
             f"letters, digits, dots and hyphens, at most {HOSTNAME_MAX}",
             HOSTNAME_MAX,
         ),
@@ -347,8 +357,13 @@ FIELDS: tuple[Field, ...] = (
 )
 
 OBJECTS: dict[str, str] = {
-    "top": "the policy", "network": "a network", "rule": "a rule", "vm": "a guest of vms:",
-    "nic": "a NIC", "user": "user:", "nat": "nat:",
+    "top": "the policy",
+    "network": "a network",
+    "rule": "a rule",
+    "vm": "a guest of vms:",
+    "nic": "a NIC",
+    "user": "user:",
+    "nat": "nat:",
 }
 
 

@@ -85,7 +85,8 @@ def _pieces(glob: str) -> list[_Piece]:
 def _plain(tokens: list[_Token]) -> _Piece:
     """Return the characters of tokens that are all plain, else the tokens."""
     letters = [
-        ranges[0][0] for negated, ranges in tokens
+        ranges[0][0]
+        for negated, ranges in tokens
         if not negated and len(ranges) == 1 and ranges[0][0] == ranges[0][1]
     ]
     return "".join(letters) if len(letters) == len(tokens) else tokens

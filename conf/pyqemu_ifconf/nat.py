@@ -300,7 +300,8 @@ def overlaps(networks: Iterable[Network]) -> list[tuple[Network, Network, str]]:
 
     subnets = [
         (subnet.version, subnet.network_address, -subnet.num_addresses, at, network, subnet)
-        for at, network in enumerate(networks) if network.nat is not None
+        for at, network in enumerate(networks)
+        if network.nat is not None
         for subnet in (ip_interface(each).network for each in _subnets(network.nat))
     ]
     # NOTE: of two subnets that overlap, one lies in the other; each comes after those around it.

@@ -115,8 +115,7 @@ def entries(node: Map, errors: Errors, what: str) -> Iterator[tuple[Scalar, Node
         elif key.text in seen:
             first = seen[key.text]
             errors.add(
-                key,
-                f"{what} {quote(key.text)} is given twice; first at {errors.file}:{first.line}",
+                key, f"{what} {quote(key.text)} is given twice; first at {errors.file}:{first.line}"
             )
         else:
             seen[key.text] = key

@@ -475,9 +475,8 @@ def why_void(policy: Policy, rule: Rule, caller: Caller) -> str | None:
     if not changed:
         return None
     by = " and ".join(said or ("tap",))
-    return (
-        f"it changes {', '.join(changed)} by {by}, which counts for no unprivileged user"
-        + ("" if said else " but on a tap that root has made")
+    return f"it changes {', '.join(changed)} by {by}, which counts for no unprivileged user" + (
+        "" if said else " but on a tap that root has made"
     )
 
 

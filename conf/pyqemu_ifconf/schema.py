@@ -22,8 +22,12 @@ def policy_schema() -> Schema:
         "title": "The policy of pyqemu-ifup",
         **_object("top"),
         "$defs": {
-            "network": _network(), "rule": _rule(), "vm": _object("vm"), "nic": _nic(),
-            "user": _object("user"), "nat": _nat(),
+            "network": _network(),
+            "rule": _rule(),
+            "vm": _object("vm"),
+            "nic": _nic(),
+            "user": _object("user"),
+            "nat": _nat(),
         },
     }
 
@@ -77,7 +81,9 @@ def _network() -> Schema:
         }
     }
     return {
-        **_object("network"), "if": linux, "then": plain,
+        **_object("network"),
+        "if": linux,
+        "then": plain,
         "allOf": [{"if": {"required": ["nat"]}, "then": made}],
     }
 
@@ -104,9 +110,7 @@ def _rule() -> Schema:
 def _nat() -> Schema:
     """Return the schema of nat: one of two addresses; what is for IPv4 needs that."""
     needs_ipv4: Schema = {
-        "properties": {
-            "dhcp": {"const": False}, "forward": {"type": "array", "maxItems": 0},
-        },
+        "properties": {"dhcp": {"const": False}, "forward": {"type": "array", "maxItems": 0}}
     }
     return {
         **_object("nat"),
@@ -127,7 +131,8 @@ def _nic() -> Schema:
             {
                 "required": ["user"],
                 "properties": {
-                    **{name: False for name in ("network", *of_taps)}, "queues": {"const": 1},
+                    **{name: False for name in ("network", *of_taps)},
+                    "queues": {"const": 1},
                 },
             },
         ],

@@ -175,15 +175,18 @@ class _Way:
         self._links += 1
         if self._links > LINKS_MAX:
             raise Failure(
-                Status.NO_POLICY, show_path(self.path),
-                f"it leads over more than {LINKS_MAX} symbolic links", "lead it straight there",
+                Status.NO_POLICY,
+                show_path(self.path),
+                f"it leads over more than {LINKS_MAX} symbolic links",
+                "lead it straight there",
             )
 
     def _check_absent(self, path: str) -> None:
         """Refuse a link to what does not exist, the next name: the policy is not merely absent."""
         if len(self._names) > self._given:
             raise Failure(
-                Status.NO_POLICY, show_path(self.path),
+                Status.NO_POLICY,
+                show_path(self.path),
                 f"it leads to {show_path(path)}, which does not exist",
                 "lead it to what is there, or take the symbolic link away",
             )
@@ -254,7 +257,8 @@ def _check_owner(path: str, found: os.stat_result, *, above: bool = False) -> No
         return
     if is_unmapped(found.st_uid):
         raise Failure(
-            Status.UNSAFE, show_path(path),
+            Status.UNSAFE,
+            show_path(path),
             "a user whom this user namespace does not have owns it, and could change the policy",
             _OWN,
         )

@@ -137,9 +137,7 @@ class Domains:
         """Return a list of such names."""
         domain: Schema = {"type": "string", "pattern": DOMAIN_PATTERN}
         number: Schema = {"type": "number", "minimum": 0}
-        return {
-            "type": "array", "items": {"anyOf": [domain, number, {"type": "boolean"}]},
-        }
+        return {"type": "array", "items": {"anyOf": [domain, number, {"type": "boolean"}]}}
 
 
 @dataclass(frozen=True)
@@ -239,7 +237,12 @@ class Forwards:
 
     @staticmethod
     def _end(
-        name: str, form: re.Pattern[str], port: int, address: int, words: str, node: Node,
+        name: str,
+        form: re.Pattern[str],
+        port: int,
+        address: int,
+        words: str,
+        node: Node,
         errors: Errors,
     ) -> re.Match[str] | None:
         """Return the match of one end of a forward, None where it has an error."""

@@ -252,15 +252,17 @@ def _check_nats(draft: _Draft) -> None:
         if bridge and not is_network_name(bridge):
             # NOTE: others are patterns, or the end of a name, to nft(8) and dnsmasq(8).
             errors.add(
-                key, f"the bridge {quote(bridge)} of a network with nat: has other characters than "
-                "letters, digits, ., _ and -, a letter or digit first"
+                key,
+                f"the bridge {quote(bridge)} of a network with nat: has other characters than "
+                "letters, digits, ., _ and -, a letter or digit first",
             )
         # NOTE: one more is enough to tell; each of them says so itself.
         other = next((it for it in on_bridge[bridge] if it.name != name), None)
         if bridge and other is not None:
             errors.add(
-                key, f"the bridge {bridge} of a network with nat: is its own, and network "
-                f"{other.name} ({other.place}) has it too"
+                key,
+                f"the bridge {bridge} of a network with nat: is its own, and network "
+                f"{other.name} ({other.place}) has it too",
             )
     for network, other, why in overlaps(draft.networks.values()) if draft.nats else ():
         key, errors = draft.nats[network.name]
@@ -351,9 +353,7 @@ def _read_nic(
         port = [name for name, row in fields_of("nic").items() if row.where == "port"]
         for name in ("tap", *port):
             if name in given.keys:
-                errors.add(
-                    given.keys[name], f"a NIC in user mode has no tap; remove {name}"
-                )
+                errors.add(given.keys[name], f"a NIC in user mode has no tap; remove {name}")
         if given.values.get("queues", 1) != 1:
             errors.add(given.keys["queues"], "a NIC in user mode has one pair of queues")
         inner = given.values.get("user")
@@ -362,12 +362,15 @@ def _read_nic(
     vectors = given.values.get("vectors")
     model = given.values.get("model", DEFAULT_MODEL)
     if not is_virtio(model):
-        for name, value in (("queues", given.values.get("queues", 1) != 1),
-                            ("vectors", isinstance(vectors, int))):
+        for name, value in (
+            ("queues", given.values.get("queues", 1) != 1),
+            ("vectors", isinstance(vectors, int)),
+        ):
             if value:
                 errors.add(
-                    given.keys[name], f"a NIC of model {model} has no {name} to choose; remove "
-                    f"{name}, or take model: {DEFAULT_MODEL}"
+                    given.keys[name],
+                    f"a NIC of model {model} has no {name} to choose; remove "
+                    f"{name}, or take model: {DEFAULT_MODEL}",
                 )
     mac = given.values.get("mac")
     network = given.values.get("network")

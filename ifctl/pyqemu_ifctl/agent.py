@@ -140,7 +140,9 @@ def ask(path: str, seconds: float = PATIENCE) -> Told:
     """Ask the agent at `path`, which may take so many seconds. Raises Failure as `agent` does."""
     if not path:
         raise Failure(
-            Status.UNAVAILABLE, "there is no agent", f"{SOCKET_VARIABLE} is empty",
+            Status.UNAVAILABLE,
+            "there is no agent",
+            f"{SOCKET_VARIABLE} is empty",
             f"unset it for the one at {default_socket()}",
         )
     seconds = max(seconds, LEAST)
@@ -178,7 +180,9 @@ def _connect(connection: socket.socket, path: str, seconds: float) -> None:
         if error.errno == errno.EPROTOTYPE:
             raise _no_agent(path, "its socket is of another type") from error
         raise Failure(
-            Status.UNAVAILABLE, f"no agent listens at {readable(path)}", why,
+            Status.UNAVAILABLE,
+            f"no agent listens at {readable(path)}",
+            why,
             f"start it: {sh('systemctl', 'start', _unit(path))}, or pyqemu-ifd"
             f"{' --users' if path == USERS_SOCKET else ''}; the hooks do without",
         ) from error
@@ -212,7 +216,8 @@ def _unit(path: str) -> str:
 
 def _mute(path: str, seconds: float) -> Failure:
     return Failure(
-        Status.TRY_AGAIN, f"the agent at {readable(path)} does not answer",
+        Status.TRY_AGAIN,
+        f"the agent at {readable(path)} does not answer",
         f"waited {seconds:.2g} s",
         f"try again, or restart it: {sh('systemctl', 'restart', _unit(path))}; "
         "nothing is lost by that",
@@ -221,14 +226,18 @@ def _mute(path: str, seconds: float) -> Failure:
 
 def _gone(path: str) -> Failure:
     return Failure(
-        Status.TRY_AGAIN, f"the agent at {readable(path)} has hung up",
-        "it has ended, or has too many connections", "try again",
+        Status.TRY_AGAIN,
+        f"the agent at {readable(path)} has hung up",
+        "it has ended, or has too many connections",
+        "try again",
     )
 
 
 def _no_agent(path: str, why: str) -> Failure:
     return Failure(
-        Status.REFUSED, f"what listens at {readable(path)} is no agent of this version", shown(why),
+        Status.REFUSED,
+        f"what listens at {readable(path)} is no agent of this version",
+        shown(why),
         f"restart it: {sh('systemctl', 'restart', _unit(path))}",
     )
 
@@ -291,8 +300,13 @@ def as_text(told: Told, path: str) -> str:
     ]
     if told.requests:
         cells = [
-            (verb, str(each.count), str(each.failed), _milliseconds(each.median),
-             _milliseconds(each.p99))
+            (
+                verb,
+                str(each.count),
+                str(each.failed),
+                _milliseconds(each.median),
+                _milliseconds(each.p99),
+            )
             for verb, each in told.requests.items()
         ]
         heads = ("REQUESTS", "COUNT", "FAILED", "MEDIAN", "P99")

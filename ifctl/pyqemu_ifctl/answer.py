@@ -77,11 +77,19 @@ def json_vlan(vlan: Vlan | None) -> object:
 
 def json_differences(found: Iterable[Difference] | None) -> object:
     """Return for JSON what is not as wanted, null where that cannot be told."""
-    return None if found is None else [
-        {"setting": each.setting, "wanted": each.wanted, "is": each.found,
-         "because": each.because or None}
-        for each in found
-    ]
+    return (
+        None
+        if found is None
+        else [
+            {
+                "setting": each.setting,
+                "wanted": each.wanted,
+                "is": each.found,
+                "because": each.because or None,
+            }
+            for each in found
+        ]
+    )
 
 
 def count(number: int, noun: str) -> str:
@@ -102,8 +110,11 @@ def terminal() -> int | None:
 def width(text: str) -> int:
     """Return how many columns of a terminal `text` takes."""
     return sum(
-        0 if unicodedata.category(c) in ("Mn", "Me") else
-        2 if unicodedata.east_asian_width(c) in "WF" else 1
+        0
+        if unicodedata.category(c) in ("Mn", "Me")
+        else 2
+        if unicodedata.east_asian_width(c) in "WF"
+        else 1
         for c in text
     )
 

@@ -61,8 +61,13 @@ Result = Literal[
 FINE: tuple[Result, ...] = ("left", "cut", "would cut")
 """What a tap that did not get what the policy wants may have come to, and all is well."""
 SEVERITY = (
-    Status.DENIED, Status.TRY_AGAIN, Status.UNAVAILABLE, Status.REFUSED, Status.POLICY_INVALID,
-    Status.NO_POLICY, Status.UNSAFE,
+    Status.DENIED,
+    Status.TRY_AGAIN,
+    Status.UNAVAILABLE,
+    Status.REFUSED,
+    Status.POLICY_INVALID,
+    Status.NO_POLICY,
+    Status.UNSAFE,
 )
 """The statuses that a tap can fail with, from the least grave to the worst."""
 
@@ -175,11 +180,10 @@ def apply_policy(
         watch.allow(time.monotonic() - watch.start + policy.timeout + SETTLE + 2 * GRACE + 2 * TELL)
         host.watch = watch.within(policy.timeout + SETTLE)
         host.tell = narrator("pyqemu-ifctl", guest.tap)
+
         def put(guest: Guest = guest) -> Outcome | None:
             with _alone(host, guest, dry_run=dry_run) as alone:
-                outcome = _apply_one(
-                    host, policy, alone, failed, named=bool(taps), dry_run=dry_run
-                )
+                outcome = _apply_one(host, policy, alone, failed, named=bool(taps), dry_run=dry_run)
                 if outcome is None or outcome.result != "denied":
                     return outcome
                 return _deny(host, outcome, cut=cut, dry_run=dry_run)
@@ -225,9 +229,7 @@ def _is_running(guest: Guest) -> bool:
     return guest.pid is not None or (guest.stamp is not None and is_alive(guest.stamp))
 
 
-def _guest(
-    host: Host, tap: str, link: Link | None, pids: Sequence[int], here: Here
-) -> Guest:
+def _guest(host: Host, tap: str, link: Link | None, pids: Sequence[int], here: Here) -> Guest:
     stamp = link.stamp if link is not None else None
     if stamp is None and link is not None and not link.alias:
         # A tap that has lost its mark, but not its port.
@@ -274,7 +276,9 @@ def _alone(host: Host, guest: Guest, *, dry_run: bool) -> Iterator[Guest]:
             now = host.kernel.look_up(guest.tap)
             if now is not None and (before is None or before.index != now.index):
                 raise Failure(
-                    Status.TRY_AGAIN, "in other hands", "the tap has been made anew meanwhile",
+                    Status.TRY_AGAIN,
+                    "in other hands",
+                    "the tap has been made anew meanwhile",
                     "try again",
                 )
             if _is_settled(guest, now, time.monotonic() - begun):
@@ -295,7 +299,8 @@ def _is_settled(guest: Guest, link: Link | None, waited: float) -> bool:
     script = find_hook_at_work(guest.tap, guest.pid)
     if script is not None and waited > SETTLE:
         raise Failure(
-            Status.TRY_AGAIN, "in other hands",
+            Status.TRY_AGAIN,
+            "in other hands",
             f"its QEMU {guest.pid} runs a script for it just now, process {script:d}",
             "try again when that has ended",
         )
@@ -335,14 +340,18 @@ def _apply_one(
         link = host.kernel.look_up(guest.tap)
         if link is None:
             raise Failure(
-                Status.UNAVAILABLE, "there is no such tap in this network namespace", "",
+                Status.UNAVAILABLE,
+                "there is no such tap in this network namespace",
+                "",
                 "pyqemu-ifctl status lists them all",
             )
         if not named and stamp is None and (link.master is not None or link.alias):
             return None
         if guest.pid is None and stamp is None:
             raise Failure(
-                Status.REFUSED, "no process holds it", "nobody tells which guest it is for",
+                Status.REFUSED,
+                "no process holds it",
+                "nobody tells which guest it is for",
                 "start its QEMU, which calls pyqemu-ifup itself",
             )
         pid = guest.pid if guest.pid is not None else guest.holder.pid
@@ -377,8 +386,13 @@ def _apply_one(
                 made = commands_to_make(host, port.network, port.bridge, port.nat)
                 steps = [*made, *steps, marking_command(port.network, port.bridge)]
             outcome = Outcome(
-                guest, "unchanged", port, caller.vm, (*different, *change.differences),
-                change.moves, tuple(steps),
+                guest,
+                "unchanged",
+                port,
+                caller.vm,
+                (*different, *change.differences),
+                change.moves,
+                tuple(steps),
             )
             if not change.plan and not different:
                 return outcome
@@ -390,7 +404,9 @@ def _apply_one(
             if not named:
                 return None
             raise Failure(
-                Status.TRY_AGAIN, "its QEMU has let it go meanwhile", "",
+                Status.TRY_AGAIN,
+                "its QEMU has let it go meanwhile",
+                "",
                 "start it, which calls pyqemu-ifup itself",
             )
     except Failure as failure:
@@ -478,9 +494,7 @@ def _wanted(
     root_made = is_root_made(link, uid)
     if stamp is not None:
         return find_marked(policy, guest.tap, stamp, user, root_made=root_made)
-    caller, port = find_port(
-        policy, guest.tap, pid, uid, guest.network, user, root_made=root_made
-    )
+    caller, port = find_port(policy, guest.tap, pid, uid, guest.network, user, root_made=root_made)
     if uid is not None:
         assert user is not None
         may_still(policy, port, user)
@@ -509,9 +523,11 @@ def _tell_guest(guest: Guest, change: Change) -> str | None:
         seconds = until - time.monotonic()
         if seconds <= 0:
             break
-        done = attempt(partial(
-            renew_link, address, lambda backend: tap_of(backend, qemu) == guest.tap, seconds
-        ))
+        done = attempt(
+            partial(
+                renew_link, address, lambda backend: tap_of(backend, qemu) == guest.tap, seconds
+            )
+        )
         if done is True:
             return ""
         why = str(done) if isinstance(done, Failure) else "no netdev of its QEMU has this tap"
@@ -531,10 +547,23 @@ def _network(
     found = host.finish(differing(host, port)) if port.nat is not None else []
     different = (Difference("nat", "as the policy says", "; ".join(found)),) if found else ()
     if dry_run and port.nat is not None and bridge is None:
-        yield Link(
-            index=0, name=port.bridge, kind="bridge", tap=False, up=True, mtu=port.nat.mtu, mac="",
-            txqueuelen=0, master=None, alias="", carrier=False, vlan_filtering=False,
-        ), ()
+        yield (
+            Link(
+                index=0,
+                name=port.bridge,
+                kind="bridge",
+                tap=False,
+                up=True,
+                mtu=port.nat.mtu,
+                mac="",
+                txqueuelen=0,
+                master=None,
+                alias="",
+                carrier=False,
+                vlan_filtering=False,
+            ),
+            (),
+        )
         return
     if dry_run or port.nat is None:
         yield None, different
@@ -573,7 +602,8 @@ def _denied(guest: Guest, failure: Failure, place: str | None, *, up: bool = Tru
     cut = f"cut it off: {cut_command(guest.tap)}; or " if is_cut else ""
     return Failure(
         Status.DENIED,
-        f"{failure.what} by now, and left as it is, {where}" if failure.what == "denied"
+        f"{failure.what} by now, and left as it is, {where}"
+        if failure.what == "denied"
         else f"{failure.what}; it is left as it is, {where}",
         failure.why,
         f"{cut}end its QEMU, or mend the policy",
@@ -582,7 +612,8 @@ def _denied(guest: Guest, failure: Failure, place: str | None, *, up: bool = Tru
 
 def _unmarked(guest: Guest, uid: int) -> Failure:
     return Failure(
-        Status.DENIED, "left alone",
+        Status.DENIED,
+        "left alone",
         f"it has no mark of ours, and user {uid}, as whom its process {guest.pid} runs, writes "
         "what that says of itself",
         f"start its QEMU anew, or attach it by that user's right: {ifctl('apply', guest.tap)}",
@@ -591,7 +622,8 @@ def _unmarked(guest: Guest, uid: int) -> Failure:
 
 def _left(guest: Guest, port: Port) -> Failure:
     return Failure(
-        Status.DENIED, "left alone",
+        Status.DENIED,
+        "left alone",
         f"its QEMU {guest.pid} did not call pyqemu-ifup for it, though the rule at {port.place} "
         f"is about it",
         f"attach it: {ifctl('apply', guest.tap)}",
@@ -600,22 +632,26 @@ def _left(guest: Guest, port: Port) -> Failure:
 
 def as_object(outcomes: Iterable[Outcome]) -> str:
     """Return the outcomes as JSON."""
-    return to_json({"taps": [
+    return to_json(
         {
-            "tap": each.guest.tap,
-            "vm": each.vm,
-            "pid": each.guest.pid,
-            "network": each.port.network if each.port is not None else None,
-            "rule": str(each.port.place) if each.port is not None else None,
-            "result": each.result,
-            "differences": json_differences(each.differences),
-            "link_down": each.moves,
-            "guest_told": None if each.untold is None else not each.untold,
-            "commands": list(each.commands),
-            "because": str(each.failure) if each.failure is not None else None,
+            "taps": [
+                {
+                    "tap": each.guest.tap,
+                    "vm": each.vm,
+                    "pid": each.guest.pid,
+                    "network": each.port.network if each.port is not None else None,
+                    "rule": str(each.port.place) if each.port is not None else None,
+                    "result": each.result,
+                    "differences": json_differences(each.differences),
+                    "link_down": each.moves,
+                    "guest_told": None if each.untold is None else not each.untold,
+                    "commands": list(each.commands),
+                    "because": str(each.failure) if each.failure is not None else None,
+                }
+                for each in outcomes
+            ]
         }
-        for each in outcomes
-    ]})
+    )
 
 
 def as_text(outcomes: Sequence[Outcome]) -> str:
@@ -625,9 +661,13 @@ def as_text(outcomes: Sequence[Outcome]) -> str:
         if each.differences:
             lines += _diff(each)
     for result, words in (
-        ("changed", "changed"), ("would change", "would be changed"),
-        ("failed", "not changed"), ("denied", "denied"), ("cut", "cut off"),
-        ("would cut", "would be cut off"), ("left", "left alone"),
+        ("changed", "changed"),
+        ("would change", "would be changed"),
+        ("failed", "not changed"),
+        ("denied", "denied"),
+        ("cut", "cut off"),
+        ("would cut", "would be cut off"),
+        ("left", "left alone"),
         ("unchanged", "as the policy says"),
     ):
         number = sum(each.result == result for each in outcomes)
@@ -659,7 +699,10 @@ def _diff(outcome: Outcome) -> list[str]:
     elif outcome.moves:
         told_guest = ""
         if outcome.untold is not None:
-            told_guest = f"; the guest was not told: {outcome.untold}" if outcome.untold else (
-                ", the guest's too")
+            told_guest = (
+                f"; the guest was not told: {outcome.untold}"
+                if outcome.untold
+                else (", the guest's too")
+            )
         lines.append(f"  its link has gone down and up{told_guest}")
     return [*(line for each in lines for line in wrap(shown(each), "      ")), *steps, ""]

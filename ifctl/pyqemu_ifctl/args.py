@@ -67,7 +67,9 @@ def host_id() -> str:
     found = own_mac.find_host_id()
     if found is None:
         raise Failure(
-            Status.REFUSED, "the host has no id to make MACs of", f"no {own_mac.MACHINE_IDS[0]}",
+            Status.REFUSED,
+            "the host has no id to make MACs of",
+            f"no {own_mac.MACHINE_IDS[0]}",
             "make one: systemd-machine-id-setup, or: dbus-uuidgen --ensure=/etc/machine-id; or "
             "give each NIC of the guest a mac of its own",
         )

@@ -8,14 +8,7 @@ from dataclasses import replace
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Kind, Network, Place, each_port
 from pyqemu_ifconf.shell import Command, all_of, edit, quote, sh, vsctl
-from pyqemu_ifctl.fault import (
-    Fault,
-    each_bridge,
-    fault_of,
-    kinds_of,
-    vids_wanted,
-    wanted_kind,
-)
+from pyqemu_ifctl.fault import Fault, each_bridge, fault_of, kinds_of, vids_wanted, wanted_kind
 from pyqemu_ifctl.scene import Scene
 from pyqemu_ifup.look import FRESH, Link, OvsPort, Seen, spans
 from pyqemu_ifup.on_port import Sitting, find_sitting
@@ -37,7 +30,8 @@ def find_lost_rights(scene: Scene) -> Iterator[Fault]:
         if lost.link.up:
             yield Fault(
                 f"the tap {quote(lost.link.name)} has no right to {quote(place)} any more: "
-                f"{lost.why}", "whoever holds it reaches all that its network reaches",
+                f"{lost.why}",
+                "whoever holds it reaches all that its network reaches",
                 lost.command,
             )
 
@@ -58,7 +52,9 @@ def find_missing_bridges(scene: Scene) -> Iterator[Fault]:
             place = edit(network.place.file, network.place.line)
             yield Fault(
                 f"{what}: that is another name of {quote(link.name)}, which network "
-                f"{quote(network.name)} does not name ({network.place})", fails, place,
+                f"{quote(network.name)} does not name ({network.place})",
+                fails,
+                place,
             )
             continue
         linux = network.kind == "linux" or (
@@ -70,7 +66,7 @@ def find_missing_bridges(scene: Scene) -> Iterator[Fault]:
             filtering = bool(vids_wanted(scene, network.bridge))
             command = adding_bridge(network.bridge, mac, filtering=filtering)
         yield Fault(
-            f"{what}, which network {quote(network.name)} is on ({network.place})", fails, command,
+            f"{what}, which network {quote(network.name)} is on ({network.place})", fails, command
         )
 
 
@@ -92,18 +88,24 @@ def find_other_kinds(scene: Scene) -> Iterator[Fault]:
             yield Fault(
                 f"{quote(network.bridge)} is both a Linux bridge and an Open vSwitch bridge, and "
                 "network "
-                f"{quote(network.name)} gives no kind ({network.place})", why, command,
+                f"{quote(network.name)} gives no kind ({network.place})",
+                why,
+                command,
             )
         elif kinds and kind is not None and kind not in kinds:
             yield Fault(
                 f"{quote(network.bridge)} is {WORDS[kinds[0]]}, and network {quote(network.name)} "
                 "wants "
-                f"{WORDS[kind]} ({network.place})", why, command,
+                f"{WORDS[kind]} ({network.place})",
+                why,
+                command,
             )
         elif not kinds and link is not None and not scene.may_be_on(network):
             yield Fault(
                 f"{quote(network.bridge)} is no bridge, and network {quote(network.name)} is on it "
-                f"({network.place})", why, command,
+                f"({network.place})",
+                why,
+                command,
             )
 
 
@@ -145,7 +147,8 @@ def find_bridges_down(scene: Scene) -> Iterator[Fault]:
     for name, bridge in scene.bridges().items():
         if not bridge.up:
             yield Fault(
-                f"the bridge {quote(name)} is down", "it passes no frame of any guest",
+                f"the bridge {quote(name)} is down",
+                "it passes no frame of any guest",
                 sh("ip", "link", "set", "dev", name, "up"),
             )
 
@@ -174,10 +177,17 @@ def _sitting(scene: Scene) -> Iterator[tuple[Network, Link, Sitting]]:
         return
     for network in each_bridge(scene):
         bridge, kinds = scene.link(network.bridge), kinds_of(scene, network)
-        names = {
-            port.name for port in scene.ports
-            if port.bridge == network.bridge and port.ovsdb == network.ovsdb and not port.internal
-        } if "openvswitch" in kinds else set()
+        names = (
+            {
+                port.name
+                for port in scene.ports
+                if port.bridge == network.bridge
+                and port.ovsdb == network.ovsdb
+                and not port.internal
+            }
+            if "openvswitch" in kinds
+            else set()
+        )
         for link in scene.links:
             on_linux = "linux" in kinds and bridge is not None and link.master == bridge.index
             # NOTE: what Open vSwitch has made itself is this host's end.
@@ -202,9 +212,7 @@ def find_lonely_bridges(scene: Scene) -> Iterator[Fault]:
     """A bridge with running guests that has neither an uplink nor an address of this host's."""
     if scene.sights is None:
         return
-    addressed = {
-        each.index for each in scene.sights.addresses if not each.text.startswith("fe80:")
-    }
+    addressed = {each.index for each in scene.sights.addresses if not each.text.startswith("fe80:")}
     if any(link.kind in STACKED and link.index in addressed for link in scene.links):
         # NOTE: such a link may be on a bridge, and the host's way onto it.
         return
@@ -212,19 +220,31 @@ def find_lonely_bridges(scene: Scene) -> Iterator[Fault]:
         bridge = scene.link(network.bridge)
         if network.nat is not None or bridge is None or bridge.index in addressed:
             continue
-        guests = [link for link in scene.links if link.tap and link.carrier
-                  and link.stamp is not None and link.stamp.bridge == network.bridge]
+        guests = [
+            link
+            for link in scene.links
+            if link.tap
+            and link.carrier
+            and link.stamp is not None
+            and link.stamp.bridge == network.bridge
+        ]
         taps = {link.name for link in scene.links if link.tap} - {
             port.name for port in scene.ports if port.internal
         }
-        ports = [port for port in scene.ports if port.bridge == network.bridge
-                 and port.name != network.bridge and port.name not in taps]
+        ports = [
+            port
+            for port in scene.ports
+            if port.bridge == network.bridge
+            and port.name != network.bridge
+            and port.name not in taps
+        ]
         if guests and not ports and not scene.uplinks(bridge):
             yield Fault(
                 f"{quote(network.bridge)} of network {quote(network.name)} has guests, and neither "
                 "an uplink nor an address of this host's",
                 "its guests reach each other alone: no DHCP, no way out, unless one of them has it",
-                None, "if they shall have that, give the network nat: in place of a bridge of the "
+                None,
+                "if they shall have that, give the network nat: in place of a bridge of the "
                 "host's, see NETWORKS WITH NAT in pyqemu-ifup-policy(5), or the bridge an uplink",
             )
 
@@ -258,11 +278,14 @@ def find_lost_vlans(scene: Scene) -> Iterator[Fault]:
         lost = sorted(vids_wanted(scene, name).keys() - carried)
         if lost:
             yield Fault(
-                f"no uplink of {quote(name)} carries VLAN {', '.join(spans(lost))}", why,
-                all_of(*(
-                    sh("bridge", "vlan", "add", "dev", uplinks[0].name, "vid", span)
-                    for span in spans(lost)
-                )),
+                f"no uplink of {quote(name)} carries VLAN {', '.join(spans(lost))}",
+                why,
+                all_of(
+                    *(
+                        sh("bridge", "vlan", "add", "dev", uplinks[0].name, "vid", span)
+                        for span in spans(lost)
+                    )
+                ),
             )
     for network in _ovs_bridges(scene):
         ports = _ovs_uplinks(scene, network)
@@ -270,7 +293,8 @@ def find_lost_vlans(scene: Scene) -> Iterator[Fault]:
         lost = sorted(vid for vid in wanted if not any(_carries(port, vid) for port in ports))
         if ports and lost:
             yield Fault(
-                f"no uplink of {quote(network.bridge)} carries VLAN {', '.join(spans(lost))}", why,
+                f"no uplink of {quote(network.bridge)} carries VLAN {', '.join(spans(lost))}",
+                why,
                 _carry(ports[0], lost),
             )
 
@@ -310,8 +334,9 @@ def _carry(port: OvsPort, vids: list[int]) -> Command:
     if mode == "access" and port.tag is None:
         return vsctl(port.ovsdb, ("clear", "Port", port.name, "vlan_mode"))
     if mode == "access":
-        return vsctl(port.ovsdb, ("set", "Port", port.name, "vlan_mode=native-untagged",
-                     f"trunks={trunks}"))
+        return vsctl(
+            port.ovsdb, ("set", "Port", port.name, "vlan_mode=native-untagged", f"trunks={trunks}")
+        )
     return vsctl(port.ovsdb, ("add", "Port", port.name, "trunks", *map(str, vids)))
 
 
@@ -342,14 +367,20 @@ def _largest(scene: Scene, network: Network) -> tuple[int, str]:
     """Return the largest MTU that a tap on the bridge has or is to have, and who has it."""
     found = [
         (want.mtu, f"network {quote(want.network.name)} ({want.place})")
-        for want in scene.wanted.get(network.bridge, ()) if want.mtu is not None
+        for want in scene.wanted.get(network.bridge, ())
+        if want.mtu is not None
     ]
-    names = {port.name for port in scene.ports
-             if port.bridge == network.bridge and port.ovsdb == network.ovsdb}
+    names = {
+        port.name
+        for port in scene.ports
+        if port.bridge == network.bridge and port.ovsdb == network.ovsdb
+    }
     bridge = scene.link(network.bridge)
     found += [
-        (link.mtu, f"the tap {quote(link.name)}") for link in scene.links
-        if link.tap and link.stamp is not None
+        (link.mtu, f"the tap {quote(link.name)}")
+        for link in scene.links
+        if link.tap
+        and link.stamp is not None
         and (link.name in names or (bridge is not None and link.master == bridge.index))
     ]
     return max(found, default=(0, ""))
@@ -367,7 +398,8 @@ def find_small_bridges(scene: Scene) -> Iterator[Fault]:
             command = vsctl(network.ovsdb, ("set", "Interface", bridge.name, f"mtu_request={most}"))
         yield Fault(
             f"{quote(bridge.name)} has an MTU of {bridge.mtu}, and {who} one of {most}",
-            "the host does not get its guests' larger frames, nor sends as large ones", command,
+            "the host does not get its guests' larger frames, nor sends as large ones",
+            command,
         )
 
 
@@ -377,16 +409,19 @@ def find_loose_macs(scene: Scene) -> Iterator[Fault]:
     for name, bridge in scene.bridges().items():
         if scene.pinned.get(name) is False and not scene.uplinks(bridge):
             yield Fault(
-                f"the MAC of {quote(name)} is not set, and it has no uplink", why,
+                f"the MAC of {quote(name)} is not set, and it has no uplink",
+                why,
                 _set_mac(scene, name),
             )
     for network in _ovs_bridges(scene):
-        row = next(each for each in scene.switches[network.ovsdb].bridges
-                   if each.name == network.bridge)
+        row = next(
+            each for each in scene.switches[network.ovsdb].bridges if each.name == network.bridge
+        )
         mac = mac_for(row.name, scene.host_id)
         if not row.pinned and scene.link(row.name) and not _ovs_uplinks(scene, network):
             yield Fault(
-                f"the MAC of {quote(row.name)} is not set, and it has no uplink", why,
+                f"the MAC of {quote(row.name)} is not set, and it has no uplink",
+                why,
                 vsctl(row.ovsdb, ("set", "Bridge", row.name, f'other_config:hwaddr="{mac}"')),
             )
 
@@ -398,7 +433,8 @@ def find_zero_macs(scene: Scene) -> Iterator[Fault]:
         has_port = any(link.master == bridge.index for link in scene.links)
         if bridge.mac == NO_MAC and (has_port or scene.pinned.get(name)):
             yield Fault(
-                f"the MAC of {quote(name)} is {NO_MAC}", "no guest on it reaches this host",
+                f"the MAC of {quote(name)} is {NO_MAC}",
+                "no guest on it reaches this host",
                 _set_mac(scene, name),
             )
 
@@ -418,14 +454,18 @@ def find_slow_bridges(scene: Scene) -> Iterator[Fault]:
                 # NOTE: without it there may be a loop; the least that IEEE 802.1D allows.
                 words = ["hello_time", "100", "max_age", "600", "forward_delay", str(QUICK)]
             yield Fault(
-                f"{quote(name)} runs STP with a forward delay of {delay / 100:g} s", why,
+                f"{quote(name)} runs STP with a forward delay of {delay / 100:g} s",
+                why,
                 sh("ip", "link", "set", "dev", name, "type", "bridge", *words),
             )
     for network in _ovs_bridges(scene):
         for row in scene.switches[network.ovsdb].bridges:
             if row.name == network.bridge and row.stp:
                 yield Fault(
-                    f"{quote(row.name)} runs STP, with a forward delay of 15 s by default", why,
-                    vsctl(row.ovsdb, ("set", "Bridge", row.name, "stp_enable=false",
-                          "rstp_enable=true")),
+                    f"{quote(row.name)} runs STP, with a forward delay of 15 s by default",
+                    why,
+                    vsctl(
+                        row.ovsdb,
+                        ("set", "Bridge", row.name, "stp_enable=false", "rstp_enable=true"),
+                    ),
                 )

@@ -102,18 +102,20 @@ def _written(policy: Policy) -> int:
 
 
 def _valid_json(policy: Policy, warnings: Sequence[tuple[Place, str]]) -> str:
-    return to_json({
-        "ok": True,
-        "files": list(policy.files),
-        "networks": len(policy.networks),
-        "rules": _written(policy),
-        "vms": len(policy.vms),
-        "errors": [],
-        "warnings": [
-            {"file": it.file, "line": it.line, "column": it.column, "message": text}
-            for it, text in warnings
-        ],
-    })
+    return to_json(
+        {
+            "ok": True,
+            "files": list(policy.files),
+            "networks": len(policy.networks),
+            "rules": _written(policy),
+            "vms": len(policy.vms),
+            "errors": [],
+            "warnings": [
+                {"file": it.file, "line": it.line, "column": it.column, "message": text}
+                for it, text in warnings
+            ],
+        }
+    )
 
 
 def _invalid_json(invalid: PolicyInvalid) -> str:
@@ -121,15 +123,29 @@ def _invalid_json(invalid: PolicyInvalid) -> str:
         {"file": e.file, "line": e.line, "column": e.column, "message": e.message}
         for e in invalid.errors
     ]
-    return to_json({
-        "ok": False, "files": list(invalid.files), "networks": None, "rules": None, "vms": None,
-        "errors": errors, "warnings": [],
-    })
+    return to_json(
+        {
+            "ok": False,
+            "files": list(invalid.files),
+            "networks": None,
+            "rules": None,
+            "vms": None,
+            "errors": errors,
+            "warnings": [],
+        }
+    )
 
 
 def _unread_json(failure: Failure, files: Sequence[str]) -> str:
     error = {"file": None, "line": None, "column": None, "message": str(failure)}
-    return to_json({
-        "ok": False, "files": list(files) or None, "networks": None, "rules": None, "vms": None,
-        "errors": [error], "warnings": [],
-    })
+    return to_json(
+        {
+            "ok": False,
+            "files": list(files) or None,
+            "networks": None,
+            "rules": None,
+            "vms": None,
+            "errors": [error],
+            "warnings": [],
+        }
+    )

@@ -14,9 +14,7 @@ from pyqemu_ifctl.findings import CHECKS
 from pyqemu_ifctl.verbs import PROGRAM, build_parser
 
 TAPS, FILES, GUESTS, NETWORKS, NOTHING = "taps", "files", "vms", "networks", ""
-KINDS = {
-    "TAP": TAPS, "FILE": FILES, "VM": GUESTS, "NET": NETWORKS, "NETWORK[,...]": NETWORKS,
-}
+KINDS = {"TAP": TAPS, "FILE": FILES, "VM": GUESTS, "NET": NETWORKS, "NETWORK[,...]": NETWORKS}
 """Metavar -> what is offered for it; for any other nothing is."""
 WORDS = {"CHECK": tuple(check.name for check in CHECKS)}
 """Metavar -> the words to choose from, where the parser does not know them."""
@@ -64,7 +62,8 @@ def describe(parser: argparse.ArgumentParser) -> tuple[Verb, ...]:
             # NOTE: a verb without help is one that the program keeps to itself.
             found += [
                 _verb(name, about[name], each)
-                for name, each in action.choices.items() if name in about
+                for name, each in action.choices.items()
+                if name in about
             ]
     return tuple(found)
 
@@ -236,9 +235,13 @@ def bash(program: str, verbs: tuple[Verb, ...]) -> str:
         if offers:
             arguments.append(f"    {verb.name}:*) {'; '.join(offers)} ;;")
     return BASH.format(
-        program=program, function=function, verbs=" ".join(verb.name for verb in verbs),
+        program=program,
+        function=function,
+        verbs=" ".join(verb.name for verb in verbs),
         commands="|".join(verb.name for verb in verbs if verb.command) or "''",
-        values="\n".join(values), options="\n".join(options), arguments="\n".join(arguments),
+        values="\n".join(values),
+        options="\n".join(options),
+        arguments="\n".join(arguments),
     )
 
 
@@ -271,9 +274,7 @@ def zsh(program: str, verbs: tuple[Verb, ...]) -> str:
         joined = " \\\n                ".join(words)
         cases.append(f"        {verb.name})\n            _arguments -S {joined}\n            ;;")
     described = (f"        {_quote(f'{verb.name}:{_plain(verb.about)}')}" for verb in verbs)
-    return ZSH.format(
-        program=program, verbs="\n".join(described), cases="\n".join(cases)
-    )
+    return ZSH.format(program=program, verbs="\n".join(described), cases="\n".join(cases))
 
 
 def _quote(text: str) -> str:

@@ -42,13 +42,12 @@ def take_policy(parts: Parts, environ: Mapping[str, str]) -> Policy | Failure:
     return found
 
 
-def take_sights(
-    parts: Parts, links: Sequence[Link], routes_of: Collection[int]
-) -> Sights | None:
+def take_sights(parts: Parts, links: Sequence[Link], routes_of: Collection[int]) -> Sights | None:
     """Return links with addresses and routes as a part of a look, None where that takes too long.
 
     The routes are read only where one of the links `routes_of` has an address.
     """
+
     def read() -> Sights:
         # NOTE: one of its own: what is late goes on, and reads from it still.
         with Netlink() as kernel:

@@ -56,10 +56,16 @@ def answer(text: str, *, as_json: bool) -> Answer:
         ours = f"; ours are {quote(hooks.ifup)} and {quote(hooks.ifdown)}"
         decoded = replace(decoded, meaning=decoded.meaning + ours)
     if as_json:
-        return Answer(to_json({
-            "status": number, "exit": decoded.exit, "signal": decoded.signal,
-            "meaning": decoded.meaning,
-        }))
+        return Answer(
+            to_json(
+                {
+                    "status": number,
+                    "exit": decoded.exit,
+                    "signal": decoded.signal,
+                    "meaning": decoded.meaning,
+                }
+            )
+        )
     return Answer(f"{number}: {say(decoded)}\n")
 
 
@@ -78,7 +84,9 @@ def parse(text: str) -> int:
 
 def _refuse(text: str) -> int:
     raise Failure(
-        Status.USAGE, f"{readable(text)} is not a number", "",
+        Status.USAGE,
+        f"{readable(text)} is not a number",
+        "",
         "give the one that QEMU prints, such as 16640",
     )
 

@@ -40,10 +40,13 @@ def doctor(
     if status == 0 and (failed or scene.unread):
         status = Status.BUG if failed else Status.TRY_AGAIN
     if as_json:
-        out = to_json({
-            "ok": status == 0, "findings": [asdict(each) for each in found],
-            "unseen": list(unseen),
-        })
+        out = to_json(
+            {
+                "ok": status == 0,
+                "findings": [asdict(each) for each in found],
+                "unseen": list(unseen),
+            }
+        )
     else:
         out = as_text(found, all_seen=not unseen) if found or not quiet else ""
     return Answer(out, status, tuple(f"not seen: {each}" for each in unseen))

@@ -201,12 +201,16 @@ def look(port: Port, policy: Policy, watch: Watch, tell: Callable[[str], None]) 
             failures += look_for_unmet(host, port.network, port.bridge, port.nat)
             if seen.bridge is None:
                 making = _making(host, port, port.nat)
-        sitting = tuple(
-            f"{each.what}: {each.why}; {each.remedy}"
-            for each in find_sitting(
-                seen.tap, port.bridge, host.kernel.sights(routes_of=(seen.tap.index,))
+        sitting = (
+            tuple(
+                f"{each.what}: {each.why}; {each.remedy}"
+                for each in find_sitting(
+                    seen.tap, port.bridge, host.kernel.sights(routes_of=(seen.tap.index,))
+                )
             )
-        ) if seen.tap is not None else ()
+            if seen.tap is not None
+            else ()
+        )
         remarks = tuple(
             f"could not tell: {each}" for each in failures if isinstance(each, Forbidden)
         )
@@ -378,8 +382,7 @@ def _lines(
             continue
         if isinstance(op, SetMac) and fresh:
             own = piped(
-                sh("ip", "-br", "link", "show", "dev", port.tap),
-                sh("awk", "{print substr($3, 3)}"),
+                sh("ip", "-br", "link", "show", "dev", port.tap), sh("awk", "{print substr($3, 3)}")
             )
             lines.append(sh(*link, "address", joined("fe", output(own))))
         elif isinstance(op, SetMtu) and port.mtu is None and seen.bridge is None:
@@ -390,9 +393,7 @@ def _lines(
             lines.append(sh(*link, "mtu", output(own)))
         elif isinstance(op, AddPort) and fresh:
             ids = tuple(pair for pair in op.external_ids if pair[0] != KEY_IFINDEX)
-            own = piped(
-                sh("ip", "-o", "link", "show", "dev", port.tap), sh("cut", "-d:", "-f1")
-            )
+            own = piped(sh("ip", "-o", "link", "show", "dev", port.tap), sh("cut", "-d:", "-f1"))
             index = joined(f"external_ids:{KEY_IFINDEX}=", output(own))
             lines += [
                 *commands(replace(op, external_ids=ids)),
@@ -446,12 +447,14 @@ def _wanted(port: Port, kind: Kind | None, seen: Seen, ipv6: bool) -> tuple[Want
 
 def _wanted_nat(nat: Nat) -> Wanted:
     """Return the network that is made for its first tap."""
-    forwards = [
-        f"{show_from(each)} to {each.to_address}:{each.to_port}" for each in nat.forward
-    ]
+    forwards = [f"{show_from(each)} to {each.to_address}:{each.to_port}" for each in nat.forward]
     value: dict[str, object] = {
-        "ipv4": nat.ipv4, "ipv6": nat.ipv6, "dhcp": nat.dhcp is not None,
-        "dns": nat.dns is not None, "domain": nat.dns or None, "forward": forwards,
+        "ipv4": nat.ipv4,
+        "ipv6": nat.ipv6,
+        "dhcp": nat.dhcp is not None,
+        "dns": nat.dns is not None,
+        "domain": nat.dns or None,
+        "forward": forwards,
         "outbound": nat.outbound,
         "host": "any" if nat.host is None else [show_service(each) for each in nat.host],
     }
@@ -494,17 +497,19 @@ def as_object(explanation: Explanation) -> str:
         if len(explanation.forms) > 1 or form.cannot:
             lines.append(f"# {_title(form, decision)}")
         lines += form.commands
-    return to_json({
-        "tap": explanation.caller.tap,
-        "decision": words[type(decision)],
-        "rule": str(decision.rule.place) if decision.rule is not None else None,
-        "passed_over": [
-            {"rule": str(passed.rule.place), "because": passed.because}
-            for passed in decision.passed_over
-        ],
-        "port": {each.setting: each.value for each in explanation.wanted} if attach else None,
-        "commands": lines,
-    })
+    return to_json(
+        {
+            "tap": explanation.caller.tap,
+            "decision": words[type(decision)],
+            "rule": str(decision.rule.place) if decision.rule is not None else None,
+            "passed_over": [
+                {"rule": str(passed.rule.place), "because": passed.because}
+                for passed in decision.passed_over
+            ],
+            "port": {each.setting: each.value for each in explanation.wanted} if attach else None,
+            "commands": lines,
+        }
+    )
 
 
 def as_text(explanation: Explanation) -> str:

@@ -56,7 +56,9 @@ def wants(policy: Policy | Failure) -> Iterator[Wanted]:
         settings = network.settings if rule is None else merge(network.settings, rule.settings)
         vlan, mtu = settings.given.get("vlan"), settings.given.get("mtu")
         yield Wanted(
-            network, place, vlan if isinstance(vlan, Vlan) else None,
+            network,
+            place,
+            vlan if isinstance(vlan, Vlan) else None,
             mtu if isinstance(mtu, int) else None,
         )
 

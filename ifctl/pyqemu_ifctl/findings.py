@@ -71,7 +71,9 @@ def checks_of(names: Sequence[str]) -> list[Check]:
         if name not in known:
             near = get_close_matches(name, known, 1)
             raise Failure(
-                Status.USAGE, f"doctor has no check {readable(name)}", "",
+                Status.USAGE,
+                f"doctor has no check {readable(name)}",
+                "",
                 f"did you mean {near[0]}?" if near else f"its checks are {listed([*known], 'and')}",
             )
     return [check for check in CHECKS if check.name in names]

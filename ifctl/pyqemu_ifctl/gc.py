@@ -55,9 +55,11 @@ def gc(
                 if not let_go:
                     failures.append(_mute(leftover))
             if tap is not None and not found:
-                held = [Ended(link, host.finish(finding_why_held(link)))
-                        for link in host.kernel.links()
-                        if link.name == tap and link.stamp is not None and tap not in names]
+                held = [
+                    Ended(link, host.finish(finding_why_held(link)))
+                    for link in host.kernel.links()
+                    if link.name == tap and link.stamp is not None and tap not in names
+                ]
             networks = host.finish(_networks(host, dry_run=dry_run))
             if tap is None:
                 for table in _tables(host, policy, failures, dry_run=dry_run):
@@ -70,15 +72,11 @@ def gc(
     if as_json:
         out = as_object(ended, found, networks, tables, held)
     else:
-        out = as_text(
-            ended, found, networks, tables, held, dry_run=dry_run, all_seen=not failures
-        )
+        out = as_text(ended, found, networks, tables, held, dry_run=dry_run, all_seen=not failures)
     return Answer(out, worst(failures), tuple(remarks))
 
 
-def _end(
-    host: Host, tap: str | None, failures: list[Failure], *, dry_run: bool
-) -> list[Ended]:
+def _end(host: Host, tap: str | None, failures: list[Failure], *, dry_run: bool) -> list[Ended]:
     """Take away the taps that have a process no more; return those, and add what failed."""
     links = [link for link in host.kernel.links() if tap in (None, link.name)]
     done = []
@@ -120,8 +118,10 @@ def _tables(
             fault = host.finish(guarding(host, network, each.bridge, each.nat, dry_run=dry_run))
             if fault and each.nat is None:
                 raise Failure(
-                    Status.REFUSED, f"the nft table of network {network} is {fault}",
-                    "the policy does not have what to load", each.remedy,
+                    Status.REFUSED,
+                    f"the nft table of network {network} is {fault}",
+                    "the policy does not have what to load",
+                    each.remedy,
                 )
             if fault and each.nat is not None and not dry_run:
                 host.finish(forgetting(host, network, each.nat))
@@ -135,36 +135,45 @@ def _tables(
 def _mute(leftover: Leftover) -> Failure:
     return Failure(
         Status.TRY_AGAIN,
-        f"{readable(leftover.port.name)} is out of the database at "
-                    f"{readable(leftover.port.ovsdb)}",
+        f"{readable(leftover.port.name)} is out of the database at {readable(leftover.port.ovsdb)}",
         "but ovs-vswitchd does not answer",
         "it lets the port go when it runs again",
     )
 
 
 def as_object(
-    ended: list[Ended], found: list[Leftover], networks: list[tuple[str, str]],
-    tables: list[tuple[str, str]], held: list[Ended],
+    ended: list[Ended],
+    found: list[Leftover],
+    networks: list[tuple[str, str]],
+    tables: list[tuple[str, str]],
+    held: list[Ended],
 ) -> str:
     """Return what was found as JSON."""
+
     def entry(leftover: Leftover) -> dict[str, object]:
         port = leftover.port
         return {"tap": port.name, "bridge": port.bridge, "because": leftover.because}
 
-    return to_json({
-        "removed": [
-            *({"tap": each.link.name, "bridge": bridge_of(each), "because": each.because}
-              for each in ended),
-            *(entry(leftover) for leftover in found if leftover.remove is not None),
-        ],
-        "kept": [
-            *(entry(leftover) for leftover in found if leftover.remove is None),
-            *({"tap": each.link.name, "bridge": bridge_of(each), "because": each.because}
-              for each in held),
-        ],
-        "networks": [{"network": name, "bridge": bridge or None} for name, bridge in networks],
-        "tables": [{"network": name, "because": because} for name, because in tables],
-    })
+    return to_json(
+        {
+            "removed": [
+                *(
+                    {"tap": each.link.name, "bridge": bridge_of(each), "because": each.because}
+                    for each in ended
+                ),
+                *(entry(leftover) for leftover in found if leftover.remove is not None),
+            ],
+            "kept": [
+                *(entry(leftover) for leftover in found if leftover.remove is None),
+                *(
+                    {"tap": each.link.name, "bridge": bridge_of(each), "because": each.because}
+                    for each in held
+                ),
+            ],
+            "networks": [{"network": name, "bridge": bridge or None} for name, bridge in networks],
+            "tables": [{"network": name, "because": because} for name, because in tables],
+        }
+    )
 
 
 def bridge_of(ended: Ended) -> str | None:
@@ -173,9 +182,14 @@ def bridge_of(ended: Ended) -> str | None:
 
 
 def as_text(
-    ended: list[Ended], found: list[Leftover], networks: list[tuple[str, str]],
-    tables: list[tuple[str, str]], held: list[Ended], *,
-    dry_run: bool, all_seen: bool,
+    ended: list[Ended],
+    found: list[Leftover],
+    networks: list[tuple[str, str]],
+    tables: list[tuple[str, str]],
+    held: list[Ended],
+    *,
+    dry_run: bool,
+    all_seen: bool,
 ) -> str:
     """Return what was found, a line for each, what was removed first.
 

@@ -21,9 +21,14 @@ from pyqemu_ifup.plan import vlan_of_columns
 NAME_MAX = 40
 """Columns of a guest's name that are drawn."""
 COLOURS: dict[State | None, str] = {
-    "ok": "#2e7d32", "differs": "#e65100", "foreign": "#616161", "loose": "#616161",
+    "ok": "#2e7d32",
+    "differs": "#e65100",
+    "foreign": "#616161",
+    "loose": "#616161",
     "left": "#616161",
-    "stale": "#c62828", "elsewhere": "#616161", None: "#c62828",
+    "stale": "#c62828",
+    "elsewhere": "#616161",
+    None: "#c62828",
 }
 """The line of a tap in each state."""
 HEAD = """\
@@ -70,7 +75,7 @@ def as_dot(rows: Iterable[Row], system: System) -> str:
                 f"  {guests[who]} [label={_quoted(name, f'pid {row.pid}')}, "
                 'fillcolor="#e3f2fd", style="filled,rounded"];'
             )
-        colour, dashed = COLOURS[row.state], "" if row.bridge else ',dashed'
+        colour, dashed = COLOURS[row.state], "" if row.bridge else ",dashed"
         state = [] if row.state == "ok" else [row.state or "not known"]
         lines.append(
             f"  tap{number} [label={_quoted(row.tap, *state)}, color={_quoted(colour)}, "
@@ -88,8 +93,11 @@ def as_dot(rows: Iterable[Row], system: System) -> str:
             lines.append(f"  tap{number} -- {vlans[place]}{isolated};")
     places = {(kind, name) for kind, name, _ in vlans}
     for number, bridge in enumerate(find_bridges(places, system)):
-        own = {vlan: node for (kind, name, vlan), node in vlans.items()
-               if (kind, name) == (bridge.kind, bridge.name)}
+        own = {
+            vlan: node
+            for (kind, name, vlan), node in vlans.items()
+            if (kind, name) == (bridge.kind, bridge.name)
+        }
         lines += _bridge_lines(number, bridge, own)
     return "\n".join([*lines, "}"]) + "\n"
 
@@ -97,8 +105,10 @@ def as_dot(rows: Iterable[Row], system: System) -> str:
 def _bridge_lines(number: int, bridge: Bridge, vlans: dict[Vlan | None, str]) -> list[str]:
     words = {"linux": "Linux bridge", "openvswitch": "Open vSwitch"}.get(bridge.kind, "")
     title = _quoted(f"{bridge.name} ({words})" if words else bridge.name)
-    lines = [f"  subgraph cluster{number} {{",
-             f'    label={title}; style="rounded,filled"; fillcolor="#f5f5f5"; color="#9e9e9e";']
+    lines = [
+        f"  subgraph cluster{number} {{",
+        f'    label={title}; style="rounded,filled"; fillcolor="#f5f5f5"; color="#9e9e9e";',
+    ]
     for vlan, node in sorted(vlans.items(), key=lambda each: sorted(_vids(each[0]))):
         text = f"VLAN {show_vlan(vlan)}" if vlan is not None else "no VLAN"
         lines.append(f'    {node} [label={_quoted(_cut(text))}, fillcolor="#fff8e1"];')
@@ -109,12 +119,10 @@ def _bridge_lines(number: int, bridge: Bridge, vlans: dict[Vlan | None, str]) ->
         lines.append(f"  middle -- bridge{number} [style=invis];")
     for at, uplink in enumerate(bridge.uplinks):
         node = f"uplink{number}_{at}"
-        lines.append(
-            f"  {node} [label={_quoted(uplink.name)}, shape=cds, "
-            'fillcolor="#e8f5e9"];'
-        )
-        ends = [end for vlan, end in vlans.items()
-                if uplink.vids is None or _vids(vlan) & uplink.vids]
+        lines.append(f'  {node} [label={_quoted(uplink.name)}, shape=cds, fillcolor="#e8f5e9"];')
+        ends = [
+            end for vlan, end in vlans.items() if uplink.vids is None or _vids(vlan) & uplink.vids
+        ]
         lines += [f"  {end} -- {node};" for end in (ends if vlans else [f"bridge{number}"])]
     return lines
 
@@ -129,9 +137,15 @@ def find_bridges(places: Iterable[tuple[str, str]], system: System) -> list[Brid
             wanted.add(("linux", name))
     taps = {link.name for link in system.links if link.tap}
     return [
-        Bridge(name, kind, tuple(
-            _linux_uplinks(name, system) if kind == "linux" else _ovs_uplinks(name, taps, system)
-        ))
+        Bridge(
+            name,
+            kind,
+            tuple(
+                _linux_uplinks(name, system)
+                if kind == "linux"
+                else _ovs_uplinks(name, taps, system)
+            ),
+        )
         for kind, name in sorted(wanted)
     ]
 
@@ -154,9 +168,9 @@ def _link_vids(link: Link, master: Link, system: System) -> frozenset[int] | Non
 
 def _ovs_uplinks(bridge: str, taps: set[str], system: System) -> list[Uplink]:
     ports = [
-        port for port in system.ports
-        if port.bridge == bridge and port.name != bridge and port.name not in taps
-        and not port.ours
+        port
+        for port in system.ports
+        if port.bridge == bridge and port.name != bridge and port.name not in taps and not port.ours
     ]
     return sorted(
         {Uplink(port.name, _row_vids(port)) for port in ports}, key=lambda uplink: uplink.name
@@ -189,8 +203,10 @@ def _cut(text: str) -> str:
 
 def _quoted(*lines: str) -> str:
     """Return the lines as one string of graphviz's, in which it finds no escape and no entity."""
-    plain = (shown(line).replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;")
-             for line in lines)
+    plain = (
+        shown(line).replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;")
+        for line in lines
+    )
     return '"' + "\\n".join(plain) + '"'
 
 
@@ -202,22 +218,33 @@ def as_svg(dot: str, seconds: float) -> str:
     program = shutil.which("dot")
     if program is None:
         raise Failure(
-            Status.UNAVAILABLE, "cannot draw", "graphviz is not installed: there is no program dot",
+            Status.UNAVAILABLE,
+            "cannot draw",
+            "graphviz is not installed: there is no program dot",
             "install the package graphviz, or take --graph dot",
         )
     try:
         done = subprocess.run(
-            [program, "-Tsvg"], input=dot, capture_output=True, text=True, timeout=seconds,
-            check=False, encoding="utf-8",
+            [program, "-Tsvg"],
+            input=dot,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+            encoding="utf-8",
         )
     except subprocess.TimeoutExpired as error:
         raise Failure(
-            Status.TRY_AGAIN, f"graphviz has not drawn it in {seconds:.0f} s", "",
+            Status.TRY_AGAIN,
+            f"graphviz has not drawn it in {seconds:.0f} s",
+            "",
             "take --graph dot, and draw it elsewhere",
         ) from error
     if done.returncode != 0:
         raise Failure(
-            Status.REFUSED, "graphviz cannot draw it", done.stderr.strip().partition("\n")[0],
+            Status.REFUSED,
+            "graphviz cannot draw it",
+            done.stderr.strip().partition("\n")[0],
             "take --graph dot, and see what is wrong with it",
         )
     return done.stdout

@@ -91,8 +91,11 @@ def is_left_for(policy: Policy | Failure, guest: Guest, tap: str) -> bool:
         return False
     caller = find_caller(tap, guest.pid, want_user=False)
     if caller.netdev is None:
-        named = [option.id for option in guest.options
-                 if cut_name(option.keys.get("ifname", "")) == cut_name(tap)]
+        named = [
+            option.id
+            for option in guest.options
+            if cut_name(option.keys.get("ifname", "")) == cut_name(tap)
+        ]
         caller = replace(caller, netdev=named[0] if len(named) == 1 else None)
     if policy_asks(policy, "user") and guest.uid is not None:
         caller = replace(caller, user=login_of(guest.uid))

@@ -9,36 +9,12 @@ from collections.abc import Iterator, Sequence
 
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Policy, is_left
-from pyqemu_ifconf.shell import (
-    all_of,
-    ifctl,
-    nft_command,
-    quote,
-    readable,
-    sh,
-    takeover,
-)
+from pyqemu_ifconf.shell import all_of, ifctl, nft_command, quote, readable, sh, takeover
 from pyqemu_ifctl.fault import Fault, fault_of
 from pyqemu_ifctl.guests import tap_of
-from pyqemu_ifctl.scene import (
-    DEFAULT_SCRIPTS,
-    HELPERS,
-    Qemu,
-    Scene,
-    helpers_of,
-    script_of,
-)
+from pyqemu_ifctl.scene import DEFAULT_SCRIPTS, HELPERS, Qemu, Scene, helpers_of, script_of
 from pyqemu_ifup.caller import Option, bounded
-from pyqemu_ifup.hubs import (
-    NAMED_MAX,
-    REMEDY,
-    WHY,
-    WHY_MIXED,
-    Hub,
-    call_it,
-    find_hubs,
-    tap_name,
-)
+from pyqemu_ifup.hubs import NAMED_MAX, REMEDY, WHY, WHY_MIXED, Hub, call_it, find_hubs, tap_name
 from pyqemu_ifup.nat import table_name
 from pyqemu_ifup.nat_network import OLDER, guarded
 from pyqemu_ifup.plan import (
@@ -56,8 +32,9 @@ from pyqemu_ifup.tun import TUN
 def find_netfilter(scene: Scene) -> Iterator[Fault]:
     """Bridged frames that go through a FORWARD chain which drops."""
     for kind, families in (("iptables", ("ip", "inet")), ("ip6tables", ("ip6", "inet"))):
-        dropping = [each for each in scene.chains
-                    if each.hook == "forward" and each.family in families]
+        dropping = [
+            each for each in scene.chains if each.hook == "forward" and each.family in families
+        ]
         if not dropping or not scene.bridges():
             continue
         where = dropping[0]
@@ -65,7 +42,8 @@ def find_netfilter(scene: Scene) -> Iterator[Fault]:
         why = "guests on one bridge have ARP and no IP: their packets are dropped in silence"
         if kind in scene.call_iptables:
             yield Fault(
-                f"br_netfilter sends bridged frames through {kind}, where {chain} drops", why,
+                f"br_netfilter sends bridged frames through {kind}, where {chain} drops",
+                why,
                 sh("sysctl", "-w", f"net.bridge.bridge-nf-call-{kind}=0"),
             )
         elif kind == "iptables":
@@ -74,8 +52,17 @@ def find_netfilter(scene: Scene) -> Iterator[Fault]:
                     yield Fault(
                         f"{quote(name)} sends its frames through iptables, where {chain} drops",
                         why,
-                        sh("ip", "link", "set", "dev", name, "type", "bridge",
-                           "nf_call_iptables", "0"),
+                        sh(
+                            "ip",
+                            "link",
+                            "set",
+                            "dev",
+                            name,
+                            "type",
+                            "bridge",
+                            "nf_call_iptables",
+                            "0",
+                        ),
                     )
 
 
@@ -127,17 +114,22 @@ def find_bridge_filters(scene: Scene) -> Iterator[Fault]:
         chain = f"{readable(each.table)} {readable(each.name)}"
         if each.rule is None:
             how = "by its policy"
-            command = nft_command("add chain bridge {table} {chain} {{ policy accept; }}",
-                                  table=each.table, chain=each.name)
+            command = nft_command(
+                "add chain bridge {table} {chain} {{ policy accept; }}",
+                table=each.table,
+                chain=each.name,
+            )
         else:
             how = "by a rule without a condition"
             command = nft_command(
                 f"delete rule bridge {{table}} {{chain}} handle {each.rule:d}",
-                table=each.table, chain=each.name,
+                table=each.table,
+                chain=each.name,
             )
         yield Fault(
             f"the nftables chain bridge {chain} ({readable(each.hook)}) drops frames {how}",
-            "what no rule of its accepts, no guest on a Linux bridge sends or gets", command,
+            "what no rule of its accepts, no guest on a Linux bridge sends or gets",
+            command,
         )
 
 
@@ -204,26 +196,36 @@ def find_foreign_helpers(scene: Scene) -> Iterator[Fault]:
         paths = {path for option in qemu.guest.options for path in helpers_of(option)}
         named = {tap_name(option) for option in qemu.guest.options}
         links = filter(None, map(scene.link, sorted(set(qemu.guest.taps.values()) - named)))
-        past = [link for link in links
-                if link.stamp is None and not _is_left(scene, qemu, link.name)]
+        past = [
+            link for link in links if link.stamp is None and not _is_left(scene, qemu, link.name)
+        ]
         if not paths or not past:
             continue
         master = next((each for each in scene.links if each.index == past[0].master), None)
         place = f" on {quote(master.name)}" if master is not None else ""
         what = f"{qemu.name} has {quote(past[0].name)}{place} by a bridge helper that is not ours"
         why = "that knows no policy: bridge.conf alone let it in, with no rule, VLAN or isolation"
-        foreign = {path for path in paths if (target := qemu.scripts.get(path)) is not None
-                   and not is_ours(target, "pyqemu-bridge-helper")}
+        foreign = {
+            path
+            for path in paths
+            if (target := qemu.scripts.get(path)) is not None
+            and not is_ours(target, "pyqemu-bridge-helper")
+        }
         if foreign & set(HELPERS):
             yield Fault(what, why, takeover("--helper"))
         elif foreign:
             yield Fault(
-                what, why, None, f"when {_process(qemu)} starts the next time, let its helper= be "
+                what,
+                why,
+                None,
+                f"when {_process(qemu)} starts the next time, let its helper= be "
                 "pyqemu-bridge-helper, by its whole path",
             )
         else:
             yield Fault(
-                what, why, None,
+                what,
+                why,
+                None,
                 f"end {_process(qemu)} and start it anew: its helper is ours by now",
             )
 
@@ -278,7 +280,8 @@ def _stays(scene: Scene, qemu: Qemu, option: Option) -> bool:
     links = filter(None, map(scene.link, [name] if name else qemu.guest.taps.values()))
     return any(
         link.persistent or link.stamp.kind == "openvswitch"
-        for link in links if link.stamp is not None
+        for link in links
+        if link.stamp is not None
     )
 
 
@@ -325,7 +328,8 @@ def find_joined_taps(scene: Scene) -> Iterator[Fault]:
                 yield Fault(
                     f"{' and '.join(map(quote, running[:NAMED_MAX]))} of {qemu.name} are on one "
                     "hub, which was made while it ran",
-                    WHY, sh("ip", "link", "set", "dev", running[-1], "down"),
+                    WHY,
+                    sh("ip", "link", "set", "dev", running[-1], "down"),
                     f"take hub {hub_now} of {_process(qemu)} apart: over QMP, netdev_del of each "
                     "hubport on it",
                 )
@@ -338,8 +342,11 @@ def _held(scene: Scene, qemu: Qemu) -> frozenset[str]:
     """
     if not qemu.hidden:
         return frozenset(qemu.guest.taps.values())
-    return frozenset(link.name for link in scene.links
-                     if link.stamp is not None and link.stamp.pid == qemu.guest.pid)
+    return frozenset(
+        link.name
+        for link in scene.links
+        if link.stamp is not None and link.stamp.pid == qemu.guest.pid
+    )
 
 
 def _held_ends(hub: Hub, held: frozenset[str]) -> list[Option]:
@@ -427,8 +434,10 @@ def find_mixed_hubs(scene: Scene) -> Iterator[Fault]:
                 others = sorted(readable(each) if each else "something else" for each in types)
                 what = " and ".join(others[:NAMED_MAX])
                 yield Fault(
-                    f"{call_it(taps[0])} of {qemu.name} is on one hub with {what}", WHY_MIXED,
-                    None, f"when {_process(qemu)} starts the next time, {REMEDY}",
+                    f"{call_it(taps[0])} of {qemu.name} is on one hub with {what}",
+                    WHY_MIXED,
+                    None,
+                    f"when {_process(qemu)} starts the next time, {REMEDY}",
                 )
 
 
@@ -439,7 +448,8 @@ def find_unconfined(scene: Scene) -> Iterator[Fault]:
             yield Fault(
                 f"{qemu.name} runs without -sandbox" + (", as root" if qemu.guest.uid == 0 else ""),
                 "a guest that breaks out of it may use all of the kernel, and gain privilege",
-                None, f"when {_process(qemu)} starts the next time, add: -sandbox on",
+                None,
+                f"when {_process(qemu)} starts the next time, add: -sandbox on",
             )
 
 
@@ -457,14 +467,21 @@ def find_twins(scene: Scene) -> Iterator[Fault]:
                 own.setdefault(nic.mac, set()).add(places.get(nic.tap or ""))
         for mac, where in own.items():
             others = seen.setdefault(mac, {})
-            twin = next((other for place, other in others.items()
-                         if place is None or None in where or place in where), None)
+            twin = next(
+                (
+                    other
+                    for place, other in others.items()
+                    if place is None or None in where or place in where
+                ),
+                None,
+            )
             if twin is not None:
                 fresh = _fresh(taken, f"{mac} {qemu.name}")
                 yield Fault(
                     f"{qemu.name} has the MAC {mac}, and so has {twin.name}",
                     "the switch sends the frames of both to whichever has sent last",
-                    None, f"end {_process(qemu)}, and start it with another MAC: mac={fresh}",
+                    None,
+                    f"end {_process(qemu)}, and start it with another MAC: mac={fresh}",
                 )
             for place in where:
                 others.setdefault(place, qemu)

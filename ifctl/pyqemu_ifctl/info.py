@@ -101,14 +101,17 @@ def info(
     guests = [g for g in running.found if vm is None or _is_called(g, vm, policy)]
     if vm is not None and not guests:
         raise Failure(
-            Status.UNAVAILABLE, f"no QEMU that runs here is called {readable(vm)}",
+            Status.UNAVAILABLE,
+            f"no QEMU that runs here is called {readable(vm)}",
             "none has that -name, nor the taps that the policy gives that guest",
             "pyqemu-ifctl info lists them all",
         )
     if qmp is not None and len(guests) != 1:
         raise Failure(
-            Status.USAGE, f"--qmp is of one guest, and {count(len(guests), 'QEMU')} would be shown",
-            "", "name the guest: info VM --qmp PATH",
+            Status.USAGE,
+            f"--qmp is of one guest, and {count(len(guests), 'QEMU')} would be shown",
+            "",
+            "name the guest: info VM --qmp PATH",
         )
     with Host(None, watch, tell) as host:
         # NOTE: on a clock of its own: the QEMUs have the time of the whole.
@@ -125,16 +128,21 @@ def info(
         views.append(
             View(guest, None, (), str(view), view.status) if isinstance(view, Failure) else view
         )
-    migrating = may_be_away(guests, {
-        view.guest.pid: {card.nic.mac.lower() for card in view.cards if card.nic is not None}
-        for view in views
-    })
+    migrating = may_be_away(
+        guests,
+        {
+            view.guest.pid: {card.nic.mac.lower() for card in view.cards if card.nic is not None}
+            for view in views
+        },
+    )
     away, unknown = find_away(migrating, find_states(migrating))
     views = _with_twins(views, away)
     remarks = [str(failure) for failure in failed.values()]
     remarks += [f"not seen: {each}" for each in running.unread]
-    remarks += [f"whether QEMU {pid} waits for a migration is not known: {why}"
-                for pid, why in unknown.items()]
+    remarks += [
+        f"whether QEMU {pid} waits for a migration is not known: {why}"
+        for pid, why in unknown.items()
+    ]
     if isinstance(policy, Failure):
         remarks.insert(0, f"what is wanted is not known: {policy}")
     remarks += [f"not seen: {each}" for each in parts.missed]
@@ -154,8 +162,10 @@ def ask_each(guests: Sequence[Guest], qmp: str | None, watch: Watch) -> list[Tol
     until = time.monotonic() + seconds
     told = each_in_time(guests, partial(_ask, qmp, until), seconds)
     answers = (told.get(guest.pid, NO_TIME) for guest in guests)
-    return [Told(None, None, str(each), each.status) if isinstance(each, Failure) else each
-            for each in answers]
+    return [
+        Told(None, None, str(each), each.status) if isinstance(each, Failure) else each
+        for each in answers
+    ]
 
 
 def _ask(qmp: str | None, until: float, guest: Guest) -> Told:
@@ -199,17 +209,20 @@ def _hidden(holders: Holders, views: list[View], system: System) -> list[str]:
     ]
 
 
-def view_of(
-    guest: Guest, told: Told, sides: Mapping[str, Side], policy: Policy | Failure
-) -> View:
+def view_of(guest: Guest, told: Told, sides: Mapping[str, Side], policy: Policy | Failure) -> View:
     """Return all that is known of one guest."""
     nics = told.nics
     # NOTE: status knows of no guest who has a tap, and so of no rule for that one.
-    sides = {**sides, **{
-        tap: replace(side, row=replace(side.row, state="left"))
-        for tap in guest.taps.values() if (side := sides.get(tap)) is not None
-        and side.row.state == "loose" and is_left_for(policy, guest, tap)
-    }}
+    sides = {
+        **sides,
+        **{
+            tap: replace(side, row=replace(side.row, state="left"))
+            for tap in guest.taps.values()
+            if (side := sides.get(tap)) is not None
+            and side.row.state == "loose"
+            and is_left_for(policy, guest, tap)
+        },
+    }
     ends = {each: tap_of(each, guest) for nic in nics or () for each in nic.backends}
     left = dict.fromkeys(guest.taps.values())
     for tap in ends.values():
@@ -232,7 +245,8 @@ def view_of(
         cards.append(Card(nic, tap, side, faults_of(nic, backend, tap, side, policy)))
     cards += [
         Card(None, None, None, (_of_hub(joint.hub, joint.backends),), joint)
-        for joint in told.joints if joint.hub not in {nic.hub for nic in nics or ()}
+        for joint in told.joints
+        if joint.hub not in {nic.hub for nic in nics or ()}
     ]
     used = {tap for tap in ends.values() if tap is not None}
     for tap in left:
@@ -244,7 +258,10 @@ def view_of(
 
 
 def faults_of(
-    nic: GuestNic, backend: Backend | None, tap: str | None, side: Side | None,
+    nic: GuestNic,
+    backend: Backend | None,
+    tap: str | None,
+    side: Side | None,
     policy: Policy | Failure,
 ) -> tuple[str, ...]:
     """Return what does not fit together of a NIC, its backend and its tap.
@@ -407,16 +424,20 @@ def _amount(packets: int, size: int, dropped: int) -> str:
 
 def as_object(views: list[View]) -> str:
     """Return the guests as JSON."""
-    return to_json({"guests": [
+    return to_json(
         {
-            "vm": view.guest.vm,
-            "pid": view.guest.pid,
-            "qmp": show(view.monitor) if view.monitor is not None else None,
-            "missing": view.missing or None,
-            "nics": [_entry(card) for card in view.cards],
+            "guests": [
+                {
+                    "vm": view.guest.vm,
+                    "pid": view.guest.pid,
+                    "qmp": show(view.monitor) if view.monitor is not None else None,
+                    "missing": view.missing or None,
+                    "nics": [_entry(card) for card in view.cards],
+                }
+                for view in views
+            ]
         }
-        for view in views
-    ]})
+    )
 
 
 def _entry(card: Card) -> dict[str, object]:
@@ -426,22 +447,32 @@ def _entry(card: Card) -> dict[str, object]:
     if side is not None:
         row, it = side.row, side.counters
         host = {
-            "tap": row.tap, "ifindex": row.ifindex, "kind": row.kind, "bridge": row.bridge,
-            "network": row.network, "vlan": json_vlan(row.vlan), "mtu": row.mtu,
+            "tap": row.tap,
+            "ifindex": row.ifindex,
+            "kind": row.kind,
+            "bridge": row.bridge,
+            "network": row.network,
+            "vlan": json_vlan(row.vlan),
+            "mtu": row.mtu,
             "state": row.state,
             "received": _counted(it.tx_packets, it.tx_bytes, it.tx_dropped) if it else None,
             "sent": _counted(it.rx_packets, it.rx_bytes, it.rx_dropped) if it else None,
         }
     return {
-        "nic": nic.name if nic else None, "model": nic.model if nic else None,
-        "mac": nic.mac if nic else None, "bus": nic.bus if nic else None,
-        "addr": nic.addr if nic else None, "host_mtu": nic.host_mtu if nic else None,
+        "nic": nic.name if nic else None,
+        "model": nic.model if nic else None,
+        "mac": nic.mac if nic else None,
+        "bus": nic.bus if nic else None,
+        "addr": nic.addr if nic else None,
+        "host_mtu": nic.host_mtu if nic else None,
         "hub": hub.hub if hub else None,
         "backends": [
             {"id": each.id, "type": each.type, "queues": each.queues}
             for each in (hub.backends if hub else ())
         ],
-        "tap": card.tap, "host": host, "faults": list(card.faults),
+        "tap": card.tap,
+        "host": host,
+        "faults": list(card.faults),
     }
 
 

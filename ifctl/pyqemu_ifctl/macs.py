@@ -32,8 +32,11 @@ def nics_of(guest: Guest, most: int) -> tuple[CommandNic, ...]:
     netdevs = {each.id: each for each in found if each.name == "netdev"}
     hub = [each for each in found if each.name == "net" and each.keys.get("type") != "nic"]
     # NOTE: those of -net and -nic are the machine's own, which is made before any -device.
-    nics = [each for each in found if each.name == "nic"
-            or (each.name == "net" and each.keys.get("type") == "nic")]
+    nics = [
+        each
+        for each in found
+        if each.name == "nic" or (each.name == "net" and each.keys.get("type") == "nic")
+    ]
     nics += [each for each in found if each.name == "device" and "netdev" in each.keys]
     given = 0
     answer = []

@@ -104,7 +104,7 @@ def put(stream: TextIO | None, text: str) -> None:
     data = text.encode(stream.encoding or "utf-8", "backslashreplace")
     descriptor = stream.fileno()
     while data:
-        data = data[os.write(descriptor, data):]
+        data = data[os.write(descriptor, data) :]
 
 
 if __name__ == "__main__":

@@ -56,9 +56,7 @@ def may_be_away(guests: Sequence[Guest], macs: Mapping[int, Collection[str]]) ->
     return list(found.values())
 
 
-def find_away(
-    asked: Sequence[Guest], told: States
-) -> tuple[frozenset[int], dict[int, str]]:
+def find_away(asked: Sequence[Guest], told: States) -> tuple[frozenset[int], dict[int, str]]:
     """Return the processes whose guest does not run there, and why that is not known of others.
 
     A guest of -incoming counts as one that waits where it does not tell.

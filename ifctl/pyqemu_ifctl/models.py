@@ -20,7 +20,9 @@ def models(qemu: str, *, as_json: bool) -> Answer:
 
 def _entry(model: Model) -> dict[str, str | None]:
     return {
-        "model": model.name, "bus": model.bus, "alias": model.alias,
+        "model": model.name,
+        "bus": model.bus,
+        "alias": model.alias,
         "description": model.description,
     }
 

@@ -28,7 +28,8 @@ def find_vm(policy: Policy, name: str) -> Vm:
     if vm is None:
         known = ", ".join(policy.vms)
         raise Failure(
-            Status.UNAVAILABLE, f"the policy has no guest {readable(name)}",
+            Status.UNAVAILABLE,
+            f"the policy has no guest {readable(name)}",
             f"its guests are {known}" if known else f"{', '.join(policy.files)} has no vms",
             "add it to vms:, or correct the name",
         )
@@ -58,9 +59,11 @@ def macs_of(policy: Policy, host: str | None) -> Macs:
             other = holders.setdefault(mac, (vm.name, nic))
             if other[1] is not nic:
                 raise Failure(
-                    Status.POLICY_INVALID, f"two NICs would have the MAC {mac}",
+                    Status.POLICY_INVALID,
+                    f"two NICs would have the MAC {mac}",
                     f"{nic.id} of {quote(vm.name)} ({nic.place}) and {other[1].id} of {other[0]} "
-                    f"({other[1].place})", "give one of them another mac",
+                    f"({other[1].place})",
+                    "give one of them another mac",
                 )
             found[vm.name, nic.id] = mac
     return found
@@ -133,7 +136,10 @@ def on_hubs(vm: Vm) -> Backend:
 def tap_by_hooks(nic: Nic, hooks: Hooks) -> str:
     """Return the netdev of a tap that QEMU opens, and that the hooks attach."""
     words = [
-        "tap", f"id={nic.id}", f"ifname={_doubled(nic.tap)}", f"script={_doubled(hooks.ifup)}",
+        "tap",
+        f"id={nic.id}",
+        f"ifname={_doubled(nic.tap)}",
+        f"script={_doubled(hooks.ifup)}",
         f"downscript={_doubled(hooks.ifdown)}",
     ]
     return ",".join(words + ([f"queues={nic.queues}"] if nic.queues > 1 else []))
@@ -157,7 +163,10 @@ def user_mode(nic_id: str, user: UserMode, *, forwards: bool = True) -> str:
 def _user_words(user: UserMode) -> list[str]:
     words = [f"{protocol}=off" for protocol in ("ipv4", "ipv6") if getattr(user, protocol) is False]
     pairs = (
-        ("net", user.ipv4), ("ipv6-net", user.ipv6), ("hostname", user.hostname), ("dns", user.dns),
+        ("net", user.ipv4),
+        ("ipv6-net", user.ipv6),
+        ("hostname", user.hostname),
+        ("dns", user.dns),
         *(("dnssearch", domain) for domain in user.search),
     )
     words += [f"{key}={value}" for key, value in pairs if value]
@@ -211,7 +220,9 @@ def _legacy_nic(policy: Policy, nic: Nic, mac: str) -> list[str]:
 
 def _not_legacy(nic: Nic, what: str) -> Failure:
     return Failure(
-        Status.REFUSED, f"--legacy has no words for {what}", f"{nic.id} at {nic.place}",
+        Status.REFUSED,
+        f"--legacy has no words for {what}",
+        f"{nic.id} at {nic.place}",
         "leave --legacy out",
     )
 

@@ -20,9 +20,15 @@ OLDEST_OVS = (2, 10)
 
 def find_ovs_down(scene: Scene) -> Iterator[Fault]:
     """A database of Open vSwitch that the policy needs, and that is mute or not there."""
-    needed = {} if isinstance(scene.policy, Failure) else {
-        each.ovsdb: each for each in scene.policy.networks.values() if wanted_kind(each) != "linux"
-    }
+    needed = (
+        {}
+        if isinstance(scene.policy, Failure)
+        else {
+            each.ovsdb: each
+            for each in scene.policy.networks.values()
+            if wanted_kind(each) != "linux"
+        }
+    )
     for failure in scene.failed.values():
         if failure.status != Status.DENIED:
             # NOTE: an up looks a tap's name up in each that is there, whatever its network.
@@ -63,7 +69,8 @@ def vswitchd_fault(
         return Fault(f"ovs-vswitchd is stopped, process {pid} {where}", why, mend)
     if switch.behind:
         return Fault(
-            f"ovs-vswitchd has not taken in what is configured {where}", why,
+            f"ovs-vswitchd has not taken in what is configured {where}",
+            why,
             start_ovs(service, "restart"),
         )
     return None

@@ -29,8 +29,10 @@ def find_hooks(program: str) -> Hooks:
         if os.access(hooks.ifup, os.X_OK) and os.access(hooks.ifdown, os.X_OK):
             return hooks
     raise Failure(
-        Status.UNAVAILABLE, f"the hooks are not in {readable(folders[-1])}",
-        "they are installed beside this", "install them: make install",
+        Status.UNAVAILABLE,
+        f"the hooks are not in {readable(folders[-1])}",
+        "they are installed beside this",
+        "install them: make install",
     )
 
 

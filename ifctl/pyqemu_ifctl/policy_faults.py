@@ -65,7 +65,8 @@ def find_unreachable_rules(scene: Scene) -> Iterator[Fault]:
             yield Fault(
                 f"whether the rule at {later.place}, or one after it, is ever reached was not "
                 "looked at: the policy has too many patterns",
-                "a rule is never reached if an earlier one matches all that it could", None,
+                "a rule is never reached if an earlier one matches all that it could",
+                None,
                 "ask pyqemu-ifctl explain for a tap that such a rule is for",
             )
             return

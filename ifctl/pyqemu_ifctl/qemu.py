@@ -35,7 +35,9 @@ def find_qemu(program: str) -> str:
     path = shutil.which(program)
     if path is None:
         raise Failure(
-            Status.UNAVAILABLE, f"there is no QEMU called {readable(program)}", os.strerror(2),
+            Status.UNAVAILABLE,
+            f"there is no QEMU called {readable(program)}",
+            os.strerror(2),
             "name a QEMU that is there, such as qemu-system-x86_64",
         )
     return path
@@ -56,7 +58,8 @@ def check_arguments(path: str, machine: str | None, arguments: Sequence[str]) ->
         return
     because = "; ".join(_SPEAKER.sub("", line) for line in wrong)
     raise Failure(
-        Status.REFUSED, f"{readable(path)} does not take these NICs",
+        Status.REFUSED,
+        f"{readable(path)} does not take these NICs",
         shown(because) or f"it ended with {done.returncode}",
         "correct vms: in the policy, name its machine by --machine, or, where they need what other "
         "options make, write --no-check",
@@ -73,8 +76,10 @@ def models_of(path: str) -> list[Model]:
     lines = rest.partition("\n\n")[0].splitlines()
     if done.returncode != 0 or not heading:
         raise Failure(
-            Status.REFUSED, f"{readable(path)} tells of no network devices",
-            f"-device help ended with {done.returncode}", "name another QEMU",
+            Status.REFUSED,
+            f"{readable(path)} tells of no network devices",
+            f"-device help ended with {done.returncode}",
+            "name another QEMU",
         )
     found = []
     for line in lines:
@@ -91,11 +96,15 @@ def _run(words: list[str], given: bytes) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(words, input=given, capture_output=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
         raise Failure(
-            Status.TRY_AGAIN, f"{readable(words[0])} does not end", f"waited {SECONDS:g} s",
+            Status.TRY_AGAIN,
+            f"{readable(words[0])} does not end",
+            f"waited {SECONDS:g} s",
             "try it by hand: " + shown(" ".join(words)),
         ) from error
     except OSError as error:
         raise Failure(
-            Status.UNAVAILABLE, f"cannot run {readable(words[0])}", error.strerror or str(error),
+            Status.UNAVAILABLE,
+            f"cannot run {readable(words[0])}",
+            error.strerror or str(error),
             "name a QEMU that is there, such as qemu-system-x86_64",
         ) from error

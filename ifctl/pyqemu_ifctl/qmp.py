@@ -24,8 +24,10 @@ from pyqemu_ifctl.bounded import within
 
 PLACES = ("/machine/peripheral", "/machine/peripheral-anon", "/machine/unattached")
 """Where QEMU keeps its devices: those with an id, those without, and those of the board."""
-_CLIENT = re.compile(r"(?: \\ )?(?:(?P<port>[^:]+): )??(?P<name>[^:]+): "
-                     r"index=(?P<index>[0-9]{1,9}),type=(?P<type>[a-z-]+),(?P<rest>.*)")
+_CLIENT = re.compile(
+    r"(?: \\ )?(?:(?P<port>[^:]+): )??(?P<name>[^:]+): "
+    r"index=(?P<index>[0-9]{1,9}),type=(?P<type>[a-z-]+),(?P<rest>.*)"
+)
 
 NETWORK_MAX = 1 << 18
 """Letters of an answer to `info network`."""
@@ -176,12 +178,20 @@ def _talk(talk: Callable[[], Awaitable[T]], address: Address, seconds: float) ->
         return within(seconds + GRACE, lambda: asyncio.run(bounded()))
     except (TimeoutError, asyncio.TimeoutError) as error:
         raise Failure(
-            Status.TRY_AGAIN, f"its QMP socket {readable(show(address))} does not answer",
+            Status.TRY_AGAIN,
+            f"its QMP socket {readable(show(address))} does not answer",
             f"waited {seconds:g} s: somebody else may be connected, and QEMU serves one at a time",
             "give it a second -qmp for this",
         ) from error
-    except (_Nonsense, ValueError, RecursionError, AssertionError, QMPError, OSError,
-            EOFError) as error:
+    except (
+        _Nonsense,
+        ValueError,
+        RecursionError,
+        AssertionError,
+        QMPError,
+        OSError,
+        EOFError,
+    ) as error:
         raise _failure(address, error) from error
 
 
@@ -203,7 +213,9 @@ def _failure(address: Address, error: BaseException) -> Failure:
         why = getattr(cause, "strerror", None) or _told(cause) or "it has hung up"
         return Failure(Status.UNAVAILABLE, what, why, "see its -qmp")
     return Failure(
-        Status.REFUSED, what, f"what it says is not QEMU's: {_told(cause) or type(cause).__name__}",
+        Status.REFUSED,
+        what,
+        f"what it says is not QEMU's: {_told(cause) or type(cause).__name__}",
         "see its -qmp",
     )
 
@@ -326,11 +338,17 @@ def read_network(text: str) -> list[Client]:
             hub = None
             above = match["name"]
         on_hub = hub is not None and indented
-        found.append(Client(
-            match["name"], int(match["index"]), match["type"], match["rest"],
-            hub if on_hub else None, match["port"] if on_hub else None,
-            above if indented and not on_hub else None,
-        ))
+        found.append(
+            Client(
+                match["name"],
+                int(match["index"]),
+                match["type"],
+                match["rest"],
+                hub if on_hub else None,
+                match["port"] if on_hub else None,
+                above if indented and not on_hub else None,
+            )
+        )
     return found
 
 
@@ -408,7 +426,11 @@ def _backends(ends: list[Client]) -> list[Backend]:
         before = found.get(end.name)
         if before is not None:
             found[end.name] = Backend(
-                before.id, before.type, before.words, before.queues + 1, before.ifname,
+                before.id,
+                before.type,
+                before.words,
+                before.queues + 1,
+                before.ifname,
                 before.descriptor,
             )
             continue
@@ -419,7 +441,11 @@ def _backends(ends: list[Client]) -> list[Backend]:
         name, script, _ = after.partition(",script=")
         descriptor = re.search(r",fd=([0-9]{1,9})(?![0-9])", rest)
         found[end.name] = Backend(
-            end.name, end.type, end.rest, 1, name if ifname and script else None,
+            end.name,
+            end.type,
+            end.rest,
+            1,
+            name if ifname and script else None,
             int(descriptor[1]) if descriptor else None,
         )
     return list(found.values())

@@ -20,15 +20,7 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifctl.answer import Answer
 from pyqemu_ifctl.nics import NO_NIC, device, find_vm, tap_by_descriptors, user_mode
-from pyqemu_ifup.manners import (
-    GRACE,
-    STOP_SIGNALS,
-    Watch,
-    log,
-    narrator,
-    say,
-    watching,
-)
+from pyqemu_ifup.manners import GRACE, STOP_SIGNALS, Watch, log, narrator, say, watching
 from pyqemu_ifup.tap_client import QUEUES_MAX, NoAgent, NoTap, ask_for_tap, find_socket
 
 if TYPE_CHECKING:
@@ -106,7 +98,9 @@ class OwnTaps:
                     self._note(host, policy, new)
         except Failure as failure:
             raise Failure(
-                failure.status, f"{quote(nic.tap or nic.network)}: {failure.what}", failure.why,
+                failure.status,
+                f"{quote(nic.tap or nic.network)}: {failure.what}",
+                failure.why,
                 failure.remedy,
             ) from failure
         return new.descriptors
@@ -135,8 +129,10 @@ class OwnTaps:
                 try:
                     detach(name, os.getpid(), watch, narrator(PROGRAM, name))
                 except Failure as failure:
-                    log(syslog.LOG_ERR,
-                        f"{quote(name)}: not taken back: {failure}; {ifctl('gc', name)} will")
+                    log(
+                        syslog.LOG_ERR,
+                        f"{quote(name)}: not taken back: {failure}; {ifctl('gc', name)} will",
+                    )
 
 
 def run(
@@ -149,7 +145,9 @@ def run(
     """
     if vm is None and not texts:
         raise Failure(
-            Status.USAGE, "run needs a guest of the policy's, or a --nic", "",
+            Status.USAGE,
+            "run needs a guest of the policy's, or a --nic",
+            "",
             "write run VM, or run --nic NETWORK",
         )
     if not command:
@@ -220,7 +218,9 @@ def _become(program: str, words: list[str], inherited: list[int]) -> NoReturn:
 
 def _cannot_run(program: str, why: str) -> Failure:
     return Failure(
-        Status.UNAVAILABLE, f"cannot run {readable(program)}", why,
+        Status.UNAVAILABLE,
+        f"cannot run {readable(program)}",
+        why,
         "give QEMU's program after --, such as qemu-system-x86_64",
     )
 
@@ -238,7 +238,9 @@ def _refuse_twice(ids: Sequence[str]) -> None:
     twice = [id for number, id in enumerate(ids) if id in ids[:number]]
     if twice:
         raise Failure(
-            Status.USAGE, f"two NICs have the id {twice[0]}", "",
+            Status.USAGE,
+            f"two NICs have the id {twice[0]}",
+            "",
             "give each --nic its own, with id=",
         )
 
@@ -255,13 +257,9 @@ def _of_vm(name: str, environ: Mapping[str, str]) -> list[Nic]:
     for nic in vm.nics:
         words = ("-device", device(policy, nic, macs[vm.name, nic.id]))
         if nic.user is not None:
-            found.append(
-                Nic("", nic.id, backend=user_mode(nic.id, nic.user), device=words)
-            )
+            found.append(Nic("", nic.id, backend=user_mode(nic.id, nic.user), device=words))
         else:
-            found.append(
-                Nic(nic.network or "", nic.id, nic.tap, nic.queues, device=words)
-            )
+            found.append(Nic(nic.network or "", nic.id, nic.tap, nic.queues, device=words))
     return found
 
 

@@ -32,13 +32,7 @@ from pyqemu_ifctl.databases import (
 )
 from pyqemu_ifctl.guests import Guest, Guests, each_in_time, find_guests, is_left_for, leads_to
 from pyqemu_ifctl.macs import CommandNic, nics_of
-from pyqemu_ifctl.migration import (
-    States,
-    find_away,
-    find_states,
-    may_be_away,
-    may_join,
-)
+from pyqemu_ifctl.migration import States, find_away, find_states, may_be_away, may_join
 from pyqemu_ifctl.place import Hooks, know_hooks
 from pyqemu_ifctl.rights import Lost, find_lost, find_off
 from pyqemu_ifctl.status import wanted as is_wanted
@@ -65,11 +59,13 @@ if TYPE_CHECKING:
 DEFAULT_SCRIPTS = {"script": "/etc/qemu-ifup", "downscript": "/etc/qemu-ifdown"}
 """What QEMU calls for a tap where it is told nothing (configure, --sysconfdir=/etc)."""
 HELPERS = (
-    "/usr/lib/qemu/qemu-bridge-helper", "/usr/libexec/qemu-bridge-helper",
-    "/usr/lib/qemu-bridge-helper", "/usr/local/libexec/qemu-bridge-helper",
+    "/usr/lib/qemu/qemu-bridge-helper",
+    "/usr/libexec/qemu-bridge-helper",
+    "/usr/lib/qemu-bridge-helper",
+    "/usr/local/libexec/qemu-bridge-helper",
 )
 """Where distributions, and QEMU's own `make install`, put its helper, as pyqemu-takeover has it."""
-OVS_RUN = os.path.dirname(DEFAULT_OVSDB[len("unix:"):])
+OVS_RUN = os.path.dirname(DEFAULT_OVSDB[len("unix:") :])
 SETTLE = 1.0
 """Seconds in which a healthy ovs-vswitchd has taken in what is configured."""
 FILTER_SECONDS = 2.0
@@ -197,17 +193,16 @@ class Scene:
             return {}
         networks = self.policy.networks.values()
         names = {network.bridge for network in networks if not self.is_other_s(network)}
-        return {link.name: link for link in self.links
-                if link.kind == "bridge" and link.name in names}
+        return {
+            link.name: link for link in self.links if link.kind == "bridge" and link.name in names
+        }
 
     def uplinks(self, bridge: Link) -> list[Link]:
         """Return the ports of a Linux bridge that are no taps: they lead elsewhere."""
         return [link for link in self.links if link.master == bridge.index and link.kind != "tun"]
 
 
-def look(
-    environ: Mapping[str, str], watch: Watch, tell: Callable[[str], None]
-) -> Scene:
+def look(environ: Mapping[str, str], watch: Watch, tell: Callable[[str], None]) -> Scene:
     """Look at all there is. Raises Failure where not even the links can be listed."""
     parts = Parts(watch)
     policy = take_policy(parts, environ)
@@ -222,29 +217,54 @@ def look(
         ports = host.ports()
         links = tuple(host.kernel.links())
         aware = {link.index for link in links if filters(link)}
-        vids = parts.take("the VLANs of ports", lambda: {
-            link.index: host.kernel.vids(link.index) for link in links if link.master in aware
-        })
+        vids = parts.take(
+            "the VLANs of ports",
+            lambda: {
+                link.index: host.kernel.vids(link.index) for link in links if link.master in aware
+            },
+        )
         ported = {port.name for port in ports}
-        sights = take_sights(parts, links, {
-            link.index for link in links if link.master is not None or link.name in ported
-        })
-        tables = parts.take(
-            "the nft tables of networks", lambda: _look_at_tables(host, policy, links, unseen, late)
-        ) or {}
-        unmet = parts.take(
-            "what networks with NAT need", lambda: _look_at_needs(host, policy, unseen, late)
-        ) or {}
+        sights = take_sights(
+            parts,
+            links,
+            {link.index for link in links if link.master is not None or link.name in ported},
+        )
+        tables = (
+            parts.take(
+                "the nft tables of networks",
+                lambda: _look_at_tables(host, policy, links, unseen, late),
+            )
+            or {}
+        )
+        unmet = (
+            parts.take(
+                "what networks with NAT need", lambda: _look_at_needs(host, policy, unseen, late)
+            )
+            or {}
+        )
         right = _find_right(host)
-        lost = parts.take("whose right has ended", lambda: find_lost(
-            host, policy, links, lambda tap, stamp: is_wanted(policy, tap, stamp)
-        )) or []
+        lost = (
+            parts.take(
+                "whose right has ended",
+                lambda: find_lost(
+                    host, policy, links, lambda tap, stamp: is_wanted(policy, tap, stamp)
+                ),
+            )
+            or []
+        )
         gone = {each.link.index for each in lost}
-        off = parts.take("whose tap is down", lambda: find_off(
-            [link for link in links if link.index not in gone], ports,
-            {each for each, database in host.databases.items() if database.is_connected},
-            lambda tap, stamp: is_wanted(policy, tap, stamp),
-        )) or []
+        off = (
+            parts.take(
+                "whose tap is down",
+                lambda: find_off(
+                    [link for link in links if link.index not in gone],
+                    ports,
+                    {each for each, database in host.databases.items() if database.is_connected},
+                    lambda tap, stamp: is_wanted(policy, tap, stamp),
+                ),
+            )
+            or []
+        )
     networks = policy.networks.values() if isinstance(policy, Policy) else ()
     wanted = {each.ovsdb for each in networks if each.kind == "openvswitch"}
     unseen += [str(each) for each in failed.values() if each.status == Status.DENIED]
@@ -254,14 +274,13 @@ def look(
     named = {network.bridge for network in networks}
     unseen += [
         f"whether the MAC of {name} is set: /sys is of another network namespace"
-        for name, known in pinned.items() if known is None and name in named
+        for name, known in pinned.items()
+        if known is None and name in named
     ]
     chains, hidden = _look_at_filters(parts, watch)
     unseen += hidden
     # NOTE: it sees to it itself that who uses up its time hides nobody else.
-    seen_holders = parts.take_apart(
-        "the taps that processes hold", find_holders, HOLDERS_SECONDS
-    )
+    seen_holders = parts.take_apart("the taps that processes hold", find_holders, HOLDERS_SECONDS)
     holders = seen_holders or Holders((), ())
     hidden_pids = {*holders.hidden, *holders.unread}
     guests = parts.take_apart("the guests", lambda: find_guests(holders)) or Guests((), ())
@@ -273,8 +292,9 @@ def look(
         if isinstance(qemu, Qemu):
             qemus.append(qemu)
             if len(qemu.nics) > NICS_MAX:
-                unread.append(f"QEMU {guest.pid} has more than {NICS_MAX} NICs: the others were "
-                              "not looked at")
+                unread.append(
+                    f"QEMU {guest.pid} has more than {NICS_MAX} NICs: the others were not looked at"
+                )
         else:
             unread.append(f"QEMU {guest.pid}: {qemu}")
     migrating = may_be_away(
@@ -284,7 +304,8 @@ def look(
     told = _ask_qemus(parts, [qemu.guest for qemu in qemus], migrating)
     qemus = [
         replace(
-            qemu, joints=_joints_of(told, qemu.guest.pid),
+            qemu,
+            joints=_joints_of(told, qemu.guest.pid),
             hidden=seen_holders is None or qemu.guest.pid in hidden_pids,
         )
         for qemu in qemus
@@ -301,24 +322,44 @@ def look(
     tun = parts.take_apart("/dev/net/tun", _tun_fault)
     parts.end()
     return Scene(
-        policy=policy, here=find_here(), links=links, vids=vids,
-        pinned=pinned, switches=switches, ports=ports, failed=failed,
+        policy=policy,
+        here=find_here(),
+        links=links,
+        vids=vids,
+        pinned=pinned,
+        switches=switches,
+        ports=ports,
+        failed=failed,
         absent=frozenset(
-            each for each in wanted - switches.keys() - failed.keys() - unasked
+            each
+            for each in wanted - switches.keys() - failed.keys() - unasked
             if not is_there(each)
         ),
-        daemons=daemons, call_iptables=_called_tables(), chains=chains,
-        tables=tables, sights=sights,
-        unmet=unmet, tun=tun, tun_mode=_tun_mode(), right=right,
-        qemus=tuple(qemus), away=away,
+        daemons=daemons,
+        call_iptables=_called_tables(),
+        chains=chains,
+        tables=tables,
+        sights=sights,
+        unmet=unmet,
+        tun=tun,
+        tun_mode=_tun_mode(),
+        right=right,
+        qemus=tuple(qemus),
+        away=away,
         ovs_service=find_ovs_service(),
         install_ovs=(
-            sh("dnf", "install", "openvswitch") if shutil.which("dnf", path=SAFE_PATH)
+            sh("dnf", "install", "openvswitch")
+            if shutil.which("dnf", path=SAFE_PATH)
             else sh("apt-get", "install", "openvswitch-switch")
         ),
-        unseen=tuple(unseen), unread=(*parts.missed, *unread), lost=tuple(lost),
-        off=tuple(off), unasked=unasked,
-        otherwise=otherwise, host_id=this_host(), hooks=know_hooks(sys.argv[0]),
+        unseen=tuple(unseen),
+        unread=(*parts.missed, *unread),
+        lost=tuple(lost),
+        off=tuple(off),
+        unasked=unasked,
+        otherwise=otherwise,
+        host_id=this_host(),
+        hooks=know_hooks(sys.argv[0]),
     )
 
 
@@ -328,9 +369,10 @@ def _ask_qemus(parts: Parts, guests: Sequence[Guest], migrating: Sequence[Guest]
     asked = [guest for guest in guests if guest.pid in joining or guest in migrating]
     if not asked:
         return {}
-    return parts.take_apart(
-        "how QEMUs are, over QMP", lambda: find_states(asked, joints=joining)
-    ) or {}
+    return (
+        parts.take_apart("how QEMUs are, over QMP", lambda: find_states(asked, joints=joining))
+        or {}
+    )
 
 
 def _joints_of(told: States, pid: int) -> tuple[Joint, ...] | None:
@@ -354,7 +396,10 @@ def _look_at_words(links: Iterable[Link]) -> tuple[dict[str, str], list[str]]:
 
 
 def _look_at_tables(
-    host: Host, policy: Policy | Failure, links: tuple[Link, ...], unseen: list[str],
+    host: Host,
+    policy: Policy | Failure,
+    links: tuple[Link, ...],
+    unseen: list[str],
     late: list[str],
 ) -> dict[str, str]:
     """Return what has become of the tables, but of those that are told in `unseen` or `late`."""
@@ -419,8 +464,10 @@ def find_ovs_service() -> str | None:
     """Return the unit of Open vSwitch, None without systemd."""
     if not os.path.isdir("/run/systemd/system"):
         return None
-    debian = any(os.path.exists(f"{folder}/systemd/system/openvswitch-switch.service")
-                 for folder in ("/etc", "/usr/lib", "/lib"))
+    debian = any(
+        os.path.exists(f"{folder}/systemd/system/openvswitch-switch.service")
+        for folder in ("/etc", "/usr/lib", "/lib")
+    )
     return "openvswitch-switch" if debian else "openvswitch"
 
 
@@ -495,12 +542,13 @@ def find_daemons(switches: Any) -> dict[str, tuple[Daemon, int]]:
     if not local:
         return found
     running = [
-        int(name) for name in os.listdir("/proc")
+        int(name)
+        for name in os.listdir("/proc")
         if name.isdigit() and os.path.basename(read_program(int(name))) == "ovs-vswitchd"
     ]
     for switch in local:
         # NOTE: anybody may have a process that is called so.
-        owners = (0, _owner(switch.ovsdb[len("unix:"):]))
+        owners = (0, _owner(switch.ovsdb[len("unix:") :]))
         pids = [pid for pid in running if real_uid(pid) in owners and _serves(pid, switch.ovsdb)]
         if pids:
             halted = all(_is_halted(pid) for pid in pids)
@@ -520,12 +568,12 @@ def _serves(pid: int, ovsdb: str) -> bool:
     if not words or ovsdb in named:
         return bool(words)
     try:
-        socket_of = os.stat(ovsdb[len("unix:"):])
+        socket_of = os.stat(ovsdb[len("unix:") :])
     except FileNotFoundError:
         return False
     for word in named or [DEFAULT_OVSDB]:
         # NOTE: a path that does not begin with a slash is one of its run-time folder.
-        path = os.path.join(OVS_RUN, word[len("unix:"):])
+        path = os.path.join(OVS_RUN, word[len("unix:") :])
         for root in (f"/proc/{pid}/root", ""):
             try:
                 if os.path.samestat(os.stat(root + path), socket_of):
@@ -556,7 +604,7 @@ def _answers(switch: OvsSwitch) -> bool:
 
     It does so in its run-time folder, which is the database's (ovs-ofctl(8)).
     """
-    folder = os.path.dirname(os.path.realpath(switch.ovsdb[len("unix:"):]))
+    folder = os.path.dirname(os.path.realpath(switch.ovsdb[len("unix:") :]))
     for bridge in switch.bridges:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(1)
@@ -583,9 +631,7 @@ def _called_tables() -> frozenset[str]:
     return frozenset(called)
 
 
-def _look_at_filters(
-    parts: Parts, watch: Watch
-) -> tuple[tuple[DroppingChain, ...], list[str]]:
+def _look_at_filters(parts: Parts, watch: Watch) -> tuple[tuple[DroppingChain, ...], list[str]]:
     """Return the chains that drop, and what may not be seen; a mute program hides no other's."""
     chains: list[DroppingChain] = []
     unseen: list[str] = []
@@ -642,15 +688,20 @@ def read_forward(family: str, printed: str) -> list[DroppingChain]:
         return []
     ways = {"-i": "iifname", "-o": "oifname"}
     accepts = {
-        (ways[words[2]], words[3]) for words in lines
+        (ways[words[2]], words[3])
+        for words in lines
         if len(words) == 6 and words[2] in ways and words[4:] == ["-j", "ACCEPT"]
     }
     return [DroppingChain(family, "filter", "FORWARD", "forward", None, frozenset(accepts), True)]
 
 
 def _qemu(policy: Policy | Failure, guest: Guest) -> Qemu:
-    paths = {path for option in guest.options for key in DEFAULT_SCRIPTS
-             if (path := script_of(option, key)) is not None}
+    paths = {
+        path
+        for option in guest.options
+        for key in DEFAULT_SCRIPTS
+        if (path := script_of(option, key)) is not None
+    }
     paths.update(path for option in guest.options for path in helpers_of(option))
     scripts = {path: leads_to(guest.pid, path) for path in paths}
     left = frozenset(tap for tap in guest.taps.values() if is_left_for(policy, guest, tap))

@@ -56,27 +56,11 @@ from pyqemu_ifup.guest import (
     tell_otherwise,
 )
 from pyqemu_ifup.host import Host, filters
-from pyqemu_ifup.look import (
-    Link,
-    OvsPort,
-    Seen,
-    Vid,
-    has_networks,
-    show_vlan,
-    vlan_of_vids,
-)
+from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, has_networks, show_vlan, vlan_of_vids
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.on_port import NOTHING, Sights, find_sitting
 from pyqemu_ifup.plan import Difference, differences, find_kind, vlan_of_columns
-from pyqemu_ifup.stamp import (
-    KEY_NETWORK,
-    KEY_VM_NAME,
-    KEY_VM_PID,
-    Here,
-    Stamp,
-    find_here,
-    is_alive,
-)
+from pyqemu_ifup.stamp import KEY_NETWORK, KEY_VM_NAME, KEY_VM_PID, Here, Stamp, find_here, is_alive
 
 State = Literal["ok", "differs", "foreign", "left", "loose", "stale", "elsewhere"]
 DATAPATH_TAP = "ovs-netdev"
@@ -168,7 +152,8 @@ def status(
     if tap is not None and not view.rows and not view.failures:
         raise Failure(
             Status.UNAVAILABLE,
-            f"no tap of this network namespace, and nothing of ours, is called {quote(tap)}", "",
+            f"no tap of this network namespace, and nothing of ours, is called {quote(tap)}",
+            "",
             "pyqemu-ifctl status lists them all",
         )
     if graph is not None:
@@ -195,9 +180,10 @@ def find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
     policy = take_policy(parts, environ)
     system, failed = look(host, policy, parts)
     shown = rows(system, lambda name, stamp: wanted(policy, name, stamp))
-    found = parts.take(
-        "whose right has ended", lambda: _with_rights(host, policy, system, shown)
-    ) or shown
+    found = (
+        parts.take("whose right has ended", lambda: _with_rights(host, policy, system, shown))
+        or shown
+    )
     remarks = [str(failure) for failure in failed.values()]
     unknown = []
     if isinstance(policy, Failure):
@@ -225,10 +211,16 @@ def _with_rights(
     lost = find_lost(host, policy, system.links, lambda name, stamp: wanted(policy, name, stamp))
     by_index = {each.link.index: each for each in lost}
     return [
-        row if (each := by_index.get(row.ifindex or 0)) is None else replace(
-            row, state="differs", because=f"mend it: {each.command}",
-            differences=(*(row.differences or ()),
-                         Difference("right", "by the policy", "ended", each.why)),
+        row
+        if (each := by_index.get(row.ifindex or 0)) is None
+        else replace(
+            row,
+            state="differs",
+            because=f"mend it: {each.command}",
+            differences=(
+                *(row.differences or ()),
+                Difference("right", "by the policy", "ended", each.why),
+            ),
         )
         for row in found
     ]
@@ -271,9 +263,7 @@ def as_shown(found: list[Row], tap: str | None, *, as_json: bool) -> str:
     return as_table(found) if tap is None else "\n".join(map(as_list, found))
 
 
-def look(
-    host: Host, policy: Policy | Failure, parts: Parts
-) -> tuple[System, dict[str, Failure]]:
+def look(host: Host, policy: Policy | Failure, parts: Parts) -> tuple[System, dict[str, Failure]]:
     """Look at all there is; return it with the databases that failed."""
     stamps = [link.stamp for link in host.kernel.links()]
     named = [stamp.ovsdb for stamp in stamps if stamp is not None and stamp.ovsdb is not None]
@@ -285,7 +275,8 @@ def look(
             failed[address] = Failure(
                 Status.UNAVAILABLE,
                 f"Open vSwitch is not there: nothing answers at {quote(address)}",
-                "it has ended meanwhile", "start Open vSwitch by its own service",
+                "it has ended meanwhile",
+                "start Open vSwitch by its own service",
             )
     ports = tuple(port for port in ports if port.ovsdb not in failed)
     links = tuple(host.kernel.links())
@@ -309,21 +300,28 @@ def look(
         },
         unasked=frozenset(failed),
         here=find_here(),
-        sights=take_sights(parts, links, {
-            link.index for link in links
-            if link.tap and (link.stamp is not None or link.name in marked)
-        }),
+        sights=take_sights(
+            parts,
+            links,
+            {
+                link.index
+                for link in links
+                if link.tap and (link.stamp is not None or link.name in marked)
+            },
+        ),
         left=frozenset(
-            link.name for link in links if link.tap
-            and link.stamp is None and isinstance(policy, Policy) and is_left(policy, link.name)
+            link.name
+            for link in links
+            if link.tap
+            and link.stamp is None
+            and isinstance(policy, Policy)
+            and is_left(policy, link.name)
         ),
     )
     return system, failed
 
 
-def wanted(
-    policy: Policy | Failure, tap: str, stamp: Stamp
-) -> Port | Deny | Leave | Unsaid | None:
+def wanted(policy: Policy | Failure, tap: str, stamp: Stamp) -> Port | Deny | Leave | Unsaid | None:
     """Return what the policy says now of the tap, for the QEMU that its stamp tells of.
 
     None without a policy; Unsaid where a rule asks for what the stamp does not say.
@@ -354,7 +352,8 @@ def rows(system: System, want: Want) -> list[Row]:
     """Return a row for each tap, and one for each port of ours whose tap is not here."""
     patience = Patience()
     found = [
-        _tap_row(link, system, want, patience) for link in system.links
+        _tap_row(link, system, want, patience)
+        for link in system.links
         if link.tap and not _is_of_openvswitch(link, system)
     ]
     for leftover in judge(system.ports, system.links, system.here):
@@ -383,7 +382,8 @@ def _is_of_openvswitch(link: Link, system: System) -> bool:
         return False
     # NOTE: one that it could not make, as a guest's tap has the name, has no ifindex.
     is_its_port = any(
-        port.internal and port.name == link.name
+        port.internal
+        and port.name == link.name
         and (port.ifindex == link.index or port.name == port.bridge)
         for port in system.ports
     )
@@ -412,12 +412,19 @@ def _tap_row(link: Link, system: System, want: Want, patience: Patience) -> Row:
     vm = None if "vm" in stamp.unsaid else stamp.vm or None
     others = find_otherwise(link.name, stamp, patience)
     row = replace(
-        row, network=stamp.network, vm=vm, pid=stamp.pid or None, differences=None,
-        otherwise=others, because=_ended(stamp) or tell_otherwise(stamp, others),
+        row,
+        network=stamp.network,
+        vm=vm,
+        pid=stamp.pid or None,
+        differences=None,
+        otherwise=others,
+        because=_ended(stamp) or tell_otherwise(stamp, others),
     )
     if stamp.ovsdb in system.unasked:
         return replace(
-            row, kind=row.kind or stamp.kind, bridge=row.bridge or stamp.bridge,
+            row,
+            kind=row.kind or stamp.kind,
+            bridge=row.bridge or stamp.bridge,
             because="its database does not answer",
         )
     seen = Seen(link, master, vids=system.vids.get(link.index, ()), ports=tuple(ports))
@@ -428,9 +435,7 @@ def _tap_row(link: Link, system: System, want: Want, patience: Patience) -> Row:
     if found is None:
         attached = row.bridge == stamp.bridge
         because = "" if attached else f"its mark says that it is on {readable(stamp.bridge)}"
-        return replace(
-            row, state="ok" if attached else "differs", because=because or row.because
-        )
+        return replace(row, state="ok" if attached else "differs", because=because or row.because)
     if lost:
         found = (*found, Difference("alias", "our mark", link.alias or "none"))
     if system.sights is None:
@@ -451,8 +456,13 @@ def stamp_of(port: OvsPort) -> Stamp:
     # NOTE: its vm-name is left out where it had no room.
     unsaid = {"netdev", "mac", "user", "by"} | ({"vm"} if KEY_VM_NAME not in ids else set())
     return Stamp(
-        ids.get(KEY_NETWORK, ""), "openvswitch", port.bridge or "", ids.get(KEY_VM_NAME, ""),
-        read_number(ids.get(KEY_VM_PID, ""), PID_MAX) or 0, 0, port.ovsdb,
+        ids.get(KEY_NETWORK, ""),
+        "openvswitch",
+        port.bridge or "",
+        ids.get(KEY_VM_NAME, ""),
+        read_number(ids.get(KEY_VM_PID, ""), PID_MAX) or 0,
+        0,
+        port.ovsdb,
         unsaid=frozenset(unsaid),
     )
 
@@ -476,7 +486,9 @@ def _compare(
         return None
     bridge = next((link for link in system.links if link.name == want.bridge), None)
     seen = replace(
-        seen, bridge=bridge, ovs_bridges=system.ovs_bridges.get(want.bridge, ()),
+        seen,
+        bridge=bridge,
+        ovs_bridges=system.ovs_bridges.get(want.bridge, ()),
         other_name_of=next(
             (link.name for link in system.links if want.bridge in link.altnames), ""
         ),
@@ -514,7 +526,10 @@ def _others_row(
 
 def _with_port(row: Row, port: OvsPort) -> Row:
     return replace(
-        row, kind="openvswitch", bridge=port.bridge, vlan=vlan_of_columns(port),
+        row,
+        kind="openvswitch",
+        bridge=port.bridge,
+        vlan=vlan_of_columns(port),
         isolated=port.protected,
     )
 
@@ -522,27 +537,46 @@ def _with_port(row: Row, port: OvsPort) -> Row:
 def _port_row(port: OvsPort, state: State, because: str) -> Row:
     stamp = stamp_of(port)
     row = Row(
-        port.name, state, network=stamp.network or None, vm=stamp.vm or None,
-        pid=stamp.pid or None, because=because,
+        port.name,
+        state,
+        network=stamp.network or None,
+        vm=stamp.vm or None,
+        pid=stamp.pid or None,
+        because=because,
     )
     return _with_port(row, port)
 
 
 def as_object(found: list[Row]) -> str:
     """Return the rows as JSON."""
-    return to_json({"taps": [
+    return to_json(
         {
-            "tap": row.tap, "ifindex": row.ifindex, "kind": row.kind, "bridge": row.bridge,
-            "network": row.network, "mtu": row.mtu, "mac": row.mac, "vlan": json_vlan(row.vlan),
-            "isolated": row.isolated, "vm": row.vm, "pid": row.pid, "state": row.state,
-            "differences": json_differences(row.differences),
-            "otherwise": None if row.otherwise is None else [
-                {"setting": each.setting, "mark": each.mark, "says": each.says}
-                for each in row.otherwise
-            ],
+            "taps": [
+                {
+                    "tap": row.tap,
+                    "ifindex": row.ifindex,
+                    "kind": row.kind,
+                    "bridge": row.bridge,
+                    "network": row.network,
+                    "mtu": row.mtu,
+                    "mac": row.mac,
+                    "vlan": json_vlan(row.vlan),
+                    "isolated": row.isolated,
+                    "vm": row.vm,
+                    "pid": row.pid,
+                    "state": row.state,
+                    "differences": json_differences(row.differences),
+                    "otherwise": None
+                    if row.otherwise is None
+                    else [
+                        {"setting": each.setting, "mark": each.mark, "says": each.says}
+                        for each in row.otherwise
+                    ],
+                }
+                for row in found
+            ]
         }
-        for row in found
-    ]})
+    )
 
 
 HEADS = ("TAP", "STATE", "BRIDGE", "NETWORK", "VLAN", "MTU", "PID", "VM")
@@ -564,7 +598,8 @@ def as_table(found: list[Row]) -> str:
             cells = _cells(row)
             said += [
                 f"{HEADS[at]} {cells[at] if HEADS[at] == 'VLAN' else readable(cells[at])}"
-                for at in LONG if cells[at] != "-"
+                for at in LONG
+                if cells[at] != "-"
             ]
         if said:
             details += wrap(shown(f"{readable(row.tap)}: {'; '.join(said)}"))
@@ -580,11 +615,18 @@ def _cells(row: Row) -> tuple[str, ...]:
 def as_list(row: Row) -> str:
     """Return all that is known of one row, a line for each."""
     pairs: list[tuple[str, object]] = [
-        ("tap", row.tap), ("state", row.state or "not known"), ("ifindex", row.ifindex),
-        ("kind", row.kind), ("bridge", row.bridge), ("network", row.network), ("mtu", row.mtu),
-        ("mac", row.mac), ("vlan", show_vlan(row.vlan).removeprefix("none") or None),
+        ("tap", row.tap),
+        ("state", row.state or "not known"),
+        ("ifindex", row.ifindex),
+        ("kind", row.kind),
+        ("bridge", row.bridge),
+        ("network", row.network),
+        ("mtu", row.mtu),
+        ("mac", row.mac),
+        ("vlan", show_vlan(row.vlan).removeprefix("none") or None),
         ("isolated", None if row.isolated is None else str(row.isolated).lower()),
-        ("vm", row.vm), ("pid", row.pid),
+        ("vm", row.vm),
+        ("pid", row.pid),
     ]
     lines = [f"{name:<11}  {'-' if value is None else value}" for name, value in pairs]
     if row.differences is None:

@@ -28,7 +28,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
         super().__init__(
-            prog=prog, description=description, epilog=epilog, allow_abbrev=False,
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self.color = False
@@ -102,7 +105,9 @@ def build_parser() -> Parser:
 
     check = verb("check", "Check the policy: ok, or every error with its place.")
     check.add_argument(
-        "files", metavar="FILE", nargs="*",
+        "files",
+        metavar="FILE",
+        nargs="*",
         help="check these files as one policy, not this host's own",
     )
     explain = verb(
@@ -122,7 +127,9 @@ def build_parser() -> Parser:
         "--watch", action="store_true", help="go on, and show it again whenever it changes"
     )
     status.add_argument(
-        "--graph", choices=("dot", "svg"), metavar="dot|svg",
+        "--graph",
+        choices=("dot", "svg"),
+        metavar="dot|svg",
         help="draw guests, taps, VLANs, bridges and uplinks",
     )
     status.add_argument(
@@ -145,11 +152,11 @@ def build_parser() -> Parser:
     decode.add_argument("status", metavar="STATUS", help="such as 16640")
     args = verb("args", "Print the arguments that give QEMU the NICs of a guest of the policy's.")
     args.add_argument("vm", metavar="VM")
+    args.add_argument("--legacy", action="store_true", help="-net nic in place of -device")
     args.add_argument(
-        "--legacy", action="store_true", help="-net nic in place of -device"
-    )
-    args.add_argument(
-        "--qemu", metavar="PROGRAM", default=DEFAULT_QEMU,
+        "--qemu",
+        metavar="PROGRAM",
+        default=DEFAULT_QEMU,
         help=f"the QEMU that must take them ({DEFAULT_QEMU})",
     )
     args.add_argument("--machine", metavar="TYPE", help="its -machine, where it is not the default")
@@ -174,7 +181,10 @@ def build_parser() -> Parser:
     )
     start.add_argument("vm", metavar="VM", nargs="?", help="a guest of the policy's, for its NICs")
     start.add_argument(
-        "--nic", metavar="NETWORK[,...]", action="append", default=[],
+        "--nic",
+        metavar="NETWORK[,...]",
+        action="append",
+        default=[],
         help="a tap on this network, for -device ...,netdev=ID; net0, net1 ... without id=",
     )
     verb("version", "Print the version.", data=False)
@@ -212,8 +222,13 @@ def run(args: argparse.Namespace) -> Answer:
         from pyqemu_ifctl.args import args as write_args
 
         return write_args(
-            args.vm, os.environ, qemu=args.qemu, machine=args.machine, check=not args.no_check,
-            as_legacy=args.legacy, as_json=args.json,
+            args.vm,
+            os.environ,
+            qemu=args.qemu,
+            machine=args.machine,
+            check=not args.no_check,
+            as_legacy=args.legacy,
+            as_json=args.json,
         )
     if args.verb == "models":
         from pyqemu_ifctl.models import models
@@ -234,7 +249,12 @@ def run(args: argparse.Namespace) -> Answer:
         taps = [check_tap_name(tap) for tap in args.taps]
         with watching(TIMEOUT, hook=False) as watch:
             answer = apply(
-                taps, os.environ, watch, dry_run=args.dry_run, as_json=args.json, cut=args.cut,
+                taps,
+                os.environ,
+                watch,
+                dry_run=args.dry_run,
+                as_json=args.json,
+                cut=args.cut,
                 exit_code=args.exit_code,
             )
         return Answer(answer.out, answer.status, tuple(map(_line, answer.remarks)))
@@ -252,8 +272,13 @@ def run(args: argparse.Namespace) -> Answer:
 
         with watching(FOREVER, hook=False) as watch:
             watch_status(
-                tap, os.environ, watch, tell, lambda text: put(sys.stdout, text),
-                lambda line: put(sys.stderr, f"{_line(line)}\n"), as_json=args.json,
+                tap,
+                os.environ,
+                watch,
+                tell,
+                lambda text: put(sys.stdout, text),
+                lambda line: put(sys.stderr, f"{_line(line)}\n"),
+                as_json=args.json,
                 redraw=sys.stdout is not None and sys.stdout.isatty(),
             )
         return Answer("")
@@ -263,9 +288,7 @@ def run(args: argparse.Namespace) -> Answer:
             from pyqemu_ifctl.explain import explain
 
             caller = Caller(args.tap, args.vm, args.netdev, _mac(args.mac), args.user)
-            answer = explain(
-                caller, args.network, os.environ, watch, tell, as_json=args.json
-            )
+            answer = explain(caller, args.network, os.environ, watch, tell, as_json=args.json)
         elif args.verb == "doctor":
             from pyqemu_ifctl.doctor import doctor
 
@@ -280,15 +303,18 @@ def run(args: argparse.Namespace) -> Answer:
             from pyqemu_ifctl.status import status
 
             answer = status(
-                tap, os.environ, watch, tell, as_json=args.json, graph=args.graph,
+                tap,
+                os.environ,
+                watch,
+                tell,
+                as_json=args.json,
+                graph=args.graph,
                 exit_code=args.exit_code,
             )
         else:
             from pyqemu_ifctl.gc import gc
 
-            answer = gc(
-                tap, os.environ, watch, tell, dry_run=args.dry_run, as_json=args.json
-            )
+            answer = gc(tap, os.environ, watch, tell, dry_run=args.dry_run, as_json=args.json)
     return Answer(answer.out, answer.status, tuple(map(_line, answer.remarks)))
 
 
@@ -301,7 +327,9 @@ def _mac(text: str | None) -> str | None:
     mac = canonical_mac(text)
     if mac is None:
         raise Failure(
-            Status.USAGE, f"--mac {readable(text)} is not the MAC of a device", "",
+            Status.USAGE,
+            f"--mac {readable(text)} is not the MAC of a device",
+            "",
             "give six pairs of hexadecimal digits, such as 52:54:00:12:34:56",
         )
     return mac

@@ -92,8 +92,11 @@ def check_holder(pid: int, whose: int | None, uid: int) -> None:
         raise Failure(
             Status.DENIED,
             f"the calling process {pid} is not user {uid}'s",
-            "it has ended, and init is the parent now" if pid == 1
-            else "it is in another PID namespace" if pid == 0 else f"it is user {whose}'s",
+            "it has ended, and init is the parent now"
+            if pid == 1
+            else "it is in another PID namespace"
+            if pid == 0
+            else f"it is user {whose}'s",
             "let the user's own QEMU call this program",
         )
 
@@ -116,7 +119,9 @@ class AskingWatch(Watch):
         """
         if self.process is not None and self.process.has_ended():
             raise Failure(
-                Status.TRY_AGAIN, "stopped",
-                f"the calling process {self.process.pid} has ended", self.stopped,
+                Status.TRY_AGAIN,
+                "stopped",
+                f"the calling process {self.process.pid} has ended",
+                self.stopped,
             )
         super().finish()

@@ -44,8 +44,10 @@ def main() -> int:
 
         for line in traceback.format_exc().splitlines():
             log(PROGRAM, printable(line))
-        _report(f"internal error: {type(error).__name__}: {error}; "
-                "the traceback is in syslog, please report it")
+        _report(
+            f"internal error: {type(error).__name__}: {error}; "
+            "the traceback is in syslog, please report it"
+        )
         return BUG
     return 0
 
@@ -56,21 +58,25 @@ def help_qemu(arguments: list[str]) -> None:
     try:
         channel = _socket.socket(fileno=number)
     except OSError as error:
-        raise NoTap(USAGE, f"--fd={number} is no socket: {os.strerror(error.errno or 0)}; "
-                    "QEMU calls this program, with helper=") from error
-    _, descriptors = ask_for_tap(
-        find_socket(), network, "", 1, vnet_hdr=vnet_hdr, for_parent=True
-    )
+        raise NoTap(
+            USAGE,
+            f"--fd={number} is no socket: {os.strerror(error.errno or 0)}; "
+            "QEMU calls this program, with helper=",
+        ) from error
+    _, descriptors = ask_for_tap(find_socket(), network, "", 1, vnet_hdr=vnet_hdr, for_parent=True)
     rights = descriptors[0].to_bytes(4, sys.byteorder)
     try:
         # NOTE: one byte, since a message of none is the end of a stream.
-        channel.sendmsg([b"\0"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)],
-                        _socket.MSG_NOSIGNAL)
+        channel.sendmsg(
+            [b"\0"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)], _socket.MSG_NOSIGNAL
+        )
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
-            raise NoTap(REFUSED, f"cannot hand the tap over by --fd={number}: "
-                        f"{os.strerror(error.errno or 0)}; QEMU calls this program, with helper="
-                        ) from error
+            raise NoTap(
+                REFUSED,
+                f"cannot hand the tap over by --fd={number}: "
+                f"{os.strerror(error.errno or 0)}; QEMU calls this program, with helper=",
+            ) from error
         raise NoTap(75, "QEMU does not take the tap: it has ended") from error
 
 

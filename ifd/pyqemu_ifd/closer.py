@@ -112,7 +112,9 @@ class Closer:
             if not _start(lambda: self._apart(uid, connection, look, answer)):
                 self._let_go(uid)
                 raise Failure(
-                    Status.TRY_AGAIN, "cannot take a descriptor", "there is no room for a thread",
+                    Status.TRY_AGAIN,
+                    "cannot take a descriptor",
+                    "there is no room for a thread",
                     "try again",
                 )
             return answer.result()

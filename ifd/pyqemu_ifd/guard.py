@@ -74,7 +74,8 @@ class Guard:
             for name in networks:
                 self._touched.setdefault(name, now - DELAY)
         found = [
-            name for name, since in self._touched.items()
+            name
+            for name, since in self._touched.items()
             if name not in networks or now >= self._due(name, since)
         ]
         for name in found:

@@ -120,7 +120,9 @@ class PolicyKeeper:
         self._end_reader(self._reader)
         told, self._told = b"".join(self._told), []
         found: Policy | Failure = Failure(
-            Status.TRY_AGAIN, "the policy was not read", "its reader has ended before",
+            Status.TRY_AGAIN,
+            "the policy was not read",
+            "its reader has ended before",
             "see syslog; make the policy smaller",
         )
         if told:
@@ -326,6 +328,8 @@ def _size_of(file: str) -> int:
 def _no_watch(what: str) -> Failure:
     why = os.strerror(ctypes.get_errno())
     return Failure(
-        Status.REFUSED, "cannot watch the policy", f"{what}: {why}",
+        Status.REFUSED,
+        "cannot watch the policy",
+        f"{what}: {why}",
         "raise fs.inotify.max_user_instances and max_user_watches (sysctl)",
     )

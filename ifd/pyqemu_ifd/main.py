@@ -71,12 +71,14 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     """Return the parser of the arguments."""
     found = Parser(
-        prog=PROGRAM, allow_abbrev=False,
+        prog=PROGRAM,
+        allow_abbrev=False,
         description="The resident agent of pyqemu-ifup; it stays in the foreground.",
     )
     found.add_argument("--policy", metavar="FILE", help="a file in place of the host's policy")
     found.add_argument(
-        "--socket", metavar="PATH",
+        "--socket",
+        metavar="PATH",
         help="where to listen, unless a supervisor hands over a socket "
         f"({ROOT_SOCKET}, with --users {USERS_SOCKET})",
     )
@@ -103,7 +105,8 @@ def serve(policy: str | None, path: str, *, for_users: bool) -> int:
     except OSError as error:
         denied = isinstance(error, PermissionError)
         raise Failure(
-            Status.DENIED if denied else Status.REFUSED, f"cannot listen at {readable(path)}",
+            Status.DENIED if denied else Status.REFUSED,
+            f"cannot listen at {readable(path)}",
             error.strerror or str(error),
             "run as root" if denied and os.geteuid() != 0 else "name another by --socket",
         ) from error
@@ -205,7 +208,9 @@ def handed_over() -> socket.socket | None:
 
 def _not_handed(why: str) -> Failure:
     return Failure(
-        Status.REFUSED, "cannot serve on what the supervisor hands over", why,
+        Status.REFUSED,
+        "cannot serve on what the supervisor hands over",
+        why,
         "see pyqemu-ifd.socket: ListenSequentialPacket=",
     )
 

@@ -118,4 +118,3 @@ class AgentHost(Host):
 
     def _refresh(self, database: Database) -> None:
         """Leave it to the agent's loop, which does so whenever there is something new."""
-

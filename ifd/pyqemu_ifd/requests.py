@@ -153,8 +153,7 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
             AgentHost(context.pool, tap, watch, tell, uid is not None) as host,
         ):
             yield from attaching(
-                host, port, caller, parent, ovsdbs, uid, admit, by_name=bool(network),
-                handed=handed,
+                host, port, caller, parent, ovsdbs, uid, admit, by_name=bool(network), handed=handed
             )
     log(syslog.LOG_INFO, success_line(port, caller))
 
@@ -199,9 +198,7 @@ def _tap(fields: tuple[str, ...], context: Context) -> Work[None]:
     # NOTE: it has its name alone, so that it waits for nobody; others may have to wait for it.
     with (
         context.turns.take(new.name),
-        AgentHost(
-            context.pool, new.name, watch, lambda command: None, peer.uid != ROOT
-        ) as host,
+        AgentHost(context.pool, new.name, watch, lambda command: None, peer.uid != ROOT) as host,
     ):
         yield from attach_tap(host, policy, new)
     try:
@@ -215,7 +212,9 @@ def _held(place: Place | None, peer: Peer) -> list[str]:
     held = [place.tap] if place is not None and place.tap is not None else []
     if not held and peer.uid != ROOT:
         raise Failure(
-            Status.DENIED, f"user {peer.uid} has not handed over the tap", "",
+            Status.DENIED,
+            f"user {peer.uid} has not handed over the tap",
+            "",
             "let QEMU call the hook, which holds the tap, or call it as root",
         )
     return held

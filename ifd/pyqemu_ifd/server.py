@@ -75,7 +75,12 @@ LINE_MAX = 2000
 """Bytes of one line that a client is told."""
 
 _GONE = (
-    errno.EPIPE, errno.ECONNRESET, errno.EAGAIN, errno.ENOTCONN, errno.ENOBUFS, errno.ENOMEM,
+    errno.EPIPE,
+    errno.ECONNRESET,
+    errno.EAGAIN,
+    errno.ENOTCONN,
+    errno.ENOBUFS,
+    errno.ENOMEM,
     errno.EMSGSIZE,
 )
 """How a packet fails that a client does not get: it has gone, does not read, or has no room."""
@@ -347,7 +352,7 @@ class Server:
             log(syslog.LOG_ERR, line)
             tidier.later()
         room = CHORES_MAX - sum(job.connection is None for job in self.jobs)
-        for tap in [*self._chores][:max(0, room)]:
+        for tap in [*self._chores][: max(0, room)]:
             self.jobs[Job(tap, self._chores.pop(tap))] = None
 
     def _wait(self, beat: float | None) -> bool:
@@ -357,8 +362,13 @@ class Server:
             database.wait(interest)
         self._databases_due = interest.due
         times = [
-            interest.due, beat, self._listen_due, self._reload_due, self._look_due,
-            None if self.stopping or self.tidier is None else self.tidier.due, self.closer.due,
+            interest.due,
+            beat,
+            self._listen_due,
+            self._reload_due,
+            self._look_due,
+            None if self.stopping or self.tidier is None else self.tidier.due,
+            self.closer.due,
         ]
         times += [job.due for job in self.jobs]
         times += [connection.since + SILENCE for connection in [*self._silent][:1]]
@@ -491,8 +501,10 @@ class Server:
                 )
             else:
                 raise Failure(
-                    Status.TRY_AGAIN, "cannot take a descriptor",
-                    "too many wait to be closed", "try again",
+                    Status.TRY_AGAIN,
+                    "cannot take a descriptor",
+                    "too many wait to be closed",
+                    "try again",
                 )
             connection.request = request
             del self._silent[connection]

@@ -400,9 +400,7 @@ class Tidier:
             return
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         try:
-            yield from attaching_alone(
-                host, port, caller, stamp.pid, ovsdbs, stamp.uid, kept=stamp
-            )
+            yield from attaching_alone(host, port, caller, stamp.pid, ovsdbs, stamp.uid, kept=stamp)
         except BaseException:
             self._leave_lost(link)
             raise
@@ -425,9 +423,7 @@ class Tidier:
             kernel.run(SetUp(link.name, link.index))
 
     @staticmethod
-    def _wanted(
-        policy: Policy, link: Link, stamp: Stamp, user: User | None
-    ) -> tuple[Caller, Port]:
+    def _wanted(policy: Policy, link: Link, stamp: Stamp, user: User | None) -> tuple[Caller, Port]:
         """Return what the tap shall have by now, on the network that it was put on.
 
         Raises Failure (77) where the rules, or the network's users, have it there no more, or its
@@ -439,7 +435,8 @@ class Tidier:
         )
         if port.network != stamp.network:
             raise Failure(
-                Status.DENIED, f"denied network {readable(stamp.network)}",
+                Status.DENIED,
+                f"denied network {readable(stamp.network)}",
                 f"the rule at {port.place} has it on network {port.network} by now",
                 f"move it: {ifctl('apply', link.name)}",
             )

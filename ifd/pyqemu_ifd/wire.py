@@ -81,9 +81,7 @@ def peer_pidfd(connection: socket.socket) -> int | None:
     return int.from_bytes(raw, sys.byteorder)
 
 
-def look_at_request(
-    connection: socket.socket, room: int
-) -> tuple[bytes, list[int], bool]:
+def look_at_request(connection: socket.socket, room: int) -> tuple[bytes, list[int], bool]:
     """Return the next packet, which stays in the queue, and at most `room` of its descriptors.
 
     And whether there are more. None of those returned, nor of those cut off, is the last one of
@@ -207,4 +205,3 @@ def _netns(descriptor: int) -> str:
     if kind != CLONE_NEWNET:
         raise _bad(WRONG_DESCRIPTOR)
     return f"{found.st_dev}:{found.st_ino}"
-

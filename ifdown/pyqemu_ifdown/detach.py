@@ -13,15 +13,7 @@ from pyqemu_ifup.leave import leaving_networks
 from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, Seen
 from pyqemu_ifup.manners import Watch, log
-from pyqemu_ifup.plan import (
-    DelPort,
-    DelTap,
-    SetDown,
-    Step,
-    plan_given_back,
-    plan_leave,
-    plan_was,
-)
+from pyqemu_ifup.plan import DelPort, DelTap, SetDown, Step, plan_given_back, plan_leave, plan_was
 from pyqemu_ifup.stamp import Here, find_here, is_anothers
 from pyqemu_ifup.work import Work
 
@@ -80,8 +72,11 @@ def detaching_alone(
         host.watch.check()
         allowed = (yield from _run(host, step)) and allowed
     if plan and allowed and stamp is not None:
-        log(syslog.LOG_INFO, f"{quote(tap)}: detached from {readable(stamp.bridge)}, "
-        f"network {readable(stamp.network)}")
+        log(
+            syslog.LOG_INFO,
+            f"{quote(tap)}: detached from {readable(stamp.bridge)}, "
+            f"network {readable(stamp.network)}",
+        )
     yield from leaving_networks(host, stamp)
 
 

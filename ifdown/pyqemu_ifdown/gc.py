@@ -77,9 +77,12 @@ def finding_ended(
     root may take `seconds` to be looked at; who is not seen then may hold it.
     """
     left = [
-        link for link in links
-        if link.tap and (stamp := link.stamp) is not None
-        and (stamp.uid is not None or (roots and not link.carrier)) and not is_alive(stamp)
+        link
+        for link in links
+        if link.tap
+        and (stamp := link.stamp) is not None
+        and (stamp.uid is not None or (roots and not link.carrier))
+        and not is_alive(stamp)
     ]
     if not left:
         return []
@@ -98,9 +101,13 @@ def finding_let_go(links: Iterable[Link], *, named: bool = False) -> Work[list[E
     That of one which a person has `named` may be up.
     """
     left = [
-        link for link in links
-        if link.tap and not link.carrier and (named or not link.up)
-        and (stamp := link.stamp) is not None and is_alive(stamp)
+        link
+        for link in links
+        if link.tap
+        and not link.carrier
+        and (named or not link.up)
+        and (stamp := link.stamp) is not None
+        and is_alive(stamp)
         and find_hook_at_work(link.name, stamp.pid) is None
     ]
     if not left:
@@ -111,10 +118,12 @@ def finding_let_go(links: Iterable[Link], *, named: bool = False) -> Work[list[E
     return [
         Ended(link, f"nobody holds it, though its process {link.stamp.pid} runs")
         for link in left
-        if link.stamp is not None and not holders.of(link.name)
+        if link.stamp is not None
+        and not holders.of(link.name)
         # NOTE: of a process that cannot be looked into nobody can tell that it holds none. Some of
         # root's cannot on many hosts, as a container's maker; the carrier speaks for those.
-        and link.stamp.pid not in unseen and link.stamp.uid not in uids
+        and link.stamp.pid not in unseen
+        and link.stamp.uid not in uids
     ]
 
 
@@ -155,7 +164,10 @@ def ending(host: Host, ended: Ended) -> Work[bool]:
     with (yield from lock_by_name(name, host.watch)):
         now = host.kernel.look_up(name)
         if now is None or (now.index, now.alias, now.carrier, now.up) != (
-            before.index, before.alias, before.carrier, before.up
+            before.index,
+            before.alias,
+            before.carrier,
+            before.up,
         ):
             return False
         pid = before.stamp.pid if before.stamp is not None else 0
@@ -163,7 +175,9 @@ def ending(host: Host, ended: Ended) -> Work[bool]:
         now = host.kernel.look_at(before.index)
         if now is not None and now.alias:
             raise Failure(
-                Status.DENIED, "not taken from its bridge", ended.because,
+                Status.DENIED,
+                "not taken from its bridge",
+                ended.because,
                 "run as root, or see syslog",
             )
     return True

@@ -69,12 +69,16 @@ def may_use(
     denied = _first(network.deny_users, login, groups)
     if denied is not None:
         raise Failure(
-            Status.DENIED, what, f"{readable(denied)} is among its deny_users {place}",
+            Status.DENIED,
+            what,
+            f"{readable(denied)} is among its deny_users {place}",
             "ask who keeps the policy",
         )
     if bridge_conf.denies(network.bridge):
         raise Failure(
-            Status.DENIED, what, f"bridge.conf denies its bridge {quote(network.bridge)}",
+            Status.DENIED,
+            what,
+            f"bridge.conf denies its bridge {quote(network.bridge)}",
             "ask who keeps it",
         )
     if _first(network.users, login, groups) is not None:
@@ -89,7 +93,9 @@ def may_use(
         if port is not None and port.place != network.place:
             because += f" ({port.place})"
     raise Failure(
-        Status.DENIED, what, because,
+        Status.DENIED,
+        what,
+        because,
         f"whoever keeps the policy can add {readable(login)} to its users",
     )
 
@@ -102,9 +108,10 @@ def may_have(vm: Vm, uid: int, login: str, groups: Collection[str]) -> None:
     if uid == ROOT or vm.users is None or _first(vm.users, login, groups) is not None:
         return
     raise Failure(
-        Status.DENIED, f"user {readable(login)} may not have the taps of guest {quote(vm.name)}",
-        "neither the user nor one of the user's groups is among the guest's users "
-        f"({vm.place})", f"whoever keeps the policy can add {readable(login)} to its users",
+        Status.DENIED,
+        f"user {readable(login)} may not have the taps of guest {quote(vm.name)}",
+        f"neither the user nor one of the user's groups is among the guest's users ({vm.place})",
+        f"whoever keeps the policy can add {readable(login)} to its users",
     )
 
 
@@ -158,7 +165,8 @@ def check_given(link: Link) -> None:
     if link.given_away:
         whom = "everybody" if link.owner is None else f"user {link.owner}"
         raise Failure(
-            Status.DENIED, "its right has ended",
+            Status.DENIED,
+            "its right has ended",
             f"whoever held it has given it to {whom}, and it was root's",
             f"end the process that holds it, and have another made: {ifctl('run')}",
         )

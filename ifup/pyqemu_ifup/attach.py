@@ -80,9 +80,7 @@ def attach(
     somebody else's tap or name, which is not touched.
     """
     with Host(port.tap, watch, tell) as host:
-        host.finish(
-            attaching(host, port, caller, parent, ovsdbs, by_name=by_name, handed=handed)
-        )
+        host.finish(attaching(host, port, caller, parent, ovsdbs, by_name=by_name, handed=handed))
 
 
 def attaching(
@@ -248,9 +246,11 @@ def require_database(databases: Container[str], port: Port, before: Seen) -> Non
     `databases` are those that this host has.
     """
     linux = before.bridge is not None and before.bridge.kind == "bridge"
-    wanted = port.kind == "openvswitch" or (
-        port.kind is None and not linux and port.ovsdb != DEFAULT_OVSDB
-    ) or (before.bridge is not None and before.bridge.kind == "openvswitch")
+    wanted = (
+        port.kind == "openvswitch"
+        or (port.kind is None and not linux and port.ovsdb != DEFAULT_OVSDB)
+        or (before.bridge is not None and before.bridge.kind == "openvswitch")
+    )
     if wanted and port.ovsdb not in databases:
         raise Failure(
             Status.UNAVAILABLE,
@@ -279,7 +279,9 @@ def prove(
     now = host.look(port.tap, port.bridge)
     if now.tap is None or before.tap is None or now.tap.index != before.tap.index:
         raise OfCaller(
-            Status.REFUSED, "the tap has gone meanwhile", "its QEMU has ended or closed it",
+            Status.REFUSED,
+            "the tap has gone meanwhile",
+            "its QEMU has ended or closed it",
             "see whether the calling process still runs",
         )
     # NOTE: first the cause, then its effects: with mtu: bridge, a bridge whose MTU the tap has
@@ -290,7 +292,9 @@ def prove(
     found = [each for each in differences(port, kind, now, up=up) if each.setting != IPV6]
     if found:
         raise Failure(
-            Status.REFUSED, "what was read back differs", "; ".join(map(str, found)),
+            Status.REFUSED,
+            "what was read back differs",
+            "; ".join(map(str, found)),
             "see who else manages this bridge",
         )
     if up:
@@ -317,10 +321,7 @@ def tell_of_sitting(host: Host, port: Port, tap: Link | None) -> None:
         )
         return
     for found in find_sitting(tap, port.bridge, sights):
-        log(
-            syslog.LOG_WARNING,
-            f"{quote(port.tap)}: {found.what}: {found.why}; {found.remedy}",
-        )
+        log(syslog.LOG_WARNING, f"{quote(port.tap)}: {found.what}: {found.why}; {found.remedy}")
 
 
 def _tell_of_ipv6(port: Port, now: Seen) -> None:
@@ -344,8 +345,15 @@ def _tell_of_mac(port: Port, before: Seen, now: Seen) -> None:
             syslog.LOG_NOTICE,
             f"{quote(port.tap)}: {quote(port.bridge)} has no MAC of its own and has taken the "
             "tap's; pin one: "
-            + sh("ip", "link", "set", "dev", port.bridge, "address",
-                 mac_for(port.bridge, this_host())),
+            + sh(
+                "ip",
+                "link",
+                "set",
+                "dev",
+                port.bridge,
+                "address",
+                mac_for(port.bridge, this_host()),
+            ),
         )
 
 
@@ -361,8 +369,11 @@ def _undo(
     link = host.kernel.look_up(port.tap)
     stamp = link.stamp if link is not None else None
     unasked, why = None, "it cannot be asked"
-    if link is not None and stamp is not None and not is_anothers(stamp, parent) and (
-        stamp.ovsdb is not None and _is_for_ovs(host, link)
+    if (
+        link is not None
+        and stamp is not None
+        and not is_anothers(stamp, parent)
+        and (stamp.ovsdb is not None and _is_for_ovs(host, link))
     ):
         admit(link)
         if link.up:

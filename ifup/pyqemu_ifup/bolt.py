@@ -66,13 +66,16 @@ def shut(index: int) -> None:
             if error.errno != errno.EEXIST:
                 raise
         body = TCMSG.pack(socket.AF_UNSPEC, index, 0, INGRESS, FIRST << 16 | ANY)
-        options = b"".join((
-            attribute(TCA_BPF_OPS_LEN, struct.pack("H", len(PROGRAM))),
-            attribute(TCA_BPF_OPS, _OPS),
-            attribute(TCA_BPF_FLAGS, struct.pack("I", DIRECT)),
-        ))
+        options = b"".join(
+            (
+                attribute(TCA_BPF_OPS_LEN, struct.pack("H", len(PROGRAM))),
+                attribute(TCA_BPF_OPS, _OPS),
+                attribute(TCA_BPF_FLAGS, struct.pack("I", DIRECT)),
+            )
+        )
         kernel.ask(
-            RTM_NEWTFILTER, create,
+            RTM_NEWTFILTER,
+            create,
             body + attribute(TCA_KIND, b"bpf\0") + attribute(TCA_OPTIONS, options),
         )
 

@@ -285,7 +285,8 @@ def _parse_json(name: str, argument: str) -> Option | None:
     if not isinstance(values, dict):
         return None
     keys = {
-        key: str(value) for key, value in values.items()
+        key: str(value)
+        for key, value in values.items()
         if isinstance(value, str | int) and not isinstance(value, bool)
     }
     id = keys.get("id") if isinstance(values.get("id"), str) else None
@@ -491,7 +492,7 @@ def find_word(pid: int, part: str) -> str:
     """Return the first word of process `pid` that has `part` in it, empty for none."""
     line = _read_line(pid)
     at = line.find(os.fsencode(part))
-    return os.fsdecode(line[line.rfind(b"\0", 0, at) + 1:].partition(b"\0")[0]) if at >= 0 else ""
+    return os.fsdecode(line[line.rfind(b"\0", 0, at) + 1 :].partition(b"\0")[0]) if at >= 0 else ""
 
 
 def command_size(pid: int) -> int:

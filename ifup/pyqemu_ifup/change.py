@@ -134,9 +134,7 @@ def find_change(
     return Change(holder, port, kind, before, mark, found, plan)
 
 
-def _find_stamp(
-    port: Port, kind: Kind, caller: Caller, holder: Holder, before: Seen
-) -> Stamp:
+def _find_stamp(port: Port, kind: Kind, caller: Caller, holder: Holder, before: Seen) -> Stamp:
     """Return the mark that the tap shall have: what it says of its process stays.
 
     The place of the rule alone, which may stand on another line by now, is no change.
@@ -203,15 +201,15 @@ def _restore(host: Host, change: Change) -> Work[None]:
     if any(port.ovsdb not in host.databases for port in change.before.ports):
         # NOTE: where its port is by now nobody can tell, so the mark and the link stay as they are.
         plan = tuple(
-            step for step in plan
+            step
+            for step in plan
             if not isinstance(step, (AddPort, DelPort, SetPort, SetUp, SetDown))
             and not (isinstance(step, SetAlias) and not step.alias)
         )
         if now.tap is not None and not now.tap.up:
             log(
                 syslog.LOG_ERR,
-                f"{quote(tap)}: its link stays down: its port cannot be asked for; "
-                f"{_again(tap)}",
+                f"{quote(tap)}: its link stays down: its port cannot be asked for; {_again(tap)}",
             )
     for step in plan:
         if isinstance(step, SetUp) and not _is_safe(host, change):
@@ -228,9 +226,12 @@ def _is_safe(host: Host, change: Change) -> bool:
     except Failure:
         return False
     return (
-        now.tap is not None and before.tap is not None
-        and (now.master is None or (before.master is not None
-                                    and now.master.index == before.master.index))
+        now.tap is not None
+        and before.tap is not None
+        and (
+            now.master is None
+            or (before.master is not None and now.master.index == before.master.index)
+        )
         and set(now.vids) <= set(before.vids)
         and (now.tap.isolated or not before.tap.isolated or now.master is None)
         and set(map(_place, now.ports)) <= set(map(_place, before.ports))
@@ -246,10 +247,7 @@ def _take_back(host: Host, step: Step) -> Work[None]:
     try:
         yield from host.run(step, host.watch, PATIENCE)
     except Failure as failure:
-        log(
-            syslog.LOG_ERR,
-            f"{quote(step.tap)}: not taken back: {failure}; {_again(step.tap)}",
-        )
+        log(syslog.LOG_ERR, f"{quote(step.tap)}: not taken back: {failure}; {_again(step.tap)}")
 
 
 def _again(tap: str) -> str:

@@ -91,8 +91,10 @@ def account() -> Account:
         if is_mapped(found.pw_uid):
             return Account(name, found.pw_uid)
     raise Failure(
-        Status.UNAVAILABLE, "there is no user for dnsmasq to run as",
-        f"neither {' nor '.join(USERS)} is known", sh("useradd", "--system", "dnsmasq"),
+        Status.UNAVAILABLE,
+        "there is no user for dnsmasq to run as",
+        f"neither {' nor '.join(USERS)} is known",
+        sh("useradd", "--system", "dnsmasq"),
     )
 
 
@@ -109,7 +111,8 @@ def require_capabilities() -> None:
     lacking = [word for word, number in CAPABILITIES.items() if not effective >> number & 1]
     if lacking:
         raise Lacking(
-            Status.DENIED, "dnsmasq cannot run here",
+            Status.DENIED,
+            "dnsmasq cannot run here",
             f"this process lacks {', '.join(f'CAP_{word}' for word in lacking)}",
             *(f"--cap-add={word}" for word in lacking),
         )
@@ -207,9 +210,7 @@ def _under_systemd() -> bool:
     try:
         # NOTE: each network namespace has files of its own there, and who may not ask for the
         # namespace of process 1 can look at them, too.
-        return os.path.samestat(
-            os.stat("/proc/1/net/dev"), os.stat("/proc/thread-self/net/dev")
-        )
+        return os.path.samestat(os.stat("/proc/1/net/dev"), os.stat("/proc/thread-self/net/dev"))
     except FileNotFoundError:
         # NOTE: /proc with hidepid=; the first namespace has what no other one has.
         return os.path.exists("/proc/sys/net/core/netdev_max_backlog")
@@ -229,7 +230,9 @@ def _unit_state(unit: str, watch: Watch) -> Work[str | None]:
     found = dict(line.partition("=")[::2] for line in done.out.splitlines())
     if done.status != 0 or "ActiveState" not in found:
         raise Failure(
-            Status.REFUSED, f"systemd does not tell of {quote(unit)}", _first_line(done.err),
+            Status.REFUSED,
+            f"systemd does not tell of {quote(unit)}",
+            _first_line(done.err),
             "see whether systemd answers: systemctl status",
         )
     if found.get("LoadState") == "not-found" and found["ActiveState"] == "inactive":
@@ -263,7 +266,9 @@ def _recorded(folder: str) -> int | None:
             except PermissionError as error:
                 problem = str(error)
     raise Failure(
-        Status.REFUSED, f"cannot tell whether the dnsmasq of {quote(path)} runs", problem,
+        Status.REFUSED,
+        f"cannot tell whether the dnsmasq of {quote(path)} runs",
+        problem,
         f"end it, if it does, and {sh('rm', path)}",
     )
 
@@ -291,15 +296,22 @@ def _start_of(pid: int) -> int | None:
 def _start(folder: str, watch: Watch, tell: Callable[[str], None]) -> Work[None]:
     program = shutil.which(PROGRAM, path=SAFE_PATH) or PROGRAM
     words = [
-        program, "--keep-in-foreground", f"--conf-file={folder}/{SETTINGS}",
+        program,
+        "--keep-in-foreground",
+        f"--conf-file={folder}/{SETTINGS}",
         f"--pid-file={folder}/{READY}",
     ]
     tell(sh("dnsmasq", *words[1:]))
     _remove(f"{folder}/{READY}")
     with scratch() as said:
         child = subprocess.Popen(
-            ["sh", "-c", CHILD, "sh", *words], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            stderr=said, cwd="/", env={"PATH": SAFE_PATH, "LC_ALL": "C"}, start_new_session=True,
+            ["sh", "-c", CHILD, "sh", *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            cwd="/",
+            env={"PATH": SAFE_PATH, "LC_ALL": "C"},
+            start_new_session=True,
         )
         try:
             _record(folder, child.pid)
@@ -348,7 +360,9 @@ def _have_systemd(verb: str, unit: str, watch: Watch) -> Work[None]:
     done = yield from run_program(["systemctl", verb, unit], watch)
     if done.status != 0:
         raise Failure(
-            Status.REFUSED, f"{unit} does not {verb}", _first_line(done.err),
+            Status.REFUSED,
+            f"{unit} does not {verb}",
+            _first_line(done.err),
             f"see journalctl --unit={unit}",
         )
 

@@ -86,12 +86,14 @@ def pick_name(
         return network.tap_name, None
     if not is_valid_name(wish) or "%" in wish:
         raise Failure(
-            Status.USAGE, f"{readable(wish)} is not a tap name",
+            Status.USAGE,
+            f"{readable(wish)} is not a tap name",
             "a name is 1 to 15 bytes of 0x21 to 0x7e, without /, : and %, not . or ..",
         )
     if user.uid != ROOT and not is_user_name(wish):
         raise Failure(
-            Status.DENIED, f"{readable(wish)} is no name for a user's tap",
+            Status.DENIED,
+            f"{readable(wish)} is no name for a user's tap",
             "it has letters, digits, dots, hyphens and underscores, a letter or digit first",
         )
     refuse_bridge_name(policy, wish)
@@ -138,13 +140,17 @@ def check_owner(link: Link, uid: int, network: str) -> None:
             return
         whose = "root" if stamp.uid is None else f"user {stamp.uid}"
         raise Failure(
-            Status.DENIED, f"somebody else's tap: it was made for {whose}, not for user {uid}", "",
+            Status.DENIED,
+            f"somebody else's tap: it was made for {whose}, not for user {uid}",
+            "",
             f"ask for another: {ifctl('run')}",
         )
     if uid != ROOT and stamp is not None and stamp.uid is None and is_alive(stamp):
         raise Failure(
-            Status.DENIED, f"root's tap: root has had it attached for process {stamp.pid}",
-            f"what user {uid} asks for moves it nowhere", "let root do it",
+            Status.DENIED,
+            f"root's tap: root has had it attached for process {stamp.pid}",
+            f"what user {uid} asks for moves it nowhere",
+            "let root do it",
         )
     if uid in (ROOT, link.owner):
         return
@@ -153,7 +159,9 @@ def check_owner(link: Link, uid: int, network: str) -> None:
     if not link.persistent:
         # NOTE: a QEMU with CAP_NET_ADMIN, as a file's capability gives it, makes its own.
         raise Failure(
-            Status.DENIED, what, "whoever holds it has made it, by a right that is not the user's",
+            Status.DENIED,
+            what,
+            "whoever holds it has made it, by a right that is not the user's",
             f"let the agent make it: start QEMU by {ifctl('run')} --nic {quote(network)}, "
             "or with our pyqemu-bridge-helper, by its whole path, as helper= and "
             f"br={quote(network)} in place of ifname= and script=; it needs no right of its own "

@@ -8,14 +8,7 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pyqemu_ifup.links import (
-    NLM_F_ACK,
-    NLM_F_DUMP,
-    RTATTR,
-    attribute,
-    attributes,
-    reads_message,
-)
+from pyqemu_ifup.links import NLM_F_ACK, NLM_F_DUMP, RTATTR, attribute, attributes, reads_message
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.netlink_socket import NetlinkSocket
 from pyqemu_ifup.work import Work

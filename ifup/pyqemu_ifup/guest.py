@@ -66,8 +66,13 @@ def find_user_said(policy: Policy, stamp: Stamp) -> int | None:
 def said_by(stamp: Stamp, tap: str, login: str | None, *, root_made: bool) -> Caller:
     """Return who the tap is for as its mark says; `login` is of whom `find_user_said` tells."""
     return Caller(
-        tap, None if "vm" in stamp.unsaid else stamp.vm or None, stamp.netdev, stamp.mac, login,
-        unprivileged=stamp.uid is not None, root_made=root_made,
+        tap,
+        None if "vm" in stamp.unsaid else stamp.vm or None,
+        stamp.netdev,
+        stamp.mac,
+        login,
+        unprivileged=stamp.uid is not None,
+        root_made=root_made,
     )
 
 
@@ -81,9 +86,11 @@ def check_said(policy: Policy, caller: Caller, stamp: Stamp) -> None:
             if not asked:
                 return
             raise Unsaid(
-                Status.DENIED, f"left on network {stamp.network}",
+                Status.DENIED,
+                f"left on network {stamp.network}",
                 f"the rule at {rule.place} asks for {' and '.join(asked)}, which the tap's mark "
-                "does not say", "start its QEMU anew",
+                "does not say",
+                "start its QEMU anew",
             )
 
 
@@ -91,9 +98,11 @@ def check_place(port: Port, stamp: Stamp) -> None:
     """Check that the rules alone have the tap where they have it now. Raises Unsaid."""
     if "by" in stamp.unsaid and port.network != stamp.network:
         raise Unsaid(
-            Status.DENIED, f"left on network {stamp.network}",
+            Status.DENIED,
+            f"left on network {stamp.network}",
             f"the rule at {port.place} has it on network {port.network}, but its mark is lost, and "
-            "may have said that it was asked for by a network's name", "start its QEMU anew",
+            "may have said that it was asked for by a network's name",
+            "start its QEMU anew",
         )
 
 
@@ -153,15 +162,19 @@ def find_otherwise(tap: str, stamp: Stamp, patience: Patience) -> tuple[Other, .
 def _find_otherwise(tap: str, stamp: Stamp) -> tuple[Other, ...]:
     now = find_caller(tap, stamp.pid, want_user=False)
     said = said_by(stamp, tap, None, root_made=False)
-    pairs = [(key, getattr(said, key), getattr(now, key)) for key in ("vm", "netdev", "mac")
-             if key not in stamp.unsaid]
+    pairs = [
+        (key, getattr(said, key), getattr(now, key))
+        for key in ("vm", "netdev", "mac")
+        if key not in stamp.unsaid
+    ]
     if "vm" in stamp.unsaid and now.vm is not None and not now.vm.startswith(stamp.vm):
         pairs.append(("vm", stamp.guest, now.vm))
     hook, _, network = (find_hook(tap, stamp.pid) or "").rpartition("/")[2].partition("@")
     if hook == PROGRAM and "by" not in stamp.unsaid:
         pairs.append(("network", stamp.network if stamp.by_name else None, bounded(network)))
     return tuple(
-        Other(key, was or None, says) for key, was, says in pairs
+        Other(key, was or None, says)
+        for key, was, says in pairs
         if says is not None and says != was
     )
 

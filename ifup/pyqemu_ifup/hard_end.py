@@ -21,8 +21,11 @@ class _Event(ctypes.Structure):
     """struct sigevent of sigevent(7), which has 64 bytes; what is behind `attributes` is unused."""
 
     _fields_ = (
-        ("value", ctypes.c_void_p), ("signal", ctypes.c_int), ("notify", ctypes.c_int),
-        ("function", ctypes.c_void_p), ("attributes", ctypes.c_void_p),
+        ("value", ctypes.c_void_p),
+        ("signal", ctypes.c_int),
+        ("notify", ctypes.c_int),
+        ("function", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
         ("rest", ctypes.c_char * 64),
     )
 

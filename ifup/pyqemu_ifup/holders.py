@@ -211,13 +211,11 @@ def _tap_of(pid: int | str, number: str) -> str:
     with open(path, encoding="ascii", errors="replace", newline="\n") as file:
         for line in file:
             if line.startswith("iff:"):
-                return line[len("iff:"):].strip()
+                return line[len("iff:") :].strip()
     return ""
 
 
-def _finding_elsewhere(
-    held: Iterable[Held], lookers: int
-) -> Work[tuple[set[Held], set[Held]]]:
+def _finding_elsewhere(held: Iterable[Held], lookers: int) -> Work[tuple[set[Held], set[Held]]]:
     """Return those whose tap is certainly in another network namespace than we are, and those gone.
 
     It takes the right to trace the process (pidfd_getfd(2)), Linux 5.6 and, of a tap that is not

@@ -96,9 +96,7 @@ class Host:
             poll.register(self.watch.wakeup, select.POLLIN)
         poll.poll(min(seconds, self.watch.remaining()) * 1000)
 
-    def open_databases(
-        self, addresses: Iterable[str], watch: Watch | None = None
-    ) -> Work[None]:
+    def open_databases(self, addresses: Iterable[str], watch: Watch | None = None) -> Work[None]:
         """Connect to those of the databases that this host has.
 
         Raises Failure: 69 where no server answers, 77 where it may not be spoken to, 75 where it
@@ -113,9 +111,7 @@ class Host:
         from pyqemu_ifup.openvswitch import Database, try_connect
 
         yield from try_connect(address, watch)
-        database = self._open.enter_context(
-            Database(address, self.tap, details=self.details)
-        )
+        database = self._open.enter_context(Database(address, self.tap, details=self.details))
         self.databases[address] = database
         try:
             yield from database.connected(watch)
@@ -217,7 +213,7 @@ def is_there(address: str) -> bool:
     """
     if not address.startswith("unix:"):
         return True
-    path = address[len("unix:"):]
+    path = address[len("unix:") :]
     try:
         with waiting_for(f"nothing tells whether there is a database at {quote(address)}"):
             if address == DEFAULT_OVSDB and is_alone() and not os.access(path, os.W_OK):
@@ -230,5 +226,3 @@ def is_there(address: str) -> bool:
         if isinstance(error, PermissionError):
             raise Forbidden(what, why) from error
         raise Failure(Status.REFUSED, what, why, "correct ovsdb: in the policy") from error
-
-

@@ -66,9 +66,7 @@ def find_hubs(options: Sequence[Option]) -> list[Hub]:
             number = above
         return number
 
-    numbered = [
-        (option, number) for option in options if (number := _hub_of(option)) is not None
-    ]
+    numbered = [(option, number) for option in options if (number := _hub_of(option)) is not None]
     for option in options:
         if option.name == "netdev" and option.keys.get("type") != "hubport":
             netdevs.setdefault(option.id, option)

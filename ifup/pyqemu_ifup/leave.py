@@ -34,9 +34,7 @@ def leave(
         host.finish(leaving(host, tap, rule, parent, ovsdbs))
 
 
-def leaving(
-    host: Host, tap: str, rule: Rule, parent: int, ovsdbs: Iterable[str]
-) -> Work[None]:
+def leaving(host: Host, tap: str, rule: Rule, parent: int, ovsdbs: Iterable[str]) -> Work[None]:
     """Do as `leave`, on a host that is there already."""
     with (yield from lock_by_name(tap, host.watch)):
         host.watch.check()

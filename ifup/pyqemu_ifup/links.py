@@ -300,7 +300,8 @@ def _altnames(found: dict[int, bytes]) -> tuple[str, ...]:
     if names is None:
         return ()
     return tuple(
-        os.fsdecode(name.rstrip(b"\0")) for kind, name in _each_attribute(names, 0, len(names))
+        os.fsdecode(name.rstrip(b"\0"))
+        for kind, name in _each_attribute(names, 0, len(names))
         if kind == IFLA_ALT_IFNAME
     )
 
@@ -329,8 +330,10 @@ def _events(gone: bool, data: bytes, body: int, end: int) -> list[LinkEvent]:
     _, _, index, flags, _ = IFINFOMSG.unpack_from(data, body)
     idle = flags & (IFF_UP | IFF_LOWER_UP) == IFF_UP
     up = bool(flags & IFF_UP)
-    loose = up and IFLA_MASTER not in found and (
-        found.get(IFLA_IFALIAS, b"").startswith(ALIAS_MARK.encode())
+    loose = (
+        up
+        and IFLA_MASTER not in found
+        and (found.get(IFLA_IFALIAS, b"").startswith(ALIAS_MARK.encode()))
     )
     return [LinkEvent(gone, index, _text(found, IFLA_IFNAME), kind or None, idle, loose, up)]
 

@@ -77,17 +77,22 @@ def _failure(what: str, code: int) -> Failure:
         )
     if code == errno.ENODEV:
         return OfCaller(
-            Status.REFUSED, what, "the tap or the bridge has gone meanwhile",
+            Status.REFUSED,
+            what,
+            "the tap or the bridge has gone meanwhile",
             "see whether the calling process still runs",
         )
     if code == errno.EOPNOTSUPP:
         return Failure(
-            Status.REFUSED, what, f"this kernel cannot ({os.strerror(code)})",
+            Status.REFUSED,
+            what,
+            f"this kernel cannot ({os.strerror(code)})",
             "see pyqemu-ifup-policy(5) for what each switch needs",
         )
     return Failure(
         Status.REFUSED, what, f"the kernel refuses it ({os.strerror(code)})", "see dmesg(1)"
     )
+
 
 IP = (socket.AF_INET, socket.AF_INET6)
 """The families of addresses that are IP's; MPLS and MCTP have others."""
@@ -183,8 +188,11 @@ class Netlink:
                         raise malformed()
                     last = entry.get_attr("BRIDGE_VLANDB_ENTRY_RANGE") or info["vid"]
                     found += [
-                        Vid(vid, bool(info["flags"] & VLAN_PVID),
-                            bool(info["flags"] & VLAN_UNTAGGED))
+                        Vid(
+                            vid,
+                            bool(info["flags"] & VLAN_PVID),
+                            bool(info["flags"] & VLAN_UNTAGGED),
+                        )
                         for vid in range(info["vid"], last + 1)
                     ]
         return tuple(sorted(found))
@@ -211,9 +219,12 @@ class Netlink:
         with _explained("cannot list the addresses"):
             # NOTE: with a peer, IFA_ADDRESS is the peer's (linux/if_addr.h).
             return [
-                (message["index"], f"{local or message.get_attr('IFA_ADDRESS')}/"
-                                   f"{message['prefixlen']}")
-                for message in self._route.get_addr() if message["family"] in IP
+                (
+                    message["index"],
+                    f"{local or message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}",
+                )
+                for message in self._route.get_addr()
+                if message["family"] in IP
                 for local in (message.get_attr("IFA_LOCAL"),)
             ]
 
@@ -232,15 +243,22 @@ class Netlink:
             names = {link.index: link.name for link in links}
             addresses = [
                 sights.read_address(message, names.get(message["index"], ""))
-                for message in self._route.get_addr() if message["family"] in IP
+                for message in self._route.get_addr()
+                if message["family"] in IP
             ]
             has_some = routes_of is None or any(
                 each.index in routes_of and not on_port.is_of_link(each) for each in addresses
             )
-            routes = [
-                route for message in self._route.get_routes() if message["family"] in IP
-                for route in sights.read_route(message)
-            ] if has_some else []
+            routes = (
+                [
+                    route
+                    for message in self._route.get_routes()
+                    if message["family"] in IP
+                    for route in sights.read_route(message)
+                ]
+                if has_some
+                else []
+            )
         return on_port.Sights(links, addresses, routes)
 
     def add_address(self, index: int, address: str) -> None:
@@ -250,9 +268,7 @@ class Netlink:
             try:
                 # NOTE: an address that is being checked for a twin can be listened at by nobody.
                 flags = {"flags": IFA_F_NODAD} if ":" in host else {}
-                self._route.addr(
-                    "add", index=index, address=host, prefixlen=int(length), **flags
-                )
+                self._route.addr("add", index=index, address=host, prefixlen=int(length), **flags)
             except NetlinkError as error:
                 if error.code != errno.EEXIST:
                     raise
@@ -372,7 +388,9 @@ class Netlink:
         link = self.look_at(op.index)
         if link is not None and link.master not in (None, op.master):
             raise Failure(
-                Status.DENIED, "somebody else's tap", "another bridge has taken it meanwhile",
+                Status.DENIED,
+                "somebody else's tap",
+                "another bridge has taken it meanwhile",
                 "see who else manages it",
             )
         try:
@@ -380,12 +398,17 @@ class Netlink:
         except NetlinkError as error:
             from pyqemu_ifup.on_port import DEVICES  # rare
 
-            on_it = [] if error.code != errno.EBUSY else [
-                each for each in self.links() if each.under == op.index and each.kind in DEVICES
-            ]
+            on_it = (
+                []
+                if error.code != errno.EBUSY
+                else [
+                    each for each in self.links() if each.under == op.index and each.kind in DEVICES
+                ]
+            )
             if on_it:
                 raise Failure(
-                    Status.REFUSED, f"{quote(op.tap)} cannot be a port of {quote(op.bridge)}",
+                    Status.REFUSED,
+                    f"{quote(op.tap)} cannot be a port of {quote(op.bridge)}",
                     f"{quote(on_it[0].name)}, a {on_it[0].kind} device, has all its frames",
                     f"take it away: {sh('ip', 'link', 'del', 'dev', on_it[0].name)}",
                 ) from error

@@ -163,7 +163,9 @@ def _locked_before(descriptor: int, end: int) -> int | None:
 
 
 def wait_for(
-    take: Callable[[], object], watch: Watch, doing: Callable[[], Work[str]],
+    take: Callable[[], object],
+    watch: Watch,
+    doing: Callable[[], Work[str]],
     longest: Callable[[], float] = lambda: RETRY,
 ) -> Work[None]:
     """Take a lock when nobody has it any more; `take` raises BlockingIOError while somebody does.

@@ -188,8 +188,17 @@ def is_local(ovsdb: str) -> bool:
 
 
 FRESH = Link(
-    index=0, name="", kind="tun", tap=True, up=False, mtu=1500, mac="", txqueuelen=1000,
-    master=None, alias="", carrier=False,
+    index=0,
+    name="",
+    kind="tun",
+    tap=True,
+    up=False,
+    mtu=1500,
+    mac="",
+    txqueuelen=1000,
+    master=None,
+    alias="",
+    carrier=False,
 )
 """A tap as QEMU makes it; its index and its MAC are the kernel's to choose."""
 

@@ -46,7 +46,9 @@ class Left(Failure):
 
     def __init__(self, rule: Rule) -> None:
         super().__init__(
-            Status.DENIED, "left alone", f"the rule at {rule.place} leaves it as it is",
+            Status.DENIED,
+            "left alone",
+            f"the rule at {rule.place} leaves it as it is",
             "nothing is to be done",
         )
         self.rule = rule
@@ -101,7 +103,9 @@ def by_the_agent(forbidden: Forbidden, policy: Policy, port: Port) -> Failure:
     """Return what a user is told whose hook had to do without an agent: how that does it."""
     place = policy.networks[port.network].place
     return Failure(
-        forbidden.status, forbidden.what, forbidden.why,
+        forbidden.status,
+        forbidden.what,
+        forbidden.why,
         "the agent does it for you: let root start it "
         f"({sh('systemctl', 'start', USERS_UNIT)}) and have your login name among users: of "
         f"network {quote(port.network)} ({place})",
@@ -126,7 +130,9 @@ def _find_port(policy: Policy, caller: Caller, network: str) -> Port:
     if network:
         if bounded(network) is None:
             raise Failure(
-                Status.DENIED, "no network is called so", f"its name has {len(network)} letters",
+                Status.DENIED,
+                "no network is called so",
+                f"its name has {len(network)} letters",
                 "name one of the policy's behind the @",
             )
         return port_on(policy, network, caller.tap)
@@ -145,26 +151,30 @@ def denial(decision: Deny, policy: Policy, caller: Caller) -> Failure:
     """
     asked = [key for key in MATCH_KEYS if key != "tap" and policy_asks(policy, key)]
     told = f" (known of it: {tell_known(caller, asked)})" if asked else ""
-    options = [f"--{key}={value}" for key in asked
-               if (value := getattr(caller, key)) is not None]
+    options = [f"--{key}={value}" for key in asked if (value := getattr(caller, key)) is not None]
     explain = ifctl("explain", caller.tap, options=options)
     if decision.rule is None:
         files = ", ".join(policy.files)
         return Failure(
-            Status.DENIED, "denied", f"no rule of {files} matches" + told,
+            Status.DENIED,
+            "denied",
+            f"no rule of {files} matches" + told,
             f"add one; {explain} tells why each does not",
         )
     more = f"; {explain} tells why none before it matches" if asked else ""
     return Failure(
-        Status.DENIED, "denied", f"{decision.because}{told}",
+        Status.DENIED,
+        "denied",
+        f"{decision.because}{told}",
         f"see the rule at {decision.rule.place}{more}",
     )
 
 
 def tell_known(caller: Caller, keys: Sequence[MatchKey]) -> str:
     """Return in words what is known of a caller, and why the rest is not."""
-    known = [f"{key} {readable(value)}" for key in keys
-             if (value := getattr(caller, key)) is not None]
+    known = [
+        f"{key} {readable(value)}" for key in keys if (value := getattr(caller, key)) is not None
+    ]
     words = [", ".join(known) or "nothing"]
     unread = caller.unclear == UNREADABLE
     if "vm" in keys and caller.vm is None and not unread:

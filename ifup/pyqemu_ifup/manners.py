@@ -118,8 +118,11 @@ class Watch:
     def within(self: W, seconds: float) -> W:
         """Return a watch that whatever ends this one ends, and after `seconds` at the most."""
         return type(self)(
-            min(seconds, self.remaining()), self.interrupted, self.wakeup,
-            stopped=self.stopped, late=self.late,
+            min(seconds, self.remaining()),
+            self.interrupted,
+            self.wakeup,
+            stopped=self.stopped,
+            late=self.late,
         )
 
     def lasting(self) -> Watch:
@@ -400,14 +403,18 @@ def watching(
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     if left:
         watch = Watch(
-            seconds, interrupted, read_end, set_timer, stopped=left, late=f"try again; {left}",
+            seconds, interrupted, read_end, set_timer, stopped=left, late=f"try again; {left}"
         )
     elif hook:
         watch = Watch(seconds, interrupted, read_end, set_timer)
     else:
         watch = Watch(
-            seconds, interrupted, read_end, set_timer,
-            stopped="what was done stays done", late="try again",
+            seconds,
+            interrupted,
+            read_end,
+            set_timer,
+            stopped="what was done stays done",
+            late="try again",
         )
     try:
         yield watch
@@ -431,8 +438,16 @@ def say(line: str, patience: float = PATIENCE) -> None:
     try:
         os.write(2, (printable(line)[:LINE_MAX] + "\n").encode("ascii"))
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EAGAIN, errno.EIO, errno.ENOSPC, errno.EBADF,
-                               errno.EFBIG, errno.ECONNRESET, errno.ENOTCONN):
+        if error.errno not in (
+            errno.EPIPE,
+            errno.EAGAIN,
+            errno.EIO,
+            errno.ENOSPC,
+            errno.EBADF,
+            errno.EFBIG,
+            errno.ECONNRESET,
+            errno.ENOTCONN,
+        ):
             raise
 
 
@@ -538,8 +553,12 @@ def run_hook(
         return int(failure.status)
     except Exception as error:  # NOTE: the outermost handler; all else catches by name.
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            _report(program, tap, f"cannot go on: {error.strerror}; raise the limit of open files "
-                    f"of the calling process")
+            _report(
+                program,
+                tap,
+                f"cannot go on: {error.strerror}; raise the limit of open files "
+                f"of the calling process",
+            )
             return int(Status.REFUSED)
         _report(program, tap, explain_bug(error))
         return int(Status.BUG)

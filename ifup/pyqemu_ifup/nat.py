@@ -41,7 +41,7 @@ def bridge_alias(network: str) -> str:
 
 def network_of(alias: str) -> str | None:
     """Return the network whose bridge carries this ifalias, None where it is not ours."""
-    return alias[len(BRIDGE_MARK):] if alias.startswith(BRIDGE_MARK) else None
+    return alias[len(BRIDGE_MARK) :] if alias.startswith(BRIDGE_MARK) else None
 
 
 def bridge_mac(network: str) -> str:
@@ -181,9 +181,7 @@ def replacing(network: str, table: Table) -> str:
 
 def _hooked(chain: Chain) -> str:
     """Return where a chain that packets come to is, in nft(8)'s words."""
-    return (
-        f"type {chain.type} hook {chain.hook} priority {chain.priority}; policy {chain.policy};"
-    )
+    return f"type {chain.type} hook {chain.hook} priority {chain.priority}; policy {chain.policy};"
 
 
 def _chains(bridge: str, nat: Nat) -> list[Chain]:
@@ -227,8 +225,10 @@ def _guard(port: str, nat: Nat) -> tuple[str, ...]:
     own4 = [subnet(nat.ipv4)] if nat.ipv4 else []
     own6 = [subnet(nat.ipv6)] if nat.ipv6 else []
     return (
-        *(f"iifname != {_set(port, LO)} {family} daddr {address.partition('/')[0]} drop"
-          for family, address in _families(nat)),
+        *(
+            f"iifname != {_set(port, LO)} {family} daddr {address.partition('/')[0]} drop"
+            for family, address in _families(nat)
+        ),
         f"iifname {port} ip daddr {_set(LOOPBACK4, *METADATA4)} drop",
         f"iifname {port} ip6 daddr {_set(MAPPED6, *METADATA6)} drop",
         # NOTE: 0.0.0.0 asks for an address.
@@ -354,12 +354,12 @@ def astray(nat: Nat, own: Iterable[str]) -> Callable[[Flow], bool]:
     networks = [ip_interface(address).network for _, address in _families(nat)]
     # NOTE: a host tracks some 100,000 flows; that of an address's length, and its bits.
     subnets = {
-        each.max_prefixlen // 8: (int(each.netmask), int(each.network_address))
-        for each in networks
+        each.max_prefixlen // 8: (int(each.netmask), int(each.network_address)) for each in networks
     }
     led = {
         (forward.port, ip_address(forward.address or "0.0.0.0").packed)
-        for forward in nat.forward if forward.protocol == "udp"
+        for forward in nat.forward
+        if forward.protocol == "udp"
     }
 
     def is_within(address: bytes) -> bool:
@@ -410,8 +410,13 @@ def dnsmasq_settings(bridge: str, nat: Nat, folder: str, user: str) -> list[str]
 
     # NOTE: by bind-interfaces it answers whoever reaches the address, on any link.
     words = [
-        f"interface={bridge}", "except-interface=lo", "bind-dynamic", f"user={user}",
-        f"dhcp-leasefile={folder}/leases", "no-ping", "dhcp-authoritative",
+        f"interface={bridge}",
+        "except-interface=lo",
+        "bind-dynamic",
+        f"user={user}",
+        f"dhcp-leasefile={folder}/leases",
+        "no-ping",
+        "dhcp-authoritative",
     ]
     if user == "root":
         # NOTE: who can become nobody else is no other group's either.
@@ -475,8 +480,13 @@ class Server:
 
 
 def making_commands(
-    network: str, bridge: str, nat: Nat, set_link: Iterable[Command], written: Mapping[str, str],
-    folder: str, server: Server | None,
+    network: str,
+    bridge: str,
+    nat: Nat,
+    set_link: Iterable[Command],
+    written: Mapping[str, str],
+    folder: str,
+    server: Server | None,
 ) -> list[Command]:
     """Return the commands that make the network, but for its mark, as an administrator would type.
 
@@ -488,13 +498,26 @@ def making_commands(
         adding_command(network, bridge, nat),
         sh(*link, "mtu", str(nat.mtu)),
         sh("tc", "qdisc", "add", "dev", bridge, "clsact"),
-        sh("tc", "filter", "add", "dev", bridge, "ingress", "pref", "1", "protocol", "all",
-           "bpf", "da", "bytecode", BYTECODE),
+        sh(
+            "tc",
+            "filter",
+            "add",
+            "dev",
+            bridge,
+            "ingress",
+            "pref",
+            "1",
+            "protocol",
+            "all",
+            "bpf",
+            "da",
+            "bytecode",
+            BYTECODE,
+        ),
         *set_link,
         *(write(value, f"/proc/sys/net/{name}") for name, value in written.items()),
         *_table_commands(network, bridge, nat),
-        *(sh("ip", "address", "add", each, "dev", bridge)
-          for each in (nat.ipv4, nat.ipv6) if each),
+        *(sh("ip", "address", "add", each, "dev", bridge) for each in (nat.ipv4, nat.ipv6) if each),
         sh(*link, "up"),
         *(_serving_commands(folder, server) if server is not None else ()),
     ]
@@ -515,8 +538,14 @@ def _table_commands(network: str, bridge: str, nat: Nat) -> Iterator[Command]:
     yield sh("nft", "add", "table", *name)
     yield sh("nft", "flush", "table", *name)
     for chain in table.chains:
-        yield sh("nft", "add", "chain", *name, chain.name,
-                 *([f"{{ {_hooked(chain)} }}"] if chain.hook else []))
+        yield sh(
+            "nft",
+            "add",
+            "chain",
+            *name,
+            chain.name,
+            *([f"{{ {_hooked(chain)} }}"] if chain.hook else []),
+        )
         for rule in table.lines(chain):
             yield sh("nft", "add", "rule", *name, chain.name, rule)
 
@@ -538,5 +567,16 @@ def _serving_commands(folder: str, server: Server) -> Iterator[Command]:
 def adding_command(network: str, bridge: str, nat: Nat) -> Command:
     """Return the command that adds the network's bridge."""
     # NOTE: an MTU that is set to what it is pins nothing, and a port could lower it.
-    return sh("ip", "link", "add", "name", bridge, "address", bridge_mac(network),
-              "mtu", str(nat.mtu + 1), "type", "bridge")
+    return sh(
+        "ip",
+        "link",
+        "add",
+        "name",
+        bridge,
+        "address",
+        bridge_mac(network),
+        "mtu",
+        str(nat.mtu + 1),
+        "type",
+        "bridge",
+    )

@@ -95,7 +95,9 @@ def own_bridge(host: Host, network: str, bridge: str) -> Link | None:
         what = f"{quote(bridge)} is another name of {quote(other)}"
     if what:
         raise Failure(
-            Status.DENIED, what, f"network {network} has nat:, and makes a bridge of its own",
+            Status.DENIED,
+            what,
+            f"network {network} has nat:, and makes a bridge of its own",
             f"correct bridge: of network {network} to a name that no interface has",
         )
     return link
@@ -129,8 +131,10 @@ def lacking_programs(network: str, nat: Nat) -> list[Failure]:
         wanted.append(("dnsmasq", "dnsmasq-base", " and ".join(keys)))
     return [
         Failure(
-            Status.UNAVAILABLE, f"there is no {program} in {SAFE_PATH}",
-            f"{needed_by} of network {network} needs it", _install(package),
+            Status.UNAVAILABLE,
+            f"there is no {program} in {SAFE_PATH}",
+            f"{needed_by} of network {network} needs it",
+            _install(package),
         )
         for program, package, needed_by in wanted
         if shutil.which(program, path=SAFE_PATH) is None
@@ -215,11 +219,15 @@ def _subnets(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
         for index, text in there:
             other = ip_interface(text).network
             if other.version == own.version and other.prefixlen > 0 and other.overlaps(own):
-                found.setdefault(own, Failure(
-                    Status.REFUSED, f"subnet {own} of network {wanted.network} is in use",
-                    f"{quote(names[index]) if index in names else f'link {index}'} has {text}",
-                    f"give network {wanted.network} another subnet",
-                ))
+                found.setdefault(
+                    own,
+                    Failure(
+                        Status.REFUSED,
+                        f"subnet {own} of network {wanted.network} is in use",
+                        f"{quote(names[index]) if index in names else f'link {index}'} has {text}",
+                        f"give network {wanted.network} another subnet",
+                    ),
+                )
     yield from ()
     return [*found.values()]
 
@@ -229,11 +237,14 @@ def _ipv6(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
     yield from ()
     if wanted.nat.ipv6 is None or _has_ipv6():
         return ()
-    return [Failure(
-        Status.REFUSED, "this kernel has no IPv6",
-        f"network {wanted.network} has ipv6:, and an IPv6 socket cannot be opened",
-        f"boot without ipv6.disable=1, or take ipv6: from network {wanted.network}",
-    )]
+    return [
+        Failure(
+            Status.REFUSED,
+            "this kernel has no IPv6",
+            f"network {wanted.network} has ipv6:, and an IPv6 socket cannot be opened",
+            f"boot without ipv6.disable=1, or take ipv6: from network {wanted.network}",
+        )
+    ]
 
 
 def _has_ipv6() -> bool:
@@ -256,7 +267,8 @@ def _advertisements(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
     yield from ()
     return [
         Failure(
-            Status.REFUSED, "IPv6 forwarding is off, and cannot be turned on as it is",
+            Status.REFUSED,
+            "IPv6 forwarding is off, and cannot be turned on as it is",
             f"{quote(name)} lives by router advertisements, which it would heed no more",
             "let it heed them all the same: "
             + write("2", f"/proc/sys/net/ipv6/conf/{name}/accept_ra"),
@@ -351,8 +363,15 @@ def _ports_taken(network: str, taken: Sequence[tuple[socket.SocketKind, str, int
     each = [f"port {port}/{words[kind]} of {quote(address)}" for kind, address, port in taken]
     protocols = dict.fromkeys(f"--{words[kind]}" for kind, _, _ in taken)
     ports = {port: {DNS: "dns", DHCP: "dhcp"}[port] for _, _, port in taken}
-    show = sh("ss", "--no-header", "--listening", "--numeric", "--processes", *protocols,
-              " or ".join(f"sport = :{port}" for port in ports))
+    show = sh(
+        "ss",
+        "--no-header",
+        "--listening",
+        "--numeric",
+        "--processes",
+        *protocols,
+        " or ".join(f"sport = :{port}" for port in ports),
+    )
     return Failure(
         Status.REFUSED,
         f"{' and '.join(each)} {'is' if len(each) == 1 else 'are'} taken, which network {network} "
@@ -372,8 +391,10 @@ def _is_taken(kind: socket.SocketKind, address: str, port: int) -> bool:
         return _is_refused(kind, address, port)
     except OSError as error:
         raise Failure(
-            Status.REFUSED, f"cannot tell whether port {port} of {quote(address)} is free",
-            str(error), "see dmesg(1)",
+            Status.REFUSED,
+            f"cannot tell whether port {port} of {quote(address)} is free",
+            str(error),
+            "see dmesg(1)",
         ) from error
 
 
@@ -422,8 +443,17 @@ def _starting(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
 
 Need = Callable[[Host, Wanted], Work[Sequence[Failure]]]
 NEEDS: tuple[Need, ...] = (
-    _bridge, _programs, _account, _capabilities, _folder, _table, _subnets, _ipv6, _advertisements,
-    _switches, _ports,
+    _bridge,
+    _programs,
+    _account,
+    _capabilities,
+    _folder,
+    _table,
+    _subnets,
+    _ipv6,
+    _advertisements,
+    _switches,
+    _ports,
 )
 TRIALS: tuple[Need, ...] = (_loading, _starting)
 """What an up need not look at before, since it does no more than that itself."""

@@ -206,8 +206,10 @@ def _making(host: Host, held: Held, nat: Nat) -> Work[None]:
     yield from _bring_about(host, held, nat)
     if found := (yield from differences(host, held, nat)):
         raise Failure(
-            Status.REFUSED, f"network {held.network}: what was read back differs",
-            "; ".join(found), "see who else manages this bridge",
+            Status.REFUSED,
+            f"network {held.network}: what was read back differs",
+            "; ".join(found),
+            "see who else manages this bridge",
         )
     if link is None:
         log(syslog.LOG_INFO, f"network {held.network}: made, on bridge {quote(held.bridge)}")
@@ -246,8 +248,10 @@ def _bridge(host: Host, held: Held, nat: Nat) -> Work[Link]:
         link = host.kernel.look_up(held.bridge)
         if link is None or not is_ours(link, held.network):
             raise Failure(
-                Status.REFUSED, f"the bridge {quote(held.bridge)} has gone again",
-                "somebody has deleted it, or taken its name, meanwhile", "try again",
+                Status.REFUSED,
+                f"the bridge {quote(held.bridge)} has gone again",
+                "somebody has deleted it, or taken its name, meanwhile",
+                "try again",
             )
     if not link.alias:
         alias = bridge_alias(held.network)
@@ -449,16 +453,22 @@ def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
         if _compact(address) not in present:
             found.append(f"the bridge does not have {address}")
     must = needed(held.bridge, nat)
-    values = {name: value for name, value in switches(held.bridge, nat).items()
-              if name in must or is_writable(name)}
+    values = {
+        name: value
+        for name, value in switches(held.bridge, nat).items()
+        if name in must or is_writable(name)
+    }
     for (name, _), number in ipv4_settings(nat).items():
         values[f"ipv4/conf/{held.bridge}/{name}"] = str(number)
     for name, value in values.items():
         if (now := read_sysctl(name)) not in (value, None):
             found.append(f"{quote(key(name))} is {now}, not {value}")
     if not link.ipv6_disabled and not _gives_itself_right(link.addrgenmode, nat):
-        found.append("the bridge gives itself IPv6 addresses" if nat.ipv6 is None
-                     else "the bridge gives itself no IPv6 address")
+        found.append(
+            "the bridge gives itself IPv6 addresses"
+            if nat.ipv6 is None
+            else "the bridge gives itself no IPv6 address"
+        )
     found += [f"{key(name)} is 0, not 1" for name in forwarding_that_is_off(nat)]
     if _needs_bolt(nat) and not bolt.is_shut(link.index):
         found.append("the bridge is open to this host's loopback addresses")
@@ -468,7 +478,8 @@ def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
     server = yield from dnsmasq.look(held.folder, host.watch)
     if server.settings != _settings(held, nat):
         found.append(
-            "no dnsmasq runs" if server.settings is None
+            "no dnsmasq runs"
+            if server.settings is None
             else "its dnsmasq does not run as the policy says"
         )
     return found
@@ -508,10 +519,13 @@ def _looking(host: Host, held: Held, link: Link, nat: Nat) -> Work[Before]:
     """Look at what of a network that taps are on may be changed. Raises Failure."""
     read = {name: read_sysctl(name) for name in switches(held.bridge, nat)}
     return Before(
-        link, frozenset(text for index, text in host.kernel.addresses() if index == link.index),
+        link,
+        frozenset(text for index, text in host.kernel.addresses() if index == link.index),
         {name: value for name, value in read.items() if value is not None},
-        {number: int(read_sysctl(f"ipv4/conf/{held.bridge}/{name}") or 0)
-         for name, number in ipv4_settings(nat)},
+        {
+            number: int(read_sysctl(f"ipv4/conf/{held.bridge}/{name}") or 0)
+            for name, number in ipv4_settings(nat)
+        },
         (yield from nft.read_table(held.network, host.watch)),
         (yield from dnsmasq.look(held.folder, host.watch)).settings,
     )
@@ -548,8 +562,7 @@ def _restoring(host: Host, held: Held, before: Before) -> Work[None]:
     A table that was not as it had been loaded, and a dnsmasq that had ended, stay mended.
     """
     yield from _each(
-        part(host, held, before)
-        for part in (_restoring_table, _restoring_link, _restoring_server)
+        part(host, held, before) for part in (_restoring_table, _restoring_link, _restoring_server)
     )
 
 
@@ -609,9 +622,7 @@ def commands_to_make(host: Host, network: str, bridge: str, nat: Nat) -> list[Co
         values[f"ipv4/conf/{bridge}/{name}"] = str(number)
     # NOTE: a new link has what stands below `default`.
     given = {name: read_sysctl(name.replace(f"/{bridge}/", "/default/")) for name in values}
-    written = {
-        name: value for name, value in values.items() if given[name] not in (value, None)
-    }
+    written = {name: value for name, value in values.items() if given[name] not in (value, None)}
     written |= dict.fromkeys(forwarding_that_is_off(nat), "1")
     mode = read_sysctl("ipv6/conf/default/addr_gen_mode")
     by_netlink: tuple[Command, ...] = ()
@@ -670,10 +681,13 @@ def _taking_away(host: Host, held: Held) -> Work[None]:
 
     Its folder is there until nothing else is, so that what is left is found.
     """
-    yield from _each((
-        dnsmasq.end(held.folder, host.watch), _deleting_bridge(host, held),
-        _deleting_table(host, held),
-    ))
+    yield from _each(
+        (
+            dnsmasq.end(held.folder, host.watch),
+            _deleting_bridge(host, held),
+            _deleting_table(host, held),
+        )
+    )
     _forget(held)
     log(syslog.LOG_INFO, f"network {held.network}: taken away")
 
@@ -725,6 +739,7 @@ def folders() -> list[str]:
     """Return the networks that have a folder in this network namespace, whatever else of them."""
     networks = {name.partition("@")[0] for name in network_folders()}
     return sorted(
-        network for network in networks
+        network
+        for network in networks
         if is_network_name(network) and os.path.isdir(folder_of(network))
     )

@@ -46,7 +46,8 @@ class DroppingChain:
     def ways_of(self, bridge: str, nat: Nat) -> list[str]:
         """Return the ways ("iifname", "oifname") on which it drops what is forwarded for `nat`."""
         if (
-            not wants_forwarding(nat) or self.hook != "forward"
+            not wants_forwarding(nat)
+            or self.hook != "forward"
             or self.family not in ("ip", "ip6", "inet")
             or (self.family == "ip6" and nat.ipv6 is None)
         ):
@@ -57,19 +58,34 @@ class DroppingChain:
         """Return the command that has it accept what comes from a bridge, or goes to it."""
         if self.legacy:
             tool = "iptables-legacy" if self.family == "ip" else "ip6tables-legacy"
-            return all_of(*(
-                sh(tool, "-I", self.name, "-i" if way == "iifname" else "-o", bridge,
-                   "-j", "ACCEPT")
-                for way in ways
-            ))
-        # NOTE: iptables' own chains are nft's too, and need not have iptables on this host.
-        return all_of(*(
-            nft_command(
-                "insert rule {family} {table} {chain} {way} {link} accept", family=self.family,
-                table=self.table, chain=self.name, way=way, link=f'"{bridge}"',
+            return all_of(
+                *(
+                    sh(
+                        tool,
+                        "-I",
+                        self.name,
+                        "-i" if way == "iifname" else "-o",
+                        bridge,
+                        "-j",
+                        "ACCEPT",
+                    )
+                    for way in ways
+                )
             )
-            for way in ways
-        ))
+        # NOTE: iptables' own chains are nft's too, and need not have iptables on this host.
+        return all_of(
+            *(
+                nft_command(
+                    "insert rule {family} {table} {chain} {way} {link} accept",
+                    family=self.family,
+                    table=self.table,
+                    chain=self.name,
+                    way=way,
+                    link=f'"{bridge}"',
+                )
+                for way in ways
+            )
+        )
 
 
 def is_there() -> bool:
@@ -112,8 +128,12 @@ def parse_table(items: list[dict[str, Any]]) -> Table:
         comments[0] if comments else "",
         tuple(
             Chain(
-                name, head.get("type", ""), head.get("hook", ""), head.get("prio", 0),
-                tuple(rules), head.get("policy", "accept"),
+                name,
+                head.get("type", ""),
+                head.get("hook", ""),
+                head.get("prio", 0),
+                tuple(rules),
+                head.get("policy", "accept"),
             )
             for name, (head, rules) in chains.items()
         ),

@@ -134,10 +134,12 @@ def find_sitting(port: Link, bridge: str, sights: Sights) -> Iterator[Sitting]:
         names = ", ".join(each.name for each in own)
         moving, do = _moving(port, bridge, own, sights)
         yield Sitting(
-            "address", names,
+            "address",
+            names,
             f"{quote(port.name)}, a port of {quote(bridge)}, has the address {names}",
             "this host reaches nobody by it: the bridge takes what comes back, as all else",
-            moving, do,
+            moving,
+            do,
         )
     for link in sights.devices.get(port.index, ()):
         used = link.master is not None or any(
@@ -146,7 +148,8 @@ def find_sitting(port: Link, bridge: str, sights: Sights) -> Iterator[Sitting]:
         took = f"the frames of VLAN {link.vid}" if link.kind == "vlan" else "all frames"
         gone = sh("ip", "link", "del", "dev", link.name)
         yield Sitting(
-            "device", link.name,
+            "device",
+            link.name,
             f"{quote(link.name)}, a {link.kind} device, takes {took} from {quote(port.name)} "
             f"before {quote(bridge)} sees them",
             "a guest that is to be there reaches nobody by the bridge",
@@ -183,19 +186,27 @@ def _moving(
     steps = [] if to.up else [sh("ip", "link", "set", "dev", bridge, "up")]
     steps += [
         sh("ip", "address", "add", *each.words, *each.options, "dev", bridge)
-        for each in own if each.words not in there
+        for each in own
+        if each.words not in there
     ]
     # NOTE: a router must be on a network that is there.
     for each in sorted(routes, key=lambda route: route.router is not None):
         via = ("via", each.router) if each.router is not None else ()
-        steps.append(sh(
-            "ip", f"-{each.version}", "route", "replace", each.to, *via, "dev", bridge,
-            *each.options,
-        ))
+        steps.append(
+            sh(
+                "ip",
+                f"-{each.version}",
+                "route",
+                "replace",
+                each.to,
+                *via,
+                "dev",
+                bridge,
+                *each.options,
+            )
+        )
     # NOTE: the kernel takes a network's secondary addresses with its primary one.
-    steps += [
-        sh("ip", "address", "del", *each.words, "dev", port.name) for each in reversed(own)
-    ]
+    steps += [sh("ip", "address", "del", *each.words, "dev", port.name) for each in reversed(own)]
     return all_of(*steps), ""
 
 
@@ -219,15 +230,20 @@ def _find_odd(
         ip_interface(each.peer or each.text).network
         for each in (*own, *sights.by_link.get(bridge.index, ()))
     }
-    near |= {ip_interface(each.to).network for each in routes
-             if each.router is None and each.to != "default"}
+    near |= {
+        ip_interface(each.to).network
+        for each in routes
+        if each.router is None and each.to != "default"
+    }
     count = Counter(each.key for each in sights.routes)
     for each in routes:
         router = ip_address(each.router) if each.router is not None else None
         if count[each.key] > 1:
             odd.append(f"{each.name} has a twin by another link")
-        elif router is not None and not router.is_link_local and not any(
-            router in network for network in near
+        elif (
+            router is not None
+            and not router.is_link_local
+            and not any(router in network for network in near)
         ):
             odd.append(f"{each.name} leads to a router that is on no network here")
     return odd

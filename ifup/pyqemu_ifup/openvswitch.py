@@ -56,7 +56,7 @@ SCHEMA: dict[str, object] = {
                 "name": _column("string"),
                 "datapath_id": _column("string", 0),
                 "ports": _column({"type": "uuid", "refTable": "Port"}, 0, _MANY),
-            },
+            }
         },
         "Port": {
             "columns": {
@@ -67,7 +67,7 @@ SCHEMA: dict[str, object] = {
                 "vlan_mode": _column("string", 0),
                 "protected": _column("boolean"),
                 "other_config": _STRINGS,
-            },
+            }
         },
         "Interface": {
             "columns": {
@@ -78,7 +78,7 @@ SCHEMA: dict[str, object] = {
                 "error": _column("string", 0),
                 "ifindex": _column("integer", 0),
                 "link_state": _column("string", 0),
-            },
+            }
         },
     },
 }
@@ -209,8 +209,10 @@ class Database:
     def _blame(self, error: Exception) -> Failure:
         """Keep, and return, that the server has talked nonsense, on which the library failed so."""
         self.fault = Failure(
-            Status.REFUSED, f"what answers at {quote(self.address)} does not speak OVSDB",
-            f"{type(error).__name__}: {error}", "see what listens there",
+            Status.REFUSED,
+            f"what answers at {quote(self.address)} does not speak OVSDB",
+            f"{type(error).__name__}: {error}",
+            "see what listens there",
         )
         return self.fault
 
@@ -365,7 +367,8 @@ class Database:
             bridge = self._sane(lambda: self._bridge(op.bridge))
             if bridge is None:
                 raise Failure(
-                    Status.UNAVAILABLE, f"there is no bridge {quote(op.bridge)}",
+                    Status.UNAVAILABLE,
+                    f"there is no bridge {quote(op.bridge)}",
                     "it has been deleted meanwhile",
                     f"make it: {vsctl(self.address, ('add-br', op.bridge))}",
                 )
@@ -391,7 +394,8 @@ class Database:
         yield from self._commit(compose, watch)
         yield from self._applied(lambda: self._root().next_cfg, watch)
         yield from self._until(
-            lambda: self._is_usable(op), watch,
+            lambda: self._is_usable(op),
+            watch,
             f"ovs-vswitchd does not take the port in ({quote(self.address)})",
         )
         # NOTE: on the kernel datapath it has the number of the port that has just gone, and with
@@ -491,8 +495,7 @@ class Database:
         if self._sane(is_up):
             return False
         yield from self._until(
-            is_up, watch,
-            f"ovs-vswitchd does not see the tap's link up ({quote(self.address)})",
+            is_up, watch, f"ovs-vswitchd does not see the tap's link up ({quote(self.address)})"
         )
         return True
 
@@ -508,13 +511,13 @@ class Database:
 
     def _gone(self) -> Failure:
         return Failure(
-            Status.REFUSED, f"the port in {quote(self.address)} has gone again",
-            "somebody has deleted it, or its bridge, meanwhile", "try again",
+            Status.REFUSED,
+            f"the port in {quote(self.address)} has gone again",
+            "somebody has deleted it, or its bridge, meanwhile",
+            "try again",
         )
 
-    def del_port(
-        self, op: DelPort, watch: Watch, patience: float | None = None
-    ) -> Work[bool]:
+    def del_port(self, op: DelPort, watch: Watch, patience: float | None = None) -> Work[bool]:
         """Delete the port that `op` saw; gone already is success.
 
         Waits until vswitchd let it go, `patience` seconds at most where that is given, and tells
@@ -557,9 +560,7 @@ class Database:
             self._deleted[op.tap] = now
         return True
 
-    def _marked(
-        self, tap: str, ids: dict[str, str]
-    ) -> list[tuple[Any, list[Any], list[Any]]]:
+    def _marked(self, tap: str, ids: dict[str, str]) -> list[tuple[Any, list[Any], list[Any]]]:
         """Return each Port row with these external_ids, its Interface rows and its Bridge rows."""
         found = []
         for port in self._named("Port", tap):
@@ -572,8 +573,10 @@ class Database:
         row = next(iter(self._rows("Open_vSwitch")), None)
         if row is None:
             raise Failure(
-                Status.UNAVAILABLE, f"the database at {quote(self.address)} is empty",
-                "ovs-vsctl init has not been run", "start Open vSwitch by its own service",
+                Status.UNAVAILABLE,
+                f"the database at {quote(self.address)} is empty",
+                "ovs-vsctl init has not been run",
+                "start Open vSwitch by its own service",
             )
         return row
 
@@ -690,17 +693,22 @@ def _refusal(address: str, error: str) -> Failure:
         told, text = {}, error
     if told.get("error") == "constraint violation":
         return Failure(
-            Status.DENIED, "Open vSwitch has a port of this name that is not ours",
-            f"{told.get('details', '')}", "see ovs-vsctl show",
+            Status.DENIED,
+            "Open vSwitch has a port of this name that is not ours",
+            f"{told.get('details', '')}",
+            "see ovs-vsctl show",
         )
     if told.get("error") in ("not allowed", "I/O error", "permission error", "not owner"):
         return Failure(
             Status.UNAVAILABLE,
             f"the database of Open vSwitch at {quote(address)} cannot be written",
-            text, "see the log of ovsdb-server",
+            text,
+            "see the log of ovsdb-server",
         )
     return Failure(
-        Status.REFUSED, f"the database of Open vSwitch at {quote(address)} refuses it", text,
+        Status.REFUSED,
+        f"the database of Open vSwitch at {quote(address)} refuses it",
+        text,
         "see the log of ovsdb-server",
     )
 
@@ -709,9 +717,9 @@ def try_connect(address: str, watch: Watch) -> Work[None]:
     """Connect once and hang up, for a clear answer: the IDL only retries in silence."""
     watch.check()
     if address.startswith("unix:"):
-        family, target = socket.AF_UNIX, address[len("unix:"):]
+        family, target = socket.AF_UNIX, address[len("unix:") :]
     else:
-        host, _, port = address[len("tcp:"):].rpartition(":")
+        host, _, port = address[len("tcp:") :].rpartition(":")
         host = host.strip("[]")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         target = (host, int(port))  # type: ignore[assignment]
@@ -731,7 +739,8 @@ def try_connect(address: str, watch: Watch) -> Work[None]:
         ) from error
     except OSError as error:
         raise Failure(
-            Status.UNAVAILABLE, f"Open vSwitch is not there: nothing answers at {quote(address)}",
+            Status.UNAVAILABLE,
+            f"Open vSwitch is not there: nothing answers at {quote(address)}",
             error.strerror or str(error),
             "start Open vSwitch, or remove the socket if it shall not run",
         ) from error

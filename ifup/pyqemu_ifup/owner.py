@@ -45,7 +45,9 @@ def owning(
         now = kernel.look_at(link.index)
         if now is None or now.owner is None:
             raise Failure(
-                Status.REFUSED, "the tap has gone meanwhile", "its QEMU has ended or closed it",
+                Status.REFUSED,
+                "the tap has gone meanwhile",
+                "its QEMU has ended or closed it",
                 "see whether the calling process still runs",
             )
         link = now
@@ -56,7 +58,8 @@ def owning(
 
 def _in_other_hands() -> Failure:
     return Failure(
-        Status.DENIED, "in other hands",
+        Status.DENIED,
+        "in other hands",
         "a process that is neither the caller nor another of the same user's has it open",
         "end that process, and let QEMU call this program itself",
     )
@@ -81,7 +84,8 @@ def _giving(link: Link, parent: int) -> Work[None]:
         set_owner(descriptor, os.getuid())
     except OSError as error:
         raise Failure(
-            Status.DENIED, "it has no owner, and cannot be given one",
+            Status.DENIED,
+            "it has no owner, and cannot be given one",
             os.strerror(error.errno or 0),
             f"make it anew with one: {making_anew(link.name, 'root', queues=link.multi_queue)}",
         ) from error
@@ -102,9 +106,7 @@ def _finding_ours(tap: str, parent: int, queues: int) -> Work[list[Held]]:
         if len(found) >= queues:
             return found
     holders = yield from finding_holders(OTHERS)
-    each: dict[int, list[Held]] = {
-        pid: [] for pid in holders.of(tap) if real_uid(pid) == uid
-    }
+    each: dict[int, list[Held]] = {pid: [] for pid in holders.of(tap) if real_uid(pid) == uid}
     for one in holders.held:
         if one.tap == tap and one.pid in each:
             each[one.pid].append(one)

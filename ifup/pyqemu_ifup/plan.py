@@ -12,16 +12,7 @@ from dataclasses import dataclass, replace
 from pyqemu_ifconf.failure import Failure, OfCaller, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Kind, Port, Vlan
 from pyqemu_ifconf.shell import Command, all_of, ovs_value, quote, readable, sh, vsctl, write
-from pyqemu_ifup.look import (
-    Link,
-    OvsPort,
-    Seen,
-    Vid,
-    ranges,
-    show_vlan,
-    vlan_of_vids,
-    wanted_vids,
-)
+from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, ranges, show_vlan, vlan_of_vids, wanted_vids
 from pyqemu_ifup.stamp import OUR_KEYS, Here, Stamp, Was, format_alias, is_anothers, row_ids
 
 IPV6_MTU_MIN = 1280
@@ -204,8 +195,18 @@ class Prove:
 
 
 LinkOp = (
-    SetAlias | SetDown | SetUp | SetMac | SetMtu | SetTxQueueLen | SetIpv6
-    | JoinBridge | LeaveBridge | SetVlans | SetIsolated | DelTap
+    SetAlias
+    | SetDown
+    | SetUp
+    | SetMac
+    | SetMtu
+    | SetTxQueueLen
+    | SetIpv6
+    | JoinBridge
+    | LeaveBridge
+    | SetVlans
+    | SetIsolated
+    | DelTap
 )
 OvsOp = AddPort | DelPort | SetPort
 Step = LinkOp | OvsOp
@@ -309,7 +310,8 @@ def find_kind(port: Port, seen: Seen) -> Kind:
     if seen.other_name_of:
         own = quote(seen.other_name_of)
         raise Failure(
-            Status.UNAVAILABLE, f"there is no bridge {quote(port.bridge)}",
+            Status.UNAVAILABLE,
+            f"there is no bridge {quote(port.bridge)}",
             f"that is another name of {own}",
             f"write {own} in the stead of {quote(port.bridge)} for network {quote(port.network)}",
         )
@@ -396,7 +398,9 @@ def refuse_strangers(tap: str, seen: Seen, parent: int) -> Link:
 def no_such_tap() -> Failure:
     """Return what is said (71) of a name that no link has."""
     return OfCaller(
-        Status.REFUSED, "there is no such tap in this network namespace", "",
+        Status.REFUSED,
+        "there is no such tap in this network namespace",
+        "",
         "the caller must open it first, as QEMU does",
     )
 
@@ -469,8 +473,12 @@ def is_taken_over(seen: Seen) -> bool:
     """
     tap, master, bridge = seen.tap, seen.master, seen.bridge
     return (
-        tap is not None and not tap.alias and master is not None and bridge is not None
-        and master.kind == "bridge" and master.index == bridge.index
+        tap is not None
+        and not tap.alias
+        and master is not None
+        and bridge is not None
+        and master.kind == "bridge"
+        and master.index == bridge.index
     )
 
 
@@ -582,7 +590,12 @@ def plan_up(port: Port, kind: Kind, seen: Seen, stamp: Stamp, here: Here) -> Pla
     else:
         plan.append(
             AddPort(
-                port.ovsdb, port.bridge, name, index, port.vlan, port.isolated,
+                port.ovsdb,
+                port.bridge,
+                name,
+                index,
+                port.vlan,
+                port.isolated,
                 _wanted_ids(port, stamp, index, here),
             )
         )
@@ -652,15 +665,19 @@ def is_in_place(port: Port, kind: Kind, seen: Seen, here: Here) -> bool:
         return False
     if kind == "linux":
         return (
-            master is not None and seen.bridge is not None and master.index == seen.bridge.index
-            and is_our_master(seen, master) and not rows
+            master is not None
+            and seen.bridge is not None
+            and master.index == seen.bridge.index
+            and is_our_master(seen, master)
+            and not rows
         )
     return (
         (master is None or master.kind == "openvswitch")
         and [(row.ovsdb, row.bridge, row.ifindex, row.error) for row in rows]
         == [(port.ovsdb, port.bridge, tap.index, None)]
         and rows[0].is_of(tap.index, here)
-        and rows[0].ofport is not None and rows[0].ofport > 0
+        and rows[0].ofport is not None
+        and rows[0].ofport > 0
     )
 
 
@@ -757,9 +774,7 @@ def plan_leaving(seen: Seen, here: Here) -> tuple[Step, ...]:
     return (*plan_leave(seen, here), *plan_given_back(seen))
 
 
-def plan_undo(
-    before: Seen, now: Seen, here: Here, *, again: bool = False
-) -> tuple[Step, ...]:
+def plan_undo(before: Seen, now: Seen, here: Here, *, again: bool = False) -> tuple[Step, ...]:
     """Return the steps from `now` back to a tap that is down, attached nowhere, and as it was.
 
     One that had a mark of ours is what it was before that, but where it is to be attached `again`:
@@ -837,7 +852,9 @@ def _as_it_was(seen: Seen) -> Seen:
     # NOTE: what a too small MTU took comes back with the kernel's defaults.
     has_ipv6 = tap.ipv6_disabled is not None or tap.mtu < IPV6_MTU_MIN <= was.mtu
     old = replace(
-        tap, mtu=was.mtu, txqueuelen=was.txqueuelen,
+        tap,
+        mtu=was.mtu,
+        txqueuelen=was.txqueuelen,
         mac=was.mac + tap.mac[2:] if tap.mac.startswith("fe:") else tap.mac,
         ipv6_disabled=not was.ipv6 if has_ipv6 else None,
         addrgenmode=was.addrgenmode if was.addrgenmode is not None else tap.addrgenmode,
@@ -859,7 +876,8 @@ def plan_back(port: Port, before: Seen, now: Seen, here: Here) -> tuple[Step, ..
         [row for row in seen.ports if row.ours and row.is_of(index, here)] for seen in (before, now)
     )
     moved = (
-        tap.master != old.master and _is_bridge(before.master, now.master)
+        tap.master != old.master
+        and _is_bridge(before.master, now.master)
         or [(row.ovsdb, row.bridge) for row in rows]
         != [(row.ovsdb, row.bridge) for row in rows_now]
     )
@@ -905,9 +923,7 @@ def _columns(row: OvsPort) -> tuple[str | None, int | None, tuple[int, ...]]:
     return row.vlan_mode, row.tag, row.trunks
 
 
-def _rows_back(
-    port: Port, index: int, rows: list[OvsPort], rows_now: list[OvsPort]
-) -> list[Step]:
+def _rows_back(port: Port, index: int, rows: list[OvsPort], rows_now: list[OvsPort]) -> list[Step]:
     """Return the steps that give a tap the rows that it had."""
     plan: list[Step] = []
     for row in rows:
@@ -917,8 +933,9 @@ def _rows_back(
             vlan = vlan_of_columns(row)
             assert row.bridge is not None
             plan.append(
-                AddPort(row.ovsdb, row.bridge, row.name, index, vlan, row.protected,
-                        row.external_ids)
+                AddPort(
+                    row.ovsdb, row.bridge, row.name, index, vlan, row.protected, row.external_ids
+                )
             )
             exact = vlan_columns(vlan) == _columns(row) and row.transient
             seen, extra = row.external_ids, set[str]()
@@ -926,14 +943,24 @@ def _rows_back(
             ours = {*OUR_KEYS, *dict(port.external_ids)}
             seen, extra = now.external_ids, (now.ids.keys() - row.ids.keys()) & ours
             exact = (
-                _columns(now) == _columns(row) and now.protected == row.protected
-                and now.transient == row.transient and not extra
+                _columns(now) == _columns(row)
+                and now.protected == row.protected
+                and now.transient == row.transient
+                and not extra
                 and set(row.external_ids) <= set(now.external_ids)
             )
         if not exact:
             plan.append(
-                SetPort(row.ovsdb, row.name, seen, *_columns(row), row.protected, row.transient,
-                        row.external_ids, tuple(sorted(extra)))
+                SetPort(
+                    row.ovsdb,
+                    row.name,
+                    seen,
+                    *_columns(row),
+                    row.protected,
+                    row.transient,
+                    row.external_ids,
+                    tuple(sorted(extra)),
+                )
             )
     return plan
 
@@ -1037,12 +1064,14 @@ def check_bridge_mtu(port: Port, kind: Kind, before: Seen, now: Seen) -> None:
     was = before.bridge.mtu
     # NOTE: the kernel takes a link's own MTU for no change, and pins nothing (dev_set_mtu_ext).
     pin = (
-        all_of(*(sh("ip", "link", "set", "dev", port.bridge, "mtu", str(mtu))
-               for mtu in (was - 1, was)))
-        if kind == "linux"
-        else vsctl(
-            _shortest(port.ovsdb), ("set", "interface", port.bridge, f"mtu_request={was}")
+        all_of(
+            *(
+                sh("ip", "link", "set", "dev", port.bridge, "mtu", str(mtu))
+                for mtu in (was - 1, was)
+            )
         )
+        if kind == "linux"
+        else vsctl(_shortest(port.ovsdb), ("set", "interface", port.bridge, f"mtu_request={was}"))
     )
     raise Failure(
         Status.REFUSED,
@@ -1129,7 +1158,8 @@ def _add_port_command(op: AddPort) -> Command:
     columns.append(f"protected={'true' if op.protected else 'false'}")
     columns.append("other_config:transient=true")
     return vsctl(
-        op.ovsdb, ("add-port", op.bridge, op.tap, *columns),
+        op.ovsdb,
+        ("add-port", op.bridge, op.tap, *columns),
         ("set", "interface", op.tap, *_ids(op.external_ids)),
     )
 

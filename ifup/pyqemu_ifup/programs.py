@@ -41,8 +41,13 @@ def run_program(words: Sequence[str], watch: Watch, text: str = "") -> Work[Run]
         given.seek(0)
         with waiting_for(f"{words[0]} does not start"):
             process = subprocess.Popen(
-                list(words), stdin=given, stdout=out, stderr=err, cwd="/",
-                env={"PATH": SAFE_PATH, "LC_ALL": "C"}, start_new_session=True,
+                list(words),
+                stdin=given,
+                stdout=out,
+                stderr=err,
+                cwd="/",
+                env={"PATH": SAFE_PATH, "LC_ALL": "C"},
+                start_new_session=True,
             )
         try:
             while process.poll() is None:

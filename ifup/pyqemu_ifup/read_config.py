@@ -25,8 +25,15 @@ LINE_MAX = 1023
 LINKS_MAX = 40
 """Symbolic links on one path, MAXSYMLINKS of linux/namei.h."""
 _BARRED = (
-    errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM,
-    errno.ESRCH, errno.EIO, errno.ESTALE,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ESRCH,
+    errno.EIO,
+    errno.ESTALE,
 )
 _NAMED = re.compile(rb'\[\s*(\S{1,63})\s+"([^"]{1,63})')
 _UNNAMED = re.compile(rb"\[([^\]]{1,63})")

@@ -38,8 +38,11 @@ def read_address(message: Any, link: str) -> Address:
     if message["family"] == socket.AF_INET6 and flags & IFA_F_NODAD:
         options = ("nodad",)
     return Address(
-        message["index"], f"{host}/{length}", f"{whole}/{length}" if whole != host else "",
-        options, _what_is_odd(message, flags, link),
+        message["index"],
+        f"{host}/{length}",
+        f"{whole}/{length}" if whole != host else "",
+        options,
+        _what_is_odd(message, flags, link),
     )
 
 
@@ -75,8 +78,13 @@ def read_route(message: Any) -> Iterator[Route]:
     out = message.get_attr("RTA_OIF")
     for index in {each["oif"] for each in several} | ({out} if out else set()):
         yield Route(
-            index, version, "default" if to is None else f"{to}/{message['dst_len']}", router,
-            metric, table, ("proto", "static") if message["proto"] == RTPROT_STATIC else (),
+            index,
+            version,
+            "default" if to is None else f"{to}/{message['dst_len']}",
+            router,
+            metric,
+            table,
+            ("proto", "static") if message["proto"] == RTPROT_STATIC else (),
             "has several routers" if several else _what_no_command_gives(message, metric, table),
             message["proto"] == RTPROT_KERNEL and not several and router is None,
         )

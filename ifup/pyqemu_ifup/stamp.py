@@ -34,9 +34,7 @@ KEY_BOOT_ID = "pyqemu-boot-id"
 KEY_NETNS = "pyqemu-netns"
 KEY_VM_NAME = "vm-name"
 KEY_VM_PID = "vm-pid"
-OUR_KEYS = (
-    KEY_VERSION, KEY_NETWORK, KEY_IFINDEX, KEY_BOOT_ID, KEY_NETNS, KEY_VM_NAME, KEY_VM_PID
-)
+OUR_KEYS = (KEY_VERSION, KEY_NETWORK, KEY_IFINDEX, KEY_BOOT_ID, KEY_NETNS, KEY_VM_NAME, KEY_VM_PID)
 
 
 @dataclass(frozen=True)
@@ -162,8 +160,13 @@ def format_alias(stamp: Stamp) -> str:
 
     Raises Failure (71) where what names the place and the process has more than 254 bytes.
     """
-    place = {"network": _encode(stamp.network), "kind": stamp.kind,
-             "bridge": _encode(stamp.bridge), "pid": str(stamp.pid), "start": str(stamp.start)}
+    place = {
+        "network": _encode(stamp.network),
+        "kind": stamp.kind,
+        "bridge": _encode(stamp.bridge),
+        "pid": str(stamp.pid),
+        "start": str(stamp.start),
+    }
     if stamp.uid is not None:
         place["uid"] = str(stamp.uid)
     if stamp.user is not None:
@@ -182,8 +185,11 @@ def format_alias(stamp: Stamp) -> str:
         behind["was"] += f",{mode}" if mode or was.up else ""
         behind["was"] += ",up" if was.up else ""
     told = {"rule": _encode(stamp.rule)}
-    told |= {key: _encode(value) for key, value in (("mac", stamp.mac), ("netdev", stamp.netdev))
-             if value is not None}
+    told |= {
+        key: _encode(value)
+        for key, value in (("mac", stamp.mac), ("netdev", stamp.netdev))
+        if value is not None
+    }
     told |= dict.fromkeys(sorted(stamp.unsaid - {"vm"}), UNSAID)
     short = {**told, "netdev": UNSAID} if stamp.netdev is not None else told
     is_cut = "vm" in stamp.unsaid
@@ -230,8 +236,11 @@ def parse_alias(alias: str) -> Stamp | None:
     if kind is None:
         return None
     unsaid = {key for key, value in given.items() if value.endswith(UNSAID) and key in _UNSURE}
-    told = {key: unquote(value, errors="surrogateescape")
-            for key, value in given.items() if key not in unsaid}
+    told = {
+        key: unquote(value, errors="surrogateescape")
+        for key, value in given.items()
+        if key not in unsaid
+    }
     vm = given.get("vm", "").removesuffix(UNSAID)
     if "rule" not in given:
         unsaid |= {"mac", "netdev"} | ({"user"} if "uid" not in given else set())

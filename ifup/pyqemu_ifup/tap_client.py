@@ -70,8 +70,16 @@ def ask_for_tap(
     start = time.monotonic()
     connection = _connect(path)
     try:
-        _send(connection, [network, name, str(queues), "vnet_hdr" if vnet_hdr else "",
-                           "parent" if for_parent else ""])
+        _send(
+            connection,
+            [
+                network,
+                name,
+                str(queues),
+                "vnet_hdr" if vnet_hdr else "",
+                "parent" if for_parent else "",
+            ],
+        )
         return _wait(connection, queues, parent, start)
     finally:
         connection.close()
@@ -91,13 +99,14 @@ def _connect(path: str) -> _socket.socket:
         if code in (errno.EACCES, errno.EPERM):
             raise NoTap(DENIED, f"{readable(path)}: {why}; ask who keeps the agent") from error
         if code in (None, errno.EAGAIN):
-            raise NoTap(TRY_AGAIN, f"the agent at {readable(path)} does not answer: {why}; "
-                        f"see {ifctl('agent')}") from error
+            raise NoTap(
+                TRY_AGAIN,
+                f"the agent at {readable(path)} does not answer: {why}; see {ifctl('agent')}",
+            ) from error
         unit = "pyqemu-ifd.socket" if os.geteuid() == 0 else USERS_UNIT
         raise NoAgent(
             UNAVAILABLE,
-            f"no agent at {readable(path)}: {why}; start one: "
-            + sh("systemctl", "start", unit),
+            f"no agent at {readable(path)}: {why}; start one: " + sh("systemctl", "start", unit),
         ) from error
     connection.settimeout(SLICE)
     return connection
@@ -108,13 +117,15 @@ def _send(connection: _socket.socket, fields: list[str]) -> None:
     namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         rights = namespace.to_bytes(4, sys.byteorder)
-        connection.sendmsg([request], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)],
-                           _socket.MSG_NOSIGNAL)
+        connection.sendmsg(
+            [request], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)], _socket.MSG_NOSIGNAL
+        )
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ECONNRESET):
             raise
-        raise NoTap(TRY_AGAIN, "the agent refuses the connection: it has too many of yours; "
-                    "try again") from error
+        raise NoTap(
+            TRY_AGAIN, "the agent refuses the connection: it has too many of yours; try again"
+        ) from error
     finally:
         os.close(namespace)
 
@@ -131,8 +142,11 @@ def _wait(
             if parent is not None and os.getppid() != parent:
                 raise NoTap(TRY_AGAIN, f"stopped: the calling process {parent} has ended")
             if time.monotonic() > start + seconds:
-                raise NoTap(TRY_AGAIN, f"the agent does not answer: waited {seconds:g} s; "
-                            f"{'see ' + ifctl('agent') if accepted else 'try again'}")
+                raise NoTap(
+                    TRY_AGAIN,
+                    f"the agent does not answer: waited {seconds:g} s; "
+                    f"{'see ' + ifctl('agent') if accepted else 'try again'}",
+                )
             packet, came = _receive(connection)
             descriptors += came
             kind, text = packet[:1], os.fsdecode(packet[1:])
@@ -145,14 +159,19 @@ def _wait(
             elif kind == b">":
                 name = text
             elif kind == b"?":
-                raise NoTap(DENIED, f"the agent is not for this process: {text}; "
-                            "run QEMU where the agent runs")
+                raise NoTap(
+                    DENIED,
+                    f"the agent is not for this process: {text}; run QEMU where the agent runs",
+                )
             elif kind == b"=" and text.isdigit():
                 if text != "0":
                     raise NoTap(int(text), "" if told else "the agent does not say why", (*told,))
                 if not name or len(descriptors) != queues:
-                    raise NoTap(REFUSED, f"the agent gave {len(descriptors)} descriptors for "
-                                f"{queues} queues; see whether more files may be open")
+                    raise NoTap(
+                        REFUSED,
+                        f"the agent gave {len(descriptors)} descriptors for "
+                        f"{queues} queues; see whether more files may be open",
+                    )
                 return name, descriptors
     except BaseException:
         for descriptor in descriptors:
@@ -164,9 +183,7 @@ def _receive(connection: _socket.socket) -> tuple[bytes, list[int]]:
     """Return the next packet and its descriptors; a space where none has come in time."""
     room = _socket.CMSG_SPACE(4 * QUEUES_MAX)
     try:
-        packet, ancillary, _, _ = connection.recvmsg(
-            PACKET_MAX, room, _socket.MSG_CMSG_CLOEXEC
-        )
+        packet, ancillary, _, _ = connection.recvmsg(PACKET_MAX, room, _socket.MSG_CMSG_CLOEXEC)
     except (TimeoutError, ConnectionResetError):
         # NOTE: a reset is told once and first; what the agent sent is still to be read.
         return b" ", []

@@ -7,24 +7,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import (
-    Caller,
-    Network,
-    Nic,
-    Policy,
-    Port,
-    Vm,
-    nic_port,
-    port_on,
-)
+from pyqemu_ifconf.policy import Caller, Network, Nic, Policy, Port, Vm, nic_port, port_on
 from pyqemu_ifconf.shell import readable
-from pyqemu_ifup.access import (
-    ROOT,
-    User,
-    heeded_bridge_conf,
-    may_still,
-    may_use,
-)
+from pyqemu_ifup.access import ROOT, User, heeded_bridge_conf, may_still, may_use
 from pyqemu_ifup.attach import attaching, success_line
 from pyqemu_ifup.caller import find_caller
 from pyqemu_ifup.entitled import (
@@ -99,9 +84,7 @@ class NewTap:
     nic: tuple[Vm, Nic] | None = None
 
 
-def make_tap(
-    kernel: Netlink, policy: Policy, user: User, holder: int, wish: Wish
-) -> NewTap:
+def make_tap(kernel: Netlink, policy: Policy, user: User, holder: int, wish: Wish) -> NewTap:
     """Make the tap that a request asks for, where the user may have it; `attach_tap` must follow.
 
     It is for the process `holder`. Raises Failure: 64 for a name that is none, 71, 77 where the

@@ -82,7 +82,9 @@ def _open_alone(kernel: Netlink, flags: int) -> int:
         if link is not None:
             kernel.delete_link(link.index)
     raise Failure(
-        Status.TRY_AGAIN, "in other hands", "somebody else has opened each new tap too",
+        Status.TRY_AGAIN,
+        "in other hands",
+        "somebody else has opened each new tap too",
         "see whose processes open /dev/net/tun, or let only some users open it (its mode)",
     )
 
@@ -100,18 +102,23 @@ def _failure(name: str, error: OSError) -> Failure:
         return Failure(found.status, what, f"{found.what}: {found.why}", found.remedy)
     if error.errno in (errno.EBUSY, errno.EEXIST):
         return Failure(
-            Status.DENIED, what, "an interface of this name is there already",
-            "take another name, or see who has it: "
-            + sh("ip", "-d", "link", "show", "dev", name),
+            Status.DENIED,
+            what,
+            "an interface of this name is there already",
+            "take another name, or see who has it: " + sh("ip", "-d", "link", "show", "dev", name),
         )
     if error.errno == errno.ENFILE:
         return OfCaller(
-            Status.REFUSED, what, f"no number for it is free, or too many files are open ({why})",
+            Status.REFUSED,
+            what,
+            f"no number for it is free, or too many files are open ({why})",
             "end a QEMU that has one",
         )
     if error.errno in (errno.EPERM, errno.EACCES):
         return Failure(
-            Status.DENIED, what, f"the kernel refuses it ({why})",
+            Status.DENIED,
+            what,
+            f"the kernel refuses it ({why})",
             "run the agent as root, with CAP_NET_ADMIN",
         )
     if error.errno == errno.EINVAL:

@@ -47,7 +47,9 @@ def require_tun() -> None:
         os.close(descriptor)
     if not stat.S_ISCHR(found.st_mode) or found.st_rdev != NUMBER:
         raise Failure(
-            Status.REFUSED, f"{TUN} is something else", "it is not the device that makes taps",
+            Status.REFUSED,
+            f"{TUN} is something else",
+            "it is not the device that makes taps",
             all_of(sh("rm", TUN), _making()),
         )
 
@@ -57,7 +59,9 @@ def no_tun(error: OSError) -> Failure:
     what, why = f"{TUN} cannot be opened", os.strerror(error.errno or 0)
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return Failure(
-            Status.REFUSED, "there is no /dev/net/tun", why,
+            Status.REFUSED,
+            "there is no /dev/net/tun",
+            why,
             _making() if is_loaded() else sh("modprobe", "tun"),
         )
     if error.errno in (errno.ENODEV, errno.ENXIO):
@@ -69,7 +73,9 @@ def no_tun(error: OSError) -> Failure:
     if error.errno == errno.EPERM:
         # NOTE: not the file's mode: the rules for devices that a container or a unit has.
         return Failure(
-            Status.DENIED, what, f"{why}: a container, or a unit, may use some devices alone",
+            Status.DENIED,
+            what,
+            f"{why}: a container, or a unit, may use some devices alone",
             f"give a container --device={TUN}, a unit DeviceAllow={TUN}",
         )
     return Failure(Status.REFUSED, what, why, "see dmesg(1)")

@@ -102,9 +102,7 @@ class Agent:
         limits = ["/usr/bin/prlimit", *self.limits] if self.limits else []
         return [*self.wrapper, *limits, sys.executable, "-I", "-c", self.code, *self.arguments]
 
-    def start(
-        self, *, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
-    ) -> None:
+    def start(self, *, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()) -> None:
         """Start it and return when it serves. Raises RuntimeError where it ends instead."""
         assert self.process is None, "the agent is running"
         environ = {**os.environ, "NOTIFY_SOCKET": str(self.folder / "notify"), **(env or {})}

@@ -85,7 +85,10 @@ class Site:
         rules = [{"tap": "lan*", "network": "lan"}]
         if self.ovs is not None:
             networks["tenants"] = {
-                "bridge": "br-int", "kind": "openvswitch", "ovsdb": self.ovs.db, "vlan": VID,
+                "bridge": "br-int",
+                "kind": "openvswitch",
+                "ovsdb": self.ovs.db,
+                "vlan": VID,
             }
             rules.append({"tap": "ten*", "network": "tenants"})
         policy = {"version": 1, "networks": networks, "rules": rules, **more}

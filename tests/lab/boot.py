@@ -111,8 +111,15 @@ def guest_arguments(
     given = [f"guest.{name}={value}" for name, value in words.items() if value is not None]
     given += ["guest.hold=1"] if hold else []
     # NOTE: on a busy machine the emulated timer can be late, for which the kernel would panic.
-    line = ["console=ttyS0", "quiet", "panic=-1", "mitigations=off", "no_timer_check",
-            "net.ifnames=0", *given]
+    line = [
+        "console=ttyS0",
+        "quiet",
+        "panic=-1",
+        "mitigations=off",
+        "no_timer_check",
+        "net.ifnames=0",
+        *given,
+    ]
     folder = cache() / "guest"
     return [
         *("-m", "256", "-no-reboot"),

@@ -40,7 +40,14 @@ mount --rbind "$3" "$root/mnt"
 exec chroot "$root" sh -euc 'echo ready; exec sleep infinity'
 """
 NOT_LOOKED_AT = (
-    "dev/", "proc/", "run/", "sys/", "tmp/", "mnt/", "var/lib/dpkg/", "var/log/dpkg.log/",
+    "dev/",
+    "proc/",
+    "run/",
+    "sys/",
+    "tmp/",
+    "mnt/",
+    "var/lib/dpkg/",
+    "var/log/dpkg.log/",
 )
 
 
@@ -84,8 +91,13 @@ class Clean:
     def prefix(self) -> list[str]:
         """Return what runs the words after it in there."""
         return [
-            "nsenter", f"--target={self.pid}", "--mount", "--pid", "--net",
-            "chroot", str(self.folder / "root"),
+            "nsenter",
+            f"--target={self.pid}",
+            "--mount",
+            "--pid",
+            "--net",
+            "chroot",
+            str(self.folder / "root"),
         ]
 
     def run(
@@ -95,12 +107,19 @@ class Clean:
         found = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
         found |= {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive", **(env or {})}
         done = subprocess.run(
-            [*self.prefix(), *words], env=found, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, check=False, timeout=PATIENCE,
+            [*self.prefix(), *words],
+            env=found,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
         )
         if done.returncode != status:
-            raise RuntimeError(f"`{' '.join(words)}` ended {done.returncode}, not {status}: "
-                               f"{done.stdout}{done.stderr}")
+            raise RuntimeError(
+                f"`{' '.join(words)}` ended {done.returncode}, not {status}: "
+                f"{done.stdout}{done.stderr}"
+            )
         return done
 
     def path(self, name: str) -> Path:

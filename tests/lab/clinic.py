@@ -110,8 +110,13 @@ class Clinic:
         env = {**self.hooks.environ(), **self.env, POLICY_VARIABLE: str(self.hooks.policy)}
         with self.netns.enter():
             return subprocess.run(
-                [*self.through, *words], env=env, text=True, stdin=subprocess.DEVNULL,
-                capture_output=True, timeout=PATIENCE, check=False,
+                [*self.through, *words],
+                env=env,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=PATIENCE,
+                check=False,
             )
 
     def mend(self, command: str) -> None:

@@ -144,9 +144,7 @@ def scene(place: Place, who: str, hook: str) -> Scene:
     if hook == "down":
         # NOTE: a QEMU closes its tap when its script has ended.
         return Scene(apart, doing, guest.end, [], guest.wait)
-    return Scene(
-        apart, doing, lambda: guest.begin(place.new), place.attached(), close=guest.kill
-    )
+    return Scene(apart, doing, lambda: guest.begin(place.new), place.attached(), close=guest.kill)
 
 
 def _lose(place: Place) -> None:
@@ -169,9 +167,7 @@ def _gc(place: Place, hook: str) -> Scene:
     def doing() -> None:
         environ = {"PYQEMU_IFUP_POLICY": policy}
         with place.netns.enter():
-            answer = gc(
-                None, environ, Watch(ALLOWED), lambda _: None, dry_run=False, as_json=False
-            )
+            answer = gc(None, environ, Watch(ALLOWED), lambda _: None, dry_run=False, as_json=False)
         assert answer.status == 0, answer
 
     def down() -> int:
@@ -294,8 +290,11 @@ def main() -> int:
                             print(f"{switch}, {who}, {hook}: at {number}: {what}", flush=True)
                     failed |= wrong > 0
                     seconds = time.monotonic() - began
-                    print(f"{switch}, {who}, {hook}: {number} system calls, every {step}th, wrong "
-                          f"at {wrong}, {seconds:.0f} s", flush=True)
+                    print(
+                        f"{switch}, {who}, {hook}: {number} system calls, every {step}th, wrong "
+                        f"at {wrong}, {seconds:.0f} s",
+                        flush=True,
+                    )
         ovs.vsctl("del-br", "br-int")
         for name in ("br0", "br1"):
             netns.ip("link", "del", name)

@@ -17,8 +17,21 @@ Run = Literal["tmpfs", "read-only"]
 LITTLE = ("net_admin",)
 """All that the hooks need."""
 USUAL = (
-    "chown", "dac_override", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap",
-    "net_bind_service", "net_raw", "sys_chroot", "mknod", "audit_write", "setfcap", "net_admin",
+    "chown",
+    "dac_override",
+    "fowner",
+    "fsetid",
+    "kill",
+    "setgid",
+    "setuid",
+    "setpcap",
+    "net_bind_service",
+    "net_raw",
+    "sys_chroot",
+    "mknod",
+    "audit_write",
+    "setfcap",
+    "net_admin",
 )
 """What Docker gives by itself, and --cap-add=NET_ADMIN."""
 
@@ -92,8 +105,13 @@ class _Namespaces:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside, to its end."""
         return subprocess.run(
-            self.argv(*words), env={**os.environ, **self.env, **(env or {})}, timeout=60,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=check,
+            self.argv(*words),
+            env={**os.environ, **self.env, **(env or {})},
+            timeout=60,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=check,
         )
 
 

@@ -39,7 +39,10 @@ for _ in users[1:]:
 
 @contextmanager
 def crowd(
-    netns: Namespace, users: Sequence[int], *words: str, name: str = "qemu-system-x86_64",
+    netns: Namespace,
+    users: Sequence[int],
+    *words: str,
+    name: str = "qemu-system-x86_64",
     held: Sequence[Tap] = (),
 ) -> Iterator[list[int]]:
     """Have a process of each of the users that is called `name` and has these arguments.
@@ -49,8 +52,11 @@ def crowd(
     code = CODE.format(users=list(users))
     with netns.enter():
         first = subprocess.Popen(
-            [name, "-c", code, *map(os.fsencode, words)], executable=python(), cwd="/",
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [name, "-c", code, *map(os.fsencode, words)],
+            executable=python(),
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             pass_fds=[tap.fd for tap in held],
         )
     assert first.stdout is not None

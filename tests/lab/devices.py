@@ -20,8 +20,14 @@ OF_DEVICES, TO_DEVICES = 15, 6
 LOAD, NOT_EQUAL, SET, EXIT = 0x61, 0x55, 0xB7, 0x95
 PROGRAM = (
     # NOTE: operation, registers, offset, number; struct bpf_cgroup_dev_ctx has major and minor.
-    (LOAD, 0x12, 4, 0), (NOT_EQUAL, 2, 4, 10), (LOAD, 0x12, 8, 0), (NOT_EQUAL, 2, 2, 200),
-    (SET, 0, 0, 0), (EXIT, 0, 0, 0), (SET, 0, 0, 1), (EXIT, 0, 0, 0),
+    (LOAD, 0x12, 4, 0),
+    (NOT_EQUAL, 2, 4, 10),
+    (LOAD, 0x12, 8, 0),
+    (NOT_EQUAL, 2, 2, 200),
+    (SET, 0, 0, 0),
+    (EXIT, 0, 0, 0),
+    (SET, 0, 0, 1),
+    (EXIT, 0, 0, 0),
 )
 ENTER = 'echo $$ >"$0"/cgroup.procs && exec "$@"'
 

@@ -29,7 +29,9 @@ def connect(path):
 def begun():
     print("begun", flush=True)
 """
-LINGERING = START + """
+LINGERING = (
+    START
+    + """
 # Descriptors whose last close waits: 253 in a packet, many packets in a connection.
 import signal
 # NOTE: a signal ends the wait of a close. Ours is the last one if the agent is faster than we are.
@@ -80,7 +82,10 @@ while True:
         at = max(at, 4)
     time.sleep(0.002)
 """
-CONNECTING = START + """
+)
+CONNECTING = (
+    START
+    + """
 begun()
 while True:
     for path in sockets:
@@ -88,7 +93,10 @@ while True:
         if connection is not None:
             connection.close()
 """
-MANY_USERS = START + """
+)
+MANY_USERS = (
+    START
+    + """
 # As root in a user namespace of its own: as many users as its subordinate ids.
 for uid in range(200000, 200064):
     if os.fork() == 0:
@@ -103,7 +111,10 @@ for uid in range(200000, 200064):
 begun()
 time.sleep(600)
 """
-REQUESTS = START + """
+)
+REQUESTS = (
+    START
+    + """
 # Each is refused, and told to syslog.
 descriptor = os.open("/proc/self/ns/net", os.O_RDONLY)
 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
@@ -121,11 +132,15 @@ while True:
                     pass
                 connection.close()
 """
-BURNING = START + """
+)
+BURNING = (
+    START
+    + """
 begun()
 while True:
     pass
 """
+)
 FLOODS = {
     "lingering": (LINGERING, 1),
     "connecting": (CONNECTING, 3),
@@ -164,6 +179,13 @@ def flood(netns: Namespace, names: Sequence[str], paths: Sequence[str]) -> Itera
 def kill_tree(pid: int) -> None:
     """Kill a process and all that it has started."""
     subprocess.run(
-        ["sh", "-c", 'k() { for c in $(cat /proc/$1/task/*/children 2>/dev/null); do k $c; done; '
-         'kill -9 $1 2>/dev/null; }; k "$1"', "sh", str(pid)], check=False,
+        [
+            "sh",
+            "-c",
+            "k() { for c in $(cat /proc/$1/task/*/children 2>/dev/null); do k $c; done; "
+            'kill -9 $1 2>/dev/null; }; k "$1"',
+            "sh",
+            str(pid),
+        ],
+        check=False,
     )

@@ -101,11 +101,10 @@ for line in sys.stdin:
 class Holder:
     """One such process; a context manager. `prefix` is a command that executes it."""
 
-    def __init__(
-        self, netns: Namespace, uid: int, env: Mapping[str, str], *prefix: str
-    ) -> None:
+    def __init__(self, netns: Namespace, uid: int, env: Mapping[str, str], *prefix: str) -> None:
         self.process: subprocess.Popen[Any] = netns.popen(
-            [*as_user(uid), *prefix, python(), "-I", "-c", CODE], env=dict(env),
+            [*as_user(uid), *prefix, python(), "-I", "-c", CODE],
+            env=dict(env),
             stdin=subprocess.PIPE,
         )
 

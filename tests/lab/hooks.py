@@ -16,9 +16,7 @@ from lab.netns import RUN_NETNS, entered
 from lab.warm import Warm
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SOURCE_ROOTS = tuple(
-    str(CHECKOUT / name) for name in ("conf", "ifup", "ifdown", "ifctl", "ifd")
-)
+SOURCE_ROOTS = tuple(str(CHECKOUT / name) for name in ("conf", "ifup", "ifdown", "ifctl", "ifd"))
 LIBRARIES = tuple(path for path in sys.path if path.endswith("-packages"))
 """Where the libraries are: a hook's interpreter does not look for them (-S)."""
 HOOK = """\
@@ -122,14 +120,17 @@ class Hooks:
         inside = ["ip", "netns", "exec", self.netns] if self.netns is not None else []
         return [*inside, str(self.folder / program), *arguments]
 
-    def run(
-        self, program: str, *arguments: str, **env: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, program: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run one of the programs to its end; `env` is added to its environment."""
         return subprocess.run(
-            self.argv(program, *arguments), env={**self.environ(), **env}, text=True,
-            errors="surrogateescape", stdin=subprocess.DEVNULL, capture_output=True,
-            timeout=TIMEOUT, check=False,
+            self.argv(program, *arguments),
+            env={**self.environ(), **env},
+            text=True,
+            errors="surrogateescape",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TIMEOUT,
+            check=False,
         )
 
     def up(self, tap: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -65,7 +65,10 @@ class Boot:
         aside = ["sh", "-c", 'out=$1; shift; "$@" >"$out" 2>&1 & echo $!', "sh"]
         started = subprocess.run(
             [*aside, self.folder / "printed", *command, *junit, "--color=no", "-q", *tests],
-            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            check=True,
         )
         self._process = os.pidfd_open(int(started.stdout))
 

@@ -39,9 +39,7 @@ class NatSite:
         self.write_policy(nat)
         name = outside.name
         netns.ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", name)
-        for place, address, address6 in (
-            (netns, PUBLIC, PUBLIC6), (outside, OUTSIDE, OUTSIDE6)
-        ):
+        for place, address, address6 in ((netns, PUBLIC, PUBLIC6), (outside, OUTSIDE, OUTSIDE6)):
             place.ip("address", "add", f"{address}/24", "dev", "eth0")
             place.ip("address", "add", f"{address6}/64", "dev", "eth0", "nodad")
             place.ip("link", "set", "eth0", "up")

@@ -10,22 +10,87 @@ from pathlib import Path
 SHELLS = (("bash", "--norc"), ("bash", "--norc", "--posix"), ("dash",))
 
 HOSTILE = (
-    ";touch${IFS}x;", "$(id)", "`id`", "a'b", 'a"b', "-x", "--help", "--", "-", "!id", "a'!!b",
-    "~root", "*", "{a,b}", "#x", "&id", "|id", "<a", ">a", "a\\", "\\", "=id", "(id)", "[a]", "a=b",
-    "up", "+x", "@a", "%d", "%s",
+    ";touch${IFS}x;",
+    "$(id)",
+    "`id`",
+    "a'b",
+    'a"b',
+    "-x",
+    "--help",
+    "--",
+    "-",
+    "!id",
+    "a'!!b",
+    "~root",
+    "*",
+    "{a,b}",
+    "#x",
+    "&id",
+    "|id",
+    "<a",
+    ">a",
+    "a\\",
+    "\\",
+    "=id",
+    "(id)",
+    "[a]",
+    "a=b",
+    "up",
+    "+x",
+    "@a",
+    "%d",
+    "%s",
 )
 """Names that a tap and a bridge can have, and that a shell or a program could take otherwise."""
 HOSTILE_TEXTS = (
-    *HOSTILE, "a b", "a\nb", "a\n\n", "\n", "\x1b]0;x\x07", "a\rb", "gr\xf6\xdfe", "\udc80\udcff",
-    "a\tb", "\x7f", "-\xe9%s\\n", "\u202ea", "'\n'!\"", "/x;id/$(id)/a b",
+    *HOSTILE,
+    "a b",
+    "a\nb",
+    "a\n\n",
+    "\n",
+    "\x1b]0;x\x07",
+    "a\rb",
+    "gr\xf6\xdfe",
+    "\udc80\udcff",
+    "a\tb",
+    "\x7f",
+    "-\xe9%s\\n",
+    "\u202ea",
+    "'\n'!\"",
+    "/x;id/$(id)/a b",
 )
 """Texts that a guest's name and a path can be, beside them."""
 
 PROGRAMS = (
-    "adduser", "apt-get", "awk", "bridge", "chmod", "chown", "cp", "cut", "dnsmasq", "id", "ip",
-    "ip6tables", "ip6tables-legacy", "iptables", "iptables-legacy", "kill", "mkdir", "mknod",
-    "modprobe", "mv", "nft", "ovs-vsctl", "pyqemu-ifctl", "readlink", "sed", "sysctl", "systemctl",
-    "touch", "vi",
+    "adduser",
+    "apt-get",
+    "awk",
+    "bridge",
+    "chmod",
+    "chown",
+    "cp",
+    "cut",
+    "dnsmasq",
+    "id",
+    "ip",
+    "ip6tables",
+    "ip6tables-legacy",
+    "iptables",
+    "iptables-legacy",
+    "kill",
+    "mkdir",
+    "mknod",
+    "modprobe",
+    "mv",
+    "nft",
+    "ovs-vsctl",
+    "pyqemu-ifctl",
+    "readlink",
+    "sed",
+    "sysctl",
+    "systemctl",
+    "touch",
+    "vi",
 )
 _STUB = """\
 #!/bin/sh
@@ -48,17 +113,28 @@ def words_of(line: str, folder: Path, shell: Sequence[str] = SHELLS[0]) -> list[
             (programs / name).chmod(0o755)
     seen.write_bytes(b"")
     begin = "set -o history -o histexpand\n: id\n" if shell[0] == "bash" else ""
-    begin += "echo() { printf '%s\\0' \"$#\" echo \"$@\" >>\"$SEEN\"; }\n"
+    begin += 'echo() { printf \'%s\\0\' "$#" echo "$@" >>"$SEEN"; }\n'
     # NOTE: no fork for each; only bash has functions whose names are no identifiers.
     begin += "".join(
-        f"{name}() {{ printf '%s\\0' \"$#\" {name} \"$@\" >>\"$SEEN\"; }}\n"
-        for name in PROGRAMS if name.isidentifier() or shell == SHELLS[0]
+        f'{name}() {{ printf \'%s\\0\' "$#" {name} "$@" >>"$SEEN"; }}\n'
+        for name in PROGRAMS
+        if name.isidentifier() or shell == SHELLS[0]
     )
     typed = line.replace(" > ", " '>' ")
     done = subprocess.run(
-        ["/usr/bin/env", "-i", f"PATH={programs}", f"SEEN={seen}", "HISTFILE=",
-         f"/bin/{shell[0]}", *shell[1:]],
-        input=f"{begin}{typed}\n".encode(), cwd=folder, capture_output=True, timeout=60,
+        [
+            "/usr/bin/env",
+            "-i",
+            f"PATH={programs}",
+            f"SEEN={seen}",
+            "HISTFILE=",
+            f"/bin/{shell[0]}",
+            *shell[1:],
+        ],
+        input=f"{begin}{typed}\n".encode(),
+        cwd=folder,
+        capture_output=True,
+        timeout=60,
         check=False,
     )
     for fault in (b"not found", b"rror", b"ermission", b"nterminated", b"unexpected"):

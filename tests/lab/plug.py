@@ -68,8 +68,17 @@ def port_of(
 ) -> Port:
     """Return what a policy with one network, `lan`, makes of the tap."""
     return Port(
-        tap, "lan", bridge, Place("policy.yaml", 1, 1), kind=kind, ovsdb=ovsdb, mtu=mtu, vlan=vlan,
-        isolated=isolated, external_ids=external_ids, txqueuelen=txqueuelen,
+        tap,
+        "lan",
+        bridge,
+        Place("policy.yaml", 1, 1),
+        kind=kind,
+        ovsdb=ovsdb,
+        mtu=mtu,
+        vlan=vlan,
+        isolated=isolated,
+        external_ids=external_ids,
+        txqueuelen=txqueuelen,
     )
 
 
@@ -164,8 +173,11 @@ def vids_of(netns: Namespace, tap: str) -> dict[int, str]:
     found: dict[int, str] = {}
     for entry in (vlan for link in printed for vlan in link["vlans"]):
         flags = entry.get("flags", [])
-        words = [word for flag, word in (("PVID", "pvid"), ("Egress Untagged", "untagged"))
-                 if flag in flags]
+        words = [
+            word
+            for flag, word in (("PVID", "pvid"), ("Egress Untagged", "untagged"))
+            if flag in flags
+        ]
         for vid in range(entry["vlan"], entry.get("vlanEnd", entry["vlan"]) + 1):
             found[vid] = " ".join(words)
     return found

@@ -27,8 +27,15 @@ def as_user(uid: int) -> list[str]:
     # that it finds one where the user could not.
     number = str(uid)
     return [
-        "setpriv", "--reuid", number, "--regid", number, "--clear-groups",
-        "sh", "-c", 'exec "$0" "$@"',
+        "setpriv",
+        "--reuid",
+        number,
+        "--regid",
+        number,
+        "--clear-groups",
+        "sh",
+        "-c",
+        'exec "$0" "$@"',
     ]
 
 
@@ -65,7 +72,10 @@ def publish(hooks: Hooks, folder: Path) -> Hooks:
         assert spec is not None and spec.submodule_search_locations
         shutil.copytree(spec.submodule_search_locations[0], folder / "libraries" / package)
     public = replace(
-        hooks, folder=folder / "hooks", python=python(), roots=tuple(roots),
+        hooks,
+        folder=folder / "hooks",
+        python=python(),
+        roots=tuple(roots),
         libraries=(str(folder / "libraries"),),
     )
     if hooks.policy.exists():

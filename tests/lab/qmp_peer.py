@@ -15,8 +15,13 @@ NETWORK = (
     " \\ n0: index=0,type=tap,ifname=web0,script=no,downscript=no\r\n"
 )
 VALUES: dict[str, Any] = {
-    "type": "e1000", "netdev": "n0", "mac": "52:54:00:00:00:01", "addr": 16,
-    "parent_bus": "/machine/x/pci.0", "mq": True, "host_mtu": 1500,
+    "type": "e1000",
+    "netdev": "n0",
+    "mac": "52:54:00:00:00:01",
+    "addr": 16,
+    "parent_bus": "/machine/x/pci.0",
+    "mq": True,
+    "host_mtu": 1500,
 }
 GREETING: dict[str, Any] = {
     "QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""},
@@ -48,7 +53,8 @@ def messages() -> dict[str, dict[str, Any]]:
     """Return each message that the QEMU sends, by name; I stands for the request's id."""
     found = {"greeting": GREETING}
     asked: list[tuple[str, dict[str, Any]]] = [
-        ("qmp_capabilities", {}), ("human-monitor-command", {}),
+        ("qmp_capabilities", {}),
+        ("human-monitor-command", {}),
         ("qom-list", {"path": "/machine/peripheral"}),
         ("qom-list", {"path": "/machine/peripheral/nic0"}),
         *(("qom-get", {"property": name}) for name in VALUES),

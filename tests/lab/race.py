@@ -125,6 +125,7 @@ class Guest:
 
     def begin(self, port: Port) -> int:
         """Have it call its script, for what `port` says; return the script's process."""
+
         def run() -> None:
             caller = Caller(port.tap, vm="web")
             with self.netns.enter():
@@ -146,6 +147,7 @@ class Guest:
 
     def end(self) -> int:
         """Have it call its downscript, and end with that; return the script's process."""
+
         def run() -> None:
             with self.netns.enter():
                 detach(self.port.tap, self.pid, Watch(ALLOWED), _mute)

@@ -103,9 +103,7 @@ class Storm:
         self.netns = netns
         self.untagged = untagged
         self.guest = netns.tap("web0")
-        self.sniffers = {
-            vid: netns.tap(f"sniff{vid}", up=True) for vid in (*VLANS[1:], untagged)
-        }
+        self.sniffers = {vid: netns.tap(f"sniff{vid}", up=True) for vid in (*VLANS[1:], untagged)}
         self.reigns: list[Reign] = []
         self.arrivals: list[Arrival] = []
         self.magic = b"storm" + os.urandom(3)

@@ -79,8 +79,13 @@ class Systemd:
     """
 
     def __init__(
-        self, namespace: Namespace, folder: Path, policy: str, *,
-        ovs: OpenVSwitch | None = None, settings: str = "",
+        self,
+        namespace: Namespace,
+        folder: Path,
+        policy: str,
+        *,
+        ovs: OpenVSwitch | None = None,
+        settings: str = "",
     ) -> None:
         self.namespace = namespace
         self.folder = folder
@@ -127,8 +132,20 @@ class Systemd:
             ready.settimeout(READY)
             dir = str(self.ovs.dir) if self.ovs is not None else ""
             self._unshare = self.namespace.popen(
-                ["unshare", "--mount", "sh", "-euc", MOUNTS, "sh", str(CHECKOUT), sys.prefix,
-                 str(self.folder), dir, self.name, INIT],
+                [
+                    "unshare",
+                    "--mount",
+                    "sh",
+                    "-euc",
+                    MOUNTS,
+                    "sh",
+                    str(CHECKOUT),
+                    sys.prefix,
+                    str(self.folder),
+                    dir,
+                    self.name,
+                    INIT,
+                ],
                 stdout=subprocess.DEVNULL,
             )
             try:
@@ -158,21 +175,35 @@ class Systemd:
 
     def argv(self, *words: str) -> list[str]:
         """Return the command that runs `words` beside its services."""
-        return ["nsenter", f"--target={self.pid}", "--mount", "--pid", "--net", "--ipc", "--uts",
-                "--cgroup", *words]
+        return [
+            "nsenter",
+            f"--target={self.pid}",
+            "--mount",
+            "--pid",
+            "--net",
+            "--ipc",
+            "--uts",
+            "--cgroup",
+            *words,
+        ]
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command beside its services, to its end."""
         return subprocess.run(
-            self.argv(*words), env={"PATH": os.environ["PATH"]}, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, check=False, timeout=60,
+            self.argv(*words),
+            env={"PATH": os.environ["PATH"]},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
         )
 
-    def hook(self, program: str, *words: str, qemu: Sequence[str] = ()) -> (
-        subprocess.CompletedProcess[str]
-    ):
+    def hook(
+        self, program: str, *words: str, qemu: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[str]:
         """Run one of our programs to its end, as a child of what has the arguments of a QEMU."""
-        script = f'{LAB}/bin/{program} {" ".join(words)}; exit $?'
+        script = f"{LAB}/bin/{program} {' '.join(words)}; exit $?"
         return self.run("sh", "-c", script, *qemu)
 
     def ctl(self, *words: str) -> str:

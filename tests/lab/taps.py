@@ -226,8 +226,9 @@ def carries(
 def who_has(tap: Tap, address: str, own: str = "192.0.2.99", timeout: float = 20.0) -> str | None:
     """Ask as a guest who has an IPv4 address (RFC 826), each second; return the MAC, if any."""
     asked = socket.inet_aton(address)
-    body = struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 1, mac(1), socket.inet_aton(own),
-                       bytes(6), asked)
+    body = struct.pack(
+        "!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 1, mac(1), socket.inet_aton(own), bytes(6), asked
+    )
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         tap.send(frame(mac(1), payload=body, ethertype=0x0806))

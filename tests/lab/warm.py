@@ -92,8 +92,11 @@ def server() -> tuple[subprocess.Popen[bytes], socket.socket]:
         argv = [sys.executable, "-I", __file__, str(theirs.fileno())]
         with theirs, entered(f"/proc/self/fd/{_HOST}"):
             process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()], env={"PATH": os.environ["PATH"]},
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={"PATH": os.environ["PATH"]},
             )
         _server = process, ours
         atexit.register(_close)

@@ -39,10 +39,15 @@ def folder() -> Iterator[Path]:
 
 def living() -> set[int]:
     """Return the processes that take descriptors of others', and have not come to their end."""
-    found = {int(pid): read_status(int(pid), ("Name", "State"))
-             for pid in filter(str.isdigit, os.listdir("/proc"))}
-    return {pid for pid, each in found.items()
-            if each.get("Name") == LOOKER and not each["State"].startswith("Z")}
+    found = {
+        int(pid): read_status(int(pid), ("Name", "State"))
+        for pid in filter(str.isdigit, os.listdir("/proc"))
+    }
+    return {
+        pid
+        for pid, each in found.items()
+        if each.get("Name") == LOOKER and not each["State"].startswith("Z")
+    }
 
 
 def waiting() -> bool:
@@ -56,9 +61,7 @@ def waiting() -> bool:
 SWAP = "[os.dup2(it, at) for _ in iter(int, 1) for it in (taps[0], file) for at in range(50, 99)]"
 
 
-def test_a_tap_that_is_another_file_by_the_time_it_is_taken(
-    netns: Namespace, folder: Path
-) -> None:
+def test_a_tap_that_is_another_file_by_the_time_it_is_taken(netns: Namespace, folder: Path) -> None:
     """Each of a user's numbers is now a tap's, now a file's that never answers root's close."""
     # NOTE: a tap is known by the name of its device.
     (folder / "net").mkdir(mode=0o755)
@@ -127,9 +130,11 @@ def test_files_that_many_users_send_keep_nobody_else_from_a_tap(
     policy = folder / "policy.yaml"
     nat = {"ipv4": "192.168.79.1/24", "outbound": False}
     lab = {"bridge": "labbr0", "nat": nat, "users": ["nobody"], "tap_name": "lab%d"}
-    policy.write_text(json.dumps(
-        {"version": 1, "networks": {"lab": lab}, "rules": [{"tap": "*", "network": "lab"}]}
-    ))
+    policy.write_text(
+        json.dumps(
+            {"version": 1, "networks": {"lab": lab}, "rules": [{"tap": "*", "network": "lab"}]}
+        )
+    )
 
     def ask() -> None:
         while (done := honest('tap("lab", "lab0")')) != "=0":
@@ -146,8 +151,20 @@ def test_files_that_many_users_send_keep_nobody_else_from_a_tap(
         file = stack.enter_context(mute_file(folder))
         # Who has had a tap is known.
         ask()
-        words = [python(), "-I", "-c", SENDING, agent.path, str(file), "200000", "40",
-                 "up", "lan0", "", ""]
+        words = [
+            python(),
+            "-I",
+            "-c",
+            SENDING,
+            agent.path,
+            str(file),
+            "200000",
+            "40",
+            "up",
+            "lan0",
+            "",
+            "",
+        ]
         sender = stack.enter_context(netns.popen(words, stdin=subprocess.PIPE))
         stack.callback(sender.kill)
         assert sender.stdout is not None
@@ -164,10 +181,16 @@ def test_users_whom_the_directory_does_not_know_take_no_other_s_turn(
     netns.add_bridge("br0", mac="02:00:00:00:00:01")
     policy = folder / "policy.yaml"
     lan = {"bridge": "br0", "users": ["nobody"]}
-    policy.write_text(json.dumps(
-        {"version": 1, "timeout": 300, "networks": {"lan": lan},
-         "rules": [{"tap": "*", "network": "lan"}]}
-    ))
+    policy.write_text(
+        json.dumps(
+            {
+                "version": 1,
+                "timeout": 300,
+                "networks": {"lan": lan},
+                "rules": [{"tap": "*", "network": "lan"}],
+            }
+        )
+    )
 
     def ask(uid: int, answer: str) -> None:
         with Holder(netns, uid, {"PYQEMU_IFUP_SOCKET": agent.path}) as user:
@@ -178,8 +201,22 @@ def test_users_whom_the_directory_does_not_know_take_no_other_s_turn(
         before = mute_directory("uid >= 200000")
         agent = stack.enter_context(Agent(netns, policy, before=before, users=True))
         ask(NOBODY, "=0")
-        words = [python(), "-I", "-c", SENDING, agent.path, "/proc/self/ns/net", "200000", "20",
-                 "tap", "lan", "", "1", "", ""]
+        words = [
+            python(),
+            "-I",
+            "-c",
+            SENDING,
+            agent.path,
+            "/proc/self/ns/net",
+            "200000",
+            "20",
+            "tap",
+            "lan",
+            "",
+            "1",
+            "",
+            "",
+        ]
         sender = stack.enter_context(netns.popen(words, stdin=subprocess.PIPE))
         stack.callback(sender.kill)
         assert sender.stdout is not None

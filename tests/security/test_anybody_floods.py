@@ -89,15 +89,23 @@ def both(netns: Namespace, tmp_path: Path) -> Iterator[Both]:
     netns.ip("link", "set", "dev", "lo", "up")
     policy = tmp_path / "policy.yaml"
     networks: dict[str, dict[str, object]] = {
-        "lan": {"bridge": "br0"}, "lab": {"bridge": "labbr0", "nat": {"ipv4": "10.97.0.1/24"}},
+        "lan": {"bridge": "br0"},
+        "lab": {"bridge": "labbr0", "nat": {"ipv4": "10.97.0.1/24"}},
     }
     for network in networks.values():
         network |= {"users": ["nobody"], "max_taps": 64}
     rules = [{"tap": f"{name}*", "network": name} for name in networks]
-    policy.write_text(json.dumps({
-        # NOTE: none may fail; how long they take is looked at by itself.
-        "version": 1, "timeout": 30, "networks": networks, "rules": rules,
-    }))
+    policy.write_text(
+        json.dumps(
+            {
+                # NOTE: none may fail; how long they take is looked at by itself.
+                "version": 1,
+                "timeout": 30,
+                "networks": networks,
+                "rules": rules,
+            }
+        )
+    )
     policy.chmod(0o644)
     with (
         Agent(netns, policy, before=MUTE) as root,
@@ -117,7 +125,10 @@ def coming_and_leaving(both: Both) -> Iterator[None]:
     words = [*as_user(NOBODY), "sh", "-c", f"while :; do {run}; done"]
     with both.netns.enter():
         user = subprocess.Popen(
-            ["setsid", *words], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            ["setsid", *words],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
     try:
@@ -178,9 +189,11 @@ def test_all_floods_at_once(both: Both) -> None:
         assert status in (0, 75) and seconds < SLOW
     recovered = recovers(both)
     ratio = statistics.median(during) / statistics.median(beside)
-    print(f"median {statistics.median(during) * 1000:.1f} ms, {ratio:.2f} of that beside others; "
-          f"longest {max(during):.1f} s, beside others {max(beside):.1f} s; a user's answer: "
-          f"{status} after {seconds:.1f} s; recovered after {recovered:.1f} s")
+    print(
+        f"median {statistics.median(during) * 1000:.1f} ms, {ratio:.2f} of that beside others; "
+        f"longest {max(during):.1f} s, beside others {max(beside):.1f} s; a user's answer: "
+        f"{status} after {seconds:.1f} s; recovered after {recovered:.1f} s"
+    )
     assert statistics.median(during) < PROMPT
     if BY_HAND:
         assert ratio <= 1.5 and recovered <= RECOVERED
@@ -238,11 +251,20 @@ def test_an_agent_that_stands_still(both: Both) -> None:
         status, seconds = both.ask_as_user()
         assert status == 75 and seconds < SLOW
         with both.netns.tap("lan0") as tap, both.netns.enter():
-            env = {**both.hooks.environ(), "PYQEMU_IFUP_SOCKET": both.root.path,
-                   "PYQEMU_IFUP_POLICY": ""}
+            env = {
+                **both.hooks.environ(),
+                "PYQEMU_IFUP_SOCKET": both.root.path,
+                "PYQEMU_IFUP_POLICY": "",
+            }
             done = subprocess.run(
-                [both.hooks.ifup, "lan0"], env=env, pass_fds=[tap.fd], text=True,
-                stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=30,
+                [both.hooks.ifup, "lan0"],
+                env=env,
+                pass_fds=[tap.fd],
+                text=True,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                timeout=30,
             )
             # NOTE: the policy of this host, which has none, and not the agent's.
             assert done.returncode in (66, 77) and "policy" in done.stderr, done

@@ -57,18 +57,26 @@ LINES: dict[str, list[str]] = {
     "JSON that is deep": ["-netdev", DEEP, "-device", DEEP],
     "JSON with a long number": ["-netdev", '{"type": "tap", "id": ' + "9" * 5000 + "}"],
     "JSON with half a character": [
-        "-netdev", r'{"type": "tap", "id": "\ud800", "ifname": "\ud800", "script": "/\ud800"}',
+        "-netdev",
+        r'{"type": "tap", "id": "\ud800", "ifname": "\ud800", "script": "/\ud800"}',
     ],
     "JSON with a NUL": ["-netdev", r'{"type": "tap", "id": "a", "script": "/a\u0000b"}'],
     "a script that is a loop of links": ["-netdev", "tap,id=a,script={loop},downscript={loop}"],
     "a script of 300 letters": ["-netdev", f"tap,id=a,script=/{'x' * 300}"],
     "a script of 5000 letters": ["-netdev", f"tap,id=a,script={'/x' * 2500}"],
     "a port that is no number": [
-        "-chardev", "socket,id=c,host=h,port=\N{SUPERSCRIPT TWO}", "-mon", "chardev=c,mode=control",
+        "-chardev",
+        "socket,id=c,host=h,port=\N{SUPERSCRIPT TWO}",
+        "-mon",
+        "chardev=c,mode=control",
     ],
     "a port of 5000 digits": [
-        "-qmp", f"tcp:h:{'9' * 5000}", "-chardev", f"socket,id=c,host=h,port={'9' * 5000}",
-        "-mon", "chardev=c,mode=control",
+        "-qmp",
+        f"tcp:h:{'9' * 5000}",
+        "-chardev",
+        f"socket,id=c,host=h,port={'9' * 5000}",
+        "-mon",
+        "chardev=c,mode=control",
     ],
     "a name of 100,000 letters": ["-name", "w" * 100_000],
     "many options": ["-netdev", f"tap{',ifname=' * 15000}"],
@@ -87,9 +95,7 @@ def folder() -> Iterator[Path]:
 
 
 @contextmanager
-def neighbour(
-    netns: Namespace, *words: str, name: str = "", open_files: int = 0
-) -> Iterator[int]:
+def neighbour(netns: Namespace, *words: str, name: str = "", open_files: int = 0) -> Iterator[int]:
     """Have a process of an ordinary user's that passes for a QEMU with these arguments."""
     code = WAIT
     if open_files:
@@ -100,9 +106,14 @@ def neighbour(
     with netns.enter():
         resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
         process = subprocess.Popen(
-            ["qemu-system-x86_64", "-c", code, *map(os.fsencode, words)], executable=python(),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, user=NOBODY, group=NOBODY,
-            extra_groups=[], cwd="/",
+            ["qemu-system-x86_64", "-c", code, *map(os.fsencode, words)],
+            executable=python(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            user=NOBODY,
+            group=NOBODY,
+            extra_groups=[],
+            cwd="/",
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert process.stdout is not None
@@ -120,8 +131,9 @@ def hooks(netns: Namespace, tmp_path: Path) -> Iterator[Hooks]:
     """Hooks in a namespace with br0, by a policy that has all taps on it."""
     netns.add_bridge("br0", mac="02:00:00:00:00:0b")
     found = Hooks(tmp_path / "hooks", netns.name)
-    found.write_policy('{version: 1, networks: {lan: {bridge: br0}}, '
-                       'rules: [{tap: "*", network: lan}]}')
+    found.write_policy(
+        '{version: 1, networks: {lan: {bridge: br0}}, rules: [{tap: "*", network: lan}]}'
+    )
     yield found
     netns.ip("link", "del", "br0")
 
@@ -131,10 +143,18 @@ def honest(netns: Namespace, hooks: Hooks, folder: Path) -> Iterator[Qemu]:
     """Have a guest web1 of root's, with a NIC on the tap web0, that answers QMP."""
     require("qemu")
     qemu = Qemu(
-        "-S", "-name", "web1", "-qmp", f"unix:{folder}/web1,server=on,wait=off",
-        "-netdev", f"tap,id=n0,ifname=web0,script={hooks.ifup},downscript={hooks.ifdown}",
-        "-device", "virtio-net-pci,netdev=n0,mac=52:54:00:00:00:01",
-        netns=netns.name, machine="q35", env=hooks.environ(),
+        "-S",
+        "-name",
+        "web1",
+        "-qmp",
+        f"unix:{folder}/web1,server=on,wait=off",
+        "-netdev",
+        f"tap,id=n0,ifname=web0,script={hooks.ifup},downscript={hooks.ifdown}",
+        "-device",
+        "virtio-net-pci,netdev=n0,mac=52:54:00:00:00:01",
+        netns=netns.name,
+        machine="q35",
+        env=hooks.environ(),
     )
     with qemu:
         assert qemu.greeting
@@ -142,15 +162,19 @@ def honest(netns: Namespace, hooks: Hooks, folder: Path) -> Iterator[Qemu]:
         assert qemu.quit() == 0
 
 
-def test_no_command_line_ends_a_verb(
-    netns: Namespace, hooks: Hooks, folder: Path
-) -> None:
+def test_no_command_line_ends_a_verb(netns: Namespace, hooks: Hooks, folder: Path) -> None:
     """All of them at once, beside a guest of root's that each verb still shows and serves."""
     with honest(netns, hooks, folder) as qemu, ExitStack() as stack:
         pids = [
-            stack.enter_context(neighbour(netns, *(word.format(loop=folder / "loop")
-                                                   if "{loop}" in word else word
-                                                   for word in words)))
+            stack.enter_context(
+                neighbour(
+                    netns,
+                    *(
+                        word.format(loop=folder / "loop") if "{loop}" in word else word
+                        for word in words
+                    ),
+                )
+            )
             for words in LINES.values()
         ]
         begun = time.monotonic()
@@ -163,8 +187,10 @@ def test_no_command_line_ends_a_verb(
         checks = {each["check"] for each in json.loads(done.stdout)["findings"]}
         assert "qemu-sandbox" in checks, "web1 has none"
         assert time.monotonic() - begun < SECONDS
-        hooks.write_policy('{version: 1, networks: {lan: {bridge: br0}}, '
-                           'rules: [{tap: "*", network: lan, isolated: true}]}')
+        hooks.write_policy(
+            "{version: 1, networks: {lan: {bridge: br0}}, "
+            'rules: [{tap: "*", network: lan, isolated: true}]}'
+        )
         done = hooks.ctl("apply", "--json")
         results = {each["tap"]: each["result"] for each in json.loads(done.stdout)["taps"]}
         assert (done.returncode, results["web0"]) == (0, "changed"), done
@@ -234,8 +260,10 @@ def test_no_script_s_path_ends_doctor(
     else:
         (folder / "mute").mkdir()
         first, users = folder / "mute" / "x", [*range(70_000, 70_014)]
-    words = [f"tap,id=a,script={folder}/{'./' * number}{first.relative_to(folder)}"
-             for number in range(40)]
+    words = [
+        f"tap,id=a,script={folder}/{'./' * number}{first.relative_to(folder)}"
+        for number in range(40)
+    ]
     netdevs = [word for each in words for word in ("-netdev", each)]
     with ExitStack() as stack:
         if kind == "mute":
@@ -244,8 +272,11 @@ def test_no_script_s_path_ends_doctor(
         honest = stack.enter_context(crowd(netns, [71_000], "-netdev", "user,id=b"))
         own = stack.enter_context(crowd(netns, [0], "-netdev", "user,id=b"))
         told = json.loads(hooks.ctl("doctor", "--json").stdout)
-    seen = {each["what"].partition(" runs")[0] for each in told["findings"]
-            if each["check"] == "qemu-sandbox"}
+    seen = {
+        each["what"].partition(" runs")[0]
+        for each in told["findings"]
+        if each["check"] == "qemu-sandbox"
+    }
     assert {f"QEMU {pid}" for pid in [*honest, *own]} <= seen, told
     late = {each.partition(":")[0] for each in told["unseen"] if "not seen in time" in each}
     assert {f"QEMU {pid}" for pid in hostile} <= (late if kind == "mute" else late | seen), told
@@ -278,7 +309,8 @@ def test_many_nics_hide_no_twins_of_others(netns: Namespace, hooks: Hooks) -> No
         told = json.loads(hooks.ctl("doctor", "--json").stdout)
     found = [each for each in told["findings"] if each["check"] == "qemu-mac"]
     assert [{int(pid) for pid in re.findall("QEMU ([0-9]+)", each["what"])} for each in found] in (
-        [{*hostile}, {*own}], [{*own}, {*hostile}],
+        [{*hostile}, {*own}],
+        [{*own}, {*hostile}],
     )
     fresh = {each["do"].rpartition("mac=")[2] for each in found}
     assert len(fresh) == 2, "no MAC is told of twice"
@@ -289,8 +321,11 @@ def test_many_nics_hide_no_twins_of_others(netns: Namespace, hooks: Hooks) -> No
 def test_command_lines_of_no_qemu_take_no_time(netns: Namespace, folder: Path) -> None:
     """Once, all words of each process of the host were made before its first one was looked at."""
     switch = OvsSwitch(f"unix:{folder}/no.sock", None, False, ())
-    with crowd(netns, [NOBODY] * 120, *[""] * 125_000, name="idle") as idle, \
-            crowd(netns, [71_000], "-netdev", "user,id=b") as honest, netns.enter():
+    with (
+        crowd(netns, [NOBODY] * 120, *[""] * 125_000, name="idle") as idle,
+        crowd(netns, [71_000], "-netdev", "user,id=b") as honest,
+        netns.enter(),
+    ):
         begun = time.thread_time()
         found = find_guests()
         assert find_daemons([switch]) == {switch.ovsdb: ("gone", 0)}
@@ -303,8 +338,10 @@ def test_command_lines_of_no_qemu_take_no_time(netns: Namespace, folder: Path) -
 # QMP peers.
 
 GREETING: dict[str, Any] = {
-    "QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""},
-            "capabilities": []},
+    "QMP": {
+        "version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""},
+        "capabilities": [],
+    }
 }
 Say = Callable[[str, dict[str, Any]], object]
 
@@ -362,7 +399,10 @@ class Peer:
 def answering(**answers: object) -> Say:
     """Return what answers these commands so, and the others as a QEMU without NICs."""
     usual: dict[str, object] = {
-        "qmp_capabilities": {}, "human-monitor-command": "", "qom-list": [], "qom-get": "",
+        "qmp_capabilities": {},
+        "human-monitor-command": "",
+        "qom-list": [],
+        "qom-get": "",
     }
 
     def say(command: str, arguments: dict[str, Any]) -> object:
@@ -436,10 +476,12 @@ def test_a_peer_gets_a_clear_failure(folder: Path, kind: str) -> None:
 
 def test_many_names_for_one_tap_take_no_time(folder: Path) -> None:
     """Once, the time grew with the square of what was said: hours for this."""
-    said = "\n".join([
-        "a: index=0,type=nic,model=e1000,macaddr=52:54:00:00:00:02",
-        " \\ n0: index=0,type=tap," + "ifname=," * 20_000,
-    ])
+    said = "\n".join(
+        [
+            "a: index=0,type=nic,model=e1000,macaddr=52:54:00:00:00:02",
+            " \\ n0: index=0,type=tap," + "ifname=," * 20_000,
+        ]
+    )
     say = nic()
 
     def all_of(command: str, arguments: dict[str, Any]) -> object:
@@ -456,8 +498,16 @@ def test_many_names_for_one_tap_take_no_time(folder: Path) -> None:
 
 
 def test_no_peer_ends_info_for_others(netns: Namespace, hooks: Hooks, folder: Path) -> None:
-    kinds = ["deep JSON", "a long number", "a list of numbers", "a large address", "mute", "mute",
-             "mute from the start", "mute from the start"]
+    kinds = [
+        "deep JSON",
+        "a long number",
+        "a list of numbers",
+        "a large address",
+        "mute",
+        "mute",
+        "mute from the start",
+        "mute from the start",
+    ]
     with honest(netns, hooks, folder) as qemu, ExitStack() as stack:
         hostile: dict[int, str] = {}
         for number, kind in enumerate(kinds):
@@ -477,8 +527,11 @@ def test_no_peer_ends_info_for_others(netns: Namespace, hooks: Hooks, folder: Pa
 
 def test_the_guest_of_each_user_is_asked(netns: Namespace, folder: Path) -> None:
     words = ["-qmp", f"unix:{folder}/none"]
-    with crowd(netns, range(70_000, 70_066), *words) as many, netns.enter(), \
-            crowd(netns, [71_000], *words) as honest:
+    with (
+        crowd(netns, range(70_000, 70_066), *words) as many,
+        netns.enter(),
+        crowd(netns, [71_000], *words) as honest,
+    ):
         guests = find_guests().found
         told = ask_each(guests, None, Watch(30.0))
         assert {guest.pid for guest in guests} == {*many, *honest}
@@ -522,14 +575,17 @@ def ids(**more: str) -> Sequence[str]:
     return [f"external_ids:{key.replace('_', '-')}={value}" for key, value in more.items()]
 
 
-def test_rows_that_are_hard_to_read(
-    netns: Namespace, hooks: Hooks, ovs: OpenVSwitch
-) -> None:
+def test_rows_that_are_hard_to_read(netns: Namespace, hooks: Hooks, ovs: OpenVSwitch) -> None:
     ovs.add_bridge("br-int")
-    hooks.write_policy(json.dumps({
-        "version": 1, "networks": {"sw": {"bridge": "br-int", "ovsdb": ovs.db}},
-        "rules": [{"tap": "*", "network": "sw"}],
-    }))
+    hooks.write_policy(
+        json.dumps(
+            {
+                "version": 1,
+                "networks": {"sw": {"bridge": "br-int", "ovsdb": ovs.db}},
+                "rules": [{"tap": "*", "network": "sw"}],
+            }
+        )
+    )
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     place = netns.path.stat()
     mine = {"pyqemu_boot_id": boot, "pyqemu_netns": f"{place.st_dev}:{place.st_ino}"}
@@ -539,8 +595,9 @@ def test_rows_that_are_hard_to_read(
         "arab0": {"pyqemu_ifup": "1", "pyqemu_ifindex": "\N{ARABIC-INDIC DIGIT ONE}", **mine},
         "later0": {"pyqemu_ifup": "2", "pyqemu_ifindex": "7", **mine},
     }.items():
-        ovs.vsctl("--no-wait", "add-port", "br-int", name, "--", "set", "Interface", name,
-                  *ids(**more))
+        ovs.vsctl(
+            "--no-wait", "add-port", "br-int", name, "--", "set", "Interface", name, *ids(**more)
+        )
     for verb in (["status"], ["doctor"], ["gc", "--dry-run"], ["apply"], ["info"]):
         done = hooks.ctl(*verb, "--json")
         assert done.returncode in (0, 1), (verb, done)

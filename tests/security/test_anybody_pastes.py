@@ -130,8 +130,24 @@ def a_policy(bridge: str) -> Policy:
 
 def a_scene(bridge: str, **changes: Any) -> Scene:
     scene = Scene(
-        a_policy(bridge), HERE, (), {}, {}, {}, (), {}, frozenset(), {}, frozenset(), (), {}, 0o666,
-        (), None, sh("apt-get", "install", "x"), (),
+        a_policy(bridge),
+        HERE,
+        (),
+        {},
+        {},
+        {},
+        (),
+        {},
+        frozenset(),
+        {},
+        frozenset(),
+        (),
+        {},
+        0o666,
+        (),
+        None,
+        sh("apt-get", "install", "x"),
+        (),
     )
     return replace(scene, **changes)
 
@@ -140,34 +156,62 @@ def each_scene(name: str) -> Iterator[Scene]:
     """Yield hosts on which something of this name is wrong."""
     yield a_scene(name)
     yield a_scene(name, links=(a_link("other", altnames=(name,)),))
-    bridge = a_link(name, kind="bridge", tap=False, up=False, stp=True, forward_delay=1500,
-                    vlan_filtering=False, calls_iptables=True)
+    bridge = a_link(
+        name,
+        kind="bridge",
+        tap=False,
+        up=False,
+        stp=True,
+        forward_delay=1500,
+        vlan_filtering=False,
+        calls_iptables=True,
+    )
     uplink = a_link(f"{name}u", index=8, kind=None, tap=False, up=False, master=7)
-    chains = (DroppingChain("ip", name, name, "forward"),
-              DroppingChain("bridge", name, name, "forward", 3))
+    chains = (
+        DroppingChain("ip", name, name, "forward"),
+        DroppingChain("bridge", name, name, "forward", 3),
+    )
     yield a_scene(name, links=(bridge,), pinned={name: False}, chains=chains)
-    yield a_scene(name, links=(replace(bridge, vlan_filtering=True), uplink), chains=chains,
-                  call_iptables=frozenset({"iptables"}))
+    yield a_scene(
+        name,
+        links=(replace(bridge, vlan_filtering=True), uplink),
+        chains=chains,
+        call_iptables=frozenset({"iptables"}),
+    )
     database = "unix:/run/openvswitch/db.sock"
     switch = OvsSwitch(database, "2.5.0", False, (OvsBridge(database, name, True, False),))
     port = a_port(f"{name}u", ovsdb=database, bridge=name, error="a\x1b[2J;id", tag=4)
     tap = a_link(f"{name}u")
-    yield a_scene(name, links=(a_link(name, kind="openvswitch", tap=False),),
-                  switches={database: switch}, ports=(port,))
-    yield a_scene(name, links=(tap,), switches={database: switch},
-                  ports=(replace(port, tag=None, error=None),))
+    yield a_scene(
+        name,
+        links=(a_link(name, kind="openvswitch", tap=False),),
+        switches={database: switch},
+        ports=(port,),
+    )
+    yield a_scene(
+        name,
+        links=(tap,),
+        switches={database: switch},
+        ports=(replace(port, tag=None, error=None),),
+    )
     local = a_link(name, kind="openvswitch", tap=False)
-    yield a_scene(name, links=(local,), switches={database: switch},
-                  daemons={database: ("stopped", 7)})
+    yield a_scene(
+        name, links=(local,), switches={database: switch}, daemons={database: ("stopped", 7)}
+    )
     for changes in ({"tag": None, "vlan_mode": "access"}, {"tag": None, "trunks": (5,)}):
         yield a_scene(name, switches={database: switch}, ports=(replace(port, **changes),))
-    ours = (("pyqemu-ifup", VERSION), ("pyqemu-boot-id", HERE.boot_id),
-            ("pyqemu-netns", HERE.netns), ("pyqemu-ifindex", "7"))
+    ours = (
+        ("pyqemu-ifup", VERSION),
+        ("pyqemu-boot-id", HERE.boot_id),
+        ("pyqemu-netns", HERE.netns),
+        ("pyqemu-ifindex", "7"),
+    )
     yield a_scene(name, ports=(replace(port, external_ids=ours),))
     yield a_scene(name, failed={database: Failure(Status.TRY_AGAIN, name)})
     yield a_scene(name, off=(a_link(name, alias=format_alias(STAMP)),))
     for failure in (
-        Failure(Status.NO_POLICY, f"/x y/{name}"), Failure(Status.UNSAFE, name, "", "run chmod"),
+        Failure(Status.NO_POLICY, f"/x y/{name}"),
+        Failure(Status.UNSAFE, name, "", "run chmod"),
         Failure(Status.UNSAFE, name, "", "run chown"),
         Failure(Status.UNSAFE, name, "it is a symbolic link"),
         Failure(Status.UNSAFE, name, "it has 2 hard links"),
@@ -182,7 +226,8 @@ def each_policy(name: str) -> Iterator[Policy | Failure]:
     head = "version: 1\nnetworks: {lan: {bridge: br}}\nrules:\n"
     for rules in (
         "- {tap: '*', network: lan}\n- {tap: x, network: lan}\n",
-        "- {tap: sixteen-letters-, network: lan}\n", "- {}\n",
+        "- {tap: sixteen-letters-, network: lan}\n",
+        "- {}\n",
     ):
         try:
             yield parse_policy([Source(name, (head + rules).encode())])
@@ -199,8 +244,12 @@ def each_command(name: str) -> Iterator[Command]:
             assert all(map(str.isprintable, (finding.what, finding.why)))
     ids = (("k", "it's \";id"), ("a=b", ";id"))
     for op in (
-        SetAlias(name, 7, "x y"), SetMtu(name, 7, 9), SetIpv6(name, 7, True, 1),
-        JoinBridge(name, 7, name, 8), SetIsolated(name, 7, True), DelPort(DB, name, name, ids),
+        SetAlias(name, 7, "x y"),
+        SetMtu(name, 7, 9),
+        SetIpv6(name, 7, True, 1),
+        JoinBridge(name, 7, name, 8),
+        SetIsolated(name, 7, True),
+        DelPort(DB, name, name, ids),
         SetVlans(name, 7, (Vid(5, True, True),)),
         AddPort(DB, name, name, 7, Vlan(5), True, ids),
         SetPort(DB, name, (), None, None, (), False, False, ids, ("k", ";id")),
@@ -245,9 +294,7 @@ def bare(commands: list[list[str]], name: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("shell", SHELLS[::2], ids=" ".join)
-def test_no_name_is_more_than_a_word_of_a_command(
-    shell: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_no_name_is_more_than_a_word_of_a_command(shell: tuple[str, ...], tmp_path: Path) -> None:
     """The very commands that come for plain names come for all others."""
     compare({name: list(each_command(name)) for name in (PLAIN, *HOSTILE)}, tmp_path, shell)
 
@@ -278,26 +325,40 @@ def failures(name: str) -> Iterator[tuple[Failure, list[str]]]:
     port = Port(name, "lan", name, Place("p.yaml", 1, 1), vlan=Vlan(10))
     tap, bridge = a_link(name), a_link(name, kind="bridge", tap=False, vlan_filtering=False)
     for check, words in (
-        (lambda: find_kind(replace(port, kind="linux"), Seen(None)),
-         ["ip", "link", "add", "name", name, "up", "type", "bridge", "vlan_filtering", "1"]),
-        (lambda: refuse_down(port, "linux", replace(bridge, up=False)),
-         ["ip", "link", "set", "dev", name, "up"]),
-        (lambda: refuse_strangers(name, Seen(replace(tap, alias=name)), 0),
-         ["ip", "link", "set", "dev", name, "alias", ""]),
-        (lambda: refuse_strangers(name, Seen(tap, master=bridge), 0),
-         ["ip", "link", "set", "dev", name, "nomaster"]),
-        (lambda: refuse_foreign_ports(Seen(tap, ports=(a_port(name, bridge=name),)), HERE),
-         ["ovs-vsctl", f"--db={DB}", "del-port", name]),
-        (lambda: target_vids(port, bridge),
-         ["ip", "link", "set", "dev", name, "type", "bridge", "vlan_filtering", "1"]),
+        (
+            lambda: find_kind(replace(port, kind="linux"), Seen(None)),
+            ["ip", "link", "add", "name", name, "up", "type", "bridge", "vlan_filtering", "1"],
+        ),
+        (
+            lambda: refuse_down(port, "linux", replace(bridge, up=False)),
+            ["ip", "link", "set", "dev", name, "up"],
+        ),
+        (
+            lambda: refuse_strangers(name, Seen(replace(tap, alias=name)), 0),
+            ["ip", "link", "set", "dev", name, "alias", ""],
+        ),
+        (
+            lambda: refuse_strangers(name, Seen(tap, master=bridge), 0),
+            ["ip", "link", "set", "dev", name, "nomaster"],
+        ),
+        (
+            lambda: refuse_foreign_ports(Seen(tap, ports=(a_port(name, bridge=name),)), HERE),
+            ["ovs-vsctl", f"--db={DB}", "del-port", name],
+        ),
+        (
+            lambda: target_vids(port, bridge),
+            ["ip", "link", "set", "dev", name, "type", "bridge", "vlan_filtering", "1"],
+        ),
     ):
         with pytest.raises(Failure) as caught:
             check()
         yield caught.value, words
     applied = Applied(name, None, 7, "", ours=True)
     end = ["--"] if name[0] == "-" else []
-    yield (_denied(replace(applied, stamp=STAMP), Failure(Status.DENIED, "denied", name), None),
-           ["pyqemu-ifctl", "apply", "--cut", *end, name])
+    yield (
+        _denied(replace(applied, stamp=STAMP), Failure(Status.DENIED, "denied", name), None),
+        ["pyqemu-ifctl", "apply", "--cut", *end, name],
+    )
     for left in (_left(applied, port), _unmarked(applied, NOBODY)):
         yield left, ["pyqemu-ifctl", "apply", *end, name]
 
@@ -314,7 +375,7 @@ def test_a_remedy_says_the_command_that_is_meant(tmp_path: Path) -> None:
                     continue
                 start = re.search(rf"(?<![\w'-]){words[0]} ", remedy)
                 assert start is not None, remedy
-                text = remedy[start.start():].removesuffix(")")
+                text = remedy[start.start() :].removesuffix(")")
                 lines.append(text.replace("; or end its QEMU, or mend the policy", ""))
                 wanted.append(words)
         assert words_of("\n".join(lines), tmp_path, shell) == wanted
@@ -322,15 +383,25 @@ def test_a_remedy_says_the_command_that_is_meant(tmp_path: Path) -> None:
 
 def test_nothing_of_another_user_s_command_line_is_printed() -> None:
     """It says what to add, to which process of which user: setpriv took options from argv[0]."""
-    words = (EVIL, "-name", "web; reboot", "-netdev",
-             f"tap,id=a,script=/x/pyqemu-ifup,downscript=/{EVIL}", "-device", "e1000,netdev=a")
+    words = (
+        EVIL,
+        "-name",
+        "web; reboot",
+        "-netdev",
+        f"tap,id=a,script=/x/pyqemu-ifup,downscript=/{EVIL}",
+        "-device",
+        "e1000,netdev=a",
+    )
     scripts = {"/x/pyqemu-ifup": "/x/pyqemu-ifup", f"/{EVIL}": None}
     for uid, login in ((1 << 20, str(1 << 20)), (NOBODY, "nobody")):
         guest = Guest(7, "web; reboot", {}, (), uid, tuple(read_options(words)[1]))
         qemu = Qemu(guest, False, scripts, nics_of(guest, 8))
         twin = replace(qemu, guest=replace(guest, pid=8, vm=None))
-        found = [each for each in find_all(a_scene("br", qemus=(qemu, twin)))[0]
-                 if each.check.startswith("qemu-")]
+        found = [
+            each
+            for each in find_all(a_scene("br", qemus=(qemu, twin)))[0]
+            if each.check.startswith("qemu-")
+        ]
         assert {each.check for each in found} == {"qemu-downscript", "qemu-mac", "qemu-sandbox"}
         for each in found:
             assert each.command is None and each.do is not None
@@ -423,8 +494,10 @@ NO_NAME = {
     ("ifup/pyqemu_ifup/tun.py", "require_tun"): "likewise",
     ("ifup/pyqemu_ifup/tun.py", "_making"): "likewise",
     ("ifctl/pyqemu_ifctl/host_faults.py", "find_closed_tun"): "likewise",
-    ("ifctl/pyqemu_ifctl/host_faults.py", "find_joined_taps"):
-        "a tap that its QEMU holds: the kernel tells its name, sh() quotes it",
+    (
+        "ifctl/pyqemu_ifctl/host_faults.py",
+        "find_joined_taps",
+    ): "a tap that its QEMU holds: the kernel tells its name, sh() quotes it",
     ("ifctl/pyqemu_ifctl/run.py", "take_back"): "a tap that we make, of a plain name",
     ("ifup/pyqemu_ifup/dnsmasq.py", "serve"): "a network's name",
     ("ifup/pyqemu_ifup/dnsmasq.py", "_start"): "likewise",
@@ -440,8 +513,10 @@ NO_NAME = {
     ("ifup/pyqemu_ifup/nat.py", "_table_commands"): "likewise",
     ("ifup/pyqemu_ifup/nat.py", "_serving_commands"): "likewise",
     ("ifup/pyqemu_ifup/nat.py", "adding_command"): "likewise",
-    ("ifup/pyqemu_ifup/nat_needs.py", "_advertisements"):
-        "a card of this host's that heeds advertisements: no tap of ours does",
+    (
+        "ifup/pyqemu_ifup/nat_needs.py",
+        "_advertisements",
+    ): "a card of this host's that heeds advertisements: no tap of ours does",
 }
 """(file, function) -> why no name of others' comes there."""
 
@@ -457,8 +532,10 @@ def places() -> dict[tuple[str, str, int, int], str]:
             function = node.name if isinstance(node, ast.FunctionDef) else function
             inside += [(child, function) for child in ast.iter_child_nodes(node)]
             if (
-                isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-                and node.func.id in WATCHED and path.name != "shell.py"
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in WATCHED
+                and path.name != "shell.py"
                 and not all(isinstance(each, ast.Constant) for each in node.args)
             ):
                 at = str(path.relative_to(ROOT))
@@ -472,8 +549,11 @@ def watching(reached: list[tuple[str, int, Command]]) -> Iterator[None]:
 
     def note(frame: FrameType, event: str, value: object) -> None:
         caller = frame.f_back
-        if event == "return" and isinstance(value, Command) and caller is not None and (
-            frame.f_code.co_name in WATCHED and caller.f_code.co_filename != of_shell.__file__
+        if (
+            event == "return"
+            and isinstance(value, Command)
+            and caller is not None
+            and (frame.f_code.co_name in WATCHED and caller.f_code.co_filename != of_shell.__file__)
         ):
             reached.append((caller.f_code.co_filename, caller.f_lineno, value))
 
@@ -500,8 +580,17 @@ class Elsewhere:
 
     def walk(self, name: str) -> None:
         """Go where a command is made about something of this name."""
-        for step in (self.bridges, self.taps, self.looked_at, self.sitting, self.explained,
-                     self.files, self.undone, self.databases, self.networks):
+        for step in (
+            self.bridges,
+            self.taps,
+            self.looked_at,
+            self.sitting,
+            self.explained,
+            self.files,
+            self.undone,
+            self.databases,
+            self.networks,
+        ):
             step(name)
         assert left_to_gc(name).isprintable() and half_done(name, "mute").isprintable()
         leave_to_gc(name, Failure(Status.DENIED, "a test's"))
@@ -518,13 +607,25 @@ class Elsewhere:
         self.refused(lambda: target_vids(port, bridge))
         self.refused(lambda: check_bridge_mtu(port, "linux", before, now))
         self.refused(lambda: check_bridge_mtu(port, "openvswitch", before, now))
-        taken = Seen(replace(before.tap, mac="fe:00:00:00:00:01"),  # type: ignore[type-var]
-                     bridge=replace(bridge, mac="fe:00:00:00:00:01"))
+        taken = Seen(
+            replace(before.tap, mac="fe:00:00:00:00:01"),  # type: ignore[type-var]
+            bridge=replace(bridge, mac="fe:00:00:00:00:01"),
+        )
         _tell_of_mac(port, before, taken)
-        nat = parse_policy([Source("p", b"version: 1\nnetworks: {lan: {bridge: br, nat: "
-                                        b"{ipv4: 10.0.0.1/24}}}\nrules: [{tap: x, network: lan}]")])
-        chains = tuple(DroppingChain(family, name, name, "forward", legacy=legacy)
-                       for family in ("ip", "ip6") for legacy in (True, False))
+        nat = parse_policy(
+            [
+                Source(
+                    "p",
+                    b"version: 1\nnetworks: {lan: {bridge: br, nat: "
+                    b"{ipv4: 10.0.0.1/24}}}\nrules: [{tap: x, network: lan}]",
+                )
+            ]
+        )
+        chains = tuple(
+            DroppingChain(family, name, name, "forward", legacy=legacy)
+            for family in ("ip", "ip6")
+            for legacy in (True, False)
+        )
         list(find_all(a_scene("br", policy=nat, chains=chains, otherwise={name: "says a"}))[0])
 
     def taps(self, name: str) -> None:
@@ -532,8 +633,14 @@ class Elsewhere:
         for ports in ((), (a_port(name),)):
             seen = Seen(a_link(name), master=ovs, ports=ports)
             self.refused(partial(refuse_strangers, name, seen, 0))
-        other = a_port(name, external_ids=(("pyqemu-ifup", VERSION), ("pyqemu-boot-id", "boot"),
-                                           ("pyqemu-netns", "n")))
+        other = a_port(
+            name,
+            external_ids=(
+                ("pyqemu-ifup", VERSION),
+                ("pyqemu-boot-id", "boot"),
+                ("pyqemu-netns", "n"),
+            ),
+        )
         self.refused(lambda: refuse_foreign_ports(Seen(a_link(name), ports=(other,)), HERE))
         self.refused(lambda: refuse_shared(a_link(name, multi_queue=True, owner=5), 6))
         assert making_anew(name, "root", queues=False).isprintable()
@@ -541,8 +648,15 @@ class Elsewhere:
         self.refused(lambda: check_owner(a_link(name, owner=5, persistent=True), 6, "lan"))
         raise_ = _failure(name, OSError(errno.EBUSY, "busy"))
         assert str(raise_).isprintable()
-        policy = parse_policy([Source("p", b"version: 1\nnetworks: {other: {bridge: br}}\n"
-                                           b"rules: [{tap: '*', network: other}]")])
+        policy = parse_policy(
+            [
+                Source(
+                    "p",
+                    b"version: 1\nnetworks: {other: {bridge: br}}\n"
+                    b"rules: [{tap: '*', network: other}]",
+                )
+            ]
+        )
         marked = a_link(name, alias=format_alias(replace(STAMP, uid=None, made=False)))
         self.refused(lambda: Tidier._wanted(policy, marked, replace(STAMP, uid=None), None))
         own, other_end = socket.socketpair()
@@ -559,9 +673,15 @@ class Elsewhere:
                 assert len(find_lost(host, policy, [link], lambda tap, stamp: deny)) == 1
 
     def looked_at(self, name: str) -> None:
-        for op in (SetDown(name, 7), SetUp(name, 7), SetMac(name, 7, "02:00:00:00:00:01"),
-                   SetTxQueueLen(name, 7, 9), LeaveBridge(name, 7, name), DelTap(name, 7),
-                   Prove(name, True)):
+        for op in (
+            SetDown(name, 7),
+            SetUp(name, 7),
+            SetMac(name, 7, "02:00:00:00:00:01"),
+            SetTxQueueLen(name, 7, 9),
+            LeaveBridge(name, 7, name),
+            DelTap(name, 7),
+            Prove(name, True),
+        ):
             commands(op)
 
     def sitting(self, name: str) -> None:
@@ -572,7 +692,8 @@ class Elsewhere:
         address, on_it = find_sitting(port, name, sights)
         assert address.remedy.isprintable() and on_it.remedy.isprintable()
         busy = SimpleNamespace(
-            look_at=lambda index: port, links=lambda: [device],
+            look_at=lambda index: port,
+            links=lambda: [device],
             _set=Mock(side_effect=NetlinkError(errno.EBUSY)),
         )
         self.refused(lambda: Netlink._join(cast(Netlink, busy), JoinBridge(name, 7, name, 9)))
@@ -582,12 +703,22 @@ class Elsewhere:
         asks = parse_policy([Source("p", b"version: 1\nrules: [{vm: x, deny: no}]")])
         assert str(denial(Deny("no", None), asks, caller)).isprintable()
         rows: tuple[tuple[Kind, tuple[str, ...], Link | None], ...] = (
-            ("linux", (), None), ("openvswitch", (DB,), None),
+            ("linux", (), None),
+            ("openvswitch", (DB,), None),
             ("linux", (), a_link(name, kind="bridge", tap=False, vlan_filtering=False)),
         )
         for kind, ovs_bridges, bridge in rows:
-            port = Port(name, "lan", name, Place("p.yaml", 1, 1), kind=kind, ovsdb=DB, mtu=None,
-                        vlan=Vlan(10), external_ids=(("a", "b;id"),) if ovs_bridges else ())
+            port = Port(
+                name,
+                "lan",
+                name,
+                Place("p.yaml", 1, 1),
+                kind=kind,
+                ovsdb=DB,
+                mtu=None,
+                vlan=Vlan(10),
+                external_ids=(("a", "b;id"),) if ovs_bridges else (),
+            )
             seen = Seen(None, bridge=bridge, ovs_bridges=ovs_bridges)
             view = View(seen, HERE, frozenset(), True, databases=frozenset({DB}))
             found = explain_port(caller, Attach(port, None), view)
@@ -613,8 +744,15 @@ class Elsewhere:
         )
         before, sys.argv = sys.argv, [str(path.absolute() / "pyqemu-ifctl")]
         try:
-            args("web", {"PYQEMU_IFUP_POLICY": str(policy)}, qemu="", machine=None, check=False,
-                 as_legacy=False, as_json=False)
+            args(
+                "web",
+                {"PYQEMU_IFUP_POLICY": str(policy)},
+                qemu="",
+                machine=None,
+                check=False,
+                as_legacy=False,
+                as_json=False,
+            )
         finally:
             sys.argv = before
 
@@ -644,8 +782,15 @@ class Elsewhere:
         finish(self.database.sync(Watch(10)), wait)
 
     def networks(self, name: str) -> None:
-        chain = {"family": "inet", "table": name, "name": name, "type": "filter",
-                 "hook": "forward", "prio": 0, "policy": "drop"}
+        chain = {
+            "family": "inet",
+            "table": name,
+            "name": name,
+            "type": "filter",
+            "hook": "forward",
+            "prio": 0,
+            "policy": "drop",
+        }
         table = {"table": {"family": "inet", "name": name}}
         self.nft({"add": table}, {"add": {"chain": chain}})
         held, nat = Held("lan", "lanbr0", "", -1), Nat("10.0.0.1/24")
@@ -682,16 +827,30 @@ def elsewhere(
         rows = []
         for number, name in enumerate((PLAIN, *HOSTILE)):
             rows += [
-                {"op": "insert", "table": "Interface", "uuid-name": f"i{number}",
-                 "row": {"name": name}},
-                {"op": "insert", "table": "Port", "uuid-name": f"p{number}",
-                 "row": {"name": name, "interfaces": ["named-uuid", f"i{number}"]}},
-                {"op": "mutate", "table": "Bridge", "where": [],
-                 "mutations": [["ports", "insert", ["named-uuid", f"p{number}"]]]},
+                {
+                    "op": "insert",
+                    "table": "Interface",
+                    "uuid-name": f"i{number}",
+                    "row": {"name": name},
+                },
+                {
+                    "op": "insert",
+                    "table": "Port",
+                    "uuid-name": f"p{number}",
+                    "row": {"name": name, "interfaces": ["named-uuid", f"i{number}"]},
+                },
+                {
+                    "op": "mutate",
+                    "table": "Bridge",
+                    "where": [],
+                    "mutations": [["ports", "insert", ["named-uuid", f"p{number}"]]],
+                },
             ]
         done = subprocess.run(
             ["ovsdb-client", "transact", ovs.db, json.dumps(["Open_vSwitch", *rows])],
-            capture_output=True, text=True, check=True,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert "error" not in done.stdout
         found = Elsewhere(ovs)
@@ -725,8 +884,9 @@ def test_each_of_them_makes_one_word_of_a_name(elsewhere: Elsewhere, tmp_path: P
         with watching(reached):
             elsewhere.walk(name)
         # NOTE: the arguments of a QEMU are words of a command of the reader's own.
-        lines[name] = [f"id {line}" if file.endswith("/args.py") else line
-                       for file, _, line in reached]
+        lines[name] = [
+            f"id {line}" if file.endswith("/args.py") else line for file, _, line in reached
+        ]
     assert len(lines[PLAIN]) > 60
     for each in SHELLS[::2]:
         compare(lines, tmp_path, each)

@@ -51,10 +51,15 @@ def hooks(inside: Namespace, ovs_netdev: OpenVSwitch, tmp_path: Path) -> Hooks:
     ovs_netdev.add_bridge("br-int", hwaddr="02:00:00:00:00:02")
     hooks = Hooks(tmp_path / "hooks")
     tenants = {"bridge": "br-int", "ovsdb": ovs_netdev.db}
-    hooks.write_policy(json.dumps({
-        "version": 1, "networks": {"lan": {"bridge": "br0"}, "tenants": tenants},
-        "rules": [{"tap": "lan*", "network": "lan"}, {"tap": "ten*", "network": "tenants"}],
-    }))
+    hooks.write_policy(
+        json.dumps(
+            {
+                "version": 1,
+                "networks": {"lan": {"bridge": "br0"}, "tenants": tenants},
+                "rules": [{"tap": "lan*", "network": "lan"}, {"tap": "ten*", "network": "tenants"}],
+            }
+        )
+    )
     return hooks
 
 

@@ -95,8 +95,10 @@ def test_tap_that_somebody_holds_stays(
     with netns.enter(), Tap("web0") as tap:
         unseen = ["unshare", "--fork", "--pid", "--mount-proc", sys.executable, "-I"]
         program = hooks.argv("pyqemu-ifctl", "gc", "--json")
-        done = netns.run([*unseen, *program[4:]], env={
-            **hooks.environ(), "PYQEMU_IFUP_POLICY": str(hooks.policy)})
+        done = netns.run(
+            [*unseen, *program[4:]],
+            env={**hooks.environ(), "PYQEMU_IFUP_POLICY": str(hooks.policy)},
+        )
         assert '"removed": []' in done.stdout
         assert "UP" in netns.link("web0")["flags"]
         unplug(netns, "web0")

@@ -177,9 +177,7 @@ def test_status_doctor_and_apply_tell_of_a_table_that_is_not_as_it_was(
     site.close()
 
 
-def test_a_table_that_the_policy_does_not_have_is_told_of(
-    netns: Namespace, tmp_path: Path
-) -> None:
+def test_a_table_that_the_policy_does_not_have_is_told_of(netns: Namespace, tmp_path: Path) -> None:
     """When it is flushed while its network has taps, and it is loaded once the policy has it."""
     path = str(tmp_path / "log")
     with Namespace() as outside, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:

@@ -39,8 +39,12 @@ rules:
 def line(vm: str = "web1", netdev: str = "n0", mac: str = MAC, script: str = "/x/a") -> list[str]:
     """Return the part of a command line that tells who a guest is."""
     return [
-        "-name", vm, "-netdev", f"tap,id={netdev},ifname=web0,script={script}",
-        "-device", f"virtio-net-pci,netdev={netdev},mac={mac}",
+        "-name",
+        vm,
+        "-netdev",
+        f"tap,id={netdev},ifname=web0,script={script}",
+        "-device",
+        f"virtio-net-pci,netdev={netdev},mac={mac}",
     ]
 
 
@@ -134,8 +138,9 @@ def test_it_gains_nothing_by_what_its_mark_had_no_room_for(place: Place) -> None
     """An older mark says nothing of the netdev: the tap stays, and that is told."""
     place.write(line(netdev="secret0"))
     mark = place.netns.link("web0")["ifalias"]
-    words = [word for word in mark.split(" ") if word.partition("=")[0] not in ("rule", "mac",
-                                                                                 "netdev")]
+    words = [
+        word for word in mark.split(" ") if word.partition("=")[0] not in ("rule", "mac", "netdev")
+    ]
     older = " ".join(words)
     place.netns.ip("link", "set", "dev", "web0", "alias", older)
     try:

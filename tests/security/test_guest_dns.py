@@ -102,7 +102,7 @@ def test_no_name_that_a_guest_without_outbound_asks_for_leaves_the_host(
     script.rename(real)
     script.write_text(
         "#!/bin/sh\nexec unshare --mount sh -c "
-        f"'mount --bind {resolv} /etc/resolv.conf && exec \"$@\"' sh {real} \"$@\"\n"
+        f'\'mount --bind {resolv} /etc/resolv.conf && exec "$@"\' sh {real} "$@"\n'
     )
     script.chmod(0o755)
     with guests(hooks, netns) as places:

@@ -103,7 +103,8 @@ class Host:
     def taps(self) -> dict[str, Any]:
         """Return all taps by name."""
         return {
-            name: link for name, link in self.netns.links().items()
+            name: link
+            for name, link in self.netns.links().items()
             if link.get("linkinfo", {}).get("info_kind") == "tun"
         }
 
@@ -118,7 +119,12 @@ class Host:
         prefix = ["unshare", "-m", "sh", "-c", mount, "sh", *as_user(NOBODY)]
         netdev = f"tap,id=n,ifname={tap},script={self.hooks.ifup},downscript={self.hooks.ifdown}"
         return Qemu(
-            *args, "-netdev", netdev, netns=self.netns.name, prefix=prefix, env=self.env(),
+            *args,
+            "-netdev",
+            netdev,
+            netns=self.netns.name,
+            prefix=prefix,
+            env=self.env(),
             machine="none",
         )
 

@@ -159,7 +159,11 @@ def both(ovs: OpenVSwitch, host: Host) -> Iterator[Host]:
     """The same with Open vSwitch, and the network int on it."""
     ovs.add_bridge("br-int", hwaddr="02:00:00:00:00:09", mtu=1500)
     host.networks["int"] = {
-        "bridge": "br-int", "ovsdb": ovs.db, "vlan": 100, "users": ["nobody"], "tap_name": "int%d",
+        "bridge": "br-int",
+        "ovsdb": ovs.db,
+        "vlan": 100,
+        "users": ["nobody"],
+        "tap_name": "int%d",
     }
     write_policy(host, host.hooks.policy)
     yield host
@@ -173,9 +177,7 @@ def has_gone(ovs: OpenVSwitch, port: str) -> bool:
 @pytest.mark.parametrize(
     ("by", "sockets"), [("users", (ROOT, USERS)), ("root", (ROOT,)), ("gc", ())]
 )
-def test_a_down_under_runas(
-    both: Host, ovs: OpenVSwitch, by: str, sockets: Sequence[str]
-) -> None:
+def test_a_down_under_runas(both: Host, ovs: OpenVSwitch, by: str, sockets: Sequence[str]) -> None:
     """It is done by the users' agent; else what it may not is left to root's, or to gc.
 
     So is the mark, which is root's word.

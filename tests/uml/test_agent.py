@@ -193,9 +193,12 @@ def fabric(netns: Namespace, ovs_system: OpenVSwitch, tmp_path: Path) -> Iterato
 def check_user_s_qemu(site: Site) -> None:
     """A user's QEMU is in VLAN 100, also on a bridge that is new; killed, it leaves nothing."""
     site.make()
-    with Station(site.netns) as station, site.qemu(
-        "-netdev", site.netdev(), *station.arguments("n0"), prefix=as_user(NOBODY)
-    ) as qemu:
+    with (
+        Station(site.netns) as station,
+        site.qemu(
+            "-netdev", site.netdev(), *station.arguments("n0"), prefix=as_user(NOBODY)
+        ) as qemu,
+    ):
         assert qemu.greeting
         status = Path(f"/proc/{qemu.pid}/status").read_text().splitlines()
         words = dict(line.split(":", 1) for line in status)

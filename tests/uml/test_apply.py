@@ -13,8 +13,16 @@ from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Policy
 
 BRIDGE_MAC = "02:00:00:00:00:0b"
-STORM = [vlan(10), vlan(20), trunk(20, 30), native(10, 30), None, trunk(10, 40), native(40, 20, 30),
-         vlan(30)]
+STORM = [
+    vlan(10),
+    vlan(20),
+    trunk(20, 30),
+    native(10, 30),
+    None,
+    trunk(10, 40),
+    native(40, 20, 30),
+    vlan(30),
+]
 
 
 @pytest.fixture
@@ -45,8 +53,9 @@ def test_two_hundred_changes_under_traffic(lan: Namespace) -> None:
         for vid, tap in storm.sniffers.items():
             netns.ip("link", "set", "dev", tap.name, "master", "br0")
             netns.run(["bridge", "vlan", "del", "dev", tap.name, "vid", "1"])
-            netns.run(["bridge", "vlan", "add", "dev", tap.name, "vid", str(vid), "pvid",
-                       "untagged"])
+            netns.run(
+                ["bridge", "vlan", "add", "dev", tap.name, "vid", str(vid), "pvid", "untagged"]
+            )
         storm.run([(vlan, policy_of(f"vlan: {spelled(vlan)}")) for vlan in STORM], 200)
         unplug(netns, "web0")
     assert storm.wrong(older=0) == []

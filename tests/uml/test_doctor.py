@@ -87,10 +87,16 @@ def taken_from_the_uplink(clinic: Clinic) -> Faulty:
 
 
 ROWS = (
-    Row("port-device", taken_away,
-        "web0.100, a vlan device, takes the frames of VLAN 100 from web0 before br0 sees them"),
-    Row("port-device", taken_from_the_uplink,
-        "eth0.20, a vlan device, takes the frames of VLAN 20 from eth0 before br0 sees them"),
+    Row(
+        "port-device",
+        taken_away,
+        "web0.100, a vlan device, takes the frames of VLAN 100 from web0 before br0 sees them",
+    ),
+    Row(
+        "port-device",
+        taken_from_the_uplink,
+        "eth0.20, a vlan device, takes the frames of VLAN 20 from eth0 before br0 sees them",
+    ),
     Row("bridge-missing", lost, "there is no bridge br0, which network lan is on"),
     Row("vlan-filtering", unfiltered, "br0 does not filter VLANs, and network lan wants VLAN 10,"),
     Row("uplink-vlan", uncarried, "no uplink of br0 carries VLAN 10, 20, 31"),

@@ -191,7 +191,9 @@ def test_port_settings(fabric: Fabric) -> None:
     web0 = fabric.netns.tap("web0")
     before = fabric.netns.link("web0")
     port = replace(
-        fabric.port("web0", Vlan(100)), mtu=1300, txqueuelen=77,
+        fabric.port("web0", Vlan(100)),
+        mtu=1300,
+        txqueuelen=77,
         external_ids=(("iface-id", "8a1d"), ("note", 'a "b" \\ c')),
     )
     fabric.plug(port)
@@ -364,9 +366,7 @@ def test_undo_after_every_step_leaves_the_tap_as_it_was(
         assert diff(look, fabric.snapshot()) == []
 
     steps = break_after_each(monkeypatch, lambda: fabric.plug(port), check)
-    assert steps == [
-        "SetAlias", "SetMac", "SetMtu", "SetTxQueueLen", "SetIpv6", "AddPort", "SetUp"
-    ]
+    assert steps == ["SetAlias", "SetMac", "SetMtu", "SetTxQueueLen", "SetIpv6", "AddPort", "SetUp"]
     fabric.unplug("web0")
 
 
@@ -458,8 +458,9 @@ def test_ports_of_others_are_refused(fabric: Fabric, hooks: Hooks) -> None:
     netns, ovs = fabric.netns, fabric.ovs
     netns.add_bridge("br9", mac=BRIDGE_MAC)
     netns.tap("web0")
-    ovs.vsctl("add-port", "br-int", "web0", "--", "set", "Interface", "web0",
-              "external_ids:vm-name=db7")
+    ovs.vsctl(
+        "add-port", "br-int", "web0", "--", "set", "Interface", "web0", "external_ids:vm-name=db7"
+    )
     words = (
         f"somebody else's tap: bridge br-int of {ovs.db}, vm db7 holds it; "
         f"if it shall go, take it out: ovs-vsctl --db={ovs.db} del-port web0"
@@ -520,10 +521,15 @@ def test_killed_qemu_comes_back_in_its_new_place(fabric: Fabric, hooks: Hooks) -
     guests = {"vlan: 10": in_10, "vlan: 20": in_20, "vlan: 30": in_30}
     for setting, home in guests.items():
         write_policy(hooks, ovs, f", {setting}", "br0" if home is in_30 else "br-int")
-        with Station(netns) as station, Qemu(
-            *("-netdev", f"tap,id=n0,ifname=web0,{scripts}"), *station.arguments("n0"),
-            netns=netns.name, env=hooks.environ(),
-        ) as qemu:
+        with (
+            Station(netns) as station,
+            Qemu(
+                *("-netdev", f"tap,id=n0,ifname=web0,{scripts}"),
+                *station.arguments("n0"),
+                netns=netns.name,
+                env=hooks.environ(),
+            ) as qemu,
+        ):
             with Blast(station, *guests.values()) as blast:
                 assert qemu.greeting, qemu.stderr
                 blast.wait_for(home, UNTAGGED)
@@ -606,7 +612,12 @@ def test_vlan_0_stacking_is_not_stopped(fabric: Fabric) -> None:
     evil = fabric.netns.tap("evil")
     fabric.plug(fabric.port("evil", Vlan(10)))
     out: dict[Tags, Tags | None] = {
-        (0,): (10,), (0, 20): (10, 20), (10,): None, (10, 20): None, (20,): None, (20, 10): None,
+        (0,): (10,),
+        (0, 20): (10, 20),
+        (10,): None,
+        (10, 20): None,
+        (20,): None,
+        (20, 10): None,
     }
     assert crossing(evil, fabric.trunk, out) == out
     seen = carries(evil, other, b"double", (0, 20))

@@ -121,10 +121,7 @@ class Row:
 
 TABLE = {
     "no vlan": Row(
-        None,
-        {1: ACCESS},
-        {UNTAGGED: (1,), (10,): None, (20,): None},
-        {(1,): UNTAGGED, (10,): None},
+        None, {1: ACCESS}, {UNTAGGED: (1,), (10,): None, (20,): None}, {(1,): UNTAGGED, (10,): None}
     ),
     "no vlan, default PVID 7": Row(
         None,
@@ -211,9 +208,7 @@ def test_hooks_attach_and_detach(lan: Lan, hooks: Hooks) -> None:
     web0 = lan.netns.tap("web0")
     done = hooks.up("web0")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert vids_of(lan.netns, "web0") == {
-        100: ACCESS, 20: "", **dict.fromkeys(range(30, 40), "")
-    }
+    assert vids_of(lan.netns, "web0") == {100: ACCESS, 20: "", **dict.fromkeys(range(30, 40), "")}
     out: dict[Tags, Tags | None] = {UNTAGGED: (100,), (30,): (30,), (40,): None}
     assert crossing(web0, lan.trunk, out) == out
     done = hooks.down("web0")
@@ -434,8 +429,15 @@ def test_undo_after_every_step_leaves_the_tap_as_it_was(
 
     steps = break_after_each(monkeypatch, lambda: plug(lan.netns, port), check)
     assert steps == [
-        "SetAlias", "SetMac", "SetMtu", "SetTxQueueLen", "SetIpv6", "JoinBridge", "SetVlans",
-        "SetIsolated", "SetUp",
+        "SetAlias",
+        "SetMac",
+        "SetMtu",
+        "SetTxQueueLen",
+        "SetIpv6",
+        "JoinBridge",
+        "SetVlans",
+        "SetIsolated",
+        "SetUp",
     ]
     unplug(lan.netns, "web0")
     lan.set("mtu", "1500")
@@ -488,7 +490,11 @@ def test_vlan_0_stacking_is_not_stopped(lan: Lan) -> None:
     evil = lan.netns.tap("evil")
     plug(lan.netns, port_of("evil", "br0", vlan=Vlan(10)))
     out: dict[Tags, Tags | None] = {
-        (0,): (10,), (0, 20): (10, 20), (10,): (10,), (10, 20): (10, 20), (20,): None,
+        (0,): (10,),
+        (0, 20): (10, 20),
+        (10,): (10,),
+        (10, 20): (10, 20),
+        (20,): None,
         (20, 10): None,
     }
     assert crossing(evil, lan.trunk, out) == out
