@@ -881,10 +881,9 @@ def test_crash_and_the_guest_s_end(both: Site) -> None:
         for step, moment in (("AddPort", "after"), ("SetUp", "before"), ("SetUp", "after")):
             guest = both.tap("ten0")
             wait_connected(agent)
-            with held(agent, "ten0", step, moment) as reached:
-                with asking(agent, "up", "ten0", "", ""):
-                    reached()
-                    agent.kill()
+            with held(agent, "ten0", step, moment) as reached, asking(agent, "up", "ten0", "", ""):
+                reached()
+                agent.kill()
             guest.close()
             assert both.row("ten0") is not None
             agent.start()
@@ -895,12 +894,14 @@ def test_crash_and_the_guest_s_end(both: Site) -> None:
 def test_crash_while_it_makes_a_tap(both: Site, step: str) -> None:
     with both.start() as agent:
         wait_connected(agent)
-        with held(agent, "tap0", step) as reached:
-            with asking(agent, "tap", "tenants", "", "1", "", "") as client:
-                reached()
-                agent.kill()
-                answer = client.answer()
-                assert answer.status is None and answer.tap is None
+        with (
+            held(agent, "tap0", step) as reached,
+            asking(agent, "tap", "tenants", "", "1", "", "") as client,
+        ):
+            reached()
+            agent.kill()
+            answer = client.answer()
+            assert answer.status is None and answer.tap is None
         # The agent alone held it.
         assert "tap0" not in both.netns.links()
         agent.start()

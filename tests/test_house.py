@@ -315,9 +315,9 @@ def loose_readers(tree: ast.AST) -> Iterator[int]:
         shown = ast.unparse(paths.get(path.id, path) if isinstance(path, ast.Name) else path)
         binary = len(node.args) > 1 and "b" in ast.unparse(node.args[1])
         given = {each.arg: ast.unparse(each.value) for each in node.keywords}
-        if re.match("f?['\"]/proc/(?!sys/)", shown) and not binary:
-            if given.get("newline") != repr("\n"):
-                yield node.lineno
+        is_text = re.match("f?['\"]/proc/(?!sys/)", shown) and not binary
+        if is_text and given.get("newline") != repr("\n"):
+            yield node.lineno
 
 
 READERS = [
@@ -446,10 +446,9 @@ def loose_commands(tree: ast.AST) -> Iterator[int]:
                     yield node.lineno
                     break
         elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mod):
-            left = node.left
-            if isinstance(left, ast.Constant) and isinstance(left.value, str):
-                if COMMAND.search(left.value + "x"):
-                    yield node.lineno
+            left = node.left.value if isinstance(node.left, ast.Constant) else None
+            if isinstance(left, str) and COMMAND.search(left + "x"):
+                yield node.lineno
         elif isinstance(node, ast.Call):
             if isinstance(node.func, ast.Name) and node.func.id == "Command":
                 yield node.lineno
@@ -457,9 +456,11 @@ def loose_commands(tree: ast.AST) -> Iterator[int]:
                 form = node.func.value
                 if isinstance(form, ast.Constant) and COMMAND.search(str(form.value)):
                     yield node.lineno
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            if "shlex" in (getattr(node, "module", ""), *(name.name for name in node.names)):
-                yield node.lineno
+        elif isinstance(node, ast.Import | ast.ImportFrom) and "shlex" in (
+            getattr(node, "module", ""),
+            *(name.name for name in node.names),
+        ):
+            yield node.lineno
 
 
 def is_quoted(node: ast.AST) -> bool:
@@ -544,9 +545,9 @@ def cut_off(tree: ast.Module) -> Iterator[str]:
             for each in part.values[:-1]
         }
         for part in parts:
-            if isinstance(part, ast.Constant) and id(part) not in inside:
-                if isinstance(part.value, str) and re.search(r" \S*\w:$", part.value):
-                    yield part.value
+            text = part.value if isinstance(part, ast.Constant) and id(part) not in inside else None
+            if isinstance(text, str) and re.search(r" \S*\w:$", text):
+                yield text
 
 
 def test_a_sentence_that_is_cut_off_is_seen() -> None:

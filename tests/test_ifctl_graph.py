@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import xml.etree.ElementTree as xml
@@ -169,7 +170,7 @@ def test_fifty_guests() -> None:
     ]
     assert len(texts) == len(set(texts)) >= 150
     heights = sorted({y for _, y in texts})
-    assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) >= 1
+    assert min(b - a for a, b in itertools.pairwise(heights)) >= 1
 
 
 @pytest.fixture

@@ -478,7 +478,7 @@ def test_a_table_is_as_wide_as_the_terminal_and_whole_in_a_pipe(
         tap.close()
     netns.ip("link", "del", "br0")
     for columns in (60, 80):
-        head, row, *below = seen[columns]
+        _head, row, *below = seen[columns]
         assert width(row) <= columns and row.count("~") == 1
         assert network in "".join(line.strip() for line in below)
     assert len(seen[60][1]) < len(seen[80][1]) and seen[0] == seen[80], "0: it does not say"

@@ -29,7 +29,7 @@ HWADDR = "52:54:00:ff:00:01"
 @pytest.mark.parametrize(
     ("vids", "told"), [((), None), ((10,), 10), ((0,), 0), ((10, 20), [10, 20]), ((0, 20), [0, 20])]
 )
-def test_tags_are_told(vids: tuple[int, ...], told: None | int | list[int]) -> None:
+def test_tags_are_told(vids: tuple[int, ...], told: int | list[int] | None) -> None:
     built = frame(mac(1), payload=b"x", vids=vids)
     assert vid(built) == told
     assert tags(built) == vids

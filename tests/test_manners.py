@@ -404,7 +404,7 @@ def test_what_is_no_taps_name(calls: Calls) -> None:
             assert ended.stderr[:-1].isprintable(), name
             if len(name) < 100:
                 assert ended.stderr.endswith(
-                    f"{ascii(os.fsdecode(name))} is not a tap name: a name is 1 to 15 bytes of "
+                    f"{os.fsdecode(name)!a} is not a tap name: a name is 1 to 15 bytes of "
                     "0x21 to 0x7e, without / and :, not . or ..\n"
                 )
             assert len(ended.log) == 1

@@ -12,14 +12,14 @@ from lab import needs
 def test_missing_part_skips_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(needs.PARTS, "moon", lambda: "no moon tonight")
     monkeypatch.delenv("CI", raising=False)
-    with pytest.raises(pytest.skip.Exception, match="^no moon tonight$"):
+    with pytest.raises(pytest.skip.Exception, match=r"^no moon tonight$"):
         needs.require("moon")
 
 
 def test_missing_part_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(needs.PARTS, "moon", lambda: "no moon tonight")
     monkeypatch.setenv("CI", "true")
-    with pytest.raises(pytest.fail.Exception, match="^needed where CI=true: no moon tonight$"):
+    with pytest.raises(pytest.fail.Exception, match=r"^needed where CI=true: no moon tonight$"):
         needs.require("moon")
 
 

@@ -757,8 +757,8 @@ def wrong(change: Callable[[dict[str, Any]], object]) -> Spoil:
 
 WRONG: list[Callable[[dict[str, Any]], object]] = [
     lambda row: [],
-    lambda row: dict.fromkeys(row, {"a": 1}),
-    lambda row: dict.fromkeys(row, []),
+    lambda row: {key: {"a": 1} for key in row},
+    lambda row: {key: [] for key in row},
     lambda row: {"a": 1},
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 from typing import Any
@@ -446,7 +447,7 @@ def simulate(found: Seen, plan: tuple[Op, ...]) -> list[Seen]:
 
 @pytest.mark.parametrize("row", LINUX_PLANS, ids=[row[0] for row in LINUX_PLANS])
 def test_undo_from_the_state_after_every_op(row: tuple[str, Port, Seen, tuple[Op, ...]]) -> None:
-    _, port, before, plan = row
+    _, _port, before, plan = row
     assert before.tap is not None
     for now in simulate(before, plan):
         after = simulate(now, plan_undo(before, now, HERE))[-1]
@@ -470,7 +471,7 @@ def test_up_again_from_the_state_after_every_op_is_never_refused(
 def test_down_from_the_state_after_every_op_takes_it_all_away(
     row: tuple[str, Port, Seen, tuple[Op, ...]],
 ) -> None:
-    _, port, before, plan = row
+    _, _port, before, plan = row
     for now in simulate(before, plan)[1:]:
         steps = plan_down(now, HERE)
         after = simulate(now, steps)[-1]
@@ -1172,7 +1173,7 @@ def test_a_vlan_is_the_same_on_each_switch(
 def test_ranges_hold_just_the_numbers(numbers: frozenset[int]) -> None:
     found = ranges(numbers)
     assert [n for first, last in found for n in range(first, last + 1)] == sorted(numbers)
-    assert all(after[0] > before[1] + 1 for before, after in zip(found, found[1:], strict=False))
+    assert all(after[0] > before[1] + 1 for before, after in itertools.pairwise(found))
 
 
 # The stamp

@@ -416,11 +416,10 @@ def test_name_of_a_foreign_row_is_not_stolen(openvswitch: Site, ovs: OpenVSwitch
 def test_join_comes_before_up(linux: Site) -> None:
     linux.all_on(HOME)
     bridge = linux.netns.link("br0")["ifindex"]
-    with LinkEvents(linux.netns) as events:
-        with start(linux, *linux.qemu_arguments("web0")) as qemu:
-            assert qemu.greeting
-            before = events.of("web0")
-            assert qemu.quit() == 0
+    with LinkEvents(linux.netns) as events, start(linux, *linux.qemu_arguments("web0")) as qemu:
+        assert qemu.greeting
+        before = events.of("web0")
+        assert qemu.quit() == 0
     assert before[-1].up and before[-1].master == bridge
     assert all(event.master == bridge for event in before if event.up)
     assert [event for event in before if event.master == bridge and not event.up]
@@ -430,11 +429,10 @@ def test_tap_that_is_up_is_taken_down_first(linux: Site) -> None:
     linux.all_on(HOME)
     linux.netns.run(["ip", "tuntap", "add", "dev", "web0", "mode", "tap"])
     linux.netns.ip("link", "set", "dev", "web0", "up")
-    with LinkEvents(linux.netns) as events:
-        with start(linux, *linux.qemu_arguments("web0")) as qemu:
-            assert qemu.greeting
-            seen = events.of("web0")
-            assert qemu.quit() == 0
+    with LinkEvents(linux.netns) as events, start(linux, *linux.qemu_arguments("web0")) as qemu:
+        assert qemu.greeting
+        seen = events.of("web0")
+        assert qemu.quit() == 0
     joined = next(number for number, event in enumerate(seen) if event.master is not None)
     assert not seen[joined].up and seen[-1].up
     linux.netns.ip("link", "del", "web0")
@@ -672,7 +670,7 @@ def test_name_refused(site: Site, name: bytes) -> None:
         assert qemu.wait() == 1
         (line,) = our_lines(qemu.stderr)
         assert "failed with status 16384" in qemu.stderr
-    assert line.startswith(f"pyqemu-ifup: {ascii(os.fsdecode(name))}: ")
+    assert line.startswith(f"pyqemu-ifup: {os.fsdecode(name)!a}: ")
     assert line.isascii() and line.isprintable()
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
-from lab.taps import Tap  # noqa: E402 - the path above is needed first
+from lab.taps import Tap
 
 BLOCKED = (signal.SIGALRM, signal.SIGIO, signal.SIGUSR1, signal.SIGBUS)
 """What QEMU's main thread has blocked when it starts a script (os-posix.c:qemu_signal_init)."""

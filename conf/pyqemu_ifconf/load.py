@@ -233,12 +233,14 @@ def _explain(error: yaml.MarkedYAMLError, text: str) -> tuple[int, int, str]:
     if "cannot start any token" in problem:
         first = lines[mark.line][mark.column : mark.column + 1]
         return *here, f"a text that begins with {first} must be in quotes"
-    if context in ("while scanning a quoted scalar", "while parsing a quoted scalar"):
-        if "unexpected end of stream" in problem:
-            return *there, "these quotes are never closed"
-    if context in ("while parsing a flow sequence", "while parsing a flow mapping"):
-        if mark.line >= len(lines) - 1 or not "".join(lines[mark.line :])[mark.column :].strip():
-            return *there, f"this {'[' if 'sequence' in context else '{'} is never closed"
+    is_quoted = context in ("while scanning a quoted scalar", "while parsing a quoted scalar")
+    if is_quoted and "unexpected end of stream" in problem:
+        return *there, "these quotes are never closed"
+    is_flow = context in ("while parsing a flow sequence", "while parsing a flow mapping")
+    if is_flow and (
+        mark.line >= len(lines) - 1 or not "".join(lines[mark.line :])[mark.column :].strip()
+    ):
+        return *there, f"this {'[' if 'sequence' in context else '{'} is never closed"
     return *here, f"not YAML: {problem}{f' ({context})' if context else ''}"
 
 

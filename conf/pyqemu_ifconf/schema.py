@@ -76,7 +76,7 @@ def _network() -> Schema:
     plain: Schema = {"properties": {"ovsdb": False, "external_ids": {"const": "none"}}}
     made: Schema = {
         "properties": {
-            **{name: False for name in ("kind", "ovsdb")},
+            **dict.fromkeys(("kind", "ovsdb"), False),
             **{name: {"const": "none"} for name in ("external_ids", "vlan")},
         }
     }
@@ -99,7 +99,7 @@ def _rule() -> Schema:
             *(
                 {
                     "required": [one],
-                    "properties": {name: False for name in ("network", other, *settings)},
+                    "properties": dict.fromkeys(("network", other, *settings), False),
                 }
                 for one, other in (("deny", "leave"), ("leave", "deny"))
             ),
@@ -131,7 +131,7 @@ def _nic() -> Schema:
             {
                 "required": ["user"],
                 "properties": {
-                    **{name: False for name in ("network", *of_taps)},
+                    **dict.fromkeys(("network", *of_taps), False),
                     "queues": {"const": 1},
                 },
             },

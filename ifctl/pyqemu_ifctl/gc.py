@@ -62,8 +62,7 @@ def gc(
                 ]
             networks = host.finish(_networks(host, dry_run=dry_run))
             if tap is None:
-                for table in _tables(host, policy, failures, dry_run=dry_run):
-                    tables.append(table)
+                tables += _tables(host, policy, failures, dry_run=dry_run)
         except Failure as failure:
             failures.append(failure)
     remarks = [str(failure) for failure in failures]

@@ -146,11 +146,10 @@ def find_trunks(scene: Scene) -> Iterator[Fault]:
         is_guest_s = link is not None and link.tap and not port.internal
         if isinstance(scene.policy, Policy) and not port.ours and is_left(scene.policy, port.name):
             continue
-        if is_guest_s and _concerns(scene, port) and port.vlan_mode in (None, "trunk"):
-            if port.tag is None and not port.trunks:
-                yield Fault(
-                    f"the tap {quote(port.name)} carries every VLAN of "
-                    f"{readable(port.bridge or '')}",
-                    "its guest chooses the VLAN that it sends to: this is Open vSwitch's default",
-                    vsctl(port.ovsdb, ("set", "Port", port.name, "vlan_mode=access")),
-                )
+        is_open = port.vlan_mode in (None, "trunk") and port.tag is None and not port.trunks
+        if is_guest_s and is_open and _concerns(scene, port):
+            yield Fault(
+                f"the tap {quote(port.name)} carries every VLAN of {readable(port.bridge or '')}",
+                "its guest chooses the VLAN that it sends to: this is Open vSwitch's default",
+                vsctl(port.ovsdb, ("set", "Port", port.name, "vlan_mode=access")),
+            )

@@ -85,7 +85,7 @@ def find_off(
         else:
             bridge = by_name.get(stamp.bridge)
             nowhere = link.master is None and bridge is not None and bridge.up
-        if link.up and not nowhere or not isinstance(want(link.name, stamp), Port):
+        if (link.up and not nowhere) or not isinstance(want(link.name, stamp), Port):
             continue
         if find_hook_at_work(link.name, stamp.pid) is None:
             found.append(link)

@@ -87,9 +87,9 @@ def find_hook_at_work(tap: str, pid: int) -> int | None:
     """
     others = (int(name) for name in os.listdir("/proc") if name.isdigit())
     for other in others:
-        if other != os.getpid() and find_parent(other) == pid:
-            if _read_line(other).endswith(b"\0" + os.fsencode(tap) + b"\0"):
-                return other
+        is_child = other != os.getpid() and find_parent(other) == pid
+        if is_child and _read_line(other).endswith(b"\0" + os.fsencode(tap) + b"\0"):
+            return other
     return None
 
 

@@ -875,12 +875,9 @@ def plan_back(port: Port, before: Seen, now: Seen, here: Here) -> tuple[Step, ..
     rows, rows_now = (
         [row for row in seen.ports if row.ours and row.is_of(index, here)] for seen in (before, now)
     )
-    moved = (
-        tap.master != old.master
-        and _is_bridge(before.master, now.master)
-        or [(row.ovsdb, row.bridge) for row in rows]
-        != [(row.ovsdb, row.bridge) for row in rows_now]
-    )
+    moved = (tap.master != old.master and _is_bridge(before.master, now.master)) or [
+        (row.ovsdb, row.bridge) for row in rows
+    ] != [(row.ovsdb, row.bridge) for row in rows_now]
     plan: list[Step] = []
     if moved:
         plan += plan_leave(now, here)

@@ -47,6 +47,7 @@ def python() -> str:
         if subprocess.run(words, capture_output=True).returncode == 0:
             return path
     lack("no Python that an unprivileged user can run")
+    return None
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def tags(frame: bytes) -> tuple[int, ...]:
     return tuple(found)
 
 
-def vid(frame: bytes) -> None | int | list[int]:
+def vid(frame: bytes) -> int | list[int] | None:
     """Return None for an untagged frame, the VID of a tagged one, a list where tags are stacked."""
     found = tags(frame)
     if len(found) > 1:

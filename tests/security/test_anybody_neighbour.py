@@ -284,9 +284,12 @@ def test_no_script_s_path_ends_doctor(
 
 def test_no_script_s_path_ends_apply(netns: Namespace, folder: Path) -> None:
     words = ["-netdev", f"tap,id=a,script={folder}/x"]
-    with mute_folder(folder), crowd(netns, [NOBODY], *words) as pids:
-        with Host(None, Watch(30.0), print) as host:
-            guest = within(20.0, lambda: _guest(host, "tap0", None, pids, find_here()))
+    with (
+        mute_folder(folder),
+        crowd(netns, [NOBODY], *words) as pids,
+        Host(None, Watch(30.0), print) as host,
+    ):
+        guest = within(20.0, lambda: _guest(host, "tap0", None, pids, find_here()))
     assert not guest.ours
 
 
