@@ -37,7 +37,7 @@ from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import Lock, lock_tap
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import AddPort, JoinBridge, SetDown, SetMtu, SetPort, SetUp, Step
-from pyqemu_ifup.work import Work, finish
+from pyqemu_ifup.task import Task, finish
 
 BRIDGE_MAC, OTHER_MAC, HWADDR = "02:00:00:00:00:0b", "02:00:00:00:00:0c", "02:00:00:00:00:0a"
 LATER = 20.0
@@ -878,7 +878,7 @@ def overtaken(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> Non
     """Have somebody else `act` right before the next apply gets its first lock."""
     real = lock_tap
 
-    def lock_late(index: int, watch: Watch) -> Work[Lock]:
+    def lock_late(index: int, watch: Watch) -> Task[Lock]:
         monkeypatch.setattr(pyqemu_ifctl.apply, "lock_tap", real)
         act()
         return real(index, watch)

@@ -262,7 +262,7 @@ import sys, time
 sys.path[:0] = sys.argv[2:]
 from pyqemu_ifup import dnsmasq
 from pyqemu_ifup.manners import Watch
-from pyqemu_ifup.work import finish
+from pyqemu_ifup.task import finish
 folder, user = sys.argv[1], dnsmasq.account().name
 settings = [f"user={user}", "group=", "port=0"]
 finish(dnsmasq.serve(folder, settings, Watch(60), print), time.sleep)

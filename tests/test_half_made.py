@@ -32,7 +32,6 @@ from pyqemu_ifup.lock import TAPS
 from pyqemu_ifup.look import Seen
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import LinkOp, SetUp, Step
-from pyqemu_ifup.work import Work
 
 pytestmark = pytest.mark.alone("changes the hook's own process")
 POLICY = """\
@@ -282,13 +281,13 @@ def test_a_port_that_is_not_taken_back(
         run = Host.run
         refused: list[Step] = []
 
-        def refuse(
+        async def refuse(
             self: Host, step: Step, watch: Watch, patience: float | None = None
-        ) -> Work[bool]:
+        ) -> bool:
             if isinstance(step, SetUp) or refused:
                 refused.append(step)
                 raise Failure(Status.REFUSED, "the switch refuses it", "a test says so", "")
-            return (yield from run(self, step, watch, patience))
+            return await run(self, step, watch, patience)
 
         setattr(Host, "run", refuse)  # noqa: B010  mypy lets no method be assigned
 

@@ -84,7 +84,7 @@ def test_many_descriptors_of_which_some_are_let_go_cost_little(
     work = holders.finding_holders(OTHERS)
     while True:
         try:
-            next(work)
+            work.send(None)
         except StopIteration as end:
             found = end.value
             break

@@ -34,7 +34,7 @@ OWNER = {
 
 BROAD_ALLOWED = {
     ("ifup/pyqemu_ifup/manners.py", "run_hook"): "the door of the hooks: a bug is 70, told once",
-    ("ifup/pyqemu_ifup/work.py", "finish"): "what breaks a wait off is the work's to undo",
+    ("ifup/pyqemu_ifup/task.py", "finish"): "what breaks a wait off is the task's to undo",
     ("ifd/pyqemu_ifd/closer.py", "Closer._apart"): "who waits raises it, in its own thread",
     ("ifd/pyqemu_ifd/main.py", "main"): "the door of the agent, likewise",
     ("ifd/pyqemu_ifd/bridge_helper.py", "main"): "the door of QEMU's bridge helper, likewise",

@@ -36,7 +36,7 @@ from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.nat import bridge_mac, dnsmasq_settings, ruleset
 from pyqemu_ifup.programs import Run
-from pyqemu_ifup.work import Work, finish
+from pyqemu_ifup.task import finish
 
 LAB: dict[str, Any] = {
     "ipv4": "192.168.76.1/24",
@@ -759,8 +759,7 @@ def test_a_unit_whose_start_was_given_up_is_ended(
     """Its job is still to come, or it has yet to fork: then it would be there once nobody looks."""
     asked: list[str] = []
 
-    def run(words: list[str], watch: Watch, text: str = "") -> Work[Run]:
-        yield from ()
+    async def run(words: list[str], watch: Watch, text: str = "") -> Run:
         asked.append(words[1])
         return Run(0, f"LoadState=loaded\nActiveState={state}\nJob={job}\n", "")
 

@@ -33,7 +33,7 @@ from pyqemu_ifup.lock import Lock, lock_by_name
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.openvswitch import REVALIDATION, SCHEMA
 from pyqemu_ifup.plan import AddPort, DelPort, SetUp, del_port
-from pyqemu_ifup.work import Work
+from pyqemu_ifup.task import Task
 
 HWADDR = "52:54:00:ff:00:01"
 ARRIVAL = 5.0
@@ -733,10 +733,10 @@ def test_down_leaves_a_row_that_came_meanwhile(site: Site) -> None:
     def replaced() -> None:
         run = Host.run
 
-        def late(self: Host, step: Any, watch: Watch, patience: float | None = None) -> Work[bool]:
+        async def late(self: Host, step: Any, watch: Watch, patience: float | None = None) -> bool:
             if type(step).__name__ == "DelPort":
                 site.ovs.vsctl("set", "Interface", "web0", "external_ids:vm-pid=1")
-            return (yield from run(self, step, watch, patience))
+            return await run(self, step, watch, patience)
 
         setattr(Host, "run", late)  # noqa: B010  a method is no variable to mypy
 
@@ -792,7 +792,7 @@ def test_gc_leaves_what_comes_up_meanwhile(site: Site, monkeypatch: pytest.Monke
     watch = Watch(10)
     real = lock_by_name
 
-    def lock_late(tap: str, watch: Watch) -> Work[Lock]:
+    def lock_late(tap: str, watch: Watch) -> Task[Lock]:
         site.up("web0")
         return real(tap, watch)
 

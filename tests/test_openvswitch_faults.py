@@ -42,7 +42,7 @@ from pyqemu_ifup.look import Seen
 from pyqemu_ifup.manners import GRACE, Watch
 from pyqemu_ifup.openvswitch import Database
 from pyqemu_ifup.plan import AddPort, DelPort, Step
-from pyqemu_ifup.work import Work, finish
+from pyqemu_ifup.task import finish
 
 # The hook imports it when it gets there, and is forked: so it has it already.
 IMPORTED = pyqemu_ifup.openvswitch
@@ -362,14 +362,14 @@ def at_add(act: Callable[[], object], *, after: bool = False) -> Change:
     def change() -> None:
         run = Host.run
 
-        def faulty_run(
+        async def faulty_run(
             self: Host, step: Step, watch: Watch, patience: float | None = None
-        ) -> Work[bool]:
+        ) -> bool:
             if not isinstance(step, AddPort):
-                return (yield from run(self, step, watch, patience))
+                return await run(self, step, watch, patience)
             if not after:
                 act()
-            done = yield from run(self, step, watch, patience)
+            done = await run(self, step, watch, patience)
             if after:
                 act()
             return done
@@ -908,14 +908,14 @@ def test_killed_at_each_step_leaves_what_gc_and_the_next_up_mend(site: Site) -> 
             run = Host.run
             count = 0
 
-            def mortal(
+            async def mortal(
                 self: Host, step: Step, watch: Watch, patience: float | None = None
-            ) -> Work[bool]:
+            ) -> bool:
                 nonlocal count
                 count += 1
                 if count == number and not after:
                     os.kill(os.getpid(), signal.SIGKILL)
-                done = yield from run(self, step, watch, patience)
+                done = await run(self, step, watch, patience)
                 if count == number and after:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return done

@@ -46,7 +46,7 @@ from pyqemu_ifup.nat import marking_command
 from pyqemu_ifup.nat_network import commands_to_make, differing, making, taking_back
 from pyqemu_ifup.plan import Difference, Prove, SetDown, commands
 from pyqemu_ifup.stamp import Here, Stamp, find_here, is_alive
-from pyqemu_ifup.work import RETRY
+from pyqemu_ifup.task import RETRY
 
 HOOK = "pyqemu-ifup"
 HOOK_SECONDS = 0.5

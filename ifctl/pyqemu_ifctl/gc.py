@@ -20,7 +20,6 @@ from pyqemu_ifdown.gc import (
 )
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.manners import Watch
-from pyqemu_ifup.work import Work
 
 
 def gc(
@@ -90,14 +89,14 @@ def _end(host: Host, tap: str | None, failures: list[Failure], *, dry_run: bool)
     return done
 
 
-def _networks(host: Host, *, dry_run: bool) -> Work[list[tuple[str, str]]]:
+async def _networks(host: Host, *, dry_run: bool) -> list[tuple[str, str]]:
     """Take away the networks that were made for taps and have none; return what was there."""
     from pyqemu_ifup.nat_network import leaving, networks_left
 
-    found = yield from networks_left(host)
+    found = await networks_left(host)
     gone = []
     for network, bridge in found:
-        if dry_run or (yield from leaving(host, network, bridge)):
+        if dry_run or (await leaving(host, network, bridge)):
             gone.append((network, bridge))
     return gone
 

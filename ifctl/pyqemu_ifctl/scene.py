@@ -49,8 +49,8 @@ from pyqemu_ifup.on_port import Sights
 from pyqemu_ifup.own_mac import this_host
 from pyqemu_ifup.programs import run_program
 from pyqemu_ifup.stamp import Here, find_here
+from pyqemu_ifup.task import finish
 from pyqemu_ifup.tun import TUN, require_tun
-from pyqemu_ifup.work import finish
 
 if TYPE_CHECKING:
     from pyqemu_ifctl.fault import Wanted

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from pyqemu_ifup.host import Host, is_there
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.manners import Watch, log
-from pyqemu_ifup.work import Work
 
 if TYPE_CHECKING:
     from pyqemu_ifup.openvswitch import Database
@@ -88,7 +87,7 @@ class Pool:
         database = self.databases[address] = Database(address, None, AWAY)
         return database
 
-    def connected(self, address: str, watch: Watch) -> Work[Database]:
+    async def connected(self, address: str, watch: Watch) -> Database:
         """Return the database, its rows there.
 
         Raises Failure as Host.open_databases does.
@@ -97,10 +96,10 @@ class Pool:
 
         database = self.databases.get(address)
         if database is None or self._give_up(address, database) or not database.is_connected:
-            yield from try_connect(address, watch)
+            await try_connect(address, watch)
             # NOTE: another request may have opened it meanwhile.
             database = self.databases.get(address) or self._open(address)
-            yield from database.connected(watch)
+            await database.connected(watch)
         return database
 
 
@@ -113,8 +112,8 @@ class AgentHost(Host):
         super().__init__(tap, watch, tell, pool.kernel, brief=brief)
         self._pool = pool
 
-    def _connect(self, address: str, watch: Watch) -> Work[None]:
-        self.databases[address] = yield from self._pool.connected(address, watch)
+    async def _connect(self, address: str, watch: Watch) -> None:
+        self.databases[address] = await self._pool.connected(address, watch)
 
     def _refresh(self, database: Database) -> None:
         """Leave it to the agent's loop, which does so whenever there is something new."""

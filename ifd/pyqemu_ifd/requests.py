@@ -1,4 +1,4 @@
-"""What the agent does for one request: `up`, `down` and `tap`, as Work."""
+"""What the agent does for one request: `up`, `down` and `tap`, as a task."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pyqemu_ifup.manners import Watch, left_to_gc, log, prove_tap
 from pyqemu_ifup.stamp import Here
 from pyqemu_ifup.tap_request import attach_tap, make_tap, may_attach, parse_wish
 from pyqemu_ifup.taps import close_all
-from pyqemu_ifup.work import Work
+from pyqemu_ifup.task import Task, pause
 
 if TYPE_CHECKING:
     from pyqemu_ifd.server import Connection
@@ -84,20 +84,20 @@ class Context:
         return lambda command: self.client.say(f"{program}: {quote(tap)}: {command}")
 
 
-def serve(request: Request, place: Place | None, context: Context) -> Work[None]:
+async def serve(request: Request, place: Place | None, context: Context) -> None:
     """Do what the client asks for. Raises Failure.
 
     It first yields when the client has been told how long it may last, and nothing is done yet.
     """
     try:
-        yield from _serve(request, place, context)
+        await _serve(request, place, context)
     except Failure as failure:
         if context.client.peer.uid == ROOT:
             raise
         raise for_user(failure) from failure
 
 
-def _serve(request: Request, place: Place | None, context: Context) -> Work[None]:
+def _serve(request: Request, place: Place | None, context: Context) -> Task[None]:
     if request.verb == "up":
         tap, network, debug = request.fields
         return _up(tap, network, debug, place, context)
@@ -107,7 +107,7 @@ def _serve(request: Request, place: Place | None, context: Context) -> Work[None
     return _tap(request.fields, context)
 
 
-def _up(tap: str, network: str, debug: str, place: Place | None, context: Context) -> Work[None]:
+async def _up(tap: str, network: str, debug: str, place: Place | None, context: Context) -> None:
     check_tap_name(tap)
     peer = context.client.peer
     held = _held(place, peer)
@@ -127,12 +127,12 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
                 raise Failure(Status.TRY_AGAIN, "another tap by now", "", "try again")
 
     with context.turns.take(tap) as turn:
-        yield 0.0
+        await pause(0.0)
         context.begin(watch)
-        yield from context.turns.come(tap, turn, watch)
+        await context.turns.come(tap, turn, watch)
         policy = context.keeper.get()
         asked = find_asked(policy, parent, uid)
-        user = (yield from context.users.find(asked, watch)) if asked is not None else None
+        user = (await context.users.find(asked, watch)) if asked is not None else None
         link = kernel.look_up(tap) if uid is not None else None
         root_made = link is not None and is_root_made(link, uid)
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
@@ -143,7 +143,7 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
             )
         except Left as left:
             with AgentHost(context.pool, tap, watch, tell) as host:
-                yield from leaving(host, tap, left.rule, parent, ovsdbs)
+                await leaving(host, tap, left.rule, parent, ovsdbs)
             return
         watch.check()
         queue = place.queue if place is not None else None
@@ -152,13 +152,13 @@ def _up(tap: str, network: str, debug: str, place: Place | None, context: Contex
             queue or nullcontext(),
             AgentHost(context.pool, tap, watch, tell, uid is not None) as host,
         ):
-            yield from attaching(
+            await attaching(
                 host, port, caller, parent, ovsdbs, uid, admit, by_name=bool(network), handed=handed
             )
     log(syslog.LOG_INFO, success_line(port, caller))
 
 
-def _down(tap: str, debug: str, place: Place | None, context: Context) -> Work[None]:
+async def _down(tap: str, debug: str, place: Place | None, context: Context) -> None:
     check_tap_name(tap)
     held = _held(place, context.client.peer)
     process = context.process(find_parent)
@@ -167,9 +167,9 @@ def _down(tap: str, debug: str, place: Place | None, context: Context) -> Work[N
     watch.stopped = left_to_gc(tap)
     watch.late = f"try again; {watch.stopped}"
     with context.turns.take(tap) as turn:
-        yield 0.0
+        await pause(0.0)
         context.begin(watch)
-        yield from context.turns.come(tap, turn, watch)
+        await context.turns.come(tap, turn, watch)
         tell = context.teller("pyqemu-ifdown", tap, debug)
         by_user = context.client.peer.uid != ROOT
         with AgentHost(context.pool, tap, watch, tell, by_user) as host:
@@ -177,20 +177,20 @@ def _down(tap: str, debug: str, place: Place | None, context: Context) -> Work[N
                 index = place.index if place is not None else None
                 # NOTE: whoever has ended has no tap any more, and whoever has its pid may have one.
                 parent = 0 if process.has_ended() else process.pid
-                yield from detaching(host, tap, parent, index, by_user=by_user)
+                await detaching(host, tap, parent, index, by_user=by_user)
             except Failure as failure:
                 leave_to_gc(tap, failure)
 
 
-def _tap(fields: tuple[str, ...], context: Context) -> Work[None]:
+async def _tap(fields: tuple[str, ...], context: Context) -> None:
     wish = parse_wish(fields)
     process = context.process(find_helped if wish.for_parent else lambda pid: pid)
     policy = context.keeper.get()
     watch = context.watch(policy.timeout, process)
     peer = context.client.peer
-    yield 0.0
+    await pause(0.0)
     context.begin(watch)
-    user = yield from context.users.find(peer.uid, watch)
+    user = await context.users.find(peer.uid, watch)
     watch.check()
     policy = context.keeper.get()
     new = make_tap(context.pool.kernel, policy, user, process.pid, wish)
@@ -200,7 +200,7 @@ def _tap(fields: tuple[str, ...], context: Context) -> Work[None]:
         context.turns.take(new.name),
         AgentHost(context.pool, new.name, watch, lambda command: None, peer.uid != ROOT) as host,
     ):
-        yield from attach_tap(host, policy, new)
+        await attach_tap(host, policy, new)
     try:
         context.client.send(b">" + os.fsencode(new.name), tuple(new.descriptors))
     finally:

@@ -1,6 +1,6 @@
-"""An agent's event loop: connections, requests as work, and what happens on this host meanwhile.
+"""An agent's event loop: connections, requests as tasks, and what happens on this host meanwhile.
 
-One thread. A request is Work: it runs until it must wait, and again when a database has something
+One thread. A request is a task: it runs until it must wait, and again when a database has something
 new, when its time is due, when its client has hung up, or when other work on the same tap has
 ended. A turn of the loop is short, whatever there is to do: what is left over is the next one's.
 """
@@ -19,7 +19,7 @@ import stat
 import syslog
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -32,7 +32,7 @@ from pyqemu_ifd.keeper import SETTLE, PolicyKeeper
 from pyqemu_ifd.pool import Interest, Pool
 from pyqemu_ifd.report import Report
 from pyqemu_ifd.requests import Context, serve
-from pyqemu_ifd.tidy import Tidier
+from pyqemu_ifd.tidy import Chore, Tidier
 from pyqemu_ifd.turns import Turns
 from pyqemu_ifd.users import Users
 from pyqemu_ifup.access import ROOT
@@ -41,7 +41,7 @@ from pyqemu_ifup.lock import open_lock
 from pyqemu_ifup.manners import explain_bug, log
 from pyqemu_ifup.nft_events import open_events
 from pyqemu_ifup.stamp import find_here
-from pyqemu_ifup.work import Work
+from pyqemu_ifup.task import Task, step
 
 CONNECTIONS_MAX = 1024
 CONNECTIONS_OF_USER = 64
@@ -150,10 +150,10 @@ class Connection:
 
 @dataclass(eq=False)
 class Job:
-    """Work under way: for a connection, or the agent's own (connection None)."""
+    """A task under way: for a connection, or the agent's own (connection None)."""
 
     tap: str
-    work: Generator[float, None, None]
+    task: Task[None]
     connection: Connection | None = None
     due: float = 0.0
     started: float = field(default_factory=time.monotonic)
@@ -189,9 +189,9 @@ class Server:
         )
         self.connections: dict[int, Connection] = {}
         self.jobs: dict[Job, None] = {}
-        """Work under way, in the order in which it came."""
+        """What is under way, in the order in which it came."""
         self.stopping = False
-        self._chores: dict[str, Work[None]] = {}
+        self._chores: dict[str, Chore] = {}
         """What is to be done unasked, for each tap, when there is room for it."""
         self._silent: dict[Connection, None] = {}
         """Those that have not sent their request yet, the earliest first."""
@@ -344,8 +344,8 @@ class Server:
     def _tidy(self, tidier: Tidier) -> None:
         """Take on what is to be done unasked; where that cannot be told, look again later."""
         try:
-            for tap, work in tidier.work():
-                self._chores.setdefault(tap, work)
+            for tap, chore in tidier.work():
+                self._chores.setdefault(tap, chore)
         except Failure as failure:
             line = f"cannot look at what has changed: {failure}"
             self.report.fault(line)
@@ -353,7 +353,7 @@ class Server:
             tidier.later()
         room = CHORES_MAX - sum(job.connection is None for job in self.jobs)
         for tap in [*self._chores][: max(0, room)]:
-            self.jobs[Job(tap, self._chores.pop(tap))] = None
+            self.jobs[Job(tap, self._chores.pop(tap)())] = None
 
     def _wait(self, beat: float | None) -> bool:
         """Wait until something happens or is due; tell whether a database has something new."""
@@ -597,9 +597,9 @@ class Server:
         """Run a job until it waits or ends; tell whether it has ended."""
         status = Status.DONE
         try:
-            pause = next(job.work, None)
-            if pause is not None:
-                job.due = time.monotonic() + pause
+            seconds = step(job.task)
+            if seconds is not None:
+                job.due = time.monotonic() + seconds
                 return False
         except Failure as failure:
             status = failure.status

@@ -34,11 +34,13 @@ from pyqemu_ifup.look import Link, has_networks
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import SetAlias, SetUp
 from pyqemu_ifup.stamp import BRIDGE_MARK, Here, Stamp, is_alive
-from pyqemu_ifup.work import Work
+from pyqemu_ifup.task import Task
 
 if TYPE_CHECKING:
     from pyqemu_ifup.openvswitch import Database
 
+Chore = Callable[[], Task[None]]
+"""Begins what is to be done unasked."""
 DELAY = 0.3
 """Seconds after a change in which what belongs to it may still follow."""
 LIMIT = 10.0
@@ -155,8 +157,8 @@ class Tidier:
                     self._bridges[event.index] = now
                     self.everything()
 
-    def work(self) -> Iterator[tuple[str, Work[None]]]:
-        """Return the taps that something is to be done about now, and the work. Raises Failure."""
+    def work(self) -> Iterator[tuple[str, Chore]]:
+        """Yield the taps that something is to be done about now, and what. Raises Failure."""
         now = time.monotonic()
         connected = self._databases()
         if connected.keys() - self._connected:
@@ -189,7 +191,7 @@ class Tidier:
             self._ends_due = None
             taps = list(filter(_may_have_ended, self.pool.kernel.links()))
             if taps:
-                yield "taps' processes", self._end_taps(taps)
+                yield "taps' processes", partial(self._end_taps, taps)
         if self.guard.due is not None and now >= self.guard.due:
             yield from self._guard(now)
         while self._astray:
@@ -200,15 +202,15 @@ class Tidier:
         policy = self.keeper.policy
         return policy is not None and any(each.nat for each in policy.networks.values())
 
-    def _look_for_networks(self, links: list[Link]) -> Iterator[tuple[str, Work[None]]]:
+    def _look_for_networks(self, links: list[Link]) -> Iterator[tuple[str, Chore]]:
         """Return the bridges that were made for taps and have none, and what takes them away."""
         masters = {link.master for link in links}
         for link in links:
             if link.alias.startswith(BRIDGE_MARK) and link.index not in masters:
-                yield link.name, self._do(link.name, self._leaving)
+                yield link.name, partial(self._do, link.name, self._leaving)
 
     @staticmethod
-    def _leaving(host: Host) -> Work[None]:
+    async def _leaving(host: Host) -> None:
         assert host.tap is not None
         link = host.kernel.look_up(host.tap)
         if link is None or not link.alias.startswith(BRIDGE_MARK):
@@ -218,9 +220,9 @@ class Tidier:
 
         network = network_of(link.alias)
         if network is not None and is_network_name(network):
-            yield from leaving(host, network, link.name)
+            await leaving(host, network, link.name)
 
-    def _guard(self, now: float) -> Iterator[tuple[str, Work[None]]]:
+    def _guard(self, now: float) -> Iterator[tuple[str, Chore]]:
         """Return the bridges of the networks whose tables are to be looked at, and the work."""
         links = self.pool.kernel.links()
         if not has_networks(links):
@@ -231,31 +233,31 @@ class Tidier:
         networks = guarded(self.keeper.policy, links)
         for name in self.guard.ripe(now, networks):
 
-            def guard(host: Host, name: str = name, each: Guarded = networks[name]) -> Work[None]:
-                fault = yield from guarding(host, name, each.bridge, each.nat)
+            async def guard(host: Host, name: str = name, each: Guarded = networks[name]) -> None:
+                fault = await guarding(host, name, each.bridge, each.nat)
                 if fault:
                     self.guard.found(name, fault, each.remedy if each.nat is None else "")
                 if fault and each.nat is not None:
                     self._astray[name] = each.nat
 
             bridge = networks[name].bridge
-            yield bridge, self._do(bridge, guard)
+            yield bridge, partial(self._do, bridge, guard)
 
-    def _forget_flows(self, network: str, nat: Nat) -> tuple[str, Work[None]]:
+    def _forget_flows(self, network: str, nat: Nat) -> tuple[str, Chore]:
         """Return what keeps flows from going on, and a name for it, of no tap or bridge."""
         from pyqemu_ifup.nat_network import forgetting
 
         name = f"flows of network {network}"
-        return name, self._do(name, partial(forgetting, network=network, nat=nat))
+        return name, partial(self._do, name, partial(forgetting, network=network, nat=nat))
 
-    def _look_at(self, name: str) -> Iterator[tuple[str, Work[None]]]:
+    def _look_at(self, name: str) -> Iterator[tuple[str, Chore]]:
         ports = [port for each in self._databases().values() for port in each.ports(name)]
         link = self.pool.kernel.look_up(name)
         leftovers = judge(ports, [link] if link is not None else [], self.here)
         if any(leftover.remove is not None for leftover in leftovers):
-            yield name, self._clean(name)
+            yield name, partial(self._clean, name)
         elif link is not None and self._has_lost(link):
-            yield name, self._bring_back(name)
+            yield name, partial(self._bring_back, name)
 
     def _databases(self) -> dict[str, Database]:
         return {
@@ -264,16 +266,17 @@ class Tidier:
             if database.is_connected
         }
 
-    def _sweep(self) -> list[tuple[str, Work[None]]]:
+    def _sweep(self) -> list[tuple[str, Chore]]:
         # NOTE: the ports before the links: a tap is there before its port is.
         ports = [port for each in self._databases().values() for port in each.ports()]
         links = self.pool.kernel.links()
-        found = [
-            *((leftover.port.name, self._clean(leftover.port.name))
-              for leftover in judge(ports, links, self.here) if leftover.remove is not None),
-            *self._look_for_networks(links),
-            *((link.name, self._bring_back(link.name)) for link in links if self._has_lost(link)),
-        ]  # fmt: skip
+        leftovers = [each for each in judge(ports, links, self.here) if each.remove is not None]
+        found: list[tuple[str, Chore]] = [
+            (each.port.name, partial(self._clean, each.port.name)) for each in leftovers
+        ]
+        found += self._look_for_networks(links)
+        lost = filter(self._has_lost, links)
+        found += [(link.name, partial(self._bring_back, link.name)) for link in lost]
         if not found:
             self._again = AGAIN_FIRST
         return found
@@ -299,49 +302,49 @@ class Tidier:
             and not database.ports(link.name)
         )
 
-    def _end_taps(self, taps: list[Link]) -> Work[None]:
+    async def _end_taps(self, taps: list[Link]) -> None:
         """Take away the taps whose process has ended, a user's where his right to it has."""
-        for ended in (yield from finding_ended(taps, LIMIT, roots=True)):
-            yield from self._do(ended.link.name, partial(self._ending, ended=ended))
+        for ended in await finding_ended(taps, LIMIT, roots=True):
+            await self._do(ended.link.name, partial(self._ending, ended=ended))
         self._look_at_ends(ENDS)
 
     @staticmethod
-    def _ending(host: Host, ended: Ended) -> Work[None]:
-        if (yield from ending(host, ended)):
+    async def _ending(host: Host, ended: Ended) -> None:
+        if await ending(host, ended):
             log(syslog.LOG_NOTICE, f"{quote(ended.link.name)}: taken away: {ended.because}")
 
-    def _clean(self, tap: str) -> Work[None]:
+    def _clean(self, tap: str) -> Task[None]:
         """Remove the ports of ours that a tap which is gone has left."""
         return self._do(tap, self._cleaning)
 
-    def _bring_back(self, tap: str) -> Work[None]:
+    def _bring_back(self, tap: str) -> Task[None]:
         """Attach a tap again, by the policy in force, for the process that it was attached for."""
         return self._do(tap, self._bringing_back)
 
-    def _do(self, tap: str, work: Callable[[Host], Work[None]]) -> Work[None]:
+    async def _do(self, tap: str, work: Callable[[Host], Task[None]]) -> None:
         """Do the work when it is the tap's turn; where it fails, look again later."""
         watch = Watch(LIMIT, late="it is tried again")
         with self.turns.take(tap) as turn:
             try:
-                yield from self.turns.come(tap, turn, watch)
+                await self.turns.come(tap, turn, watch)
                 with AgentHost(self.pool, tap, watch, lambda command: None) as host:
-                    yield from work(host)
+                    await work(host)
             except BaseException:
                 self.later()
                 raise
 
-    def _cleaning(self, host: Host) -> Work[None]:
+    async def _cleaning(self, host: Host) -> None:
         assert host.tap is not None
-        with (yield from lock_by_name(host.tap, host.watch)):
-            yield from self._cleaning_alone(host, host.tap)
+        with await lock_by_name(host.tap, host.watch):
+            await self._cleaning_alone(host, host.tap)
 
-    def _cleaning_alone(self, host: Host, tap: str) -> Work[None]:
+    async def _cleaning_alone(self, host: Host, tap: str) -> None:
         host.databases.update(self._databases())
         ports = host.ports(tap)
         link = host.kernel.look_up(tap)
         for leftover in judge(ports, [link] if link is not None else [], self.here):
             if leftover.remove is not None:
-                yield from host.run(leftover.remove, host.watch, PATIENCE)
+                await host.run(leftover.remove, host.watch, PATIENCE)
                 self._again = AGAIN_FIRST
                 log(
                     syslog.LOG_INFO,
@@ -349,7 +352,7 @@ class Tidier:
                     f"{leftover.because}",
                 )
 
-    def _bringing_back(self, host: Host) -> Work[None]:
+    async def _bringing_back(self, host: Host) -> None:
         assert host.tap is not None
         policy = self.keeper.get()
         host.watch.allow(policy.timeout)
@@ -358,13 +361,13 @@ class Tidier:
         if link is None or stamp is None:
             return
         asked = find_user_said(policy, stamp)
-        user = (yield from self.users.find(asked, host.watch)) if asked is not None else None
+        user = (await self.users.find(asked, host.watch)) if asked is not None else None
         database = None
         if stamp.kind == "openvswitch":
-            database = yield from self.pool.connected(stamp.ovsdb or "", host.watch)
+            database = await self.pool.connected(stamp.ovsdb or "", host.watch)
         try:
             # NOTE: not for long, for whoever calls for this tap has to wait for us.
-            lock = yield from lock_tap(link.index, host.watch.within(SHORT))
+            lock = await lock_tap(link.index, host.watch.within(SHORT))
         except Failure as failure:
             if failure.status is not Status.TRY_AGAIN:
                 raise
@@ -373,18 +376,18 @@ class Tidier:
         with lock:
             if database is not None:
                 # NOTE: a hook that does without us, or apply, may just have put it there.
-                yield from database.sync(host.watch)
+                await database.sync(host.watch)
             now = host.kernel.look_up(host.tap)
             if now is None or (now.index, now.stamp) != (link.index, stamp):
                 self.everything()
                 return
             # NOTE: a policy that has changed since has every tap looked at again.
             if self._has_lost(now) and self.keeper.policy is policy:
-                yield from self._attach_again(host, policy, now, stamp, user)
+                await self._attach_again(host, policy, now, stamp, user)
 
-    def _attach_again(
+    async def _attach_again(
         self, host: Host, policy: Policy, link: Link, stamp: Stamp, user: User | None
-    ) -> Work[None]:
+    ) -> None:
         try:
             caller, port = self._wanted(policy, link, stamp, user)
         except Failure as failure:
@@ -400,7 +403,7 @@ class Tidier:
             return
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         try:
-            yield from attaching_alone(host, port, caller, stamp.pid, ovsdbs, stamp.uid, kept=stamp)
+            await attaching_alone(host, port, caller, stamp.pid, ovsdbs, stamp.uid, kept=stamp)
         except BaseException:
             self._leave_lost(link)
             raise

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pyqemu_ifup.manners import Watch
-from pyqemu_ifup.work import SLICE, Work
+from pyqemu_ifup.task import SLICE, pause
 
 
 class Turns:
@@ -29,9 +29,9 @@ class Turns:
             if not line:
                 del self._lines[tap]
 
-    def come(self, tap: str, place: object, watch: Watch) -> Work[None]:
+    async def come(self, tap: str, place: object, watch: Watch) -> None:
         """Wait until it is the turn of `place`. Raises Failure (75), also where that is now."""
         watch.check()
         while self._lines[tap][0] is not place:
             watch.check("other work on this tap is under way")
-            yield SLICE
+            await pause(SLICE)

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup.access import User, find_user
 from pyqemu_ifup.manners import Watch
-from pyqemu_ifup.work import SLICE, Work
+from pyqemu_ifup.task import SLICE, pause
 
 FIRST = 0.0005
 """Seconds after which an answer is looked for at first: files on this host give it at once."""
@@ -27,7 +27,7 @@ class Users:
         self._asked: dict[int, Future[User]] = {}
         self._known: set[int] = set()
 
-    def find(self, uid: int, watch: Watch) -> Work[User]:
+    async def find(self, uid: int, watch: Watch) -> User:
         """Do as `find_user`. Raises Failure (75), also with `watch`."""
         answer = self._asked.get(uid)
         if answer is None or answer.done():
@@ -36,7 +36,7 @@ class Users:
             self._forget()
             while len(self._asked) >= most:
                 patience.check("the directory of users does not say who others are")
-                yield min(SLICE, patience.remaining())
+                await pause(min(SLICE, patience.remaining()))
                 self._forget()
             answer = self._asked[uid] = Future()
             try:
@@ -44,11 +44,11 @@ class Users:
             except RuntimeError as error:
                 del self._asked[uid]
                 raise _failure(uid, error) from error
-        pause = FIRST
+        seconds = FIRST
         while not answer.done():
             watch.check(f"the directory of users does not say who user {uid} is")
-            yield min(pause, watch.remaining())
-            pause = min(2 * pause, SLICE)
+            await pause(min(seconds, watch.remaining()))
+            seconds = min(2 * seconds, SLICE)
         if self._asked.get(uid) is answer:
             del self._asked[uid]
         try:

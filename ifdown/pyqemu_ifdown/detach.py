@@ -15,7 +15,6 @@ from pyqemu_ifup.look import Link, Seen
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import DelPort, DelTap, SetDown, Step, plan_given_back, plan_leave, plan_was
 from pyqemu_ifup.stamp import Here, find_here, is_anothers
-from pyqemu_ifup.work import Work
 
 PATIENCE = 2.0
 """Seconds that a down waits for ovs-vswitchd once the row is gone: QEMU's exit waits for us."""
@@ -32,22 +31,22 @@ def detach(tap: str, parent: int, watch: Watch, tell: Callable[[str], None]) -> 
         host.finish(detaching(host, tap, parent))
 
 
-def detaching(
+async def detaching(
     host: Host, tap: str, parent: int, index: int | None = None, *, by_user: bool = False
-) -> Work[None]:
+) -> None:
     """Do as `detach`, on a host that is there already; a tap without this ifindex is another.
 
     `by_user`: whoever asks is not root, and root's mark stays.
     """
-    with (yield from lock_by_name(tap, host.watch)):
+    with await lock_by_name(tap, host.watch):
         # NOTE: whoever asked may have done it himself since, or have gone: then nothing is touched.
         host.watch.check()
-        yield from detaching_alone(host, tap, parent, index, by_user=by_user)
+        await detaching_alone(host, tap, parent, index, by_user=by_user)
 
 
-def detaching_alone(
+async def detaching_alone(
     host: Host, tap: str, parent: int, index: int | None = None, *, by_user: bool = False
-) -> Work[None]:
+) -> None:
     """Do as `detaching`, with the tap's lock held."""
     link = host.kernel.look_up(tap)
     if link is not None and index not in (None, link.index):
@@ -63,21 +62,21 @@ def detaching_alone(
         return
     if link is not None and link.up and stamp is not None and stamp.kind == "openvswitch":
         # NOTE: first of all, for a mute server may take all the time there is.
-        yield from _run(host, SetDown(tap, link.index))
-    yield from host.open_databases(_databases(link))
-    yield from host.catch_up(link)
+        await _run(host, SetDown(tap, link.index))
+    await host.open_databases(_databases(link))
+    await host.catch_up(link)
     plan = plan_down(host.look(tap, None), find_here(), by_user=by_user)
     allowed = True
     for step in plan:
         host.watch.check()
-        allowed = (yield from _run(host, step)) and allowed
+        allowed = (await _run(host, step)) and allowed
     if plan and allowed and stamp is not None:
         log(
             syslog.LOG_INFO,
             f"{quote(tap)}: detached from {readable(stamp.bridge)}, "
             f"network {readable(stamp.network)}",
         )
-    yield from leaving_networks(host, stamp)
+    await leaving_networks(host, stamp)
 
 
 def leave_to_gc(tap: str, failure: Failure) -> None:
@@ -114,10 +113,10 @@ def plan_down(seen: Seen, here: Here, *, by_user: bool = False) -> tuple[Step, .
     return (*steps, *plan_given_back(seen))
 
 
-def _run(host: Host, step: Step) -> Work[bool]:
+async def _run(host: Host, step: Step) -> bool:
     """Execute one step; tell whether privilege allows it."""
     try:
-        if not (yield from host.run(step, host.watch, PATIENCE)):
+        if not (await host.run(step, host.watch, PATIENCE)):
             log(
                 syslog.LOG_WARNING,
                 f"{quote(step.tap)}: ovs-vswitchd does not answer; the port is out of its database",

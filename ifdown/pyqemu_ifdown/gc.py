@@ -16,7 +16,6 @@ from pyqemu_ifup.look import Link, OvsPort
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import DelPort, del_port
 from pyqemu_ifup.stamp import KEY_BOOT_ID, KEY_IFINDEX, Here, find_here, is_alive
-from pyqemu_ifup.work import Work
 
 INDEX_MAX = (1 << 31) - 1
 PATIENCE = 2.0
@@ -67,9 +66,9 @@ class Ended:
     because: str
 
 
-def finding_ended(
+async def finding_ended(
     links: Iterable[Link], seconds: float = OTHERS, *, roots: bool = False
-) -> Work[list[Ended]]:
+) -> list[Ended]:
     """Return the users' taps whose process has ended, and which no process of that user holds.
 
     With `roots` root's too, which are persistent, and which nobody at all holds. A user may keep a
@@ -87,13 +86,13 @@ def finding_ended(
     if not left:
         return []
     # NOTE: only now: who has a tap from a process that has ended since is a process by now.
-    holders = yield from finding_holders(seconds)
+    holders = await finding_holders(seconds)
     return [
         Ended(link, because) for link in left if (because := _why_ended(link, holders)) is not None
     ]
 
 
-def finding_let_go(links: Iterable[Link], *, named: bool = False) -> Work[list[Ended]]:
+async def finding_let_go(links: Iterable[Link], *, named: bool = False) -> list[Ended]:
     """Return the taps whose process lives, but which nobody holds: an up, or a down, came half way.
 
     As after a hook that was killed, of a QEMU which goes on without the tap. Their link is down,
@@ -112,7 +111,7 @@ def finding_let_go(links: Iterable[Link], *, named: bool = False) -> Work[list[E
     ]
     if not left:
         return []
-    holders = yield from finding_holders(OTHERS)
+    holders = await finding_holders(OTHERS)
     unseen = {*holders.hidden, *holders.unread}
     uids = {real_uid(pid) for pid in unseen} - {None}
     return [
@@ -127,9 +126,9 @@ def finding_let_go(links: Iterable[Link], *, named: bool = False) -> Work[list[E
     ]
 
 
-def finding_why_held(link: Link) -> Work[str]:
+async def finding_why_held(link: Link) -> str:
     """Return in a clause who holds a tap of ours that stays."""
-    holders = yield from finding_holders(OTHERS)
+    holders = await finding_holders(OTHERS)
     pids = holders.of(link.name)
     if pids:
         return f"process {pids[0]} holds it"
@@ -154,14 +153,14 @@ def _why_ended(link: Link, holders: Holders) -> str | None:
     return f"its process {stamp.pid} has ended, and {by} holds it"
 
 
-def ending(host: Host, ended: Ended) -> Work[bool]:
+async def ending(host: Host, ended: Ended) -> bool:
     """Take a tap from its bridge that has no process any more; a user's, of our making, is deleted.
 
     One that its process has let go likewise. Tells whether it was still the same. Raises Failure
     as `detaching`, 77 where it may not be.
     """
     name, before = ended.link.name, ended.link
-    with (yield from lock_by_name(name, host.watch)):
+    with await lock_by_name(name, host.watch):
         now = host.kernel.look_up(name)
         if now is None or (now.index, now.alias, now.carrier, now.up) != (
             before.index,
@@ -171,7 +170,7 @@ def ending(host: Host, ended: Ended) -> Work[bool]:
         ):
             return False
         pid = before.stamp.pid if before.stamp is not None else 0
-        yield from detaching_alone(host, name, pid, before.index)
+        await detaching_alone(host, name, pid, before.index)
         now = host.kernel.look_at(before.index)
         if now is not None and now.alias:
             raise Failure(
@@ -203,12 +202,12 @@ def collect(
             yield leftover, let_go
 
 
-def _removing(host: Host, port: OvsPort, watch: Watch) -> Work[bool | None]:
+async def _removing(host: Host, port: OvsPort, watch: Watch) -> bool | None:
     """Remove a port as `collect`; None: it is none to be removed any more, or has gone."""
-    with (yield from lock_by_name(port.name, watch)):
+    with await lock_by_name(port.name, watch):
         database = host.databases[port.ovsdb]
-        yield from database.sync(watch)
+        await database.sync(watch)
         link = host.kernel.look_up(port.name)
         now = judge(database.ports(port.name), [link] if link is not None else [], find_here())
         step = next((each.remove for each in now if each.port.ids == port.ids), None)
-        return (yield from host.run(step, watch, PATIENCE)) if step is not None else None
+        return (await host.run(step, watch, PATIENCE)) if step is not None else None

@@ -40,7 +40,6 @@ from pyqemu_ifup.plan import (
     was_before,
 )
 from pyqemu_ifup.stamp import Stamp, find_here, is_anothers, make_stamp, renew_stamp
-from pyqemu_ifup.work import Work
 
 if TYPE_CHECKING:
     from pyqemu_ifup.openvswitch import Database
@@ -83,7 +82,7 @@ def attach(
         host.finish(attaching(host, port, caller, parent, ovsdbs, by_name=by_name, handed=handed))
 
 
-def attaching(
+async def attaching(
     host: Host,
     port: Port,
     caller: Caller,
@@ -94,18 +93,18 @@ def attaching(
     by_name: bool = False,
     made: bool = False,
     handed: Handed = NOTHING,
-) -> Work[None]:
+) -> None:
     """Do as `attach`, on a host that is there already, for the user `uid`; None is root.
 
     `admit` raises Failure where that user may not have this tap. `made`: it is of our making, as
     its mark says from then on.
     """
-    with (yield from lock_by_name(port.tap, host.watch)):
+    with await lock_by_name(port.tap, host.watch):
         # NOTE: whoever asked may have done it himself since, or have gone: then nothing is touched.
         host.watch.check()
         said = host.watch.stopped
         try:
-            yield from attaching_alone(
+            await attaching_alone(
                 host, port, caller, parent, ovsdbs, uid, admit, by_name, made, handed
             )
         except Failure as failure:
@@ -114,7 +113,7 @@ def attaching(
             raise
 
 
-def attaching_alone(
+async def attaching_alone(
     host: Host,
     port: Port,
     caller: Caller,
@@ -126,7 +125,7 @@ def attaching_alone(
     made: bool = False,
     handed: Handed = NOTHING,
     kept: Stamp | None = None,
-) -> Work[None]:
+) -> None:
     """Do as `attaching`, with the tap's lock held.
 
     `kept` is the mark of a tap that is attached again, which goes on saying what it says of its
@@ -137,13 +136,13 @@ def attaching_alone(
     left = [stamp.ovsdb] if stamp is not None and stamp.ovsdb is not None else []
     try:
         # NOTE: first the one that the way back needs.
-        yield from host.open_databases([*left, port.ovsdb, DEFAULT_OVSDB, *ovsdbs])
-        yield from host.catch_up(link)
+        await host.open_databases([*left, port.ovsdb, DEFAULT_OVSDB, *ovsdbs])
+        await host.catch_up(link)
         if port.ovsdb in host.databases and host.kernel.look_up(port.bridge) is None:
             # NOTE: the row of a bridge is there before its interface, whose MTU is looked at.
-            yield from host.databases[port.ovsdb].made(port.bridge, host.watch)
+            await host.databases[port.ovsdb].made(port.bridge, host.watch)
     except Failure:
-        yield from _undo(host, port, parent, admit, kept)
+        await _undo(host, port, parent, admit, kept)
         raise
     before = host.look(port.tap, port.bridge)
     link = refuse_strangers(port.tap, before, parent)
@@ -154,22 +153,22 @@ def attaching_alone(
     held = None
     try:
         if uid is None and not made:
-            yield from owning_it(host, link, parent, handed)
+            await owning_it(host, link, parent, handed)
         if port.nat is not None:
             from pyqemu_ifup.nat_network import making
 
             # NOTE: held until the tap is on the bridge, so that nobody takes it away before.
-            held = yield from making(host, port)
+            held = await making(host, port)
     except BaseException:
-        yield from _undo(host, port, parent, admit, kept)
+        await _undo(host, port, parent, admit, kept)
         raise
     try:
-        yield from _joining(host, port, caller, parent, before, uid, by_name, made, kept)
+        await _joining(host, port, caller, parent, before, uid, by_name, made, kept)
     except BaseException:
         if held is not None:
             from pyqemu_ifup.nat_network import taking_back
 
-            yield from taking_back(host, held)
+            await taking_back(host, held)
         raise
     finally:
         if held is not None:
@@ -187,7 +186,7 @@ def tell_taken_over(seen: Seen) -> None:
         )
 
 
-def owning_it(host: Host, link: Link, parent: int, handed: Handed) -> Work[None]:
+async def owning_it(host: Host, link: Link, parent: int, handed: Handed) -> None:
     """See to it that nobody but root has a tap of root's, or can open it. Raises Failure (77).
 
     One with our mark has been looked at before it got that. The rest is as for `owning`.
@@ -197,10 +196,10 @@ def owning_it(host: Host, link: Link, parent: int, handed: Handed) -> Work[None]
         # NOTE: most taps are neither, and a hook need not have it loaded.
         from pyqemu_ifup.owner import owning
 
-        yield from owning(host.kernel, link, parent, *handed)
+        await owning(host.kernel, link, parent, *handed)
 
 
-def _joining(
+async def _joining(
     host: Host,
     port: Port,
     caller: Caller,
@@ -210,7 +209,7 @@ def _joining(
     by_name: bool,
     made: bool,
     kept: Stamp | None,
-) -> Work[None]:
+) -> None:
     """Attach a tap that is nobody else's, as it was seen `before`; what fails is taken back."""
     here = find_here()
     try:
@@ -228,13 +227,13 @@ def _joining(
         for op in plan_up(port, kind, before, stamp, here):
             host.watch.check()
             if isinstance(op, Prove):
-                yield from prove(host, port, kind, before, up=op.up, told=told)
+                await prove(host, port, kind, before, up=op.up, told=told)
             else:
-                yield from host.run(op, host.watch)
+                await host.run(op, host.watch)
             told = isinstance(op, AddPort)
         host.watch.finish()
     except BaseException:
-        yield from _undo_joining(host, port, before, kept)
+        await _undo_joining(host, port, before, kept)
         raise
     tell_taken_over(before)
     tell_of_sitting(host, port, before.tap)
@@ -260,9 +259,9 @@ def require_database(databases: Container[str], port: Port, before: Seen) -> Non
         )
 
 
-def prove(
+async def prove(
     host: Host, port: Port, kind: Kind, before: Seen, *, up: bool, told: bool = False
-) -> Work[None]:
+) -> None:
     """Look again. Raises Failure where what is differs from what was wanted: 71, or refuse_down.
 
     `told`: the server of Open vSwitch has just told all that it knew, and need not be asked.
@@ -273,9 +272,9 @@ def prove(
         # NOTE: a persistent tap that nobody has opened yet has no carrier, so no link to wait for.
         if up and tap is not None and tap.carrier:
             # NOTE: it tells in order: whoever has had to wait for it knows all that came before.
-            told = yield from database.link_up(port.tap, host.watch)
+            told = await database.link_up(port.tap, host.watch)
         if not told:
-            yield from database.sync(host.watch)
+            await database.sync(host.watch)
     now = host.look(port.tap, port.bridge)
     if now.tap is None or before.tap is None or now.tap.index != before.tap.index:
         raise OfCaller(
@@ -357,9 +356,9 @@ def _tell_of_mac(port: Port, before: Seen, now: Seen) -> None:
         )
 
 
-def _undo(
+async def _undo(
     host: Host, port: Port, parent: int, admit: Callable[[Link], None], kept: Stamp | None
-) -> Work[None]:
+) -> None:
     """Take a tap from where it was attached before, though nothing has been done to it yet.
 
     One that somebody else has a claim to stays as it is. Raises Failure as `admit`.
@@ -378,14 +377,14 @@ def _undo(
         admit(link)
         if link.up:
             # NOTE: first of all, for a mute server may take all the time there is.
-            yield from _take_back(host, SetDown(link.name, link.index), asking)
+            await _take_back(host, SetDown(link.name, link.index), asking)
         # NOTE: it has not been tried yet where another one has failed before.
         try:
-            yield from host.open_databases([stamp.ovsdb], asking)
+            await host.open_databases([stamp.ovsdb], asking)
         except Failure as failure:
             why = str(failure)
         unasked = stamp.ovsdb
-    yield from ask_again(host, port.tap, asking)
+    await ask_again(host, port.tap, asking)
     before = _look_back(host, port)
     if before is None or before.tap is None:
         return
@@ -396,7 +395,7 @@ def _undo(
         is_ours = is_ours or (link is not None and before.tap.index == link.index)
     if is_ours:
         admit(before.tap)
-        yield from _go_back(host, port, before, before, kept, asking)
+        await _go_back(host, port, before, before, kept, asking)
 
 
 def _is_for_ovs(host: Host, link: Link) -> bool:
@@ -405,18 +404,18 @@ def _is_for_ovs(host: Host, link: Link) -> bool:
     return link.master is None or (master is not None and master.kind == "openvswitch")
 
 
-def _undo_joining(host: Host, port: Port, before: Seen, kept: Stamp | None) -> Work[None]:
+async def _undo_joining(host: Host, port: Port, before: Seen, kept: Stamp | None) -> None:
     """Take back what was done, as far as it can be; what cannot is told in syslog."""
     host.watch = host.watch.for_undo()
     asking = host.watch.within(host.watch.remaining() * ASKING)
     link = host.kernel.look_up(port.tap)
     if link is not None and link.up:
         # NOTE: first of all, for a mute server may take all the time there is.
-        yield from _take_back(host, SetDown(link.name, link.index), asking)
-    yield from ask_again(host, port.tap, asking)
+        await _take_back(host, SetDown(link.name, link.index), asking)
+    await ask_again(host, port.tap, asking)
     now = _look_back(host, port)
     if now is not None:
-        yield from _go_back(host, port, before, now, kept, asking)
+        await _go_back(host, port, before, now, kept, asking)
 
 
 def _look_back(host: Host, port: Port) -> Seen | None:
@@ -429,14 +428,14 @@ def _look_back(host: Host, port: Port) -> Seen | None:
         return None
 
 
-def _go_back(
+async def _go_back(
     host: Host, port: Port, before: Seen, now: Seen, kept: Stamp | None, asking: Watch
-) -> Work[None]:
+) -> None:
     for step in plan_undo(before, now, find_here(), again=kept is not None):
-        yield from _take_back(host, step, asking)
+        await _take_back(host, step, asking)
 
 
-def ask_again(host: Host, tap: str, watch: Watch, remedy: str = "") -> Work[None]:
+async def ask_again(host: Host, tap: str, watch: Watch, remedy: str = "") -> None:
     """See to it that the databases say what is: what became of a commit that was given up, too.
 
     One that has talked nonsense is connected to anew; one that does not answer is asked nothing
@@ -444,7 +443,7 @@ def ask_again(host: Host, tap: str, watch: Watch, remedy: str = "") -> Work[None
     """
     for address, database in list(host.databases.items()):
         try:
-            yield from _ask_one_again(host, address, database, watch)
+            await _ask_one_again(host, address, database, watch)
         except Failure as failure:
             _tell_of_port(host, tap, address, str(failure), remedy)
 
@@ -459,22 +458,22 @@ def _tell_of_port(host: Host, tap: str, address: str, why: str, remedy: str = ""
     )
 
 
-def _ask_one_again(host: Host, address: str, database: Database, watch: Watch) -> Work[None]:
+async def _ask_one_again(host: Host, address: str, database: Database, watch: Watch) -> None:
     if database.fault is None:
         if not database.unsure:
             return
         try:
-            yield from database.sync(watch)
+            await database.sync(watch)
             return
         except Failure:
             if database.fault is None:
                 raise
-    yield from host.reconnect(address, watch)
+    await host.reconnect(address, watch)
 
 
-def _take_back(host: Host, step: Step, watch: Watch) -> Work[None]:
+async def _take_back(host: Host, step: Step, watch: Watch) -> None:
     try:
-        yield from host.run(step, watch, PATIENCE)
+        await host.run(step, watch, PATIENCE)
     except Failure as failure:
         host.left = True
         log(

@@ -47,7 +47,6 @@ from pyqemu_ifup.plan import (
     was_before,
 )
 from pyqemu_ifup.stamp import Stamp, find_here, format_alias, make_stamp, renew_stamp
-from pyqemu_ifup.work import Work
 
 
 @dataclass(frozen=True)
@@ -159,31 +158,31 @@ def _told(stamp: Stamp | None) -> str:
     return f"{stamp.kind} bridge {readable(stamp.bridge)}, process {stamp.pid}{vm}"
 
 
-def changing(host: Host, change: Change) -> Work[None]:
+async def changing(host: Host, change: Change) -> None:
     """Take the steps of `change`, and prove that the tap is as wanted.
 
     Raises Failure; then the tap is attached as it was before, as far as that can be.
     """
     port, link = change.port, change.before.tap
     if change.holder.uid is None and change.plan and link is not None:
-        yield from owning_it(host, link, change.holder.pid, NOTHING)
+        await owning_it(host, link, change.holder.pid, NOTHING)
     try:
         for op in change.plan:
             host.watch.check()
             if isinstance(op, Prove):
-                yield from prove(host, port, change.kind, change.before, up=op.up)
+                await prove(host, port, change.kind, change.before, up=op.up)
             else:
-                yield from host.run(op, host.watch)
+                await host.run(op, host.watch)
         host.watch.finish()
     except BaseException:
-        yield from _restore(host, change)
+        await _restore(host, change)
         raise
     tell_taken_over(change.before)
     if any(isinstance(op, Prove) and op.up for op in change.plan):
         tell_of_sitting(host, port, link)
 
 
-def _restore(host: Host, change: Change) -> Work[None]:
+async def _restore(host: Host, change: Change) -> None:
     """Put the tap back to what it was, as far as it can be; what cannot is told in syslog."""
     tap = change.port.tap
     host.watch = watch = host.watch.for_undo()
@@ -191,8 +190,8 @@ def _restore(host: Host, change: Change) -> Work[None]:
         link = host.kernel.look_up(tap)
         if change.moves and link is not None and link.up:
             # NOTE: first of all, for a mute server may take all the time there is.
-            yield from _take_back(host, SetDown(tap, link.index))
-        yield from ask_again(host, tap, watch, _again(tap))
+            await _take_back(host, SetDown(tap, link.index))
+        await ask_again(host, tap, watch, _again(tap))
         now = host.look(tap, change.port.bridge)
         plan = plan_back(change.port, change.before, now, find_here())
     except Failure as failure:
@@ -215,7 +214,7 @@ def _restore(host: Host, change: Change) -> Work[None]:
         if isinstance(step, SetUp) and not _is_safe(host, change):
             log(syslog.LOG_ERR, f"{quote(tap)}: its link stays down: it is not where it was")
             return
-        yield from _take_back(host, step)
+        await _take_back(host, step)
 
 
 def _is_safe(host: Host, change: Change) -> bool:
@@ -243,9 +242,9 @@ def _place(row: OvsPort) -> tuple[object, ...]:
     return row.ovsdb, row.bridge, row.vlan_mode, row.tag, row.trunks, row.protected
 
 
-def _take_back(host: Host, step: Step) -> Work[None]:
+async def _take_back(host: Host, step: Step) -> None:
     try:
-        yield from host.run(step, host.watch, PATIENCE)
+        await host.run(step, host.watch, PATIENCE)
     except Failure as failure:
         log(syslog.LOG_ERR, f"{quote(step.tap)}: not taken back: {failure}; {_again(step.tap)}")
 

@@ -23,7 +23,7 @@ from pyqemu_ifconf.shell import quote, sh
 from pyqemu_ifup.manners import SAFE_PATH, Watch, waiting_for
 from pyqemu_ifup.nat import Server
 from pyqemu_ifup.programs import SHORT, run_program, scratch
-from pyqemu_ifup.work import Work
+from pyqemu_ifup.task import pause
 
 SETTINGS, RECORD, READY = "dnsmasq.conf", "dnsmasq.process", "dnsmasq.pid"
 FILES = ("leases", SETTINGS, RECORD, READY)
@@ -118,14 +118,14 @@ def require_capabilities() -> None:
         )
 
 
-def look(folder: str, watch: Watch) -> Work[Found]:
+async def look(folder: str, watch: Watch) -> Found:
     """Look for the dnsmasq of the network with this folder. Raises Failure where it cannot be told.
 
     Without the network's lock it may be another one by the time that it is told of.
     """
     unit, state = _unit_of(folder), None
     if _under_systemd():
-        state = yield from _unit_state(unit, watch)
+        state = await _unit_state(unit, watch)
     pid = _recorded(folder)
     active = state not in (None, "inactive", "failed")
     if pid is None:
@@ -136,21 +136,21 @@ def look(folder: str, watch: Watch) -> Work[Found]:
     return Found(unit if state is not None else None, active, pid, settings)
 
 
-def server_of(folder: str, settings: Sequence[str], watch: Watch) -> Work[Server]:
+async def server_of(folder: str, settings: Sequence[str], watch: Watch) -> Server:
     """Return how `serve` would have it run. Raises Failure where that cannot be told."""
     unit: str | None = None
-    if _under_systemd() and (yield from _unit_state(_unit_of(folder), watch)) is not None:
+    if _under_systemd() and (await _unit_state(_unit_of(folder), watch)) is not None:
         unit = _unit_of(folder)
     return Server(
         tuple(settings), unit, f"{folder}/{SETTINGS}", f"{folder}/{READY}", f"{folder}/{RECORD}"
     )
 
 
-def trying(settings: Sequence[str], watch: Watch) -> Work[None]:
+async def trying(settings: Sequence[str], watch: Watch) -> None:
     """See whether there is a dnsmasq that runs, and takes these settings. Raises Failure (71)."""
     program = shutil.which(PROGRAM, path=SAFE_PATH) or PROGRAM
     words = [program, "--test", "--conf-file=/dev/null", *(f"--{each}" for each in settings)]
-    done = yield from run_program(words, watch)
+    done = await run_program(words, watch)
     if done.status != 0:
         raise _no_start(done.err, BY_ITSELF)
 
@@ -159,29 +159,29 @@ def _no_start(said: str, remedy: str) -> Failure:
     return Failure(Status.REFUSED, "dnsmasq does not start", _first_line(said), remedy)
 
 
-def serve(
+async def serve(
     folder: str, settings: Sequence[str], watch: Watch, tell: Callable[[str], None]
-) -> Work[None]:
+) -> None:
     """Have a dnsmasq run that has these settings, as in its file, and no other.
 
     Raises Failure.
     """
-    found = yield from look(folder, watch)
+    found = await look(folder, watch)
     if found.settings == list(settings):
         return
-    yield from _end(folder, found, watch)
+    await _end(folder, found, watch)
     with open(f"{folder}/{SETTINGS}", "w", opener=_private) as file:
         file.write("".join(f"{line}\n" for line in settings))
     if found.unit is not None:
         tell(sh("systemctl", "start", found.unit))
-        yield from _have_systemd("start", found.unit, watch)
+        await _have_systemd("start", found.unit, watch)
     else:
-        yield from _start(folder, watch, tell)
+        await _start(folder, watch, tell)
 
 
-def end(folder: str, watch: Watch) -> Work[None]:
+async def end(folder: str, watch: Watch) -> None:
     """End the network's dnsmasq where one runs, and wait until it has. Raises Failure."""
-    yield from _end(folder, (yield from look(folder, watch)), watch)
+    await _end(folder, await look(folder, watch), watch)
 
 
 def _private(path: str, flags: int) -> int:
@@ -220,13 +220,13 @@ def _unit_of(folder: str) -> str:
     return TEMPLATE.replace("@", f"@{os.path.basename(folder)}")
 
 
-def _unit_state(unit: str, watch: Watch) -> Work[str | None]:
+async def _unit_state(unit: str, watch: Watch) -> str | None:
     """Return a unit's ActiveState, None where systemd has no such unit. Raises Failure.
 
     One that has a job, as after a start that was given up, is "activating" before it is so.
     """
     words = ["systemctl", "show", "--property=LoadState,ActiveState,Job", unit]
-    done = yield from run_program(words, watch)
+    done = await run_program(words, watch)
     found = dict(line.partition("=")[::2] for line in done.out.splitlines())
     if done.status != 0 or "ActiveState" not in found:
         raise Failure(
@@ -293,7 +293,7 @@ def _start_of(pid: int) -> int | None:
     return int(fields[19]) if fields[0] not in (b"Z", b"X") else None
 
 
-def _start(folder: str, watch: Watch, tell: Callable[[str], None]) -> Work[None]:
+async def _start(folder: str, watch: Watch, tell: Callable[[str], None]) -> None:
     program = shutil.which(PROGRAM, path=SAFE_PATH) or PROGRAM
     words = [
         program,
@@ -323,7 +323,7 @@ def _start(folder: str, watch: Watch, tell: Callable[[str], None]) -> Work[None]
                     remedy = f"let systemd find {TEMPLATE}" if _under_systemd() else BY_ITSELF
                     raise _no_start(said.read().decode("utf-8", "replace"), remedy)
                 watch.check("dnsmasq does not start")
-                yield SHORT
+                await pause(SHORT)
         except BaseException:
             child.kill()
             child.wait()
@@ -355,9 +355,9 @@ def _remove(path: str) -> None:
         return
 
 
-def _have_systemd(verb: str, unit: str, watch: Watch) -> Work[None]:
+async def _have_systemd(verb: str, unit: str, watch: Watch) -> None:
     """Have systemd `start` or `stop` a unit. Raises Failure: 71, and 75 with `watch`."""
-    done = yield from run_program(["systemctl", verb, unit], watch)
+    done = await run_program(["systemctl", verb, unit], watch)
     if done.status != 0:
         raise Failure(
             Status.REFUSED,
@@ -367,20 +367,20 @@ def _have_systemd(verb: str, unit: str, watch: Watch) -> Work[None]:
         )
 
 
-def _end(folder: str, found: Found, watch: Watch) -> Work[None]:
+async def _end(folder: str, found: Found, watch: Watch) -> None:
     if found.unit is not None and found.active:
-        yield from _have_systemd("stop", found.unit, watch)
+        await _have_systemd("stop", found.unit, watch)
     try:
         if found.pid is not None:
-            yield from _end_process(folder, found.pid, watch)
+            await _end_process(folder, found.pid, watch)
         if text := _read(f"{folder}/{RECORD}"):
-            yield from _end_rest(int(text.split()[0]), watch)
+            await _end_rest(int(text.split()[0]), watch)
     except PermissionError as error:
         raise Forbidden("cannot end dnsmasq", error.strerror or str(error)) from error
     _remove(f"{folder}/{RECORD}")
 
 
-def _end_process(folder: str, pid: int, watch: Watch) -> Work[None]:
+async def _end_process(folder: str, pid: int, watch: Watch) -> None:
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -398,14 +398,14 @@ def _end_process(folder: str, pid: int, watch: Watch) -> Work[None]:
             if not limit.remaining():
                 signal.pidfd_send_signal(process, signal.SIGKILL)
             watch.check("dnsmasq does not end")
-            yield SHORT
+            await pause(SHORT)
     except ProcessLookupError:
         return
     finally:
         os.close(process)
 
 
-def _end_rest(session: int, watch: Watch) -> Work[None]:
+async def _end_rest(session: int, watch: Watch) -> None:
     """End what a dnsmasq that has died has left: its processes for TCP, which hold its port.
 
     They are in the session that it led: no other process can have its number meanwhile.
@@ -420,7 +420,7 @@ def _end_rest(session: int, watch: Watch) -> Work[None]:
                 finally:
                     os.close(process)
         watch.check("dnsmasq does not end")
-        yield SHORT
+        await pause(SHORT)
 
 
 def _session(session: int) -> list[int]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pyqemu_ifup.links import NLM_F_ACK, NLM_F_DUMP, RTATTR, attribute, attributes, reads_message
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.netlink_socket import NetlinkSocket
-from pyqemu_ifup.work import Work
+from pyqemu_ifup.task import pause
 
 NETLINK_NETFILTER = 12
 CT_GET, CT_DELETE = 0x101, 0x102
@@ -65,7 +65,7 @@ class Flow(NamedTuple):
         return found[CTA_PROTO_NUM][0], int.from_bytes(found.get(CTA_PROTO_DST_PORT, b""), "big")
 
 
-def forgetting(which: Callable[[Flow], bool], watch: Watch) -> Work[bool]:
+async def forgetting(which: Callable[[Flow], bool], watch: Watch) -> bool:
     """Have the kernel forget those flows: their next packet is a first one.
 
     Returns whether all were looked at within `watch`: anybody who sends can have as many as the
@@ -83,7 +83,7 @@ def forgetting(which: Callable[[Flow], bool], watch: Watch) -> Work[bool]:
                 _forget(kernel, body, which)
             if not watch.remaining():
                 return False
-            yield 0.0
+            await pause(0.0)
     return True
 
 

@@ -17,7 +17,7 @@ from typing import NoReturn
 from pyqemu_ifup.caller import read_status
 from pyqemu_ifup.forked import fork_with
 from pyqemu_ifup.manners import waiting_for
-from pyqemu_ifup.work import Work, finish
+from pyqemu_ifup.task import finish, pause
 
 BATCH = 64
 """Descriptors, or processes, that are looked at in one go."""
@@ -95,7 +95,7 @@ def find_holders(others: float = OTHERS) -> Holders:
     return finish(finding_holders(others), time.sleep)
 
 
-def finding_holders(others: float) -> Work[Holders]:
+async def finding_holders(others: float) -> Holders:
     """Do as `find_holders`, a little at a time: it waits for nothing, and lets others go on."""
     held: list[Held] = []
     hidden: list[int] = []
@@ -107,27 +107,27 @@ def finding_holders(others: float) -> Work[Holders]:
         processes.append(process)
         lookers += name == LOOKER and not process[0]
         if number % BATCH == BATCH - 1:
-            yield 0.0
+            await pause(0.0)
     for is_others, _, pid in sorted(processes):
         if is_others and until is None:
             until = time.monotonic() + others
         try:
-            if not (yield from _looking_into(pid, until, held)):
+            if not (await _looking_into(pid, until, held)):
                 unread.append(pid)
         except OSError as error:
             if error.errno in _HIDDEN:
                 hidden.append(pid)
             elif error.errno not in _GONE:
                 raise
-    elsewhere, gone = yield from _finding_elsewhere(held, lookers)
-    left = yield from _sifting(held, elsewhere | gone)
+    elsewhere, gone = await _finding_elsewhere(held, lookers)
+    left = await _sifting(held, elsewhere | gone)
     gone_of: dict[int, list[Held]] = {}
     for each in gone:
         gone_of.setdefault(each.pid, []).append(each)
     again: list[Held] = []
     for pid in sorted(gone_of):
         try:
-            seen = yield from _looking_into(pid, until, again)
+            seen = await _looking_into(pid, until, again)
         except OSError as error:
             if error.errno not in (*_GONE, *_HIDDEN):
                 raise
@@ -135,29 +135,29 @@ def finding_holders(others: float) -> Work[Holders]:
         if not seen:
             # NOTE: it may have given the tap another number, where we do not look.
             again += gone_of[pid]
-    if fresh := (yield from _sifting(again, left)):
+    if fresh := (await _sifting(again, left)):
         # NOTE: what has gone once more in the meantime counts as held: it may be playing with us.
-        elsewhere, _ = yield from _finding_elsewhere(fresh, lookers)
-        left |= yield from _sifting(fresh, elsewhere)
+        elsewhere, _ = await _finding_elsewhere(fresh, lookers)
+        left |= await _sifting(fresh, elsewhere)
     return Holders(tuple(left), tuple(sorted(hidden)), tuple(sorted(unread)))
 
 
-def _sifting(held: Iterable[Held], without: Container[Held]) -> Work[dict[Held, None]]:
+async def _sifting(held: Iterable[Held], without: Container[Held]) -> dict[Held, None]:
     """Return what of `held` is not among `without`, each once, in its order, a little at a time."""
     found: dict[Held, None] = {}
     for number, each in enumerate(held):
         if each not in without:
             found[each] = None
         if number % BATCH == BATCH - 1:
-            yield 0.0
+            await pause(0.0)
     return found
 
 
-def finding_held(pid: int) -> Work[tuple[Held, ...]]:
+async def finding_held(pid: int) -> tuple[Held, ...]:
     """Return the taps' descriptors of one process; none where it has ended or is hidden."""
     held: list[Held] = []
     try:
-        yield from _looking_into(pid, None, held)
+        await _looking_into(pid, None, held)
     except OSError as error:
         if error.errno not in (*_GONE, *_HIDDEN):
             raise
@@ -182,7 +182,7 @@ def _processes() -> Iterator[tuple[str, tuple[bool, int, int]]]:
             yield found.get("Name", ""), (is_others, number, int(name))
 
 
-def _looking_into(pid: int, until: float | None, held: list[Held]) -> Work[bool]:
+async def _looking_into(pid: int, until: float | None, held: list[Held]) -> bool:
     """Add what a process holds; tell whether all was seen before the time was over."""
     folder = f"/proc/{pid}/fd"
     with os.scandir(folder) as entries:
@@ -190,7 +190,7 @@ def _looking_into(pid: int, until: float | None, held: list[Held]) -> Work[bool]
             if until is not None and time.monotonic() > until:
                 return False
             if number % BATCH == BATCH - 1:
-                yield 0.0
+                await pause(0.0)
             # NOTE: the name of the link alone asks no file, and all but a few are none of a tap's.
             try:
                 if not os.readlink(entry.path).endswith("/net/tun"):
@@ -215,7 +215,7 @@ def _tap_of(pid: int | str, number: str) -> str:
     return ""
 
 
-def _finding_elsewhere(held: Iterable[Held], lookers: int) -> Work[tuple[set[Held], set[Held]]]:
+async def _finding_elsewhere(held: Iterable[Held], lookers: int) -> tuple[set[Held], set[Held]]:
     """Return those whose tap is certainly in another network namespace than we are, and those gone.
 
     It takes the right to trace the process (pidfd_getfd(2)), Linux 5.6 and, of a tap that is not
@@ -231,7 +231,7 @@ def _finding_elsewhere(held: Iterable[Held], lookers: int) -> Work[tuple[set[Hel
         else:
             found.add(each)
         if number % BATCH == BATCH - 1:
-            yield 0.0
+            await pause(0.0)
     _wait_for_children()
     if not asked or lookers >= LOOKERS_MAX:
         return found, set()
@@ -255,13 +255,13 @@ def _finding_elsewhere(held: Iterable[Held], lookers: int) -> Work[tuple[set[Hel
             try:
                 data = os.read(ours, len(asked))
             except BlockingIOError:
-                yield PAUSE
+                await pause(PAUSE)
                 continue
             if not data:
                 break
             answers += data
         while pid in _wait_for_children() and time.monotonic() < until:
-            yield PAUSE
+            await pause(PAUSE)
     finally:
         os.close(ours)
     gone: set[Held] = set()
@@ -271,7 +271,7 @@ def _finding_elsewhere(held: Iterable[Held], lookers: int) -> Work[tuple[set[Hel
         elif answer == LET_GO:
             gone.add(each)
         if number % BATCH == BATCH - 1:
-            yield 0.0
+            await pause(0.0)
     return found, gone
 
 

@@ -24,7 +24,7 @@ from pyqemu_ifup.manners import Watch, waiting_for
 from pyqemu_ifup.plan import AddPort, DelPort, SetPort, Step, commands
 from pyqemu_ifup.stamp import find_here, row_ids
 from pyqemu_ifup.sysctl import is_writable
-from pyqemu_ifup.work import T, Work, finish
+from pyqemu_ifup.task import T, Task, finish
 
 if TYPE_CHECKING:
     from pyqemu_ifup.openvswitch import Database
@@ -71,7 +71,7 @@ class Host:
     ) -> None:
         self._open.close()
 
-    def finish(self, work: Work[T]) -> T:
+    def finish(self, work: Task[T]) -> T:
         """Run `work` on this host to its end, blocking where it has to wait."""
         return finish(work, self._wait)
 
@@ -96,7 +96,7 @@ class Host:
             poll.register(self.watch.wakeup, select.POLLIN)
         poll.poll(min(seconds, self.watch.remaining()) * 1000)
 
-    def open_databases(self, addresses: Iterable[str], watch: Watch | None = None) -> Work[None]:
+    async def open_databases(self, addresses: Iterable[str], watch: Watch | None = None) -> None:
         """Connect to those of the databases that this host has.
 
         Raises Failure: 69 where no server answers, 77 where it may not be spoken to, 75 where it
@@ -105,29 +105,29 @@ class Host:
         for address in dict.fromkeys(addresses):
             if address not in self.databases and is_there(address):
                 self.tell(vsctl(address, ("show",)))
-                yield from self._connect(address, watch or self.watch)
+                await self._connect(address, watch or self.watch)
 
-    def _connect(self, address: str, watch: Watch) -> Work[None]:
+    async def _connect(self, address: str, watch: Watch) -> None:
         from pyqemu_ifup.openvswitch import Database, try_connect
 
-        yield from try_connect(address, watch)
+        await try_connect(address, watch)
         database = self._open.enter_context(Database(address, self.tap, details=self.details))
         self.databases[address] = database
         try:
-            yield from database.connected(watch)
+            await database.connected(watch)
         except BaseException:
             del self.databases[address]
             raise
 
-    def reconnect(self, address: str, watch: Watch) -> Work[None]:
+    async def reconnect(self, address: str, watch: Watch) -> None:
         """Connect anew to a database that has talked nonsense, of which nothing is believed.
 
         Raises Failure as `open_databases`; then it is not open any more.
         """
         del self.databases[address]
-        yield from self._connect(address, watch)
+        await self._connect(address, watch)
 
-    def catch_up(self, link: Link | None) -> Work[None]:
+    async def catch_up(self, link: Link | None) -> None:
         """Learn what others have made of a tap's port since, where its mark tells that they have.
 
         The mark is the kernel's, and true at once; a database that is kept open may lag behind.
@@ -138,7 +138,7 @@ class Host:
             return
         ids = row_ids(stamp, link.index, find_here()).items()
         if not any(ids <= row.ids.items() for row in self.ports(link.name)):
-            yield from database.sync(self.watch)
+            await database.sync(self.watch)
 
     def ports(self, name: str | None = None) -> tuple[OvsPort, ...]:
         """Return the ports in the open databases, or those called `name`, as they are now."""
@@ -179,7 +179,7 @@ class Host:
             sysctl=is_writable("ipv6/conf/default/disable_ipv6"),
         )
 
-    def run(self, step: Step, watch: Watch, patience: float | None = None) -> Work[bool]:
+    async def run(self, step: Step, watch: Watch, patience: float | None = None) -> bool:
         """Execute one step, told first. Raises as the switch's own executor does.
 
         With `patience`, in seconds, ovs-vswitchd is waited for no longer to let a port go; tells
@@ -188,11 +188,11 @@ class Host:
         for command in commands(step):
             self.tell(command)
         if isinstance(step, AddPort):
-            yield from self.databases[step.ovsdb].add_port(step, watch)
+            await self.databases[step.ovsdb].add_port(step, watch)
         elif isinstance(step, SetPort):
-            yield from self.databases[step.ovsdb].set_port(step, watch)
+            await self.databases[step.ovsdb].set_port(step, watch)
         elif isinstance(step, DelPort):
-            return (yield from self.databases[step.ovsdb].del_port(step, watch, patience))
+            return await self.databases[step.ovsdb].del_port(step, watch, patience)
         else:
             does = "; ".join(commands(step)) or type(step).__name__
             with waiting_for(f"the kernel does not end: {does}"):

@@ -13,7 +13,6 @@ from pyqemu_ifup.lock import lock_by_name, network_folders
 from pyqemu_ifup.manners import Watch, log
 from pyqemu_ifup.plan import no_such_tap, plan_leaving, refuse_anothers
 from pyqemu_ifup.stamp import BRIDGE_MARK, Stamp, find_here
-from pyqemu_ifup.work import Work
 
 
 def leave(
@@ -34,9 +33,9 @@ def leave(
         host.finish(leaving(host, tap, rule, parent, ovsdbs))
 
 
-def leaving(host: Host, tap: str, rule: Rule, parent: int, ovsdbs: Iterable[str]) -> Work[None]:
+async def leaving(host: Host, tap: str, rule: Rule, parent: int, ovsdbs: Iterable[str]) -> None:
     """Do as `leave`, on a host that is there already."""
-    with (yield from lock_by_name(tap, host.watch)):
+    with await lock_by_name(tap, host.watch):
         host.watch.check()
         link = host.kernel.look_up(tap)
         if link is None:
@@ -46,17 +45,17 @@ def leaving(host: Host, tap: str, rule: Rule, parent: int, ovsdbs: Iterable[str]
             refuse_anothers(stamp, parent)
         marked = [stamp.ovsdb] if stamp is not None and stamp.ovsdb is not None else []
         # NOTE: the frames of a port of ours that a dead tap has left would reach this one.
-        yield from host.open_databases([DEFAULT_OVSDB, *ovsdbs, *marked])
-        yield from host.catch_up(link)
+        await host.open_databases([DEFAULT_OVSDB, *ovsdbs, *marked])
+        await host.catch_up(link)
         for step in plan_leaving(host.look(tap, None), find_here()):
             host.watch.check()
-            yield from host.run(step, host.watch)
+            await host.run(step, host.watch)
     if stamp is not None:
-        yield from leaving_networks(host, stamp)
+        await leaving_networks(host, stamp)
     log(syslog.LOG_INFO, f"{quote(tap)}: left as it is, " + rule.place.name)
 
 
-def leaving_networks(host: Host, stamp: Stamp | None) -> Work[None]:
+async def leaving_networks(host: Host, stamp: Stamp | None) -> None:
     """Take away the networks that were made for taps, where the last one has left, or a part.
 
     With a stamp only that tap's own. A part is what a run has left that was stopped.
@@ -78,7 +77,7 @@ def leaving_networks(host: Host, stamp: Stamp | None) -> Work[None]:
     found = {network_of(link.alias): link for link in bridges}
     for network, link in found.items():
         if network is not None and is_network_name(network) and not ports_of(host, link):
-            yield from leaving_network(host, network, link.name)
+            await leaving_network(host, network, link.name)
     for network in folders():
         if network not in found and (stamp is None or stamp.network == network):
-            yield from leaving_network(host, network, "")
+            await leaving_network(host, network, "")

@@ -49,7 +49,6 @@ from pyqemu_ifup.plan import (
     SetVlans,
     commands,
 )
-from pyqemu_ifup.work import Work
 
 if TYPE_CHECKING:
     from pyqemu_ifup.flows import Flow
@@ -304,12 +303,12 @@ class Netlink:
                     found.append((out, f"{to}/{message['dst_len']}"))
         return found
 
-    def forgetting(self, which: Callable[[Flow], bool], watch: Watch) -> Work[bool]:
+    async def forgetting(self, which: Callable[[Flow], bool], watch: Watch) -> bool:
         """Do as `flows.forgetting`. Raises Failure."""
         from pyqemu_ifup.flows import forgetting  # rare
 
         with _explained("cannot forget the flows of a network"):
-            return (yield from forgetting(which, watch))
+            return await forgetting(which, watch)
 
     def run(self, op: LinkOp) -> None:
         """Execute one op. Raises Failure, 77 where the kernel forbids it, else 71."""

@@ -17,7 +17,7 @@ from pyqemu_ifconf.ids import is_alone
 from pyqemu_ifconf.shell import quote, readable
 from pyqemu_ifup.caller import real_uid
 from pyqemu_ifup.manners import Watch
-from pyqemu_ifup.work import RETRY, Work
+from pyqemu_ifup.task import RETRY, Task, pause
 
 RUN = "/run/pyqemu-ifup"
 """Where the locks are, and each network's folder; root alone writes there."""
@@ -58,19 +58,19 @@ class Lock:
             os.close(self._descriptor)
 
 
-def lock_by_name(tap: str, watch: Watch) -> Work[Lock]:
+async def lock_by_name(tap: str, watch: Watch) -> Lock:
     """Wait for the lock on the tap that is called so, as `lock_tap`; there is none without one."""
     while True:
         index = index_of(tap)
         if index is None:
             return Lock(None)
-        lock = yield from lock_tap(index, watch)
+        lock = await lock_tap(index, watch)
         if index_of(tap) == index:
             return lock
         lock.close()
 
 
-def lock_tap(index: int, watch: Watch) -> Work[Lock]:
+async def lock_tap(index: int, watch: Watch) -> Lock:
     """Wait for the lock on the tap with this ifindex, in the network namespace of the caller.
 
     Whoever changes a tap has it, and looks at the tap anew once he has. One who may not write
@@ -97,21 +97,21 @@ def lock_tap(index: int, watch: Watch) -> Work[Lock]:
     wanted = _flock(kind, at, 1)
     lock = Lock(descriptor)
 
-    def doing() -> Work[str]:
-        holder = yield from _holder(descriptor, str(at), str(at))
+    async def doing() -> str:
+        holder = await _holder(descriptor, str(at), str(at))
         return f"{holder or 'another process'} has this tap in hand"
 
     try:
         # NOTE: the descriptor holds it, not the process: two in one agent are two.
         take = partial(fcntl.fcntl, descriptor, fcntl.F_OFD_SETLK, wanted)
-        yield from wait_for(take, watch, doing)
+        await wait_for(take, watch, doing)
     except BaseException:
         lock.close()
         raise
     return lock
 
 
-def lock_file(descriptor: int, watch: Watch, what: str, *, last: bool = False) -> Work[None]:
+async def lock_file(descriptor: int, watch: Watch, what: str, *, last: bool = False) -> None:
     """Wait for the lock on a whole open file, which stands for `what`, in words.
 
     They have it in the order in which their watches began, but who comes `last` after all others.
@@ -131,13 +131,13 @@ def lock_file(descriptor: int, watch: Watch, what: str, *, last: bool = False) -
             raise BlockingIOError
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def doing() -> Work[str]:
-        holder = yield from _holder(descriptor, "0", "EOF")
+    async def doing() -> str:
+        holder = await _holder(descriptor, "0", "EOF")
         if holder is None and before is not None:
-            holder = yield from _holder(descriptor, str(before), str(before))
+            holder = await _holder(descriptor, str(before), str(before))
         return f"{holder or 'another process'} has {what} in hand"
 
-    yield from wait_for(take, watch, doing, lambda: FIRST if before is None else RETRY)
+    await wait_for(take, watch, doing, lambda: FIRST if before is None else RETRY)
     _lock_byte(descriptor, fcntl.F_UNLCK, place)
 
 
@@ -162,29 +162,29 @@ def _locked_before(descriptor: int, end: int) -> int | None:
     return None if kind == fcntl.F_UNLCK else at
 
 
-def wait_for(
+async def wait_for(
     take: Callable[[], object],
     watch: Watch,
-    doing: Callable[[], Work[str]],
+    doing: Callable[[], Task[str]],
     longest: Callable[[], float] = lambda: RETRY,
-) -> Work[None]:
+) -> None:
     """Take a lock when nobody has it any more; `take` raises BlockingIOError while somebody does.
 
     It is tried again after `longest` seconds at the most. Raises Failure, 75 with `watch`; `doing`
     tells what was waited for.
     """
-    pause = FIRST
+    seconds = FIRST
     while True:
         try:
             take()
             return
         except BlockingIOError:
             if not watch.remaining():
-                raise watch.expired((yield from doing())) from None
+                raise watch.expired(await doing()) from None
             watch.check()
-            pause = min(pause, longest())
-            yield min(pause, watch.remaining())
-            pause *= 2
+            seconds = min(seconds, longest())
+            await pause(min(seconds, watch.remaining()))
+            seconds *= 2
 
 
 def index_of(tap: str) -> int | None:
@@ -196,7 +196,7 @@ def index_of(tap: str) -> int | None:
         return None
 
 
-def _holder(descriptor: int, first: str, last: str) -> Work[str | None]:
+async def _holder(descriptor: int, first: str, last: str) -> str | None:
     """Return in words who has a lock on these bytes of an open file, None where nobody is found.
 
     The last line but one of proc_pid_fdinfo(5). It takes SEARCH seconds of the processor at most.
@@ -208,7 +208,7 @@ def _holder(descriptor: int, first: str, last: str) -> Work[str | None]:
     for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc"))), reverse=True):
         took = time.thread_time() - began
         if took > PIECE:
-            yield 0.0
+            await pause(0.0)
             spent, began = spent + took, time.thread_time()
         if spent > SEARCH:
             return None

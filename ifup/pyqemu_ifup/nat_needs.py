@@ -33,7 +33,7 @@ from pyqemu_ifup.nat import (
     wants_forwarding,
 )
 from pyqemu_ifup.sysctl import read_sysctl, require_writable
-from pyqemu_ifup.work import Work
+from pyqemu_ifup.task import Task
 
 RTF_ADDRCONF = 0x40000
 IP_FREEBIND, IPV6_FREEBIND = 15, 78
@@ -49,27 +49,27 @@ class Wanted(NamedTuple):
     nat: Nat
 
 
-def require(host: Host, wanted: Wanted) -> Work[None]:
+async def require(host: Host, wanted: Wanted) -> None:
     """Check that all is there that making the network needs. Raises Failure, that of the first."""
-    if found := (yield from _find(host, wanted, NEEDS)):
+    if found := (await _find(host, wanted, NEEDS)):
         raise found[0]
 
 
-def find_unmet(host: Host, wanted: Wanted) -> Work[list[Failure]]:
+async def find_unmet(host: Host, wanted: Wanted) -> list[Failure]:
     """Return why an up could not make the network, the first as it would end; changes nothing.
 
     A Forbidden among them is what this process may not look at; one (75) with the host's watch is
     the last, and what comes after that has not been looked at.
     """
-    return (yield from _find(host, wanted, (*NEEDS, *TRIALS)))
+    return await _find(host, wanted, (*NEEDS, *TRIALS))
 
 
-def _find(host: Host, wanted: Wanted, needs: Sequence[Need]) -> Work[list[Failure]]:
+async def _find(host: Host, wanted: Wanted, needs: Sequence[Need]) -> list[Failure]:
     """Return all that is unmet, what the container lacks as one."""
     found: list[Failure] = []
     for need in needs:
         try:
-            found += yield from need(host, wanted)
+            found += await need(host, wanted)
         except Failure as failure:
             # NOTE: a trial may fail for what a need has told of.
             found += [failure] if str(failure) not in map(str, found) else []
@@ -150,45 +150,40 @@ def _install(package: str) -> Command:
 # The needs
 
 
-def _bridge(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
+async def _bridge(host: Host, wanted: Wanted) -> Sequence[Failure]:
     own_bridge(host, wanted.network, wanted.bridge)
-    yield from ()
     return ()
 
 
-def _programs(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
-    yield from ()
+async def _programs(host: Host, wanted: Wanted) -> Sequence[Failure]:
     return lacking_programs(wanted.network, wanted.nat)
 
 
-def _account(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
+async def _account(host: Host, wanted: Wanted) -> Sequence[Failure]:
     """dnsmasq has a user to run as."""
     if wants_dnsmasq(wanted.nat):
         dnsmasq.account()
-    yield from ()
     return ()
 
 
-def _capabilities(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
+async def _capabilities(host: Host, wanted: Wanted) -> Sequence[Failure]:
     """dnsmasq has what it needs to become that user."""
     if wants_dnsmasq(wanted.nat):
         dnsmasq.require_capabilities()
-    yield from ()
     return ()
 
 
-def _folder(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
+async def _folder(host: Host, wanted: Wanted) -> Sequence[Failure]:
     """The network's folder can be made, and its lock opened."""
     require_folder(folder_of(wanted.network))
-    yield from ()
     return ()
 
 
-def _table(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
+async def _table(host: Host, wanted: Wanted) -> Sequence[Failure]:
     """The nft table of a network that is not there is not somebody else's (77)."""
     if _is_there(host, wanted) or not nft.is_there():
         return ()
-    table = yield from nft.read_table(wanted.network, host.watch)
+    table = await nft.read_table(wanted.network, host.watch)
     if table is not None and not table.ours:
         raise Failure(
             Status.DENIED,
@@ -205,7 +200,7 @@ def _is_there(host: Host, wanted: Wanted) -> bool:
     return link is not None and is_ours(link, wanted.network)
 
 
-def _subnets(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
+async def _subnets(host: Host, wanted: Wanted) -> Sequence[Failure]:
     """No other link has an address or a route in the network's subnets (71)."""
     from ipaddress import ip_interface, ip_network
 
@@ -228,13 +223,11 @@ def _subnets(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
                         f"give network {wanted.network} another subnet",
                     ),
                 )
-    yield from ()
     return [*found.values()]
 
 
-def _ipv6(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
+async def _ipv6(host: Host, wanted: Wanted) -> Sequence[Failure]:
     """The kernel has IPv6 where the network does (71)."""
-    yield from ()
     if wanted.nat.ipv6 is None or _has_ipv6():
         return ()
     return [
@@ -259,12 +252,11 @@ def _has_ipv6() -> bool:
     return True
 
 
-def _advertisements(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
+async def _advertisements(host: Host, wanted: Wanted) -> Sequence[Failure]:
     """IPv6 forwarding would not cost this host its own address and route (71)."""
     nat = wanted.nat
     if nat.ipv6 is None or not nat.outbound or read_sysctl("ipv6/conf/all/forwarding") == "1":
         return ()
-    yield from ()
     return [
         Failure(
             Status.REFUSED,
@@ -305,7 +297,7 @@ def forwarding_that_is_off(nat: Nat) -> list[str]:
     return [name for name in names if read_sysctl(name) == "0"]
 
 
-def _switches(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
+async def _switches(host: Host, wanted: Wanted) -> Sequence[Failure]:
     """Each switch below /proc/sys/net that is needed is as it shall be, or can be written."""
     # NOTE: a bridge that is not there yet has what the kernel gives to each new link, and none is
     # there when a container is started.
@@ -321,16 +313,15 @@ def _switches(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
                 require_writable(path, value, given)
             except Failure as failure:
                 found.append(failure)
-    yield from ()
     return found
 
 
-def _ports(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
+async def _ports(host: Host, wanted: Wanted) -> Sequence[Failure]:
     """Nobody has the ports of a dnsmasq that is to be started (71)."""
     nat = wanted.nat
     if not wants_dnsmasq(nat):
         return ()
-    if (yield from _is_served(host, wanted)):
+    if await _is_served(host, wanted):
         return ()
     sockets: list[tuple[socket.SocketKind, str, int]] = []
     if nat.dns is not None:
@@ -343,17 +334,17 @@ def _ports(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
     taken = [each for each in sockets if _is_taken(*each)]
     # NOTE: who only looks has no lock: one of ours that has begun since is told of before it
     # listens.
-    if not taken or (yield from _is_served(host, wanted)):
+    if not taken or (await _is_served(host, wanted)):
         return ()
     return [_ports_taken(wanted.network, taken)]
 
 
-def _is_served(host: Host, wanted: Wanted) -> Work[bool]:
+async def _is_served(host: Host, wanted: Wanted) -> bool:
     """Tell whether the network has a dnsmasq, or one that has ended, whose ports are its own."""
     folder = folder_of(wanted.network)
     if not os.path.isdir(folder):
         return False
-    server = yield from dnsmasq.look(folder, host.watch)
+    server = await dnsmasq.look(folder, host.watch)
     # NOTE: one of ours that shall not go on is ended before another is started.
     return server.active or os.path.exists(f"{folder}/{dnsmasq.RECORD}")
 
@@ -424,24 +415,24 @@ def _is_refused(kind: socket.SocketKind, address: str, port: int) -> bool:
     return False
 
 
-def _loading(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
+async def _loading(host: Host, wanted: Wanted) -> Sequence[Failure]:
     """The kernel takes the network's table; an up finds out as it loads it."""
     if nft.is_there():
         text = ruleset(wanted.network, wanted.bridge, wanted.nat)
-        yield from nft.load(text, host.watch, try_only=True)
+        await nft.load(text, host.watch, try_only=True)
     return ()
 
 
-def _starting(host: Host, wanted: Wanted) -> Work[Sequence[Failure]]:
+async def _starting(host: Host, wanted: Wanted) -> Sequence[Failure]:
     """dnsmasq runs, and takes the network's settings; an up finds out as it starts one."""
     if wants_dnsmasq(wanted.nat) and shutil.which(dnsmasq.PROGRAM, path=SAFE_PATH):
         folder, user = folder_of(wanted.network), dnsmasq.account().name
         settings = dnsmasq_settings(wanted.bridge, wanted.nat, folder, user)
-        yield from dnsmasq.trying(settings, host.watch)
+        await dnsmasq.trying(settings, host.watch)
     return ()
 
 
-Need = Callable[[Host, Wanted], Work[Sequence[Failure]]]
+Need = Callable[[Host, Wanted], Task[Sequence[Failure]]]
 NEEDS: tuple[Need, ...] = (
     _bridge,
     _programs,

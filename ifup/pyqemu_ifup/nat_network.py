@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import syslog
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from pyqemu_ifconf.failure import Failure, Lacking, Status
 from pyqemu_ifconf.names import is_network_name
@@ -60,7 +61,7 @@ from pyqemu_ifup.nat_needs import (
 )
 from pyqemu_ifup.plan import BY_MAC, NO_ADDRESS, SetAlias, SetIpv6, SetMtu, SetUp, commands
 from pyqemu_ifup.sysctl import is_writable, key, read_sysctl, write_sysctl
-from pyqemu_ifup.work import Work
+from pyqemu_ifup.task import Task
 
 HOLD = 2.0
 """Seconds that a user's up or down may have a network's lock; 2 s more take back what it did."""
@@ -102,14 +103,14 @@ class Held(Lock):
         self.before: Before | None = None
 
 
-def holding(host: Host, network: str, bridge: str) -> Work[Held]:
+async def holding(host: Host, network: str, bridge: str) -> Held:
     """Wait for the network's lock; the host's watch ends what is done under it.
 
     Raises Failure: 75, telling who has it, else as `cannot_use`.
     """
     folder = folder_of(network)
     try:
-        descriptor = yield from _locking(folder, network, host)
+        descriptor = await _locking(folder, network, host)
     except OSError as error:
         raise cannot_use(folder, error) from error
     if host.brief and host.watch.remaining() > HOLD:
@@ -117,7 +118,7 @@ def holding(host: Host, network: str, bridge: str) -> Work[Held]:
     return Held(network, bridge, folder, descriptor)
 
 
-def _locking(folder: str, network: str, host: Host) -> Work[int]:
+async def _locking(folder: str, network: str, host: Host) -> int:
     path = f"{folder}/lock"
     while True:
         for each in (RUN, folder):
@@ -127,7 +128,7 @@ def _locking(folder: str, network: str, host: Host) -> Work[int]:
         except FileNotFoundError:
             continue  # NOTE: who takes the network away removes its folder.
         try:
-            yield from lock_file(lock, host.watch, f"network {network}", last=host.brief)
+            await lock_file(lock, host.watch, f"network {network}", last=host.brief)
             if _is_same(path, lock):
                 return lock
         except BaseException:
@@ -155,30 +156,30 @@ def ports_of(host: Host, bridge: Link) -> list[str]:
 # Making
 
 
-def making(host: Host, port: Port) -> Work[Held]:
+async def making(host: Host, port: Port) -> Held:
     """See to it that the network of `port` is there, and return it held, for a tap to join.
 
     Raises Failure; then it is what it was before, which `taking_back` sees to later on.
     """
     assert port.nat is not None
     try:
-        held = yield from holding(host, port.network, port.bridge)
+        held = await holding(host, port.network, port.bridge)
     except Lacking:
         # NOTE: what else this container lacks is told with it.
-        yield from require(host, Wanted(port.network, port.bridge, port.nat))
+        await require(host, Wanted(port.network, port.bridge, port.nat))
         raise
     try:
-        yield from _making(host, held, port.nat)
+        await _making(host, held, port.nat)
     except BaseException:
         try:
-            yield from taking_back(host, held)
+            await taking_back(host, held)
         finally:
             held.close()
         raise
     return held
 
 
-def differing(host: Host, port: Port) -> Work[list[str]]:
+async def differing(host: Host, port: Port) -> list[str]:
     """Return in words what `making` would change of a network that is there; it changes nothing.
 
     Raises Failure: 75 with the host's watch, 77 where its bridge is somebody else's.
@@ -186,25 +187,25 @@ def differing(host: Host, port: Port) -> Work[list[str]]:
     assert port.nat is not None
     if own_bridge(host, port.network, port.bridge) is None:
         return []
-    held = yield from holding(host, port.network, port.bridge)
+    held = await holding(host, port.network, port.bridge)
     try:
-        return (yield from differences(host, held, port.nat))
+        return await differences(host, held, port.nat)
     finally:
         held.close()
 
 
-def _making(host: Host, held: Held, nat: Nat) -> Work[None]:
+async def _making(host: Host, held: Held, nat: Nat) -> None:
     link = own_bridge(host, held.network, held.bridge)
     if lacking := lacking_programs(held.network, nat):
         raise lacking[0]
-    if link is not None and not (yield from differences(host, held, nat)):
+    if link is not None and not (await differences(host, held, nat)):
         return
-    yield from require(host, Wanted(held.network, held.bridge, nat))
+    await require(host, Wanted(held.network, held.bridge, nat))
     if link is not None and ports_of(host, link):
-        held.before = yield from _looking(host, held, link, nat)
+        held.before = await _looking(host, held, link, nat)
     held.changed = True
-    yield from _bring_about(host, held, nat)
-    if found := (yield from differences(host, held, nat)):
+    await _bring_about(host, held, nat)
+    if found := (await differences(host, held, nat)):
         raise Failure(
             Status.REFUSED,
             f"network {held.network}: what was read back differs",
@@ -213,22 +214,22 @@ def _making(host: Host, held: Held, nat: Nat) -> Work[None]:
         )
     if link is None:
         log(syslog.LOG_INFO, f"network {held.network}: made, on bridge {quote(held.bridge)}")
-        yield from _telling_of_firewalls(held, nat, host.watch)
+        await _telling_of_firewalls(held, nat, host.watch)
 
 
-def _bring_about(host: Host, held: Held, nat: Nat) -> Work[None]:
+async def _bring_about(host: Host, held: Held, nat: Nat) -> None:
     """Make what is not there, isolation before connectivity."""
-    link = yield from _bridge(host, held, nat)
-    yield from _filtering(host, held, nat)
+    link = await _bridge(host, held, nat)
+    await _filtering(host, held, nat)
     present = {text for index, text in host.kernel.addresses() if index == link.index}
     for address in filter(None, (nat.ipv4, nat.ipv6)):
         if _compact(address) not in present:
             host.tell(sh("ip", "address", "add", address, "dev", held.bridge))
             host.kernel.add_address(link.index, address)
     if not link.up:
-        yield from host.run(SetUp(held.bridge, link.index), host.watch)
+        await host.run(SetUp(held.bridge, link.index), host.watch)
     _forwarding(held, nat)
-    yield from _serving(host, held, nat)
+    await _serving(host, held, nat)
 
 
 def _compact(address: str) -> str:
@@ -237,7 +238,7 @@ def _compact(address: str) -> str:
     return str(ip_interface(address))
 
 
-def _bridge(host: Host, held: Held, nat: Nat) -> Work[Link]:
+async def _bridge(host: Host, held: Held, nat: Nat) -> Link:
     """Return the network's bridge, made where it is not there; it is down then."""
     link = host.kernel.look_up(held.bridge)
     if link is None:
@@ -255,22 +256,22 @@ def _bridge(host: Host, held: Held, nat: Nat) -> Work[Link]:
             )
     if not link.alias:
         alias = bridge_alias(held.network)
-        yield from host.run(SetAlias(held.bridge, link.index, alias), host.watch)
+        await host.run(SetAlias(held.bridge, link.index, alias), host.watch)
     if link.mtu != nat.mtu:
-        yield from host.run(SetMtu(held.bridge, link.index, nat.mtu), host.watch)
+        await host.run(SetMtu(held.bridge, link.index, nat.mtu), host.watch)
     _bolt(held, link, nat)
-    yield from _settings_of_link(host, held, nat, link)
+    await _settings_of_link(host, held, nat, link)
     return link
 
 
-def _settings_of_link(host: Host, held: Held, nat: Nat, link: Link) -> Work[None]:
+async def _settings_of_link(host: Host, held: Held, nat: Nat, link: Link) -> None:
     """Set how the bridge takes IPv4 and IPv6, over netlink where /proc/sys cannot be written."""
     host.kernel.set_ipv4(
         link.index, {number: value for (_, number), value in ipv4_settings(nat).items()}
     )
     if not _gives_itself_right(link.addrgenmode, nat):
         mode = _mode_of(nat)
-        yield from host.run(SetIpv6(held.bridge, link.index, None, mode), host.watch)
+        await host.run(SetIpv6(held.bridge, link.index, None, mode), host.watch)
     must = needed(held.bridge, nat)
     for name, value in switches(held.bridge, nat).items():
         if name in must or is_writable(name):
@@ -307,25 +308,25 @@ def _needs_bolt(nat: Nat) -> bool:
     return wants_loopback(nat) or read_sysctl("ipv4/conf/all/route_localnet") == "1"
 
 
-def _filtering(host: Host, held: Held, nat: Nat) -> Work[None]:
+async def _filtering(host: Host, held: Held, nat: Nat) -> None:
     """Load the network's table where it is not as it shall be."""
-    table = yield from nft.read_table(held.network, host.watch)
+    table = await nft.read_table(held.network, host.watch)
     if table != wanted_table(held.network, held.bridge, nat):
-        yield from _loading(host, held, nat)
-        yield from forgetting(host, held.network, nat)
+        await _loading(host, held, nat)
+        await forgetting(host, held.network, nat)
 
 
-def _loading(host: Host, held: Held, nat: Nat) -> Work[None]:
+async def _loading(host: Host, held: Held, nat: Nat) -> None:
     host.tell(sh("nft", "-f", "-"))
-    yield from nft.load(ruleset(held.network, held.bridge, nat), host.watch)
+    await nft.load(ruleset(held.network, held.bridge, nat), host.watch)
 
 
-def forgetting(host: Host, network: str, nat: Nat) -> Work[None]:
+async def forgetting(host: Host, network: str, nat: Nat) -> None:
     """Have no flow go on that does not go by the network's table. Raises Failure."""
     own = {text.partition("/")[0] for _, text in host.kernel.addresses()}
     # NOTE: who fills what the kernel tracks may delay this, and no more.
     limit = host.watch.within(host.watch.remaining() / 2)
-    if not (yield from host.kernel.forgetting(astray(nat, own), limit)):
+    if not (await host.kernel.forgetting(astray(nat, own), limit)):
         log(
             syslog.LOG_WARNING,
             f"network {network}: the kernel tracks more flows than there was time to look at; "
@@ -333,34 +334,34 @@ def forgetting(host: Host, network: str, nat: Nat) -> Work[None]:
         )
 
 
-def guarding(
+async def guarding(
     host: Host, network: str, bridge: str, nat: Nat | None, *, dry_run: bool = False
-) -> Work[str]:
+) -> str:
     """Load the table of a network that taps are on, where it is not as it was loaded.
 
     One that is as it was loaded by an older policy stays; without `nat` it is only looked at.
     `forgetting` is due then, for which nobody needs to wait. Returns in words what was wrong, ""
     for nothing. Raises Failure: 75 with the host's watch, 77, 71.
     """
-    held = yield from holding(host, network, bridge)
+    held = await holding(host, network, bridge)
     try:
         link = _bridge_of(host, held)
         if link is None or link.name != bridge or not ports_of(host, link):
             return ""
-        table = yield from nft.read_table(network, host.watch)
+        table = await nft.read_table(network, host.watch)
         fault = Table.fault(table)
         if nat is not None and not dry_run:
             _bolt(held, link, nat)
             if fault:
-                yield from _loading(host, held, nat)
+                await _loading(host, held, nat)
         return fault
     finally:
         held.close()
 
 
-def find_table_faults(
+async def find_table_faults(
     host: Host, policy: Policy | None, links: Iterable[Link]
-) -> Work[dict[str, str | Failure]]:
+) -> dict[str, str | Failure]:
     """Return in words what is wrong with the table of each network that taps are on, or "".
 
     A Failure in place of each that could not be read.
@@ -368,7 +369,7 @@ def find_table_faults(
     found: dict[str, str | Failure] = {}
     for name, each in guarded(policy, links).items():
         try:
-            table = yield from nft.read_table(name, host.watch)
+            table = await nft.read_table(name, host.watch)
         except Failure as failure:
             found[name] = failure
             continue
@@ -420,13 +421,13 @@ def _forwarding(held: Held, nat: Nat) -> None:
         log(syslog.LOG_NOTICE, f"network {held.network}: {said}")
 
 
-def _serving(host: Host, held: Held, nat: Nat) -> Work[None]:
+async def _serving(host: Host, held: Held, nat: Nat) -> None:
     """Have a dnsmasq run that has the settings which it shall have, and no other."""
     wanted = _settings(held, nat)
     if wanted is None:
-        yield from dnsmasq.end(held.folder, host.watch)
+        await dnsmasq.end(held.folder, host.watch)
     else:
-        yield from dnsmasq.serve(held.folder, wanted, host.watch, host.tell)
+        await dnsmasq.serve(held.folder, wanted, host.watch, host.tell)
 
 
 def _settings(held: Held, nat: Nat) -> list[str] | None:
@@ -436,7 +437,7 @@ def _settings(held: Held, nat: Nat) -> list[str] | None:
     return dnsmasq_settings(held.bridge, nat, held.folder, dnsmasq.account().name)
 
 
-def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
+async def differences(host: Host, held: Held, nat: Nat) -> list[str]:
     """Look again, and return in words what of the network is not as it shall be."""
     link = host.kernel.look_up(held.bridge)
     if link is None:
@@ -472,10 +473,10 @@ def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
     found += [f"{key(name)} is 0, not 1" for name in forwarding_that_is_off(nat)]
     if _needs_bolt(nat) and not bolt.is_shut(link.index):
         found.append("the bridge is open to this host's loopback addresses")
-    table = yield from nft.read_table(held.network, host.watch)
+    table = await nft.read_table(held.network, host.watch)
     if table != wanted_table(held.network, held.bridge, nat):
         found.append(f"the nft table inet {table_name(held.network)} is not as the policy says")
-    server = yield from dnsmasq.look(held.folder, host.watch)
+    server = await dnsmasq.look(held.folder, host.watch)
     if server.settings != _settings(held, nat):
         found.append(
             "no dnsmasq runs"
@@ -485,7 +486,7 @@ def differences(host: Host, held: Held, nat: Nat) -> Work[list[str]]:
     return found
 
 
-def _telling_of_firewalls(held: Held, nat: Nat, watch: Watch) -> Work[None]:
+async def _telling_of_firewalls(held: Held, nat: Nat, watch: Watch) -> None:
     """Say in syslog who drops what this host is to pass on for the network.
 
     Raises Failure (75) with `watch` alone: whoever else cannot tell takes nothing back.
@@ -493,7 +494,7 @@ def _telling_of_firewalls(held: Held, nat: Nat, watch: Watch) -> Work[None]:
     if not wants_forwarding(nat):
         return
     try:
-        chains = yield from nft.dropping_chains(watch.within(min(HINT, watch.remaining() / 4)))
+        chains = await nft.dropping_chains(watch.within(min(HINT, watch.remaining() / 4)))
     except Failure as failure:
         watch.check()
         log(
@@ -515,7 +516,7 @@ def _telling_of_firewalls(held: Held, nat: Nat, watch: Watch) -> Work[None]:
 # The way back
 
 
-def _looking(host: Host, held: Held, link: Link, nat: Nat) -> Work[Before]:
+async def _looking(host: Host, held: Held, link: Link, nat: Nat) -> Before:
     """Look at what of a network that taps are on may be changed. Raises Failure."""
     read = {name: read_sysctl(name) for name in switches(held.bridge, nat)}
     return Before(
@@ -526,12 +527,12 @@ def _looking(host: Host, held: Held, link: Link, nat: Nat) -> Work[Before]:
             number: int(read_sysctl(f"ipv4/conf/{held.bridge}/{name}") or 0)
             for name, number in ipv4_settings(nat)
         },
-        (yield from nft.read_table(held.network, host.watch)),
-        (yield from dnsmasq.look(held.folder, host.watch)).settings,
+        await nft.read_table(held.network, host.watch),
+        (await dnsmasq.look(held.folder, host.watch)).settings,
     )
 
 
-def taking_back(host: Host, held: Held) -> Work[None]:
+async def taking_back(host: Host, held: Held) -> None:
     """Take back what was done to a network for a tap that could not join.
 
     A network that no tap is on goes. What cannot be taken back is told in syslog, so that the
@@ -544,9 +545,9 @@ def taking_back(host: Host, held: Held) -> Work[None]:
         return
     host.watch = host.watch.for_undo()
     try:
-        if (yield from leaving_held(host, held)) or held.before is None:
+        if (await leaving_held(host, held)) or held.before is None:
             return
-        yield from _restoring(host, held, held.before)
+        await _restoring(host, held, held.before)
     except Failure as failure:
         host.left = True
         log(
@@ -556,29 +557,30 @@ def taking_back(host: Host, held: Held) -> Work[None]:
         )
 
 
-def _restoring(host: Host, held: Held, before: Before) -> Work[None]:
+async def _restoring(host: Host, held: Held, before: Before) -> None:
     """Give a network back to the taps that are on it as it was. Raises Failure.
 
     A table that was not as it had been loaded, and a dnsmasq that had ended, stay mended.
     """
-    yield from _each(
-        part(host, held, before) for part in (_restoring_table, _restoring_link, _restoring_server)
+    await _each(
+        partial(part, host, held, before)
+        for part in (_restoring_table, _restoring_link, _restoring_server)
     )
 
 
-def _restoring_table(host: Host, held: Held, before: Before) -> Work[None]:
+async def _restoring_table(host: Host, held: Held, before: Before) -> None:
     if before.table is not None and not Table.fault(before.table):
         host.tell(sh("nft", "-f", "-"))
-        yield from nft.load(replacing(held.network, before.table), host.watch)
+        await nft.load(replacing(held.network, before.table), host.watch)
 
 
-def _restoring_link(host: Host, held: Held, before: Before) -> Work[None]:
+async def _restoring_link(host: Host, held: Held, before: Before) -> None:
     bridge = before.link
     host.kernel.set_ipv4(bridge.index, before.ipv4)
     link = host.kernel.look_at(bridge.index)
     if link is not None and bridge.addrgenmode not in (None, link.addrgenmode):
         mode = SetIpv6(held.bridge, bridge.index, None, bridge.addrgenmode)
-        yield from host.run(mode, host.watch)
+        await host.run(mode, host.watch)
     for name, value in before.sysctls.items():
         write_sysctl(name, value)
     now = {text for index, text in host.kernel.addresses() if index == bridge.index}
@@ -588,20 +590,20 @@ def _restoring_link(host: Host, held: Held, before: Before) -> Work[None]:
     for address in sorted(before.addresses - now):
         host.tell(sh("ip", "address", "add", address, "dev", held.bridge))
         host.kernel.add_address(bridge.index, address)
-    yield from host.run(SetMtu(held.bridge, bridge.index, bridge.mtu), host.watch)
+    await host.run(SetMtu(held.bridge, bridge.index, bridge.mtu), host.watch)
 
 
-def _restoring_server(host: Host, held: Held, before: Before) -> Work[None]:
+async def _restoring_server(host: Host, held: Held, before: Before) -> None:
     if before.served is not None:
-        yield from dnsmasq.serve(held.folder, before.served, host.watch, host.tell)
+        await dnsmasq.serve(held.folder, before.served, host.watch, host.tell)
 
 
-def _each(parts: Iterable[Work[None]]) -> Work[None]:
+async def _each(parts: Iterable[Callable[[], Task[None]]]) -> None:
     """Do each part, whatever becomes of the others. Raises the first Failure."""
     failures = []
     for part in parts:
         try:
-            yield from part
+            await part()
         except Failure as failure:
             failures.append(failure)
     if failures:
@@ -634,16 +636,16 @@ def commands_to_make(host: Host, network: str, bridge: str, nat: Nat) -> list[Co
 # Taking away
 
 
-def leaving(host: Host, network: str, bridge: str) -> Work[bool]:
+async def leaving(host: Host, network: str, bridge: str) -> bool:
     """Take the network away where no tap is on it; tell whether that was so. Raises Failure."""
-    held = yield from holding(host, network, bridge)
+    held = await holding(host, network, bridge)
     try:
-        return (yield from leaving_held(host, held))
+        return await leaving_held(host, held)
     finally:
         held.close()
 
 
-def leaving_held(host: Host, held: Held) -> Work[bool]:
+async def leaving_held(host: Host, held: Held) -> bool:
     """Do as `leaving`, with the lock held."""
     link = _bridge_of(host, held)
     if link is not None and ports_of(host, link):
@@ -651,7 +653,7 @@ def leaving_held(host: Host, held: Held) -> Work[bool]:
     before = host.watch
     host.watch = before.lasting()
     try:
-        yield from _taking_away(host, held)
+        await _taking_away(host, held)
     finally:
         host.watch = before
     return True
@@ -676,40 +678,39 @@ def _forget(held: Held) -> None:
             raise
 
 
-def _taking_away(host: Host, held: Held) -> Work[None]:
+async def _taking_away(host: Host, held: Held) -> None:
     """Take away what there is of the network. Raises Failure.
 
     Its folder is there until nothing else is, so that what is left is found.
     """
-    yield from _each(
+    await _each(
         (
-            dnsmasq.end(held.folder, host.watch),
-            _deleting_bridge(host, held),
-            _deleting_table(host, held),
+            partial(dnsmasq.end, held.folder, host.watch),
+            partial(_deleting_bridge, host, held),
+            partial(_deleting_table, host, held),
         )
     )
     _forget(held)
     log(syslog.LOG_INFO, f"network {held.network}: taken away")
 
 
-def _deleting_bridge(host: Host, held: Held) -> Work[None]:
-    yield from ()
+async def _deleting_bridge(host: Host, held: Held) -> None:
     link = _bridge_of(host, held)
     if link is not None:
         host.tell(sh("ip", "link", "del", "dev", link.name))
         host.kernel.delete_link(link.index)
 
 
-def _deleting_table(host: Host, held: Held) -> Work[None]:
+async def _deleting_table(host: Host, held: Held) -> None:
     if not nft.is_there():
         return
-    table = yield from nft.read_table(held.network, host.watch)
+    table = await nft.read_table(held.network, host.watch)
     if table is not None and table.ours:
         host.tell(sh("nft", "delete", "table", "inet", table_name(held.network)))
-        yield from nft.delete_table(held.network, host.watch)
+        await nft.delete_table(held.network, host.watch)
 
 
-def networks_left(host: Host) -> Work[list[tuple[str, str]]]:
+async def networks_left(host: Host) -> list[tuple[str, str]]:
     """Return the networks of ours on which no tap is, or of which a part is left, with the bridge.
 
     The bridge's name is empty where only other parts are left.
@@ -725,9 +726,9 @@ def networks_left(host: Host) -> Work[list[tuple[str, str]]]:
                 in_use.add(network)
             else:
                 found[network] = link.name
-    for network in (yield from nft.table_networks(host.watch)):
+    for network in await nft.table_networks(host.watch):
         if network not in found:
-            table = yield from nft.read_table(network, host.watch)
+            table = await nft.read_table(network, host.watch)
             if table is not None and table.ours:
                 found[network] = ""
     for network in folders():

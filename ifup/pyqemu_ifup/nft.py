@@ -19,7 +19,6 @@ from pyqemu_ifconf.shell import Command, all_of, nft_command, sh
 from pyqemu_ifup.manners import SAFE_PATH, Watch
 from pyqemu_ifup.nat import TABLE, Chain, Table, table_name, wants_forwarding
 from pyqemu_ifup.programs import Run, run_program
-from pyqemu_ifup.work import Work
 
 PROGRAM = "nft"
 _LINKS = ("iifname", "oifname")
@@ -93,13 +92,13 @@ def is_there() -> bool:
     return shutil.which(PROGRAM, path=SAFE_PATH) is not None
 
 
-def read_table(network: str, watch: Watch) -> Work[Table | None]:
+async def read_table(network: str, watch: Watch) -> Table | None:
     """Return the network's table as it is in force, None where there is none.
 
     Raises Failure: 75 with `watch`, 77 without privilege, 71.
     """
     words = [PROGRAM, "-j", "list", "table", "inet", table_name(network)]
-    done = yield from run_program(words, watch)
+    done = await run_program(words, watch)
     if done.status != 0:
         if _is_gone(done):
             return None
@@ -186,47 +185,47 @@ def _right(value: Any, quote: str) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def load(text: str, watch: Watch, *, try_only: bool = False) -> Work[None]:
+async def load(text: str, watch: Watch, *, try_only: bool = False) -> None:
     """Load commands of nft(8), all or none of them. Raises Failure as `read_table`.
 
     `try_only`: see whether the kernel takes them, and change nothing.
     """
     check = ["-c"] if try_only else []
-    done = yield from run_program([PROGRAM, *check, "-f", "-"], watch, text)
+    done = await run_program([PROGRAM, *check, "-f", "-"], watch, text)
     if done.status != 0:
         raise _failure(done)
 
 
-def delete_table(network: str, watch: Watch) -> Work[None]:
+async def delete_table(network: str, watch: Watch) -> None:
     """Delete the network's table; gone already is success. Raises Failure as `read_table`."""
-    done = yield from run_program([PROGRAM, "delete", "table", "inet", table_name(network)], watch)
+    done = await run_program([PROGRAM, "delete", "table", "inet", table_name(network)], watch)
     if done.status != 0 and not _is_gone(done):
         raise _failure(done)
 
 
-def table_networks(watch: Watch) -> Work[list[str]]:
+async def table_networks(watch: Watch) -> list[str]:
     """Return the networks that have a table of such a name; none where that may not be seen."""
     if not is_there():
         return []
-    done = yield from run_program([PROGRAM, "-j", "list", "tables", "inet"], watch)
+    done = await run_program([PROGRAM, "-j", "list", "tables", "inet"], watch)
     items = json.loads(done.out)["nftables"] if done.status == 0 else []
     names = [str(each.get("table", {}).get("name", "")) for each in items]
     networks = [name.removeprefix(TABLE) for name in names if name.startswith(TABLE)]
     return [network for network in networks if is_network_name(network)]
 
 
-def list_ruleset(watch: Watch) -> Work[list[dict[str, Any]]]:
+async def list_ruleset(watch: Watch) -> list[dict[str, Any]]:
     """Return all objects of the ruleset (libnftables-json(5)). Raises Failure as `read_table`."""
-    done = yield from run_program([PROGRAM, "-j", "list", "ruleset"], watch)
+    done = await run_program([PROGRAM, "-j", "list", "ruleset"], watch)
     if done.status != 0:
         raise _failure(done)
     found: list[dict[str, Any]] = json.loads(done.out)["nftables"]
     return found
 
 
-def dropping_chains(watch: Watch) -> Work[list[DroppingChain]]:
+async def dropping_chains(watch: Watch) -> list[DroppingChain]:
     """Return the base chains that drop, but our own. Raises Failure as `read_table`."""
-    return read_dropping((yield from list_ruleset(watch)))
+    return read_dropping(await list_ruleset(watch))
 
 
 def read_dropping(items: Iterable[dict[str, Any]]) -> list[DroppingChain]:

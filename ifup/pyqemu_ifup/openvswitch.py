@@ -30,7 +30,7 @@ from pyqemu_ifup.look import OvsBridge, OvsPort, OvsSwitch
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import AddPort, DelPort, SetPort, vlan_columns
 from pyqemu_ifup.stamp import KEY_VERSION, OUR_KEYS
-from pyqemu_ifup.work import RETRY, SLICE, Work
+from pyqemu_ifup.task import RETRY, SLICE, pause
 
 # NOTE: the library names each connection and transaction by a UUID of the time, for which libuuid
 # waits for uuidd, or for a lock, as long as those like, deaf to signals; any is as good.
@@ -250,30 +250,30 @@ class Database:
         self._idl.bridges_new, self._idl.ports_changed = False, set()
         return news
 
-    def connected(self, watch: Watch) -> Work[None]:
+    async def connected(self, watch: Watch) -> None:
         """Wait until the rows are there. Raises Failure (75)."""
-        yield from self._until(lambda: self.is_connected, watch, self._mute)
+        await self._until(lambda: self.is_connected, watch, self._mute)
 
     @property
     def unsure(self) -> bool:
         """Whether a commit was given up whose outcome nobody knows; `sync` tells."""
         return bool(self._unsure)
 
-    def sync(self, watch: Watch) -> Work[None]:
+    async def sync(self, watch: Watch) -> None:
         """Take in all that the server has committed by now, commits that were given up included.
 
         It answers in order, and tells of each commit before it answers. Raises Failure, 75 where
         it is mute until `watch` ends.
         """
         before = set(self._unsure)
-        yield from self._commit(lambda transaction: self._sane(self._root).fetch("cur_cfg"), watch)
+        await self._commit(lambda transaction: self._sane(self._root).fetch("cur_cfg"), watch)
         self._unsure -= before
 
     def has_bridge(self, name: str) -> bool:
         """Tell whether there is a bridge of this name."""
         return self._sane(lambda: self._bridge(name) is not None)
 
-    def made(self, bridge: str, watch: Watch) -> Work[None]:
+    async def made(self, bridge: str, watch: Watch) -> None:
         """Wait until ovs-vswitchd has made the bridge, or its row is not there.
 
         Raises Failure (75).
@@ -284,7 +284,7 @@ class Database:
             return row is None or bool(row.datapath_id)
 
         what = f"ovs-vswitchd has not made {quote(bridge)} yet ({quote(self.address)})"
-        yield from self._until(is_made, watch, what)
+        await self._until(is_made, watch, what)
 
     def switch(self) -> OvsSwitch:
         """Return how this Open vSwitch is, of a database opened with `details`.
@@ -353,7 +353,7 @@ class Database:
             internal=interface.type == "internal" or interface.name == bridge,
         )
 
-    def add_port(self, op: AddPort, watch: Watch) -> Work[None]:
+    async def add_port(self, op: AddPort, watch: Watch) -> None:
         """Add the port and wait until ovs-vswitchd has taken it in.
 
         Raises Failure: 69 where the bridge has gone, 71 where vswitchd cannot use the tap, 75
@@ -361,7 +361,7 @@ class Database:
         """
         # NOTE: a port that vswitchd has yet to let go, deleted without waiting, and ours must not
         # reach it in one go: on the userspace datapath the new one would pass no frames.
-        yield from self._applied(lambda: self._root().next_cfg, watch)
+        await self._applied(lambda: self._root().next_cfg, watch)
 
         def compose(transaction: Any) -> None:
             bridge = self._sane(lambda: self._bridge(op.bridge))
@@ -391,16 +391,16 @@ class Database:
             self._sane(self._root).increment("next_cfg")
             transaction.add_comment(f"pyqemu-ifup: add-port {op.bridge} {op.tap}")
 
-        yield from self._commit(compose, watch)
-        yield from self._applied(lambda: self._root().next_cfg, watch)
-        yield from self._until(
+        await self._commit(compose, watch)
+        await self._applied(lambda: self._root().next_cfg, watch)
+        await self._until(
             lambda: self._is_usable(op),
             watch,
             f"ovs-vswitchd does not take the port in ({quote(self.address)})",
         )
         # NOTE: on the kernel datapath it has the number of the port that has just gone, and with
         # it the flows of that port's VLAN.
-        yield from self._revalidated(self._deleted.get(op.tap, 0.0), watch)
+        await self._revalidated(self._deleted.get(op.tap, 0.0), watch)
 
     def _is_there(self, op: AddPort) -> bool:
         """Tell whether our own commit came through, its reply lost with the connection."""
@@ -428,7 +428,7 @@ class Database:
             )
         return ofport is not None and _one(interface.ifindex) == op.index
 
-    def set_port(self, op: SetPort, watch: Watch) -> Work[None]:
+    async def set_port(self, op: SetPort, watch: Watch) -> None:
         """Change the port that `op` saw and wait until ovs-vswitchd has taken that in.
 
         Raises Failure: 69 where the server cannot write, 71 where the port has gone, 75 where it
@@ -453,12 +453,12 @@ class Database:
             self._sane(self._root).increment("next_cfg")
             transaction.add_comment(f"pyqemu-ifup: set port {op.tap}")
 
-        done = yield from self._commit(compose, watch)
+        done = await self._commit(compose, watch)
         if done is not None:
-            yield from self._applied(done.get_increment_new_value, watch)
-        yield from self._revalidated(time.monotonic(), watch)
+            await self._applied(done.get_increment_new_value, watch)
+        await self._revalidated(time.monotonic(), watch)
 
-    def _revalidated(self, since: float, watch: Watch) -> Work[None]:
+    async def _revalidated(self, since: float, watch: Watch) -> None:
         """Wait until old flows forward no more after a change that was taken in at `since`.
 
         NOTE: the revalidator threads of ovs-vswitchd renew the flows that it has in its datapath
@@ -467,7 +467,7 @@ class Database:
         end = since + REVALIDATION
         while (left := end - time.monotonic()) > 0:
             watch.check()
-            yield left
+            await pause(left)
 
     def _seen(
         self, tap: str, external_ids: Iterable[tuple[str, str]]
@@ -483,7 +483,7 @@ class Database:
                     return port, interface, dict(interface.external_ids), dict(port.other_config)
         raise self._gone()
 
-    def link_up(self, tap: str, watch: Watch) -> Work[bool]:
+    async def link_up(self, tap: str, watch: Watch) -> bool:
         """Wait until ovs-vswitchd sees the tap's link up; tell whether it did not at first.
 
         Raises Failure, 71 without the port.
@@ -494,7 +494,7 @@ class Database:
 
         if self._sane(is_up):
             return False
-        yield from self._until(
+        await self._until(
             is_up, watch, f"ovs-vswitchd does not see the tap's link up ({quote(self.address)})"
         )
         return True
@@ -517,7 +517,7 @@ class Database:
             "try again",
         )
 
-    def del_port(self, op: DelPort, watch: Watch, patience: float | None = None) -> Work[bool]:
+    async def del_port(self, op: DelPort, watch: Watch, patience: float | None = None) -> bool:
         """Delete the port that `op` saw; gone already is success.
 
         Waits until vswitchd let it go, `patience` seconds at most where that is given, and tells
@@ -539,14 +539,14 @@ class Database:
                 self._sane(self._root).increment("next_cfg")
                 transaction.add_comment(f"pyqemu-ifup: del-port {op.tap}")
 
-        done = yield from self._commit(compose, watch)
+        done = await self._commit(compose, watch)
         if done is None:
             return True
         limit = watch
         if patience is not None:
             limit = Watch(min(patience, watch.remaining()), watch.interrupted, watch.wakeup)
         try:
-            yield from self._applied(done.get_increment_new_value, limit)
+            await self._applied(done.get_increment_new_value, limit)
         except Failure:
             if patience is None:
                 raise
@@ -591,12 +591,12 @@ class Database:
     def _bridge(self, name: str) -> Any:
         return next((row for row in self._rows("Bridge") if row.name == name), None)
 
-    def _applied(self, find: Callable[[], int], watch: Watch) -> Work[None]:
+    async def _applied(self, find: Callable[[], int], watch: Watch) -> None:
         """Wait until ovs-vswitchd has taken in the configuration up to the one that is found."""
         next_cfg = self._sane(find)
-        yield from self._until(lambda: bool(self._root().cur_cfg >= next_cfg), watch, self._busy)
+        await self._until(lambda: bool(self._root().cur_cfg >= next_cfg), watch, self._busy)
 
-    def _commit(self, compose: Callable[[Any], None], watch: Watch) -> Work[Any]:
+    async def _commit(self, compose: Callable[[Any], None], watch: Watch) -> Any:
         """Commit what `compose` writes, anew as often as the database had changed meanwhile.
 
         Returns the library's transaction, None where there was nothing to write.
@@ -612,13 +612,13 @@ class Database:
                 while status == Transaction.INCOMPLETE:
                     self._unsure.add(transaction)
                     watch.check(self._mute)
-                    yield min(SLICE, watch.remaining())
+                    await pause(min(SLICE, watch.remaining()))
                     status = self._sane(transaction.commit)
                 self._unsure.discard(transaction)
             finally:
                 transaction.abort()
             if status == Transaction.TRY_AGAIN:
-                yield from self._changed(seqno, watch)
+                await self._changed(seqno, watch)
                 continue
             if status == Transaction.UNCHANGED:
                 return None
@@ -626,10 +626,10 @@ class Database:
                 return transaction
             raise _refusal(self.address, transaction.get_error())
 
-    def _changed(self, seqno: int, watch: Watch) -> Work[None]:
-        yield from self._until(lambda: self._idl.change_seqno != seqno, watch, self._mute)
+    async def _changed(self, seqno: int, watch: Watch) -> None:
+        await self._until(lambda: self._idl.change_seqno != seqno, watch, self._mute)
 
-    def _until(self, done: Callable[[], bool], watch: Watch, doing: str) -> Work[None]:
+    async def _until(self, done: Callable[[], bool], watch: Watch, doing: str) -> None:
         """Wait until `done` says so.
 
         Raises Failure: 75 with `watch`, telling what it was `doing`; 71 as `check`.
@@ -638,7 +638,7 @@ class Database:
             if self._sane(done):
                 return
             watch.check(doing)
-            yield min(SLICE, watch.remaining())
+            await pause(min(SLICE, watch.remaining()))
 
 
 def wait(
@@ -713,7 +713,7 @@ def _refusal(address: str, error: str) -> Failure:
     )
 
 
-def try_connect(address: str, watch: Watch) -> Work[None]:
+async def try_connect(address: str, watch: Watch) -> None:
     """Connect once and hang up, for a clear answer: the IDL only retries in silence."""
     watch.check()
     if address.startswith("unix:"):
@@ -729,7 +729,7 @@ def try_connect(address: str, watch: Watch) -> Work[None]:
             # NOTE: EAGAIN is a unix socket whose queue is full; nothing tells when it is not.
             while (code := probe.connect_ex(target)) in _CONNECTING:
                 watch.check(f"the database of Open vSwitch at {quote(address)} does not answer")
-                yield RETRY
+                await pause(RETRY)
             if code not in (0, errno.EISCONN):
                 raise OSError(code, os.strerror(code))
     except PermissionError as error:

@@ -24,12 +24,11 @@ from pyqemu_ifup.tun import (
     making_anew,
     set_owner,
 )
-from pyqemu_ifup.work import Work
 
 
-def owning(
+async def owning(
     kernel: Netlink, link: Link, parent: int, handed: int, descriptor: int | None
-) -> Work[None]:
+) -> None:
     """Give a tap without an owner to this process's user, and see that nobody else has it already.
 
     Of its queues, that many were handed over to us, with a `descriptor` that is of one; the others
@@ -40,7 +39,7 @@ def owning(
         if descriptor is not None:
             set_owner(descriptor, os.getuid())
         else:
-            yield from _giving(link, parent)
+            await _giving(link, parent)
         # NOTE: only now, when no more can come.
         now = kernel.look_at(link.index)
         if now is None or now.owner is None:
@@ -52,7 +51,7 @@ def owning(
             )
         link = now
     queues = link.queues if link.multi_queue else int(link.carrier)
-    if queues > handed and queues > len((yield from _finding_ours(link.name, parent, queues))):
+    if queues > handed and queues > len(await _finding_ours(link.name, parent, queues)):
         raise _in_other_hands()
 
 
@@ -65,7 +64,7 @@ def _in_other_hands() -> Failure:
     )
 
 
-def _giving(link: Link, parent: int) -> Work[None]:
+async def _giving(link: Link, parent: int) -> None:
     """Set the owner by a queue of our own, or by the only one there can be, its holder's."""
     descriptor = -1
     try:
@@ -75,7 +74,7 @@ def _giving(link: Link, parent: int) -> Work[None]:
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
-            ours = yield from _finding_ours(link.name, parent, 1)
+            ours = await _finding_ours(link.name, parent, 1)
             if not ours:
                 raise _in_other_hands() from error
             descriptor = take_descriptor(ours[0])
@@ -94,18 +93,18 @@ def _giving(link: Link, parent: int) -> Work[None]:
             os.close(descriptor)
 
 
-def _finding_ours(tap: str, parent: int, queues: int) -> Work[list[Held]]:
+async def _finding_ours(tap: str, parent: int, queues: int) -> list[Held]:
     """Return the tap's descriptors of the process of ours that has the most, `parent` first.
 
     All queues are one process's, and what others have may be copies of them.
     """
     uid = os.getuid()
     if real_uid(parent) == uid:
-        held = yield from finding_held(parent)
+        held = await finding_held(parent)
         found = [each for each in held if each.tap == tap]
         if len(found) >= queues:
             return found
-    holders = yield from finding_holders(OTHERS)
+    holders = await finding_holders(OTHERS)
     each: dict[int, list[Held]] = {pid: [] for pid in holders.of(tap) if real_uid(pid) == uid}
     for one in holders.held:
         if one.tap == tap and one.pid in each:

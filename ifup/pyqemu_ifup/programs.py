@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from pyqemu_ifup.manners import SAFE_PATH, Watch, waiting_for
-from pyqemu_ifup.work import Work
+from pyqemu_ifup.task import pause
 
 SHORT = 0.005
 """Seconds between looks at a program that is about to end."""
@@ -30,7 +30,7 @@ def scratch() -> BinaryIO:
     return open(os.memfd_create("pyqemu-ifup"), "w+b")
 
 
-def run_program(words: Sequence[str], watch: Watch, text: str = "") -> Work[Run]:
+async def run_program(words: Sequence[str], watch: Watch, text: str = "") -> Run:
     """Run a program to its end, with `text` on its standard input; it inherits nothing else.
 
     Raises Failure, 75 with `watch`; then it is killed.
@@ -52,7 +52,7 @@ def run_program(words: Sequence[str], watch: Watch, text: str = "") -> Work[Run]
         try:
             while process.poll() is None:
                 watch.check(f"{words[0]} does not end")
-                yield SHORT
+                await pause(SHORT)
         except BaseException:
             process.kill()
             process.wait()

@@ -1,4 +1,4 @@
-"""A tap for a caller who may make none: the wire's `tap`, as Work."""
+"""A tap for a caller who may make none: the wire's `tap`, as a task."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import log
 from pyqemu_ifup.taps import QUEUES_MAX, close_all, open_taps
-from pyqemu_ifup.work import Work
 
 _under_way: dict[str, tuple[str, int]] = {}
 """The taps that are made just now, which may have no stamp yet: network and user of each."""
@@ -109,7 +108,7 @@ def make_tap(kernel: Netlink, policy: Policy, user: User, holder: int, wish: Wis
     return NewTap(name, descriptors, network.name, uid, login, holder, found)
 
 
-def attach_tap(host: Host, policy: Policy, tap: NewTap) -> Work[None]:
+async def attach_tap(host: Host, policy: Policy, tap: NewTap) -> None:
     """Attach a tap that has just been made.
 
     Raises Failure as `attach`; then its descriptors are closed, and nothing is left of it.
@@ -128,9 +127,7 @@ def attach_tap(host: Host, policy: Policy, tap: NewTap) -> Work[None]:
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
         uid = tap.uid if tap.uid != ROOT else None
         by_name = tap.nic is None
-        yield from attaching(
-            host, port, caller, tap.holder, ovsdbs, uid, by_name=by_name, made=True
-        )
+        await attaching(host, port, caller, tap.holder, ovsdbs, uid, by_name=by_name, made=True)
     except BaseException:
         close_all(tap.descriptors)
         raise

@@ -29,7 +29,7 @@ from pyqemu_ifd.users import Users
 from pyqemu_ifdown.detach import detach
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.stamp import find_here
-from pyqemu_ifup.work import finish
+from pyqemu_ifup.task import finish
 
 SHORT = 0.1
 """Seconds in which a hook that waits for nobody has ended, but on a busy machine."""
@@ -205,7 +205,7 @@ def _bring_back(place: Place) -> None:
         for _ in range(ROUNDS):
             works = list(tidier.work())
             for _, work in works:
-                finish(work, _pause(pool))
+                finish(work(), _pause(pool))
             # NOTE: the ends of processes are looked at again and again.
             if not works and (tidier.due is None or tidier.due > time.monotonic() + 2):
                 return

@@ -28,7 +28,6 @@ from pyqemu_ifup.attach import attach
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import Step
-from pyqemu_ifup.work import Work
 
 Tags = tuple[int, ...]
 """The VIDs of a frame's VLAN tags, the outermost first."""
@@ -119,12 +118,12 @@ def meddle(
     real = Host.run
     acted: list[Step] = []
 
-    def run(self: Host, step: Step, watch: Watch, patience: float | None = None) -> Work[bool]:
+    async def run(self: Host, step: Step, watch: Watch, patience: float | None = None) -> bool:
         mine = isinstance(step, kind) and not acted
         if mine and not after:
             acted.append(step)
             act()
-        done = yield from real(self, step, watch, patience)
+        done = await real(self, step, watch, patience)
         if mine and after:
             acted.append(step)
             act()
@@ -144,9 +143,9 @@ def break_after_each(
     names: list[str] = []
     until_broken = 0
 
-    def run(self: Host, step: Step, watch: Watch, patience: float | None = None) -> Work[bool]:
+    async def run(self: Host, step: Step, watch: Watch, patience: float | None = None) -> bool:
         nonlocal until_broken
-        done = yield from real(self, step, watch, patience)
+        done = await real(self, step, watch, patience)
         until_broken -= 1
         if until_broken == 0:
             names.append(type(step).__name__)

@@ -99,8 +99,8 @@ from pyqemu_ifup.plan import (
 )
 from pyqemu_ifup.stamp import VERSION, Here, Stamp, format_alias
 from pyqemu_ifup.taps import _failure
+from pyqemu_ifup.task import finish
 from pyqemu_ifup.tun import making_anew
-from pyqemu_ifup.work import finish
 
 HERE = Here("boot", "4:42")
 DB = "unix:/run/x y;id"

@@ -33,7 +33,7 @@ from pyqemu_ifup.flows import (
 )
 from pyqemu_ifup.links import attribute
 from pyqemu_ifup.manners import Watch
-from pyqemu_ifup.work import finish
+from pyqemu_ifup.task import finish
 
 FLOWS = 12_000
 COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
@@ -142,7 +142,7 @@ def test_many_flows_stop_the_agent_for_no_moment(
     with netns.enter():
         looks = forgetting(lambda flow: False, Watch(0))
         with pytest.raises(StopIteration) as end:
-            next(looks)
+            looks.send(None)
         assert end.value.value is False
 
 

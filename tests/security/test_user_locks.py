@@ -24,7 +24,7 @@ from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import lock_file, open_lock
 from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import JoinBridge, Step
-from pyqemu_ifup.work import Work, finish
+from pyqemu_ifup.task import Task, finish, pause, step
 
 LONG = 60.0
 
@@ -41,11 +41,11 @@ def keep_it(netns: Namespace, port: Port) -> None:
     """Do a user's up, which gets as far as the bridge and no further before its time is up."""
     real = Host.run
 
-    def run(self: Host, step: Step, watch: Watch, patience: float | None = None) -> Work[bool]:
+    async def run(self: Host, step: Step, watch: Watch, patience: float | None = None) -> bool:
         while isinstance(step, JoinBridge):
             watch.check("a user's up stands still")
-            yield 0.01
-        return (yield from real(self, step, watch, patience))
+            await pause(0.01)
+        return await real(self, step, watch, patience)
 
     Host.run = run  # type: ignore[method-assign]
     with netns.enter(), Host(port.tap, Watch(LONG), lambda _: None, brief=True) as host:
@@ -94,12 +94,12 @@ def test_root_has_the_network_when_a_user_has_had_it_long_enough(
 def test_users_who_come_and_leave_do_not_pass_root(tmp_path: Path) -> None:
     """Who waits for a lock looks again from time to time; a user who comes between waits, too."""
 
-    def locking(*, last: bool = False) -> tuple[int, Work[None]]:
+    def locking(*, last: bool = False) -> tuple[int, Task[None]]:
         descriptor = open_lock(str(tmp_path / "lock"))
         return descriptor, lock_file(descriptor, Watch(LONG), "network lan", last=last)
 
-    def has_it(work: Work[None]) -> bool:
-        return next(work, None) is None
+    def has_it(work: Task[None]) -> bool:
+        return step(work) is None
 
     first, having = locking(last=True)
     assert has_it(having)
@@ -124,11 +124,11 @@ def test_who_is_first_in_line_is_named(tmp_path: Path) -> None:
     path = str(tmp_path / "lock")
 
     holder = open_lock(path)
-    assert next(lock_file(holder, Watch(LONG), "network lan"), None) is None
+    assert step(lock_file(holder, Watch(LONG), "network lan")) is None
     read, write = os.pipe()
 
     def stand_still() -> None:
-        next(lock_file(open_lock(path), Watch(LONG), "network lan"))
+        step(lock_file(open_lock(path), Watch(LONG), "network lan"))
         os.write(write, b".")
         time.sleep(LONG)
 

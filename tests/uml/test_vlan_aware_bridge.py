@@ -35,7 +35,6 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Port, Vlan
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.plan import Op, Plan, Prove, SetUp, SetVlans, Step, plan_up
-from pyqemu_ifup.work import Work
 
 BRIDGE_MAC = "02:00:00:00:00:0b"
 EVERY = range(1, 4095)
@@ -238,7 +237,7 @@ def test_trunk_of_every_vlan_is_one_message(lan: Lan, monkeypatch: pytest.Monkey
     asked = []
     real = Host.run
 
-    def run(self: Host, step: Step, *rest: Any) -> Work[bool]:
+    async def run(self: Host, step: Step, *rest: Any) -> bool:
         if isinstance(step, SetVlans):
             route = self.kernel._route
             send = route.vlan_filter
@@ -248,7 +247,7 @@ def test_trunk_of_every_vlan_is_one_message(lan: Lan, monkeypatch: pytest.Monkey
                 return send(verb, index=index, vlan_info=vlan_info)
 
             monkeypatch.setattr(route, "vlan_filter", vlan_filter)
-        return (yield from real(self, step, *rest))
+        return await real(self, step, *rest)
 
     monkeypatch.setattr(Host, "run", run)
     web0 = lan.netns.tap("web0")

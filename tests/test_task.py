@@ -1,4 +1,4 @@
-"""Work that waits, and whoever drives it."""
+"""A task that waits, and whoever drives it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pty
 import pytest
 
 from pyqemu_ifup.manners import read_tap_name
-from pyqemu_ifup.work import Work, finish
+from pyqemu_ifup.task import finish, pause
 
 
 def test_work_runs_to_its_end_and_says_how_long_it_waits() -> None:
-    def work() -> Work[str]:
-        yield 0.5
-        yield 0.25
+    async def work() -> str:
+        await pause(0.5)
+        await pause(0.25)
         return "done"
 
     waits: list[float] = []
@@ -26,13 +26,13 @@ def test_work_that_is_broken_off_while_it_waits_takes_back_what_it_did() -> None
     """As by the alarm of the deadline; and the undo may wait, too."""
     told: list[str] = []
 
-    def work() -> Work[None]:
+    async def work() -> None:
         try:
             told.append("did")
-            yield 0.5
+            await pause(0.5)
             told.append("not reached")
         except TimeoutError:
-            yield 0.1
+            await pause(0.1)
             told.append("took back")
             raise
 
