@@ -410,10 +410,10 @@ from pyqemu_ifup.host import Host
 
 real = Host.run
 
-def run(self, step, watch, patience=None):
+async def run(self, step, watch, patience=None):
     if type(step).__name__ in ("JoinBridge", "AddPort"):
         time.sleep(0.3)
-    return (yield from real(self, step, watch, patience))
+    return await real(self, step, watch, patience)
 
 Host.run = run
 """
@@ -1344,8 +1344,8 @@ def test_answers_of_a_policy_with_5000_rules(site: Site) -> None:
 BRIEF = """
 from pyqemu_ifup import nat_network
 real = nat_network.holding
-def holding(host, network, bridge):
-    held = yield from real(host, network, bridge)
+async def holding(host, network, bridge):
+    held = await real(host, network, bridge)
     with open({log!r}, "a") as file:
         print(host.tap, host.watch.remaining() <= nat_network.HOLD, file=file)
     return held

@@ -22,12 +22,13 @@ HELD = """
 import os, time
 from pyqemu_ifd.main import notify
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.task import pause
 
 folder = os.path.dirname(sys.argv[sys.argv.index("--socket") + 1])
 real = Host.run
 stood = set()
 
-def stand(self, step, watch, moment):
+async def stand(self, step, watch, moment):
     path = f"{folder}/{moment}-{self.tap}-{type(step).__name__}"
     if os.path.exists(path + "-bug"):
         raise LookupError("injected by the test")
@@ -44,12 +45,12 @@ def stand(self, step, watch, moment):
         notify(f"X_HELD={token}")
         while os.path.exists(path):
             watch.check()
-            yield 0.005
+            await pause(0.005)
 
-def run(self, step, watch, patience=None):
-    yield from stand(self, step, watch, "before")
-    done = yield from real(self, step, watch, patience)
-    yield from stand(self, step, watch, "after")
+async def run(self, step, watch, patience=None):
+    await stand(self, step, watch, "before")
+    done = await real(self, step, watch, patience)
+    await stand(self, step, watch, "after")
     return done
 
 Host.run = run
