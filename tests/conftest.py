@@ -116,8 +116,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if without:
         config.hook.pytest_deselected(items=without)
         items[:] = [item for item in items if item not in without]
-    # NOTE: last, since their results are only waited for: the Linux runs beside the others.
-    items.sort(key=lambda item: item.path == IN_UML_FILE)
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

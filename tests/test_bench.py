@@ -18,6 +18,8 @@ import pytest
 from lab import needs
 from lab.hooks import Hooks
 
+pytestmark = pytest.mark.host("it looks at all processes of the host, and measures")
+
 BENCH = Path(__file__).resolve().parent.parent / "bench" / "run"
 NO_INDEX = ("No matching distribution found", "Could not find a version", "Connection")
 MARK = "PYQEMU_BENCH_TEST"

@@ -12,6 +12,8 @@ import pytest
 
 from lab import boot, needs
 
+pytestmark = pytest.mark.host("it looks at all processes of the host")
+
 DEMO = Path(__file__).parent / "lab" / "demo.py"
 
 

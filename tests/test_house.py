@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.host("it reads every file of the checkout")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 MAY_IMPORT = {

@@ -10,6 +10,11 @@ import pytest
 from lab import needs
 from lab.in_uml import BOOT, SECONDS, collect
 
+pytestmark = [
+    pytest.mark.host("its Linux is started with the first half"),
+    pytest.mark.last("its results are only waited for: the Linux runs beside all other tests"),
+]
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make a test here of each test in there."""

@@ -21,6 +21,8 @@ from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.sites import FLAT, HOME, Site
 
+pytestmark = pytest.mark.host("it packs the checkout, and installs from it")
+
 ROOT = Path(__file__).resolve().parent.parent
 HOOKS = ("pyqemu-ifup", "pyqemu-ifdown")
 PROGRAMS = (*HOOKS, "pyqemu-ifctl", "pyqemu-ifd", "pyqemu-bridge-helper")

@@ -20,6 +20,8 @@ from lab.snapshot import Snapshot, diff, leftovers
 from lab.taps import Tap, carries, frame, holds, mac, tags, vid
 from lab.warm import Warm
 
+pytestmark = pytest.mark.host("it leaves things on the host, to see that they are found")
+
 HWADDR = "52:54:00:ff:00:01"
 
 

@@ -25,6 +25,8 @@ from pyqemu_ifd.closer import Closer
 from pyqemu_ifup.caller import read_status
 from pyqemu_ifup.holders import find_holders
 
+pytestmark = pytest.mark.host("it looks at all processes of the host")
+
 SLOW = 40.0
 """Seconds that an answer may take on a machine that is busy."""
 LOOKER = "pyqemu-looker"
