@@ -222,7 +222,7 @@ deb: ## build a Debian package into OUT (build), for this machine's own python3
 	echo "make deb: the programs' own Python packages, from PyPI, for Python $$here: about a minute"
 	$(MAKE) --no-print-directory install PREFIX=/usr DESTDIR="$$root" PYTHON="$$PYTHON" \
 		ZSHDIR=/usr/share/zsh/vendor-completions >"$$root/log" || { cat "$$root/log"; exit 1; }
-	rm -r "$$root/log" "$$root/etc" "$$root/usr/lib/pyqemu-ifup/installed"
+	rm -r "$$root/log" "$${root:?}/etc" "$$root/usr/lib/pyqemu-ifup/installed"
 	maintainer="$${DEBFULLNAME:-The authors of pyqemu-ifup} <$${DEBEMAIL:-root@localhost}>"
 	doc=$$root/usr/share/doc/pyqemu-ifup
 	rm "$$doc/LICENSE"
@@ -252,6 +252,7 @@ deb: ## build a Debian package into OUT (build), for this machine's own python3
 # NOTE: what cannot be had (no network, no root) is told here, and the tests that need it skip by
 # name; so a step that fails ends nothing.
 define MAKE_READY
+# shellcheck disable=SC2043
 for step in $(1); do
 	tests/lab/$$step || echo "make $@: tests/lab/$$step failed; what needs it will say so" >&2
 done
@@ -270,10 +271,11 @@ test: ## install what is missing and run all the tests (root, or some skip)
 		qemu/qemu-setup chroot/chroot-setup)
 	exec .venv/bin/python3 $(if $(PYTEST_ARGS),-m pytest $(PYTEST_ARGS),tests/lab/halves.py)
 
-lint: .venv/ready ## ruff and mypy
+lint: .venv/ready ## ruff, mypy and codespell
 	@.venv/bin/python3 -m ruff check .
 	.venv/bin/python3 -m ruff format --check --quiet .
 	.venv/bin/python3 -m mypy
+	.venv/bin/python3 -m codespell_lib
 
 demo: ## a guest on a bridge by a policy, in a network namespace of its own (root)
 	@$(call MAKE_READY,install-packages guest/guest-setup)
@@ -284,5 +286,5 @@ bench: ## the cost of one up and one down, beside what people use (root)
 	exec .venv/bin/python3 bench/run
 
 clean: ## take away what the other targets left in this checkout
-	@rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

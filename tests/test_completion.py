@@ -114,6 +114,12 @@ def test_bash_offers_files_and_nothing_where_it_cannot_tell(tmp_path: Path) -> N
     assert offered == [file, file, set(), set(), set(), file, set()]
 
 
+def test_bash_offers_a_file_whose_name_is_a_pattern_as_it_is(tmp_path: Path) -> None:
+    for name in ("[a]x", "ax"):
+        (tmp_path / name).write_text("")
+    assert ask_bash(generated("bash"), tmp_path, [(PROGRAM, "check", "[")]) == [{"[a]x"}]
+
+
 def test_bash_offers_taps_and_runs_none_of_their_names(netns: Namespace, tmp_path: Path) -> None:
     names = ("web0", "$(date>x)", "web;0")
     taps = [netns.tap(name) for name in names]

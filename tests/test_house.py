@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import configparser
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from lab.checkout import files
 
 pytestmark = pytest.mark.host("it reads every file of the checkout")
 
@@ -575,27 +576,13 @@ def test_the_version_is_the_changelog_s() -> None:
     assert version in first.groups()
 
 
-NOT_OURS = re.compile(
-    r"^\.(?:git|venv|cache|hypothesis)$|^build$|\.egg-info$|_cache$|^__pycache__$"
-)
-
-
-def texts(pattern: str) -> list[Path]:
-    """Return the files of this checkout that `pattern` names, but what tools left in it."""
-    found = []
-    for folder, folders, files in os.walk(ROOT):
-        folders[:] = [name for name in folders if not NOT_OURS.search(name)]
-        found += [path for name in files if (path := Path(folder, name)).match(pattern)]
-    return sorted(found)
-
-
 def slug(heading: str) -> str:
     """Return the anchor that a Markdown heading gets."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
 def test_every_link_of_every_page_leads_somewhere() -> None:
-    pages = texts("*.md")
+    pages = files("*.md")
     assert pages
     dead = []
     for page in pages:
@@ -625,7 +612,7 @@ def test_no_file_names_a_path_of_one_machine() -> None:
     patterns.append(r"/(?:home|Users)/(?!USER\b)[\w.-]+/")
     machine = re.compile(r"(?<![\w.}~-])(?:" + "|".join(patterns) + ")")
     wrong = []
-    for path in texts("*"):
+    for path in files("*"):
         for number, line in enumerate(path.read_bytes().decode(errors="replace").split("\n"), 1):
             if found := machine.search(line):
                 wrong.append(f"{named(path)}:{number}: {found.group()}")
@@ -636,6 +623,7 @@ LINTERS = [
     ("ruff", ("ruff", "check", "--no-cache", "--output-format=concise", ".")),
     ("format", ("ruff", "format", "--check", "--no-cache", ".")),
     ("mypy", ("mypy",)),
+    ("codespell", ("codespell_lib",)),
 ]
 
 

@@ -128,8 +128,10 @@ _{function}_names() {{
 
 _{function}_files() {{
     compopt -o filenames 2>/dev/null
-    local IFS=$'\\n'
-    COMPREPLY+=($(compgen -f -- "$word"))
+    local each
+    while IFS= read -r each; do
+        COMPREPLY+=("$each")
+    done < <(compgen -f -- "$word")
 }}
 
 _{function}() {{

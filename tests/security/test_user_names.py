@@ -65,7 +65,7 @@ for word in sys.argv[1:]:
 print(json.dumps(said))
 """
 
-ANOTHERS = [
+OTHERS = [
     "wg0", "docker0", "ens9", "virbr0-nic", "eth0", "lo", "br0", "all", "tap0", "web0", "hers.0",
     "ten", "ten01", "ten-1", "tenX", "xten0",
 ]  # fmt: skip
@@ -157,10 +157,10 @@ def host(netns: Namespace, tmp_path: Path, request: pytest.FixtureRequest) -> It
 
 def test_a_user_gets_no_name_but_those_of_the_network(host: Host) -> None:
     """Another's name is root's to give, and none that is granted means anything to a shell."""
-    answers = host.ask_for(*(f"lan:{name}" for name in [*ANOTHERS, *HOSTILE]))
+    answers = host.ask_for(*(f"lan:{name}" for name in [*OTHERS, *HOSTILE]))
     granted = {word for word, packets in answers.items() if packets[-1] == "=0"}
     assert granted == set()
-    for name in ANOTHERS:
+    for name in OTHERS:
         assert answers[f"lan:{name}"][-1] == "=77", answers
     for name in HOSTILE:
         assert answers[f"lan:{name}"][-1] in ("=77", "=64"), answers
