@@ -206,7 +206,7 @@ def commands_of(path: Path) -> Iterator[tuple[str, str]]:
     inside: list[tuple[ast.AST, str]] = [(ast.parse(path.read_text()), "")]
     while inside:
         node, function = inside.pop()
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             function = node.name
         if (
             isinstance(node, ast.Call)
@@ -241,7 +241,7 @@ def functions_of(path: Path) -> set[str]:
     return {
         each.name
         for each in ast.walk(ast.parse(path.read_text()))
-        if isinstance(each, ast.FunctionDef)
+        if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
     }
 
 
@@ -388,7 +388,8 @@ def failures_of(path: Path) -> Iterator[tuple[str, ast.Call]]:
     inside: list[tuple[ast.AST, str]] = [(ast.parse(path.read_text()), "")]
     while inside:
         node, function = inside.pop()
-        function = node.name if isinstance(node, ast.FunctionDef) else function
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            function = node.name
         if (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Name)

@@ -529,7 +529,8 @@ def places() -> dict[tuple[str, str, int, int], str]:
         inside: list[tuple[ast.AST, str]] = [(tree, "")]
         while inside:
             node, function = inside.pop()
-            function = node.name if isinstance(node, ast.FunctionDef) else function
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                function = node.name
             inside += [(child, function) for child in ast.iter_child_nodes(node)]
             if (
                 isinstance(node, ast.Call)
