@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import shutil
 import socket
 import struct
+import subprocess
+from collections.abc import Callable
 from typing import NoReturn
 
 import pytest
@@ -96,7 +99,32 @@ def ovs_kernel() -> str | None:
     return "the kernel has no Open vSwitch datapath"
 
 
-PARTS = {
+@functools.cache
+def macvtap() -> str | None:
+    """Return why macvtaps cannot be made; None where they can."""
+    return _in_namespace(
+        "ip link add v0 type veth peer name v1 && ip link add link v0 name m0 type macvtap"
+    )
+
+
+@functools.cache
+def netdev_chains() -> str | None:
+    """Return why nftables cannot filter at a link, both ways; None where they can."""
+    return _in_namespace(
+        "nft 'table netdev t { chain in { type filter hook ingress device lo priority 0; }; "
+        "chain out { type filter hook egress device lo priority 0; }; }'"
+    )
+
+
+def _in_namespace(command: str) -> str | None:
+    """Return why a shell's command fails in a new network namespace, None if it does not."""
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-c", command], capture_output=True, text=True, check=False
+    )
+    return (done.stderr.splitlines() or ["it fails"])[0] if done.returncode else None
+
+
+PARTS: dict[str, Callable[[], str | None]] = {
     "root": root,
     "tun": tun,
     "qemu": qemu,
@@ -106,6 +134,8 @@ PARTS = {
     "graphviz": graphviz,
     "ovs": ovs,
     "ovs-kernel": ovs_kernel,
+    "macvtap": macvtap,
+    "netdev-chains": netdev_chains,
 }
 """What can be required, by name."""
 

@@ -1,0 +1,447 @@
+"""Loads, reads and removes our chains of nftables' family netdev: the filters at one link.
+
+The messages to the kernel are our own, sent as a batch of nfnetlink: all of it is done, or nothing
+(linux/netfilter/nfnetlink.h). One process at a time changes the chains of one link.
+
+NOTE: a chain is bound to its link by name. Linux 6.16 and later keep the chain when the link goes,
+and bind it to the next one of that name; so whatever is left over goes with every load.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from pyqemu_ifconf.failure import Failure, Forbidden, Status
+from pyqemu_ifconf.shell import nft_command, quote
+from pyqemu_ifup.drivers.nft_rules import (
+    TABLE,
+    U32,
+    Chain,
+    Hook,
+    chain_name,
+    encode_chain,
+    encode_rule,
+    is_of_link,
+    is_ours,
+    name_chain,
+    name_rules,
+    name_table,
+    read_chain,
+    read_rule,
+)
+from pyqemu_ifup.drivers.nft_words import differences
+from pyqemu_ifup.flows import NETLINK_NETFILTER
+from pyqemu_ifup.links import (
+    MESSAGE_MAX,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    NLMSGHDR,
+    attribute,
+    attributes,
+    messages,
+    read_error,
+)
+
+NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x200, 0x400, 0x800
+NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_BATCH_GENID = 16, 17, 1
+NFNL_SUBSYS_NFTABLES = 10
+NFPROTO_UNSPEC, NFPROTO_NETDEV = 0, 5
+NFGENMSG = struct.Struct("!BBH")
+NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_DELTABLE = 0, 1, 2
+NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN, NFT_MSG_DELCHAIN = 3, 4, 5
+NFT_MSG_NEWRULE, NFT_MSG_GETRULE, NFT_MSG_DELRULE = 6, 7, 8
+NFT_MSG_GETGEN, NFTA_GEN_ID = 16, 1
+NFTA_TABLE_FLAGS, NFTA_TABLE_USE = 2, 3
+NFT_TABLE_F_DORMANT = 1
+ERESTART = 85
+"""errno.h keeps it from programs; nfnetlink tells it of a batch that came too late."""
+ATTEMPTS = 10
+"""How often what others change meanwhile is looked at, and done, anew."""
+WHAT = "the guest's frames cannot be filtered"
+
+
+def load(device: str, index: int, chains: Sequence[Chain]) -> None:
+    """Have these chains filter at a link, in the stead of all of ours that are there: at once.
+
+    `device` is the link's name, `index` its ifindex. The chains are named by it, and have our mark:
+    see `chain_name` and `mark`. Each frame meets the one or the other. Raises Failure: 69 without
+    such a link, 71 if the kernel has no such chains, 75 if others change them all the time, 77
+    without privilege, or if the table or one of the chains is somebody else's.
+    """
+    try:
+        if chains:
+            _check_link(device, index)
+        with Netfilter() as kernel:
+            _replace(kernel, device, index, chains)
+    except OSError as error:
+        if chains or not _lacks(error):
+            raise _failure(error, device) from error
+
+
+def remove(device: str, index: int) -> None:
+    """Take away all chains of ours of a link, be it there or gone, and a table that is empty then.
+
+    None there is success, and so is a kernel without any. Raises Failure as `load`.
+    """
+    load(device, index, ())
+
+
+def read(device: str, index: int) -> tuple[Chain, ...]:
+    """Return our chains of a link: those named by its ifindex, and those bound to its name.
+
+    A kernel without any has none. Raises Failure as `load`.
+    """
+    look = _try_look(device, index)
+    return look.chains if look else ()
+
+
+def read_all() -> tuple[Chain, ...]:
+    """Return all chains of ours, whatever has become of their links. Raises Failure as `load`."""
+    try:
+        with Netfilter() as kernel:
+            return tuple(filter(is_ours, map(kernel.with_rules, kernel.chains())))
+    except OSError as error:
+        if not _lacks(error):
+            raise _failure(error) from error
+        return ()
+
+
+def prove(device: str, index: int, wanted: Sequence[Chain]) -> None:
+    """Check that these chains are in force at a link, and none of ours beside them.
+
+    Raises Failure: 71 with the first difference, else as `load`.
+    """
+    if wanted:
+        _check_link(device, index)
+    look = _try_look(device, index)
+    wrong = differences(wanted, look.chains if look else ())
+    if look and look.is_dormant:
+        wrong = (f"table netdev {TABLE} is dormant", *wrong)
+    if wrong:
+        raise Failure(Status.REFUSED, "the guest's frames are not filtered as wanted", wrong[0])
+
+
+# What is there
+
+
+@dataclass(frozen=True)
+class Look:
+    """Our table, as one link is concerned; `use` counts what is in it.
+
+    `chains` are ours of the link. `strange` is a chain of somebody else's that has the name of one,
+    "" without such. `foreign`: there are chains, and none in all the table is ours.
+    """
+
+    use: int
+    is_dormant: bool
+    chains: tuple[Chain, ...]
+    strange: str
+    foreign: bool
+
+
+def _try_look(device: str, index: int) -> Look | None:
+    """Do as `_look`; a kernel without such chains has no table. Raises Failure as `load`."""
+    try:
+        with Netfilter() as kernel:
+            return _look(kernel, device, index)
+    except OSError as error:
+        if not _lacks(error):
+            raise _failure(error, device) from error
+        return None
+
+
+def _look(kernel: Netfilter, device: str, index: int) -> Look | None:
+    """Return what there is of our table, None without it. Raises OSError."""
+    table = kernel.table()
+    if table is None:
+        return None
+    chains = []
+    strange = ""
+    for head in kernel.chains(os.fsencode(device) + b"\0", chain_name(index).encode()):
+        named = is_of_link(head.name, index)
+        if not named and not (head.base and device in head.base.devices):
+            continue
+        chain = kernel.with_rules(head)
+        if is_ours(chain):
+            chains.append(chain)
+        elif named:
+            strange = chain.name
+    others = map(is_ours, map(kernel.with_rules, () if chains else kernel.chains()))
+    first = next(others, None)
+    return Look(
+        int.from_bytes(table[NFTA_TABLE_USE], "big"),
+        bool(int.from_bytes(table[NFTA_TABLE_FLAGS], "big") & NFT_TABLE_F_DORMANT),
+        tuple(chains),
+        strange,
+        first is False and not any(others),
+    )
+
+
+def _lacks(error: OSError) -> bool:
+    """Tell whether this is how a kernel answers that has no nftables, or none at a link."""
+    missing = error.errno in (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP)
+    return missing or (error.errno == errno.EINVAL and not isinstance(error, Refused))
+
+
+def _failure(error: OSError, device: str = "") -> Failure:
+    """Return what to tell of what the kernel has answered."""
+    if error.errno == errno.EPERM:
+        return Forbidden(WHAT, os.strerror(errno.EPERM), net_admin=True)
+    if error.errno == errno.EBUSY and not isinstance(error, Refused):
+        return Failure(Status.TRY_AGAIN, WHAT, "nftables never stand still", "try again")
+    made = error.message if isinstance(error, Refused) else None
+    is_chain = made is not None and made.kind == NFT_MSG_NEWCHAIN
+    if _lacks(error) or (is_chain and error.errno == errno.ENOENT):
+        base = read_chain(made.body)[1].base if made and is_chain else None
+        if base and base.hook is Hook.EGRESS:
+            why = "this kernel does not filter what goes out of a link"
+            need = "Linux 5.16 or later with CONFIG_NETFILTER_EGRESS"
+        else:
+            why = "this kernel filters nothing at a link"
+            need = "a kernel with CONFIG_NF_TABLES_NETDEV"
+        return Failure(Status.REFUSED, WHAT, why, f"run {need}, or do without")
+    return Failure(Status.REFUSED, WHAT, error.strerror or str(error))
+
+
+def _check_link(device: str, index: int) -> None:
+    """Raise Failure (69) if the link with this ifindex has another name, or is gone."""
+    # NOTE: Linux 6.16 and later take a chain for a link that is not there.
+    try:
+        name = socket.if_indextoname(index)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        name = ""
+    if name != device:
+        why = f"link {index} is {quote(name)} now" if name else f"link {index} is gone"
+        raise Failure(Status.UNAVAILABLE, f"there is no link {quote(device)}", why)
+
+
+# What is changed
+
+
+def _replace(kernel: Netfilter, device: str, index: int, chains: Sequence[Chain]) -> None:
+    """Do as `load`. Raises OSError too."""
+    for attempt in range(ATTEMPTS):
+        generation = None if chains else kernel.generation()
+        look = _look(kernel, device, index)
+        if chains and look:
+            _check_owner(look)
+            _wake(kernel, look)
+        # NOTE: a table goes with all that is in it, so only as long as nobody has changed a thing.
+        is_last = bool(look and not chains and look.use == len(look.chains))
+        drops_table = is_last and attempt < ATTEMPTS - 1
+        batch = list(_batch(look.chains if look else (), chains, drops_table))
+        try:
+            if batch:
+                kernel.send_batch(batch, generation if drops_table else None)
+        except Refused as error:
+            if not error.is_overtaken:
+                raise
+        else:
+            return
+    why = "somebody else changes them all the time"
+    raise Failure(Status.TRY_AGAIN, WHAT, why, "see who does: nft monitor")
+
+
+def _check_owner(look: Look) -> None:
+    """Raise Failure (77) if the table, or a chain that should be ours, is somebody else's."""
+    if look.foreign:
+        raise Failure(
+            Status.DENIED,
+            WHAT,
+            f"table netdev {TABLE} is somebody else's: no chain there has our mark",
+            f"see what it is for, then {nft_command('delete table netdev {name}', name=TABLE)}",
+        )
+    if look.strange:
+        name = look.strange
+        form = "delete chain netdev {table} {name}"
+        raise Failure(
+            Status.DENIED,
+            WHAT,
+            f"chain {quote(name)} of table netdev {TABLE} is somebody else's",
+            f"see what it is for, then {nft_command(form, table=TABLE, name=name)}",
+        )
+
+
+def _wake(kernel: Netfilter, look: Look) -> None:
+    # NOTE: in a batch of its own, since no chain can be added to a table that changes its flags.
+    if look.is_dormant:
+        kernel.send_batch([Message(NFT_MSG_NEWTABLE, 0, _table_body())])
+
+
+def _batch(old: Sequence[Chain], new: Sequence[Chain], drops_table: bool) -> Iterator[Message]:
+    if new:
+        yield Message(NFT_MSG_NEWTABLE, NLM_F_CREATE, _table_body())
+    # NOTE: a chain goes once no rule jumps there.
+    for chain in old:
+        yield Message(NFT_MSG_DELRULE, 0, name_rules(chain.name))
+    for chain in old:
+        yield Message(NFT_MSG_DELCHAIN, 0, name_chain(chain.name))
+    if drops_table:
+        yield Message(NFT_MSG_DELTABLE, 0, name_table())
+    for chain in new:
+        yield Message(NFT_MSG_NEWCHAIN, NLM_F_CREATE | NLM_F_EXCL, encode_chain(chain))
+    for chain in new:
+        for rule in chain.rules:
+            body = encode_rule(chain.name, rule)
+            yield Message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, body)
+
+
+def _table_body() -> bytes:
+    return name_table() + attribute(NFTA_TABLE_FLAGS, U32.pack(0))
+
+
+# The socket
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a batch: its type, its flags, and its attributes."""
+
+    kind: int
+    flags: int
+    body: bytes
+
+
+class Refused(OSError):
+    """The kernel does nothing of a batch, for this message; None stands for the whole."""
+
+    def __init__(self, code: int, message: Message | None) -> None:
+        super().__init__(code, os.strerror(code))
+        self.message = message
+
+    @property
+    def is_overtaken(self) -> bool:
+        """Whether somebody else has changed what the batch was made for."""
+        if self.message is None:
+            return self.errno == ERESTART
+        gone = self.message.kind in (NFT_MSG_DELRULE, NFT_MSG_DELCHAIN, NFT_MSG_DELTABLE)
+        came = self.message.kind == NFT_MSG_NEWCHAIN
+        return (gone and self.errno == errno.ENOENT) or (came and self.errno == errno.EEXIST)
+
+
+class Netfilter:
+    """A socket by which the kernel is asked of our table and told; a context manager.
+
+    All of it raises OSError as the kernel answers.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
+        )
+        self._sequence = 0
+
+    def __enter__(self) -> Netfilter:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._socket.close()
+
+    def generation(self) -> int:
+        """Return the number of the ruleset, which changes with everything in it."""
+        (told,) = self._ask(NFT_MSG_GETGEN, 0, b"")
+        return int.from_bytes(attributes(told)[NFTA_GEN_ID], "big")
+
+    def table(self) -> dict[int, bytes] | None:
+        """Return the attributes of our table, None without it."""
+        try:
+            (told,) = self._ask(NFT_MSG_GETTABLE, 0, name_table())
+        except FileNotFoundError:
+            return None
+        return attributes(told)
+
+    def chains(self, *marks: bytes) -> Iterator[Chain]:
+        """Yield our table's chains without rules; of those whose message holds one of the marks."""
+        # NOTE: a host with 1,000 guests has thousands, and to parse each takes ten times as long.
+        for body in self._ask(NFT_MSG_GETCHAIN, NLM_F_DUMP, b""):
+            if not marks or any(each in body for each in marks):
+                table, chain = read_chain(body)
+                if table == TABLE:
+                    yield chain
+
+    def with_rules(self, chain: Chain) -> Chain:
+        """Return the chain with its rules."""
+        told = self._ask(NFT_MSG_GETRULE, NLM_F_DUMP, name_rules(chain.name))
+        return replace(chain, rules=tuple(map(read_rule, told)))
+
+    def send_batch(self, batch: Sequence[Message], generation: int | None = None) -> None:
+        """Have all of it done, or nothing: then raises Refused.
+
+        `generation`: only as long as the ruleset has this number.
+        """
+        first = self._sequence + 2
+        head = NFGENMSG.pack(NFPROTO_UNSPEC, 0, NFNL_SUBSYS_NFTABLES)
+        at = attribute(NFNL_BATCH_GENID, U32.pack(generation)) if generation is not None else b""
+        parts = [self._pack(NFNL_MSG_BATCH_BEGIN, 0, head + at)]
+        for left, each in enumerate(batch, 1 - len(batch)):
+            # NOTE: what fails answers by itself; the last answers for all that went well.
+            parts.append(
+                self._pack_nft(each.kind, each.flags | (0 if left else NLM_F_ACK), each.body)
+            )
+        parts.append(self._pack(NFNL_MSG_BATCH_END, 0, head))
+        self._socket.send(b"".join(parts))
+        answers = list(self._answered(first - 1))
+        for number, code in answers:
+            if code:
+                place = number - first
+                raise Refused(code, batch[place] if 0 <= place < len(batch) else None)
+        if not answers:
+            raise Refused(errno.EIO, None)
+
+    def _answered(self, first: int) -> Iterator[tuple[int, int]]:
+        """Yield each answer to what was sent since: the sequence number, and the error or 0."""
+        while True:
+            try:
+                # NOTE: the kernel has answered all when send() returns.
+                data = self._socket.recv(MESSAGE_MAX, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            for kind, _, sequence, begin, _ in messages(data):
+                if kind == NLMSG_ERROR and sequence >= first:
+                    yield sequence, read_error(data, begin)
+
+    def _ask(self, kind: int, flags: int, body: bytes) -> list[bytes]:
+        """Return the attributes of each message of the answer."""
+        for _ in range(ATTEMPTS):
+            self._socket.send(self._pack_nft(kind, flags | NLM_F_ACK, body))
+            told, whole = self._told()
+            # NOTE: a dump that something was changed under may lack a chain, or have one twice.
+            if whole:
+                return told
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    def _told(self) -> tuple[list[bytes], bool]:
+        told: list[bytes] = []
+        whole = True
+        while True:
+            data = self._socket.recv(MESSAGE_MAX)
+            for kind, flags, sequence, begin, end in messages(data):
+                if sequence != self._sequence:
+                    continue
+                whole = whole and not flags & NLM_F_DUMP_INTR
+                if kind in (NLMSG_ERROR, NLMSG_DONE):
+                    code = read_error(data, begin)
+                    if code:
+                        raise OSError(code, os.strerror(code))
+                    return told, whole
+                told.append(data[begin + NFGENMSG.size : end])
+
+    def _pack_nft(self, kind: int, flags: int, body: bytes) -> bytes:
+        family = NFGENMSG.pack(NFPROTO_NETDEV, 0, 0)
+        return self._pack(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, family + body)
+
+    def _pack(self, kind: int, flags: int, body: bytes) -> bytes:
+        self._sequence += 1
+        length = NLMSGHDR.size + len(body)
+        return NLMSGHDR.pack(length, kind, NLM_F_REQUEST | flags, self._sequence, 0) + body
