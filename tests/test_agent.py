@@ -410,10 +410,10 @@ from pyqemu_ifup.host import Host
 
 real = Host.run
 
-async def run(self, step, watch, patience=None):
+async def run(self, step, deadline, patience=None):
     if type(step).__name__ in ("JoinBridge", "AddPort"):
         time.sleep(0.3)
-    return await real(self, step, watch, patience)
+    return await real(self, step, deadline, patience)
 
 Host.run = run
 """
@@ -1347,7 +1347,7 @@ real = nat_network.holding
 async def holding(host, network, bridge):
     held = await real(host, network, bridge)
     with open({log!r}, "a") as file:
-        print(host.tap, host.watch.remaining() <= nat_network.HOLD, file=file)
+        print(host.tap, host.deadline.remaining() <= nat_network.HOLD, file=file)
     return held
 nat_network.holding = holding
 """

@@ -33,9 +33,9 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Policy
 from pyqemu_ifctl.apply import Guest, Outcome, find_guests
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import Lock, lock_tap
-from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import AddPort, JoinBridge, SetDown, SetMtu, SetPort, SetUp, Step
 from pyqemu_ifup.task import Task, finish
 
@@ -768,7 +768,7 @@ def test_agent_and_apply_do_not_fight(own_site: Site, tmp_path: Path) -> None:
 def lock(site: Site, tap: str) -> Lock:
     """Take the lock on a tap; raise Failure where somebody has it."""
     with site.netns.enter():
-        return finish(lock_tap(site.netns.link(tap)["ifindex"], Watch(0.1)), time.sleep)
+        return finish(lock_tap(site.netns.link(tap)["ifindex"], Deadline(0.1)), time.sleep)
 
 
 def test_agent_and_apply_wait_for_who_has_a_tap_in_hand(own_site: Site, tmp_path: Path) -> None:
@@ -878,10 +878,10 @@ def overtaken(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> Non
     """Have somebody else `act` right before the next apply gets its first lock."""
     real = lock_tap
 
-    def lock_late(index: int, watch: Watch) -> Task[Lock]:
+    def lock_late(index: int, deadline: Deadline) -> Task[Lock]:
         monkeypatch.setattr(pyqemu_ifctl.apply, "lock_tap", real)
         act()
-        return real(index, watch)
+        return real(index, deadline)
 
     monkeypatch.setattr(pyqemu_ifctl.apply, "lock_tap", lock_late)
 

@@ -15,9 +15,10 @@ import pytest
 from lab.pids import reuse_pid
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifd import asking
-from pyqemu_ifd.asking import AskingWatch, Process, find_asking
+from pyqemu_ifd.asking import Process, find_asking
 from pyqemu_ifd.wire import SO_PEERPIDFD, peer_of, peer_pidfd
 from pyqemu_ifup.caller import find_parent, process_start
+from pyqemu_ifup.deadline import Deadline
 
 CONNECT = """\
 import os, socket, sys
@@ -73,17 +74,16 @@ def test_a_client_is_known_until_it_ends(
     parent = find_asking(connection, peer, find_parent)
     assert parent == Process(os.getpid(), process_start(os.getpid()) or 0)
     assert not own.has_ended() and not parent.has_ended()
-    watch = AskingWatch(60)
-    watch.process = own
-    shorter = watch.within(30)
+    deadline = Deadline(60, at_last=own.why_ended)
+    shorter = deadline.child(30)
     assert shorter.remaining() <= 30
-    for each in (watch, shorter):
-        each.finish()
+    for each in (deadline, shorter):
+        each.last_check()
     process.communicate()
     assert own.has_ended()
-    for each in (watch, shorter):
+    for each in (deadline, shorter):
         with pytest.raises(Failure, match=f"the calling process {process.pid} has ended"):
-            each.finish()
+            each.last_check()
     for find in (find_parent, lambda pid: pid):
         with pytest.raises(Failure) as caught:
             find_asking(connection, peer, find)

@@ -261,13 +261,13 @@ ALONE = """\
 import sys, time
 sys.path[:0] = sys.argv[2:]
 from pyqemu_ifup import dnsmasq
-from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.task import finish
 folder, user = sys.argv[1], dnsmasq.account().name
 settings = [f"user={user}", "group=", "port=0"]
-finish(dnsmasq.serve(folder, settings, Watch(60), print), time.sleep)
-print(finish(dnsmasq.look(folder, Watch(60)), time.sleep).settings == settings)
-finish(dnsmasq.end(folder, Watch(60)), time.sleep)
+finish(dnsmasq.serve(folder, settings, Deadline(60), print), time.sleep)
+print(finish(dnsmasq.look(folder, Deadline(60)), time.sleep).settings == settings)
+finish(dnsmasq.end(folder, Deadline(60)), time.sleep)
 """
 
 

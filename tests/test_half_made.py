@@ -27,10 +27,10 @@ from lab.snapshot import Snapshot, diff
 from lab.taps import Tap
 from lab.told import run_told
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import TAPS
 from pyqemu_ifup.look import Seen
-from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import LinkOp, SetUp, Step
 
 pytestmark = pytest.mark.alone("changes the hook's own process")
@@ -282,12 +282,12 @@ def test_a_port_that_is_not_taken_back(
         refused: list[Step] = []
 
         async def refuse(
-            self: Host, step: Step, watch: Watch, patience: float | None = None
+            self: Host, step: Step, deadline: Deadline, patience: float | None = None
         ) -> bool:
             if isinstance(step, SetUp) or refused:
                 refused.append(step)
                 raise Failure(Status.REFUSED, "the switch refuses it", "a test says so", "")
-            return await run(self, step, watch, patience)
+            return await run(self, step, deadline, patience)
 
         setattr(Host, "run", refuse)  # noqa: B010  mypy lets no method be assigned
 

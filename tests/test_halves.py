@@ -71,7 +71,7 @@ def run(folder: Path, tree: Mapping[str, str]) -> subprocess.CompletedProcess[st
         [sys.executable, halves.__file__, *map(str, words)],
         text=True,
         capture_output=True,
-        env={**os.environ, "PYQEMU_LAB": str(folder / "lab")},
+        env={**os.environ, "PYQEMU_LAB": str(folder / "lab"), "PYTEST_ADDOPTS": ""},
         check=False,
     )
 

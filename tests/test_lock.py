@@ -21,24 +21,24 @@ from lab.needs import require
 from lab.netns import Namespace
 from lab.public import NOBODY
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.lock import Lock, lock_tap
-from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.task import finish
 
 HOLDER = f"""
 import sys, time
 sys.path[:0] = {list(SOURCE_ROOTS)!r}
 from pyqemu_ifup.lock import lock_tap
-from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.task import finish
-with finish(lock_tap(int(sys.argv[1]), Watch(5.0)), time.sleep):
+with finish(lock_tap(int(sys.argv[1]), Deadline(5.0)), time.sleep):
     print("has it", flush=True)
     time.sleep(600)
 """
 
 
 def take(index: int, seconds: float = 0.2) -> Lock:
-    return finish(lock_tap(index, Watch(seconds)), time.sleep)
+    return finish(lock_tap(index, Deadline(seconds)), time.sleep)
 
 
 @pytest.fixture

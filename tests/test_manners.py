@@ -29,6 +29,7 @@ from lab.taps import Tap
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifup import manners
+from pyqemu_ifup.deadline import GRACE
 from pyqemu_ifup.links import LinkReader
 from pyqemu_ifup.linux_bridge import ATTEMPTS, Netlink
 from pyqemu_ifup.lock import RUN
@@ -932,7 +933,7 @@ def test_a_call_that_heeds_no_signal_is_ended_with_the_process(
     with fresh(inside):
         ended = calls.up("t0", at_op(6, wait_for_ever(library)))
         assert ended.status == 75
-        assert 1 + manners.GRACE <= ended.seconds < 8
+        assert 1 + GRACE <= ended.seconds < 8
         who = "the kernel does not end: bridge link set dev t0 isolated on"
         if library is ctypes.PyDLL:
             who = "something does not answer"

@@ -28,9 +28,9 @@ from lab.snapshot import Snapshot, diff, leftovers
 from lab.taps import Tap, frame, holds, mac, tags
 from pyqemu_ifconf.policy import Vlan
 from pyqemu_ifdown.gc import Leftover, collect
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import Lock, lock_by_name
-from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.openvswitch import REVALIDATION, SCHEMA
 from pyqemu_ifup.plan import AddPort, DelPort, SetUp, del_port
 from pyqemu_ifup.task import Task
@@ -74,9 +74,9 @@ class Site:
 
     def gc(self, tap: str | None = None, *, dry_run: bool = False) -> tuple[Leftover, ...]:
         """Collect what is left in the database."""
-        with Host(tap, Watch(10), lambda command: None) as host:
+        with Host(tap, Deadline(10), lambda command: None) as host:
             host.finish(host.open_databases([self.ovs.db]))
-            found = list(collect(host, host.watch, tap=tap, dry_run=dry_run))
+            found = list(collect(host, host.deadline, tap=tap, dry_run=dry_run))
         assert all(let_go for _leftover, let_go in found)
         return tuple(leftover for leftover, _let_go in found)
 
@@ -508,17 +508,17 @@ def test_another_s_port_that_goes_meanwhile_shortens_no_wait(site: Site) -> None
     with site.netns.tap("web0"), site.netns.tap("web1"):
         for name in names:
             plug(site.netns, port_of(name, "br-int", vlan=Vlan(10), ovsdb=site.ovs.db))
-        with site.netns.enter(), Host(None, Watch(10), lambda command: None) as host:
+        with site.netns.enter(), Host(None, Deadline(10), lambda command: None) as host:
             host.finish(host.open_databases([site.ovs.db]))
             (web0,), (web1,) = map(host.databases[site.ovs.db].ports, names)
             assert web0.ifindex is not None
             add = AddPort(
                 site.ovs.db, "br-int", "web0", web0.ifindex, Vlan(20), False, web0.external_ids
             )
-            host.finish(host.run(del_port(web0), host.watch))
+            host.finish(host.run(del_port(web0), host.deadline))
             deleted = time.monotonic()
             for step in (del_port(web1), add):
-                host.finish(host.run(step, host.watch))
+                host.finish(host.run(step, host.deadline))
             assert time.monotonic() - deleted >= 0.9 * REVALIDATION
         for name in names:
             unplug(site.netns, name)
@@ -733,10 +733,12 @@ def test_down_leaves_a_row_that_came_meanwhile(site: Site) -> None:
     def replaced() -> None:
         run = Host.run
 
-        async def late(self: Host, step: Any, watch: Watch, patience: float | None = None) -> bool:
+        async def late(
+            self: Host, step: Any, deadline: Deadline, patience: float | None = None
+        ) -> bool:
             if type(step).__name__ == "DelPort":
                 site.ovs.vsctl("set", "Interface", "web0", "external_ids:vm-pid=1")
-            return await run(self, step, watch, patience)
+            return await run(self, step, deadline, patience)
 
         setattr(Host, "run", late)  # noqa: B010  a method is no variable to mypy
 
@@ -789,17 +791,17 @@ def test_gc_leaves_what_comes_up_meanwhile(site: Site, monkeypatch: pytest.Monke
     killed_holder(site, "web0")
     site.netns.tap("web0")
     site.vlan("vlan: 20")
-    watch = Watch(10)
+    deadline = Deadline(10)
     real = lock_by_name
 
-    def lock_late(tap: str, watch: Watch) -> Task[Lock]:
+    def lock_late(tap: str, deadline: Deadline) -> Task[Lock]:
         site.up("web0")
-        return real(tap, watch)
+        return real(tap, deadline)
 
     monkeypatch.setattr(pyqemu_ifdown.gc, "lock_by_name", lock_late)
-    with Host(None, watch, lambda command: None) as host:
+    with Host(None, deadline, lambda command: None) as host:
         host.finish(host.open_databases([site.ovs.db]))
-        assert list(collect(host, watch, tap=None, dry_run=False)) == []
+        assert list(collect(host, deadline, tap=None, dry_run=False)) == []
     assert site.ovs.row("Port", "web0")["tag"] == 20
     site.down("web0")
 

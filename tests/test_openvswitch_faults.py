@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 import pyqemu_ifdown.main
+import pyqemu_ifup.deadline
 import pyqemu_ifup.manners
 import pyqemu_ifup.openvswitch
 from lab.calls import Call, Calls, Change, Ended
@@ -37,9 +38,9 @@ from lab.snapshot import Snapshot, leftovers
 from lab.told import run_told
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifdown.gc import collect
+from pyqemu_ifup.deadline import GRACE, Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Seen
-from pyqemu_ifup.manners import GRACE, Watch
 from pyqemu_ifup.openvswitch import Database
 from pyqemu_ifup.plan import AddPort, DelPort, Step
 from pyqemu_ifup.task import finish
@@ -102,11 +103,11 @@ class Site:
 
     def gc(self) -> list[tuple[str, bool, bool]]:
         """Collect: each port found, whether it was removed, and whether vswitchd has let it go."""
-        with Host(None, Watch(TIMEOUT), lambda command: None) as host:
+        with Host(None, Deadline(TIMEOUT), lambda command: None) as host:
             host.finish(host.open_databases([self.ovs.db]))
             return [
                 (leftover.port.name, leftover.remove is not None, let_go)
-                for leftover, let_go in collect(host, host.watch, tap=None, dry_run=False)
+                for leftover, let_go in collect(host, host.deadline, tap=None, dry_run=False)
             ]
 
     def is_clean(self) -> bool:
@@ -363,13 +364,13 @@ def at_add(act: Callable[[], object], *, after: bool = False) -> Change:
         run = Host.run
 
         async def faulty_run(
-            self: Host, step: Step, watch: Watch, patience: float | None = None
+            self: Host, step: Step, deadline: Deadline, patience: float | None = None
         ) -> bool:
             if not isinstance(step, AddPort):
-                return await run(self, step, watch, patience)
+                return await run(self, step, deadline, patience)
             if not after:
                 act()
-            done = await run(self, step, watch, patience)
+            done = await run(self, step, deadline, patience)
             if after:
                 act()
             return done
@@ -625,7 +626,7 @@ class Nth:
 
 
 def shorten_grace() -> None:
-    setattr(pyqemu_ifup.manners, "GRACE", 0.3)  # noqa: B010  mypy knows its value
+    setattr(pyqemu_ifup.deadline, "GRACE", 0.3)  # noqa: B010  mypy knows its value
 
 
 def spoiled_up(site: Site, nth: Nth) -> Ended:
@@ -717,7 +718,7 @@ def test_row_that_is_written_meanwhile_is_waited_for(inside: Namespace, ovs: Ope
         else:
             session.give(message)
 
-    watch = Watch(TIMEOUT * 30)
+    deadline = Deadline(TIMEOUT * 30)
     ids = (("pyqemu-ifup", "1"), ("pyqemu-ifindex", "7"))
     ovs.add_bridge("br-int")
     ovs.add_port("br-int", "web0")
@@ -725,13 +726,15 @@ def test_row_that_is_written_meanwhile_is_waited_for(inside: Namespace, ovs: Ope
     with Proxy(ovs.db, delay) as proxy, Database(proxy.address, "web0") as database:
 
         def wait(seconds: float) -> None:
-            pyqemu_ifup.openvswitch.wait([database], watch, seconds)
+            pyqemu_ifup.openvswitch.wait([database], deadline, seconds)
 
-        finish(database.connected(watch), wait)
+        finish(database.connected(deadline), wait)
         hold.set()
         ovs.vsctl("set", "interface", "web0", "external_ids:other=1")
         began = time.monotonic()
-        assert finish(database.del_port(DelPort(proxy.address, "br-int", "web0", ids), watch), wait)
+        assert finish(
+            database.del_port(DelPort(proxy.address, "br-int", "web0", ids), deadline), wait
+        )
         assert time.monotonic() > began + 0.9
         assert len(proxy.requests("transact")) == 2
         for timer in late:
@@ -909,13 +912,13 @@ def test_killed_at_each_step_leaves_what_gc_and_the_next_up_mend(site: Site) -> 
             count = 0
 
             async def mortal(
-                self: Host, step: Step, watch: Watch, patience: float | None = None
+                self: Host, step: Step, deadline: Deadline, patience: float | None = None
             ) -> bool:
                 nonlocal count
                 count += 1
                 if count == number and not after:
                     os.kill(os.getpid(), signal.SIGKILL)
-                done = await run(self, step, watch, patience)
+                done = await run(self, step, deadline, patience)
                 if count == number and after:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return done

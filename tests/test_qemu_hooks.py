@@ -32,7 +32,7 @@ from lab.sites import FLAT, HOME, OTHER, Site
 from lab.spellings import HOOK, SPELLINGS, Spelling
 from lab.station import Station
 from lab.taps import Tap, frame, holds, mac
-from pyqemu_ifup.manners import GRACE
+from pyqemu_ifup.deadline import GRACE
 
 SOON = 10.0
 """Seconds after which an agent has not seen what it must see."""

@@ -24,9 +24,9 @@ from pyqemu_ifd.asking import check_holder
 from pyqemu_ifup import access
 from pyqemu_ifup.access import find_user
 from pyqemu_ifup.caller import find_helped
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.linux_bridge import Netlink
-from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.tap_request import attach_tap, make_tap, may_attach, parse_wish
 from pyqemu_ifup.taps import QUEUES_MAX, close_all, open_taps
 
@@ -43,7 +43,7 @@ def policy_of(*networks: str) -> Policy:
 
 @contextmanager
 def host_of() -> Iterator[Host]:
-    with Host(None, Watch(20), lambda command: None) as host:
+    with Host(None, Deadline(20), lambda command: None) as host:
         yield host
 
 
@@ -236,13 +236,11 @@ def test_a_tap_that_is_made_just_now_counts(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(Failure, match="max_taps"):
             make_tap(host.kernel, policy, find_user(UID), os.getpid(), parse_wish(fields))
         close_all(first.descriptors)
-        monkeypatch.setattr(host.watch, "seconds", 0)
         second = make_tap(host.kernel, policy, find_user(UID), os.getpid(), parse_wish(fields))
-        with pytest.raises(Failure, match="deadline"):
+        with host.until(Deadline(0)), pytest.raises(Failure, match="deadline"):
             host.finish(attach_tap(host, policy, second))
         assert second.descriptors == []
         assert host.kernel.look_up(second.name) is None
-        host.watch = Watch(20)
         close_all(serve(host, policy, *fields)[1])
 
 

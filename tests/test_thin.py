@@ -31,6 +31,7 @@ from pyqemu_ifconf import names, shell
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifd import thin, wire
 from pyqemu_ifup import agent, manners
+from pyqemu_ifup.deadline import GRACE, Deadline
 
 PATIENCE = 30.0
 """Seconds after which whatever does not happen fails its test."""
@@ -222,7 +223,7 @@ def test_what_stands_here_twice_is_the_same() -> None:
     assert thin.USERS_SOCKET.decode() == agent.USERS_SOCKET
     assert thin.VERSION == wire.VERSION
     assert thin.TUNGETIFF == manners.TUNGETIFF
-    assert thin.MARGIN > manners.GRACE
+    assert thin.MARGIN > GRACE
     assert (thin.LINE_MAX, thin.PATIENCE) == (manners.LINE_MAX, manners.PATIENCE)
     assert thin.LOG_ERR == syslog.LOG_DAEMON | syslog.LOG_ERR
     assert set(thin.SIGNALS) == set(manners.STOP_SIGNALS)
@@ -473,9 +474,9 @@ def test_a_signal_stops_it(
 
 
 def test_its_words_are_those_of_a_hook_without_an_agent() -> None:
-    watch = manners.Watch(10, lambda: "received SIGTERM")
+    deadline = Deadline(10, lambda: "received SIGTERM")
     with pytest.raises(Failure) as caught:
-        watch.check()
+        deadline.check()
     assert str(caught.value) == "stopped: received SIGTERM; nothing is left of it"
 
 

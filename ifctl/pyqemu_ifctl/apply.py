@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import syslog
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -25,6 +25,7 @@ from pyqemu_ifup.access import ROOT, check_given, find_user, is_root_made, may_s
 from pyqemu_ifup.attach import success_line
 from pyqemu_ifup.caller import command_line, find_hook, find_hook_at_work, real_uid
 from pyqemu_ifup.change import Change, Holder, changing, find_change
+from pyqemu_ifup.deadline import GRACE, Deadline
 from pyqemu_ifup.guest import (
     Patience,
     Unsaid,
@@ -41,12 +42,12 @@ from pyqemu_ifup.leave import leaving_networks
 from pyqemu_ifup.lock import Lock, lock_tap
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.main import Left
-from pyqemu_ifup.manners import GRACE, Watch, log, narrator
+from pyqemu_ifup.manners import log, narrator
 from pyqemu_ifup.nat import marking_command
-from pyqemu_ifup.nat_network import commands_to_make, differing, making, taking_back
+from pyqemu_ifup.nat_network import commands_to_make, differing, making
 from pyqemu_ifup.plan import Difference, Prove, SetDown, commands
 from pyqemu_ifup.stamp import Here, Stamp, find_here, is_alive
-from pyqemu_ifup.task import RETRY
+from pyqemu_ifup.task import RETRY, pause
 
 HOOK = "pyqemu-ifup"
 HOOK_SECONDS = 0.5
@@ -119,7 +120,7 @@ class Outcome:
 def apply(
     taps: Sequence[str],
     environ: Mapping[str, str],
-    watch: Watch,
+    deadline: Deadline,
     *,
     dry_run: bool,
     as_json: bool,
@@ -133,7 +134,7 @@ def apply(
     something that it would change. Raises Failure where the policy, or the links, cannot be had.
     """
     policy = find_policy(environ)
-    with Host(None, watch, narrator("pyqemu-ifctl", None)) as host:
+    with Host(None, deadline, narrator("pyqemu-ifctl", None)) as host:
         outcomes, remarks = apply_policy(host, policy, taps, dry_run=dry_run, cut=cut)
     failures = [each for each in outcomes if each.failure is not None and each.result not in FINE]
     remarks += [f"{readable(each.guest.tap)}: {each.failure}" for each in outcomes if each.failure]
@@ -147,8 +148,8 @@ def apply(
         key=lambda status: SEVERITY.index(status) if status in SEVERITY else len(SEVERITY),
         default=Status.DONE,
     )
-    if watch.interrupted() is not None:
-        remarks.append(f"stopped: {watch.interrupted()}; what was done stays done")
+    if deadline.interrupted() is not None:
+        remarks.append(f"stopped: {deadline.interrupted()}; what was done stays done")
         status = Status.TRY_AGAIN if status == Status.DONE else status
     if exit_code and status == Status.DONE:
         status = FOUND if any(each.result.startswith("would") for each in outcomes) else status
@@ -169,35 +170,53 @@ def apply_policy(
     Returns what became of each, and what there is to say beside. A database that fails keeps back
     only the taps that it may hold. Raises Failure where the links cannot be had.
     """
-    watch = host.watch
+    deadline = host.deadline
     links = host.kernel.links()
     named = [link.stamp.ovsdb for link in links if link.stamp and link.stamp.ovsdb]
     failed = open_each(host, dict.fromkeys([*addresses(policy), *named]))
     outcomes = []
     for guest in find_guests(host, links, taps):
-        if watch.interrupted() is not None:
+        if deadline.interrupted() is not None:
             break
-        watch.allow(time.monotonic() - watch.start + policy.timeout + SETTLE + 2 * GRACE + 2 * TELL)
-        host.watch = watch.within(policy.timeout + SETTLE)
+        of_one = deadline.renewed(policy.timeout + SETTLE + 2 * GRACE + 2 * TELL)
         host.tell = narrator("pyqemu-ifctl", guest.tap)
 
-        def put(guest: Guest = guest) -> Outcome | None:
-            with _alone(host, guest, dry_run=dry_run) as alone:
-                outcome = _apply_one(host, policy, alone, failed, named=bool(taps), dry_run=dry_run)
-                if outcome is None or outcome.result != "denied":
-                    return outcome
-                return _deny(host, outcome, cut=cut, dry_run=dry_run)
-
-        outcome = attempt(put)
+        with host.until(of_one.child(policy.timeout + SETTLE)):
+            outcome = attempt(
+                partial(
+                    _put, host, policy, guest, failed, named=bool(taps), dry_run=dry_run, cut=cut
+                )
+            )
         if isinstance(outcome, Failure):
             foreign = not taps and guest.stamp is None and not guest.ours
             vm = _vm(guest, Caller(guest.tap))
             outcome = None if foreign else Outcome(guest, "failed", vm=vm, failure=outcome)
         if outcome is not None:
             outcomes.append(outcome)
-    host.watch = watch
     used = {each.guest.tap for each in outcomes if each.failure in failed.values()}
     return outcomes, [] if used else [str(failure) for failure in failed.values()]
+
+
+def _put(
+    host: Host,
+    policy: Policy,
+    guest: Guest,
+    failed: Mapping[str, Failure],
+    *,
+    named: bool,
+    dry_run: bool,
+    cut: bool,
+) -> Outcome | None:
+    """Put the policy in force on one tap; None where it is no affair of ours. Raises Failure."""
+
+    async def put() -> Outcome | None:
+        async with _alone(host, guest, dry_run=dry_run) as alone:
+            outcome = await _apply_one(host, policy, alone, failed, named=named, dry_run=dry_run)
+            if outcome is None or outcome.result != "denied":
+                return outcome
+            return await _deny(host, outcome, cut=cut, dry_run=dry_run)
+
+    return host.finish(put())
 
 
 def find_guests(host: Host, links: Iterable[Link], taps: Sequence[str]) -> list[Guest]:
@@ -259,8 +278,8 @@ def _leads_to_ours(pid: int, hook: str) -> bool:
     return os.path.basename(path or "") == HOOK
 
 
-@contextmanager
-def _alone(host: Host, guest: Guest, *, dry_run: bool) -> Iterator[Guest]:
+@asynccontextmanager
+async def _alone(host: Host, guest: Guest, *, dry_run: bool) -> AsyncIterator[Guest]:
     """Have the tap for ourselves; yields the guest as whoever had it before has left it.
 
     A script of its QEMU's that is at work on it comes first. A dry run takes it as it is. Raises
@@ -271,7 +290,7 @@ def _alone(host: Host, guest: Guest, *, dry_run: bool) -> Iterator[Guest]:
     while True:
         lock = Lock(None)
         if before is not None and not dry_run:
-            lock = host.finish(lock_tap(before.index, host.watch))
+            lock = await lock_tap(before.index, host.deadline)
         with lock:
             now = host.kernel.look_up(guest.tap)
             if now is not None and (before is None or before.index != now.index):
@@ -282,10 +301,10 @@ def _alone(host: Host, guest: Guest, *, dry_run: bool) -> Iterator[Guest]:
                     "try again",
                 )
             if _is_settled(guest, now, time.monotonic() - begun):
-                yield guest if dry_run else _anew(host, guest, now)
+                yield guest if dry_run else await _anew(host, guest, now)
                 return
-        host.watch.check()
-        time.sleep(RETRY)
+        host.deadline.check()
+        await pause(RETRY)
 
 
 def _is_settled(guest: Guest, link: Link | None, waited: float) -> bool:
@@ -307,12 +326,12 @@ def _is_settled(guest: Guest, link: Link | None, waited: float) -> bool:
     return script is None
 
 
-def _anew(host: Host, guest: Guest, link: Link | None) -> Guest:
+async def _anew(host: Host, guest: Guest, link: Link | None) -> Guest:
     """Look at a guest again, with its tap's lock held. Raises Failure."""
     stamp = link.stamp if link is not None else None
     for ovsdb in {each.ovsdb for each in (guest.stamp, stamp) if each is not None}:
         if ovsdb in host.databases:
-            host.finish(host.databases[ovsdb].sync(host.watch))
+            await host.databases[ovsdb].sync(host.deadline)
     if stamp == guest.stamp and (stamp is None or is_alive(stamp)):
         return guest
     (now,) = find_guests(host, host.kernel.links(), [guest.tap])
@@ -322,7 +341,7 @@ def _anew(host: Host, guest: Guest, link: Link | None) -> Guest:
     return now
 
 
-def _apply_one(
+async def _apply_one(
     host: Host,
     policy: Policy,
     guest: Guest,
@@ -376,7 +395,7 @@ def _apply_one(
                 return None
             return Outcome(guest, "left", port, caller.vm, failure=_left(guest, port))
         caller = replace(caller, vm=_vm(guest, caller))
-        with _network(host, port, stamp, dry_run=dry_run) as (assumed, different):
+        async with _network(host, port, stamp, dry_run=dry_run) as (assumed, different):
             holder = replace(guest.holder, uid=uid)
             change = find_change(host, port, caller, holder, failed, assumed)
             steps = [
@@ -398,9 +417,9 @@ def _apply_one(
                 return outcome
             if dry_run:
                 return replace(outcome, result="would change")
-            host.finish(changing(host, change))
+            await changing(host, change)
         if _was_let_go(host, change):
-            host.finish(detaching_alone(host, guest.tap, guest.holder.pid))
+            await detaching_alone(host, guest.tap, guest.holder.pid)
             if not named:
                 return None
             raise Failure(
@@ -430,7 +449,7 @@ def _was_let_go(host: Host, change: Change) -> bool:
     return before is not None and before.carrier and (now is None or not now.carrier)
 
 
-def _deny(host: Host, outcome: Outcome, *, cut: bool, dry_run: bool) -> Outcome:
+async def _deny(host: Host, outcome: Outcome, *, cut: bool, dry_run: bool) -> Outcome:
     """Say what becomes of a tap that the policy denies by now; `cut`: take the link of ours down.
 
     Raises Failure.
@@ -450,7 +469,7 @@ def _deny(host: Host, outcome: Outcome, *, cut: bool, dry_run: bool) -> Outcome:
         steps = tuple(commands(down)) if link.up else ()
         return replace(outcome, result="would cut", commands=steps)
     if link.up:
-        host.finish(host.run(down, host.watch))
+        await host.run(down, host.deadline)
         log(syslog.LOG_NOTICE, f"{readable(guest.tap)}: cut off: {failure.why or failure.what}")
     why = Failure(Status.DENIED, "cut off, its link is down", f"{failure.what}: {failure.why}")
     return replace(outcome, result="cut", failure=why)
@@ -534,17 +553,17 @@ def _tell_guest(guest: Guest, change: Change) -> str | None:
     return why
 
 
-@contextmanager
-def _network(
+@asynccontextmanager
+async def _network(
     host: Host, port: Port, stamp: Stamp | None, *, dry_run: bool
-) -> Iterator[tuple[Link | None, tuple[Difference, ...]]]:
+) -> AsyncIterator[tuple[Link | None, tuple[Difference, ...]]]:
     """Have a network with `nat:` there while a tap comes to it, and gone that one has left last.
 
     Yields what stands for its bridge where a dry run makes none, and what of the network itself
     was, or is, not as the policy says. Raises Failure.
     """
     bridge = host.kernel.look_up(port.bridge) if port.nat is not None else None
-    found = host.finish(differing(host, port)) if port.nat is not None else []
+    found = await differing(host, port) if port.nat is not None else []
     different = (Difference("nat", "as the policy says", "; ".join(found)),) if found else ()
     if dry_run and port.nat is not None and bridge is None:
         yield (
@@ -565,22 +584,13 @@ def _network(
             (),
         )
         return
-    if dry_run or port.nat is None:
+    # NOTE: held until the tap is on the bridge, so that nobody takes it away before. It gets what
+    # the policy says of it now, too.
+    async with nullcontext() if dry_run or port.nat is None else making(host, port):
         yield None, different
-    else:
-        # NOTE: held until the tap is on the bridge, so that nobody takes it away before. It gets
-        # what the policy says of it now, too.
-        held = host.finish(making(host, port))
-        try:
-            yield None, different
-        except BaseException:
-            host.finish(taking_back(host, held))
-            raise
-        finally:
-            held.close()
     if not dry_run and stamp is not None and stamp.bridge != port.bridge:
         try:
-            host.finish(leaving_networks(host, stamp))
+            await leaving_networks(host, stamp)
         except Failure as failure:
             log(
                 syslog.LOG_ERR,

@@ -8,7 +8,8 @@ from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifup.manners import Watch, explain_bug, who_holds_up
+from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.manners import explain_bug, who_holds_up
 
 T = TypeVar("T")
 
@@ -58,20 +59,19 @@ class Parts:
     `missed` tells which were not, and who did not answer.
     """
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, deadline: Deadline) -> None:
         self.missed: list[str] = []
-        self._watch = watch
-        watch.allow(min(ALL, watch.seconds))
+        self._deadline = deadline
 
     def take(self, what: str, call: Callable[[], T]) -> T | None:
         """Return what `call` returns, None where it is not done in time. Raises Failure."""
-        if not self._watch.remaining():
+        if not self._deadline.remaining():
             self.missed.append(f"{what}: the time was up before")
             return None
         try:
             return call()
         except Failure as failure:
-            if failure.status is not Status.TRY_AGAIN or self._watch.interrupted() is not None:
+            if failure.status is not Status.TRY_AGAIN or self._deadline.interrupted() is not None:
                 raise
             self.missed.append(f"{what}: {failure.what}: {failure.why}")
             return None
@@ -80,13 +80,13 @@ class Parts:
         self, what: str, call: Callable[[], T], seconds: float | None = None
     ) -> T | None:
         """Do as `take`, of what uses nothing that others do; `seconds` (PART) at the most."""
-        seconds = min(PART if seconds is None else seconds, self._watch.remaining())
+        seconds = min(PART if seconds is None else seconds, self._deadline.remaining())
 
         def bounded() -> T:
             try:
                 return within(seconds, call)
             except TimeoutError as late:
-                self._watch.check(str(late))
+                self._deadline.check(str(late))
                 raise Failure(
                     Status.TRY_AGAIN, f"not done after {seconds:.0f} s", str(late)
                 ) from None
@@ -95,4 +95,4 @@ class Parts:
 
     def end(self) -> None:
         """Have done with the clock: what is still to come waits for nobody."""
-        self._watch.set_timer(None, True)
+        self._deadline.disarm()

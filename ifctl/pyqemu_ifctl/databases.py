@@ -65,7 +65,7 @@ def addresses(policy: Policy | Failure) -> list[str]:
 def open_each(host: Host, ovsdbs: Iterable[str]) -> dict[str, Failure]:
     """Open those of `ovsdbs` that are there; return those which failed, each with its failure.
 
-    Raises Failure (75) once the host's watch is interrupted: the others are not looked at.
+    Raises Failure (75) once the host's deadline is interrupted: the others are not looked at.
     """
     failed: dict[str, Failure] = {}
     for address in ovsdbs:
@@ -73,7 +73,7 @@ def open_each(host: Host, ovsdbs: Iterable[str]) -> dict[str, Failure]:
             with in_patience(host):
                 host.finish(host.open_databases([address]))
         except Failure as failure:
-            if host.watch.interrupted() is not None:
+            if host.deadline.interrupted() is not None:
                 raise
             failed[address] = failure
     return failed
@@ -82,24 +82,20 @@ def open_each(host: Host, ovsdbs: Iterable[str]) -> dict[str, Failure]:
 @contextmanager
 def in_patience(host: Host) -> Iterator[None]:
     """Have all that is asked of a host in the block take PATIENCE at the most."""
-    watch = host.watch
-    host.watch = watch.within(PATIENCE)
-    try:
+    with host.until(host.deadline.child(PATIENCE)):
         yield
-    finally:
-        host.watch = watch
 
 
 def look_for_unmet(host: Host, network: str, bridge: str, nat: Nat) -> list[Failure]:
     """Return why an up could not make a network with `nat:`, at last a Failure (75) of who is mute.
 
-    Raises Failure (75) once the host's watch is interrupted.
+    Raises Failure (75) once the host's deadline is interrupted.
     """
     from pyqemu_ifup.nat_needs import Wanted, find_unmet
 
     with in_patience(host):
         found = host.finish(find_unmet(host, Wanted(network, bridge, nat)))
-    if found and host.watch.interrupted() is not None:
+    if found and host.deadline.interrupted() is not None:
         raise found[-1]
     return found
 

@@ -10,12 +10,12 @@ from pyqemu_ifconf.shell import shown
 from pyqemu_ifctl.answer import FOUND, Answer, count, to_json, wrap
 from pyqemu_ifctl.findings import Finding, checks_of, find_all
 from pyqemu_ifctl.scene import look
-from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.deadline import Deadline
 
 
 def doctor(
     environ: Mapping[str, str],
-    watch: Watch,
+    deadline: Deadline,
     tell: Callable[[str], None],
     *,
     as_json: bool,
@@ -31,7 +31,7 @@ def doctor(
     there is no such check, and where not even the links can be listed.
     """
     checks = checks_of(names)
-    scene = look(environ, watch, tell)
+    scene = look(environ, deadline, tell)
     found, failed = find_all(scene, checks)
     if quiet:
         found = [finding for finding in found if finding.severity == "error"]

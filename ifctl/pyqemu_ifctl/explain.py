@@ -30,9 +30,9 @@ from pyqemu_ifctl.answer import Answer, json_vlan, to_json
 from pyqemu_ifctl.databases import addresses, find_policy, look_for_unmet, open_each
 from pyqemu_ifup.access import ROOT, User, find_user, is_root_made
 from pyqemu_ifup.attach import require_database
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import FRESH, Link, Seen, show_vlan
-from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.nat import marking_command
 from pyqemu_ifup.on_port import find_sitting
 from pyqemu_ifup.plan import (
@@ -114,7 +114,7 @@ def explain(
     caller: Caller,
     network: str | None,
     environ: Mapping[str, str],
-    watch: Watch,
+    deadline: Deadline,
     tell: Callable[[str], None],
     *,
     as_json: bool,
@@ -127,7 +127,7 @@ def explain(
     policy = find_policy(environ)
     user = _unprivileged(caller.user)
     if user is not None:
-        with Host(caller.tap, watch, tell) as host:
+        with Host(caller.tap, deadline, tell) as host:
             link, links = host.kernel.look_up(caller.tap), host.kernel.links()
         root_made = link is not None and is_root_made(link, user.uid)
         caller = replace(caller, unprivileged=True, root_made=root_made)
@@ -142,9 +142,9 @@ def explain(
             show(Explanation(caller, decision)), Status.DENIED, (remark,) if as_json else ()
         )
     if isinstance(decision, Leave):
-        explanation = _explain_leave(caller, decision, policy, watch, tell)
+        explanation = _explain_leave(caller, decision, policy, deadline, tell)
         return Answer(show(explanation), remarks=explanation.notes if as_json else ())
-    view = look(decision.port, policy, watch, tell)
+    view = look(decision.port, policy, deadline, tell)
     view = replace(view, uid=user.uid if user is not None else ROOT)
     explanation = explain_port(caller, decision, view)
     if user is not None:
@@ -157,10 +157,10 @@ def explain(
 
 
 def _explain_leave(
-    caller: Caller, decision: Leave, policy: Policy, watch: Watch, tell: Callable[[str], None]
+    caller: Caller, decision: Leave, policy: Policy, deadline: Deadline, tell: Callable[[str], None]
 ) -> Explanation:
     """Return what leaving the tap as it is takes: nothing, but for an old mark of ours."""
-    with Host(caller.tap, watch, tell) as host:
+    with Host(caller.tap, deadline, tell) as host:
         link = host.kernel.look_up(caller.tap)
         marked = link.stamp.ovsdb if link is not None and link.stamp is not None else None
         named = [marked] if marked is not None else []
@@ -189,9 +189,9 @@ def _unprivileged(name: str | None) -> User | None:
     return find_user(uid) if uid != ROOT else None
 
 
-def look(port: Port, policy: Policy, watch: Watch, tell: Callable[[str], None]) -> View:
+def look(port: Port, policy: Policy, deadline: Deadline, tell: Callable[[str], None]) -> View:
     """Look at the tap, its bridge and its rows, as far as that is to be had."""
-    with Host(port.tap, watch, tell, details=True) as host:
+    with Host(port.tap, deadline, tell, details=True) as host:
         failed = open_each(host, [port.ovsdb, DEFAULT_OVSDB, *addresses(policy)])
         seen = host.look(port.tap, port.bridge)
         databases = frozenset(host.databases)

@@ -18,14 +18,14 @@ from pyqemu_ifdown.gc import (
     finding_let_go,
     finding_why_held,
 )
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.manners import Watch
 
 
 def gc(
     tap: str | None,
     environ: Mapping[str, str],
-    watch: Watch,
+    deadline: Deadline,
     tell: Callable[[str], None],
     *,
     dry_run: bool,
@@ -43,12 +43,12 @@ def gc(
     tables: list[tuple[str, str]] = []
     failures: list[Failure] = []
     policy = read_policy(environ)
-    with Host(tap, watch, tell) as host:
+    with Host(tap, deadline, tell) as host:
         try:
             failures += open_each(host, addresses(policy)).values()
             ended = _end(host, tap, failures, dry_run=dry_run)
             names = {each.link.name for each in ended}
-            for leftover, let_go in collect(host, watch, tap=tap, dry_run=dry_run):
+            for leftover, let_go in collect(host, deadline, tap=tap, dry_run=dry_run):
                 if leftover.remove is not None or leftover.port.name not in names:
                     found.append(leftover)
                 if not let_go:

@@ -13,18 +13,18 @@ from pyqemu_ifconf.policy import Nic, Policy
 from pyqemu_ifconf.shell import readable, shown
 from pyqemu_ifctl.answer import Answer, count, json_vlan, to_json, wrap
 from pyqemu_ifctl.args import host_id
-from pyqemu_ifctl.bounded import Parts, attempt
+from pyqemu_ifctl.bounded import ALL, Parts, attempt
 from pyqemu_ifctl.databases import read_policy, worst
 from pyqemu_ifctl.guests import NO_MONITOR, Guest, each_in_time, find_guests, is_left_for, tap_of
 from pyqemu_ifctl.migration import find_away, find_states, may_be_away
 from pyqemu_ifctl.nics import macs_of
 from pyqemu_ifctl.qmp import Address, Backend, GuestNic, Joint, ask_nics, show
 from pyqemu_ifctl.status import Row, System, look, rows, wanted
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.holders import Holders, find_holders
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.hubs import NAMED_MAX, WHY, WHY_MIXED
 from pyqemu_ifup.look import Counters, show_vlan
-from pyqemu_ifup.manners import Watch
 
 PATIENCE = 3.0
 """Seconds that one QEMU may take to answer, at all its sockets together."""
@@ -85,7 +85,7 @@ def info(
     vm: str | None,
     qmp: str | None,
     environ: Mapping[str, str],
-    watch: Watch,
+    deadline: Deadline,
     tell: Callable[[str], None],
     *,
     as_json: bool,
@@ -113,16 +113,16 @@ def info(
             "",
             "name the guest: info VM --qmp PATH",
         )
-    with Host(None, watch, tell) as host:
+    with Host(None, deadline, tell) as host:
         # NOTE: on a clock of its own: the QEMUs have the time of the whole.
-        parts = Parts(watch.within(watch.remaining()))
+        parts = Parts(deadline.child(ALL))
         system, failed = look(host, policy, parts)
         found = {
             row.tap: Side(row, host.kernel.counters(row.ifindex) if row.ifindex else None)
             for row in rows(system, lambda name, stamp: wanted(policy, name, stamp))
         }
     views = []
-    answers = ask_each(guests, qmp, watch)
+    answers = ask_each(guests, qmp, deadline)
     for guest, told in zip(guests, answers, strict=True):
         view = attempt(partial(view_of, guest, told, found, policy))
         views.append(
@@ -156,9 +156,9 @@ def info(
     return Answer(out, status, tuple(remarks))
 
 
-def ask_each(guests: Sequence[Guest], qmp: str | None, watch: Watch) -> list[Told]:
+def ask_each(guests: Sequence[Guest], qmp: str | None, deadline: Deadline) -> list[Told]:
     """Ask the QMP sockets of each guest, or just `qmp`; return what each has told in time."""
-    seconds = watch.remaining() - SPARE
+    seconds = deadline.remaining() - SPARE
     until = time.monotonic() + seconds
     told = each_in_time(guests, partial(_ask, qmp, until), seconds)
     answers = (told.get(guest.pid, NO_TIME) for guest in guests)

@@ -31,7 +31,7 @@ def main() -> int:
     """Run the verb that the arguments of this process name and return its exit status."""
     words = sys.argv[1:]
     for_qemu = is_for_qemu(words)
-    # NOTE: Ctrl-C ends what only reads files, without a traceback; `watching` sees to the rest.
+    # NOTE: Ctrl-C ends what only reads files, without a traceback. `within_deadline` does the rest.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if for_qemu:
         for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

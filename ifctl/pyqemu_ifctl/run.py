@@ -20,7 +20,8 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifctl.answer import Answer
 from pyqemu_ifctl.nics import NO_NIC, device, find_vm, tap_by_descriptors, user_mode
-from pyqemu_ifup.manners import GRACE, STOP_SIGNALS, Watch, log, narrator, say, watching
+from pyqemu_ifup.deadline import GRACE, Deadline
+from pyqemu_ifup.manners import STOP_SIGNALS, log, narrator, say, within_deadline
 from pyqemu_ifup.tap_client import QUEUES_MAX, NoAgent, NoTap, ask_for_tap, find_socket
 
 if TYPE_CHECKING:
@@ -58,11 +59,11 @@ class OwnTaps:
         self.names: list[str] = []
         self.leftovers: list[str] = []
         self._handlers = {stop: signal.getsignal(stop) for stop in STOP_SIGNALS}
-        self._watch: Watch | None = None
+        self._deadline: Deadline | None = None
 
     def check(self) -> None:
         """Raise Failure (75) where a signal that came after a tap was opened is to end us."""
-        reason = self._watch.interrupted() if self._watch is not None else None
+        reason = self._deadline.interrupted() if self._deadline is not None else None
         if reason is not None:
             raise Failure(Status.TRY_AGAIN, "stopped", reason, "nothing is left of it")
 
@@ -87,12 +88,12 @@ class OwnTaps:
         policy = load_host_policy(self.environ)
         wish = Wish(nic.network, nic.tap, nic.queues, vnet_hdr=True, for_parent=False)
         try:
-            with watching(policy.timeout, hook=False) as watch, Netlink() as kernel:
+            with within_deadline(policy.timeout, hook=False) as deadline, Netlink() as kernel:
                 # NOTE: what came while the policy was read was noted for the tap before.
                 self.check()
-                self._watch = watch
+                self._deadline = deadline
                 new = make_tap(kernel, policy, find_user(ROOT), os.getpid(), wish)
-                with Host(new.name, watch, narrator(PROGRAM, new.name), kernel) as host:
+                with Host(new.name, deadline, narrator(PROGRAM, new.name), kernel) as host:
                     host.finish(attach_tap(host, policy, new))
                     self.names.append(new.name)
                     self._note(host, policy, new)
@@ -125,9 +126,9 @@ class OwnTaps:
         from pyqemu_ifdown.detach import detach
 
         for name in self.names:
-            with watching(GRACE, hook=False) as watch:
+            with within_deadline(GRACE, hook=False) as deadline:
                 try:
-                    detach(name, os.getpid(), watch, narrator(PROGRAM, name))
+                    detach(name, os.getpid(), deadline, narrator(PROGRAM, name))
                 except Failure as failure:
                     log(
                         syslog.LOG_ERR,

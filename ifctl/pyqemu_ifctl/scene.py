@@ -21,7 +21,7 @@ from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Network, Policy
 from pyqemu_ifconf.shell import Command, readable, sh
 from pyqemu_ifctl.answer import count
-from pyqemu_ifctl.bounded import Parts
+from pyqemu_ifctl.bounded import ALL, Parts
 from pyqemu_ifctl.databases import (
     addresses,
     in_patience,
@@ -38,11 +38,12 @@ from pyqemu_ifctl.rights import Lost, find_lost, find_off
 from pyqemu_ifctl.status import wanted as is_wanted
 from pyqemu_ifup import nft
 from pyqemu_ifup.caller import Option, command_line, read_program, read_status, real_uid
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.guest import Patience, find_otherwise, tell_otherwise
 from pyqemu_ifup.holders import LONGEST, Holders, find_holders
 from pyqemu_ifup.host import Host, filters, is_there
 from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, has_networks, is_local
-from pyqemu_ifup.manners import SAFE_PATH, Watch
+from pyqemu_ifup.manners import SAFE_PATH
 from pyqemu_ifup.nat_needs import is_ours
 from pyqemu_ifup.nft import DroppingChain
 from pyqemu_ifup.on_port import Sights
@@ -202,13 +203,14 @@ class Scene:
         return [link for link in self.links if link.master == bridge.index and link.kind != "tun"]
 
 
-def look(environ: Mapping[str, str], watch: Watch, tell: Callable[[str], None]) -> Scene:
+def look(environ: Mapping[str, str], deadline: Deadline, tell: Callable[[str], None]) -> Scene:
     """Look at all there is. Raises Failure where not even the links can be listed."""
-    parts = Parts(watch)
+    deadline = deadline.allowing(min(ALL, deadline.seconds))
+    parts = Parts(deadline)
     policy = take_policy(parts, environ)
     unseen: list[str] = []
     late: list[str] = []
-    with Host(None, watch, tell, details=True) as host:
+    with Host(None, deadline, tell, details=True) as host:
         failed = open_each(host, addresses(policy))
         looked = parts.take("how Open vSwitch is", lambda: settled(host, failed))
         switches = looked or {}
@@ -277,7 +279,7 @@ def look(environ: Mapping[str, str], watch: Watch, tell: Callable[[str], None]) 
         for name, known in pinned.items()
         if known is None and name in named
     ]
-    chains, hidden = _look_at_filters(parts, watch)
+    chains, hidden = _look_at_filters(parts, deadline)
     unseen += hidden
     # NOTE: it sees to it itself that who uses up its time hides nobody else.
     seen_holders = parts.take_apart("the taps that processes hold", find_holders, HOLDERS_SECONDS)
@@ -286,7 +288,9 @@ def look(environ: Mapping[str, str], watch: Watch, tell: Callable[[str], None]) 
     guests = parts.take_apart("the guests", lambda: find_guests(holders)) or Guests((), ())
     unread = late + list(guests.unread)
     qemus = []
-    seen = each_in_time(guests.found, partial(_qemu, policy), min(PATHS_SECONDS, watch.remaining()))
+    seen = each_in_time(
+        guests.found, partial(_qemu, policy), min(PATHS_SECONDS, deadline.remaining())
+    )
     for guest in guests.found:
         qemu = seen.get(guest.pid, "where its scripts lead was not seen in time")
         if isinstance(qemu, Qemu):
@@ -434,7 +438,7 @@ def _look_at_needs(
             if network.nat is None:
                 continue
             what = f"whether network {network.name} can be made"
-            if not host.watch.remaining():
+            if not host.deadline.remaining():
                 late.append(f"{what}: the time was up before")
                 continue
             known = []
@@ -493,7 +497,7 @@ def settled(host: Host, failed: dict[str, Failure]) -> dict[str, OvsSwitch]:
                 del host.databases[address]
         if time.monotonic() > until or not any(each.behind for each in found.values()):
             return found
-        host.watch.check()
+        host.deadline.check()
         time.sleep(0.05)
         host.ports()
 
@@ -631,7 +635,9 @@ def _called_tables() -> frozenset[str]:
     return frozenset(called)
 
 
-def _look_at_filters(parts: Parts, watch: Watch) -> tuple[tuple[DroppingChain, ...], list[str]]:
+def _look_at_filters(
+    parts: Parts, deadline: Deadline
+) -> tuple[tuple[DroppingChain, ...], list[str]]:
     """Return the chains that drop, and what may not be seen; a mute program hides no other's."""
     chains: list[DroppingChain] = []
     unseen: list[str] = []
@@ -639,7 +645,7 @@ def _look_at_filters(parts: Parts, watch: Watch) -> tuple[tuple[DroppingChain, .
     for kind, family in (("iptables", "ip"), ("ip6tables", "ip6")):
         looks[f"the rules of {kind}"] = partial(_legacy_chains, kind, family)
     for what, chains_of in looks.items():
-        limit = watch.within(max(0.0, min(FILTER_SECONDS, watch.remaining() - KILLING)))
+        limit = deadline.child(max(0.0, min(FILTER_SECONDS, deadline.remaining() - KILLING)))
         if not limit.remaining():
             parts.missed.append(f"{what}: the time was up before")
             continue
@@ -652,14 +658,14 @@ def _look_at_filters(parts: Parts, watch: Watch) -> tuple[tuple[DroppingChain, .
     return tuple(chains), unseen
 
 
-def _nft_chains(limit: Watch) -> list[DroppingChain]:
+def _nft_chains(limit: Deadline) -> list[DroppingChain]:
     """Return the chains of nftables that drop. Raises Failure."""
     if not nft.is_there():
         raise Failure(Status.UNAVAILABLE, "there is no nft(8) on this host")
     return finish(nft.dropping_chains(limit), time.sleep)
 
 
-def _legacy_chains(kind: str, family: str, limit: Watch) -> list[DroppingChain]:
+def _legacy_chains(kind: str, family: str, limit: Deadline) -> list[DroppingChain]:
     """Return the chains of iptables in its legacy form that drop. Raises Failure."""
     try:
         if "filter" not in _read(f"/proc/net/{family}_tables_names").split():

@@ -32,7 +32,7 @@ from pyqemu_ifctl.answer import (
     to_json,
     wrap,
 )
-from pyqemu_ifctl.bounded import Parts
+from pyqemu_ifctl.bounded import ALL, Parts
 from pyqemu_ifctl.databases import (
     addresses,
     in_patience,
@@ -44,6 +44,7 @@ from pyqemu_ifctl.databases import (
 from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifdown.gc import judge
 from pyqemu_ifup.caller import PID_MAX, login_of, read_number
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.guest import (
     Other,
     Patience,
@@ -57,7 +58,6 @@ from pyqemu_ifup.guest import (
 )
 from pyqemu_ifup.host import Host, filters
 from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, has_networks, show_vlan, vlan_of_vids
-from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.on_port import NOTHING, Sights, find_sitting
 from pyqemu_ifup.plan import Difference, differences, find_kind, vlan_of_columns
 from pyqemu_ifup.stamp import KEY_NETWORK, KEY_VM_NAME, KEY_VM_PID, Here, Stamp, find_here, is_alive
@@ -133,7 +133,7 @@ class View:
 def status(
     tap: str | None,
     environ: Mapping[str, str],
-    watch: Watch,
+    deadline: Deadline,
     tell: Callable[[str], None],
     *,
     as_json: bool,
@@ -147,7 +147,7 @@ def status(
     `graph` is `dot` or `svg` for a picture. Neither a policy that cannot be had nor a database
     that fails keeps the rest from being shown.
     """
-    with Host(tap if graph is None else None, watch, tell) as host:
+    with Host(tap if graph is None else None, deadline, tell) as host:
         view = find_view(host, tap, environ)
     if tap is not None and not view.rows and not view.failures:
         raise Failure(
@@ -160,7 +160,7 @@ def status(
         from pyqemu_ifctl.graph import as_dot, as_svg
 
         out = as_dot(view.rows, view.system)
-        out = as_svg(out, watch.remaining()) if graph == "svg" else out
+        out = as_svg(out, deadline.remaining()) if graph == "svg" else out
     else:
         out = as_shown(view.rows, tap, as_json=as_json)
     return Answer(out, _status(view, exit_code), view.remarks)
@@ -176,7 +176,12 @@ def _status(view: View, exit_code: bool) -> int:
 
 def find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
     """Look at this host, and at the policy, and return what is to be shown, of `tap` if given."""
-    parts = Parts(host.watch)
+    with host.until(host.deadline.allowing(min(ALL, host.deadline.seconds))):
+        return _find_view(host, tap, environ)
+
+
+def _find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
+    parts = Parts(host.deadline)
     policy = take_policy(parts, environ)
     system, failed = look(host, policy, parts)
     shown = rows(system, lambda name, stamp: wanted(policy, name, stamp))
@@ -198,7 +203,7 @@ def find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
     unknown += late
     remarks += [f"the nft table of network {name}: {fault}" for name, fault in unread.items()]
     unknown += unread.values()
-    remarks += remark(host.watch.remaining())
+    remarks += remark(host.deadline.remaining())
     if tap is not None:
         found = [row for row in found if row.tap == tap]
     return View(found, system, tuple(remarks), (*failed.values(), *late), tuple(unknown))

@@ -13,7 +13,7 @@ from pyqemu_ifconf.shell import readable, shown
 from pyqemu_ifconf.version import say_version
 from pyqemu_ifctl.answer import Answer
 from pyqemu_ifctl.main import put
-from pyqemu_ifup.manners import explain_bug, narrator, open_log, watching
+from pyqemu_ifup.manners import explain_bug, narrator, open_log, within_deadline
 
 PROGRAM = "pyqemu-ifctl"
 DEFAULT_QEMU = "qemu-system-x86_64"
@@ -247,11 +247,11 @@ def run(args: argparse.Namespace) -> Answer:
                 Status.USAGE, "--exit-code goes with --dry-run alone", "", "add --dry-run"
             )
         taps = [check_tap_name(tap) for tap in args.taps]
-        with watching(TIMEOUT, hook=False) as watch:
+        with within_deadline(TIMEOUT, hook=False) as deadline:
             answer = apply(
                 taps,
                 os.environ,
-                watch,
+                deadline,
                 dry_run=args.dry_run,
                 as_json=args.json,
                 cut=args.cut,
@@ -270,11 +270,11 @@ def run(args: argparse.Namespace) -> Answer:
     if args.verb == "status" and args.watch:
         from pyqemu_ifctl.watch import watch_status
 
-        with watching(FOREVER, hook=False) as watch:
+        with within_deadline(FOREVER, hook=False) as deadline:
             watch_status(
                 tap,
                 os.environ,
-                watch,
+                deadline,
                 tell,
                 lambda text: put(sys.stdout, text),
                 lambda line: put(sys.stderr, f"{_line(line)}\n"),
@@ -282,30 +282,30 @@ def run(args: argparse.Namespace) -> Answer:
                 redraw=sys.stdout is not None and sys.stdout.isatty(),
             )
         return Answer("")
-    with watching(TIMEOUT, hook=False) as watch:
+    with within_deadline(TIMEOUT, hook=False) as deadline:
         if args.verb == "explain":
             from pyqemu_ifconf.policy import Caller
             from pyqemu_ifctl.explain import explain
 
             caller = Caller(args.tap, args.vm, args.netdev, _mac(args.mac), args.user)
-            answer = explain(caller, args.network, os.environ, watch, tell, as_json=args.json)
+            answer = explain(caller, args.network, os.environ, deadline, tell, as_json=args.json)
         elif args.verb == "doctor":
             from pyqemu_ifctl.doctor import doctor
 
             answer = doctor(
-                os.environ, watch, tell, as_json=args.json, names=args.checks, quiet=args.quiet
+                os.environ, deadline, tell, as_json=args.json, names=args.checks, quiet=args.quiet
             )
         elif args.verb == "info":
             from pyqemu_ifctl.info import info
 
-            answer = info(args.vm, args.qmp, os.environ, watch, tell, as_json=args.json)
+            answer = info(args.vm, args.qmp, os.environ, deadline, tell, as_json=args.json)
         elif args.verb == "status":
             from pyqemu_ifctl.status import status
 
             answer = status(
                 tap,
                 os.environ,
-                watch,
+                deadline,
                 tell,
                 as_json=args.json,
                 graph=args.graph,
@@ -314,7 +314,7 @@ def run(args: argparse.Namespace) -> Answer:
         else:
             from pyqemu_ifctl.gc import gc
 
-            answer = gc(tap, os.environ, watch, tell, dry_run=args.dry_run, as_json=args.json)
+            answer = gc(tap, os.environ, deadline, tell, dry_run=args.dry_run, as_json=args.json)
     return Answer(answer.out, answer.status, tuple(map(_line, answer.remarks)))
 
 

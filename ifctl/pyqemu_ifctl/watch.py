@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifctl.status import as_shown, find_view
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.links import LinkEvents
-from pyqemu_ifup.manners import Watch
 
 LOOK = 10.0
 """Seconds that one look may take."""
@@ -26,7 +26,7 @@ CLEAR = "\x1b[H\x1b[2J"
 def watch_status(
     tap: str | None,
     environ: Mapping[str, str],
-    watch: Watch,
+    deadline: Deadline,
     tell: Callable[[str], None],
     show: Callable[[str], None],
     complain: Callable[[str], None],
@@ -34,7 +34,7 @@ def watch_status(
     as_json: bool,
     redraw: bool,
 ) -> None:
-    """Show every tap, or `tap`, and again after each change, until `watch` is interrupted.
+    """Show every tap, or `tap`, and again after each change, until it is interrupted.
 
     It is the kernel and the databases that tell of a change. `redraw` puts each in the place of
     the one before, as on a terminal; else one follows the other, with an empty line between. Ends
@@ -42,7 +42,7 @@ def watch_status(
     """
     events = LinkEvents()
     try:
-        with Host(None, watch, tell) as host:
+        with Host(None, deadline, tell) as host:
             _go_on(host, events, tap, environ, show, complain, as_json=as_json, redraw=redraw)
     except OSError as error:
         if error.errno != errno.EPIPE:
@@ -62,15 +62,14 @@ def _go_on(
     as_json: bool,
     redraw: bool,
 ) -> None:
-    watch = host.watch
+    deadline = host.deadline
     before: str | None = None
     said: tuple[str, ...] = ()
-    while watch.interrupted() is None:
+    while deadline.interrupted() is None:
         moment = _moment(host)
-        host.watch = watch.within(LOOK)
-        view = find_view(host, tap, environ)
-        host.watch = watch
-        if watch.interrupted() is not None:
+        with host.until(deadline.child(LOOK)):
+            view = find_view(host, tap, environ)
+        if deadline.interrupted() is not None:
             return
         text = as_shown(view.rows, tap, as_json=as_json) or f"no tap is called {quote(tap or '')}\n"
         if text != before:
@@ -95,7 +94,7 @@ def _wait_for_change(
     end = time.monotonic() + seconds
     changed_at: float | None = None
     first: float | None = None
-    while host.watch.interrupted() is None:
+    while host.deadline.interrupted() is None:
         now = time.monotonic()
         seen = _moment(host)
         # NOTE: a database that was opened by the look itself is no change.

@@ -13,7 +13,6 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifd.wire import Peer, peer_pidfd
 from pyqemu_ifup.access import ROOT
 from pyqemu_ifup.caller import process_start, read_status, real_uid
-from pyqemu_ifup.manners import Watch
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,13 @@ class Process:
     def has_ended(self) -> bool:
         """Tell whether it has ended, or nobody can say so."""
         return self.start != 0 and process_start(self.pid) != self.start
+
+    def why_ended(self) -> str | None:
+        """Return in words that it has ended, None where it has not.
+
+        As its pid was its own until then, all that was read of it, the mark's start too, is so.
+        """
+        return f"the calling process {self.pid} has ended" if self.has_ended() else None
 
 
 def find_asking(
@@ -99,29 +105,3 @@ def check_holder(pid: int, whose: int | None, uid: int) -> None:
             else f"it is user {whose}'s",
             "let the user's own QEMU call this program",
         )
-
-
-class AskingWatch(Watch):
-    """A watch that also ends where the process for which the client asks does."""
-
-    process: Process | None = None
-
-    def within(self, seconds: float) -> AskingWatch:
-        """Return a watch that whatever ends this one ends, and after `seconds` at the most."""
-        watch = super().within(seconds)
-        watch.process = self.process
-        return watch
-
-    def finish(self) -> None:
-        """Check a last time. Raises Failure (75), also where the process has ended meanwhile.
-
-        As its pid was its own until then, all that was read of it, the mark's start too, is so.
-        """
-        if self.process is not None and self.process.has_ended():
-            raise Failure(
-                Status.TRY_AGAIN,
-                "stopped",
-                f"the calling process {self.process.pid} has ended",
-                self.stopped,
-            )
-        super().finish()

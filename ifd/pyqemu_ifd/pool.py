@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host, is_there
 from pyqemu_ifup.linux_bridge import Netlink
-from pyqemu_ifup.manners import Watch, log
+from pyqemu_ifup.manners import log
 
 if TYPE_CHECKING:
     from pyqemu_ifup.openvswitch import Database
@@ -87,7 +88,7 @@ class Pool:
         database = self.databases[address] = Database(address, None, AWAY)
         return database
 
-    async def connected(self, address: str, watch: Watch) -> Database:
+    async def connected(self, address: str, deadline: Deadline) -> Database:
         """Return the database, its rows there.
 
         Raises Failure as Host.open_databases does.
@@ -96,10 +97,10 @@ class Pool:
 
         database = self.databases.get(address)
         if database is None or self._give_up(address, database) or not database.is_connected:
-            await try_connect(address, watch)
+            await try_connect(address, deadline)
             # NOTE: another request may have opened it meanwhile.
             database = self.databases.get(address) or self._open(address)
-            await database.connected(watch)
+            await database.connected(deadline)
         return database
 
 
@@ -107,13 +108,18 @@ class AgentHost(Host):
     """A Host of one request, on the agent's own sockets, which stay open; `brief` as in Host."""
 
     def __init__(
-        self, pool: Pool, tap: str, watch: Watch, tell: Callable[[str], None], brief: bool = False
+        self,
+        pool: Pool,
+        tap: str,
+        deadline: Deadline,
+        tell: Callable[[str], None],
+        brief: bool = False,
     ) -> None:
-        super().__init__(tap, watch, tell, pool.kernel, brief=brief)
+        super().__init__(tap, deadline, tell, pool.kernel, brief=brief)
         self._pool = pool
 
-    async def _connect(self, address: str, watch: Watch) -> None:
-        self.databases[address] = await self._pool.connected(address, watch)
+    async def _connect(self, address: str, deadline: Deadline) -> None:
+        self.databases[address] = await self._pool.connected(address, deadline)
 
     def _refresh(self, database: Database) -> None:
         """Leave it to the agent's loop, which does so whenever there is something new."""

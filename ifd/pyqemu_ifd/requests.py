@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pyqemu_ifconf.failure import Failure, Status, for_user
 from pyqemu_ifconf.names import check_tap_name
 from pyqemu_ifconf.shell import quote
-from pyqemu_ifd.asking import AskingWatch, Process, find_asking
+from pyqemu_ifd.asking import Process, find_asking
 from pyqemu_ifd.keeper import PolicyKeeper
 from pyqemu_ifd.pool import AgentHost, Pool
 from pyqemu_ifd.turns import Turns
@@ -25,11 +25,12 @@ from pyqemu_ifdown.main import present_name
 from pyqemu_ifup.access import ROOT, is_root_made
 from pyqemu_ifup.attach import Handed, attaching, success_line
 from pyqemu_ifup.caller import find_helped, find_parent
+from pyqemu_ifup.deadline import TAKEN_BACK, TOO_LATE, Deadline
 from pyqemu_ifup.guest import find_asked, find_port
 from pyqemu_ifup.leave import leaving
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.main import Left
-from pyqemu_ifup.manners import Watch, left_to_gc, log, prove_tap
+from pyqemu_ifup.manners import left_to_gc, log, prove_tap
 from pyqemu_ifup.stamp import Here
 from pyqemu_ifup.tap_request import attach_tap, make_tap, may_attach, parse_wish
 from pyqemu_ifup.taps import close_all
@@ -56,22 +57,28 @@ class Context:
     name: Callable[[str], None]
     """Is told the tap's name, where the request has none."""
 
-    def begin(self, watch: Watch) -> None:
-        """Count the request's time from now, where it has waited long behind others."""
+    def begin(self, deadline: Deadline) -> Deadline:
+        """Return the request's deadline, counted from now where it has waited long for others."""
         self.client.begin()
-        if time.monotonic() > watch.start + QUEUED:
-            self.client.allow(watch.seconds)
-            watch.start = time.monotonic()
+        if time.monotonic() <= deadline.start + QUEUED:
+            return deadline
+        self.client.allow(deadline.seconds)
+        return deadline.renewed(deadline.seconds)
 
-    def watch(self, seconds: float, process: Process) -> Watch:
-        """Return the watch of the request, which the client stops, and tell it how long that is.
+    def deadline(self, seconds: float, process: Process, left: str = "") -> Deadline:
+        """Return the deadline of the request, which the client stops, and tell it how long that is.
 
-        So does the end of the process for which it asks.
+        So does, at the last, the end of the process for which it asks. `left` tells what becomes
+        of what a request that takes nothing back has left.
         """
         self.client.stand_in_line(seconds)
-        watch = AskingWatch(seconds, self.client.why_stopped)
-        watch.process = process
-        return watch
+        return Deadline(
+            seconds,
+            self.client.why_stopped,
+            at_last=process.why_ended,
+            stopped=left or TAKEN_BACK,
+            late=f"try again; {left}" if left else TOO_LATE,
+        )
 
     def process(self, find: Callable[[int], int | None]) -> Process:
         """Return the process for which the client asks. Raises Failure as `find_asking`."""
@@ -115,7 +122,7 @@ async def _up(tap: str, network: str, debug: str, place: Place | None, context: 
     process = context.process(find_parent)
     parent = process.pid
     policy = context.keeper.get()
-    watch = context.watch(policy.timeout, process)
+    deadline = context.deadline(policy.timeout, process)
     kernel = context.pool.kernel
     uid = peer.uid if peer.uid != ROOT else None
 
@@ -128,11 +135,11 @@ async def _up(tap: str, network: str, debug: str, place: Place | None, context: 
 
     with context.turns.take(tap) as turn:
         await pause(0.0)
-        context.begin(watch)
-        await context.turns.come(tap, turn, watch)
+        deadline = context.begin(deadline)
+        await context.turns.come(tap, turn, deadline)
         policy = context.keeper.get()
         asked = find_asked(policy, parent, uid)
-        user = (await context.users.find(asked, watch)) if asked is not None else None
+        user = (await context.users.find(asked, deadline)) if asked is not None else None
         link = kernel.look_up(tap) if uid is not None else None
         root_made = link is not None and is_root_made(link, uid)
         ovsdbs = [each.ovsdb for each in policy.networks.values()]
@@ -142,15 +149,15 @@ async def _up(tap: str, network: str, debug: str, place: Place | None, context: 
                 policy, tap, parent, uid, network, user, root_made=root_made, tell=tell
             )
         except Left as left:
-            with AgentHost(context.pool, tap, watch, tell) as host:
+            with AgentHost(context.pool, tap, deadline, tell) as host:
                 await leaving(host, tap, left.rule, parent, ovsdbs)
             return
-        watch.check()
+        deadline.check()
         queue = place.queue if place is not None else None
         handed = Handed(len(held), queue.fileno() if queue is not None else None)
         with (
             queue or nullcontext(),
-            AgentHost(context.pool, tap, watch, tell, uid is not None) as host,
+            AgentHost(context.pool, tap, deadline, tell, uid is not None) as host,
         ):
             await attaching(
                 host, port, caller, parent, ovsdbs, uid, admit, by_name=bool(network), handed=handed
@@ -163,16 +170,14 @@ async def _down(tap: str, debug: str, place: Place | None, context: Context) -> 
     held = _held(place, context.client.peer)
     process = context.process(find_parent)
     tap = present_name(tap, held)
-    watch = context.watch(DOWN_TIMEOUT, process)
-    watch.stopped = left_to_gc(tap)
-    watch.late = f"try again; {watch.stopped}"
+    deadline = context.deadline(DOWN_TIMEOUT, process, left_to_gc(tap))
     with context.turns.take(tap) as turn:
         await pause(0.0)
-        context.begin(watch)
-        await context.turns.come(tap, turn, watch)
+        deadline = context.begin(deadline)
+        await context.turns.come(tap, turn, deadline)
         tell = context.teller("pyqemu-ifdown", tap, debug)
         by_user = context.client.peer.uid != ROOT
-        with AgentHost(context.pool, tap, watch, tell, by_user) as host:
+        with AgentHost(context.pool, tap, deadline, tell, by_user) as host:
             try:
                 index = place.index if place is not None else None
                 # NOTE: whoever has ended has no tap any more, and whoever has its pid may have one.
@@ -186,19 +191,19 @@ async def _tap(fields: tuple[str, ...], context: Context) -> None:
     wish = parse_wish(fields)
     process = context.process(find_helped if wish.for_parent else lambda pid: pid)
     policy = context.keeper.get()
-    watch = context.watch(policy.timeout, process)
+    deadline = context.deadline(policy.timeout, process)
     peer = context.client.peer
     await pause(0.0)
-    context.begin(watch)
-    user = await context.users.find(peer.uid, watch)
-    watch.check()
+    deadline = context.begin(deadline)
+    user = await context.users.find(peer.uid, deadline)
+    deadline.check()
     policy = context.keeper.get()
     new = make_tap(context.pool.kernel, policy, user, process.pid, wish)
     context.name(new.name)
     # NOTE: it has its name alone, so that it waits for nobody; others may have to wait for it.
     with (
         context.turns.take(new.name),
-        AgentHost(context.pool, new.name, watch, lambda command: None, peer.uid != ROOT) as host,
+        AgentHost(context.pool, new.name, deadline, lambda command: None, peer.uid != ROOT) as host,
     ):
         await attach_tap(host, policy, new)
     try:

@@ -26,12 +26,13 @@ from pyqemu_ifdown.detach import PATIENCE
 from pyqemu_ifdown.gc import Ended, ending, finding_ended, judge
 from pyqemu_ifup.access import User, check_given, is_root_made
 from pyqemu_ifup.attach import attaching_alone, success_line
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.guest import find_marked, find_user_said
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.links import LinkEvent
 from pyqemu_ifup.lock import lock_by_name, lock_tap
 from pyqemu_ifup.look import Link, has_networks
-from pyqemu_ifup.manners import Watch, log
+from pyqemu_ifup.manners import log
 from pyqemu_ifup.plan import SetAlias, SetUp
 from pyqemu_ifup.stamp import BRIDGE_MARK, Here, Stamp, is_alive
 from pyqemu_ifup.task import Task
@@ -323,11 +324,11 @@ class Tidier:
 
     async def _do(self, tap: str, work: Callable[[Host], Task[None]]) -> None:
         """Do the work when it is the tap's turn; where it fails, look again later."""
-        watch = Watch(LIMIT, late="it is tried again")
+        deadline = Deadline(LIMIT, late="it is tried again")
         with self.turns.take(tap) as turn:
             try:
-                await self.turns.come(tap, turn, watch)
-                with AgentHost(self.pool, tap, watch, lambda command: None) as host:
+                await self.turns.come(tap, turn, deadline)
+                with AgentHost(self.pool, tap, deadline, lambda command: None) as host:
                     await work(host)
             except BaseException:
                 self.later()
@@ -335,7 +336,7 @@ class Tidier:
 
     async def _cleaning(self, host: Host) -> None:
         assert host.tap is not None
-        with await lock_by_name(host.tap, host.watch):
+        with await lock_by_name(host.tap, host.deadline):
             await self._cleaning_alone(host, host.tap)
 
     async def _cleaning_alone(self, host: Host, tap: str) -> None:
@@ -344,7 +345,7 @@ class Tidier:
         link = host.kernel.look_up(tap)
         for leftover in judge(ports, [link] if link is not None else [], self.here):
             if leftover.remove is not None:
-                await host.run(leftover.remove, host.watch, PATIENCE)
+                await host.run(leftover.remove, host.deadline, PATIENCE)
                 self._again = AGAIN_FIRST
                 log(
                     syslog.LOG_INFO,
@@ -355,29 +356,32 @@ class Tidier:
     async def _bringing_back(self, host: Host) -> None:
         assert host.tap is not None
         policy = self.keeper.get()
-        host.watch.allow(policy.timeout)
-        link = host.kernel.look_up(host.tap)
+        with host.until(host.deadline.allowing(policy.timeout)):
+            await self._bringing_back_by(host, host.tap, policy)
+
+    async def _bringing_back_by(self, host: Host, tap: str, policy: Policy) -> None:
+        link = host.kernel.look_up(tap)
         stamp = link.stamp if link is not None else None
         if link is None or stamp is None:
             return
         asked = find_user_said(policy, stamp)
-        user = (await self.users.find(asked, host.watch)) if asked is not None else None
+        user = (await self.users.find(asked, host.deadline)) if asked is not None else None
         database = None
         if stamp.kind == "openvswitch":
-            database = await self.pool.connected(stamp.ovsdb or "", host.watch)
+            database = await self.pool.connected(stamp.ovsdb or "", host.deadline)
         try:
             # NOTE: not for long, for whoever calls for this tap has to wait for us.
-            lock = await lock_tap(link.index, host.watch.within(SHORT))
+            lock = await lock_tap(link.index, host.deadline.child(SHORT))
         except Failure as failure:
             if failure.status is not Status.TRY_AGAIN:
                 raise
-            self._changed[host.tap] = time.monotonic() + SHORT
+            self._changed[tap] = time.monotonic() + SHORT
             return
         with lock:
             if database is not None:
                 # NOTE: a hook that does without us, or apply, may just have put it there.
-                await database.sync(host.watch)
-            now = host.kernel.look_up(host.tap)
+                await database.sync(host.deadline)
+            now = host.kernel.look_up(tap)
             if now is None or (now.index, now.stamp) != (link.index, stamp):
                 self.everything()
                 return

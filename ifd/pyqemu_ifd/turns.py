@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.task import SLICE, pause
 
 
@@ -29,9 +29,9 @@ class Turns:
             if not line:
                 del self._lines[tap]
 
-    async def come(self, tap: str, place: object, watch: Watch) -> None:
+    async def come(self, tap: str, place: object, deadline: Deadline) -> None:
         """Wait until it is the turn of `place`. Raises Failure (75), also where that is now."""
-        watch.check()
+        deadline.check()
         while self._lines[tap][0] is not place:
-            watch.check("other work on this tap is under way")
+            deadline.check("other work on this tap is under way")
             await pause(SLICE)

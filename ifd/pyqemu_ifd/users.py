@@ -7,7 +7,7 @@ from concurrent.futures import Future
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup.access import User, find_user
-from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.task import SLICE, pause
 
 FIRST = 0.0005
@@ -27,12 +27,12 @@ class Users:
         self._asked: dict[int, Future[User]] = {}
         self._known: set[int] = set()
 
-    async def find(self, uid: int, watch: Watch) -> User:
+    async def find(self, uid: int, deadline: Deadline) -> User:
         """Do as `find_user`. Raises Failure (75), also with `watch`."""
         answer = self._asked.get(uid)
         if answer is None or answer.done():
             most = THREADS_OF_KNOWN if uid in self._known else THREADS
-            patience = watch.within(PATIENCE)
+            patience = deadline.child(PATIENCE)
             self._forget()
             while len(self._asked) >= most:
                 patience.check("the directory of users does not say who others are")
@@ -46,8 +46,8 @@ class Users:
                 raise _failure(uid, error) from error
         seconds = FIRST
         while not answer.done():
-            watch.check(f"the directory of users does not say who user {uid} is")
-            await pause(min(seconds, watch.remaining()))
+            deadline.check(f"the directory of users does not say who user {uid} is")
+            await pause(min(seconds, deadline.remaining()))
             seconds = min(2 * seconds, SLICE)
         if self._asked.get(uid) is answer:
             del self._asked[uid]

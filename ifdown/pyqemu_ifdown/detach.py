@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB
 from pyqemu_ifconf.shell import ifctl, quote, readable
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.leave import leaving_networks
 from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, Seen
-from pyqemu_ifup.manners import Watch, log
+from pyqemu_ifup.manners import log
 from pyqemu_ifup.plan import DelPort, DelTap, SetDown, Step, plan_given_back, plan_leave, plan_was
 from pyqemu_ifup.stamp import Here, find_here, is_anothers
 
@@ -20,14 +21,14 @@ PATIENCE = 2.0
 """Seconds that a down waits for ovs-vswitchd once the row is gone: QEMU's exit waits for us."""
 
 
-def detach(tap: str, parent: int, watch: Watch, tell: Callable[[str], None]) -> None:
+def detach(tap: str, parent: int, deadline: Deadline, tell: Callable[[str], None]) -> None:
     """Take `tap` from its bridge, as far as it carries our mark; gone already is success.
 
     `parent` is the calling process: a tap that meanwhile serves another living one is left
     alone. Raises Failure: 77 where privilege forbids something, 69 or 75 where Open vSwitch does
     not do its part.
     """
-    with Host(tap, watch, tell) as host:
+    with Host(tap, deadline, tell) as host:
         host.finish(detaching(host, tap, parent))
 
 
@@ -38,9 +39,9 @@ async def detaching(
 
     `by_user`: whoever asks is not root, and root's mark stays.
     """
-    with await lock_by_name(tap, host.watch):
+    with await lock_by_name(tap, host.deadline):
         # NOTE: whoever asked may have done it himself since, or have gone: then nothing is touched.
-        host.watch.check()
+        host.deadline.check()
         await detaching_alone(host, tap, parent, index, by_user=by_user)
 
 
@@ -68,7 +69,7 @@ async def detaching_alone(
     plan = plan_down(host.look(tap, None), find_here(), by_user=by_user)
     allowed = True
     for step in plan:
-        host.watch.check()
+        host.deadline.check()
         allowed = (await _run(host, step)) and allowed
     if plan and allowed and stamp is not None:
         log(
@@ -116,7 +117,7 @@ def plan_down(seen: Seen, here: Here, *, by_user: bool = False) -> tuple[Step, .
 async def _run(host: Host, step: Step) -> bool:
     """Execute one step; tell whether privilege allows it."""
     try:
-        if not (await host.run(step, host.watch, PATIENCE)):
+        if not (await host.run(step, host.deadline, PATIENCE)):
             log(
                 syslog.LOG_WARNING,
                 f"{quote(step.tap)}: ovs-vswitchd does not answer; the port is out of its database",

@@ -9,11 +9,11 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifdown.detach import detaching_alone
 from pyqemu_ifup.caller import find_hook_at_work, read_number, real_uid
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.holders import OTHERS, Holders, finding_holders
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, OvsPort
-from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import DelPort, del_port
 from pyqemu_ifup.stamp import KEY_BOOT_ID, KEY_IFINDEX, Here, find_here, is_alive
 
@@ -160,7 +160,7 @@ async def ending(host: Host, ended: Ended) -> bool:
     as `detaching`, 77 where it may not be.
     """
     name, before = ended.link.name, ended.link
-    with await lock_by_name(name, host.watch):
+    with await lock_by_name(name, host.deadline):
         now = host.kernel.look_up(name)
         if now is None or (now.index, now.alias, now.carrier, now.up) != (
             before.index,
@@ -183,7 +183,7 @@ async def ending(host: Host, ended: Ended) -> bool:
 
 
 def collect(
-    host: Host, watch: Watch, *, tap: str | None, dry_run: bool
+    host: Host, deadline: Deadline, *, tap: str | None, dry_run: bool
 ) -> Iterator[tuple[Leftover, bool]]:
     """Remove what is left of taps that are gone, of `tap` alone where it is given.
 
@@ -196,18 +196,18 @@ def collect(
         if leftover.remove is None or dry_run:
             yield leftover, True
             continue
-        watch.check()
-        let_go = host.finish(_removing(host, leftover.port, watch))
+        deadline.check()
+        let_go = host.finish(_removing(host, leftover.port, deadline))
         if let_go is not None:
             yield leftover, let_go
 
 
-async def _removing(host: Host, port: OvsPort, watch: Watch) -> bool | None:
+async def _removing(host: Host, port: OvsPort, deadline: Deadline) -> bool | None:
     """Remove a port as `collect`; None: it is none to be removed any more, or has gone."""
-    with await lock_by_name(port.name, watch):
+    with await lock_by_name(port.name, deadline):
         database = host.databases[port.ovsdb]
-        await database.sync(watch)
+        await database.sync(deadline)
         link = host.kernel.look_up(port.name)
         now = judge(database.ports(port.name), [link] if link is not None else [], find_here())
         step = next((each.remove for each in now if each.port.ids == port.ids), None)
-        return (await host.run(step, watch, PATIENCE)) if step is not None else None
+        return (await host.run(step, deadline, PATIENCE)) if step is not None else None

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.names import check_tap_name
-from pyqemu_ifup.manners import Watch, left_to_gc, narrator, run_hook
+from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.manners import left_to_gc, narrator, run_hook
 
 PROGRAM = "pyqemu-ifdown"
 TIMEOUT = 10.0
@@ -20,14 +21,14 @@ def main() -> int:
     return run_hook(PROGRAM, TIMEOUT, down, left_to_gc)
 
 
-def down(tap: str, inherited: list[str], watch: Watch) -> None:
+def down(tap: str, inherited: list[str], deadline: Deadline) -> None:
     """Detach `tap`. Raises Failure, but not for lack of privilege: gc does it then."""
     from pyqemu_ifdown.detach import detach, leave_to_gc
 
     check_tap_name(tap)
     tap = present_name(tap, inherited)
     try:
-        detach(tap, os.getppid(), watch, narrator(PROGRAM, tap))
+        detach(tap, os.getppid(), deadline, narrator(PROGRAM, tap))
     except Failure as failure:
         leave_to_gc(tap, failure)
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import syslog
 from collections.abc import Callable, Container, Iterable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyqemu_ifconf.failure import Failure, OfCaller, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Port
 from pyqemu_ifconf.shell import ifctl, quote, readable, sh
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, Seen, show_vlan
-from pyqemu_ifup.manners import Watch, left_to_gc, log
+from pyqemu_ifup.manners import left_to_gc, log
 from pyqemu_ifup.plan import (
     ADDRESS_MAY_COME,
     IPV6,
@@ -65,7 +67,7 @@ def attach(
     caller: Caller,
     parent: int,
     ovsdbs: Iterable[str],
-    watch: Watch,
+    deadline: Deadline,
     tell: Callable[[str], None],
     by_name: bool = False,
     handed: Handed = NOTHING,
@@ -78,7 +80,7 @@ def attach(
     Raises Failure; then the tap is down, attached nowhere, and as it was before, but for
     somebody else's tap or name, which is not touched.
     """
-    with Host(port.tap, watch, tell) as host:
+    with Host(port.tap, deadline, tell) as host:
         host.finish(attaching(host, port, caller, parent, ovsdbs, by_name=by_name, handed=handed))
 
 
@@ -99,10 +101,10 @@ async def attaching(
     `admit` raises Failure where that user may not have this tap. `made`: it is of our making, as
     its mark says from then on.
     """
-    with await lock_by_name(port.tap, host.watch):
+    with await lock_by_name(port.tap, host.deadline):
         # NOTE: whoever asked may have done it himself since, or have gone: then nothing is touched.
-        host.watch.check()
-        said = host.watch.stopped
+        host.deadline.check()
+        said = host.deadline.stopped
         try:
             await attaching_alone(
                 host, port, caller, parent, ovsdbs, uid, admit, by_name, made, handed
@@ -140,7 +142,7 @@ async def attaching_alone(
         await host.catch_up(link)
         if port.ovsdb in host.databases and host.kernel.look_up(port.bridge) is None:
             # NOTE: the row of a bridge is there before its interface, whose MTU is looked at.
-            await host.databases[port.ovsdb].made(port.bridge, host.watch)
+            await host.databases[port.ovsdb].made(port.bridge, host.deadline)
     except Failure:
         await _undo(host, port, parent, admit, kept)
         raise
@@ -150,29 +152,29 @@ async def attaching_alone(
     refuse_shared(link, uid if uid is not None else os.getuid())
     refuse_foreign_ports(before, find_here())
     made = made or (link.stamp is not None and link.stamp.made)
-    held = None
+    is_joining = False
     try:
         if uid is None and not made:
             await owning_it(host, link, parent, handed)
-        if port.nat is not None:
-            from pyqemu_ifup.nat_network import making
-
-            # NOTE: held until the tap is on the bridge, so that nobody takes it away before.
-            held = await making(host, port)
+        async with _ensured(host, port):
+            is_joining = True
+            await _joining(host, port, caller, parent, before, uid, by_name, made, kept)
     except BaseException:
-        await _undo(host, port, parent, admit, kept)
+        if not is_joining:
+            await _undo(host, port, parent, admit, kept)
         raise
-    try:
-        await _joining(host, port, caller, parent, before, uid, by_name, made, kept)
-    except BaseException:
-        if held is not None:
-            from pyqemu_ifup.nat_network import taking_back
 
-            await taking_back(host, held)
-        raise
-    finally:
-        if held is not None:
-            held.close()
+
+def _ensured(host: Host, port: Port) -> AbstractAsyncContextManager[object]:
+    """Return the block in which the network of `port` is there for the tap to join.
+
+    It is held meanwhile, so that nobody takes it away before the tap is on its bridge.
+    """
+    if port.nat is None:
+        return nullcontext()
+    from pyqemu_ifup.nat_network import making
+
+    return making(host, port)
 
 
 def tell_taken_over(seen: Seen) -> None:
@@ -225,13 +227,13 @@ async def _joining(
             stamp = replace(stamp, was=was_before(before))
         told = False
         for op in plan_up(port, kind, before, stamp, here):
-            host.watch.check()
+            host.deadline.check()
             if isinstance(op, Prove):
                 await prove(host, port, kind, before, up=op.up, told=told)
             else:
-                await host.run(op, host.watch)
+                await host.run(op, host.deadline)
             told = isinstance(op, AddPort)
-        host.watch.finish()
+        host.deadline.last_check()
     except BaseException:
         await _undo_joining(host, port, before, kept)
         raise
@@ -272,9 +274,9 @@ async def prove(
         # NOTE: a persistent tap that nobody has opened yet has no carrier, so no link to wait for.
         if up and tap is not None and tap.carrier:
             # NOTE: it tells in order: whoever has had to wait for it knows all that came before.
-            told = await database.link_up(port.tap, host.watch)
+            told = await database.link_up(port.tap, host.deadline)
         if not told:
-            await database.sync(host.watch)
+            await database.sync(host.deadline)
     now = host.look(port.tap, port.bridge)
     if now.tap is None or before.tap is None or now.tap.index != before.tap.index:
         raise OfCaller(
@@ -363,8 +365,14 @@ async def _undo(
 
     One that somebody else has a claim to stays as it is. Raises Failure as `admit`.
     """
-    host.watch = host.watch.for_undo()
-    asking = host.watch.within(host.watch.remaining() * ASKING)
+    with host.until(host.deadline.undo()):
+        await _undo_within(host, port, parent, admit, kept)
+
+
+async def _undo_within(
+    host: Host, port: Port, parent: int, admit: Callable[[Link], None], kept: Stamp | None
+) -> None:
+    asking = host.deadline.child(host.deadline.remaining() * ASKING)
     link = host.kernel.look_up(port.tap)
     stamp = link.stamp if link is not None else None
     unasked, why = None, "it cannot be asked"
@@ -406,16 +414,16 @@ def _is_for_ovs(host: Host, link: Link) -> bool:
 
 async def _undo_joining(host: Host, port: Port, before: Seen, kept: Stamp | None) -> None:
     """Take back what was done, as far as it can be; what cannot is told in syslog."""
-    host.watch = host.watch.for_undo()
-    asking = host.watch.within(host.watch.remaining() * ASKING)
-    link = host.kernel.look_up(port.tap)
-    if link is not None and link.up:
-        # NOTE: first of all, for a mute server may take all the time there is.
-        await _take_back(host, SetDown(link.name, link.index), asking)
-    await ask_again(host, port.tap, asking)
-    now = _look_back(host, port)
-    if now is not None:
-        await _go_back(host, port, before, now, kept, asking)
+    with host.until(host.deadline.undo()):
+        asking = host.deadline.child(host.deadline.remaining() * ASKING)
+        link = host.kernel.look_up(port.tap)
+        if link is not None and link.up:
+            # NOTE: first of all, for a mute server may take all the time there is.
+            await _take_back(host, SetDown(link.name, link.index), asking)
+        await ask_again(host, port.tap, asking)
+        now = _look_back(host, port)
+        if now is not None:
+            await _go_back(host, port, before, now, kept, asking)
 
 
 def _look_back(host: Host, port: Port) -> Seen | None:
@@ -429,13 +437,13 @@ def _look_back(host: Host, port: Port) -> Seen | None:
 
 
 async def _go_back(
-    host: Host, port: Port, before: Seen, now: Seen, kept: Stamp | None, asking: Watch
+    host: Host, port: Port, before: Seen, now: Seen, kept: Stamp | None, asking: Deadline
 ) -> None:
     for step in plan_undo(before, now, find_here(), again=kept is not None):
         await _take_back(host, step, asking)
 
 
-async def ask_again(host: Host, tap: str, watch: Watch, remedy: str = "") -> None:
+async def ask_again(host: Host, tap: str, deadline: Deadline, remedy: str = "") -> None:
     """See to it that the databases say what is: what became of a commit that was given up, too.
 
     One that has talked nonsense is connected to anew; one that does not answer is asked nothing
@@ -443,7 +451,7 @@ async def ask_again(host: Host, tap: str, watch: Watch, remedy: str = "") -> Non
     """
     for address, database in list(host.databases.items()):
         try:
-            await _ask_one_again(host, address, database, watch)
+            await _ask_one_again(host, address, database, deadline)
         except Failure as failure:
             _tell_of_port(host, tap, address, str(failure), remedy)
 
@@ -458,22 +466,22 @@ def _tell_of_port(host: Host, tap: str, address: str, why: str, remedy: str = ""
     )
 
 
-async def _ask_one_again(host: Host, address: str, database: Database, watch: Watch) -> None:
+async def _ask_one_again(host: Host, address: str, database: Database, deadline: Deadline) -> None:
     if database.fault is None:
         if not database.unsure:
             return
         try:
-            await database.sync(watch)
+            await database.sync(deadline)
             return
         except Failure:
             if database.fault is None:
                 raise
-    await host.reconnect(address, watch)
+    await host.reconnect(address, deadline)
 
 
-async def _take_back(host: Host, step: Step, watch: Watch) -> None:
+async def _take_back(host: Host, step: Step, deadline: Deadline) -> None:
     try:
-        await host.run(step, watch, PATIENCE)
+        await host.run(step, deadline, PATIENCE)
     except Failure as failure:
         host.left = True
         log(

@@ -168,12 +168,12 @@ async def changing(host: Host, change: Change) -> None:
         await owning_it(host, link, change.holder.pid, NOTHING)
     try:
         for op in change.plan:
-            host.watch.check()
+            host.deadline.check()
             if isinstance(op, Prove):
                 await prove(host, port, change.kind, change.before, up=op.up)
             else:
-                await host.run(op, host.watch)
-        host.watch.finish()
+                await host.run(op, host.deadline)
+        host.deadline.last_check()
     except BaseException:
         await _restore(host, change)
         raise
@@ -184,14 +184,18 @@ async def changing(host: Host, change: Change) -> None:
 
 async def _restore(host: Host, change: Change) -> None:
     """Put the tap back to what it was, as far as it can be; what cannot is told in syslog."""
+    with host.until(host.deadline.undo()):
+        await _restore_within(host, change)
+
+
+async def _restore_within(host: Host, change: Change) -> None:
     tap = change.port.tap
-    host.watch = watch = host.watch.for_undo()
     try:
         link = host.kernel.look_up(tap)
         if change.moves and link is not None and link.up:
             # NOTE: first of all, for a mute server may take all the time there is.
             await _take_back(host, SetDown(tap, link.index))
-        await ask_again(host, tap, watch, _again(tap))
+        await ask_again(host, tap, host.deadline, _again(tap))
         now = host.look(tap, change.port.bridge)
         plan = plan_back(change.port, change.before, now, find_here())
     except Failure as failure:
@@ -244,7 +248,7 @@ def _place(row: OvsPort) -> tuple[object, ...]:
 
 async def _take_back(host: Host, step: Step) -> None:
     try:
-        await host.run(step, host.watch, PATIENCE)
+        await host.run(step, host.deadline, PATIENCE)
     except Failure as failure:
         log(syslog.LOG_ERR, f"{quote(step.tap)}: not taken back: {failure}; {_again(step.tap)}")
 

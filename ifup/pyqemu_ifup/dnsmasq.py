@@ -20,7 +20,8 @@ from typing import NamedTuple
 from pyqemu_ifconf.failure import Failure, Forbidden, Lacking, Status
 from pyqemu_ifconf.ids import is_alone, is_mapped
 from pyqemu_ifconf.shell import quote, sh
-from pyqemu_ifup.manners import SAFE_PATH, Watch, waiting_for
+from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.manners import SAFE_PATH, waiting_for
 from pyqemu_ifup.nat import Server
 from pyqemu_ifup.programs import SHORT, run_program, scratch
 from pyqemu_ifup.task import pause
@@ -118,14 +119,14 @@ def require_capabilities() -> None:
         )
 
 
-async def look(folder: str, watch: Watch) -> Found:
+async def look(folder: str, deadline: Deadline) -> Found:
     """Look for the dnsmasq of the network with this folder. Raises Failure where it cannot be told.
 
     Without the network's lock it may be another one by the time that it is told of.
     """
     unit, state = _unit_of(folder), None
     if _under_systemd():
-        state = await _unit_state(unit, watch)
+        state = await _unit_state(unit, deadline)
     pid = _recorded(folder)
     active = state not in (None, "inactive", "failed")
     if pid is None:
@@ -136,21 +137,21 @@ async def look(folder: str, watch: Watch) -> Found:
     return Found(unit if state is not None else None, active, pid, settings)
 
 
-async def server_of(folder: str, settings: Sequence[str], watch: Watch) -> Server:
+async def server_of(folder: str, settings: Sequence[str], deadline: Deadline) -> Server:
     """Return how `serve` would have it run. Raises Failure where that cannot be told."""
     unit: str | None = None
-    if _under_systemd() and (await _unit_state(_unit_of(folder), watch)) is not None:
+    if _under_systemd() and (await _unit_state(_unit_of(folder), deadline)) is not None:
         unit = _unit_of(folder)
     return Server(
         tuple(settings), unit, f"{folder}/{SETTINGS}", f"{folder}/{READY}", f"{folder}/{RECORD}"
     )
 
 
-async def trying(settings: Sequence[str], watch: Watch) -> None:
+async def trying(settings: Sequence[str], deadline: Deadline) -> None:
     """See whether there is a dnsmasq that runs, and takes these settings. Raises Failure (71)."""
     program = shutil.which(PROGRAM, path=SAFE_PATH) or PROGRAM
     words = [program, "--test", "--conf-file=/dev/null", *(f"--{each}" for each in settings)]
-    done = await run_program(words, watch)
+    done = await run_program(words, deadline)
     if done.status != 0:
         raise _no_start(done.err, BY_ITSELF)
 
@@ -160,28 +161,28 @@ def _no_start(said: str, remedy: str) -> Failure:
 
 
 async def serve(
-    folder: str, settings: Sequence[str], watch: Watch, tell: Callable[[str], None]
+    folder: str, settings: Sequence[str], deadline: Deadline, tell: Callable[[str], None]
 ) -> None:
     """Have a dnsmasq run that has these settings, as in its file, and no other.
 
     Raises Failure.
     """
-    found = await look(folder, watch)
+    found = await look(folder, deadline)
     if found.settings == list(settings):
         return
-    await _end(folder, found, watch)
+    await _end(folder, found, deadline)
     with open(f"{folder}/{SETTINGS}", "w", opener=_private) as file:
         file.write("".join(f"{line}\n" for line in settings))
     if found.unit is not None:
         tell(sh("systemctl", "start", found.unit))
-        await _have_systemd("start", found.unit, watch)
+        await _have_systemd("start", found.unit, deadline)
     else:
-        await _start(folder, watch, tell)
+        await _start(folder, deadline, tell)
 
 
-async def end(folder: str, watch: Watch) -> None:
+async def end(folder: str, deadline: Deadline) -> None:
     """End the network's dnsmasq where one runs, and wait until it has. Raises Failure."""
-    await _end(folder, await look(folder, watch), watch)
+    await _end(folder, await look(folder, deadline), deadline)
 
 
 def _private(path: str, flags: int) -> int:
@@ -220,13 +221,13 @@ def _unit_of(folder: str) -> str:
     return TEMPLATE.replace("@", f"@{os.path.basename(folder)}")
 
 
-async def _unit_state(unit: str, watch: Watch) -> str | None:
+async def _unit_state(unit: str, deadline: Deadline) -> str | None:
     """Return a unit's ActiveState, None where systemd has no such unit. Raises Failure.
 
     One that has a job, as after a start that was given up, is "activating" before it is so.
     """
     words = ["systemctl", "show", "--property=LoadState,ActiveState,Job", unit]
-    done = await run_program(words, watch)
+    done = await run_program(words, deadline)
     found = dict(line.partition("=")[::2] for line in done.out.splitlines())
     if done.status != 0 or "ActiveState" not in found:
         raise Failure(
@@ -293,7 +294,7 @@ def _start_of(pid: int) -> int | None:
     return int(fields[19]) if fields[0] not in (b"Z", b"X") else None
 
 
-async def _start(folder: str, watch: Watch, tell: Callable[[str], None]) -> None:
+async def _start(folder: str, deadline: Deadline, tell: Callable[[str], None]) -> None:
     program = shutil.which(PROGRAM, path=SAFE_PATH) or PROGRAM
     words = [
         program,
@@ -322,7 +323,7 @@ async def _start(folder: str, watch: Watch, tell: Callable[[str], None]) -> None
                     # NOTE: beside systemd it is started here for want of its unit alone.
                     remedy = f"let systemd find {TEMPLATE}" if _under_systemd() else BY_ITSELF
                     raise _no_start(said.read().decode("utf-8", "replace"), remedy)
-                watch.check("dnsmasq does not start")
+                deadline.check("dnsmasq does not start")
                 await pause(SHORT)
         except BaseException:
             child.kill()
@@ -355,9 +356,9 @@ def _remove(path: str) -> None:
         return
 
 
-async def _have_systemd(verb: str, unit: str, watch: Watch) -> None:
+async def _have_systemd(verb: str, unit: str, deadline: Deadline) -> None:
     """Have systemd `start` or `stop` a unit. Raises Failure: 71, and 75 with `watch`."""
-    done = await run_program(["systemctl", verb, unit], watch)
+    done = await run_program(["systemctl", verb, unit], deadline)
     if done.status != 0:
         raise Failure(
             Status.REFUSED,
@@ -367,20 +368,20 @@ async def _have_systemd(verb: str, unit: str, watch: Watch) -> None:
         )
 
 
-async def _end(folder: str, found: Found, watch: Watch) -> None:
+async def _end(folder: str, found: Found, deadline: Deadline) -> None:
     if found.unit is not None and found.active:
-        await _have_systemd("stop", found.unit, watch)
+        await _have_systemd("stop", found.unit, deadline)
     try:
         if found.pid is not None:
-            await _end_process(folder, found.pid, watch)
+            await _end_process(folder, found.pid, deadline)
         if text := _read(f"{folder}/{RECORD}"):
-            await _end_rest(int(text.split()[0]), watch)
+            await _end_rest(int(text.split()[0]), deadline)
     except PermissionError as error:
         raise Forbidden("cannot end dnsmasq", error.strerror or str(error)) from error
     _remove(f"{folder}/{RECORD}")
 
 
-async def _end_process(folder: str, pid: int, watch: Watch) -> None:
+async def _end_process(folder: str, pid: int, deadline: Deadline) -> None:
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -393,11 +394,11 @@ async def _end_process(folder: str, pid: int, watch: Watch) -> None:
         _remove(f"{folder}/{READY}")
         signal.pidfd_send_signal(process, signal.SIGTERM)
         # NOTE: in a way back there is more to do than this.
-        limit = watch.within(min(TERM_TIME, watch.remaining() / 4))
+        limit = deadline.child(min(TERM_TIME, deadline.remaining() / 4))
         while _recorded(folder) == pid:
             if not limit.remaining():
                 signal.pidfd_send_signal(process, signal.SIGKILL)
-            watch.check("dnsmasq does not end")
+            deadline.check("dnsmasq does not end")
             await pause(SHORT)
     except ProcessLookupError:
         return
@@ -405,7 +406,7 @@ async def _end_process(folder: str, pid: int, watch: Watch) -> None:
         os.close(process)
 
 
-async def _end_rest(session: int, watch: Watch) -> None:
+async def _end_rest(session: int, deadline: Deadline) -> None:
     """End what a dnsmasq that has died has left: its processes for TCP, which hold its port.
 
     They are in the session that it led: no other process can have its number meanwhile.
@@ -419,7 +420,7 @@ async def _end_rest(session: int, watch: Watch) -> None:
                         signal.pidfd_send_signal(process, signal.SIGKILL)
                 finally:
                     os.close(process)
-        watch.check("dnsmasq does not end")
+        deadline.check("dnsmasq does not end")
         await pause(SHORT)
 
 

@@ -8,8 +8,8 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.links import NLM_F_ACK, NLM_F_DUMP, RTATTR, attribute, attributes, reads_message
-from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.netlink_socket import NetlinkSocket
 from pyqemu_ifup.task import pause
 
@@ -65,7 +65,7 @@ class Flow(NamedTuple):
         return found[CTA_PROTO_NUM][0], int.from_bytes(found.get(CTA_PROTO_DST_PORT, b""), "big")
 
 
-async def forgetting(which: Callable[[Flow], bool], watch: Watch) -> bool:
+async def forgetting(which: Callable[[Flow], bool], deadline: Deadline) -> bool:
     """Have the kernel forget those flows: their next packet is a first one.
 
     Returns whether all were looked at within `watch`: anybody who sends can have as many as the
@@ -81,7 +81,7 @@ async def forgetting(which: Callable[[Flow], bool], watch: Watch) -> bool:
         for told in dump.asking(CT_GET, NLM_F_DUMP, NFGENMSG.pack(socket.AF_UNSPEC, 0, 0)):
             for body in told:
                 _forget(kernel, body, which)
-            if not watch.remaining():
+            if not deadline.remaining():
                 return False
             await pause(0.0)
     return True

@@ -9,8 +9,8 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -18,9 +18,10 @@ from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.ids import is_alone
 from pyqemu_ifconf.policy import DEFAULT_OVSDB
 from pyqemu_ifconf.shell import quote, vsctl
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link, OvsPort, Seen
-from pyqemu_ifup.manners import Watch, waiting_for
+from pyqemu_ifup.manners import waiting_for
 from pyqemu_ifup.plan import AddPort, DelPort, SetPort, Step, commands
 from pyqemu_ifup.stamp import find_here, row_ids
 from pyqemu_ifup.sysctl import is_writable
@@ -42,7 +43,7 @@ class Host:
     def __init__(
         self,
         tap: str | None,
-        watch: Watch,
+        deadline: Deadline,
         tell: Callable[[str], None],
         kernel: Netlink | None = None,
         *,
@@ -54,7 +55,7 @@ class Host:
         """Whether something of what was done could not be taken back."""
         self.brief = brief
         self.details = details
-        self.watch = watch
+        self._deadline = deadline
         self.tell = tell
         self.databases: dict[str, Database] = {}
         self._open = ExitStack()
@@ -71,6 +72,20 @@ class Host:
     ) -> None:
         self._open.close()
 
+    @property
+    def deadline(self) -> Deadline:
+        """When what is done on this host has to have ended, by the innermost `until`."""
+        return self._deadline
+
+    @contextmanager
+    def until(self, deadline: Deadline) -> Iterator[Deadline]:
+        """Have all that is done in the block end by `deadline`."""
+        before, self._deadline = self._deadline, deadline
+        try:
+            yield deadline
+        finally:
+            self._deadline = before
+
     def finish(self, work: Task[T]) -> T:
         """Run `work` on this host to its end, blocking where it has to wait."""
         return finish(work, self._wait)
@@ -79,24 +94,26 @@ class Host:
         if self.databases:
             from pyqemu_ifup.openvswitch import wait
 
-            wait(self.databases.values(), self.watch, seconds)
+            wait(self.databases.values(), self.deadline, seconds)
         else:
-            time.sleep(min(seconds, self.watch.remaining()))
+            time.sleep(min(seconds, self.deadline.remaining()))
 
     def wait_for(self, descriptor: int, seconds: float) -> None:
         """Block until `descriptor` can be read, a database has something new, or time is up."""
         if self.databases:
             from pyqemu_ifup.openvswitch import wait
 
-            wait(self.databases.values(), self.watch, seconds, descriptor)
+            wait(self.databases.values(), self.deadline, seconds, descriptor)
             return
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
-        if self.watch.wakeup is not None:
-            poll.register(self.watch.wakeup, select.POLLIN)
-        poll.poll(min(seconds, self.watch.remaining()) * 1000)
+        if self.deadline.wakeup is not None:
+            poll.register(self.deadline.wakeup, select.POLLIN)
+        poll.poll(min(seconds, self.deadline.remaining()) * 1000)
 
-    async def open_databases(self, addresses: Iterable[str], watch: Watch | None = None) -> None:
+    async def open_databases(
+        self, addresses: Iterable[str], deadline: Deadline | None = None
+    ) -> None:
         """Connect to those of the databases that this host has.
 
         Raises Failure: 69 where no server answers, 77 where it may not be spoken to, 75 where it
@@ -105,27 +122,27 @@ class Host:
         for address in dict.fromkeys(addresses):
             if address not in self.databases and is_there(address):
                 self.tell(vsctl(address, ("show",)))
-                await self._connect(address, watch or self.watch)
+                await self._connect(address, deadline or self.deadline)
 
-    async def _connect(self, address: str, watch: Watch) -> None:
+    async def _connect(self, address: str, deadline: Deadline) -> None:
         from pyqemu_ifup.openvswitch import Database, try_connect
 
-        await try_connect(address, watch)
+        await try_connect(address, deadline)
         database = self._open.enter_context(Database(address, self.tap, details=self.details))
         self.databases[address] = database
         try:
-            await database.connected(watch)
+            await database.connected(deadline)
         except BaseException:
             del self.databases[address]
             raise
 
-    async def reconnect(self, address: str, watch: Watch) -> None:
+    async def reconnect(self, address: str, deadline: Deadline) -> None:
         """Connect anew to a database that has talked nonsense, of which nothing is believed.
 
         Raises Failure as `open_databases`; then it is not open any more.
         """
         del self.databases[address]
-        await self._connect(address, watch)
+        await self._connect(address, deadline)
 
     async def catch_up(self, link: Link | None) -> None:
         """Learn what others have made of a tap's port since, where its mark tells that they have.
@@ -138,7 +155,7 @@ class Host:
             return
         ids = row_ids(stamp, link.index, find_here()).items()
         if not any(ids <= row.ids.items() for row in self.ports(link.name)):
-            await database.sync(self.watch)
+            await database.sync(self.deadline)
 
     def ports(self, name: str | None = None) -> tuple[OvsPort, ...]:
         """Return the ports in the open databases, or those called `name`, as they are now."""
@@ -179,7 +196,7 @@ class Host:
             sysctl=is_writable("ipv6/conf/default/disable_ipv6"),
         )
 
-    async def run(self, step: Step, watch: Watch, patience: float | None = None) -> bool:
+    async def run(self, step: Step, deadline: Deadline, patience: float | None = None) -> bool:
         """Execute one step, told first. Raises as the switch's own executor does.
 
         With `patience`, in seconds, ovs-vswitchd is waited for no longer to let a port go; tells
@@ -188,11 +205,11 @@ class Host:
         for command in commands(step):
             self.tell(command)
         if isinstance(step, AddPort):
-            await self.databases[step.ovsdb].add_port(step, watch)
+            await self.databases[step.ovsdb].add_port(step, deadline)
         elif isinstance(step, SetPort):
-            await self.databases[step.ovsdb].set_port(step, watch)
+            await self.databases[step.ovsdb].set_port(step, deadline)
         elif isinstance(step, DelPort):
-            return await self.databases[step.ovsdb].del_port(step, watch, patience)
+            return await self.databases[step.ovsdb].del_port(step, deadline, patience)
         else:
             does = "; ".join(commands(step)) or type(step).__name__
             with waiting_for(f"the kernel does not end: {does}"):

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Rule
 from pyqemu_ifconf.shell import quote
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import lock_by_name, network_folders
-from pyqemu_ifup.manners import Watch, log
+from pyqemu_ifup.manners import log
 from pyqemu_ifup.plan import no_such_tap, plan_leaving, refuse_anothers
 from pyqemu_ifup.stamp import BRIDGE_MARK, Stamp, find_here
 
@@ -20,7 +21,7 @@ def leave(
     rule: Rule,
     parent: int,
     ovsdbs: Iterable[str],
-    watch: Watch,
+    deadline: Deadline,
     tell: Callable[[str], None],
 ) -> None:
     """Leave `tap` to whoever has set it up, as `rule` says, for the process `parent`.
@@ -29,14 +30,14 @@ def leave(
     where it is attached for another process that lives, else as the switches do; what is ours of
     it is left to gc then.
     """
-    with Host(tap, watch, tell) as host:
+    with Host(tap, deadline, tell) as host:
         host.finish(leaving(host, tap, rule, parent, ovsdbs))
 
 
 async def leaving(host: Host, tap: str, rule: Rule, parent: int, ovsdbs: Iterable[str]) -> None:
     """Do as `leave`, on a host that is there already."""
-    with await lock_by_name(tap, host.watch):
-        host.watch.check()
+    with await lock_by_name(tap, host.deadline):
+        host.deadline.check()
         link = host.kernel.look_up(tap)
         if link is None:
             raise no_such_tap()
@@ -48,8 +49,8 @@ async def leaving(host: Host, tap: str, rule: Rule, parent: int, ovsdbs: Iterabl
         await host.open_databases([DEFAULT_OVSDB, *ovsdbs, *marked])
         await host.catch_up(link)
         for step in plan_leaving(host.look(tap, None), find_here()):
-            host.watch.check()
-            await host.run(step, host.watch)
+            host.deadline.check()
+            await host.run(step, host.deadline)
     if stamp is not None:
         await leaving_networks(host, stamp)
     log(syslog.LOG_INFO, f"{quote(tap)}: left as it is, " + rule.place.name)

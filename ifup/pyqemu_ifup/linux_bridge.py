@@ -20,6 +20,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyqemu_ifconf.failure import Failure, Forbidden, OfCaller, Status
 from pyqemu_ifconf.names import is_valid_name
 from pyqemu_ifconf.shell import quote, sh
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.links import (
     IFA_F_NODAD,
     IFF_UP,
@@ -32,7 +33,7 @@ from pyqemu_ifup.links import (
     malformed,
 )
 from pyqemu_ifup.look import Counters, Link, Vid, ranges
-from pyqemu_ifup.manners import Watch, waiting_for
+from pyqemu_ifup.manners import waiting_for
 from pyqemu_ifup.plan import (
     NO_ADDRESS,
     DelTap,
@@ -303,12 +304,12 @@ class Netlink:
                     found.append((out, f"{to}/{message['dst_len']}"))
         return found
 
-    async def forgetting(self, which: Callable[[Flow], bool], watch: Watch) -> bool:
+    async def forgetting(self, which: Callable[[Flow], bool], deadline: Deadline) -> bool:
         """Do as `flows.forgetting`. Raises Failure."""
         from pyqemu_ifup.flows import forgetting  # rare
 
         with _explained("cannot forget the flows of a network"):
-            return await forgetting(which, watch)
+            return await forgetting(which, deadline)
 
     def run(self, op: LinkOp) -> None:
         """Execute one op. Raises Failure, 77 where the kernel forbids it, else 71."""

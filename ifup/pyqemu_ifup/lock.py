@@ -11,18 +11,21 @@ import struct
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Lacking, Status
 from pyqemu_ifconf.ids import is_alone
 from pyqemu_ifconf.shell import quote, readable
 from pyqemu_ifup.caller import real_uid
-from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.task import RETRY, Task, pause
 
 RUN = "/run/pyqemu-ifup"
 """Where the locks are, and each network's folder; root alone writes there."""
 TAPS = f"{RUN}/.taps.lock"
 """No network is called so. One byte of it is the lock on a tap, whether it has that byte or not."""
+
+L = TypeVar("L", bound="Lock")
 
 FIRST = 0.002
 """Seconds after which a lock that somebody has is looked at again; twice as long each time."""
@@ -46,7 +49,7 @@ class Lock:
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
 
-    def __enter__(self) -> Lock:
+    def __enter__(self: L) -> L:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -58,19 +61,19 @@ class Lock:
             os.close(self._descriptor)
 
 
-async def lock_by_name(tap: str, watch: Watch) -> Lock:
+async def lock_by_name(tap: str, deadline: Deadline) -> Lock:
     """Wait for the lock on the tap that is called so, as `lock_tap`; there is none without one."""
     while True:
         index = index_of(tap)
         if index is None:
             return Lock(None)
-        lock = await lock_tap(index, watch)
+        lock = await lock_tap(index, deadline)
         if index_of(tap) == index:
             return lock
         lock.close()
 
 
-async def lock_tap(index: int, watch: Watch) -> Lock:
+async def lock_tap(index: int, deadline: Deadline) -> Lock:
     """Wait for the lock on the tap with this ifindex, in the network namespace of the caller.
 
     Whoever changes a tap has it, and looks at the tap anew once he has. One who may not write
@@ -104,14 +107,14 @@ async def lock_tap(index: int, watch: Watch) -> Lock:
     try:
         # NOTE: the descriptor holds it, not the process: two in one agent are two.
         take = partial(fcntl.fcntl, descriptor, fcntl.F_OFD_SETLK, wanted)
-        await wait_for(take, watch, doing)
+        await wait_for(take, deadline, doing)
     except BaseException:
         lock.close()
         raise
     return lock
 
 
-async def lock_file(descriptor: int, watch: Watch, what: str, *, last: bool = False) -> None:
+async def lock_file(descriptor: int, deadline: Deadline, what: str, *, last: bool = False) -> None:
     """Wait for the lock on a whole open file, which stands for `what`, in words.
 
     They have it in the order in which their watches began, but who comes `last` after all others.
@@ -119,7 +122,7 @@ async def lock_file(descriptor: int, watch: Watch, what: str, *, last: bool = Fa
     """
     # NOTE: a byte of the file, whether it has that byte or not, is a place in line. Who looks only
     # now and then whether a lock is free would be passed by those who come just then.
-    place = int(watch.start * 1e9) + (LAST if last else 0)
+    place = int(deadline.start * 1e9) + (LAST if last else 0)
     while not _lock_byte(descriptor, fcntl.F_WRLCK, place):
         place += 1
     before: int | None = None
@@ -137,7 +140,7 @@ async def lock_file(descriptor: int, watch: Watch, what: str, *, last: bool = Fa
             holder = await _holder(descriptor, str(before), str(before))
         return f"{holder or 'another process'} has {what} in hand"
 
-    await wait_for(take, watch, doing, lambda: FIRST if before is None else RETRY)
+    await wait_for(take, deadline, doing, lambda: FIRST if before is None else RETRY)
     _lock_byte(descriptor, fcntl.F_UNLCK, place)
 
 
@@ -164,7 +167,7 @@ def _locked_before(descriptor: int, end: int) -> int | None:
 
 async def wait_for(
     take: Callable[[], object],
-    watch: Watch,
+    deadline: Deadline,
     doing: Callable[[], Task[str]],
     longest: Callable[[], float] = lambda: RETRY,
 ) -> None:
@@ -179,11 +182,11 @@ async def wait_for(
             take()
             return
         except BlockingIOError:
-            if not watch.remaining():
-                raise watch.expired(await doing()) from None
-            watch.check()
+            if not deadline.remaining():
+                raise deadline.expired(await doing()) from None
+            deadline.check()
             seconds = min(seconds, longest())
-            await pause(min(seconds, watch.remaining()))
+            await pause(min(seconds, deadline.remaining()))
             seconds *= 2
 
 

@@ -27,8 +27,8 @@ from pyqemu_ifconf.policy import (
 from pyqemu_ifconf.shell import ifctl, quote, readable, sh
 from pyqemu_ifup.agent import USERS_UNIT
 from pyqemu_ifup.caller import UNREADABLE, bounded, find_caller
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.manners import (
-    Watch,
     log,
     narrator,
     program_name,
@@ -59,7 +59,7 @@ def main() -> int:
     return run_hook(PROGRAM, DEFAULT_TIMEOUT, up)
 
 
-def up(tap: str, inherited: list[str], watch: Watch) -> None:
+def up(tap: str, inherited: list[str], deadline: Deadline) -> None:
     """Attach `tap` for the parent process. Raises Failure."""
     check_tap_name(tap)
     prove_tap(tap, inherited)
@@ -69,7 +69,7 @@ def up(tap: str, inherited: list[str], watch: Watch) -> None:
     parent = os.getppid()
     with reading_policy(find_place(os.environ)):
         policy = load_host_policy(os.environ)
-    watch.allow(policy.timeout)
+    deadline = deadline.allowing(policy.timeout)
     with waiting_for("the kernel does not tell who calls"):
         caller = find_caller(tap, parent, want_user=policy_asks(policy, "user"))
     network = program_name(sys.argv).partition("@")[2]
@@ -82,16 +82,18 @@ def up(tap: str, inherited: list[str], watch: Watch) -> None:
             raise denial(Deny(LEAVE_IS_ROOTS, left.rule), policy, caller) from None
         from pyqemu_ifup.leave import leave
 
-        leave(tap, left.rule, parent, ovsdbs, watch, narrator(PROGRAM, tap))
+        leave(tap, left.rule, parent, ovsdbs, deadline, narrator(PROGRAM, tap))
         return
-    watch.check()
+    deadline.check()
 
     with waiting_for("the libraries that it takes are not loaded yet"):
         from pyqemu_ifup.attach import Handed, attach, success_line
 
     handed = Handed(inherited.count(tap))
     try:
-        attach(port, caller, parent, ovsdbs, watch, narrator(PROGRAM, tap), bool(network), handed)
+        attach(
+            port, caller, parent, ovsdbs, deadline, narrator(PROGRAM, tap), bool(network), handed
+        )
     except Forbidden as forbidden:
         if os.geteuid() == 0:
             raise

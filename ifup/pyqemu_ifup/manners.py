@@ -28,12 +28,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pyqemu_ifconf.failure import Failure, Status, for_user
 from pyqemu_ifconf.policy import POLICY_VARIABLE
 from pyqemu_ifconf.shell import ifctl, printable, quote, readable
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import TypeVar
-
-    W = TypeVar("W", bound="Watch")
+from pyqemu_ifup.deadline import GRACE, TAKEN_BACK, TOO_LATE, Deadline
 
 TUN = os.makedev(10, 200)
 """/dev/net/tun (Documentation/admin-guide/devices.txt)."""
@@ -42,8 +37,6 @@ TUNGETIFF = 0x800454D2
 IFREQ_SIZE = 40
 IFNAMSIZ = 16
 
-GRACE = 2.0
-"""Seconds beyond the deadline in which a failed up may take back what it did."""
 SLACK = 0.1
 """Seconds beyond the deadline after which whatever still waits is broken off."""
 LINE_MAX = 2000
@@ -58,109 +51,6 @@ MUTE = "something does not answer"
 LOG_SOCKET = "/dev/log"
 SAFE_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-class Watch:
-    """The one deadline of a run on the monotonic clock, and whatever else may end it early.
-
-    `interrupted` tells in words why the run must stop, or None; `wakeup` is a descriptor that
-    turns readable when its answer may have changed, for those who wait. `set_timer` is told the
-    seconds left whenever they change, None where there is nothing left to bound, and whether
-    they are the last, an undo's. `stopped` and `late` tell what then has become of the run, and
-    what to do.
-    """
-
-    def __init__(
-        self,
-        seconds: float,
-        interrupted: Callable[[], str | None] = lambda: None,
-        wakeup: int | None = None,
-        set_timer: Callable[[float | None, bool], None] = lambda seconds, last: None,
-        stopped: str = "nothing is left of it",
-        late: str = "try again, or raise timeout: in the policy",
-    ) -> None:
-        self.start = time.monotonic()
-        self.seconds = seconds
-        self.interrupted = interrupted
-        self.wakeup = wakeup
-        self.set_timer = set_timer
-        self.stopped = stopped
-        self.late = late
-        self.undoes = False
-        set_timer(seconds, False)
-
-    def allow(self, seconds: float) -> None:
-        """Let the run take `seconds` in all, counted from its start."""
-        self.seconds = seconds
-        self.set_timer(self.remaining(), False)
-
-    def remaining(self) -> float:
-        """Return the seconds left, 0 when there are none."""
-        return max(0.0, self.start + self.seconds - time.monotonic())
-
-    def check(self, doing: str = "") -> None:
-        """Raise Failure (75) when the run must stop; `doing` tells what it was busy with."""
-        reason = self.interrupted()
-        if reason is not None:
-            raise Failure(Status.TRY_AGAIN, "stopped", reason, self.stopped)
-        if self.remaining() == 0.0:
-            raise self.expired(doing)
-
-    def expired(self, doing: str = "") -> Failure:
-        """Return the Failure (75) of a run that has used up its time."""
-        return Failure(
-            Status.TRY_AGAIN,
-            f"not done after {self.seconds:g} s",
-            doing or "the deadline has passed",
-            self.late,
-        )
-
-    def within(self: W, seconds: float) -> W:
-        """Return a watch that whatever ends this one ends, and after `seconds` at the most."""
-        return type(self)(
-            min(seconds, self.remaining()),
-            self.interrupted,
-            self.wakeup,
-            stopped=self.stopped,
-            late=self.late,
-        )
-
-    def lasting(self) -> Watch:
-        """Return the watch for what is better finished than left in the middle, as a way back is.
-
-        Whatever interrupts this one leaves it 2 s.
-        """
-        since: list[float] = []
-
-        def interrupted() -> str | None:
-            reason = self.interrupted()
-            if reason is not None and not since:
-                since.append(time.monotonic())
-            return reason if since and time.monotonic() > since[0] + GRACE else None
-
-        watch = Watch(self.seconds, interrupted, stopped=self.stopped, late=self.late)
-        watch.start, watch.undoes = self.start, self.undoes
-        return watch
-
-    def finish(self) -> None:
-        """Check a last time: from here on, what is done stays. Raises Failure (75) as `check`."""
-        self.check()
-        self.set_timer(None, False)
-
-    def for_undo(self) -> Watch:
-        """Return the watch, which nothing interrupts, under which a failed run is taken back.
-
-        It ends 2 s after the deadline, or in 2 s where whoever stopped the run is waiting. All
-        parts of the way back have one: that of a watch which is one already is itself.
-        """
-        if self.undoes:
-            return self
-        left = max(0.0, self.start + self.seconds + GRACE - time.monotonic())
-        left = min(left, GRACE) if self.interrupted() else left
-        self.set_timer(left, True)
-        watch = Watch(left)
-        watch.undoes = True
-        return watch
 
 
 def open_standard_descriptors() -> None:
@@ -337,10 +227,10 @@ def _load() -> tuple[str, bool]:
 
 
 @contextmanager
-def watching(
+def within_deadline(
     seconds: float, *, hook: bool = True, left: str = "", tap: str | None = None
-) -> Iterator[Watch]:
-    """Yield the Watch of a hook: TERM, INT, HUP, and the end of its parent interrupt it.
+) -> Iterator[Deadline]:
+    """Yield the Deadline of a hook: TERM, INT, HUP, and the end of its parent interrupt it.
 
     Of a person's program, which is no `hook`, the parent may end, and what it did stays done.
     `left` tells in words what becomes of what one that takes nothing back has left.
@@ -382,42 +272,40 @@ def watching(
     def break_off(number: int, _frame: object) -> None:
         if broken_off:
             give_up()
-        who = who_is_mute()
-        set_timer(GRACE, True)
-        raise watch.expired(who)
+        passed = armed[-1]
+        late = passed.expired(who_is_mute())
+        passed.undo()
+        raise late
 
-    def set_timer(seconds: float | None, last: bool) -> None:
-        if broken_off and not last:
+    armed: list[Deadline] = []
+
+    def arm(deadline: Deadline | None) -> None:
+        """Have what still waits broken off a little after `deadline`, and the process end then."""
+        if deadline is None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            hard_end.set(None)
             return
-        if last:
+        if deadline.undoes:
             broken_off.append(True)
-        signal.setitimer(signal.ITIMER_REAL, 0 if seconds is None else seconds + SLACK)
-        if seconds is not None:
-            seconds += SLACK + LATE + (0 if last else GRACE)
-        hard_end.set(seconds)
+        elif broken_off:
+            return
+        armed.append(deadline)
+        seconds = deadline.remaining() + SLACK
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        hard_end.set(seconds + LATE + (0 if deadline.undoes else GRACE))
 
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     for stop in STOP_SIGNALS:
         signal.signal(stop, note)
     signal.signal(signal.SIGALRM, break_off)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    stopped, late = TAKEN_BACK, TOO_LATE
     if left:
-        watch = Watch(
-            seconds, interrupted, read_end, set_timer, stopped=left, late=f"try again; {left}"
-        )
-    elif hook:
-        watch = Watch(seconds, interrupted, read_end, set_timer)
-    else:
-        watch = Watch(
-            seconds,
-            interrupted,
-            read_end,
-            set_timer,
-            stopped="what was done stays done",
-            late="try again",
-        )
+        stopped, late = left, f"try again; {left}"
+    elif not hook:
+        stopped, late = "what was done stays done", "try again"
     try:
-        yield watch
+        yield Deadline(seconds, interrupted, read_end, arm, stopped=stopped, late=late)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         hard_end.set(None)
@@ -512,7 +400,7 @@ def narrator(program: str, tap: str | None) -> Callable[[str], None]:
     return lambda command: say(f"{program}: {whose}: {command}")
 
 
-Hook = Callable[[str, list[str], Watch], None]
+Hook = Callable[[str, list[str], Deadline], None]
 """What a hook does with a tap's name, the taps whose descriptors it was given, and its time."""
 
 
@@ -532,7 +420,7 @@ def run_hook(
 ) -> int:
     """Run `body` with the one argument of a hook, the tap's name, and return the exit status.
 
-    `left` tells of a tap what is as for `watching`.
+    `left` tells of a tap what is as for `within_deadline`.
     Says a failure once, on stderr and to syslog. An exception that is not a Failure is a bug: one
     line on stderr, the traceback to syslog, 70.
     """
@@ -546,8 +434,8 @@ def run_hook(
         if len(arguments) != 1:
             say(f"usage: {program} TAP")
             return int(Status.USAGE)
-        with watching(seconds, left=left(tap), tap=tap) as watch:
-            body(tap, inherited, watch)
+        with within_deadline(seconds, left=left(tap), tap=tap) as deadline:
+            body(tap, inherited, deadline)
     except Failure as failure:
         _report(program, tap, str(failure if os.geteuid() == 0 else for_user(failure)))
         return int(failure.status)

@@ -58,8 +58,8 @@ async def require(host: Host, wanted: Wanted) -> None:
 async def find_unmet(host: Host, wanted: Wanted) -> list[Failure]:
     """Return why an up could not make the network, the first as it would end; changes nothing.
 
-    A Forbidden among them is what this process may not look at; one (75) with the host's watch is
-    the last, and what comes after that has not been looked at.
+    A Forbidden among them is what this process may not look at; one (75) with the deadline is the
+    last, and what comes after that has not been looked at.
     """
     return await _find(host, wanted, (*NEEDS, *TRIALS))
 
@@ -183,7 +183,7 @@ async def _table(host: Host, wanted: Wanted) -> Sequence[Failure]:
     """The nft table of a network that is not there is not somebody else's (77)."""
     if _is_there(host, wanted) or not nft.is_there():
         return ()
-    table = await nft.read_table(wanted.network, host.watch)
+    table = await nft.read_table(wanted.network, host.deadline)
     if table is not None and not table.ours:
         raise Failure(
             Status.DENIED,
@@ -344,7 +344,7 @@ async def _is_served(host: Host, wanted: Wanted) -> bool:
     folder = folder_of(wanted.network)
     if not os.path.isdir(folder):
         return False
-    server = await dnsmasq.look(folder, host.watch)
+    server = await dnsmasq.look(folder, host.deadline)
     # NOTE: one of ours that shall not go on is ended before another is started.
     return server.active or os.path.exists(f"{folder}/{dnsmasq.RECORD}")
 
@@ -419,7 +419,7 @@ async def _loading(host: Host, wanted: Wanted) -> Sequence[Failure]:
     """The kernel takes the network's table; an up finds out as it loads it."""
     if nft.is_there():
         text = ruleset(wanted.network, wanted.bridge, wanted.nat)
-        await nft.load(text, host.watch, try_only=True)
+        await nft.load(text, host.deadline, try_only=True)
     return ()
 
 
@@ -428,7 +428,7 @@ async def _starting(host: Host, wanted: Wanted) -> Sequence[Failure]:
     if wants_dnsmasq(wanted.nat) and shutil.which(dnsmasq.PROGRAM, path=SAFE_PATH):
         folder, user = folder_of(wanted.network), dnsmasq.account().name
         settings = dnsmasq_settings(wanted.bridge, wanted.nat, folder, user)
-        await dnsmasq.trying(settings, host.watch)
+        await dnsmasq.trying(settings, host.deadline)
     return ()
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import syslog
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +19,7 @@ from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Nat, Policy, Port
 from pyqemu_ifconf.shell import Command, ifctl, quote, readable, sh
 from pyqemu_ifup import bolt, dnsmasq, nft
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import (
     RUN,
@@ -29,7 +31,7 @@ from pyqemu_ifup.lock import (
     open_lock,
 )
 from pyqemu_ifup.look import Link
-from pyqemu_ifup.manners import Watch, log
+from pyqemu_ifup.manners import log
 from pyqemu_ifup.nat import (
     Table,
     adding_command,
@@ -88,7 +90,7 @@ class Before:
 
 
 class Held(Lock):
-    """A network whose lock is held: nobody makes it or takes it away meanwhile; `close` it.
+    """A network whose lock is held: nobody makes it or takes it away meanwhile.
 
     `changed` tells whether it has been changed since, and `before` what it was then, None where no
     tap was on it.
@@ -103,8 +105,9 @@ class Held(Lock):
         self.before: Before | None = None
 
 
-async def holding(host: Host, network: str, bridge: str) -> Held:
-    """Wait for the network's lock; the host's watch ends what is done under it.
+@asynccontextmanager
+async def holding(host: Host, network: str, bridge: str) -> AsyncIterator[Held]:
+    """Wait for the network's lock, and hold it for the block; a user's have it for HOLD at most.
 
     Raises Failure: 75, telling who has it, else as `cannot_use`.
     """
@@ -113,9 +116,15 @@ async def holding(host: Host, network: str, bridge: str) -> Held:
         descriptor = await _locking(folder, network, host)
     except OSError as error:
         raise cannot_use(folder, error) from error
-    if host.brief and host.watch.remaining() > HOLD:
-        host.watch = host.watch.within(HOLD)
-    return Held(network, bridge, folder, descriptor)
+    with Held(network, bridge, folder, descriptor) as held, _briefly(host):
+        yield held
+
+
+def _briefly(host: Host) -> AbstractContextManager[object]:
+    """Have what is done for a user under a network's lock end in HOLD seconds."""
+    if host.brief and host.deadline.remaining() > HOLD:
+        return host.until(host.deadline.child(HOLD))
+    return nullcontext()
 
 
 async def _locking(folder: str, network: str, host: Host) -> int:
@@ -128,7 +137,7 @@ async def _locking(folder: str, network: str, host: Host) -> int:
         except FileNotFoundError:
             continue  # NOTE: who takes the network away removes its folder.
         try:
-            await lock_file(lock, host.watch, f"network {network}", last=host.brief)
+            await lock_file(lock, host.deadline, f"network {network}", last=host.brief)
             if _is_same(path, lock):
                 return lock
         except BaseException:
@@ -156,42 +165,37 @@ def ports_of(host: Host, bridge: Link) -> list[str]:
 # Making
 
 
-async def making(host: Host, port: Port) -> Held:
-    """See to it that the network of `port` is there, and return it held, for a tap to join.
+@asynccontextmanager
+async def making(host: Host, port: Port) -> AsyncIterator[Held]:
+    """See to it that the network of `port` is there, held while a tap joins it in the block.
 
-    Raises Failure; then it is what it was before, which `taking_back` sees to later on.
+    Raises Failure. Where it fails, or the block does, the network is what it was before.
     """
     assert port.nat is not None
     try:
-        held = await holding(host, port.network, port.bridge)
+        async with holding(host, port.network, port.bridge) as held:
+            try:
+                await _making(host, held, port.nat)
+                yield held
+            except BaseException:
+                await taking_back(host, held)
+                raise
     except Lacking:
         # NOTE: what else this container lacks is told with it.
         await require(host, Wanted(port.network, port.bridge, port.nat))
         raise
-    try:
-        await _making(host, held, port.nat)
-    except BaseException:
-        try:
-            await taking_back(host, held)
-        finally:
-            held.close()
-        raise
-    return held
 
 
 async def differing(host: Host, port: Port) -> list[str]:
     """Return in words what `making` would change of a network that is there; it changes nothing.
 
-    Raises Failure: 75 with the host's watch, 77 where its bridge is somebody else's.
+    Raises Failure: 75 with the host's deadline, 77 where its bridge is somebody else's.
     """
     assert port.nat is not None
     if own_bridge(host, port.network, port.bridge) is None:
         return []
-    held = await holding(host, port.network, port.bridge)
-    try:
+    async with holding(host, port.network, port.bridge) as held:
         return await differences(host, held, port.nat)
-    finally:
-        held.close()
 
 
 async def _making(host: Host, held: Held, nat: Nat) -> None:
@@ -214,7 +218,7 @@ async def _making(host: Host, held: Held, nat: Nat) -> None:
         )
     if link is None:
         log(syslog.LOG_INFO, f"network {held.network}: made, on bridge {quote(held.bridge)}")
-        await _telling_of_firewalls(held, nat, host.watch)
+        await _telling_of_firewalls(held, nat, host.deadline)
 
 
 async def _bring_about(host: Host, held: Held, nat: Nat) -> None:
@@ -227,7 +231,7 @@ async def _bring_about(host: Host, held: Held, nat: Nat) -> None:
             host.tell(sh("ip", "address", "add", address, "dev", held.bridge))
             host.kernel.add_address(link.index, address)
     if not link.up:
-        await host.run(SetUp(held.bridge, link.index), host.watch)
+        await host.run(SetUp(held.bridge, link.index), host.deadline)
     _forwarding(held, nat)
     await _serving(host, held, nat)
 
@@ -256,9 +260,9 @@ async def _bridge(host: Host, held: Held, nat: Nat) -> Link:
             )
     if not link.alias:
         alias = bridge_alias(held.network)
-        await host.run(SetAlias(held.bridge, link.index, alias), host.watch)
+        await host.run(SetAlias(held.bridge, link.index, alias), host.deadline)
     if link.mtu != nat.mtu:
-        await host.run(SetMtu(held.bridge, link.index, nat.mtu), host.watch)
+        await host.run(SetMtu(held.bridge, link.index, nat.mtu), host.deadline)
     _bolt(held, link, nat)
     await _settings_of_link(host, held, nat, link)
     return link
@@ -271,7 +275,7 @@ async def _settings_of_link(host: Host, held: Held, nat: Nat, link: Link) -> Non
     )
     if not _gives_itself_right(link.addrgenmode, nat):
         mode = _mode_of(nat)
-        await host.run(SetIpv6(held.bridge, link.index, None, mode), host.watch)
+        await host.run(SetIpv6(held.bridge, link.index, None, mode), host.deadline)
     must = needed(held.bridge, nat)
     for name, value in switches(held.bridge, nat).items():
         if name in must or is_writable(name):
@@ -310,7 +314,7 @@ def _needs_bolt(nat: Nat) -> bool:
 
 async def _filtering(host: Host, held: Held, nat: Nat) -> None:
     """Load the network's table where it is not as it shall be."""
-    table = await nft.read_table(held.network, host.watch)
+    table = await nft.read_table(held.network, host.deadline)
     if table != wanted_table(held.network, held.bridge, nat):
         await _loading(host, held, nat)
         await forgetting(host, held.network, nat)
@@ -318,14 +322,14 @@ async def _filtering(host: Host, held: Held, nat: Nat) -> None:
 
 async def _loading(host: Host, held: Held, nat: Nat) -> None:
     host.tell(sh("nft", "-f", "-"))
-    await nft.load(ruleset(held.network, held.bridge, nat), host.watch)
+    await nft.load(ruleset(held.network, held.bridge, nat), host.deadline)
 
 
 async def forgetting(host: Host, network: str, nat: Nat) -> None:
     """Have no flow go on that does not go by the network's table. Raises Failure."""
     own = {text.partition("/")[0] for _, text in host.kernel.addresses()}
     # NOTE: who fills what the kernel tracks may delay this, and no more.
-    limit = host.watch.within(host.watch.remaining() / 2)
+    limit = host.deadline.child(host.deadline.remaining() / 2)
     if not (await host.kernel.forgetting(astray(nat, own), limit)):
         log(
             syslog.LOG_WARNING,
@@ -341,22 +345,19 @@ async def guarding(
 
     One that is as it was loaded by an older policy stays; without `nat` it is only looked at.
     `forgetting` is due then, for which nobody needs to wait. Returns in words what was wrong, ""
-    for nothing. Raises Failure: 75 with the host's watch, 77, 71.
+    for nothing. Raises Failure: 75 with the host's deadline, 77, 71.
     """
-    held = await holding(host, network, bridge)
-    try:
+    async with holding(host, network, bridge) as held:
         link = _bridge_of(host, held)
         if link is None or link.name != bridge or not ports_of(host, link):
             return ""
-        table = await nft.read_table(network, host.watch)
+        table = await nft.read_table(network, host.deadline)
         fault = Table.fault(table)
         if nat is not None and not dry_run:
             _bolt(held, link, nat)
             if fault:
                 await _loading(host, held, nat)
         return fault
-    finally:
-        held.close()
 
 
 async def find_table_faults(
@@ -369,7 +370,7 @@ async def find_table_faults(
     found: dict[str, str | Failure] = {}
     for name, each in guarded(policy, links).items():
         try:
-            table = await nft.read_table(name, host.watch)
+            table = await nft.read_table(name, host.deadline)
         except Failure as failure:
             found[name] = failure
             continue
@@ -425,9 +426,9 @@ async def _serving(host: Host, held: Held, nat: Nat) -> None:
     """Have a dnsmasq run that has the settings which it shall have, and no other."""
     wanted = _settings(held, nat)
     if wanted is None:
-        await dnsmasq.end(held.folder, host.watch)
+        await dnsmasq.end(held.folder, host.deadline)
     else:
-        await dnsmasq.serve(held.folder, wanted, host.watch, host.tell)
+        await dnsmasq.serve(held.folder, wanted, host.deadline, host.tell)
 
 
 def _settings(held: Held, nat: Nat) -> list[str] | None:
@@ -473,10 +474,10 @@ async def differences(host: Host, held: Held, nat: Nat) -> list[str]:
     found += [f"{key(name)} is 0, not 1" for name in forwarding_that_is_off(nat)]
     if _needs_bolt(nat) and not bolt.is_shut(link.index):
         found.append("the bridge is open to this host's loopback addresses")
-    table = await nft.read_table(held.network, host.watch)
+    table = await nft.read_table(held.network, host.deadline)
     if table != wanted_table(held.network, held.bridge, nat):
         found.append(f"the nft table inet {table_name(held.network)} is not as the policy says")
-    server = await dnsmasq.look(held.folder, host.watch)
+    server = await dnsmasq.look(held.folder, host.deadline)
     if server.settings != _settings(held, nat):
         found.append(
             "no dnsmasq runs"
@@ -486,7 +487,7 @@ async def differences(host: Host, held: Held, nat: Nat) -> list[str]:
     return found
 
 
-async def _telling_of_firewalls(held: Held, nat: Nat, watch: Watch) -> None:
+async def _telling_of_firewalls(held: Held, nat: Nat, deadline: Deadline) -> None:
     """Say in syslog who drops what this host is to pass on for the network.
 
     Raises Failure (75) with `watch` alone: whoever else cannot tell takes nothing back.
@@ -494,9 +495,9 @@ async def _telling_of_firewalls(held: Held, nat: Nat, watch: Watch) -> None:
     if not wants_forwarding(nat):
         return
     try:
-        chains = await nft.dropping_chains(watch.within(min(HINT, watch.remaining() / 4)))
+        chains = await nft.dropping_chains(deadline.child(min(HINT, deadline.remaining() / 4)))
     except Failure as failure:
-        watch.check()
+        deadline.check()
         log(
             syslog.LOG_WARNING,
             f"network {held.network}: cannot tell whether another firewall drops what is "
@@ -527,8 +528,8 @@ async def _looking(host: Host, held: Held, link: Link, nat: Nat) -> Before:
             number: int(read_sysctl(f"ipv4/conf/{held.bridge}/{name}") or 0)
             for name, number in ipv4_settings(nat)
         },
-        await nft.read_table(held.network, host.watch),
-        (await dnsmasq.look(held.folder, host.watch)).settings,
+        await nft.read_table(held.network, host.deadline),
+        (await dnsmasq.look(held.folder, host.deadline)).settings,
     )
 
 
@@ -543,11 +544,10 @@ async def taking_back(host: Host, held: Held) -> None:
         if not any(os.path.exists(f"{held.folder}/{name}") for name in dnsmasq.FILES):
             _forget(held)
         return
-    host.watch = host.watch.for_undo()
     try:
-        if (await leaving_held(host, held)) or held.before is None:
-            return
-        await _restoring(host, held, held.before)
+        with host.until(host.deadline.undo()):
+            if not await leaving_held(host, held) and held.before is not None:
+                await _restoring(host, held, held.before)
     except Failure as failure:
         host.left = True
         log(
@@ -571,7 +571,7 @@ async def _restoring(host: Host, held: Held, before: Before) -> None:
 async def _restoring_table(host: Host, held: Held, before: Before) -> None:
     if before.table is not None and not Table.fault(before.table):
         host.tell(sh("nft", "-f", "-"))
-        await nft.load(replacing(held.network, before.table), host.watch)
+        await nft.load(replacing(held.network, before.table), host.deadline)
 
 
 async def _restoring_link(host: Host, held: Held, before: Before) -> None:
@@ -580,7 +580,7 @@ async def _restoring_link(host: Host, held: Held, before: Before) -> None:
     link = host.kernel.look_at(bridge.index)
     if link is not None and bridge.addrgenmode not in (None, link.addrgenmode):
         mode = SetIpv6(held.bridge, bridge.index, None, bridge.addrgenmode)
-        await host.run(mode, host.watch)
+        await host.run(mode, host.deadline)
     for name, value in before.sysctls.items():
         write_sysctl(name, value)
     now = {text for index, text in host.kernel.addresses() if index == bridge.index}
@@ -590,12 +590,12 @@ async def _restoring_link(host: Host, held: Held, before: Before) -> None:
     for address in sorted(before.addresses - now):
         host.tell(sh("ip", "address", "add", address, "dev", held.bridge))
         host.kernel.add_address(bridge.index, address)
-    await host.run(SetMtu(held.bridge, bridge.index, bridge.mtu), host.watch)
+    await host.run(SetMtu(held.bridge, bridge.index, bridge.mtu), host.deadline)
 
 
 async def _restoring_server(host: Host, held: Held, before: Before) -> None:
     if before.served is not None:
-        await dnsmasq.serve(held.folder, before.served, host.watch, host.tell)
+        await dnsmasq.serve(held.folder, before.served, host.deadline, host.tell)
 
 
 async def _each(parts: Iterable[Callable[[], Task[None]]]) -> None:
@@ -618,7 +618,7 @@ def commands_to_make(host: Host, network: str, bridge: str, nat: Nat) -> list[Co
     folder, server = folder_of(network), None
     if wants_dnsmasq(nat):
         words = dnsmasq_settings(bridge, nat, folder, dnsmasq.account().name)
-        server = host.finish(dnsmasq.server_of(folder, words, host.watch))
+        server = host.finish(dnsmasq.server_of(folder, words, host.deadline))
     values = switches(bridge, nat)
     for (name, _), number in ipv4_settings(nat).items():
         values[f"ipv4/conf/{bridge}/{name}"] = str(number)
@@ -638,11 +638,8 @@ def commands_to_make(host: Host, network: str, bridge: str, nat: Nat) -> list[Co
 
 async def leaving(host: Host, network: str, bridge: str) -> bool:
     """Take the network away where no tap is on it; tell whether that was so. Raises Failure."""
-    held = await holding(host, network, bridge)
-    try:
+    async with holding(host, network, bridge) as held:
         return await leaving_held(host, held)
-    finally:
-        held.close()
 
 
 async def leaving_held(host: Host, held: Held) -> bool:
@@ -650,12 +647,8 @@ async def leaving_held(host: Host, held: Held) -> bool:
     link = _bridge_of(host, held)
     if link is not None and ports_of(host, link):
         return False
-    before = host.watch
-    host.watch = before.lasting()
-    try:
+    with host.until(host.deadline.lasting()):
         await _taking_away(host, held)
-    finally:
-        host.watch = before
     return True
 
 
@@ -685,7 +678,7 @@ async def _taking_away(host: Host, held: Held) -> None:
     """
     await _each(
         (
-            partial(dnsmasq.end, held.folder, host.watch),
+            partial(dnsmasq.end, held.folder, host.deadline),
             partial(_deleting_bridge, host, held),
             partial(_deleting_table, host, held),
         )
@@ -704,10 +697,10 @@ async def _deleting_bridge(host: Host, held: Held) -> None:
 async def _deleting_table(host: Host, held: Held) -> None:
     if not nft.is_there():
         return
-    table = await nft.read_table(held.network, host.watch)
+    table = await nft.read_table(held.network, host.deadline)
     if table is not None and table.ours:
         host.tell(sh("nft", "delete", "table", "inet", table_name(held.network)))
-        await nft.delete_table(held.network, host.watch)
+        await nft.delete_table(held.network, host.deadline)
 
 
 async def networks_left(host: Host) -> list[tuple[str, str]]:
@@ -726,9 +719,9 @@ async def networks_left(host: Host) -> list[tuple[str, str]]:
                 in_use.add(network)
             else:
                 found[network] = link.name
-    for network in await nft.table_networks(host.watch):
+    for network in await nft.table_networks(host.deadline):
         if network not in found:
-            table = await nft.read_table(network, host.watch)
+            table = await nft.read_table(network, host.deadline)
             if table is not None and table.ours:
                 found[network] = ""
     for network in folders():

@@ -16,7 +16,8 @@ from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Nat
 from pyqemu_ifconf.shell import Command, all_of, nft_command, sh
-from pyqemu_ifup.manners import SAFE_PATH, Watch
+from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.manners import SAFE_PATH
 from pyqemu_ifup.nat import TABLE, Chain, Table, table_name, wants_forwarding
 from pyqemu_ifup.programs import Run, run_program
 
@@ -92,13 +93,13 @@ def is_there() -> bool:
     return shutil.which(PROGRAM, path=SAFE_PATH) is not None
 
 
-async def read_table(network: str, watch: Watch) -> Table | None:
+async def read_table(network: str, deadline: Deadline) -> Table | None:
     """Return the network's table as it is in force, None where there is none.
 
     Raises Failure: 75 with `watch`, 77 without privilege, 71.
     """
     words = [PROGRAM, "-j", "list", "table", "inet", table_name(network)]
-    done = await run_program(words, watch)
+    done = await run_program(words, deadline)
     if done.status != 0:
         if _is_gone(done):
             return None
@@ -185,47 +186,47 @@ def _right(value: Any, quote: str) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-async def load(text: str, watch: Watch, *, try_only: bool = False) -> None:
+async def load(text: str, deadline: Deadline, *, try_only: bool = False) -> None:
     """Load commands of nft(8), all or none of them. Raises Failure as `read_table`.
 
     `try_only`: see whether the kernel takes them, and change nothing.
     """
     check = ["-c"] if try_only else []
-    done = await run_program([PROGRAM, *check, "-f", "-"], watch, text)
+    done = await run_program([PROGRAM, *check, "-f", "-"], deadline, text)
     if done.status != 0:
         raise _failure(done)
 
 
-async def delete_table(network: str, watch: Watch) -> None:
+async def delete_table(network: str, deadline: Deadline) -> None:
     """Delete the network's table; gone already is success. Raises Failure as `read_table`."""
-    done = await run_program([PROGRAM, "delete", "table", "inet", table_name(network)], watch)
+    done = await run_program([PROGRAM, "delete", "table", "inet", table_name(network)], deadline)
     if done.status != 0 and not _is_gone(done):
         raise _failure(done)
 
 
-async def table_networks(watch: Watch) -> list[str]:
+async def table_networks(deadline: Deadline) -> list[str]:
     """Return the networks that have a table of such a name; none where that may not be seen."""
     if not is_there():
         return []
-    done = await run_program([PROGRAM, "-j", "list", "tables", "inet"], watch)
+    done = await run_program([PROGRAM, "-j", "list", "tables", "inet"], deadline)
     items = json.loads(done.out)["nftables"] if done.status == 0 else []
     names = [str(each.get("table", {}).get("name", "")) for each in items]
     networks = [name.removeprefix(TABLE) for name in names if name.startswith(TABLE)]
     return [network for network in networks if is_network_name(network)]
 
 
-async def list_ruleset(watch: Watch) -> list[dict[str, Any]]:
+async def list_ruleset(deadline: Deadline) -> list[dict[str, Any]]:
     """Return all objects of the ruleset (libnftables-json(5)). Raises Failure as `read_table`."""
-    done = await run_program([PROGRAM, "-j", "list", "ruleset"], watch)
+    done = await run_program([PROGRAM, "-j", "list", "ruleset"], deadline)
     if done.status != 0:
         raise _failure(done)
     found: list[dict[str, Any]] = json.loads(done.out)["nftables"]
     return found
 
 
-async def dropping_chains(watch: Watch) -> list[DroppingChain]:
+async def dropping_chains(deadline: Deadline) -> list[DroppingChain]:
     """Return the base chains that drop, but our own. Raises Failure as `read_table`."""
-    return read_dropping(await list_ruleset(watch))
+    return read_dropping(await list_ruleset(deadline))
 
 
 def read_dropping(items: Iterable[dict[str, Any]]) -> list[DroppingChain]:

@@ -1,7 +1,7 @@
 """Open vSwitch over its database protocol (RFC 7047): looks, and executes what changes a port.
 
 The only module that imports ovs. A Database is one connection; every wait on it ends with the
-Watch that it is given. Rows and columns: ovs-vswitchd.conf.db(5).
+Deadline that it is given. Rows and columns: ovs-vswitchd.conf.db(5).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ovs.poller import Poller
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.shell import quote, vsctl
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.look import OvsBridge, OvsPort, OvsSwitch
-from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import AddPort, DelPort, SetPort, vlan_columns
 from pyqemu_ifup.stamp import KEY_VERSION, OUR_KEYS
 from pyqemu_ifup.task import RETRY, SLICE, pause
@@ -250,30 +250,30 @@ class Database:
         self._idl.bridges_new, self._idl.ports_changed = False, set()
         return news
 
-    async def connected(self, watch: Watch) -> None:
+    async def connected(self, deadline: Deadline) -> None:
         """Wait until the rows are there. Raises Failure (75)."""
-        await self._until(lambda: self.is_connected, watch, self._mute)
+        await self._until(lambda: self.is_connected, deadline, self._mute)
 
     @property
     def unsure(self) -> bool:
         """Whether a commit was given up whose outcome nobody knows; `sync` tells."""
         return bool(self._unsure)
 
-    async def sync(self, watch: Watch) -> None:
+    async def sync(self, deadline: Deadline) -> None:
         """Take in all that the server has committed by now, commits that were given up included.
 
         It answers in order, and tells of each commit before it answers. Raises Failure, 75 where
         it is mute until `watch` ends.
         """
         before = set(self._unsure)
-        await self._commit(lambda transaction: self._sane(self._root).fetch("cur_cfg"), watch)
+        await self._commit(lambda transaction: self._sane(self._root).fetch("cur_cfg"), deadline)
         self._unsure -= before
 
     def has_bridge(self, name: str) -> bool:
         """Tell whether there is a bridge of this name."""
         return self._sane(lambda: self._bridge(name) is not None)
 
-    async def made(self, bridge: str, watch: Watch) -> None:
+    async def made(self, bridge: str, deadline: Deadline) -> None:
         """Wait until ovs-vswitchd has made the bridge, or its row is not there.
 
         Raises Failure (75).
@@ -284,7 +284,7 @@ class Database:
             return row is None or bool(row.datapath_id)
 
         what = f"ovs-vswitchd has not made {quote(bridge)} yet ({quote(self.address)})"
-        await self._until(is_made, watch, what)
+        await self._until(is_made, deadline, what)
 
     def switch(self) -> OvsSwitch:
         """Return how this Open vSwitch is, of a database opened with `details`.
@@ -353,7 +353,7 @@ class Database:
             internal=interface.type == "internal" or interface.name == bridge,
         )
 
-    async def add_port(self, op: AddPort, watch: Watch) -> None:
+    async def add_port(self, op: AddPort, deadline: Deadline) -> None:
         """Add the port and wait until ovs-vswitchd has taken it in.
 
         Raises Failure: 69 where the bridge has gone, 71 where vswitchd cannot use the tap, 75
@@ -361,7 +361,7 @@ class Database:
         """
         # NOTE: a port that vswitchd has yet to let go, deleted without waiting, and ours must not
         # reach it in one go: on the userspace datapath the new one would pass no frames.
-        await self._applied(lambda: self._root().next_cfg, watch)
+        await self._applied(lambda: self._root().next_cfg, deadline)
 
         def compose(transaction: Any) -> None:
             bridge = self._sane(lambda: self._bridge(op.bridge))
@@ -391,16 +391,16 @@ class Database:
             self._sane(self._root).increment("next_cfg")
             transaction.add_comment(f"pyqemu-ifup: add-port {op.bridge} {op.tap}")
 
-        await self._commit(compose, watch)
-        await self._applied(lambda: self._root().next_cfg, watch)
+        await self._commit(compose, deadline)
+        await self._applied(lambda: self._root().next_cfg, deadline)
         await self._until(
             lambda: self._is_usable(op),
-            watch,
+            deadline,
             f"ovs-vswitchd does not take the port in ({quote(self.address)})",
         )
         # NOTE: on the kernel datapath it has the number of the port that has just gone, and with
         # it the flows of that port's VLAN.
-        await self._revalidated(self._deleted.get(op.tap, 0.0), watch)
+        await self._revalidated(self._deleted.get(op.tap, 0.0), deadline)
 
     def _is_there(self, op: AddPort) -> bool:
         """Tell whether our own commit came through, its reply lost with the connection."""
@@ -428,7 +428,7 @@ class Database:
             )
         return ofport is not None and _one(interface.ifindex) == op.index
 
-    async def set_port(self, op: SetPort, watch: Watch) -> None:
+    async def set_port(self, op: SetPort, deadline: Deadline) -> None:
         """Change the port that `op` saw and wait until ovs-vswitchd has taken that in.
 
         Raises Failure: 69 where the server cannot write, 71 where the port has gone, 75 where it
@@ -453,12 +453,12 @@ class Database:
             self._sane(self._root).increment("next_cfg")
             transaction.add_comment(f"pyqemu-ifup: set port {op.tap}")
 
-        done = await self._commit(compose, watch)
+        done = await self._commit(compose, deadline)
         if done is not None:
-            await self._applied(done.get_increment_new_value, watch)
-        await self._revalidated(time.monotonic(), watch)
+            await self._applied(done.get_increment_new_value, deadline)
+        await self._revalidated(time.monotonic(), deadline)
 
-    async def _revalidated(self, since: float, watch: Watch) -> None:
+    async def _revalidated(self, since: float, deadline: Deadline) -> None:
         """Wait until old flows forward no more after a change that was taken in at `since`.
 
         NOTE: the revalidator threads of ovs-vswitchd renew the flows that it has in its datapath
@@ -466,7 +466,7 @@ class Database:
         """
         end = since + REVALIDATION
         while (left := end - time.monotonic()) > 0:
-            watch.check()
+            deadline.check()
             await pause(left)
 
     def _seen(
@@ -483,7 +483,7 @@ class Database:
                     return port, interface, dict(interface.external_ids), dict(port.other_config)
         raise self._gone()
 
-    async def link_up(self, tap: str, watch: Watch) -> bool:
+    async def link_up(self, tap: str, deadline: Deadline) -> bool:
         """Wait until ovs-vswitchd sees the tap's link up; tell whether it did not at first.
 
         Raises Failure, 71 without the port.
@@ -495,7 +495,7 @@ class Database:
         if self._sane(is_up):
             return False
         await self._until(
-            is_up, watch, f"ovs-vswitchd does not see the tap's link up ({quote(self.address)})"
+            is_up, deadline, f"ovs-vswitchd does not see the tap's link up ({quote(self.address)})"
         )
         return True
 
@@ -517,7 +517,9 @@ class Database:
             "try again",
         )
 
-    async def del_port(self, op: DelPort, watch: Watch, patience: float | None = None) -> bool:
+    async def del_port(
+        self, op: DelPort, deadline: Deadline, patience: float | None = None
+    ) -> bool:
         """Delete the port that `op` saw; gone already is success.
 
         Waits until vswitchd let it go, `patience` seconds at most where that is given, and tells
@@ -539,12 +541,12 @@ class Database:
                 self._sane(self._root).increment("next_cfg")
                 transaction.add_comment(f"pyqemu-ifup: del-port {op.tap}")
 
-        done = await self._commit(compose, watch)
+        done = await self._commit(compose, deadline)
         if done is None:
             return True
-        limit = watch
+        limit = deadline
         if patience is not None:
-            limit = Watch(min(patience, watch.remaining()), watch.interrupted, watch.wakeup)
+            limit = deadline.child(patience)
         try:
             await self._applied(done.get_increment_new_value, limit)
         except Failure:
@@ -591,12 +593,12 @@ class Database:
     def _bridge(self, name: str) -> Any:
         return next((row for row in self._rows("Bridge") if row.name == name), None)
 
-    async def _applied(self, find: Callable[[], int], watch: Watch) -> None:
+    async def _applied(self, find: Callable[[], int], deadline: Deadline) -> None:
         """Wait until ovs-vswitchd has taken in the configuration up to the one that is found."""
         next_cfg = self._sane(find)
-        await self._until(lambda: bool(self._root().cur_cfg >= next_cfg), watch, self._busy)
+        await self._until(lambda: bool(self._root().cur_cfg >= next_cfg), deadline, self._busy)
 
-    async def _commit(self, compose: Callable[[Any], None], watch: Watch) -> Any:
+    async def _commit(self, compose: Callable[[Any], None], deadline: Deadline) -> Any:
         """Commit what `compose` writes, anew as often as the database had changed meanwhile.
 
         Returns the library's transaction, None where there was nothing to write.
@@ -611,14 +613,14 @@ class Database:
                 status = self._sane(transaction.commit)
                 while status == Transaction.INCOMPLETE:
                     self._unsure.add(transaction)
-                    watch.check(self._mute)
-                    await pause(min(SLICE, watch.remaining()))
+                    deadline.check(self._mute)
+                    await pause(min(SLICE, deadline.remaining()))
                     status = self._sane(transaction.commit)
                 self._unsure.discard(transaction)
             finally:
                 transaction.abort()
             if status == Transaction.TRY_AGAIN:
-                await self._changed(seqno, watch)
+                await self._changed(seqno, deadline)
                 continue
             if status == Transaction.UNCHANGED:
                 return None
@@ -626,10 +628,10 @@ class Database:
                 return transaction
             raise _refusal(self.address, transaction.get_error())
 
-    async def _changed(self, seqno: int, watch: Watch) -> None:
-        await self._until(lambda: self._idl.change_seqno != seqno, watch, self._mute)
+    async def _changed(self, seqno: int, deadline: Deadline) -> None:
+        await self._until(lambda: self._idl.change_seqno != seqno, deadline, self._mute)
 
-    async def _until(self, done: Callable[[], bool], watch: Watch, doing: str) -> None:
+    async def _until(self, done: Callable[[], bool], deadline: Deadline, doing: str) -> None:
         """Wait until `done` says so.
 
         Raises Failure: 75 with `watch`, telling what it was `doing`; 71 as `check`.
@@ -637,12 +639,12 @@ class Database:
         while True:
             if self._sane(done):
                 return
-            watch.check(doing)
-            await pause(min(SLICE, watch.remaining()))
+            deadline.check(doing)
+            await pause(min(SLICE, deadline.remaining()))
 
 
 def wait(
-    databases: Iterable[Database], watch: Watch, seconds: float, also: int | None = None
+    databases: Iterable[Database], deadline: Deadline, seconds: float, also: int | None = None
 ) -> None:
     """Block until a database has something new or `seconds` have passed, and take it in.
 
@@ -652,11 +654,11 @@ def wait(
     poller = Poller()
     for database in databases:
         database.wait(poller)
-    if watch.wakeup is not None:
-        poller.fd_wait(watch.wakeup, select.POLLIN)
+    if deadline.wakeup is not None:
+        poller.fd_wait(deadline.wakeup, select.POLLIN)
     if also is not None:
         poller.fd_wait(also, select.POLLIN)
-    poller.timer_wait(int(min(seconds, watch.remaining()) * 1000) + 1)
+    poller.timer_wait(int(min(seconds, deadline.remaining()) * 1000) + 1)
     poller.block()
     for database in databases:
         database.refresh()
@@ -713,9 +715,9 @@ def _refusal(address: str, error: str) -> Failure:
     )
 
 
-async def try_connect(address: str, watch: Watch) -> None:
+async def try_connect(address: str, deadline: Deadline) -> None:
     """Connect once and hang up, for a clear answer: the IDL only retries in silence."""
-    watch.check()
+    deadline.check()
     if address.startswith("unix:"):
         family, target = socket.AF_UNIX, address[len("unix:") :]
     else:
@@ -728,7 +730,7 @@ async def try_connect(address: str, watch: Watch) -> None:
             probe.setblocking(False)
             # NOTE: EAGAIN is a unix socket whose queue is full; nothing tells when it is not.
             while (code := probe.connect_ex(target)) in _CONNECTING:
-                watch.check(f"the database of Open vSwitch at {quote(address)} does not answer")
+                deadline.check(f"the database of Open vSwitch at {quote(address)} does not answer")
                 await pause(RETRY)
             if code not in (0, errno.EISCONN):
                 raise OSError(code, os.strerror(code))

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from pyqemu_ifup.manners import SAFE_PATH, Watch, waiting_for
+from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.manners import SAFE_PATH, waiting_for
 from pyqemu_ifup.task import pause
 
 SHORT = 0.005
@@ -30,7 +31,7 @@ def scratch() -> BinaryIO:
     return open(os.memfd_create("pyqemu-ifup"), "w+b")
 
 
-async def run_program(words: Sequence[str], watch: Watch, text: str = "") -> Run:
+async def run_program(words: Sequence[str], deadline: Deadline, text: str = "") -> Run:
     """Run a program to its end, with `text` on its standard input; it inherits nothing else.
 
     Raises Failure, 75 with `watch`; then it is killed.
@@ -51,7 +52,7 @@ async def run_program(words: Sequence[str], watch: Watch, text: str = "") -> Run
             )
         try:
             while process.poll() is None:
-                watch.check(f"{words[0]} does not end")
+                deadline.check(f"{words[0]} does not end")
                 await pause(SHORT)
         except BaseException:
             process.kill()

@@ -28,7 +28,7 @@ folder = os.path.dirname(sys.argv[sys.argv.index("--socket") + 1])
 real = Host.run
 stood = set()
 
-async def stand(self, step, watch, moment):
+async def stand(self, step, deadline, moment):
     path = f"{folder}/{moment}-{self.tap}-{type(step).__name__}"
     if os.path.exists(path + "-bug"):
         raise LookupError("injected by the test")
@@ -44,13 +44,13 @@ async def stand(self, step, watch, moment):
         stood.add(token)
         notify(f"X_HELD={token}")
         while os.path.exists(path):
-            watch.check()
+            deadline.check()
             await pause(0.005)
 
-async def run(self, step, watch, patience=None):
-    await stand(self, step, watch, "before")
-    done = await real(self, step, watch, patience)
-    await stand(self, step, watch, "after")
+async def run(self, step, deadline, patience=None):
+    await stand(self, step, deadline, "before")
+    done = await real(self, step, deadline, patience)
+    await stand(self, step, deadline, "after")
     return done
 
 Host.run = run

@@ -21,7 +21,7 @@ from lab.ovs import OpenVSwitch
 from lab.qemu import Qemu, end_daemon
 from pyqemu_ifconf.policy import POLICY_VARIABLE
 from pyqemu_ifctl.doctor import doctor
-from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.deadline import Deadline
 
 PATIENCE = 60.0
 LAN = "networks: {lan: {bridge: br0}}\n"
@@ -93,7 +93,10 @@ class Clinic:
             program = [str(self.hooks.folder / "pyqemu-ifctl")]
             with self.netns.enter(), mock.patch.object(sys, "argv", program):
                 answer = doctor(
-                    {POLICY_VARIABLE: str(self.hooks.policy)}, Watch(PATIENCE), print, as_json=True
+                    {POLICY_VARIABLE: str(self.hooks.policy)},
+                    Deadline(PATIENCE),
+                    print,
+                    as_json=True,
                 )
             out, status, lines = answer.out, int(answer.status), "\n".join(answer.remarks)
         told: dict[str, Any] = json.loads(out)

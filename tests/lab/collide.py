@@ -27,7 +27,7 @@ from pyqemu_ifd.tidy import Tidier
 from pyqemu_ifd.turns import Turns
 from pyqemu_ifd.users import Users
 from pyqemu_ifdown.detach import detach
-from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.stamp import find_here
 from pyqemu_ifup.task import finish
 
@@ -167,13 +167,15 @@ def _gc(place: Place, hook: str) -> Scene:
     def doing() -> None:
         environ = {"PYQEMU_IFUP_POLICY": policy}
         with place.netns.enter():
-            answer = gc(None, environ, Watch(ALLOWED), lambda _: None, dry_run=False, as_json=False)
+            answer = gc(
+                None, environ, Deadline(ALLOWED), lambda _: None, dry_run=False, as_json=False
+            )
         assert answer.status == 0, answer
 
     def down() -> int:
         def run() -> None:
             with place.netns.enter():
-                detach(TAP, guest.pid, Watch(ALLOWED), lambda _: None)
+                detach(TAP, guest.pid, Deadline(ALLOWED), lambda _: None)
 
         return fork(run)
 
@@ -200,7 +202,7 @@ def _bring_back(place: Place) -> None:
         keeper.policy = place.policy
         tidier = Tidier(pool, keeper, Turns(), Users(), find_here())
         if place.switch == "openvswitch":
-            finish(pool.connected(place.ovs.db, Watch(ALLOWED)), _pause(pool))
+            finish(pool.connected(place.ovs.db, Deadline(ALLOWED)), _pause(pool))
         tidier.everything(0.0)
         for _ in range(ROUNDS):
             works = list(tidier.work())

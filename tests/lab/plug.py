@@ -25,8 +25,8 @@ from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Place, Policy, Por
 from pyqemu_ifctl.apply import Outcome, apply_policy
 from pyqemu_ifdown.detach import detach
 from pyqemu_ifup.attach import attach
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import Step
 
 Tags = tuple[int, ...]
@@ -90,18 +90,18 @@ def plug(
     """
     caller = Caller(port.tap, vm="web")
     with netns.enter():
-        attach(port, caller, os.getpid(), ovsdbs, Watch(seconds), lambda _: None)
+        attach(port, caller, os.getpid(), ovsdbs, Deadline(seconds), lambda _: None)
 
 
 def unplug(netns: Namespace, tap: str) -> None:
     """Detach the tap in `netns` for this process, its QEMU. Raises Failure."""
     with netns.enter():
-        detach(tap, os.getpid(), Watch(ALLOWED), lambda _: None)
+        detach(tap, os.getpid(), Deadline(ALLOWED), lambda _: None)
 
 
 def reapply(netns: Namespace, policy: Policy, *taps: str, dry_run: bool = False) -> list[Outcome]:
     """Put a policy in force on the taps in `netns`, as pyqemu-ifctl apply does."""
-    with netns.enter(), Host(None, Watch(ALLOWED), lambda _: None) as host:
+    with netns.enter(), Host(None, Deadline(ALLOWED), lambda _: None) as host:
         outcomes, remarks = apply_policy(host, policy, taps, dry_run=dry_run)
     assert remarks == []
     return outcomes
@@ -118,12 +118,14 @@ def meddle(
     real = Host.run
     acted: list[Step] = []
 
-    async def run(self: Host, step: Step, watch: Watch, patience: float | None = None) -> bool:
+    async def run(
+        self: Host, step: Step, deadline: Deadline, patience: float | None = None
+    ) -> bool:
         mine = isinstance(step, kind) and not acted
         if mine and not after:
             acted.append(step)
             act()
-        done = await real(self, step, watch, patience)
+        done = await real(self, step, deadline, patience)
         if mine and after:
             acted.append(step)
             act()
@@ -143,9 +145,11 @@ def break_after_each(
     names: list[str] = []
     until_broken = 0
 
-    async def run(self: Host, step: Step, watch: Watch, patience: float | None = None) -> bool:
+    async def run(
+        self: Host, step: Step, deadline: Deadline, patience: float | None = None
+    ) -> bool:
         nonlocal until_broken
-        done = await real(self, step, watch, patience)
+        done = await real(self, step, deadline, patience)
         until_broken -= 1
         if until_broken == 0:
             names.append(type(step).__name__)

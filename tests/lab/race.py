@@ -24,9 +24,9 @@ from lab.taps import Tap
 from pyqemu_ifconf.policy import Caller, Port
 from pyqemu_ifdown.detach import detach
 from pyqemu_ifup.attach import attach
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.linux_bridge import Netlink
-from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.openvswitch import Database
 
 PATIENCE = 60
@@ -129,7 +129,7 @@ class Guest:
         def run() -> None:
             caller = Caller(port.tap, vm="web")
             with self.netns.enter():
-                attach(port, caller, self.pid, [port.ovsdb], Watch(ALLOWED), _mute)
+                attach(port, caller, self.pid, [port.ovsdb], Deadline(ALLOWED), _mute)
 
         return fork(run)
 
@@ -150,7 +150,7 @@ class Guest:
 
         def run() -> None:
             with self.netns.enter():
-                detach(self.port.tap, self.pid, Watch(ALLOWED), _mute)
+                detach(self.port.tap, self.pid, Deadline(ALLOWED), _mute)
 
         down = fork(run)
         os.close(self.life)

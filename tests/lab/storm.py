@@ -23,8 +23,8 @@ from lab.plug import ALLOWED
 from lab.taps import FRAME_MAX, Tap, frame, mac, tags
 from pyqemu_ifconf.policy import Policy, Vlan
 from pyqemu_ifctl.apply import apply_policy
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.manners import Watch
 
 UNTAGGED_VLAN = 0
 VLANS = (UNTAGGED_VLAN, 10, 20, 30, 40)
@@ -135,7 +135,7 @@ class Storm:
         choose = random.Random(4711)
         last: int | None = None
         begun: list[tuple[Vlan | None, float, float]] = []
-        with self.netns.enter(), Host(None, Watch(ALLOWED), lambda _: None) as host:
+        with self.netns.enter(), Host(None, Deadline(ALLOWED), lambda _: None) as host:
             for _ in range(changes):
                 last = choose.choice([at for at in range(len(policies)) if at != last])
                 vlan, policy = policies[last]

@@ -41,11 +41,11 @@ from pyqemu_ifctl.scene import find_daemons
 from pyqemu_ifctl.status import natural
 from pyqemu_ifd.thin import may_change_links
 from pyqemu_ifup.caller import find_hook_at_work, process_start, read_status, real_uid
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.guest import Patience, find_otherwise, tell_otherwise
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import OvsSwitch
-from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.stamp import Stamp, find_here
 
 PR_SET_NAME = 15
@@ -287,7 +287,7 @@ def test_no_script_s_path_ends_apply(netns: Namespace, folder: Path) -> None:
     with (
         mute_folder(folder),
         crowd(netns, [NOBODY], *words) as pids,
-        Host(None, Watch(30.0), print) as host,
+        Host(None, Deadline(30.0), print) as host,
     ):
         guest = within(20.0, lambda: _guest(host, "tap0", None, pids, find_here()))
     assert not guest.ours
@@ -536,7 +536,7 @@ def test_the_guest_of_each_user_is_asked(netns: Namespace, folder: Path) -> None
         crowd(netns, [71_000], *words) as honest,
     ):
         guests = find_guests().found
-        told = ask_each(guests, None, Watch(30.0))
+        told = ask_each(guests, None, Deadline(30.0))
         assert {guest.pid for guest in guests} == {*many, *honest}
         assert all("No such file or directory" in each.missing for each in told), told
 
@@ -547,13 +547,13 @@ def test_who_is_mute_leaves_time_to_tell_it(
     peer = Peer(folder / "peer", *PEERS["mute"])
     try:
         with crowd(netns, [NOBODY], *["-qmp", f"unix:{folder}/peer"] * 5) as pids, netns.enter():
-            watch = Watch(3.0)
-            (told,) = ask_each(find_guests().found, None, watch)
-            assert watch.remaining() > 0.5
+            deadline = Deadline(3.0)
+            (told,) = ask_each(find_guests().found, None, deadline)
+            assert deadline.remaining() > 0.5
             assert told.status is Status.TRY_AGAIN
             monkeypatch.setattr("pyqemu_ifctl.info.SPARE", 60.0)
             environ = {POLICY_VARIABLE: str(hooks.policy)}
-            answer = info(None, None, environ, Watch(60.0), print, as_json=True)
+            answer = info(None, None, environ, Deadline(60.0), print, as_json=True)
     finally:
         peer.close()
     (guest,) = json.loads(answer.out)["guests"]

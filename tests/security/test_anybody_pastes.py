@@ -59,12 +59,13 @@ from pyqemu_ifdown.detach import leave_to_gc
 from pyqemu_ifup import change
 from pyqemu_ifup.attach import _take_back, _tell_of_mac, ask_again
 from pyqemu_ifup.caller import read_options
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.entitled import check_owner
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link, OvsBridge, OvsPort, OvsSwitch, Seen, Vid
 from pyqemu_ifup.main import denial
-from pyqemu_ifup.manners import Watch, half_done, left_to_gc
+from pyqemu_ifup.manners import half_done, left_to_gc
 from pyqemu_ifup.nat import bridge_alias
 from pyqemu_ifup.nat_network import Held, _telling_of_firewalls, leaving
 from pyqemu_ifup.nft import DroppingChain
@@ -545,7 +546,7 @@ def places() -> dict[tuple[str, str, int, int], str]:
 
 
 @contextmanager
-def watching(reached: list[tuple[str, int, Command]]) -> Iterator[None]:
+def within_deadline(reached: list[tuple[str, int, Command]]) -> Iterator[None]:
     """Note each command that code of ours makes meanwhile, and where."""
 
     def note(frame: FrameType, event: str, value: object) -> None:
@@ -577,7 +578,7 @@ class Elsewhere:
         self.tell: Callable[[str], None] = lambda line: None
 
     def host(self) -> Host:
-        return Host(None, Watch(10), self.tell)
+        return Host(None, Deadline(10), self.tell)
 
     def walk(self, name: str) -> None:
         """Go where a command is made about something of this name."""
@@ -760,27 +761,27 @@ class Elsewhere:
     def undone(self, name: str) -> None:
         step = SetMtu(name, 1 << 24, 9)
         with self.host() as host:
-            host.finish(_take_back(host, step, host.watch))
+            host.finish(_take_back(host, step, host.deadline))
             host.finish(change._take_back(host, step))
             with socket.socket(socket.AF_UNIX) as bound:
                 bound.bind(f"{name}.sock")
                 self.refused(lambda: host.finish(host.open_databases([f"unix:{name}.sock"])))
 
     def databases(self, name: str) -> None:
-        wait = partial(wait_for, [self.database], Watch(10))
+        wait = partial(wait_for, [self.database], Deadline(10))
         for bridge in (name, "br0"):
             op = AddPort(self.ovs.db, bridge, name, 7, None, False, (("pyqemu-ifup", VERSION),))
-            self.refused(partial(finish, self.database.add_port(op, Watch(10)), wait))
+            self.refused(partial(finish, self.database.add_port(op, Deadline(10)), wait))
         self.ovs.server.stop()
         try:
-            watch = Watch(0.02)
-            self.refused(lambda: finish(self.database.sync(watch), wait))
+            deadline = Deadline(0.02)
+            self.refused(lambda: finish(self.database.sync(deadline), wait))
             with self.host() as host:
                 host.databases[self.ovs.db] = self.database
-                host.finish(ask_again(host, name, watch))
+                host.finish(ask_again(host, name, deadline))
         finally:
             self.ovs.server.cont()
-        finish(self.database.sync(Watch(10)), wait)
+        finish(self.database.sync(Deadline(10)), wait)
 
     def networks(self, name: str) -> None:
         chain = {
@@ -795,7 +796,7 @@ class Elsewhere:
         table = {"table": {"family": "inet", "name": name}}
         self.nft({"add": table}, {"add": {"chain": chain}})
         held, nat = Held("lan", "lanbr0", "", -1), Nat("10.0.0.1/24")
-        finish(_telling_of_firewalls(held, nat, Watch(10)), time.sleep)
+        finish(_telling_of_firewalls(held, nat, Deadline(10)), time.sleep)
         self.nft({"delete": table})
         if "%" in name:
             # NOTE: no link is called so; its command is another's all the same.
@@ -856,13 +857,16 @@ def elsewhere(
         assert "error" not in done.stdout
         found = Elsewhere(ovs)
         stack.callback(found.database.close)
-        finish(found.database.connected(Watch(10)), partial(wait_for, [found.database], Watch(10)))
+        finish(
+            found.database.connected(Deadline(10)),
+            partial(wait_for, [found.database], Deadline(10)),
+        )
         yield found
 
 
 def test_every_place_that_makes_a_command_is_walked(elsewhere: Elsewhere) -> None:
     reached: list[tuple[str, int, Command]] = []
-    with watching(reached):
+    with within_deadline(reached):
         list(each_command(PLAIN))
         list(failures(PLAIN))
         elsewhere.walk(PLAIN)
@@ -882,7 +886,7 @@ def test_each_of_them_makes_one_word_of_a_name(elsewhere: Elsewhere, tmp_path: P
     lines = {}
     for name in (PLAIN, *HOSTILE):
         reached: list[tuple[str, int, Command]] = []
-        with watching(reached):
+        with within_deadline(reached):
             elsewhere.walk(name)
         # NOTE: the arguments of a QEMU are words of a command of the reader's own.
         lines[name] = [

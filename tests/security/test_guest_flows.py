@@ -17,6 +17,7 @@ from lab.agent import Agent
 from lab.nat_site import GATEWAY, GUEST, OUTSIDE, PATIENCE, TABLE, NatSite
 from lab.netns import Namespace
 from lab.taps import Tap
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.flows import (
     CTA_IP_SRC,
     CTA_PROTO_DST_PORT,
@@ -32,7 +33,6 @@ from pyqemu_ifup.flows import (
     parse_flow,
 )
 from pyqemu_ifup.links import attribute
-from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.task import finish
 
 FLOWS = 12_000
@@ -104,7 +104,7 @@ def wait_untranslated(netns: Namespace, *, there: bool) -> None:
     with netns.enter():
         while True:
             flows: list[Flow] = []
-            finish(forgetting(partial(note, flows), Watch(PATIENCE)), time.sleep)
+            finish(forgetting(partial(note, flows), Deadline(PATIENCE)), time.sleep)
             if any(each.source == each.answered for each in flows) is there:
                 return
             assert time.monotonic() < end, flows
@@ -140,7 +140,7 @@ def test_many_flows_stop_the_agent_for_no_moment(
     site.close()
     assert float(record.read_text()) < LONGEST
     with netns.enter():
-        looks = forgetting(lambda flow: False, Watch(0))
+        looks = forgetting(lambda flow: False, Deadline(0))
         with pytest.raises(StopIteration) as end:
             looks.send(None)
         assert end.value.value is False

@@ -20,9 +20,9 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Caller, Nat, Port
 from pyqemu_ifup import nat_network
 from pyqemu_ifup.attach import attach, attaching
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import lock_file, open_lock
-from pyqemu_ifup.manners import Watch
 from pyqemu_ifup.plan import JoinBridge, Step
 from pyqemu_ifup.task import Task, finish, pause, step
 
@@ -41,14 +41,16 @@ def keep_it(netns: Namespace, port: Port) -> None:
     """Do a user's up, which gets as far as the bridge and no further before its time is up."""
     real = Host.run
 
-    async def run(self: Host, step: Step, watch: Watch, patience: float | None = None) -> bool:
+    async def run(
+        self: Host, step: Step, deadline: Deadline, patience: float | None = None
+    ) -> bool:
         while isinstance(step, JoinBridge):
-            watch.check("a user's up stands still")
+            deadline.check("a user's up stands still")
             await pause(0.01)
-        return await real(self, step, watch, patience)
+        return await real(self, step, deadline, patience)
 
     Host.run = run  # type: ignore[method-assign]
-    with netns.enter(), Host(port.tap, Watch(LONG), lambda _: None, brief=True) as host:
+    with netns.enter(), Host(port.tap, Deadline(LONG), lambda _: None, brief=True) as host:
         try:
             host.finish(attaching(host, port, Caller(port.tap), os.getppid(), [], NOBODY))
         except Failure as failure:
@@ -73,7 +75,7 @@ def having_it(netns: Namespace, port: Port) -> Iterator[int]:
 
 def up(netns: Namespace, port: Port, seconds: float = LONG) -> None:
     with netns.enter():
-        attach(port, Caller(port.tap), os.getpid(), [], Watch(seconds), lambda _: None)
+        attach(port, Caller(port.tap), os.getpid(), [], Deadline(seconds), lambda _: None)
 
 
 def test_root_has_the_network_when_a_user_has_had_it_long_enough(
@@ -96,7 +98,7 @@ def test_users_who_come_and_leave_do_not_pass_root(tmp_path: Path) -> None:
 
     def locking(*, last: bool = False) -> tuple[int, Task[None]]:
         descriptor = open_lock(str(tmp_path / "lock"))
-        return descriptor, lock_file(descriptor, Watch(LONG), "network lan", last=last)
+        return descriptor, lock_file(descriptor, Deadline(LONG), "network lan", last=last)
 
     def has_it(work: Task[None]) -> bool:
         return step(work) is None
@@ -124,11 +126,11 @@ def test_who_is_first_in_line_is_named(tmp_path: Path) -> None:
     path = str(tmp_path / "lock")
 
     holder = open_lock(path)
-    assert step(lock_file(holder, Watch(LONG), "network lan")) is None
+    assert step(lock_file(holder, Deadline(LONG), "network lan")) is None
     read, write = os.pipe()
 
     def stand_still() -> None:
-        step(lock_file(open_lock(path), Watch(LONG), "network lan"))
+        step(lock_file(open_lock(path), Deadline(LONG), "network lan"))
         os.write(write, b".")
         time.sleep(LONG)
 
@@ -137,7 +139,7 @@ def test_who_is_first_in_line_is_named(tmp_path: Path) -> None:
     os.close(holder)
     try:
         with pytest.raises(Failure) as caught:
-            finish(lock_file(open_lock(path), Watch(0.1), "network lan"), time.sleep)
+            finish(lock_file(open_lock(path), Deadline(0.1), "network lan"), time.sleep)
         assert f"process {pid} (" in str(caught.value)
     finally:
         os.kill(pid, 9)

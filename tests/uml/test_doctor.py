@@ -14,7 +14,7 @@ from lab.taps import carries
 from pyqemu_ifconf.policy import POLICY_VARIABLE
 from pyqemu_ifctl import scene
 from pyqemu_ifctl.doctor import doctor
-from pyqemu_ifup.manners import Watch
+from pyqemu_ifup.deadline import Deadline
 
 VLANS = (
     "networks: {lan: {bridge: br0}}\n"
@@ -120,10 +120,10 @@ def test_vlans_that_there_was_no_time_for_are_not_taken_for_absent(
             clinic.netns.run(["bridge", "vlan", "add", "dev", "eth0", "vid", str(vid)])
         clinic.policy(VLANS)
         assert clinic.find("uplink-vlan") == []
-        monkeypatch.setattr(scene, "settled", lambda host, failed: host.watch.allow(0.0))
+        monkeypatch.setattr(scene, "settled", lambda host, failed: host.deadline.allow(0.0))
         with netns.enter():
             answer = doctor(
-                {POLICY_VARIABLE: str(clinic.hooks.policy)}, Watch(60.0), print, as_json=True
+                {POLICY_VARIABLE: str(clinic.hooks.policy)}, Deadline(60.0), print, as_json=True
             )
         told = json.loads(answer.out)
         assert "the VLANs of ports: the time was up before" in told["unseen"]
