@@ -94,7 +94,7 @@ def test_each_file_is_run_by_one_half_and_a_failure_shows(tmp_path: Path) -> Non
     files = {(process, name.partition("::")[0]) for process, name in ran}
     assert len(files) == len(TREE), "a file is run by one process"
     assert done.returncode == 1
-    assert done.stdout.count("AssertionError: assert 'this' == 'wrong'") == 1
+    assert done.stdout.count("def test_it(): assert 'this' == 'wrong'\n") == 1
     assert sum(map(int, re.findall(r"(\d+) passed", done.stdout))) == 6
     assert sum(map(int, re.findall(r"(\d+) failed", done.stdout))) == 1
     assert re.search(r"^halves: \d+ s and \d+ s of tests$", done.stdout, re.MULTILINE)
