@@ -371,7 +371,7 @@ UNTOLD = {
     (f"{IFCTL}guests.py", "ask_any"): PASSED_ON,
     (f"{IFCTL}scene.py", "_nft_chains"): SEEN,
     (f"{IFCTL}scene.py", "_legacy_chains"): SEEN,
-    (f"{IFCTL}status.py", "find_view"): PASSED_ON,
+    (f"{IFCTL}status.py", "_find_view"): PASSED_ON,
     ("ifd/pyqemu_ifd/keeper.py", "take"): PASSED_ON,
     ("ifd/pyqemu_ifd/asking.py", "check_holder"): GONE,
     ("ifd/pyqemu_ifd/asking.py", "_ended"): GONE,
