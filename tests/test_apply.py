@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-import pyqemu_ifctl.apply
+import pyqemu_ifctl.in_force
 import pyqemu_ifup.change
 from lab.agent import Agent
 from lab.hooks import Hooks
@@ -32,7 +32,7 @@ from lab.told import run_told
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Policy
-from pyqemu_ifctl.apply import Guest, Outcome, find_guests
+from pyqemu_ifctl.in_force import Guest, Outcome, find_guests
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import Lock, lock_tap
@@ -557,7 +557,7 @@ def test_mute_vswitchd(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
             )
         ]
     )
-    monkeypatch.setattr("pyqemu_ifctl.apply.SETTLE", 0.1)
+    monkeypatch.setattr("pyqemu_ifctl.in_force.SETTLE", 0.1)
     site.ovs.vswitchd.stop()
     try:
         (outcome,) = reapply(site.netns, policy)
@@ -879,11 +879,11 @@ def overtaken(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> Non
     real = lock_tap
 
     def lock_late(index: int, deadline: Deadline) -> Task[Lock]:
-        monkeypatch.setattr(pyqemu_ifctl.apply, "lock_tap", real)
+        monkeypatch.setattr(pyqemu_ifctl.in_force, "lock_tap", real)
         act()
         return real(index, deadline)
 
-    monkeypatch.setattr(pyqemu_ifctl.apply, "lock_tap", lock_late)
+    monkeypatch.setattr(pyqemu_ifctl.in_force, "lock_tap", lock_late)
 
 
 def test_tap_that_is_made_anew_before_it_is_ours_is_left(
@@ -936,7 +936,7 @@ def test_guest_that_ends_meanwhile_is_no_failure(
         gone, _ = site.netns.tap("lan0"), site.netns.tap("lan1")
         assert set(results(site.apply(rule, taps=("lan0", "lan1"))).values()) == {"changed"}
         with monkeypatch.context() as patch:
-            patch.setattr(pyqemu_ifctl.apply, "find_guests", ending)
+            patch.setattr(pyqemu_ifctl.in_force, "find_guests", ending)
             assert results(site.apply(rule, taps=taps)) == wanted
         site.netns.close_kept()
 
@@ -1014,8 +1014,8 @@ def test_a_network_that_a_tap_has_left_and_that_stays_is_told(
         raise Failure(Status.REFUSED, "refused by the test")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pyqemu_ifctl.apply, "leaving_networks", refuse)
-        patch.setattr(pyqemu_ifctl.apply, "log", lambda _, line: lines.append(line))
+        patch.setattr(pyqemu_ifctl.in_force, "leaving_networks", refuse)
+        patch.setattr(pyqemu_ifctl.in_force, "log", lambda _, line: lines.append(line))
         assert site.apply("tap: web0, network: lan")["web0"].result == "changed"
     (told,) = [line for line in lines if line.startswith("web0: its network is left: ")]
     assert "natbr0" in site.netns.links()

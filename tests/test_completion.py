@@ -19,7 +19,7 @@ from lab.hooks import SOURCE_ROOTS, Hooks
 from lab.needs import lack
 from lab.netns import Namespace
 from pyqemu_ifctl.completion import bash, describe, zsh
-from pyqemu_ifctl.verbs import PROGRAM, Parser, build_parser
+from pyqemu_ifctl.parser import PROGRAM, Parser, build_parser
 
 PATIENCE = 60.0
 """Seconds that a shell may take to answer."""

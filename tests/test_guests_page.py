@@ -11,9 +11,16 @@ import pytest
 from lab.versions import VERSIONS, qemu_of
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Policy
-from pyqemu_ifctl.nics import by_hooks, legacy, legacy_on_netdevs, macs_of, modern, on_hubs
 from pyqemu_ifctl.place import Hooks
-from pyqemu_ifctl.qemu import check_arguments, find_qemu
+from pyqemu_ifctl.qemu.arguments import (
+    by_hooks,
+    legacy,
+    legacy_on_netdevs,
+    macs_of,
+    modern,
+    on_hubs,
+)
+from pyqemu_ifctl.qemu.binary import check_arguments, find_qemu
 
 PAGE = Path(__file__).parent.parent / "docs" / "guests.md"
 HOOKS = Hooks("/usr/local/bin/pyqemu-ifup", "/usr/local/bin/pyqemu-ifdown")

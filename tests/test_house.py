@@ -31,7 +31,7 @@ OWNER = {
     "yaml": "conf/pyqemu_ifconf/load.py",
     "pyroute2": "ifup/pyqemu_ifup/linux_bridge.py",
     "ovs": "ifup/pyqemu_ifup/openvswitch.py",
-    "qemu": "ifctl/pyqemu_ifctl/qmp.py",
+    "qemu": "ifctl/pyqemu_ifctl/qemu/qmp.py",
 }
 """Library -> the one module that may import it, at any depth."""
 
@@ -45,7 +45,7 @@ BROAD_ALLOWED = {
     ("ifd/pyqemu_ifd/server.py", "Server._hear"): "no client's packet or descriptor ends the agent",
     ("ifctl/pyqemu_ifctl/bounded.py", "attempt"): "nothing of one guest's ends a verb for others",
     ("ifctl/pyqemu_ifctl/bounded.py", "within.run"): "who waits raises it, in its own thread",
-    ("ifctl/pyqemu_ifctl/verbs.py", "answer_or_failure"): "the operator's door, to the same end",
+    ("ifctl/pyqemu_ifctl/parser.py", "answer_or_failure"): "the operator's door, to the same end",
 }
 """(file, function) -> why it catches everything."""
 
@@ -429,8 +429,8 @@ THIN = "ifd/pyqemu_ifd/thin.py"
 SHELL = "conf/pyqemu_ifconf/shell.py"
 QUOTED_ALREADY = {
     (THIN, "self.name"): "quoted as it is set; it imports nothing",
-    ("ifctl/pyqemu_ifctl/host_faults.py", "qemu.name"): "quotes the guest's name itself",
-    ("ifctl/pyqemu_ifctl/host_faults.py", "twin.name"): "likewise",
+    ("ifctl/pyqemu_ifctl/doctor/host.py", "qemu.name"): "quotes the guest's name itself",
+    ("ifctl/pyqemu_ifctl/doctor/host.py", "twin.name"): "likewise",
 }
 """(file, expression) -> why it is no bare name."""
 QUOTES = {

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import pyqemu_ifctl.run
+import pyqemu_ifctl.verbs.run
 from lab import boot
 from lab.hooks import Hooks
 from lab.needs import QEMU, lack, require
@@ -28,7 +28,7 @@ from lab.versions import VERSIONS, qemu_of
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import POLICY_VARIABLE
 from pyqemu_ifctl.main import NO_ARGUMENTS
-from pyqemu_ifctl.run import Nic, OwnTaps
+from pyqemu_ifctl.verbs.run import Nic, OwnTaps
 from pyqemu_ifup.manners import STOP_SIGNALS
 
 NETWORKS = {"lan": {"bridge": "br0"}, "big": {"bridge": "br0", "mtu": 1400}}
@@ -166,13 +166,13 @@ def test_what_fails_prints_a_word_that_no_qemu_takes(hooks: Hooks, status: int) 
     elif status == 66:
         hooks.policy.unlink()
     elif status == 70:
-        begin(hooks, "import pyqemu_ifctl.args\ndel pyqemu_ifctl.args.find_vm")
+        begin(hooks, "import pyqemu_ifctl.verbs.args\ndel pyqemu_ifctl.verbs.args.find_vm")
     elif status == 75:
         hanging = hooks.folder / "qemu-that-hangs"
         hanging.write_text("#!/bin/sh\nexec sleep 60\n")
         hanging.chmod(0o755)
         hooks.env["PATH"] = f"{hooks.folder}:{os.environ['PATH']}"
-        begin(hooks, "import pyqemu_ifctl.qemu\npyqemu_ifctl.qemu.SECONDS = 1")
+        begin(hooks, "import pyqemu_ifctl.qemu.binary\npyqemu_ifctl.qemu.binary.SECONDS = 1")
     elif status == 78:
         hooks.policy.chmod(0o666)
     words = FAILURES[status]
@@ -423,7 +423,7 @@ def test_what_root_s_run_cannot_take_back_is_told(
     write_switch(hooks, ovs)
     handlers = {each: signal.getsignal(each) for each in STOP_SIGNALS}
     lines: list[str] = []
-    monkeypatch.setattr(pyqemu_ifctl.run, "log", lambda _, line: lines.append(line))
+    monkeypatch.setattr(pyqemu_ifctl.verbs.run, "log", lambda _, line: lines.append(line))
     own = OwnTaps({POLICY_VARIABLE: str(hooks.policy)})
     try:
         with netns.enter():

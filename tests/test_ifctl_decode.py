@@ -11,7 +11,7 @@ import pytest
 
 from lab.hooks import Hooks
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifctl import decode
+from pyqemu_ifctl.verbs import decode
 
 INVALID = "the policy is invalid; pyqemu-ifctl check tells where"
 MISSING = "the script is missing or not executable, its interpreter is missing, or it is not ours"

@@ -19,7 +19,7 @@ from lab.sites import both_switches
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Vlan
 from pyqemu_ifctl.graph import NAME_MAX, Bridge, Uplink, as_dot, as_svg, find_bridges
-from pyqemu_ifctl.status import Row, System
+from pyqemu_ifctl.taps import Row, System
 from pyqemu_ifup.look import Link, OvsPort, Vid
 from pyqemu_ifup.stamp import Here
 

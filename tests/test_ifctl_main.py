@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from lab import answers
 from lab.hooks import SOURCE_ROOTS, Hooks
-from pyqemu_ifctl.verbs import build_parser
+from pyqemu_ifctl.parser import build_parser
 
 VERBS = ("check", "explain", "status", "gc", "agent", "decode", "version")
 
@@ -171,7 +171,8 @@ def test_no_verb_imports_what_it_does_not_need(
 BUG = """
 import sys
 sys.path[:0] = {roots!r}
-from pyqemu_ifctl import decode, main
+from pyqemu_ifctl.verbs import decode
+from pyqemu_ifctl import main
 decode.decode = lambda number: [][number]
 sys.argv = ["pyqemu-ifctl", "decode", "65"]
 raise SystemExit(main.main())

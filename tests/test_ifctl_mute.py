@@ -24,13 +24,14 @@ from lab.load import high_load
 from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
-from pyqemu_ifctl import scene
+from pyqemu_ifctl.doctor import scene
 from pyqemu_ifup import holders
 
 HANG = """
 import ctypes, sys, time
 sys.path[:0] = {roots!r}
-from pyqemu_ifctl import bounded, scene, status
+from pyqemu_ifctl import bounded, taps
+from pyqemu_ifctl.doctor import scene
 from pyqemu_ifup.manners import waiting_for
 
 def hang(*_arguments):
@@ -56,7 +57,7 @@ from pyqemu_ifctl.main import main
 raise SystemExit(main())
 """
 """pyqemu-ifctl where one part of the look, which the test chooses, does not end."""
-IN_TURN = "scene._look_at_needs = status._with_tables = "
+IN_TURN = "scene._look_at_needs = taps._with_tables = "
 APART = "bounded.PART = 1.5; scene._nft_chains = "
 LOAD = r"\(load \d+, processors \d+\)"
 BUSY = rf"this host is busy, or something does not answer {LOAD}"

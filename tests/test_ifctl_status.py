@@ -25,7 +25,7 @@ from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Deny, Leave, Place, Policy, Port, Vlan
 from pyqemu_ifctl import answer
 from pyqemu_ifctl.answer import width
-from pyqemu_ifctl.status import Row, State, System, as_list, as_object, as_table, rows, wanted
+from pyqemu_ifctl.taps import Row, State, System, as_list, as_object, as_table, rows, wanted
 from pyqemu_ifup.caller import process_start
 from pyqemu_ifup.guest import Unsaid
 from pyqemu_ifup.look import Link, OvsPort

@@ -12,7 +12,7 @@ import pytest
 
 from lab.needs import lack
 from pyqemu_ifctl.completion import Verb, describe
-from pyqemu_ifctl.verbs import build_parser
+from pyqemu_ifctl.parser import build_parser
 from test_house import ROOT
 from test_install import PROGRAMS
 

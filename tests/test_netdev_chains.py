@@ -382,7 +382,11 @@ def test_what_is_somebody_else_s_is_left_alone(
     assert (str(failed.value), failed.value.status) == (told.format(c=name), Status.DENIED)
     nft.remove("mv0", index)
     assert nft.read("mv0", index) == () and ruleset(wired) == before
-    wired.run(["nft", f"delete table {T}"])
+    wired.run(["sh", "-ec", str(failed.value).partition("; see what it is for, then ")[2]])
+    nft.load("mv0", index, both(index))
+    nft.remove("mv0", index)
+    nft.remove("mv1", other)
+    assert ruleset(wired) == ""
 
 
 def test_a_link_that_is_not_there_has_no_chains(wired: Namespace) -> None:

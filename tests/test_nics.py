@@ -15,8 +15,8 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.names import is_plain_tap_name, tap_name_of
 from pyqemu_ifconf.policy import Attach, Caller, Policy, Vlan, choose, decide
-from pyqemu_ifctl.args import find_macs
-from pyqemu_ifctl.nics import (
+from pyqemu_ifctl.place import Hooks, find_hooks
+from pyqemu_ifctl.qemu.arguments import (
     by_hooks,
     find_vm,
     legacy,
@@ -27,8 +27,8 @@ from pyqemu_ifctl.nics import (
     on_hubs,
     tap_by_descriptors,
 )
-from pyqemu_ifctl.place import Hooks, find_hooks
-from pyqemu_ifctl.qemu import check_arguments, find_qemu, models_of
+from pyqemu_ifctl.qemu.binary import check_arguments, find_qemu, models_of
+from pyqemu_ifctl.verbs.args import find_macs
 from pyqemu_ifup import own_mac
 
 HOOKS = Hooks("/opt/a,b/pyqemu-ifup", "/opt/a,b/pyqemu-ifdown")

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from lab.netns import Namespace
 from lab.qmp_peer import Peer, line, messages, places, put
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifctl import info
-from pyqemu_ifctl.guests import Guest
-from pyqemu_ifctl.qmp import GuestNic, _Nonsense, ask_nics, nic_of, read_network
-from pyqemu_ifctl.status import Row
+from pyqemu_ifctl.qemu import cards
+from pyqemu_ifctl.qemu.qmp import GuestNic, _Nonsense, ask_nics, nic_of, read_network
+from pyqemu_ifctl.qemu.running import Guest
+from pyqemu_ifctl.taps import Row
 from pyqemu_ifup.flows import parse_flow
 from pyqemu_ifup.links import (
     IFINFOMSG,
@@ -140,11 +140,11 @@ def test_a_qemu_that_answers_twice_or_hangs_up(ask: Ask) -> None:
 def _show(nics: list[GuestNic]) -> None:
     """Have `info` tell of them, in both forms."""
     guest = Guest(5, "web1", {7: "web0", 8: "\udcff"}, ())
-    sides = {"web0": info.Side(Row("web0", "ok", 3), None)}
-    told = info.Told(tuple(nics), "/q")
-    view = info.view_of(guest, told, sides, Failure(Status.NO_POLICY, "none"))
-    views = info._with_twins([view])
-    assert info.as_text(views).isprintable() is False and info.as_object(views).isascii()
+    sides = {"web0": cards.Side(Row("web0", "ok", 3), None)}
+    told = cards.Told(tuple(nics), "/q")
+    view = cards.view_of(guest, told, sides, Failure(Status.NO_POLICY, "none"))
+    views = cards._with_twins([view])
+    assert cards.as_text(views).isprintable() is False and cards.as_object(views).isascii()
 
 
 WORDS = st.lists(st.sampled_from((

@@ -16,9 +16,9 @@ from pyqemu_ifconf.load import SIZE_MAX, Source, parse_policy
 from pyqemu_ifconf.nodes import ERRORS_MAX
 from pyqemu_ifconf.policy import Caller, Policy, choose
 from pyqemu_ifconf.shell import sh
-from pyqemu_ifctl.check import find_warnings
-from pyqemu_ifctl.findings import find_all
-from pyqemu_ifctl.scene import Scene
+from pyqemu_ifctl.doctor.checks import find_all
+from pyqemu_ifctl.doctor.scene import Scene
+from pyqemu_ifctl.verbs.check import find_warnings
 from pyqemu_ifd import keeper
 from pyqemu_ifup.stamp import Here
 

@@ -73,6 +73,8 @@ PLAN = "test_ifctl_explain.py::test_its_commands_do_what_up_does_on_open_vswitch
 NETWORK = "test_explain_nat.py::test_the_look_afterwards_is_that_after_an_up"
 USER = "security/test_user.py::test_what_the_policy_denies_by_now_is_told_and_cut"
 ANEW = "test_unprivileged.py::test_what_root_makes_anew_for_a_user_is_the_user_s"
+CHAINS = "test_netdev_chains.py::test_what_is_printed_loads_the_same"
+OTHERS_CHAINS = "test_netdev_chains.py::test_what_is_somebody_else_s_is_left_alone"
 ADVERTISED = "test_nat.py::test_ipv6_by_advertisements_is_not_given_up"
 FILTERING = (
     "uml/test_vlan_aware_bridge.py::test_bridge_that_does_not_filter_is_refused_with_the_command"
@@ -91,48 +93,48 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     ("conf/pyqemu_ifconf/failure.py", "__init__"): (1, (SHOWS,)),
     ("conf/pyqemu_ifconf/trust.py", "_check_owner"): (1, (HERE,)),
     ("conf/pyqemu_ifconf/trust.py", "_check_owner_and_mode"): (1, (HERE,)),
-    (f"{IFCTL}agent.py", "_outdated"): (1, (AGENT,)),
-    (f"{IFCTL}agent.py", "_connect"): (1, (AGENT,)),
-    (f"{IFCTL}agent.py", "_mute"): (1, (AGENT,)),
-    (f"{IFCTL}agent.py", "_no_agent"): (1, (AGENT,)),
-    (f"{IFCTL}apply.py", "_network"): (1, (NETWORK_LEFT,)),
-    (f"{IFCTL}apply.py", "_unmarked"): (1, (UNMARKED,)),
-    (f"{IFCTL}apply.py", "_left"): (1, (UNCALLED,)),
-    (f"{IFCTL}args.py", "args"): (1, (SHOWS,)),
-    (f"{IFCTL}bridge_faults.py", "find_missing_bridges"): (2, (OF_OVS, DOCTOR)),
-    (f"{IFCTL}bridge_faults.py", "find_other_kinds"): (1, (DOCTOR,)),
-    (f"{IFCTL}bridge_faults.py", "find_bridges_down"): (1, (DOCTOR,)),
-    (f"{IFCTL}bridge_faults.py", "find_uplinks_down"): (1, (DOCTOR,)),
-    (f"{IFCTL}bridge_faults.py", "find_no_filtering"): (1, (VLANS,)),
-    (f"{IFCTL}bridge_faults.py", "find_lost_vlans"): (1, (VLANS,)),
-    (f"{IFCTL}bridge_faults.py", "_carry"): (3, (OF_OVS,)),
-    (f"{IFCTL}bridge_faults.py", "find_small_uplinks"): (1, (DOCTOR,)),
-    (f"{IFCTL}bridge_faults.py", "find_small_bridges"): (2, (DOCTOR, OF_OVS)),
-    (f"{IFCTL}bridge_faults.py", "find_loose_macs"): (1, (OF_OVS,)),
-    (f"{IFCTL}bridge_faults.py", "_set_mac"): (1, (DOCTOR,)),
-    (f"{IFCTL}bridge_faults.py", "find_slow_bridges"): (2, (DOCTOR, OF_OVS)),
-    (f"{IFCTL}explain.py", "_lines"): (9, (PLAN,)),
-    (f"{IFCTL}host_faults.py", "find_netfilter"): (2, (DOCTOR,)),
-    (f"{IFCTL}host_faults.py", "find_nat_tables"): (2, (DOCTOR,)),
-    (f"{IFCTL}host_faults.py", "find_bridge_filters"): (2, (DOCTOR,)),
-    (f"{IFCTL}host_faults.py", "find_closed_tun"): (1, (DOCTOR,)),
-    (f"{IFCTL}host_faults.py", "find_joined_taps"): (2, (OF_QEMU,)),
-    (f"{IFCTL}host_faults.py", "find_taps_off"): (1, (DOCTOR, OF_OVS)),
-    (f"{IFCTL}ovs_faults.py", "vswitchd_fault"): (1, (OF_OVS,)),
-    (f"{IFCTL}ovs_faults.py", "start_ovs"): (2, (OF_OVS,)),
-    (f"{IFCTL}ovs_faults.py", "find_ovs_errors"): (1, (OF_OVS,)),
-    (f"{IFCTL}ovs_faults.py", "find_stale_ports"): (1, (OF_OVS,)),
-    (f"{IFCTL}ovs_faults.py", "find_trunks"): (1, (OF_OVS,)),
-    (f"{IFCTL}policy_faults.py", "find_policy"): (8, (DOCTOR,)),
-    (f"{IFCTL}policy_faults.py", "find_unreachable_rules"): (1, (DOCTOR,)),
-    (f"{IFCTL}policy_faults.py", "find_long_globs"): (1, (DOCTOR,)),
-    (f"{IFCTL}policy_faults.py", "find_otherwise"): (1, (SHOWS,)),
+    (f"{IFCTL}verbs/agent.py", "_outdated"): (1, (AGENT,)),
+    (f"{IFCTL}verbs/agent.py", "_connect"): (1, (AGENT,)),
+    (f"{IFCTL}verbs/agent.py", "_mute"): (1, (AGENT,)),
+    (f"{IFCTL}verbs/agent.py", "_no_agent"): (1, (AGENT,)),
+    (f"{IFCTL}in_force.py", "_network"): (1, (NETWORK_LEFT,)),
+    (f"{IFCTL}in_force.py", "_unmarked"): (1, (UNMARKED,)),
+    (f"{IFCTL}in_force.py", "_left"): (1, (UNCALLED,)),
+    (f"{IFCTL}verbs/args.py", "args"): (1, (SHOWS,)),
+    (f"{IFCTL}doctor/bridges.py", "find_missing_bridges"): (2, (OF_OVS, DOCTOR)),
+    (f"{IFCTL}doctor/bridges.py", "find_other_kinds"): (1, (DOCTOR,)),
+    (f"{IFCTL}doctor/bridges.py", "find_bridges_down"): (1, (DOCTOR,)),
+    (f"{IFCTL}doctor/bridges.py", "find_uplinks_down"): (1, (DOCTOR,)),
+    (f"{IFCTL}doctor/bridges.py", "find_no_filtering"): (1, (VLANS,)),
+    (f"{IFCTL}doctor/bridges.py", "find_lost_vlans"): (1, (VLANS,)),
+    (f"{IFCTL}doctor/bridges.py", "_carry"): (3, (OF_OVS,)),
+    (f"{IFCTL}doctor/bridges.py", "find_small_uplinks"): (1, (DOCTOR,)),
+    (f"{IFCTL}doctor/bridges.py", "find_small_bridges"): (2, (DOCTOR, OF_OVS)),
+    (f"{IFCTL}doctor/bridges.py", "find_loose_macs"): (1, (OF_OVS,)),
+    (f"{IFCTL}doctor/bridges.py", "_set_mac"): (1, (DOCTOR,)),
+    (f"{IFCTL}doctor/bridges.py", "find_slow_bridges"): (2, (DOCTOR, OF_OVS)),
+    (f"{IFCTL}explanation.py", "_lines"): (9, (PLAN,)),
+    (f"{IFCTL}doctor/host.py", "find_netfilter"): (2, (DOCTOR,)),
+    (f"{IFCTL}doctor/host.py", "find_nat_tables"): (2, (DOCTOR,)),
+    (f"{IFCTL}doctor/host.py", "find_bridge_filters"): (2, (DOCTOR,)),
+    (f"{IFCTL}doctor/host.py", "find_closed_tun"): (1, (DOCTOR,)),
+    (f"{IFCTL}doctor/host.py", "find_joined_taps"): (2, (OF_QEMU,)),
+    (f"{IFCTL}doctor/host.py", "find_taps_off"): (1, (DOCTOR, OF_OVS)),
+    (f"{IFCTL}doctor/openvswitch.py", "vswitchd_fault"): (1, (OF_OVS,)),
+    (f"{IFCTL}doctor/openvswitch.py", "start_ovs"): (2, (OF_OVS,)),
+    (f"{IFCTL}doctor/openvswitch.py", "find_ovs_errors"): (1, (OF_OVS,)),
+    (f"{IFCTL}doctor/openvswitch.py", "find_stale_ports"): (1, (OF_OVS,)),
+    (f"{IFCTL}doctor/openvswitch.py", "find_trunks"): (1, (OF_OVS,)),
+    (f"{IFCTL}doctor/policy.py", "find_policy"): (8, (DOCTOR,)),
+    (f"{IFCTL}doctor/policy.py", "find_unreachable_rules"): (1, (DOCTOR,)),
+    (f"{IFCTL}doctor/policy.py", "find_long_globs"): (1, (DOCTOR,)),
+    (f"{IFCTL}doctor/policy.py", "find_otherwise"): (1, (SHOWS,)),
     (f"{IFCTL}rights.py", "find_lost"): (1, (OF_NOBODY,)),
     (f"{IFCTL}rights.py", "cut_command"): (1, (USER,)),
-    (f"{IFCTL}run.py", "tell_what_stays"): (1, (RUN_LEAVES,)),
-    (f"{IFCTL}run.py", "take_back"): (1, (RUN_TAKES_NOT_BACK,)),
-    (f"{IFCTL}scene.py", "look"): (2, (PACKAGE,)),
-    (f"{IFCTL}status.py", "rows"): (1, (EVERY_STATE,)),
+    (f"{IFCTL}verbs/run.py", "tell_what_stays"): (1, (RUN_LEAVES,)),
+    (f"{IFCTL}verbs/run.py", "take_back"): (1, (RUN_TAKES_NOT_BACK,)),
+    (f"{IFCTL}doctor/scene.py", "look"): (2, (PACKAGE,)),
+    (f"{IFCTL}taps.py", "rows"): (1, (EVERY_STATE,)),
     ("ifd/pyqemu_ifd/tidy.py", "_wanted"): (1, (ELSEWHERE,)),
     ("ifdown/pyqemu_ifdown/detach.py", "leave_to_gc"): (1, (WITHOUT,)),
     (f"{IFUP}access.py", "check_given"): (1, (START,)),
@@ -144,6 +146,9 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}dnsmasq.py", "serve"): (1, (TOLD,)),
     (f"{IFUP}dnsmasq.py", "_recorded"): (1, (HERE,)),
     (f"{IFUP}dnsmasq.py", "_start"): (1, (TOLD,)),
+    (f"{IFUP}drivers/nft.py", "_check_owner"): (2, (OTHERS_CHAINS,)),
+    (f"{IFUP}drivers/nft_words.py", "commands"): (2, (CHAINS,)),
+    (f"{IFUP}drivers/nft_words.py", "_chain_command"): (2, (CHAINS,)),
     (f"{IFUP}entitled.py", "check_owner"): (2, (START,)),
     (f"{IFUP}host.py", "open_databases"): (1, (TOLD,)),
     (f"{IFUP}linux_bridge.py", "_join"): (1, (HERE,)),
@@ -220,7 +225,7 @@ def commands_of(path: Path) -> Iterator[tuple[str, str]]:
 
 def test_each_command_has_a_situation() -> None:
     found: dict[tuple[str, str], list[str]] = {}
-    for path in sorted(ROOT.glob("*/pyqemu_if*/*.py")):
+    for path in sorted(ROOT.glob("*/pyqemu_if*/**/*.py")):
         if path.name != "shell.py":
             for function, text in commands_of(path):
                 found.setdefault((str(path.relative_to(ROOT)), function), []).append(text)
@@ -312,6 +317,7 @@ IN_WORDS = {
     "see whether systemd answers: systemctl status": SHOWS,
     "see journalctl --unit={}": SHOWS,
     "see dmesg(1)": SHOWS,
+    "see who does: nft monitor": SHOWS,
     "see ovs-vsctl show": SHOWS,
     "ovs-vsctl init has not been run": "no remedy: it says what is not so",
     "see pyqemu-ifd.socket: ListenSequentialPacket=": SHOWS,
@@ -357,21 +363,25 @@ GONE = "who asked has gone: nobody reads it"
 NAMES = "what a name may be says what to do"
 PASSED_ON = "another failure's words, or its own sentence, say it"
 SEEN = "it is told as what is not seen"
+FILTERED = "the network that has frames filtered says what to do"
 UNTOLD = {
     ("conf/pyqemu_ifconf/load.py", "_read_sources"): OF_A_FILE,
     ("conf/pyqemu_ifconf/trust.py", "_unreadable"): OF_A_FILE,
     ("conf/pyqemu_ifconf/trust.py", "_not_regular"): OF_A_FILE,
     ("conf/pyqemu_ifconf/trust.py", "_check_folder"): OF_A_FILE,
     ("conf/pyqemu_ifconf/names.py", "check_tap_name"): NAMES,
+    (f"{IFUP}drivers/nft.py", "prove"): FILTERED,
+    (f"{IFUP}drivers/nft.py", "_failure"): FILTERED,
+    (f"{IFUP}drivers/nft.py", "_check_link"): FILTERED,
     (f"{IFUP}entitled.py", "pick_name"): NAMES,
-    (f"{IFCTL}apply.py", "_deny"): "it is what was asked for",
+    (f"{IFCTL}in_force.py", "_deny"): "it is what was asked for",
     (f"{IFCTL}bounded.py", "bounded"): PASSED_ON,
     (f"{IFCTL}bounded.py", "attempt"): PASSED_ON,
-    (f"{IFCTL}gc.py", "_end"): PASSED_ON,
-    (f"{IFCTL}guests.py", "ask_any"): PASSED_ON,
-    (f"{IFCTL}scene.py", "_nft_chains"): SEEN,
-    (f"{IFCTL}scene.py", "_legacy_chains"): SEEN,
-    (f"{IFCTL}status.py", "_find_view"): PASSED_ON,
+    (f"{IFCTL}verbs/gc.py", "_end"): PASSED_ON,
+    (f"{IFCTL}qemu/running.py", "ask_any"): PASSED_ON,
+    (f"{IFCTL}doctor/scene.py", "_nft_chains"): SEEN,
+    (f"{IFCTL}doctor/scene.py", "_legacy_chains"): SEEN,
+    (f"{IFCTL}taps.py", "_find_view"): PASSED_ON,
     ("ifd/pyqemu_ifd/keeper.py", "take"): PASSED_ON,
     ("ifd/pyqemu_ifd/asking.py", "check_holder"): GONE,
     ("ifd/pyqemu_ifd/asking.py", "_ended"): GONE,
@@ -430,7 +440,7 @@ def texts_of(tree: ast.Module) -> Iterator[str]:
 def test_each_text_that_names_a_program_is_known() -> None:
     found = {
         text
-        for path in sorted(ROOT.glob("*/pyqemu_if*/*.py"))
+        for path in sorted(ROOT.glob("*/pyqemu_if*/**/*.py"))
         if path.name != "shell.py"
         for text in texts_of(ast.parse(path.read_text()))
         if TYPED.search(text)
@@ -465,7 +475,7 @@ def test_each_refusal_of_the_takeover_is_walked() -> None:
 
 def test_each_failure_says_what_to_do() -> None:
     untold: set[tuple[str, str]] = set()
-    for path in sorted(ROOT.glob("*/pyqemu_if*/*.py")):
+    for path in sorted(ROOT.glob("*/pyqemu_if*/**/*.py")):
         for function, call in failures_of(path):
             # NOTE: Forbidden and Lacking have a remedy of their own, a Fault a command or `do`.
             name = getattr(call.func, "id", "")

@@ -15,7 +15,7 @@ from lab.hooks import Hooks
 from lab.needs import QEMU, require
 from lab.netns import Namespace
 from lab.qemu import Qemu
-from pyqemu_ifctl.decode import MEANING
+from pyqemu_ifctl.verbs.decode import MEANING
 from test_house import ROOT, modules
 
 PAGE = ROOT / "docs" / "troubleshooting.md"

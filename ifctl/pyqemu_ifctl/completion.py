@@ -10,8 +10,8 @@ import argparse
 import sys
 from dataclasses import dataclass
 
-from pyqemu_ifctl.findings import CHECKS
-from pyqemu_ifctl.verbs import PROGRAM, build_parser
+from pyqemu_ifctl.doctor.checks import CHECKS
+from pyqemu_ifctl.parser import PROGRAM, build_parser
 
 TAPS, FILES, GUESTS, NETWORKS, NOTHING = "taps", "files", "vms", "networks", ""
 KINDS = {"TAP": TAPS, "FILE": FILES, "VM": GUESTS, "NET": NETWORKS, "NETWORK[,...]": NETWORKS}

@@ -14,7 +14,7 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Vlan
 from pyqemu_ifconf.shell import shown
 from pyqemu_ifctl.answer import width
-from pyqemu_ifctl.status import Row, State, System
+from pyqemu_ifctl.taps import Row, State, System
 from pyqemu_ifup.look import Link, OvsPort, show_vlan, vlan_of_vids
 from pyqemu_ifup.plan import vlan_of_columns
 

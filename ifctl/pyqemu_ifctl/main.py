@@ -49,7 +49,7 @@ def main() -> int:
 
 def _run(words: list[str], *, for_qemu: bool) -> int:
     """Run a verb and print what it answers; return its exit status. Raises OSError."""
-    from pyqemu_ifctl.verbs import answer_or_failure, cannot_write
+    from pyqemu_ifctl.parser import answer_or_failure, cannot_write
 
     answer: Answer = answer_or_failure(words)
     out = answer.out

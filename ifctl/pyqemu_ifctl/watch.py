@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from pyqemu_ifconf.shell import quote
-from pyqemu_ifctl.status import as_shown, find_view
+from pyqemu_ifctl.taps import as_shown, find_view
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.links import LinkEvents

@@ -20,7 +20,7 @@ from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.qemu import Qemu, end_daemon
 from pyqemu_ifconf.policy import POLICY_VARIABLE
-from pyqemu_ifctl.doctor import doctor
+from pyqemu_ifctl.verbs.doctor import doctor
 from pyqemu_ifup.deadline import Deadline
 
 PATIENCE = 60.0

@@ -20,7 +20,7 @@ from lab.race import Guest, fork, wait
 from lab.steps import Steps, be_traced
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Policy, Port, Vlan
-from pyqemu_ifctl.gc import gc
+from pyqemu_ifctl.verbs.gc import gc
 from pyqemu_ifd.keeper import PolicyKeeper
 from pyqemu_ifd.pool import Pool
 from pyqemu_ifd.tidy import Tidier

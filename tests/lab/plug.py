@@ -22,7 +22,7 @@ from lab.netns import Namespace
 from lab.taps import FRAME_MAX, Tap, frame, mac, tags
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Place, Policy, Port, Vlan
-from pyqemu_ifctl.apply import Outcome, apply_policy
+from pyqemu_ifctl.in_force import Outcome, apply_policy
 from pyqemu_ifdown.detach import detach
 from pyqemu_ifup.attach import attach
 from pyqemu_ifup.deadline import Deadline

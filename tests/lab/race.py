@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pyqemu_ifctl.apply
+import pyqemu_ifctl.in_force
 import pyqemu_ifup.lock
 from lab.netns import Namespace
 from lab.plug import ALLOWED
@@ -39,7 +39,7 @@ MOMENTS: tuple[tuple[Any, str], ...] = (
     (Database, "_commit"),
     (pyqemu_ifup.lock, "open_lock"),
     (pyqemu_ifup.lock.Lock, "close"),
-    (pyqemu_ifctl.apply, "find_holders"),
+    (pyqemu_ifctl.in_force, "find_holders"),
 )
 """Where a process can be stopped: right before each call of these."""
 

@@ -22,7 +22,7 @@ from lab.netns import Namespace
 from lab.plug import ALLOWED
 from lab.taps import FRAME_MAX, Tap, frame, mac, tags
 from pyqemu_ifconf.policy import Policy, Vlan
-from pyqemu_ifctl.apply import apply_policy
+from pyqemu_ifctl.in_force import apply_policy
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 

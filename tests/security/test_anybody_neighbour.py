@@ -32,13 +32,13 @@ from lab.race import fork, wait
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import POLICY_VARIABLE
 from pyqemu_ifctl.answer import wrap
-from pyqemu_ifctl.apply import _guest
 from pyqemu_ifctl.bounded import within
-from pyqemu_ifctl.guests import find_guests
-from pyqemu_ifctl.info import ask_each, info
-from pyqemu_ifctl.qmp import ask_nics
-from pyqemu_ifctl.scene import find_daemons
-from pyqemu_ifctl.status import natural
+from pyqemu_ifctl.doctor.scene import find_daemons
+from pyqemu_ifctl.in_force import _guest
+from pyqemu_ifctl.qemu.cards import ask_each, info
+from pyqemu_ifctl.qemu.qmp import ask_nics
+from pyqemu_ifctl.qemu.running import find_guests
+from pyqemu_ifctl.taps import natural
 from pyqemu_ifd.thin import may_change_links
 from pyqemu_ifup.caller import find_hook_at_work, process_start, read_status, real_uid
 from pyqemu_ifup.deadline import Deadline
@@ -201,7 +201,7 @@ def test_a_users_name_for_a_process_says_nothing(netns: Namespace) -> None:
     with neighbour(netns, name="\rUid:\t0") as one, neighbour(netns, name="\x0cX") as two:
         assert real_uid(one) == NOBODY
         assert read_status(two, ("Name", "Uid")).keys() == {"Name", "Uid"}
-        from pyqemu_ifctl.scene import _is_confined
+        from pyqemu_ifctl.doctor.scene import _is_confined
 
         assert _is_confined(two) is False
 
@@ -551,7 +551,7 @@ def test_who_is_mute_leaves_time_to_tell_it(
             (told,) = ask_each(find_guests().found, None, deadline)
             assert deadline.remaining() > 0.5
             assert told.status is Status.TRY_AGAIN
-            monkeypatch.setattr("pyqemu_ifctl.info.SPARE", 60.0)
+            monkeypatch.setattr("pyqemu_ifctl.qemu.cards.SPARE", 60.0)
             environ = {POLICY_VARIABLE: str(hooks.policy)}
             answer = info(None, None, environ, Deadline(60.0), print, as_json=True)
     finally:

@@ -39,20 +39,20 @@ from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Attach, Caller, Deny, Kind, Nat, Place, Policy, Port, Vlan
 from pyqemu_ifconf.shell import Command, ifctl, readable, sh
 from pyqemu_ifconf.trust import read_trusted
-from pyqemu_ifctl.apply import Guest as Applied
-from pyqemu_ifctl.apply import _denied, _left, _unmarked
-from pyqemu_ifctl.args import args
-from pyqemu_ifctl.explain import View, explain_port
-from pyqemu_ifctl.findings import find_all
-from pyqemu_ifctl.guests import Guest
-from pyqemu_ifctl.info import Side, Told, view_of
-from pyqemu_ifctl.info import _with_twins as with_twins
-from pyqemu_ifctl.info import as_text as info_text
-from pyqemu_ifctl.macs import nics_of
-from pyqemu_ifctl.qmp import Backend, GuestNic
+from pyqemu_ifctl.doctor.checks import find_all
+from pyqemu_ifctl.doctor.scene import Qemu, Scene
+from pyqemu_ifctl.explanation import View, explain_port
+from pyqemu_ifctl.in_force import Guest as Applied
+from pyqemu_ifctl.in_force import _denied, _left, _unmarked
+from pyqemu_ifctl.qemu.cards import Side, Told, view_of
+from pyqemu_ifctl.qemu.cards import _with_twins as with_twins
+from pyqemu_ifctl.qemu.cards import as_text as info_text
+from pyqemu_ifctl.qemu.command_nics import nics_of
+from pyqemu_ifctl.qemu.qmp import Backend, GuestNic
+from pyqemu_ifctl.qemu.running import Guest
 from pyqemu_ifctl.rights import find_lost
-from pyqemu_ifctl.scene import Qemu, Scene
-from pyqemu_ifctl.status import Row
+from pyqemu_ifctl.taps import Row
+from pyqemu_ifctl.verbs.args import args
 from pyqemu_ifd import thin
 from pyqemu_ifd.tidy import Tidier
 from pyqemu_ifdown.detach import leave_to_gc
@@ -484,22 +484,25 @@ def test_info_quotes_what_a_guest_says() -> None:
 WATCHED = {"sh", "vsctl", "ifctl", "nft_command", "write", "into", "edit"}
 """The functions of pyqemu_ifconf.shell by which others make a command of names."""
 NO_NAME = {
-    ("ifctl/pyqemu_ifctl/agent.py", "_connect"): "a unit of ours, one of two",
-    ("ifctl/pyqemu_ifctl/agent.py", "_mute"): "likewise",
-    ("ifctl/pyqemu_ifctl/agent.py", "_outdated"): "likewise",
-    ("ifctl/pyqemu_ifctl/agent.py", "_no_agent"): "likewise",
+    ("ifctl/pyqemu_ifctl/verbs/agent.py", "_connect"): "a unit of ours, one of two",
+    ("ifctl/pyqemu_ifctl/verbs/agent.py", "_mute"): "likewise",
+    ("ifctl/pyqemu_ifctl/verbs/agent.py", "_outdated"): "likewise",
+    ("ifctl/pyqemu_ifctl/verbs/agent.py", "_no_agent"): "likewise",
     ("ifup/pyqemu_ifup/tap_client.py", "_connect"): "likewise",
     ("ifup/pyqemu_ifup/main.py", "by_the_agent"): "likewise",
-    ("ifctl/pyqemu_ifctl/ovs_faults.py", "start_ovs"): "a unit of the distribution's",
+    ("ifctl/pyqemu_ifctl/doctor/openvswitch.py", "start_ovs"): "a unit of the distribution's",
     ("ifup/pyqemu_ifup/tun.py", "no_tun"): "/dev/net/tun",
     ("ifup/pyqemu_ifup/tun.py", "require_tun"): "likewise",
     ("ifup/pyqemu_ifup/tun.py", "_making"): "likewise",
-    ("ifctl/pyqemu_ifctl/host_faults.py", "find_closed_tun"): "likewise",
+    ("ifctl/pyqemu_ifctl/doctor/host.py", "find_closed_tun"): "likewise",
     (
-        "ifctl/pyqemu_ifctl/host_faults.py",
+        "ifctl/pyqemu_ifctl/doctor/host.py",
         "find_joined_taps",
     ): "a tap that its QEMU holds: the kernel tells its name, sh() quotes it",
-    ("ifctl/pyqemu_ifctl/run.py", "take_back"): "a tap that we make, of a plain name",
+    ("ifctl/pyqemu_ifctl/verbs/run.py", "take_back"): "a tap that we make, of a plain name",
+    ("ifup/pyqemu_ifup/drivers/nft.py", "_check_owner"): "a chain of a name that ours have",
+    ("ifup/pyqemu_ifup/drivers/nft_words.py", "commands"): "likewise",
+    ("ifup/pyqemu_ifup/drivers/nft_words.py", "_chain_command"): "likewise: the link's is quoted",
     ("ifup/pyqemu_ifup/dnsmasq.py", "serve"): "a network's name",
     ("ifup/pyqemu_ifup/dnsmasq.py", "_start"): "likewise",
     ("ifup/pyqemu_ifup/dnsmasq.py", "_recorded"): "likewise",
@@ -525,7 +528,7 @@ NO_NAME = {
 def places() -> dict[tuple[str, str, int, int], str]:
     """Return where the toolkit makes commands of what may be a name: file, function, lines."""
     found = {}
-    for path in sorted(ROOT.glob("*/pyqemu_if*/*.py")):
+    for path in sorted(ROOT.glob("*/pyqemu_if*/**/*.py")):
         tree = ast.parse(path.read_text())
         inside: list[tuple[ast.AST, str]] = [(tree, "")]
         while inside:

@@ -12,8 +12,8 @@ from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.taps import carries
 from pyqemu_ifconf.policy import POLICY_VARIABLE
-from pyqemu_ifctl import scene
-from pyqemu_ifctl.doctor import doctor
+from pyqemu_ifctl.doctor import scene
+from pyqemu_ifctl.verbs.doctor import doctor
 from pyqemu_ifup.deadline import Deadline
 
 VLANS = (

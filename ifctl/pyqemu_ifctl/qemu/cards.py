@@ -12,14 +12,21 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Nic, Policy
 from pyqemu_ifconf.shell import readable, shown
 from pyqemu_ifctl.answer import Answer, count, json_vlan, to_json, wrap
-from pyqemu_ifctl.args import host_id
 from pyqemu_ifctl.bounded import ALL, Parts, attempt
 from pyqemu_ifctl.databases import read_policy, worst
-from pyqemu_ifctl.guests import NO_MONITOR, Guest, each_in_time, find_guests, is_left_for, tap_of
-from pyqemu_ifctl.migration import find_away, find_states, may_be_away
-from pyqemu_ifctl.nics import macs_of
-from pyqemu_ifctl.qmp import Address, Backend, GuestNic, Joint, ask_nics, show
-from pyqemu_ifctl.status import Row, System, look, rows, wanted
+from pyqemu_ifctl.qemu.arguments import macs_of
+from pyqemu_ifctl.qemu.migration import find_away, find_states, may_be_away
+from pyqemu_ifctl.qemu.qmp import Address, Backend, GuestNic, Joint, ask_nics, show
+from pyqemu_ifctl.qemu.running import (
+    NO_MONITOR,
+    Guest,
+    each_in_time,
+    find_guests,
+    is_left_for,
+    tap_of,
+)
+from pyqemu_ifctl.taps import Row, System, look, rows, wanted
+from pyqemu_ifctl.verbs.args import host_id
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.holders import Holders, find_holders
 from pyqemu_ifup.host import Host

@@ -35,7 +35,7 @@ from pyqemu_ifup.holders import OTHERS, Holders, find_holders
 from pyqemu_ifup.manners import waiting_for
 
 if TYPE_CHECKING:
-    from pyqemu_ifctl.qmp import Address, Backend
+    from pyqemu_ifctl.qemu.qmp import Address, Backend
 
 PORT_MAX = 65535
 MONITORS_MAX = 8

@@ -21,7 +21,6 @@ from pyqemu_ifconf.policy import (
     port_on,
 )
 from pyqemu_ifconf.shell import ifctl, quote, readable, shown
-from pyqemu_ifctl.agent import remark
 from pyqemu_ifctl.answer import (
     FOUND,
     Answer,
@@ -42,6 +41,7 @@ from pyqemu_ifctl.databases import (
     worst,
 )
 from pyqemu_ifctl.rights import find_lost
+from pyqemu_ifctl.verbs.agent import remark
 from pyqemu_ifdown.gc import judge
 from pyqemu_ifup.caller import PID_MAX, login_of, read_number
 from pyqemu_ifup.deadline import Deadline

@@ -30,12 +30,19 @@ from pyqemu_ifctl.databases import (
     take_policy,
     take_sights,
 )
-from pyqemu_ifctl.guests import Guest, Guests, each_in_time, find_guests, is_left_for, leads_to
-from pyqemu_ifctl.macs import CommandNic, nics_of
-from pyqemu_ifctl.migration import States, find_away, find_states, may_be_away, may_join
 from pyqemu_ifctl.place import Hooks, know_hooks
+from pyqemu_ifctl.qemu.command_nics import CommandNic, nics_of
+from pyqemu_ifctl.qemu.migration import States, find_away, find_states, may_be_away, may_join
+from pyqemu_ifctl.qemu.running import (
+    Guest,
+    Guests,
+    each_in_time,
+    find_guests,
+    is_left_for,
+    leads_to,
+)
 from pyqemu_ifctl.rights import Lost, find_lost, find_off
-from pyqemu_ifctl.status import wanted as is_wanted
+from pyqemu_ifctl.taps import wanted as is_wanted
 from pyqemu_ifup import nft
 from pyqemu_ifup.caller import Option, command_line, read_program, read_status, real_uid
 from pyqemu_ifup.deadline import Deadline
@@ -54,8 +61,8 @@ from pyqemu_ifup.task import finish
 from pyqemu_ifup.tun import TUN, require_tun
 
 if TYPE_CHECKING:
-    from pyqemu_ifctl.fault import Wanted
-    from pyqemu_ifctl.qmp import Joint
+    from pyqemu_ifctl.doctor.finding import Wanted
+    from pyqemu_ifctl.qemu.qmp import Joint
 
 DEFAULT_SCRIPTS = {"script": "/etc/qemu-ifup", "downscript": "/etc/qemu-ifdown"}
 """What QEMU calls for a tap where it is told nothing (configure, --sysconfdir=/etc)."""
@@ -166,7 +173,7 @@ class Scene:
     @cached_property
     def wanted(self) -> dict[str, list[Wanted]]:
         """What the policy wants of each bridge."""
-        from pyqemu_ifctl.fault import wants
+        from pyqemu_ifctl.doctor.finding import wants
 
         found: dict[str, list[Wanted]] = {}
         for want in wants(self.policy):

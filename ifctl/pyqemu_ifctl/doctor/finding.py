@@ -9,7 +9,7 @@ from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Network, Place, Policy, Rule, Vlan, merge
 from pyqemu_ifconf.shell import Command
 from pyqemu_ifconf.values import VID_MAX
-from pyqemu_ifctl.scene import Scene
+from pyqemu_ifctl.doctor.scene import Scene
 
 
 @dataclass(frozen=True)

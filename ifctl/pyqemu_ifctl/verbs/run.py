@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifctl.answer import Answer
-from pyqemu_ifctl.nics import NO_NIC, device, find_vm, tap_by_descriptors, user_mode
+from pyqemu_ifctl.qemu.arguments import NO_NIC, device, find_vm, tap_by_descriptors, user_mode
 from pyqemu_ifup.deadline import GRACE, Deadline
 from pyqemu_ifup.manners import STOP_SIGNALS, log, narrator, say, within_deadline
 from pyqemu_ifup.tap_client import QUEUES_MAX, NoAgent, NoTap, ask_for_tap, find_socket
@@ -249,7 +249,7 @@ def _refuse_twice(ids: Sequence[str]) -> None:
 def _of_vm(name: str, environ: Mapping[str, str]) -> list[Nic]:
     """Return the NICs of a guest of the policy's. Raises Failure."""
     from pyqemu_ifconf.load import load_host_policy
-    from pyqemu_ifctl.args import find_macs
+    from pyqemu_ifctl.verbs.args import find_macs
 
     policy = load_host_policy(environ)
     vm = find_vm(policy, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyqemu_ifctl.answer import Answer, lay_out, to_json
-from pyqemu_ifctl.qemu import Model, find_qemu, models_of
+from pyqemu_ifctl.qemu.binary import Model, find_qemu, models_of
 
 HEADS = ("MODEL", "BUS", "ALIAS", "DESCRIPTION")
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Policy, is_left
 from pyqemu_ifconf.shell import all_of, ifctl, nft_command, quote, readable, sh, takeover
-from pyqemu_ifctl.fault import Fault, fault_of
-from pyqemu_ifctl.guests import tap_of
-from pyqemu_ifctl.scene import DEFAULT_SCRIPTS, HELPERS, Qemu, Scene, helpers_of, script_of
+from pyqemu_ifctl.doctor.finding import Fault, fault_of
+from pyqemu_ifctl.doctor.scene import DEFAULT_SCRIPTS, HELPERS, Qemu, Scene, helpers_of, script_of
+from pyqemu_ifctl.qemu.running import tap_of
 from pyqemu_ifup.caller import Option, bounded
 from pyqemu_ifup.hubs import NAMED_MAX, REMEDY, WHY, WHY_MIXED, Hub, call_it, find_hubs, tap_name
 from pyqemu_ifup.nat import table_name

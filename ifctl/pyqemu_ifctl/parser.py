@@ -206,20 +206,20 @@ def run(args: argparse.Namespace) -> Answer:
         found = policy.networks if args.what == "networks" else policy.vms
         return Answer("".join(f"{name}\n" for name in found))
     if args.verb == "decode":
-        from pyqemu_ifctl import decode
+        from pyqemu_ifctl.verbs import decode
 
         return decode.answer(args.status, as_json=args.json)
     if args.verb == "check":
-        from pyqemu_ifctl.check import check
+        from pyqemu_ifctl.verbs.check import check
 
         return check(args.files, os.environ, as_json=args.json)
     if args.verb == "run":
-        from pyqemu_ifctl.run import run as run_qemu
+        from pyqemu_ifctl.verbs.run import run as run_qemu
 
         answer = run_qemu(args.vm, args.nic, args.command, os.environ)
         return Answer("", answer.status, tuple(map(_line, answer.remarks)))
     if args.verb == "args":
-        from pyqemu_ifctl.args import args as write_args
+        from pyqemu_ifctl.verbs.args import args as write_args
 
         return write_args(
             args.vm,
@@ -231,16 +231,16 @@ def run(args: argparse.Namespace) -> Answer:
             as_json=args.json,
         )
     if args.verb == "models":
-        from pyqemu_ifctl.models import models
+        from pyqemu_ifctl.verbs.models import models
 
         return models(args.qemu, as_json=args.json)
     if args.verb == "agent":
-        from pyqemu_ifctl.agent import agent
+        from pyqemu_ifctl.verbs.agent import agent
 
         answer = agent(as_json=args.json)
         return Answer(answer.out, answer.status, tuple(map(_line, answer.remarks)))
     if args.verb == "apply":
-        from pyqemu_ifctl.apply import apply
+        from pyqemu_ifctl.in_force import apply
 
         if args.exit_code and not args.dry_run:
             raise Failure(
@@ -285,22 +285,22 @@ def run(args: argparse.Namespace) -> Answer:
     with within_deadline(TIMEOUT, hook=False) as deadline:
         if args.verb == "explain":
             from pyqemu_ifconf.policy import Caller
-            from pyqemu_ifctl.explain import explain
+            from pyqemu_ifctl.explanation import explain
 
             caller = Caller(args.tap, args.vm, args.netdev, _mac(args.mac), args.user)
             answer = explain(caller, args.network, os.environ, deadline, tell, as_json=args.json)
         elif args.verb == "doctor":
-            from pyqemu_ifctl.doctor import doctor
+            from pyqemu_ifctl.verbs.doctor import doctor
 
             answer = doctor(
                 os.environ, deadline, tell, as_json=args.json, names=args.checks, quiet=args.quiet
             )
         elif args.verb == "info":
-            from pyqemu_ifctl.info import info
+            from pyqemu_ifctl.qemu.cards import info
 
             answer = info(args.vm, args.qmp, os.environ, deadline, tell, as_json=args.json)
         elif args.verb == "status":
-            from pyqemu_ifctl.status import status
+            from pyqemu_ifctl.taps import status
 
             answer = status(
                 tap,
@@ -312,7 +312,7 @@ def run(args: argparse.Namespace) -> Answer:
                 exit_code=args.exit_code,
             )
         else:
-            from pyqemu_ifctl.gc import gc
+            from pyqemu_ifctl.verbs.gc import gc
 
             answer = gc(tap, os.environ, deadline, tell, dry_run=args.dry_run, as_json=args.json)
     return Answer(answer.out, answer.status, tuple(map(_line, answer.remarks)))

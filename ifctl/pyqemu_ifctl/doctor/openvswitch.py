@@ -9,8 +9,8 @@ from typing import Literal
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Policy, is_left
 from pyqemu_ifconf.shell import Command, ifctl, quote, readable, sh, vsctl
-from pyqemu_ifctl.fault import Fault, each_bridge, wanted_kind
-from pyqemu_ifctl.scene import Daemon, Scene
+from pyqemu_ifctl.doctor.finding import Fault, each_bridge, wanted_kind
+from pyqemu_ifctl.doctor.scene import Daemon, Scene
 from pyqemu_ifdown.gc import judge
 from pyqemu_ifup.look import OvsPort, OvsSwitch
 

@@ -10,7 +10,8 @@ from pyqemu_ifconf.load import load_host_policy
 from pyqemu_ifconf.policy import Policy, Vm
 from pyqemu_ifconf.shell import sh
 from pyqemu_ifctl.answer import Answer, to_json
-from pyqemu_ifctl.nics import (
+from pyqemu_ifctl.place import find_hooks
+from pyqemu_ifctl.qemu.arguments import (
     Macs,
     by_hooks,
     find_vm,
@@ -20,8 +21,7 @@ from pyqemu_ifctl.nics import (
     modern,
     on_hubs,
 )
-from pyqemu_ifctl.place import find_hooks
-from pyqemu_ifctl.qemu import check_arguments, find_qemu
+from pyqemu_ifctl.qemu.binary import check_arguments, find_qemu
 from pyqemu_ifup import own_mac
 
 

@@ -11,8 +11,8 @@ from pyqemu_ifconf.index import fold
 from pyqemu_ifconf.names import NAME_MAX
 from pyqemu_ifconf.policy import POLICY_VARIABLE, MatchKey, Rule
 from pyqemu_ifconf.shell import all_of, edit, file, ifctl, quote, readable, sh
-from pyqemu_ifctl.fault import Fault
-from pyqemu_ifctl.scene import Scene, is_closed
+from pyqemu_ifctl.doctor.finding import Fault
+from pyqemu_ifctl.doctor.scene import Scene, is_closed
 
 Words = Mapping[MatchKey, set[str]]
 WORK_MAX = 400_000

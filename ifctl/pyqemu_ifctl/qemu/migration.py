@@ -10,10 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure
-from pyqemu_ifctl.guests import Guest, ask_any, each_in_time
+from pyqemu_ifctl.qemu.running import Guest, ask_any, each_in_time
 
 if TYPE_CHECKING:
-    from pyqemu_ifctl.qmp import State
+    from pyqemu_ifctl.qemu.qmp import State
 
 AWAY = frozenset(("inmigrate", "postmigrate", "finish-migrate", "restore-vm"))
 """States of a QEMU (RunState of its QAPI) in which its guest does not run, but may elsewhere."""
@@ -25,7 +25,7 @@ States = Mapping[int, "State | Failure"]
 
 def find_states(guests: Sequence[Guest], *, joints: Collection[int] = ()) -> States:
     """Ask each QEMU how it is, and those of the processes `joints` what their hubs join."""
-    from pyqemu_ifctl.qmp import ask_state
+    from pyqemu_ifctl.qemu.qmp import ask_state
 
     def ask(guest: Guest) -> State:
         return ask_any(guest, partial(ask_state, joints=guest.pid in joints), PATIENCE)

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pyqemu_ifconf.failure import Status
 from pyqemu_ifconf.shell import shown
 from pyqemu_ifctl.answer import FOUND, Answer, count, to_json, wrap
-from pyqemu_ifctl.findings import Finding, checks_of, find_all
-from pyqemu_ifctl.scene import look
+from pyqemu_ifctl.doctor.checks import Finding, checks_of, find_all
+from pyqemu_ifctl.doctor.scene import look
 from pyqemu_ifup.deadline import Deadline
 
 

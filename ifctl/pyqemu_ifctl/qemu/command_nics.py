@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyqemu_ifctl.guests import Guest
+from pyqemu_ifctl.qemu.running import Guest
 from pyqemu_ifup.caller import Option, canonical_mac
 
 DEFAULT_MAC = "52:54:00:12:34:56"

@@ -17,9 +17,9 @@ from pyqemu_ifconf.shell import Command, ifctl, readable, shown
 from pyqemu_ifctl.answer import FOUND, Answer, count, json_differences, to_json, wrap
 from pyqemu_ifctl.bounded import attempt, within
 from pyqemu_ifctl.databases import addresses, find_policy, open_each
-from pyqemu_ifctl.guests import guest_of, is_here, is_qemu, leads_to, runs_qemu, tap_of
+from pyqemu_ifctl.qemu.running import guest_of, is_here, is_qemu, leads_to, runs_qemu, tap_of
 from pyqemu_ifctl.rights import cut_command
-from pyqemu_ifctl.status import natural, stamp_of
+from pyqemu_ifctl.taps import natural, stamp_of
 from pyqemu_ifdown.detach import detaching_alone
 from pyqemu_ifup.access import ROOT, check_given, find_user, is_root_made, may_still
 from pyqemu_ifup.attach import success_line
@@ -533,7 +533,7 @@ def _tell_guest(guest: Guest, change: Change) -> str | None:
     if not words or not is_qemu(words):
         return None
     # NOTE: it costs a fifth of a second, and most runs tell no guest anything.
-    from pyqemu_ifctl.qmp import renew_link
+    from pyqemu_ifctl.qemu.qmp import renew_link
 
     qemu = guest_of(guest.pid, words, find_holders().of_process(guest.pid))
     why = "its QEMU has no QMP socket"

@@ -8,8 +8,15 @@ from dataclasses import replace
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Kind, Network, Place, each_port
 from pyqemu_ifconf.shell import Command, all_of, edit, quote, sh, vsctl
-from pyqemu_ifctl.fault import Fault, each_bridge, fault_of, kinds_of, vids_wanted, wanted_kind
-from pyqemu_ifctl.scene import Scene
+from pyqemu_ifctl.doctor.finding import (
+    Fault,
+    each_bridge,
+    fault_of,
+    kinds_of,
+    vids_wanted,
+    wanted_kind,
+)
+from pyqemu_ifctl.doctor.scene import Scene
 from pyqemu_ifup.look import FRESH, Link, OvsPort, Seen, spans
 from pyqemu_ifup.on_port import Sitting, find_sitting
 from pyqemu_ifup.own_mac import NO_MAC, mac_for
