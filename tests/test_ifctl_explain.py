@@ -405,7 +405,7 @@ def test_both_forms_are_labelled_in_json() -> None:
         "decision": "attach",
         "rule": "policy.yaml:13",
         "passed_over": [
-            {"rule": str(passed.rule.place), "because": passed.because}
+            {"rule": str(passed.rule.position), "because": passed.because}
             for passed in decision.passed_over
         ],
         "port": {

@@ -22,7 +22,7 @@ from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.told import run_told
 from pyqemu_ifconf.load import Source, parse_policy
-from pyqemu_ifconf.policy import Deny, Leave, Place, Policy, Port, Vlan
+from pyqemu_ifconf.policy import Deny, Leave, Policy, Port, Position, Vlan
 from pyqemu_ifctl import answer
 from pyqemu_ifctl.answer import width
 from pyqemu_ifctl.taps import Row, State, System, as_list, as_object, as_table, rows, wanted
@@ -34,11 +34,11 @@ from pyqemu_ifup.stamp import Here, Stamp, find_here, format_alias
 
 DB = "unix:/run/db"
 HERE = Here("b007-1d", "4:42")
-PLACE = Place("policy.yaml", 5, 5)
+POSITION = Position("policy.yaml", 5, 5)
 LAN = Stamp("lan", "linux", "br0", "web1", 0, 0)
 SW = Stamp("sw", "openvswitch", "br-int", "web1", 0, 0, DB)
-LAN_PORT = Port("tap0", "lan", "br0", PLACE)
-SW_PORT = Port("tap0", "sw", "br-int", PLACE, ovsdb=DB, vlan=Vlan(100))
+LAN_PORT = Port("tap0", "lan", "br0", POSITION)
+SW_PORT = Port("tap0", "sw", "br-int", POSITION, ovsdb=DB, vlan=Vlan(100))
 
 TAP = Link(
     index=7,

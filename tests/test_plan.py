@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import pyqemu_ifup.stamp
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Place, Port, Vlan
+from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Port, Position, Vlan
 from pyqemu_ifdown.detach import plan_down
 from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, ranges, show_vlan, vlan_of_vids, wanted_vids
 from pyqemu_ifup.plan import (
@@ -63,8 +63,8 @@ from pyqemu_ifup.stamp import (
 )
 
 HERE = Here("boot-1", "4:7")
-PLACE = Place("/etc/pyqemu-ifup/policy.yaml", 7, 5)
-PORT = Port("web0", "lan", "br0", PLACE)
+POSITION = Position("/etc/pyqemu-ifup/policy.yaml", 7, 5)
+PORT = Port("web0", "lan", "br0", POSITION)
 VLAN = Vlan(100)
 NATIVE = Vlan(10, (20, 30, 31))
 

@@ -21,9 +21,9 @@ from pyqemu_ifconf.policy import (
     Leave,
     MatchKey,
     Network,
-    Place,
     Policy,
     Port,
+    Position,
     Rule,
     Vlan,
     choose,
@@ -130,7 +130,7 @@ def policy_of(text: str) -> Policy:
 
 
 def port(tap: str, line: int) -> Port:
-    return Port(tap, "lan", "br0", Place("policy.yaml", line, 5))
+    return Port(tap, "lan", "br0", Position("policy.yaml", line, 5))
 
 
 def test_a_tap_is_left_alone_for_root_only() -> None:
@@ -150,7 +150,7 @@ TENANTS = Port(
     "web0",
     "tenants",
     "br-int",
-    Place("policy.yaml", 14, 5),
+    Position("policy.yaml", 14, 5),
     kind="openvswitch",
     ovsdb="tcp:127.0.0.1:6640",
     mtu=8950,
@@ -163,7 +163,7 @@ BARE = Port(
     "bare0",
     "tenants",
     "br-int",
-    Place("policy.yaml", 15, 5),
+    Position("policy.yaml", 15, 5),
     kind="openvswitch",
     ovsdb="tcp:127.0.0.1:6640",
 )
@@ -171,7 +171,7 @@ OWN = Port(
     "own0",
     "tenants",
     "br-int",
-    Place("policy.yaml", 17, 5),
+    Position("policy.yaml", 17, 5),
     kind="openvswitch",
     ovsdb="tcp:127.0.0.1:6640",
     mtu=None,
@@ -211,19 +211,19 @@ def test_decide(caller: Caller, wanted: Port | None, because: str | None) -> Non
     else:
         assert isinstance(decision, Attach)
         assert decision.port == replace(wanted, tap=caller.tap)
-        assert decision.rule is not None and decision.rule.place == decision.port.place
+        assert decision.rule is not None and decision.rule.position == decision.port.position
 
 
 def test_passed_over_says_why() -> None:
     decision = decide(policy_of(POLICY), Caller("t9", vm="gw", mac="00:00:00:00:00:01"))
-    assert [(over.rule.place.line, over.because) for over in decision.passed_over] == [
+    assert [(over.rule.position.line, over.because) for over in decision.passed_over] == [
         (14, "tap web* does not match t9"),
         (15, "tap bare* does not match t9"),
         (17, "tap own* does not match t9"),
         (19, "none of mac 52:54:00:*, AA:* matches 00:00:00:00:00:01"),
         (20, "netdev is unknown"),
     ]
-    assert decision.rule is not None and decision.rule.place.line == 21
+    assert decision.rule is not None and decision.rule.position.line == 21
 
 
 def test_no_rules_deny() -> None:
@@ -242,7 +242,7 @@ def test_of_many_rules_the_right_one_decides() -> None:
 
 def test_port_on_a_network_by_name() -> None:
     policy = policy_of(POLICY)
-    assert port_on(policy, "lan", "x9") == Port("x9", "lan", "br0", Place("policy.yaml", 3, 3))
+    assert port_on(policy, "lan", "x9") == Port("x9", "lan", "br0", Position("policy.yaml", 3, 3))
     named = port_on(policy, "tenants", "web0")
     assert (named.vlan, named.external_ids) == (TENANTS.vlan, TENANTS.external_ids)
 
@@ -267,7 +267,7 @@ def test_a_network_may_unset_what_it_does_not_have() -> None:
     policy = policy_of(
         "version: 1\nnetworks: {l: {bridge: b, vlan: none, external_ids: {a: none}}}"
     )
-    assert port_on(policy, "l", "t") == Port("t", "l", "b", Place("policy.yaml", 2, 12))
+    assert port_on(policy, "l", "t") == Port("t", "l", "b", Position("policy.yaml", 2, 12))
 
 
 def test_policy_asks_only_for_what_a_rule_looks_at() -> None:
@@ -296,13 +296,13 @@ CALLER = st.builds(
 def test_the_quick_choice_is_the_decision(
     rules: list[dict[MatchKey, list[str]]], callers: list[Caller]
 ) -> None:
-    place = Place("policy.yaml", 1, 1)
+    position = Position("policy.yaml", 1, 1)
     policy = Policy(
         ("policy.yaml",),
-        {"lan": Network("lan", place, "br0")},
+        {"lan": Network("lan", position, "br0")},
         tuple(
             Rule(
-                replace(place, line=line),
+                replace(position, line=line),
                 {key: tuple(globs) for key, globs in rule.items()},
                 *(("lan", None) if line % 2 else (None, "no")),
             )
@@ -372,7 +372,7 @@ def test_what_a_user_can_make_up_changes_no_settings(
     ):
         decision = decide(policy, who)
         assert decision.rule is not None
-        assert decision.rule.place.line == line, who
+        assert decision.rule.position.line == line, who
         assert choose(policy, who).rule is decision.rule
         for passed in decision.passed_over:
             assert ("counts for no unprivileged user" in passed.because) is (

@@ -143,6 +143,6 @@ def test_json_is_a_policy_too() -> None:
 
 def test_place_is_of_the_rule_and_of_the_network() -> None:
     policy = policy_of("version: 1\nnetworks:\n\n  e: {bridge: b}\n")
-    assert str(policy.networks["e"].place) == "policy.yaml:4"
+    assert str(policy.networks["e"].position) == "policy.yaml:4"
     rule = rule_of("tap: a")
-    assert (str(rule.place), rule.place.column) == ("policy.yaml:3", 5)
+    assert (str(rule.position), rule.position.column) == ("policy.yaml:3", 5)

@@ -879,7 +879,7 @@ def test_files_are_one_policy() -> None:
         ]
     )
     assert policy.files == ("10.yaml", "20.yaml", "policy.yaml")
-    assert [str(rule.place) for rule in policy.rules] == ["10.yaml:2", "20.yaml:3"]
+    assert [str(rule.position) for rule in policy.rules] == ["10.yaml:2", "20.yaml:3"]
     assert (list(policy.networks), policy.timeout) == (["lan"], 5)
     assert not policy.bridge_conf
 

@@ -36,7 +36,7 @@ DEFAULT_MODEL = "virtio-net-pci"
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """Where something stands in a policy; line and column count from 1."""
 
     file: str
@@ -48,7 +48,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        """The place without the file's folder, as marks and syslog have it."""
+        """The position without the file's folder, as marks and syslog have it."""
         return f"{self.file.rpartition('/')[2]}:{self.line}"
 
 
@@ -173,7 +173,7 @@ class Port:
     tap: str
     network: str
     bridge: str
-    place: Place
+    position: Position
     kind: Kind | None = None
     ovsdb: str = DEFAULT_OVSDB
     mtu: int | None = None
@@ -204,7 +204,7 @@ class Network:
     """
 
     name: str
-    place: Place
+    position: Position
     bridge: str
     kind: Kind | None = None
     ovsdb: str = DEFAULT_OVSDB
@@ -224,7 +224,7 @@ class Rule:
     `of_nic`: a NIC of `vms` is the rule, for its own tap and no other.
     """
 
-    place: Place
+    position: Position
     match: Mapping[MatchKey, tuple[str, ...]]
     network: str | None = None
     deny: str | None = None
@@ -257,7 +257,7 @@ class Nic:
     want.
     """
 
-    place: Place
+    position: Position
     id: str
     network: str | None = None
     tap: str = ""
@@ -279,7 +279,7 @@ class Vm:
     """
 
     name: str
-    place: Place
+    position: Position
     nics: tuple[Nic, ...]
     users: tuple[str, ...] | None = None
 
@@ -382,7 +382,7 @@ def _outcome(policy: Policy, rule: Rule, caller: Caller) -> Decision:
         return Deny(rule.deny or "", rule)
     network = policy.networks[rule.network]
     settings = merge(network.settings, rule.settings)
-    return Attach(_port(network, settings, caller.tap, rule.place), rule)
+    return Attach(_port(network, settings, caller.tap, rule.position), rule)
 
 
 def is_left(policy: Policy, tap: str) -> bool:
@@ -404,17 +404,17 @@ def port_on(policy: Policy, network_name: str, tap: str) -> Port:
             "the policy does not define it",
             f"the networks are {known}" if known else "the policy defines no network at all",
         )
-    return _port(network, merge(Settings(), network.settings), tap, network.place)
+    return _port(network, merge(Settings(), network.settings), tap, network.position)
 
 
 def each_port(policy: Policy) -> Iterator[Port]:
     """Yield what a tap without a name gets on each network, then by each rule that has one."""
     for network in policy.networks.values():
-        yield _port(network, merge(Settings(), network.settings), "", network.place)
+        yield _port(network, merge(Settings(), network.settings), "", network.position)
     for rule in policy.rules:
         if rule.network is not None:
             network = policy.networks[rule.network]
-            yield _port(network, merge(network.settings, rule.settings), "", rule.place)
+            yield _port(network, merge(network.settings, rule.settings), "", rule.position)
 
 
 def find_nic(policy: Policy, network: str, tap: str) -> tuple[Vm, Nic] | None:
@@ -428,14 +428,14 @@ def find_nic(policy: Policy, network: str, tap: str) -> tuple[Vm, Nic] | None:
 
 def nic_rule(nic: Nic) -> Rule:
     """Return the rule that a NIC on a network is for its tap."""
-    return Rule(nic.place, {"tap": (nic.tap,)}, nic.network, settings=nic.settings, of_nic=True)
+    return Rule(nic.position, {"tap": (nic.tap,)}, nic.network, settings=nic.settings, of_nic=True)
 
 
 def nic_port(policy: Policy, nic: Nic) -> Port:
     """Return the Port of a NIC on a network."""
     assert nic.network is not None  # of a NIC in user mode there is none
     network = policy.networks[nic.network]
-    return _port(network, merge(network.settings, nic.settings), nic.tap, nic.place)
+    return _port(network, merge(network.settings, nic.settings), nic.tap, nic.position)
 
 
 def policy_asks(policy: Policy, key: MatchKey) -> bool:
@@ -522,7 +522,7 @@ def _set_pairs(value: object) -> object:
     return value
 
 
-def _port(network: Network, settings: Settings, tap: str, place: Place) -> Port:
+def _port(network: Network, settings: Settings, tap: str, position: Position) -> Port:
     """Return the Port of `tap` on `network` with the merged `settings`."""
     # NOTE: each setting has the name of its field in Port, so that a new one is a row in
     # fields.py and a field here.
@@ -531,5 +531,5 @@ def _port(network: Network, settings: Settings, tap: str, place: Place) -> Port:
         given["mtu"] = None
     # NOTE: a bridge that we make is a Linux bridge.
     kind = "linux" if network.nat is not None else network.kind
-    port = Port(tap, network.name, network.bridge, place, kind, network.ovsdb, nat=network.nat)
+    port = Port(tap, network.name, network.bridge, position, kind, network.ovsdb, nat=network.nat)
     return replace(port, **given)

@@ -24,8 +24,8 @@ from pyqemu_ifconf.policy import (
     Nat,
     Network,
     Nic,
-    Place,
     Policy,
+    Position,
     Rule,
     Settings,
     UserMode,
@@ -64,11 +64,11 @@ class _Draft:
     """The policy as far as it is read."""
 
     networks: dict[str, Network] = field(default_factory=dict)
-    named: dict[str, Place] = field(default_factory=dict)
+    named: dict[str, Position] = field(default_factory=dict)
     rules: list[tuple[Rule, _Given, Errors]] = field(default_factory=list)
     once: dict[str, Any] = field(default_factory=dict)
     """The values of what the policy may say once, in one of its files."""
-    once_places: dict[str, Place] = field(default_factory=dict)
+    once_positions: dict[str, Position] = field(default_factory=dict)
     nats: dict[str, tuple[Scalar, Errors]] = field(default_factory=dict)
     """The key of each network's nat:, and the errors of its file."""
     vms: dict[str, Vm] = field(default_factory=dict)
@@ -122,8 +122,9 @@ def _read_document(root: Node, errors: Errors, draft: _Draft) -> None:
         if name in given.values:
             key = given.keys[name]
             if name in draft.once:
-                errors.add(key, f"{name} is given twice; first at {draft.once_places[name]}")
-            draft.once[name], draft.once_places[name] = given.values[name], _place(key, errors)
+                errors.add(key, f"{name} is given twice; first at {draft.once_positions[name]}")
+            draft.once[name] = given.values[name]
+            draft.once_positions[name] = _position(key, errors)
     networks = given.values.get("networks")
     if isinstance(networks, Map):
         for key, value in entries(networks, errors, "network"):
@@ -174,15 +175,15 @@ def _read_fields(node: Map, where: Where, owner: str, errors: Errors) -> _Given:
 
 def _read_network(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> None:
     name = key.text
-    place = _place(key, errors)
+    position = _position(key, errors)
     if not is_network_name(name):
         errors.add(
             key,
             f"a network cannot be named {quote(name)}; a name is 1 to 63 ASCII letters, digits, "
             "dots, hyphens and underscores, a letter or digit first",
         )
-    first = draft.named.setdefault(name, place)
-    if first is not place:
+    first = draft.named.setdefault(name, position)
+    if first is not position:
         errors.add(key, f"network {quote(name)} is given twice; first at {first}")
         return
     if not isinstance(node, Map):
@@ -193,7 +194,7 @@ def _read_network(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> Non
         errors.add(key, f"network {quote(name)} has no bridge; write bridge: NAME")
     network = Network(
         name,
-        place,
+        position,
         given.values.get("bridge", ""),
         given.values.get("kind"),
         given.values.get("ovsdb", DEFAULT_OVSDB),
@@ -262,11 +263,11 @@ def _check_nats(draft: _Draft) -> None:
             errors.add(
                 key,
                 f"the bridge {bridge} of a network with nat: is its own, and network "
-                f"{other.name} ({other.place}) has it too",
+                f"{other.name} ({other.position}) has it too",
             )
     for network, other, why in overlaps(draft.networks.values()) if draft.nats else ():
         key, errors = draft.nats[network.name]
-        errors.add(key, f"{why} of network {other.name} ({other.place})")
+        errors.add(key, f"{why} of network {other.name} ({other.position})")
 
 
 def _read_rule(node: Node, errors: Errors, draft: _Draft) -> None:
@@ -293,7 +294,7 @@ def _read_rule(node: Node, errors: Errors, draft: _Draft) -> None:
         key: given.values[key] for key in MATCH_KEYS if key in given.values
     }
     rule = Rule(
-        _place(node, errors),
+        _position(node, errors),
         match,
         given.values.get("network"),
         given.values.get("deny"),
@@ -305,7 +306,7 @@ def _read_rule(node: Node, errors: Errors, draft: _Draft) -> None:
 
 def _read_vm(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> None:
     name = key.text
-    place = _place(key, errors)
+    position = _position(key, errors)
     if not is_network_name(name):
         errors.add(
             key,
@@ -313,11 +314,11 @@ def _read_vm(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> None:
             "dots, hyphens and underscores, a letter or digit first",
         )
     if name in draft.vms:
-        errors.add(key, f"guest {quote(name)} is given twice; first at {draft.vms[name].place}")
+        errors.add(key, f"guest {quote(name)} is given twice; first at {draft.vms[name].position}")
         return
     nics: list[Nic] = []
     ids: dict[str, Nic] = {}
-    draft.vms[name] = Vm(name, place, ())
+    draft.vms[name] = Vm(name, position, ())
     if not isinstance(node, Map):
         must_be(f"guest {quote(name)}", "a mapping with nics", node, errors)
         return
@@ -327,7 +328,7 @@ def _read_vm(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> None:
     listed_nics = given.values.get("nics")
     for number, item in enumerate(listed_nics.items if isinstance(listed_nics, List) else ()):
         _read_nic(name, number, item, errors, draft, nics, ids)
-    draft.vms[name] = Vm(name, place, tuple(nics), given.values.get("users"))
+    draft.vms[name] = Vm(name, position, tuple(nics), given.values.get("users"))
 
 
 def _read_nic(
@@ -375,7 +376,7 @@ def _read_nic(
     mac = given.values.get("mac")
     network = given.values.get("network")
     nic = Nic(
-        _place(node, errors),
+        _position(node, errors),
         given.values.get("id", f"net{number}"),
         network,
         given.values.get("tap", tap_name_of(vm, number)) if network is not None else "",
@@ -392,7 +393,8 @@ def _read_nic(
     if same is not nic:
         errors.add(
             given.keys.get("id", node),
-            f"the guest has another NIC with the id {nic.id}, at {same.place}; give each its own",
+            f"the guest has another NIC with the id {nic.id}, at {same.position}; give each its "
+            "own",
         )
     nics.append(nic)
     draft.nics.append((nic, given, errors))
@@ -435,8 +437,8 @@ def _check_nics(draft: _Draft) -> None:
         bridge = bridges.get(nic.tap) if nic.tap else None
         if bridge is not None:
             errors.add_at(
-                *_at(given.nodes.get("tap"), nic.place),
-                f"tap {nic.tap} is the bridge of network {bridge.name} ({bridge.place}); "
+                *_at(given.nodes.get("tap"), nic.position),
+                f"tap {nic.tap} is the bridge of network {bridge.name} ({bridge.position}); "
                 "give the NIC another tap",
             )
         for name, value, seen in (("tap", nic.tap, taps), ("mac", nic.mac, macs)):
@@ -445,14 +447,14 @@ def _check_nics(draft: _Draft) -> None:
             first = seen.setdefault(value, nic)
             if first is not nic:
                 where = given.nodes.get(name)
-                message = f"another NIC has the {name} {value} too, at {first.place}"
+                message = f"another NIC has the {name} {value} too, at {first.position}"
                 hint = "" if where is not None else f"; give it another {name}"
-                errors.add_at(*_at(where, nic.place), message + hint)
+                errors.add_at(*_at(where, nic.position), message + hint)
 
 
-def _at(node: Node | None, place: Place) -> tuple[int, int]:
-    """Return the line and the column of `node`, where there is none of `place`."""
-    return (node.line, node.column) if node is not None else (place.line, place.column)
+def _at(node: Node | None, position: Position) -> tuple[int, int]:
+    """Return the line and the column of `node`, where there is none of `position`."""
+    return (node.line, node.column) if node is not None else (position.line, position.column)
 
 
 def _check_network(
@@ -479,14 +481,14 @@ def _check_network(
             if settings.given.get(setting) is not None:
                 errors.add(
                     given.keys[setting],
-                    f"network {name} ({network.place}) has nat:, and so no {setting}; remove it",
+                    f"network {name} ({network.position}) has nat:, and so no {setting}; remove it",
                 )
         return
     external_ids = settings.given.get("external_ids")
     if network is not None and network.kind == "linux" and external_ids is not None:
         errors.add(
             given.keys["external_ids"],
-            f"external_ids are for Open vSwitch, but network {network.name} ({network.place}) "
+            f"external_ids are for Open vSwitch, but network {network.name} ({network.position}) "
             "has kind: linux; remove one",
         )
 
@@ -496,5 +498,5 @@ def _settings(given: _Given) -> Settings:
     return Settings({name: value for name, value in given.values.items() if name in port})
 
 
-def _place(node: Node, errors: Errors) -> Place:
-    return Place(errors.file, node.line, node.column)
+def _position(node: Node, errors: Errors) -> Position:
+    return Position(errors.file, node.line, node.column)

@@ -409,7 +409,7 @@ def _wanted(port: Port, kind: Kind | None, seen: Seen, ipv6: bool) -> tuple[Want
     """Return every setting of the wanted state, those of `port` first."""
     found = []
     for field in fields(Port):
-        if field.name in ("tap", "place"):
+        if field.name in ("tap", "position"):
             continue
         value: object = getattr(port, field.name)
         if field.name == "kind":
@@ -501,9 +501,9 @@ def as_object(explanation: Explanation) -> str:
         {
             "tap": explanation.caller.tap,
             "decision": words[type(decision)],
-            "rule": str(decision.rule.place) if decision.rule is not None else None,
+            "rule": str(decision.rule.position) if decision.rule is not None else None,
             "passed_over": [
-                {"rule": str(passed.rule.place), "because": passed.because}
+                {"rule": str(passed.rule.position), "because": passed.because}
                 for passed in decision.passed_over
             ],
             "port": {each.setting: each.value for each in explanation.wanted} if attach else None,
@@ -518,7 +518,7 @@ def as_text(explanation: Explanation) -> str:
     lines = [f"{readable(explanation.caller.tap)}: {_verdict(decision)}"]
     if decision.passed_over:
         lines += ["", "rules passed over:"]
-        lines += [f"  {passed.rule.place}: {passed.because}" for passed in decision.passed_over]
+        lines += [f"  {passed.rule.position}: {passed.because}" for passed in decision.passed_over]
     if explanation.wanted:
         lines += ["", "wanted:"]
         lines += [f"  {each.setting:<12}  {each.words}" for each in explanation.wanted]
@@ -543,16 +543,16 @@ def _verdict(decision: Decision) -> str:
     if isinstance(decision, Deny):
         if decision.rule is None:
             return "denied: no rule of the policy matches; add one"
-        return f"denied by {decision.rule.place}: {decision.because}"
+        return f"denied by {decision.rule.position}: {decision.because}"
     if isinstance(decision, Leave):
-        return f"left as it is by {decision.rule.place}"
+        return f"left as it is by {decision.rule.position}"
     port = decision.port
     if decision.rule is None:
         return (
             f"attached to network {quote(port.network)} by the name of "
             f"{quote(f'pyqemu-ifup@{port.network}')}"
         )
-    return f"attached to network {quote(port.network)} by {decision.rule.place}"
+    return f"attached to network {quote(port.network)} by {decision.rule.position}"
 
 
 def _title(form: Form, decision: Decision) -> str:

@@ -634,7 +634,7 @@ def _left(guest: Guest, port: Port) -> Failure:
     return Failure(
         Status.DENIED,
         "left alone",
-        f"its QEMU {guest.pid} did not call pyqemu-ifup for it, though the rule at {port.place} "
+        f"its QEMU {guest.pid} did not call pyqemu-ifup for it, though the rule at {port.position} "
         f"is about it",
         f"attach it: {ifctl('apply', guest.tap)}",
     )
@@ -650,7 +650,7 @@ def as_object(outcomes: Iterable[Outcome]) -> str:
                     "vm": each.vm,
                     "pid": each.guest.pid,
                     "network": each.port.network if each.port is not None else None,
-                    "rule": str(each.port.place) if each.port is not None else None,
+                    "rule": str(each.port.position) if each.port is not None else None,
                     "result": each.result,
                     "differences": json_differences(each.differences),
                     "link_down": each.moves,
@@ -693,7 +693,7 @@ def _diff(outcome: Outcome) -> list[str]:
     who = [f"vm {readable(outcome.vm)}"] if outcome.vm else []
     who += [f"pid {guest.pid}"] if guest.pid is not None else []
     tap = readable(guest.tap)
-    lines = [f"{tap} ({', '.join(who)}): {port.place}" if who else tap]
+    lines = [f"{tap} ({', '.join(who)}): {port.position}" if who else tap]
     width = max(len(each.setting) for each in outcome.differences)
     for each in outcome.differences:
         lines.append(f"  - {each.setting:<{width}}  {each.found}")

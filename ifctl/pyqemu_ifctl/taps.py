@@ -485,7 +485,7 @@ def _compare(
     if isinstance(want, Deny):
         return (Difference("network", "none", stamp.network, f"denied: {want.because}"),)
     if isinstance(want, Leave):
-        left = f"left alone from its next start on: {want.rule.place}"
+        left = f"left alone from its next start on: {want.rule.position}"
         return (Difference("network", "none", stamp.network, left),)
     if want.ovsdb in system.unasked and want.kind != "linux" and stamp.kind == "openvswitch":
         return None

@@ -444,7 +444,7 @@ class Tidier:
             raise Failure(
                 Status.DENIED,
                 f"denied network {readable(stamp.network)}",
-                f"the rule at {port.place} has it on network {port.network} by now",
+                f"the rule at {port.position} has it on network {port.network} by now",
                 f"move it: {ifctl('apply', link.name)}",
             )
         return caller, port

@@ -65,13 +65,13 @@ def may_use(
     if uid == ROOT:
         return
     what = f"user {readable(login)} may not use network {quote(network.name)}"
-    place = f"({network.place})"
+    position = f"({network.position})"
     denied = _first(network.deny_users, login, groups)
     if denied is not None:
         raise Failure(
             Status.DENIED,
             what,
-            f"{readable(denied)} is among its deny_users {place}",
+            f"{readable(denied)} is among its deny_users {position}",
             "ask who keeps the policy",
         )
     if bridge_conf.denies(network.bridge):
@@ -83,15 +83,15 @@ def may_use(
         )
     if _first(network.users, login, groups) is not None:
         return
-    because = f"neither the user nor one of the user's groups is among its users {place}"
+    because = f"neither the user nor one of the user's groups is among its users {position}"
     if bridge_conf.allows(network.bridge):
         own = _own_setting(network, port)
         if own is None:
             return
         because += f", and that bridge.conf allows {quote(network.bridge)} admits to no network "
         because += f"with {own}"
-        if port is not None and port.place != network.place:
-            because += f" ({port.place})"
+        if port is not None and port.position != network.position:
+            because += f" ({port.position})"
     raise Failure(
         Status.DENIED,
         what,
@@ -110,7 +110,7 @@ def may_have(vm: Vm, uid: int, login: str, groups: Collection[str]) -> None:
     raise Failure(
         Status.DENIED,
         f"user {readable(login)} may not have the taps of guest {quote(vm.name)}",
-        f"neither the user nor one of the user's groups is among the guest's users ({vm.place})",
+        f"neither the user nor one of the user's groups is among the guest's users ({vm.position})",
         f"whoever keeps the policy can add {readable(login)} to its users",
     )
 
@@ -144,7 +144,7 @@ def may_still(policy: Policy, port: Port, user: User) -> None:
     conf = heeded_bridge_conf(policy, user.uid)
     may_use(network, user.uid, user.login, user.groups, conf, port)
     found = find_nic(policy, port.network, port.tap)
-    if found is not None and found[1].place == port.place:
+    if found is not None and found[1].position == port.position:
         may_have(found[0], user.uid, user.login, user.groups)
 
 

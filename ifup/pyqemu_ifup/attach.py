@@ -498,7 +498,7 @@ def success_line(port: Port, caller: Caller) -> str:
     if port.isolated:
         words.append("isolated")
     words.append(f"network {quote(port.network)}")
-    words.append(port.place.name)
+    words.append(port.position.name)
     if caller.vm:
         words.append(f"vm {readable(caller.vm)}")
     return f"{quote(port.tap)}: " + ", ".join(words)

@@ -105,7 +105,7 @@ def pick_name(
             Status.DENIED,
             f"the name {readable(wish)} is not for network {quote(network.name)}",
             f"its tap_name is {quote(network.tap_name)}, and no guest of vms: has it there "
-            f"({network.place})",
+            f"({network.position})",
             f"take another, such as {quote(network.tap_name.replace('%d', '0'))}, or none",
         )
     return wish, found
@@ -121,7 +121,7 @@ def refuse_bridge_name(policy: Policy, name: str) -> None:
             raise Failure(
                 Status.DENIED,
                 f"the name {quote(name)} is not for a tap",
-                f"it is that of the bridge of network {quote(network.name)} ({network.place})",
+                f"it is that of the bridge of network {quote(network.name)} ({network.position})",
                 "take another, or let the network's tap_name make others",
             )
 
@@ -182,7 +182,7 @@ def check_quota(network: Network, uid: int, login: str, names: Collection[str]) 
     raise Failure(
         Status.DENIED,
         f"user {readable(login)} has {taps} on network {quote(network.name)} already",
-        f"max_taps is {network.max_taps} ({network.place})",
+        f"max_taps is {network.max_taps} ({network.position})",
         "end a QEMU that has one",
     )
 

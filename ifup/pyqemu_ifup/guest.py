@@ -88,7 +88,7 @@ def check_said(policy: Policy, caller: Caller, stamp: Stamp) -> None:
             raise Unsaid(
                 Status.DENIED,
                 f"left on network {stamp.network}",
-                f"the rule at {rule.place} asks for {' and '.join(asked)}, which the tap's mark "
+                f"the rule at {rule.position} asks for {' and '.join(asked)}, which the tap's mark "
                 "does not say",
                 "start its QEMU anew",
             )
@@ -100,8 +100,8 @@ def check_place(port: Port, stamp: Stamp) -> None:
         raise Unsaid(
             Status.DENIED,
             f"left on network {stamp.network}",
-            f"the rule at {port.place} has it on network {port.network}, but its mark is lost, and "
-            "may have said that it was asked for by a network's name",
+            f"the rule at {port.position} has it on network {port.network}, but its mark is lost, "
+            "and may have said that it was asked for by a network's name",
             "start its QEMU anew",
         )
 

@@ -53,7 +53,7 @@ async def leaving(host: Host, tap: str, rule: Rule, parent: int, ovsdbs: Iterabl
             await host.run(step, host.deadline)
     if stamp is not None:
         await leaving_networks(host, stamp)
-    log(syslog.LOG_INFO, f"{quote(tap)}: left as it is, " + rule.place.name)
+    log(syslog.LOG_INFO, f"{quote(tap)}: left as it is, " + rule.position.name)
 
 
 async def leaving_networks(host: Host, stamp: Stamp | None) -> None:

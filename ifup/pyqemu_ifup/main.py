@@ -48,7 +48,7 @@ class Left(Failure):
         super().__init__(
             Status.DENIED,
             "left alone",
-            f"the rule at {rule.place} leaves it as it is",
+            f"the rule at {rule.position} leaves it as it is",
             "nothing is to be done",
         )
         self.rule = rule
@@ -103,14 +103,14 @@ def up(tap: str, inherited: list[str], deadline: Deadline) -> None:
 
 def by_the_agent(forbidden: Forbidden, policy: Policy, port: Port) -> Failure:
     """Return what a user is told whose hook had to do without an agent: how that does it."""
-    place = policy.networks[port.network].place
+    position = policy.networks[port.network].position
     return Failure(
         forbidden.status,
         forbidden.what,
         forbidden.why,
         "the agent does it for you: let root start it "
         f"({sh('systemctl', 'start', USERS_UNIT)}) and have your login name among users: of "
-        f"network {quote(port.network)} ({place})",
+        f"network {quote(port.network)} ({position})",
     )
 
 
@@ -168,7 +168,7 @@ def denial(decision: Deny, policy: Policy, caller: Caller) -> Failure:
         Status.DENIED,
         "denied",
         f"{decision.because}{told}",
-        f"see the rule at {decision.rule.place}{more}",
+        f"see the rule at {decision.rule.position}{more}",
     )
 
 

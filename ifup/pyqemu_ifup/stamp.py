@@ -130,7 +130,7 @@ def make_stamp(
         ovsdb=port.ovsdb if kind == "openvswitch" else None,
         uid=uid,
         by_name=by_name,
-        rule=port.place.name,
+        rule=port.position.name,
         mac=caller.mac,
         netdev=caller.netdev,
         user=(real_uid(pid) or None) if uid is None else None,
@@ -146,7 +146,7 @@ def renew_stamp(stamp: Stamp, port: Port, kind: Kind) -> Stamp:
         kind=kind,
         bridge=port.bridge,
         ovsdb=port.ovsdb if kind == "openvswitch" else None,
-        rule=port.place.name,
+        rule=port.position.name,
     )
 
 

@@ -21,7 +21,7 @@ import pytest
 from lab.netns import Namespace
 from lab.taps import FRAME_MAX, Tap, frame, mac, tags
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Place, Policy, Port, Vlan
+from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Policy, Port, Position, Vlan
 from pyqemu_ifctl.in_force import Outcome, apply_policy
 from pyqemu_ifdown.detach import detach
 from pyqemu_ifup.attach import attach
@@ -70,7 +70,7 @@ def port_of(
         tap,
         "lan",
         bridge,
-        Place("policy.yaml", 1, 1),
+        Position("policy.yaml", 1, 1),
         kind=kind,
         ovsdb=ovsdb,
         mtu=mtu,

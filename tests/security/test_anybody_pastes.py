@@ -36,7 +36,7 @@ from pyqemu_ifconf import shell as of_shell
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.names import is_network_name
-from pyqemu_ifconf.policy import Attach, Caller, Deny, Kind, Nat, Place, Policy, Port, Vlan
+from pyqemu_ifconf.policy import Attach, Caller, Deny, Kind, Nat, Policy, Port, Position, Vlan
 from pyqemu_ifconf.shell import Command, ifctl, readable, sh
 from pyqemu_ifconf.trust import read_trusted
 from pyqemu_ifctl.doctor.checks import find_all
@@ -323,7 +323,7 @@ def compare(lines: Mapping[str, Sequence[str]], folder: Path, shell: tuple[str, 
 
 def failures(name: str) -> Iterator[tuple[Failure, list[str]]]:
     """Yield what is refused about a tap or a bridge of this name, and what is told to do."""
-    port = Port(name, "lan", name, Place("p.yaml", 1, 1), vlan=Vlan(10))
+    port = Port(name, "lan", name, Position("p.yaml", 1, 1), vlan=Vlan(10))
     tap, bridge = a_link(name), a_link(name, kind="bridge", tap=False, vlan_filtering=False)
     for check, words in (
         (
@@ -606,7 +606,7 @@ class Elsewhere:
         assert str(caught.value).isprintable()
 
     def bridges(self, name: str) -> None:
-        port = Port(name, "lan", name, Place("p.yaml", 1, 1))
+        port = Port(name, "lan", name, Position("p.yaml", 1, 1))
         bridge = a_link(name, kind="bridge", tap=False, vlan_filtering=True, default_pvid=0)
         before, now = (Seen(a_link(name), bridge=replace(bridge, mtu=mtu)) for mtu in (1500, 9))
         self.refused(lambda: target_vids(port, bridge))
@@ -717,7 +717,7 @@ class Elsewhere:
                 name,
                 "lan",
                 name,
-                Place("p.yaml", 1, 1),
+                Position("p.yaml", 1, 1),
                 kind=kind,
                 ovsdb=DB,
                 mtu=None,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from pyqemu_ifconf.failure import Failure
-from pyqemu_ifconf.policy import Kind, Network, Place, each_port
+from pyqemu_ifconf.policy import Kind, Network, Position, each_port
 from pyqemu_ifconf.shell import Command, all_of, edit, quote, sh, vsctl
 from pyqemu_ifctl.doctor.finding import (
     Fault,
@@ -56,10 +56,10 @@ def find_missing_bridges(scene: Scene) -> Iterator[Fault]:
         fails = "each start of a QEMU with a tap on this network fails (status 69)"
         link = next((link for link in scene.links if network.bridge in link.altnames), None)
         if link is not None:
-            place = edit(network.place.file, network.place.line)
+            place = edit(network.position.file, network.position.line)
             yield Fault(
                 f"{what}: that is another name of {quote(link.name)}, which network "
-                f"{quote(network.name)} does not name ({network.place})",
+                f"{quote(network.name)} does not name ({network.position})",
                 fails,
                 place,
             )
@@ -73,7 +73,9 @@ def find_missing_bridges(scene: Scene) -> Iterator[Fault]:
             filtering = bool(vids_wanted(scene, network.bridge))
             command = adding_bridge(network.bridge, mac, filtering=filtering)
         yield Fault(
-            f"{what}, which network {quote(network.name)} is on ({network.place})", fails, command
+            f"{what}, which network {quote(network.name)} is on ({network.position})",
+            fails,
+            command,
         )
 
 
@@ -89,13 +91,13 @@ def find_other_kinds(scene: Scene) -> Iterator[Fault]:
             continue
         kinds, link = kinds_of(scene, network), scene.link(network.bridge)
         why = f"no tap is attached to network {quote(network.name)}: what is meant is not guessed"
-        command = edit(network.place.file, network.place.line)
+        command = edit(network.position.file, network.position.line)
         kind = wanted_kind(network)
         if len(kinds) == 2 and kind is None:
             yield Fault(
                 f"{quote(network.bridge)} is both a Linux bridge and an Open vSwitch bridge, and "
                 "network "
-                f"{quote(network.name)} gives no kind ({network.place})",
+                f"{quote(network.name)} gives no kind ({network.position})",
                 why,
                 command,
             )
@@ -103,14 +105,14 @@ def find_other_kinds(scene: Scene) -> Iterator[Fault]:
             yield Fault(
                 f"{quote(network.bridge)} is {WORDS[kinds[0]]}, and network {quote(network.name)} "
                 "wants "
-                f"{WORDS[kind]} ({network.place})",
+                f"{WORDS[kind]} ({network.position})",
                 why,
                 command,
             )
         elif not kinds and link is not None and not scene.may_be_on(network):
             yield Fault(
                 f"{quote(network.bridge)} is no bridge, and network {quote(network.name)} is on it "
-                f"({network.place})",
+                f"({network.position})",
                 why,
                 command,
             )
@@ -126,7 +128,7 @@ def find_refusing_bridges(scene: Scene) -> Iterator[Fault]:
         return
     looked_at: set[object] = set()
     for port in each_port(scene.policy):
-        wanted = replace(port, place=Place("", 0, 0), network="")
+        wanted = replace(port, position=Position("", 0, 0), network="")
         if port.nat is not None or wanted in looked_at:
             continue
         looked_at.add(wanted)
@@ -145,7 +147,7 @@ def find_refusing_bridges(scene: Scene) -> Iterator[Fault]:
             yield fault_of(
                 failure,
                 f"each start of a QEMU with a tap on network {quote(port.network)} as "
-                f"{port.place} says fails (status {int(failure.status)})",
+                f"{port.position} says fails (status {int(failure.status)})",
             )
 
 
@@ -267,7 +269,7 @@ def find_no_filtering(scene: Scene) -> Iterator[Fault]:
             yield Fault(
                 f"{quote(name)} does not filter VLANs, and network {quote(want.network.name)} "
                 "wants VLAN "
-                f"{', '.join(spans(vids))} ({want.place})",
+                f"{', '.join(spans(vids))} ({want.position})",
                 "each start of a QEMU with a tap there fails (status 71), since nothing would "
                 "separate its frames",
                 *((mend,) if bridge.vlan_filtering is not None else (None, cannot)),
@@ -373,7 +375,7 @@ def find_small_uplinks(scene: Scene) -> Iterator[Fault]:
 def _largest(scene: Scene, network: Network) -> tuple[int, str]:
     """Return the largest MTU that a tap on the bridge has or is to have, and who has it."""
     found = [
-        (want.mtu, f"network {quote(want.network.name)} ({want.place})")
+        (want.mtu, f"network {quote(want.network.name)} ({want.position})")
         for want in scene.wanted.get(network.bridge, ())
         if want.mtu is not None
     ]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure
-from pyqemu_ifconf.policy import Network, Place, Policy, Rule, Vlan, merge
+from pyqemu_ifconf.policy import Network, Policy, Position, Rule, Vlan, merge
 from pyqemu_ifconf.shell import Command
 from pyqemu_ifconf.values import VID_MAX
 from pyqemu_ifctl.doctor.scene import Scene
@@ -35,7 +35,7 @@ class Wanted:
     """What one network, or one rule or NIC on it, wants of its bridge."""
 
     network: Network
-    place: Place
+    position: Position
     vlan: Vlan | None
     mtu: int | None
 
@@ -44,20 +44,20 @@ def wants(policy: Policy | Failure) -> Iterator[Wanted]:
     """Yield what each network, and each rule and NIC on one, wants."""
     if isinstance(policy, Failure):
         return
-    rules: list[tuple[Network, Place, Rule | None]] = [
-        (each, each.place, None) for each in policy.networks.values()
+    rules: list[tuple[Network, Position, Rule | None]] = [
+        (each, each.position, None) for each in policy.networks.values()
     ]
     rules += [
-        (policy.networks[rule.network], rule.place, rule)
+        (policy.networks[rule.network], rule.position, rule)
         for rule in policy.rules
         if rule.network is not None
     ]
-    for network, place, rule in rules:
+    for network, position, rule in rules:
         settings = network.settings if rule is None else merge(network.settings, rule.settings)
         vlan, mtu = settings.given.get("vlan"), settings.given.get("mtu")
         yield Wanted(
             network,
-            place,
+            position,
             vlan if isinstance(vlan, Vlan) else None,
             mtu if isinstance(mtu, int) else None,
         )

@@ -63,7 +63,7 @@ def find_unreachable_rules(scene: Scene) -> Iterator[Fault]:
             earlier = comparison.find_wider(later)
         except OverflowError:
             yield Fault(
-                f"whether the rule at {later.place}, or one after it, is ever reached was not "
+                f"whether the rule at {later.position}, or one after it, is ever reached was not "
                 "looked at: the policy has too many patterns",
                 "a rule is never reached if an earlier one matches all that it could",
                 None,
@@ -72,10 +72,10 @@ def find_unreachable_rules(scene: Scene) -> Iterator[Fault]:
             return
         if earlier is not None:
             yield Fault(
-                f"the rule at {later.place} is never reached: the one at {earlier.place} matches "
-                "all that it could",
+                f"the rule at {later.position} is never reached: the one at {earlier.position} "
+                "matches all that it could",
                 "the first rule that matches decides, so what this one says is never done",
-                edit(later.place.file, later.place.line),
+                edit(later.position.file, later.position.line),
             )
 
 
@@ -148,10 +148,10 @@ def find_long_globs(scene: Scene) -> Iterator[Fault]:
         for glob in rule.match.get("tap", ()):
             if least_length(glob) > NAME_MAX:
                 yield Fault(
-                    f"tap {quote(glob)} at {rule.place} matches no tap: it asks for at least "
+                    f"tap {quote(glob)} at {rule.position} matches no tap: it asks for at least "
                     f"{least_length(glob)} characters",
                     f"an interface's name has {NAME_MAX} bytes at most; QEMU cuts a longer ifname=",
-                    edit(rule.place.file, rule.place.line),
+                    edit(rule.position.file, rule.position.line),
                 )
 
 

@@ -61,8 +61,8 @@ def macs_of(policy: Policy, host: str | None) -> Macs:
                 raise Failure(
                     Status.POLICY_INVALID,
                     f"two NICs would have the MAC {mac}",
-                    f"{nic.id} of {quote(vm.name)} ({nic.place}) and {other[1].id} of {other[0]} "
-                    f"({other[1].place})",
+                    f"{nic.id} of {quote(vm.name)} ({nic.position}) and {other[1].id} of "
+                    f"{other[0]} ({other[1].position})",
                     "give one of them another mac",
                 )
             found[vm.name, nic.id] = mac
@@ -222,7 +222,7 @@ def _not_legacy(nic: Nic, what: str) -> Failure:
     return Failure(
         Status.REFUSED,
         f"--legacy has no words for {what}",
-        f"{nic.id} at {nic.place}",
+        f"{nic.id} at {nic.position}",
         "leave --legacy out",
     )
 

@@ -296,10 +296,10 @@ def faults_of(
             except Failure:
                 mac = None
         if mac is not None and mac != nic.mac.lower():
-            found.append(f"its MAC is {readable(nic.mac)}, the policy has {mac} ({want.place})")
+            found.append(f"its MAC is {readable(nic.mac)}, the policy has {mac} ({want.position})")
         if want.model not in (nic.model, "virtio-net") and want.model != nic.model:
             model = readable(nic.model)
-            found.append(f"it is a {model}, the policy has {want.model} ({want.place})")
+            found.append(f"it is a {model}, the policy has {want.model} ({want.position})")
     return tuple(found)
 
 

@@ -10,8 +10,8 @@ from pyqemu_ifconf.load import check_policy, load_host_policy, render
 from pyqemu_ifconf.policy import (
     SAID_KEYS,
     Caller,
-    Place,
     Policy,
+    Position,
     changed_settings,
     nic_rule,
     why_void,
@@ -46,7 +46,7 @@ def check(files: Sequence[str], environ: Mapping[str, str], *, as_json: bool) ->
     return Answer(f"ok: {', '.join(words)}\n", remarks=tuple(remarks))
 
 
-def find_warnings(policy: Policy) -> list[tuple[Place, str]]:
+def find_warnings(policy: Policy) -> list[tuple[Position, str]]:
     """Return the rules that do not count for the users of their network, and why.
 
     A rule by the tap's name alone is one where a user can have a tap of such a name from us. And
@@ -78,7 +78,7 @@ def find_warnings(policy: Policy) -> list[tuple[Place, str]]:
             is_ours(glob, network.tap_name) for glob in taps
         ):
             text = f"network {network.name} is open to users: {because}; name them by a user key"
-            found.append((rule.place, text))
+            found.append((rule.position, text))
     for vm in policy.vms.values():
         for nic in vm.nics if vm.users is None else ():
             network = policy.networks[nic.network] if nic.network is not None else None
@@ -91,7 +91,7 @@ def find_warnings(policy: Policy) -> list[tuple[Place, str]]:
                     f"guest {readable(vm.name)}, and with it another {', '.join(changed)}; name "
                     "those who may by the guest's users"
                 )
-                found.append((nic.place, text))
+                found.append((nic.position, text))
     return found
 
 
@@ -101,7 +101,7 @@ def _written(policy: Policy) -> int:
     return len(policy.rules) - of_nics
 
 
-def _valid_json(policy: Policy, warnings: Sequence[tuple[Place, str]]) -> str:
+def _valid_json(policy: Policy, warnings: Sequence[tuple[Position, str]]) -> str:
     return to_json(
         {
             "ok": True,
