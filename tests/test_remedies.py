@@ -52,7 +52,7 @@ OF_NOBODY = "security/test_user.py::test_apply_deals_with_a_tap_that_nobody_hold
 RUN_LEAVES = "test_ifctl_args.py::test_root_s_run_says_what_it_leaves_in_openvswitch"
 RUN_TAKES_NOT_BACK = "test_ifctl_args.py::test_what_root_s_run_cannot_take_back_is_told"
 EVERY_STATE = "test_ifctl_status.py::test_every_state_for_real"
-ELSEWHERE = "test_tidy.py::test_where_the_policy_has_it_elsewhere_by_now_what_moves_it_is_told"
+ELSEWHERE = "test_reconcile.py::test_where_the_policy_has_it_elsewhere_by_now_what_moves_it_is_told"
 TOO_LATE = "test_openvswitch_faults.py::test_commit_that_comes_too_late_is_for_gc"
 STOPPED_MUTE = (
     "test_openvswitch_faults.py::test_stopped_while_the_database_is_mute_it_says_what_may_be_left"
@@ -135,7 +135,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFCTL}verbs/run.py", "take_back"): (1, (RUN_TAKES_NOT_BACK,)),
     (f"{IFCTL}doctor/scene.py", "look"): (2, (PACKAGE,)),
     (f"{IFCTL}taps.py", "rows"): (1, (EVERY_STATE,)),
-    ("ifd/pyqemu_ifd/tidy.py", "_wanted"): (1, (ELSEWHERE,)),
+    ("ifd/pyqemu_ifd/reconcile.py", "_wanted"): (1, (ELSEWHERE,)),
     ("ifdown/pyqemu_ifdown/detach.py", "leave_to_gc"): (1, (WITHOUT,)),
     (f"{IFUP}access.py", "check_given"): (1, (START,)),
     (f"{IFUP}attach.py", "_tell_of_mac"): (1, (IN_SYSLOG,)),

@@ -30,9 +30,9 @@ from pyqemu_ifd import wire
 from pyqemu_ifd.closer import PROD, Closer
 from pyqemu_ifd.keeper import SETTLE, PolicyKeeper
 from pyqemu_ifd.pool import Interest, Pool
+from pyqemu_ifd.reconcile import Chore, Reconciler
 from pyqemu_ifd.report import Report
 from pyqemu_ifd.requests import Context, serve
-from pyqemu_ifd.tidy import Chore, Tidier
 from pyqemu_ifd.turns import Turns
 from pyqemu_ifd.users import Users
 from pyqemu_ifup.access import ROOT
@@ -184,8 +184,8 @@ class Server:
         self.closer = Closer()
         self.here = find_here()
         self.users = Users()
-        self.tidier = (
-            None if for_users else Tidier(self.pool, keeper, self.turns, self.users, self.here)
+        self.reconciler = (
+            None if for_users else Reconciler(self.pool, keeper, self.turns, self.users, self.here)
         )
         self.connections: dict[int, Connection] = {}
         self.jobs: dict[Job, None] = {}
@@ -299,11 +299,11 @@ class Server:
                     self._reload_due = time.monotonic() + SETTLE
                 loaded = self.keeper.take()
             elif self.events is not None and descriptor == self.events.fileno():
-                assert self.tidier is not None
-                self.tidier.take(self.events.read())
+                assert self.reconciler is not None
+                self.reconciler.take(self.events.read())
             elif self.rules is not None and descriptor == self.rules.fileno():
-                assert self.tidier is not None
-                self.tidier.guard.take(self.rules.read())
+                assert self.reconciler is not None
+                self.reconciler.guard.take(self.rules.read())
             elif descriptor in self.connections:
                 # NOTE: a request looks at the databases as they are when it comes.
                 changed = self._hear(self.connections[descriptor], events) or changed
@@ -333,24 +333,24 @@ class Server:
         if changed or (self._databases_due is not None and now >= self._databases_due):
             self.pool.refresh()
             changed = True
-        if self.tidier is not None and not self.stopping:
-            self._tidy(self.tidier)
+        if self.reconciler is not None and not self.stopping:
+            self._reconcile(self.reconciler)
         self._work(changed)
 
     def _look_at_everything(self) -> None:
-        if self.tidier is not None:
-            self.tidier.everything()
+        if self.reconciler is not None:
+            self.reconciler.everything()
 
-    def _tidy(self, tidier: Tidier) -> None:
+    def _reconcile(self, reconciler: Reconciler) -> None:
         """Take on what is to be done unasked; where that cannot be told, look again later."""
         try:
-            for tap, chore in tidier.work():
+            for tap, chore in reconciler.work():
                 self._chores.setdefault(tap, chore)
         except Failure as failure:
             line = f"cannot look at what has changed: {failure}"
             self.report.fault(line)
             log(syslog.LOG_ERR, line)
-            tidier.later()
+            reconciler.later()
         room = CHORES_MAX - sum(job.connection is None for job in self.jobs)
         for tap in [*self._chores][: max(0, room)]:
             self.jobs[Job(tap, self._chores.pop(tap)())] = None
@@ -367,7 +367,7 @@ class Server:
             self._listen_due,
             self._reload_due,
             self._look_due,
-            None if self.stopping or self.tidier is None else self.tidier.due,
+            None if self.stopping or self.reconciler is None else self.reconciler.due,
             self.closer.due,
         ]
         times += [job.due for job in self.jobs]

@@ -23,7 +23,7 @@ from pyqemu_ifconf.policy import Policy, Port, Vlan
 from pyqemu_ifctl.verbs.gc import gc
 from pyqemu_ifd.keeper import PolicyKeeper
 from pyqemu_ifd.pool import Pool
-from pyqemu_ifd.tidy import Tidier
+from pyqemu_ifd.reconcile import Reconciler
 from pyqemu_ifd.turns import Turns
 from pyqemu_ifd.users import Users
 from pyqemu_ifdown.detach import detach
@@ -200,16 +200,16 @@ def _bring_back(place: Place) -> None:
     with place.netns.enter():
         pool, keeper = Pool(), PolicyKeeper(None)
         keeper.policy = place.policy
-        tidier = Tidier(pool, keeper, Turns(), Users(), find_here())
+        reconciler = Reconciler(pool, keeper, Turns(), Users(), find_here())
         if place.switch == "openvswitch":
             finish(pool.connected(place.ovs.db, Deadline(ALLOWED)), _pause(pool))
-        tidier.everything(0.0)
+        reconciler.everything(0.0)
         for _ in range(ROUNDS):
-            works = list(tidier.work())
+            works = list(reconciler.work())
             for _, work in works:
                 finish(work(), _pause(pool))
             # NOTE: the ends of processes are looked at again and again.
-            if not works and (tidier.due is None or tidier.due > time.monotonic() + 2):
+            if not works and (reconciler.due is None or reconciler.due > time.monotonic() + 2):
                 return
             _pause(pool)(0.1)
 

@@ -54,7 +54,7 @@ from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifctl.taps import Row
 from pyqemu_ifctl.verbs.args import args
 from pyqemu_ifd import thin
-from pyqemu_ifd.tidy import Tidier
+from pyqemu_ifd.reconcile import Reconciler
 from pyqemu_ifdown.detach import leave_to_gc
 from pyqemu_ifup import change
 from pyqemu_ifup.attach import _take_back, _tell_of_mac, ask_again
@@ -663,7 +663,7 @@ class Elsewhere:
             ]
         )
         marked = a_link(name, alias=format_alias(replace(STAMP, uid=None, made=False)))
-        self.refused(lambda: Tidier._wanted(policy, marked, replace(STAMP, uid=None), None))
+        self.refused(lambda: Reconciler._wanted(policy, marked, replace(STAMP, uid=None), None))
         own, other_end = socket.socketpair()
         other_end.close()
         with own:

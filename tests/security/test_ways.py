@@ -32,7 +32,7 @@ from lab.public import NOBODY, as_user, public_folder, publish
 from lab.qemu import Qemu, end_daemon
 
 PATIENCE = 40.0
-SOON = "import pyqemu_ifd.tidy; pyqemu_ifd.tidy.ENDS = 0.5"
+SOON = "import pyqemu_ifd.reconcile; pyqemu_ifd.reconcile.ENDS = 0.5"
 """An agent that looks at taps' processes more often."""
 ROOT, USERS = "agent.sock", "users.sock"
 DEVICES = {"null": (1, 3), "zero": (1, 5), "random": (1, 8), "urandom": (1, 9), "tun": (10, 200)}

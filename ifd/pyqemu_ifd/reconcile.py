@@ -74,7 +74,7 @@ def _runs(link: Link, stamp: Stamp) -> bool:
     return is_alive(stamp) or (stamp.made and link.carrier)
 
 
-class Tidier:
+class Reconciler:
     """Gathers what has happened, and turns it into work for each tap concerned."""
 
     def __init__(

@@ -22,7 +22,7 @@ from lab.plug import UNTAGGED, crossing
 from lab.taps import Tap
 from lab.told import run_told
 from pyqemu_ifd.keeper import SMALL
-from pyqemu_ifd.tidy import DELAY
+from pyqemu_ifd.reconcile import DELAY
 from pyqemu_ifup.tun import set_owner
 
 LATER = 20.0
@@ -454,14 +454,14 @@ def test_guest_that_is_denied_by_now_stays_lost(agent: Agent, site: Site) -> Non
 COUNTED = (
     HELD
     + """
-from pyqemu_ifd import tidy
+from pyqemu_ifd import reconcile
 
-def sweep(self, sweep=tidy.Tidier._sweep):
+def sweep(self, sweep=reconcile.Reconciler._sweep):
     with open(f"{folder}/sweeps", "a") as file:
         file.write(".")
     return sweep(self)
 
-tidy.Tidier._sweep = sweep
+reconcile.Reconciler._sweep = sweep
 """
 )
 
@@ -485,14 +485,14 @@ def test_when_told_to_read_an_unchanged_policy_it_looks_at_every_tap(site: Site,
 LOGGED = (
     HELD
     + """
-from pyqemu_ifd import tidy
+from pyqemu_ifd import reconcile
 
-def log(priority, line, log=tidy.log):
+def log(priority, line, log=reconcile.log):
     with open(f"{folder}/log", "a") as file:
         file.write(line + "\\n")
     log(priority, line)
 
-tidy.log = log
+reconcile.log = log
 """
 )
 
@@ -588,17 +588,17 @@ def test_port_whose_name_no_link_can_have(agent: Agent, site: Site) -> None:
 
 
 BLIND = """
-import pyqemu_ifd.tidy as tidy
+import pyqemu_ifd.reconcile as reconcile
 from pyqemu_ifconf.failure import Failure, Status
 
-seeing = tidy.judge
+seeing = reconcile.judge
 
 def judge(*words):
     if os.path.exists(f"{folder}/blind"):
         raise Failure(Status.REFUSED, "cannot see")
     return seeing(*words)
 
-tidy.judge = judge
+reconcile.judge = judge
 """
 
 
