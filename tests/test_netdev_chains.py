@@ -235,8 +235,8 @@ def test_others_than_ours_are_loaded_and_printed(name: str, wired: Namespace) ->
 )
 def test_an_expression_is_read_as_it_was_written(expression: Expression) -> None:
     rule = Rule((expression, *DROP), "a comment")
-    found = read_rule(encode_rule("t5", rule))
-    assert found == rule and repr(found) == repr(rule)
+    chain, found = read_rule(encode_rule("t5", rule))
+    assert (chain, found) == ("t5", rule) and repr(found) == repr(rule)
 
 
 def test_whose_a_chain_is() -> None:

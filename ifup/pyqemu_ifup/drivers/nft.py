@@ -23,6 +23,7 @@ from pyqemu_ifup.drivers.nft_rules import (
     U32,
     Chain,
     Hook,
+    Rule,
     chain_name,
     encode_chain,
     encode_rule,
@@ -108,7 +109,10 @@ def read_all() -> tuple[Chain, ...]:
     """Return all chains of ours, whatever has become of their links. Raises Failure as `load`."""
     try:
         with Netfilter() as kernel:
-            return tuple(filter(is_ours, map(kernel.with_rules, kernel.chains())))
+            heads = list(_chains(kernel.chains()))
+            rules = kernel.rules()
+            chains = (replace(each, rules=tuple(rules.get(each.name, ()))) for each in heads)
+            return tuple(filter(is_ours, chains))
     except OSError as error:
         if not _lacks(error):
             raise _failure(error) from error
@@ -164,9 +168,11 @@ def _look(kernel: Netfilter, device: str, index: int) -> Look | None:
     table = kernel.table()
     if table is None:
         return None
+    told = kernel.chains()
     chains = []
     strange = ""
-    for head in kernel.chains(os.fsencode(device) + b"\0", chain_name(index).encode()):
+    name = chain_name(index).encode()
+    for head in _chains(told, os.fsencode(device) + b"\0", name + b"\0", name + b"-"):
         named = is_of_link(head.name, index)
         if not named and not (head.base and device in head.base.devices):
             continue
@@ -175,7 +181,7 @@ def _look(kernel: Netfilter, device: str, index: int) -> Look | None:
             chains.append(chain)
         elif named:
             strange = chain.name
-    others = map(is_ours, map(kernel.with_rules, () if chains else kernel.chains()))
+    others = map(is_ours, map(kernel.with_rules, () if chains else _chains(told)))
     first = next(others, None)
     return Look(
         int.from_bytes(table[NFTA_TABLE_USE], "big"),
@@ -361,19 +367,21 @@ class Netfilter:
             return None
         return attributes(told)
 
-    def chains(self, *marks: bytes) -> Iterator[Chain]:
-        """Yield our table's chains without rules; of those whose message holds one of the marks."""
-        # NOTE: a host with 1,000 guests has thousands, and to parse each takes ten times as long.
-        for body in self._ask(NFT_MSG_GETCHAIN, NLM_F_DUMP, b""):
-            if not marks or any(each in body for each in marks):
-                table, chain = read_chain(body)
-                if table == TABLE:
-                    yield chain
+    def chains(self) -> list[bytes]:
+        """Return what the kernel tells of all chains of the family, for `_chains`."""
+        return self._packets(NFT_MSG_GETCHAIN, NLM_F_DUMP, b"")
+
+    def rules(self, chain: str | None = None) -> dict[str, list[Rule]]:
+        """Return the rules of a chain, or of all in our table, by the name of their chain."""
+        found: dict[str, list[Rule]] = {}
+        for body in self._ask(NFT_MSG_GETRULE, NLM_F_DUMP, name_rules(chain)):
+            name, rule = read_rule(body)
+            found.setdefault(name, []).append(rule)
+        return found
 
     def with_rules(self, chain: Chain) -> Chain:
         """Return the chain with its rules."""
-        told = self._ask(NFT_MSG_GETRULE, NLM_F_DUMP, name_rules(chain.name))
-        return replace(chain, rules=tuple(map(read_rule, told)))
+        return replace(chain, rules=tuple(self.rules(chain.name).get(chain.name, ())))
 
     def send_batch(self, batch: Sequence[Message], generation: int | None = None) -> None:
         """Have all of it done, or nothing: then raises Refused.
@@ -413,29 +421,24 @@ class Netfilter:
 
     def _ask(self, kind: int, flags: int, body: bytes) -> list[bytes]:
         """Return the attributes of each message of the answer."""
+        return [each for data in self._packets(kind, flags, body) for each in _bodies(data)]
+
+    def _packets(self, kind: int, flags: int, body: bytes) -> list[bytes]:
+        """Return the packets of the answer."""
         for _ in range(ATTEMPTS):
             self._socket.send(self._pack_nft(kind, flags | NLM_F_ACK, body))
-            told, whole = self._told()
+            packets: list[bytes] = []
+            whole = True
+            done = False
+            while not done:
+                data = self._socket.recv(MESSAGE_MAX)
+                done, clean = _is_end(data, self._sequence)
+                whole = whole and clean
+                packets.append(data)
             # NOTE: a dump that something was changed under may lack a chain, or have one twice.
             if whole:
-                return told
+                return packets
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-
-    def _told(self) -> tuple[list[bytes], bool]:
-        told: list[bytes] = []
-        whole = True
-        while True:
-            data = self._socket.recv(MESSAGE_MAX)
-            for kind, flags, sequence, begin, end in messages(data):
-                if sequence != self._sequence:
-                    continue
-                whole = whole and not flags & NLM_F_DUMP_INTR
-                if kind in (NLMSG_ERROR, NLMSG_DONE):
-                    code = read_error(data, begin)
-                    if code:
-                        raise OSError(code, os.strerror(code))
-                    return told, whole
-                told.append(data[begin + NFGENMSG.size : end])
 
     def _pack_nft(self, kind: int, flags: int, body: bytes) -> bytes:
         family = NFGENMSG.pack(NFPROTO_NETDEV, 0, 0)
@@ -445,3 +448,43 @@ class Netfilter:
         self._sequence += 1
         length = NLMSGHDR.size + len(body)
         return NLMSGHDR.pack(length, kind, NLM_F_REQUEST | flags, self._sequence, 0) + body
+
+
+def _is_end(data: bytes, sequence: int) -> tuple[bool, bool]:
+    """Return whether a packet ends the answer of this number, and whether all stood still.
+
+    Raises OSError as the kernel answers.
+    """
+    end = False
+    flagged = 0
+    for kind, flags, number, begin, _ in messages(data):
+        if number == sequence:
+            flagged |= flags
+            if kind in (NLMSG_ERROR, NLMSG_DONE):
+                code = read_error(data, begin)
+                if code:
+                    raise OSError(code, os.strerror(code))
+                end = True
+    return end, not flagged & NLM_F_DUMP_INTR
+
+
+def _bodies(data: bytes) -> Iterator[bytes]:
+    """Yield the attributes of each message in a packet, but those that end an answer."""
+    for kind, _, _, begin, end in messages(data):
+        if kind not in (NLMSG_ERROR, NLMSG_DONE):
+            yield data[begin + NFGENMSG.size : end]
+
+
+def _chains(packets: Sequence[bytes], *marks: bytes) -> Iterator[Chain]:
+    """Yield our table's chains, without rules; of those alone whose message holds one of `marks`.
+
+    NOTE: a host with 1,000 guests has thousands of them: what is not asked for is not parsed.
+    """
+    for data in packets:
+        if marks and not any(each in data for each in marks):
+            continue
+        for body in _bodies(data):
+            if not marks or any(each in body for each in marks):
+                table, chain = read_chain(body)
+                if table == TABLE:
+                    yield chain

@@ -284,9 +284,10 @@ def name_chain(name: str) -> bytes:
     return _text(NFTA_CHAIN_TABLE, TABLE) + _text(NFTA_CHAIN_NAME, name)
 
 
-def name_rules(chain: str) -> bytes:
-    """Return the attributes that name all the rules of a chain."""
-    return _text(NFTA_RULE_TABLE, TABLE) + _text(NFTA_RULE_CHAIN, chain)
+def name_rules(chain: str | None = None) -> bytes:
+    """Return the attributes that name all the rules of a chain; None stands for all the table's."""
+    of_chain = b"" if chain is None else _text(NFTA_RULE_CHAIN, chain)
+    return _text(NFTA_RULE_TABLE, TABLE) + of_chain
 
 
 def encode_rule(chain: str, rule: Rule) -> bytes:
@@ -337,15 +338,16 @@ def read_chain(body: bytes) -> tuple[str, Chain]:
 
 
 @reads_message
-def read_rule(body: bytes) -> Rule:
-    """Return the rule that the attributes of a message tell of."""
+def read_rule(body: bytes) -> tuple[str, Rule]:
+    """Return the rule that the attributes of a message tell of, and the name of its chain."""
     found = attributes(body)
     expressions = []
     for element in _listed(found.get(NFTA_RULE_EXPRESSIONS, b"")):
         told = attributes(element)
         name = _string(told[NFTA_EXPR_NAME])
         expressions.append(_expression(name, told.get(NFTA_EXPR_DATA, b"")))
-    return Rule(tuple(expressions), _comment(found.get(NFTA_RULE_USERDATA, b"")))
+    comment = _comment(found.get(NFTA_RULE_USERDATA, b""))
+    return _string(found[NFTA_RULE_CHAIN]), Rule(tuple(expressions), comment)
 
 
 def _expression(name: str, data: bytes) -> Expression:
