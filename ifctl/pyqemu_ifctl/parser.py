@@ -24,9 +24,14 @@ FOREVER = 1e8
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises Failure (64) instead of exiting with 2, and never colours."""
+    """A parser that raises Failure (64) instead of exiting with 2, and never colours.
 
-    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
+    From Python 3.14 on argparse hands `color` of the parser above on to that of each verb.
+    """
+
+    def __init__(
+        self, prog: str, description: str, epilog: str | None = None, *, color: bool = False
+    ) -> None:
         super().__init__(
             prog=prog,
             description=description,
@@ -34,7 +39,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        self.color = False
+        self.color = color
 
     def print_help(self, file: object = None) -> None:
         """Print the help to standard output; a reader who has gone misses nothing."""
