@@ -97,6 +97,7 @@ def wait_for_status(client: Client, status: int) -> None:
 # One after the other
 
 
+@pytest.mark.each_python
 @pytest.mark.parametrize("tap", ["lan0", "ten0"])
 def test_up_and_down(agent_on_both: Agent, both: Site, tap: str) -> None:
     guest = both.tap(tap)
@@ -1342,15 +1343,13 @@ def test_answers_of_a_policy_with_5000_rules(site: Site) -> None:
 
 
 BRIEF = """
-from contextlib import asynccontextmanager
 from pyqemu_ifup import nat_network
 real = nat_network.holding
-@asynccontextmanager
 async def holding(host, network, bridge):
-    async with real(host, network, bridge) as held:
-        with open({log!r}, "a") as file:
-            print(host.tap, host.deadline.remaining() <= nat_network.HOLD, file=file)
-        yield held
+    held = await real(host, network, bridge)
+    with open({log!r}, "a") as file:
+        print(host.tap, host.deadline.remaining() <= nat_network.HOLD, file=file)
+    return held
 nat_network.holding = holding
 """
 """Notes for whose tap a network's lock was had, and whether for a while only."""

@@ -10,6 +10,8 @@ import pytest
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifup.deadline import GRACE, Deadline
 
+pytestmark = pytest.mark.each_python
+
 
 class Clock:
     """The monotonic clock, which stands still but for `pass_by`."""

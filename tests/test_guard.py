@@ -9,6 +9,8 @@ import pytest
 from pyqemu_ifd import guard
 from pyqemu_ifd.guard import DELAY, PAUSE, SILENCE_LAST, Guard
 
+pytestmark = pytest.mark.each_python
+
 
 class Clock:
     """A clock that the test sets, and what was logged."""

@@ -9,6 +9,8 @@ import pytest
 
 from lab.hooks import Hooks
 
+pytestmark = pytest.mark.each_python
+
 GOOD = """\
 version: 1
 networks:

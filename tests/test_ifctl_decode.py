@@ -13,6 +13,8 @@ from lab.hooks import Hooks
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifctl.verbs import decode
 
+pytestmark = pytest.mark.each_python
+
 INVALID = "the policy is invalid; pyqemu-ifctl check tells where"
 MISSING = "the script is missing or not executable, its interpreter is missing, or it is not ours"
 NONE = "not a status that a script can end with"

@@ -97,6 +97,7 @@ def write_policy(hooks: Hooks, *rules: Any, **more: Any) -> None:
     hooks.write_policy(json.dumps({"version": 1, "networks": networks, "rules": rules, **more}))
 
 
+@pytest.mark.each_python
 @pytest.mark.parametrize("version", VERSIONS)
 def test_both_sides_of_each_nic(place: Place, version: str) -> None:
     words = [

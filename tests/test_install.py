@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import os
 import re
 import shutil
@@ -15,11 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from lab.hooks import Hooks
-from lab.netns import Namespace
-from lab.ovs import OpenVSwitch
-from lab.sites import FLAT, HOME, Site
 
 pytestmark = pytest.mark.host("it packs the checkout, and installs from it")
 
@@ -461,30 +455,3 @@ def test_the_sdist_is_the_whole_checkout(tmp_path: Path) -> None:
     assert wanted - names == set()
     made = {"PKG-INFO"} | {name for name in names if ".egg-info/" in name}
     assert names - wanted <= made
-
-
-def test_the_oldest_dependencies_do(tmp_path: Path, netns: Namespace, ovs: OpenVSwitch) -> None:
-    """An up, a look at it, and a down, on each switch, with the least that setup.cfg asks for."""
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    floors = setup["options"]["install_requires"].replace(">=", "==").split()
-    need_success(run(sys.executable, "-I", "-m", "venv", tmp_path / "venv"))
-    python = tmp_path / "venv/bin/python3"
-    need_success(run(python, "-I", "-m", "pip", "install", "--quiet", "--no-input", *floors))
-    (libraries,) = (tmp_path / "venv/lib").glob("python3*/site-packages")
-    hooks = Hooks(
-        tmp_path / "hooks", netns=netns.name, python=str(python), libraries=(str(libraries),)
-    )
-    site = Site("openvswitch", netns, hooks, ovs)
-    for network in (FLAT, HOME):
-        site.all_on(network)
-        with netns.tap("t0"):
-            done = hooks.up("t0")
-            assert (done.returncode, done.stderr) == (0, "")
-            assert site.network_of("t0") == network
-            done = hooks.run("pyqemu-ifctl", "status")
-            assert done.returncode == 0 and " ok" in done.stdout, done
-            done = hooks.down("t0")
-            assert (done.returncode, done.stderr) == (0, "")
-    netns.ip("link", "del", "br0")
-    ovs.vsctl("del-br", "br-int")

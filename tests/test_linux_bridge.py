@@ -149,6 +149,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.each_python
 def test_each_setting(calls: Calls, inside: Namespace) -> None:
     for number, (rule, changes) in enumerate(SETTINGS):
         write_policy(calls.hooks, rule)
@@ -629,6 +630,7 @@ def test_a_bridge_takes_no_1024th_port(calls: Calls, inside: Namespace) -> None:
     inside.ip("link", "del", "group", "7")
 
 
+@pytest.mark.each_python
 def test_without_privilege_up_is_refused_and_down_left_to_gc(
     calls: Calls, inside: Namespace
 ) -> None:
@@ -679,6 +681,7 @@ def test_without_privilege_up_is_refused_and_down_left_to_gc(
 # Repeated, late, and from elsewhere
 
 
+@pytest.mark.each_python
 def test_up_and_down_may_run_twice(calls: Calls, inside: Namespace) -> None:
     with Tap("t0"):
         was_done(calls.up("t0"))

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from pyqemu_ifconf.names import is_made_of, is_tap_pattern, is_valid_name
 
+pytestmark = pytest.mark.each_python
+
 
 @pytest.mark.parametrize(
     ("name", "pattern", "made"),

@@ -8,6 +8,8 @@ import pytest
 
 from lab import needs
 
+pytestmark = pytest.mark.each_python
+
 
 def test_missing_part_skips_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(needs.PARTS, "moon", lambda: "no moon tonight")

@@ -154,6 +154,7 @@ COLUMNS: Mapping[str, Any] = {
 }
 
 
+@pytest.mark.each_python
 @pytest.mark.parametrize(
     ("settings", "columns"),
     [
@@ -363,6 +364,7 @@ def test_each_monitored_column_is_used() -> None:
         assert set(table["columns"]) <= used, name
 
 
+@pytest.mark.each_python
 def test_database_is_reached_over_tcp(site: Site) -> None:
     assert site.ovs.tcp_db is not None
     site.policy(ovsdb=site.ovs.tcp_db)
@@ -463,6 +465,7 @@ def killed_holder(site: Site, tap: str) -> None:
     assert site.ovs.find("Port", tap) is not None
 
 
+@pytest.mark.each_python
 @pytest.mark.alone("the agent collects it at once")
 def test_new_tap_is_never_in_the_old_vlan(site: Site) -> None:
     """Facts A.3 to A.5: neither the stale row's VLAN, nor a port that no frame passes."""
@@ -695,6 +698,7 @@ def test_port_that_somebody_changed_comes_right(site: Site) -> None:
     site.down("web0")
 
 
+@pytest.mark.each_python
 def test_down_goes_by_the_alias_and_may_run_again(site: Site) -> None:
     tap = site.netns.tap("web0")
     before = Snapshot.take(site.netns, site.ovs)

@@ -62,6 +62,8 @@ from pyqemu_ifup.stamp import (
     row_ids,
 )
 
+pytestmark = pytest.mark.each_python
+
 HERE = Here("boot-1", "4:7")
 POSITION = Position("/etc/pyqemu-ifup/policy.yaml", 7, 5)
 PORT = Port("web0", "lan", "br0", POSITION)

@@ -53,6 +53,8 @@ from test_plan import (
     vlans,
 )
 
+pytestmark = pytest.mark.each_python
+
 ACCESS = Vid(100, pvid=True, untagged=True)
 ON_FILTERING = replace(ATTACHED, master=FILTERING, bridge=FILTERING, vids=(ACCESS,))
 IN_100 = replace(PORT, vlan=Vlan(100))

@@ -34,6 +34,8 @@ from pyqemu_ifconf.policy import (
     why_not,
 )
 
+pytestmark = pytest.mark.each_python
+
 GLOBS = [
     # glob, what it matches, what it does not
     ("web0", ["web0"], ["web", "web00", "Web0", ""]),

@@ -10,6 +10,8 @@ from pyqemu_ifconf.failure import PolicyInvalid
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, DEFAULT_TIMEOUT, Network, Policy, Rule, Vlan
 
+pytestmark = pytest.mark.each_python
+
 LOADERS = {"c": getattr(yaml, "CSafeLoader", yaml.SafeLoader), "python": yaml.SafeLoader}
 
 

@@ -11,6 +11,8 @@ from pyqemu_ifconf import load
 from pyqemu_ifconf.failure import PolicyError, PolicyInvalid, Status
 from pyqemu_ifconf.load import SIZE_MAX, Source, parse_policy, render
 
+pytestmark = pytest.mark.each_python
+
 SAMPLES = Path(__file__).parent / "samples"
 LOADERS = {"c": getattr(yaml, "CSafeLoader", yaml.SafeLoader), "python": yaml.SafeLoader}
 

@@ -16,6 +16,8 @@ from pyqemu_ifconf.failure import PolicyInvalid
 from pyqemu_ifconf.load import Source, parse_policy, render
 from pyqemu_ifconf.policy import Caller, decide
 
+pytestmark = pytest.mark.each_python
+
 SAMPLES = [path.read_bytes() for path in (Path(__file__).parent / "samples").glob("*.yaml")]
 LOADERS = {"c": getattr(yaml, "CSafeLoader", yaml.SafeLoader), "python": yaml.SafeLoader}
 WORDS = [

@@ -17,6 +17,8 @@ from pyqemu_ifconf.policy import Attach, Caller, Deny, decide
 from pyqemu_ifconf.schema import policy_schema, schema_text
 from pyqemu_ifconf.values import NUMBER
 
+pytestmark = pytest.mark.each_python
+
 TESTS = Path(__file__).parent
 CONF = TESTS.parent / "conf"
 SAMPLES = sorted((TESTS / "samples").glob("*.yaml"))

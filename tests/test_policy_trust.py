@@ -16,6 +16,8 @@ from pyqemu_ifconf import trust
 from pyqemu_ifconf.failure import Failure, PolicyInvalid, Status
 from pyqemu_ifconf.load import check_policy, load_host_policy, load_policy
 
+pytestmark = pytest.mark.each_python
+
 GOOD = "version: 1\n"
 NOBODY = 65534
 

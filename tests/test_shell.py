@@ -31,6 +31,8 @@ from pyqemu_ifconf.shell import (
     write,
 )
 
+pytestmark = pytest.mark.each_python
+
 each_shell = pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
 
 

@@ -10,6 +10,8 @@ import pytest
 from pyqemu_ifup.manners import read_tap_name
 from pyqemu_ifup.task import finish, pause
 
+pytestmark = pytest.mark.each_python
+
 
 def test_work_runs_to_its_end_and_says_how_long_it_waits() -> None:
     async def work() -> str:
