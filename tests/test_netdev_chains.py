@@ -136,12 +136,14 @@ def test_no_frame_passes_while_chains_are_replaced(wired: Namespace) -> None:
             nft.load("mv0", index, both(index))
         done.set()
         flooding.join()
+        # The last ones, by which the last of the chains has something to count.
+        macvtap.send(bad.frame)
         macvtap.send(good.frame)
         tokens = (bad.token, good.token)
         seen = wire.recv(ARRIVAL, lambda data: any(each in data for each in tokens))
     assert seen == good.frame and sent > 100
     last = nft.read("mv0", index)[0].rules[-1].expressions[0]
-    assert isinstance(last, Count) and 0 < last.frames < sent
+    assert isinstance(last, Count) and 0 < last.frames <= sent
     nft.remove("mv0", index)
 
 
