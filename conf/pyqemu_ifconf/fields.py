@@ -9,15 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from pyqemu_ifconf.names import (
-    NAME_MAX,
-    NUMBER_ROOM,
-    USER_NAME,
-    is_plain_tap_name,
-    is_tap_pattern,
-    is_valid_name,
-)
-from pyqemu_ifconf.nat import (
+from pyqemu_ifconf.made.nat import (
     HOST6_PATTERN,
     HOST_PATTERN,
     DhcpField,
@@ -26,6 +18,14 @@ from pyqemu_ifconf.nat import (
     Services,
     is_host6_address,
     is_host_address,
+)
+from pyqemu_ifconf.names import (
+    NAME_MAX,
+    NUMBER_ROOM,
+    USER_NAME,
+    is_plain_tap_name,
+    is_tap_pattern,
+    is_valid_name,
 )
 from pyqemu_ifconf.nodes import Errors, Scalar, quote
 from pyqemu_ifconf.values import (

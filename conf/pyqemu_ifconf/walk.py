@@ -8,8 +8,8 @@ from typing import Any
 
 from pyqemu_ifconf.failure import PolicyError
 from pyqemu_ifconf.fields import Where, fields_of, unknown_field
+from pyqemu_ifconf.made.nat import check_nat, overlaps
 from pyqemu_ifconf.names import is_network_name, tap_name_of
-from pyqemu_ifconf.nat import check_nat, overlaps
 from pyqemu_ifconf.nodes import Errors, List, Map, Node, Scalar, entries, quote, show
 from pyqemu_ifconf.policy import (
     DEFAULT_MAX_TAPS,

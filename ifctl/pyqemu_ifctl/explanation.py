@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
-from pyqemu_ifconf.nat import show_service
+from pyqemu_ifconf.made.nat import show_service
 from pyqemu_ifconf.policy import (
     DEFAULT_OVSDB,
     MATCH_KEYS,
