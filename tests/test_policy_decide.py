@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.globs import glob_fault, matches
+from pyqemu_ifconf.kinds.bridge import BridgePlace
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import (
     LEAVE_IS_ROOTS,
@@ -301,7 +302,7 @@ def test_the_quick_choice_is_the_decision(
     position = Position("policy.yaml", 1, 1)
     policy = Policy(
         ("policy.yaml",),
-        {"lan": Network("lan", position, "br0")},
+        {"lan": Network("lan", position, BridgePlace("br0"))},
         tuple(
             Rule(
                 replace(position, line=line),

@@ -1,14 +1,17 @@
 """The one table of what a policy may say: it drives the walk, the errors and the JSON Schema.
 
-A new port setting is one row of FIELDS, and one field of Port with its default.
+A new port setting is one row of FIELDS, one field of Port with its default, and its name in each
+kind that can give it; the keys that belong to a network's kind lie with that kind.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
+from pyqemu_ifconf import kinds
+from pyqemu_ifconf.field import Field, Where
+from pyqemu_ifconf.kinds.base import KindSpec
+from pyqemu_ifconf.made import nat as made_nat
 from pyqemu_ifconf.made.nat import (
     HOST6_PATTERN,
     HOST_PATTERN,
@@ -19,18 +22,10 @@ from pyqemu_ifconf.made.nat import (
     is_host6_address,
     is_host_address,
 )
-from pyqemu_ifconf.names import (
-    NAME_MAX,
-    NUMBER_ROOM,
-    USER_NAME,
-    is_plain_tap_name,
-    is_tap_pattern,
-    is_valid_name,
-)
+from pyqemu_ifconf.names import NAME_MAX, NUMBER_ROOM, USER_NAME, is_plain_tap_name, is_tap_pattern
 from pyqemu_ifconf.nodes import Errors, Scalar, quote
 from pyqemu_ifconf.values import (
     LINE_PATTERN,
-    Choice,
     ExternalIds,
     Flag,
     Globs,
@@ -38,12 +33,10 @@ from pyqemu_ifconf.values import (
     Number,
     Rules,
     Text,
-    Type,
     Users,
     VlanPort,
     Yes,
     is_line,
-    is_ovsdb_address,
     unknown_key,
 )
 from pyqemu_ifconf.vms import (
@@ -67,21 +60,6 @@ from pyqemu_ifconf.vms import (
     is_subnet,
 )
 
-Where = Literal["top", "network", "rule", "nat", "vm", "nic", "user", "port"]
-"""A field's place; a port setting may stand on a network, on a rule and on a NIC."""
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field of the policy language: its name, where it may stand, how it is read, and why."""
-
-    name: str
-    where: Where
-    type: Type
-    about: str
-    required: bool = False
-
-
 FIELDS: tuple[Field, ...] = (
     Field("version", "top", Number(1, 1), "The version of the policy language.", required=True),
     Field("timeout", "top", Number(1, 300), "The whole seconds that an up may take; 10."),
@@ -94,36 +72,6 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field("rules", "top", Rules(), "Who goes where: from the top, the first that matches decides."),
     Field("vms", "top", Vms(), "The guests whose NICs pyqemu-ifctl args tells QEMU of, by name."),
-    Field(
-        "bridge",
-        "network",
-        Text(
-            "the name of a bridge",
-            is_valid_name,
-            rf"^(?!\.{{1,2}}$)[!-.0-9;-~]{{1,{NAME_MAX}}}$",
-            f"a name is 1 to {NAME_MAX} bytes of 0x21 to 0x7e, without / and :, not . or ..",
-            NAME_MAX,
-        ),
-        "The Linux bridge or Open vSwitch bridge.",
-        required=True,
-    ),
-    Field(
-        "kind",
-        "network",
-        Choice(("linux", "openvswitch")),
-        "What the bridge is; checked where it is given, else looked up.",
-    ),
-    Field(
-        "ovsdb",
-        "network",
-        Text(
-            "unix:/PATH or tcp:ADDRESS:PORT",
-            is_ovsdb_address,
-            r"^(unix:/[!-~]+|tcp:([0-9.]+|\[[0-9A-Fa-f:.]+(%[!-Z\\^-~]+)?\]):[1-9][0-9]{0,4})$",
-            "the address is a number such as 127.0.0.1 or [::1], the port 1 to 65535",
-        ),
-        "The address of the OVSDB server; unix:/run/openvswitch/db.sock.",
-    ),
     Field(
         "users",
         "network",
@@ -355,6 +303,7 @@ FIELDS: tuple[Field, ...] = (
     Field("search", "user", Domains(), "The domains in which the guest looks names up."),
     Field("forward", "user", Forwards(), "Ports of the host's that lead to the guest's."),
 )
+"""The fields that belong to no kind of network."""
 
 OBJECTS: dict[str, str] = {
     "top": "the policy",
@@ -367,16 +316,26 @@ OBJECTS: dict[str, str] = {
 }
 
 
+def all_fields() -> tuple[Field, ...]:
+    """Return every field, those of the kinds first."""
+    return (*kinds.own_fields(), *FIELDS)
+
+
 @cache
 def fields_of(where: Where) -> dict[str, Field]:
     """Return the fields that may stand at `where`, by name, the port settings with them."""
     also = ("port",) if where in ("network", "rule", "nic") else ()
-    return {field.name: field for field in FIELDS if field.where in (where, *also)}
+    return {field.name: field for field in all_fields() if field.where in (where, *also)}
+
+
+def owners_of(name: str) -> tuple[KindSpec, ...]:
+    """Return the kinds of network that a key of a network is for, none where it is for all."""
+    return kinds.named_by(made_nat.KIND.key) if name == "nat" else kinds.owners(name)
 
 
 def unknown_field(key: Scalar, where: Where, owner: str, errors: Errors) -> None:
     """Report that `owner`, which stands at `where`, has no such field."""
-    homes = [field.where for field in FIELDS if field.name == key.text]
+    homes = [field.where for field in all_fields() if field.name == key.text]
     home = OBJECTS.get(homes[0], "a network, a rule or a NIC") if homes else ""
     hint = f"{quote(key.text)} belongs to {home}" if home else ""
     unknown_key(key, owner, tuple(fields_of(where)), errors, hint)

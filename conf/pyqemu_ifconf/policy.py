@@ -14,15 +14,17 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.globs import matches
 from pyqemu_ifconf.index import MatchKey as MatchKey
 from pyqemu_ifconf.index import RuleIndex, fold
+from pyqemu_ifconf.kinds import KindName, spec_at
+from pyqemu_ifconf.kinds.base import Place
+from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB as DEFAULT_OVSDB
 
-Kind = Literal["linux", "openvswitch"]
+Kind = KindName
 MATCH_KEYS: tuple[MatchKey, ...] = ("tap", "vm", "netdev", "mac", "user")
 SAID_KEYS: tuple[MatchKey, ...] = ("vm", "netdev", "mac")
 """What a process's command line says of itself."""
 
 POLICY_VARIABLE = "PYQEMU_IFUP_POLICY"
 """The environment variable that names a file in place of the host's policy."""
-DEFAULT_OVSDB = "unix:/run/openvswitch/db.sock"
 DEFAULT_TIMEOUT = 10
 """Seconds that an up may take where the policy says nothing."""
 
@@ -197,23 +199,44 @@ class Settings:
 
 @dataclass(frozen=True)
 class Network:
-    """A place that taps can be plugged in, and its ports' default settings.
+    """A place that guests can be plugged in, and its ports' default settings.
 
-    `users` and `deny_users` hold login names and `@group`, as the policy has them; `max_taps`
-    and `tap_name` are for the taps that those users get.
+    `place` is where their ports are, in the words of the network's kind. `made` is how the network
+    is made for its first port, None where others make it. `users` and `deny_users` hold login
+    names and `@group`, as the policy has them; `max_taps` and `tap_name` are for the taps that
+    those users get.
     """
 
     name: str
     position: Position
-    bridge: str
-    kind: Kind | None = None
-    ovsdb: str = DEFAULT_OVSDB
+    place: Place
     settings: Settings = field(default_factory=Settings)
     users: tuple[str, ...] = ()
     deny_users: tuple[str, ...] = ()
     max_taps: int = DEFAULT_MAX_TAPS
     tap_name: str = DEFAULT_TAP_NAME
-    nat: Nat | None = None
+    made: Nat | None = None
+
+    @property
+    def kind(self) -> Kind | None:
+        """The kind that the policy says, None where it is looked up."""
+        spec = spec_at(self.place)
+        return spec.name if spec is not None else None
+
+    @property
+    def bridge(self) -> str:
+        """The name of its bridge, empty where its kind has none."""
+        return str(getattr(self.place, "bridge", ""))
+
+    @property
+    def ovsdb(self) -> str:
+        """The address of the database that has its bridge, or may have it."""
+        return str(getattr(self.place, "ovsdb", DEFAULT_OVSDB))
+
+    @property
+    def nat(self) -> Nat | None:
+        """The NAT that it is made with, None for none."""
+        return self.made
 
 
 @dataclass(frozen=True)
@@ -393,7 +416,7 @@ def is_left(policy: Policy, tap: str) -> bool:
 def port_on(policy: Policy, network_name: str, tap: str) -> Port:
     """Return the Port of `tap` on the network that the program's own name says, whatever the rules.
 
-    Raises Failure (77) where the policy has no such network.
+    Raises Failure: 77 where the policy has no such network, 71 where none of its ports is a tap.
     """
     network = policy.networks.get(network_name)
     if network is None:
@@ -404,7 +427,23 @@ def port_on(policy: Policy, network_name: str, tap: str) -> Port:
             "the policy does not define it",
             f"the networks are {known}" if known else "the policy defines no network at all",
         )
+    why = refuses_taps(network)
+    if why:
+        raise Failure(Status.REFUSED, why, "", NAME_IN_NIC)
     return _port(network, merge(Settings(), network.settings), tap, network.position)
+
+
+NAME_IN_NIC = "name it in a NIC of vms:"
+"""How a guest gets on a network that no tap can be plugged in."""
+
+
+def refuses_taps(network: Network) -> str:
+    """Return why no tap can be plugged in this network, empty where one can."""
+    spec = spec_at(network.place)
+    if spec is None or spec.endpoint == "tap":
+        return ""
+    where = f"network {network.name} ({network.position})"
+    return f"{where} has {spec.key}:, and a tap cannot be plugged in"
 
 
 def each_port(policy: Policy) -> Iterator[Port]:
@@ -529,7 +568,7 @@ def _port(network: Network, settings: Settings, tap: str, position: Position) ->
     given: dict[str, Any] = dict(settings.given)
     if given.get("mtu") == "bridge":
         given["mtu"] = None
-    # NOTE: a bridge that we make is a Linux bridge.
-    kind = "linux" if network.nat is not None else network.kind
-    port = Port(tap, network.name, network.bridge, position, kind, network.ovsdb, nat=network.nat)
+    port = Port(
+        tap, network.name, network.bridge, position, network.kind, network.ovsdb, nat=network.nat
+    )
     return replace(port, **given)

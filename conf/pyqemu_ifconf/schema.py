@@ -7,8 +7,13 @@ what needs two places of the text, or the text itself rather than its data, is l
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
-from pyqemu_ifconf.fields import Field, Where, fields_of
+from pyqemu_ifconf import kinds
+from pyqemu_ifconf.field import Field, Where
+from pyqemu_ifconf.fields import fields_of, owners_of
+from pyqemu_ifconf.kinds.base import KindSpec
+from pyqemu_ifconf.made import nat as made_nat
 from pyqemu_ifconf.policy import MATCH_KEYS
 from pyqemu_ifconf.values import Schema
 
@@ -71,21 +76,37 @@ def _saying(sentence: str, schema: Schema) -> Schema:
 
 
 def _network() -> Schema:
-    """Return the schema of a network; what is for Open vSwitch only excludes a Linux bridge."""
-    linux: Schema = {"properties": {"kind": {"const": "linux"}}, "required": ["kind"]}
-    plain: Schema = {"properties": {"ovsdb": False, "external_ids": {"const": "none"}}}
-    made: Schema = {
-        "properties": {
-            **dict.fromkeys(("kind", "ovsdb"), False),
-            **{name: {"const": "none"} for name in ("external_ids", "vlan")},
-        }
-    }
+    """Return the schema of a network: one key names its kind, which excludes what others have."""
+    cases: list[tuple[Schema, tuple[KindSpec, ...]]] = [
+        ({"required": [key]}, kinds.named_by(key)) for key in kinds.naming_keys()
+    ]
+    naming = [case for case, _ in cases]
+    for spec in kinds.said():
+        said: Schema = {"properties": {"kind": {"const": spec.name}}, "required": ["kind"]}
+        cases.append((said, (spec,)))
+    excluded = [(case, _excluded(specs)) for case, specs in cases]
+    made = _excluded((made_nat.KIND,), ("kind", *made_nat.WITHOUT))
     return {
         **_object("network"),
-        "if": linux,
-        "then": plain,
-        "allOf": [{"if": {"required": ["nat"]}, "then": made}],
+        **({"oneOf": naming} if len(naming) > 1 else naming[0]),
+        "allOf": [
+            {"if": case, "then": {"properties": others}}
+            for case, others in (*excluded, ({"required": ["nat"]}, made))
+            if others
+        ],
     }
+
+
+def _excluded(specs: Sequence[KindSpec], also: Sequence[str] = ()) -> Schema:
+    """Return the schemas of what a network of one of these kinds has not, and of `also`, by key."""
+    found: Schema = {}
+    for name, field in fields_of("network").items():
+        if field.where == "port":
+            if name in also or not any(name in spec.settings for spec in specs):
+                found[name] = {"const": "none"}
+        elif name in also or not set(owners_of(name) or specs) & set(specs):
+            found[name] = False
+    return found
 
 
 def _rule() -> Schema:

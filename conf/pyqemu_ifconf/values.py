@@ -24,7 +24,6 @@ RESERVED_IDS = ("pyqemu-*", "vm-name", "vm-pid")
 
 _RANGE = re.compile(r"([1-9][0-9]{0,17})-([1-9][0-9]{0,17})")
 _VID_PATTERN = "([1-9][0-9]{0,2}|[1-3][0-9]{3}|40[0-8][0-9]|409[0-4])"
-_TCP = re.compile(r"tcp:(\[([^\]]+)\]|[^:\[\]]+):([1-9][0-9]{0,4})")
 _NOT_TEXT: list[Schema] = [{"type": "number"}, {"type": "boolean"}]
 """What the readers of a schema make of a plain `100` or `true` where we read text."""
 
@@ -232,25 +231,6 @@ def is_line(text: str) -> bool:
 
 
 LINE_PATTERN = r"^[^\u0000-\u001f\u007f]*[^\u0000-\u0020\u007f][^\u0000-\u001f\u007f]*$"
-
-
-def is_ovsdb_address(text: str) -> bool:
-    """Tell whether `text` is `unix:/PATH` or `tcp:ADDRESS:PORT`.
-
-    The address is a number: the ovs library looks no names up, and IPv6 stands in brackets.
-    """
-    if text.startswith("unix:"):
-        return re.fullmatch(r"unix:/[!-~]+", text) is not None
-    match = _TCP.fullmatch(text)
-    if match is None or int(match[3]) > 65535 or re.fullmatch("[!-~]+", text) is None:
-        return False
-    from ipaddress import AddressValueError, IPv4Address, IPv6Address  # only tcp needs it
-
-    try:
-        _ = IPv6Address(match[2]) if match[2] else IPv4Address(match[1])
-    except AddressValueError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)

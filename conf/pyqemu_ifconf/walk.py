@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pyqemu_ifconf import kinds
 from pyqemu_ifconf.failure import PolicyError
-from pyqemu_ifconf.fields import Where, fields_of, unknown_field
+from pyqemu_ifconf.field import Where
+from pyqemu_ifconf.fields import fields_of, owners_of, unknown_field
+from pyqemu_ifconf.kinds.base import KindSpec, Place, SettingName, place_of
+from pyqemu_ifconf.kinds.bridge import BridgePlace
+from pyqemu_ifconf.made import nat as made_nat
 from pyqemu_ifconf.made.nat import check_nat, overlaps
 from pyqemu_ifconf.names import is_network_name, tap_name_of
 from pyqemu_ifconf.nodes import Errors, List, Map, Node, Scalar, entries, quote, show
@@ -15,10 +20,10 @@ from pyqemu_ifconf.policy import (
     DEFAULT_MAX_TAPS,
     DEFAULT_MODEL,
     DEFAULT_MTU,
-    DEFAULT_OVSDB,
     DEFAULT_TAP_NAME,
     DEFAULT_TIMEOUT,
     MATCH_KEYS,
+    NAME_IN_NIC,
     Dhcp,
     MatchKey,
     Nat,
@@ -30,7 +35,9 @@ from pyqemu_ifconf.policy import (
     Settings,
     UserMode,
     Vm,
+    merge,
     nic_rule,
+    refuses_taps,
 )
 from pyqemu_ifconf.values import BAD, listed, must_be, nearest
 from pyqemu_ifconf.vms import DEFAULT_USER_IPV4, is_host_of, is_virtio
@@ -59,11 +66,30 @@ class _Given:
     values: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class _Said:
+    """What the keys of a network say of its kind: the kinds that it can be, and the words for it.
+
+    `made`: it has `nat:`. `without`: the port settings that it has not, though its kind has them.
+    """
+
+    specs: tuple[KindSpec, ...]
+    words: str
+    made: bool = False
+    without: tuple[str, ...] = ()
+
+    def lacks(self, setting: str) -> bool:
+        """Tell whether its ports cannot be given this port setting."""
+        return setting in self.without or not any(setting in each.settings for each in self.specs)
+
+
 @dataclass
 class _Draft:
     """The policy as far as it is read."""
 
     networks: dict[str, Network] = field(default_factory=dict)
+    said: dict[str, _Said] = field(default_factory=dict)
+    """What each of the networks says of its kind."""
     named: dict[str, Position] = field(default_factory=dict)
     rules: list[tuple[Rule, _Given, Errors]] = field(default_factory=list)
     once: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +112,10 @@ def read_policy(documents: Sequence[Document]) -> tuple[Policy, tuple[PolicyErro
             _read_document(document.root, document.errors, draft)
     for rule, given, errors in draft.rules:
         _check_network(rule.network, rule.settings, given, errors, draft)
+        network = draft.networks.get(rule.network or "")
+        why = refuses_taps(network) if network is not None else ""
+        if why:
+            errors.add(given.nodes["network"], f"{why}; {NAME_IN_NIC}")
     for nic, given, errors in draft.nics:
         _check_network(nic.network, nic.settings, given, errors, draft)
     _check_nics(draft)
@@ -187,17 +217,15 @@ def _read_network(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> Non
         errors.add(key, f"network {quote(name)} is given twice; first at {first}")
         return
     if not isinstance(node, Map):
-        must_be(f"network {quote(name)}", "a mapping with bridge", node, errors)
+        words = f"a mapping with {listed(kinds.naming_keys())}"
+        must_be(f"network {quote(name)}", words, node, errors)
         return
     given = _read_fields(node, "network", f"network {quote(name)}", errors)
-    if "bridge" not in given.keys:
-        errors.add(key, f"network {quote(name)} has no bridge; write bridge: NAME")
+    said = _read_kind(key, given, errors)
     network = Network(
         name,
         position,
-        given.values.get("bridge", ""),
-        given.values.get("kind"),
-        given.values.get("ovsdb", DEFAULT_OVSDB),
+        _place(said, given),
         _settings(given),
         given.values.get("users", ()),
         given.values.get("deny_users", ()),
@@ -205,28 +233,77 @@ def _read_network(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> Non
         given.values.get("tap_name", DEFAULT_TAP_NAME),
         _read_nat(given, errors),
     )
-    draft.networks[name] = network
-    if "nat" in given.keys:
+    draft.networks[name], draft.said[name] = network, said
+    if said.made:
         draft.nats[name] = (given.keys["nat"], errors)
-        for key_name in ("kind", "ovsdb", "vlan", "external_ids"):
-            if given.values.get(key_name) is not None:
-                errors.add(
-                    given.keys[key_name],
-                    f"a network with nat: is a Linux bridge of its own; remove {key_name}",
-                )
-        return
-    if network.kind == "linux":
-        if "ovsdb" in given.keys:
-            errors.add(
-                given.keys["ovsdb"],
-                f"ovsdb is for Open vSwitch, but network {name} has kind: linux; remove one",
-            )
-        if network.settings.given.get("external_ids") is not None:
-            errors.add(
-                given.keys["external_ids"],
-                f"external_ids are for Open vSwitch, but network {name} has kind: linux; "
-                "remove one",
-            )
+    for setting, why in _faults(said, merge(Settings(), network.settings)):
+        if setting in given.keys:
+            errors.add(given.keys[setting], f"network {name} has {said.words}, and {why}")
+
+
+def _read_kind(key: Scalar, given: _Given, errors: Errors) -> _Said:
+    """Return what the keys of the network `key` say of its kind; report what of them cannot be."""
+    name, naming = key.text, kinds.naming_keys()
+    there = sorted(
+        (each for each in naming if each in given.keys),
+        key=lambda each: (given.keys[each].line, given.keys[each].column),
+    )
+    if not there and len(naming) == 1:
+        errors.add(key, f"network {quote(name)} has no {naming[0]}; write {naming[0]}: NAME")
+    elif not there:
+        names = listed(naming, "and")
+        errors.add(key, f"network {quote(name)} has none of {names}; give one of them")
+    elif len(there) > 1:
+        both = "both " if len(there) == 2 else ""
+        names = f"{both}{listed(there, 'and')}"
+        errors.add(given.keys[there[-1]], f"network {quote(name)} has {names}; keep one of them")
+    can_be = tuple(spec for spec in kinds.SPECS if not there or spec.key in there)
+    named = tuple(spec for spec in can_be if spec.name == given.values.get("kind"))
+    said = _Said(can_be, listed([f"{each}:" for each in there or naming], "and"))
+    if "nat" in given.keys and made_nat.KIND in can_be:
+        said = _Said((made_nat.KIND,), "nat:", True, made_nat.WITHOUT)
+    elif named:
+        said = _Said(named, f"kind: {named[0].name}")
+    for each, at in given.keys.items():
+        owners = owners_of(each)
+        if owners and not any(spec in can_be for spec in owners):
+            names = listed([f"{it}:" for it in dict.fromkeys(it.key for it in owners)], "and")
+            errors.add(at, f"{each} is for {names}; remove one")
+        elif said.made and (each == "kind" or _is_for_others(each, given, said)):
+            title = said.specs[0].title
+            errors.add(at, f"a network with nat: is {title} of its own; remove {each}")
+        elif _is_for_others(each, given, said):
+            errors.add(at, _not_for(each, name, said))
+    return said
+
+
+def _place(said: _Said, given: _Given) -> Place:
+    """Return where the ports of a network are; of one with errors, somewhere."""
+    spec = said.specs[0]
+    kind = spec.place if len(said.specs) == 1 else spec.found
+    found = place_of(kind, given.values) if kind is not None else None
+    return found or BridgePlace(given.values.get("bridge", ""))
+
+
+def _is_for_others(name: str, given: _Given, said: _Said) -> bool:
+    """Tell whether a key is one of other kinds, or gives a port setting that this one lacks."""
+    if fields_of("network")[name].where == "port":
+        return given.values.get(name) is not None and said.lacks(name)
+    owners = owners_of(name)
+    return bool(owners) and not any(spec in said.specs for spec in owners)
+
+
+def _not_for(name: str, network: str, said: _Said) -> str:
+    """Return that a key or a port setting is for other kinds than a `network` of this one."""
+    owners = kinds.owners(name) or [each for each in kinds.SPECS if name in each.settings]
+    labels = listed([owner.label for owner in owners], "and")
+    verb = "are" if name.endswith("s") else "is"
+    return f"{name} {verb} for {labels}, but network {network} has {said.words}; remove one"
+
+
+def _faults(said: _Said, settings: Settings) -> Iterable[tuple[SettingName, str]]:
+    """Return what the kind of a network, where it is known, cannot give of one port's settings."""
+    return said.specs[0].faults(settings.given) if len(said.specs) == 1 else ()
 
 
 def _read_nat(given: _Given, errors: Errors) -> Nat | None:
@@ -476,21 +553,21 @@ def _check_network(
         errors.add(given.nodes["network"], f"there is no network {quote(name)}; {hint}")
         return
     network = draft.networks.get(name)
-    if network is not None and name in draft.nats:
-        for setting in ("vlan", "external_ids"):
-            if settings.given.get(setting) is not None:
-                errors.add(
-                    given.keys[setting],
-                    f"network {name} ({network.position}) has nat:, and so no {setting}; remove it",
-                )
+    if network is None:
         return
-    external_ids = settings.given.get("external_ids")
-    if network is not None and network.kind == "linux" and external_ids is not None:
-        errors.add(
-            given.keys["external_ids"],
-            f"external_ids are for Open vSwitch, but network {network.name} ({network.position}) "
-            "has kind: linux; remove one",
-        )
+    said, called = draft.said[name], f"{name} ({network.position})"
+    for setting, value in settings.given.items():
+        if value is None or not said.lacks(setting):
+            continue
+        message = _not_for(setting, called, said)
+        if said.made:
+            message = f"network {called} has nat:, and so no {setting}; remove it"
+        errors.add(given.keys[setting], message)
+    for setting, why in _faults(said, merge(network.settings, settings)):
+        if setting in given.keys:
+            errors.add(given.keys[setting], f"network {called} has {said.words}, and {why}")
+        elif setting not in network.settings.given:
+            errors.add(given.nodes["network"], f"network {called} has {said.words}, and {why}")
 
 
 def _settings(given: _Given) -> Settings:

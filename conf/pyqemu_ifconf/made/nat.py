@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from pyqemu_ifconf.kinds import linux
 from pyqemu_ifconf.nodes import Errors, List, Map, Node, Scalar, entries, quote, show
 from pyqemu_ifconf.policy import Dhcp, Forward, Nat, Network, Service
 from pyqemu_ifconf.values import BAD, Bad, Schema, must_be, unknown_key
@@ -15,6 +16,11 @@ from pyqemu_ifconf.vms import MAC_PATTERN, PORT_MAX, is_mac
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Interface
+
+KIND = linux.SPEC
+"""What is made is a Linux bridge."""
+WITHOUT = ("vlan",)
+"""Port settings that its ports have not, though those of its kind have them."""
 
 _ADDRESS = r"[0-9]{1,3}(\.[0-9]{1,3}){3}"
 _RANGE = re.compile(rf"({_ADDRESS})-({_ADDRESS}|[0-9]{{1,3}})")

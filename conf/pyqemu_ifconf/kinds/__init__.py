@@ -1,0 +1,67 @@
+"""The kinds of network, one a module: what a policy may say of each.
+
+A new kind is its module, its name in KindName and its row in SPECS; the fields, the walk with its
+errors and the JSON Schema are made of these.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pyqemu_ifconf.kinds import linux, openvswitch
+from pyqemu_ifconf.kinds.base import KindSpec, Place
+
+if TYPE_CHECKING:
+    from pyqemu_ifconf.field import Field
+
+KindName = Literal["linux", "openvswitch"]
+
+SPECS: tuple[KindSpec, ...] = (linux.SPEC, openvswitch.SPEC)
+
+
+def spec_of(name: KindName) -> KindSpec:
+    """Return the kind of this name."""
+    return next(spec for spec in SPECS if spec.name == name)
+
+
+def spec_at(place: Place) -> KindSpec | None:
+    """Return the kind whose place it is, None where that is looked up."""
+    return next((spec for spec in SPECS if type(place) is spec.place), None)
+
+
+def naming_keys() -> tuple[str, ...]:
+    """Return the keys of which exactly one names a network's kind."""
+    return tuple(dict.fromkeys(spec.key for spec in SPECS))
+
+
+def named_by(key: str) -> tuple[KindSpec, ...]:
+    """Return the kinds that this key names; of several, one may be said by `kind:`."""
+    return tuple(spec for spec in SPECS if spec.key == key)
+
+
+def said() -> tuple[KindSpec, ...]:
+    """Return the kinds that `kind:` can say: those that share their key."""
+    return tuple(spec for spec in SPECS if len(named_by(spec.key)) > 1)
+
+
+def owners(name: str) -> tuple[KindSpec, ...]:
+    """Return the kinds that a key of a network is for, none where it belongs to no kind."""
+    if name == "kind":
+        return said()
+    return tuple(spec for spec in SPECS if name in spec.own_keys)
+
+
+def own_fields() -> tuple[Field, ...]:
+    """Return the keys of a network that belong to its kind, those that name one first."""
+    from pyqemu_ifconf.field import Field  # only what reads a policy needs it
+    from pyqemu_ifconf.values import Choice
+
+    kind = Field(
+        "kind",
+        "network",
+        Choice(tuple(spec.name for spec in said())),
+        "What the bridge is; checked where it is given, else looked up.",
+    )
+    rows = {field.name: field for spec in SPECS for field in spec.fields()}
+    naming = [rows.pop(key) for key in naming_keys()]
+    return (*naming, kind, *rows.values())

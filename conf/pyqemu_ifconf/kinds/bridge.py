@@ -1,0 +1,43 @@
+"""What the kinds of network have in common that are a bridge of the host's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyqemu_ifconf.kinds.base import Place
+
+if TYPE_CHECKING:
+    from pyqemu_ifconf.field import Field
+
+KEY = "bridge"
+
+DEFAULT_OVSDB = "unix:/run/openvswitch/db.sock"
+
+
+@dataclass(frozen=True)
+class BridgePlace(Place):
+    """A bridge whose kind the policy does not say; `ovsdb` is the database that may have it."""
+
+    bridge: str
+    ovsdb: str = DEFAULT_OVSDB
+
+
+def bridge_field() -> Field:
+    """Return the field that names the bridge."""
+    from pyqemu_ifconf.field import Field  # only what reads a policy needs it
+    from pyqemu_ifconf.names import NAME_MAX, is_valid_name
+    from pyqemu_ifconf.values import Text
+
+    return Field(
+        KEY,
+        "network",
+        Text(
+            "the name of a bridge",
+            is_valid_name,
+            rf"^(?!\.{{1,2}}$)[!-.0-9;-~]{{1,{NAME_MAX}}}$",
+            f"a name is 1 to {NAME_MAX} bytes of 0x21 to 0x7e, without / and :, not . or ..",
+            NAME_MAX,
+        ),
+        "The Linux bridge or Open vSwitch bridge.",
+    )

@@ -1,0 +1,36 @@
+"""A Linux bridge, of the kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyqemu_ifconf.kinds.base import KindSpec, Place
+from pyqemu_ifconf.kinds.bridge import KEY, BridgePlace, bridge_field
+
+if TYPE_CHECKING:
+    from pyqemu_ifconf.field import Field
+
+
+@dataclass(frozen=True)
+class LinuxPlace(Place):
+    """A Linux bridge, by its name."""
+
+    bridge: str
+
+
+def _fields() -> tuple[Field, ...]:
+    return (bridge_field(),)
+
+
+SPEC = KindSpec(
+    name="linux",
+    title="a Linux bridge",
+    label="Linux bridge",
+    endpoint="tap",
+    key=KEY,
+    place=LinuxPlace,
+    fields=_fields,
+    settings=frozenset({"mtu", "vlan", "isolated", "txqueuelen"}),
+    found=BridgePlace,
+)
