@@ -267,7 +267,7 @@ endef
 	touch $@
 
 test: ## install what is missing and run all the tests (root, or some skip)
-	@$(call MAKE_READY,install-packages uml/uml-setup guest/guest-setup \
+	@$(call MAKE_READY,install-packages uml/uml-setup vm/vm-setup guest/guest-setup \
 		qemu/qemu-setup chroot/chroot-setup)
 	exec .venv/bin/python3 $(if $(PYTEST_ARGS),-m pytest $(PYTEST_ARGS),tests/lab/halves.py)
 

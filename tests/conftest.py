@@ -13,23 +13,21 @@ import pytest
 
 from lab.agent import Agent
 from lab.hooks import Hooks
-from lab.in_uml import BOOT, IN_UML, Boot
+from lab.inside import BOOTS, INSIDE, MACHINES, Boot
 from lab.needs import require
 from lab.netns import RUN_NETNS, Namespace, prefix
 from lab.ovs import OpenVSwitch
 from lab.snapshot import MARK, Snapshot, leftovers
 
 TESTS = Path(__file__).parent
-IN_UML_FILE = TESTS / "test_in_uml.py"
 READY = pytest.StashKey[tuple[Namespace, OpenVSwitch | None, Snapshot]]()
 HOST = pytest.StashKey[frozenset[str]]()
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Leave tests/uml to test_in_uml.py, which boots one UML for all of it."""
-    if collection_path == TESTS / "uml" and IN_UML not in os.environ:
-        return True
-    return None
+    """Leave tests/uml to test_in_uml.py, which boots one UML for all of it, and so tests/vm."""
+    away = {each.tests for each in MACHINES if os.environ.get(INSIDE) != each.name}
+    return True if collection_path in away else None
 
 
 @pytest.fixture
@@ -65,9 +63,9 @@ def ovs_system(netns: Namespace) -> Iterator[OpenVSwitch]:
 
 @pytest.fixture
 def ovs(request: pytest.FixtureRequest) -> OpenVSwitch:
-    """A private Open vSwitch: the kernel's datapath inside the UML, userspace elsewhere."""
+    """A private Open vSwitch: the kernel's datapath in a Linux of our own, userspace elsewhere."""
     switch: OpenVSwitch = request.getfixturevalue(
-        "ovs_system" if IN_UML in os.environ else "ovs_netdev"
+        "ovs_system" if INSIDE in os.environ else "ovs_netdev"
     )
     return switch
 
@@ -120,20 +118,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Boot the User Mode Linux for those of its tests that are to run."""
-    wanted = [
-        str(item.callspec.params["inner"])
-        for item in session.items
-        if isinstance(item, pytest.Function) and item.path == IN_UML_FILE
-    ]
-    if wanted and not session.config.option.collectonly:
-        session.stash[BOOT] = Boot(wanted)
+    """Boot the Linuxes of our own for those of their tests that are to run."""
+    boots = session.stash.setdefault(BOOTS, {})
+    for machine in MACHINES:
+        wanted = [
+            str(item.callspec.params["inner"])
+            for item in session.items
+            if isinstance(item, pytest.Function) and item.path == machine.results
+        ]
+        if wanted and not session.config.option.collectonly:
+            boots[machine.name] = Boot(machine, wanted)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """End the User Mode Linux."""
-    boot = session.stash.get(BOOT, None)
-    if boot is not None:
+    """End the Linuxes of our own."""
+    for boot in session.stash.get(BOOTS, {}).values():
         boot.close()
 
 

@@ -1343,13 +1343,15 @@ def test_answers_of_a_policy_with_5000_rules(site: Site) -> None:
 
 
 BRIEF = """
+from contextlib import asynccontextmanager
 from pyqemu_ifup import nat_network
 real = nat_network.holding
+@asynccontextmanager
 async def holding(host, network, bridge):
-    held = await real(host, network, bridge)
-    with open({log!r}, "a") as file:
-        print(host.tap, host.deadline.remaining() <= nat_network.HOLD, file=file)
-    return held
+    async with real(host, network, bridge) as held:
+        with open({log!r}, "a") as file:
+            print(host.tap, host.deadline.remaining() <= nat_network.HOLD, file=file)
+        yield held
 nat_network.holding = holding
 """
 """Notes for whose tap a network's lock was had, and whether for a while only."""

@@ -19,7 +19,7 @@ from pyqemu_ifconf.shell import sh
 from pyqemu_ifctl.doctor.checks import find_all
 from pyqemu_ifctl.doctor.scene import Scene
 from pyqemu_ifctl.verbs.check import find_warnings
-from pyqemu_ifd import keeper
+from pyqemu_ifd import cache
 from pyqemu_ifup.stamp import Here
 
 FOUND = ("rules", "globs", "sets of globs", "a glob", "guests")
@@ -99,7 +99,7 @@ def test_a_policy_is_read_in_time(shape: str, nothing: float) -> None:
         told = pickle.dumps(found)
         assert len(told) < TOLD_MAX
         before = time.process_time()
-        assert keeper.load_told(told) == found
+        assert cache.load_told(told) == found
         assert time.process_time() - before < TIMES * nothing / 5
         judge(found, shape, TIMES * nothing)
     if shape in FOUND:

@@ -21,7 +21,7 @@ from lab.ovs import OpenVSwitch
 from lab.plug import UNTAGGED, crossing
 from lab.taps import Tap
 from lab.told import run_told
-from pyqemu_ifd.keeper import SMALL
+from pyqemu_ifd.cache import SMALL
 from pyqemu_ifd.reconcile import DELAY
 from pyqemu_ifup.tun import set_owner
 

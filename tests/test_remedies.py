@@ -382,7 +382,7 @@ UNTOLD = {
     (f"{IFCTL}doctor/scene.py", "_nft_chains"): SEEN,
     (f"{IFCTL}doctor/scene.py", "_legacy_chains"): SEEN,
     (f"{IFCTL}taps.py", "_find_view"): PASSED_ON,
-    ("ifd/pyqemu_ifd/keeper.py", "take"): PASSED_ON,
+    ("ifd/pyqemu_ifd/cache.py", "take"): PASSED_ON,
     ("ifd/pyqemu_ifd/asking.py", "check_holder"): GONE,
     ("ifd/pyqemu_ifd/asking.py", "_ended"): GONE,
     ("ifd/pyqemu_ifd/wire.py", "peer_pidfd"): GONE,

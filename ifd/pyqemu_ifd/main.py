@@ -91,7 +91,7 @@ def parser() -> Parser:
 
 def serve(policy: str | None, path: str, *, for_users: bool) -> int:
     """Serve until told to stop. Raises Failure: 71 or 77 where the socket cannot be had."""
-    from pyqemu_ifd.keeper import PolicyKeeper
+    from pyqemu_ifd.cache import PolicyCache
     from pyqemu_ifd.server import Server, listen
 
     handed = handed_over()
@@ -116,7 +116,7 @@ def serve(policy: str | None, path: str, *, for_users: bool) -> int:
         # NOTE: a container may have no syslog, and who looks at its output is to see what it does.
         open_log(PROGRAM, aloud=True)
         log(syslog.LOG_INFO, f"listening at {readable(path if handed is None else _name(handed))}")
-        Server(listener, PolicyKeeper(policy), for_users=for_users).run(notify, watchdog())
+        Server(listener, PolicyCache(policy), for_users=for_users).run(notify, watchdog())
     finally:
         # NOTE: in this order: once it is closed, another agent may have put its own there.
         if inode is not None:

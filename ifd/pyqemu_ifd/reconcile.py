@@ -17,10 +17,10 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_network_name, is_valid_name
 from pyqemu_ifconf.policy import Caller, Nat, Policy, Port
 from pyqemu_ifconf.shell import ifctl, quote, readable
+from pyqemu_ifd.cache import PolicyCache
 from pyqemu_ifd.guard import Guard
-from pyqemu_ifd.keeper import PolicyKeeper
+from pyqemu_ifd.keyed_lock import KeyedLock
 from pyqemu_ifd.pool import AgentHost, Pool
-from pyqemu_ifd.turns import Turns
 from pyqemu_ifd.users import Users
 from pyqemu_ifdown.detach import PATIENCE
 from pyqemu_ifdown.gc import Ended, ending, finding_ended, judge
@@ -78,12 +78,12 @@ class Reconciler:
     """Gathers what has happened, and turns it into work for each tap concerned."""
 
     def __init__(
-        self, pool: Pool, keeper: PolicyKeeper, turns: Turns, users: Users, here: Here
+        self, pool: Pool, cache: PolicyCache, tap_lock: KeyedLock, users: Users, here: Here
     ) -> None:
         self.pool = pool
         self.users = users
-        self.keeper = keeper
-        self.turns = turns
+        self.cache = cache
+        self.tap_lock = tap_lock
         self.here = here
         self._sweep_due: float | None = None
         """When to look at every tap of ours, None where nothing calls for it."""
@@ -200,7 +200,7 @@ class Reconciler:
 
     def _makes_networks(self) -> bool:
         """Tell whether the policy has networks that are made for taps."""
-        policy = self.keeper.policy
+        policy = self.cache.policy
         return policy is not None and any(each.nat for each in policy.networks.values())
 
     def _look_for_networks(self, links: list[Link]) -> Iterator[tuple[str, Chore]]:
@@ -231,7 +231,7 @@ class Reconciler:
             return
         from pyqemu_ifup.nat_network import Guarded, guarded, guarding
 
-        networks = guarded(self.keeper.policy, links)
+        networks = guarded(self.cache.policy, links)
         for name in self.guard.ripe(now, networks):
 
             async def guard(host: Host, name: str = name, each: Guarded = networks[name]) -> None:
@@ -293,7 +293,7 @@ class Reconciler:
             if bridge is not None and (bridge.kind != "bridge" or bridge.up):
                 return link.master is None and bridge.kind == "bridge"
             # NOTE: one that is made for taps is made, and brought up, as a tap is attached.
-            policy = self.keeper.policy
+            policy = self.cache.policy
             network = policy.networks.get(stamp.network) if policy is not None else None
             return link.master is None and network is not None and network.nat is not None
         database = self._databases().get(stamp.ovsdb or "")
@@ -323,11 +323,11 @@ class Reconciler:
         return self._do(tap, self._bringing_back)
 
     async def _do(self, tap: str, work: Callable[[Host], Task[None]]) -> None:
-        """Do the work when it is the tap's turn; where it fails, look again later."""
+        """Do the work when earlier work on the tap is done; where it fails, look again later."""
         deadline = Deadline(LIMIT, late="it is tried again")
-        with self.turns.take(tap) as turn:
+        with self.tap_lock.queue(tap) as ticket:
             try:
-                await self.turns.come(tap, turn, deadline)
+                await ticket.acquire(deadline)
                 with AgentHost(self.pool, tap, deadline, lambda command: None) as host:
                     await work(host)
             except BaseException:
@@ -355,7 +355,7 @@ class Reconciler:
 
     async def _bringing_back(self, host: Host) -> None:
         assert host.tap is not None
-        policy = self.keeper.get()
+        policy = self.cache.get()
         with host.until(host.deadline.allowing(policy.timeout)):
             await self._bringing_back_by(host, host.tap, policy)
 
@@ -386,7 +386,7 @@ class Reconciler:
                 self.everything()
                 return
             # NOTE: a policy that has changed since has every tap looked at again.
-            if self._has_lost(now) and self.keeper.policy is policy:
+            if self._has_lost(now) and self.cache.policy is policy:
                 await self._attach_again(host, policy, now, stamp, user)
 
     async def _attach_again(

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Status
 from pyqemu_ifconf.version import find_version
-
-if TYPE_CHECKING:
-    from pyqemu_ifd.server import Server
+from pyqemu_ifd.cache import PolicyCache
+from pyqemu_ifd.pool import Pool
 
 REMEMBERED = 1000
 """How many of the last requests' times are kept, for each verb."""
@@ -45,19 +43,21 @@ class Report:
         self.last_error = text
         self.last_error_at = time.time()
 
-    def as_object(self, server: Server, *, whole: bool) -> dict[str, object]:
+    def as_object(
+        self, cache: PolicyCache, pool: Pool, connections: int, *, whole: bool
+    ) -> dict[str, object]:
         """Return what `pyqemu-ifctl agent --json` prints; times in milliseconds.
 
-        Without `whole`, for users other than root, what others have done wrong is left out.
+        `connections` is how many there are. Without `whole`, for users other than root, what
+        others have done wrong is left out.
         """
-        keeper = server.keeper
         return {
             "version": 1,
             "release": self.release,
             "pid": os.getpid(),
             "outdated": _code() != self._code,
             "uptime": round(time.monotonic() - self.started, 3),
-            "connections": len(server.connections),
+            "connections": connections,
             "refused": self.refused,
             "requests": {
                 verb: {
@@ -69,13 +69,13 @@ class Report:
                 for verb, times in sorted(self._times.items())
             },
             "policy": {
-                "files": list(keeper.policy.files) if keeper.policy is not None else None,
-                "loaded": keeper.loaded if keeper.policy is not None else None,
-                "error": str(keeper.failure) if whole and keeper.failure is not None else None,
+                "files": list(cache.policy.files) if cache.policy is not None else None,
+                "loaded": cache.loaded if cache.policy is not None else None,
+                "error": str(cache.failure) if whole and cache.failure is not None else None,
             },
             "databases": [
                 {"ovsdb": address, "connected": database.is_connected}
-                for address, database in server.pool.databases.items()
+                for address, database in pool.databases.items()
             ],
             "last_error": self.last_error if whole else None,
             "last_error_at": self.last_error_at if whole else None,

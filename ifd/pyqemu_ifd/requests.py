@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status, for_user
 from pyqemu_ifconf.names import check_tap_name
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifd.asking import Process, find_asking
-from pyqemu_ifd.keeper import PolicyKeeper
+from pyqemu_ifd.cache import PolicyCache
+from pyqemu_ifd.connection import Connection
+from pyqemu_ifd.keyed_lock import KeyedLock
 from pyqemu_ifd.pool import AgentHost, Pool
-from pyqemu_ifd.turns import Turns
 from pyqemu_ifd.users import Users
 from pyqemu_ifd.wire import Peer, Place, Request
 from pyqemu_ifdown.detach import detaching, leave_to_gc
@@ -36,10 +36,6 @@ from pyqemu_ifup.tap_request import attach_tap, make_tap, may_attach, parse_wish
 from pyqemu_ifup.taps import close_all
 from pyqemu_ifup.task import Task, pause
 
-if TYPE_CHECKING:
-    from pyqemu_ifd.server import Connection
-
-
 QUEUED = 0.5
 """Seconds behind other requests, after which the deadline is counted, and told, anew."""
 
@@ -49,8 +45,8 @@ class Context:
     """What a request is served with: the agent's own things, and its client."""
 
     pool: Pool
-    keeper: PolicyKeeper
-    turns: Turns
+    cache: PolicyCache
+    tap_lock: KeyedLock
     users: Users
     here: Here
     client: Connection
@@ -121,7 +117,7 @@ async def _up(tap: str, network: str, debug: str, place: Place | None, context: 
     prove_tap(tap, held)
     process = context.process(find_parent)
     parent = process.pid
-    policy = context.keeper.get()
+    policy = context.cache.get()
     deadline = context.deadline(policy.timeout, process)
     kernel = context.pool.kernel
     uid = peer.uid if peer.uid != ROOT else None
@@ -133,11 +129,11 @@ async def _up(tap: str, network: str, debug: str, place: Place | None, context: 
             if caller.root_made and not is_root_made(link, uid):
                 raise Failure(Status.TRY_AGAIN, "another tap by now", "", "try again")
 
-    with context.turns.take(tap) as turn:
+    with context.tap_lock.queue(tap) as ticket:
         await pause(0.0)
         deadline = context.begin(deadline)
-        await context.turns.come(tap, turn, deadline)
-        policy = context.keeper.get()
+        await ticket.acquire(deadline)
+        policy = context.cache.get()
         asked = find_asked(policy, parent, uid)
         user = (await context.users.find(asked, deadline)) if asked is not None else None
         link = kernel.look_up(tap) if uid is not None else None
@@ -171,10 +167,10 @@ async def _down(tap: str, debug: str, place: Place | None, context: Context) -> 
     process = context.process(find_parent)
     tap = present_name(tap, held)
     deadline = context.deadline(DOWN_TIMEOUT, process, left_to_gc(tap))
-    with context.turns.take(tap) as turn:
+    with context.tap_lock.queue(tap) as ticket:
         await pause(0.0)
         deadline = context.begin(deadline)
-        await context.turns.come(tap, turn, deadline)
+        await ticket.acquire(deadline)
         tell = context.teller("pyqemu-ifdown", tap, debug)
         by_user = context.client.peer.uid != ROOT
         with AgentHost(context.pool, tap, deadline, tell, by_user) as host:
@@ -190,19 +186,19 @@ async def _down(tap: str, debug: str, place: Place | None, context: Context) -> 
 async def _tap(fields: tuple[str, ...], context: Context) -> None:
     wish = parse_wish(fields)
     process = context.process(find_helped if wish.for_parent else lambda pid: pid)
-    policy = context.keeper.get()
+    policy = context.cache.get()
     deadline = context.deadline(policy.timeout, process)
     peer = context.client.peer
     await pause(0.0)
     deadline = context.begin(deadline)
     user = await context.users.find(peer.uid, deadline)
     deadline.check()
-    policy = context.keeper.get()
+    policy = context.cache.get()
     new = make_tap(context.pool.kernel, policy, user, process.pid, wish)
     context.name(new.name)
     # NOTE: it has its name alone, so that it waits for nobody; others may have to wait for it.
     with (
-        context.turns.take(new.name),
+        context.tap_lock.queue(new.name),
         AgentHost(context.pool, new.name, deadline, lambda command: None, peer.uid != ROOT) as host,
     ):
         await attach_tap(host, policy, new)

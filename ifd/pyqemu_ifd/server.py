@@ -25,15 +25,16 @@ from functools import partial
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB
-from pyqemu_ifconf.shell import printable, readable
+from pyqemu_ifconf.shell import readable
 from pyqemu_ifd import wire
+from pyqemu_ifd.cache import SETTLE, PolicyCache
 from pyqemu_ifd.closer import PROD, Closer
-from pyqemu_ifd.keeper import SETTLE, PolicyKeeper
+from pyqemu_ifd.connection import Connection
+from pyqemu_ifd.keyed_lock import KeyedLock
 from pyqemu_ifd.pool import Interest, Pool
 from pyqemu_ifd.reconcile import Chore, Reconciler
 from pyqemu_ifd.report import Report
 from pyqemu_ifd.requests import Context, serve
-from pyqemu_ifd.turns import Turns
 from pyqemu_ifd.users import Users
 from pyqemu_ifup.access import ROOT
 from pyqemu_ifup.links import LinkEvents
@@ -71,81 +72,7 @@ RESPITE = 0.1
 PROGRAMS = {"up": "pyqemu-ifup", "down": "pyqemu-ifdown", "tap": "pyqemu-bridge-helper"}
 """The programs in whose name a client is told of a failure."""
 
-LINE_MAX = 2000
-"""Bytes of one line that a client is told."""
-
-_GONE = (
-    errno.EPIPE,
-    errno.ECONNRESET,
-    errno.EAGAIN,
-    errno.ENOTCONN,
-    errno.ENOBUFS,
-    errno.ENOMEM,
-    errno.EMSGSIZE,
-)
-"""How a packet fails that a client does not get: it has gone, does not read, or has no room."""
 _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-
-@dataclass(eq=False)
-class Connection:
-    """One client: its socket, who it is, and what becomes of its request."""
-
-    socket: socket.socket
-    peer: wire.Peer
-    since: float
-    request: wire.Request | None = None
-    stopped: str | None = None
-    heard: bool = True
-    """Whether the loop listens to it."""
-    in_line: float | None = None
-    """The seconds that its request may take once its turn has come, None from then on."""
-    told: float = 0.0
-    """When it was told so last."""
-
-    def send(self, packet: bytes, descriptors: tuple[int, ...] = ()) -> None:
-        """Send one packet; a client that has gone, or that does not read, stops its request."""
-        try:
-            if descriptors:
-                socket.send_fds(self.socket, [packet], list(descriptors))
-            else:
-                self.socket.send(packet)
-        except OSError as error:
-            if error.errno not in _GONE:
-                raise
-            self.stopped = self.stopped or "the client has hung up"
-
-    def allow(self, seconds: float) -> None:
-        """Tell that its request is done, or has failed, in `seconds` from now."""
-        self.told = time.monotonic()
-        self.send(b"!%d" % seconds)
-
-    def stand_in_line(self, seconds: float) -> None:
-        """Tell the same, and go on telling until `begin`: its request waits for others."""
-        self.in_line = seconds
-        self.allow(seconds)
-
-    def begin(self) -> None:
-        """Note that the turn of its request has come."""
-        self.in_line = None
-
-    def why_stopped(self) -> str | None:
-        """Return why its request must stop, None where it need not, as it is this very moment."""
-        # NOTE: the loop may not have heard yet: whoever waits in vain does the work himself, and
-        # what is done then must not be done to it once more.
-        try:
-            if self.stopped is None:
-                self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-                self.stopped = "the client has hung up"
-        except BlockingIOError:
-            return None
-        except ConnectionResetError:
-            self.stopped = "the client has hung up"
-        return self.stopped
-
-    def say(self, line: str) -> None:
-        """Send one line for standard error."""
-        self.send(b"-" + printable(line).encode("ascii")[:LINE_MAX])
 
 
 @dataclass(eq=False)
@@ -171,22 +98,22 @@ class Server:
     """
 
     def __init__(
-        self, listener: socket.socket, keeper: PolicyKeeper, *, for_users: bool = False
+        self, listener: socket.socket, cache: PolicyCache, *, for_users: bool = False
     ) -> None:
         self.listener = listener
-        self.keeper = keeper
+        self.cache = cache
         self.for_users = for_users
         self.pool = Pool()
         self.events = None if for_users else LinkEvents()
         self.rules = None if for_users else open_events()
         self.report = Report()
-        self.turns = Turns()
+        self.tap_lock = KeyedLock()
         self.closer = Closer()
         self.here = find_here()
         self.users = Users()
-        self.reconciler = (
-            None if for_users else Reconciler(self.pool, keeper, self.turns, self.users, self.here)
-        )
+        self.reconciler: Reconciler | None = None
+        if not for_users:
+            self.reconciler = Reconciler(self.pool, cache, self.tap_lock, self.users, self.here)
         self.connections: dict[int, Connection] = {}
         self.jobs: dict[Job, None] = {}
         """What is under way, in the order in which it came."""
@@ -221,7 +148,7 @@ class Server:
         self._catch_signals(write_end)
         self.closer.wakeup = write_end
         self.listener.setblocking(False)
-        for descriptor in (self.listener, self.keeper, wakeup):
+        for descriptor in (self.listener, self.cache, wakeup):
             self._poll.register(descriptor, select.EPOLLIN)
         self._look_for_databases()
         for events in (self.events, self.rules):
@@ -257,7 +184,7 @@ class Server:
             if events is not None:
                 events.close()
         self.pool.close()
-        self.keeper.close()
+        self.cache.close()
         self._poll.close()
 
     @staticmethod
@@ -288,16 +215,16 @@ class Server:
         """Wait for the next thing to happen, and deal with it."""
         changed = self._wait(beat)
         comes = loaded = False
-        policy = self.keeper.policy
+        policy = self.cache.policy
         for descriptor, events in self._poll.poll(0):
             if descriptor == self.listener.fileno():
                 comes = True
             elif descriptor == wakeup:
                 os.read(wakeup, 4096)
-            elif descriptor == self.keeper.fileno():
-                if self.keeper.drain() and self._reload_due is None:
+            elif descriptor == self.cache.fileno():
+                if self.cache.drain() and self._reload_due is None:
                     self._reload_due = time.monotonic() + SETTLE
-                loaded = self.keeper.take()
+                loaded = self.cache.take()
             elif self.events is not None and descriptor == self.events.fileno():
                 assert self.reconciler is not None
                 self.reconciler.take(self.events.read())
@@ -318,8 +245,8 @@ class Server:
         if self._reload_asked or (self._reload_due is not None and now >= self._reload_due):
             self._look_asked |= self._reload_asked
             self._reload_asked, self._reload_due = False, None
-            loaded = self.keeper.load() or loaded
-        if loaded and (self._look_asked or self.keeper.policy is not policy):
+            loaded = self.cache.load() or loaded
+        if loaded and (self._look_asked or self.cache.policy is not policy):
             self._look_asked = False
             # NOTE: who was left lost, for it was denied, may be allowed by now. Any file beside the
             # policy's has it read again, our own log's among them.
@@ -386,7 +313,7 @@ class Server:
     def _look_for_databases(self) -> None:
         """Connect to the databases that this host has by now."""
         self._look_due = time.monotonic() + LOOK
-        policy = self.keeper.policy
+        policy = self.cache.policy
         networks = policy.networks.values() if policy is not None else ()
         try:
             self.pool.open_new([DEFAULT_OVSDB, *(network.ovsdb for network in networks)])
@@ -553,7 +480,9 @@ class Server:
     ) -> bool:
         """Begin what a client asks for; tell whether it is work. Raises Elsewhere."""
         if request.verb == "agent":
-            answer = self.report.as_object(self, whole=connection.peer.uid == 0)
+            answer = self.report.as_object(
+                self.cache, self.pool, len(self.connections), whole=connection.peer.uid == 0
+            )
             connection.send(b"+" + json.dumps(answer).encode("ascii"))
             self._end(connection, b"=0")
             return False
@@ -566,7 +495,7 @@ class Server:
             job.tap = tap
 
         context = Context(
-            self.pool, self.keeper, self.turns, self.users, self.here, connection, name
+            self.pool, self.cache, self.tap_lock, self.users, self.here, connection, name
         )
         job = Job(request.fields[0], serve(request, place, context), connection)
         # NOTE: at once: a client that hears nothing for long does the work itself.

@@ -21,10 +21,10 @@ from lab.steps import Steps, be_traced
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Policy, Port, Vlan
 from pyqemu_ifctl.verbs.gc import gc
-from pyqemu_ifd.keeper import PolicyKeeper
+from pyqemu_ifd.cache import PolicyCache
+from pyqemu_ifd.keyed_lock import KeyedLock
 from pyqemu_ifd.pool import Pool
 from pyqemu_ifd.reconcile import Reconciler
-from pyqemu_ifd.turns import Turns
 from pyqemu_ifd.users import Users
 from pyqemu_ifdown.detach import detach
 from pyqemu_ifup.deadline import Deadline
@@ -198,9 +198,9 @@ def _gc(place: Place, hook: str) -> Scene:
 def _bring_back(place: Place) -> None:
     """Do what an agent does that looks at everything, until there is nothing left to do."""
     with place.netns.enter():
-        pool, keeper = Pool(), PolicyKeeper(None)
-        keeper.policy = place.policy
-        reconciler = Reconciler(pool, keeper, Turns(), Users(), find_here())
+        pool, cache = Pool(), PolicyCache(None)
+        cache.policy = place.policy
+        reconciler = Reconciler(pool, cache, KeyedLock(), Users(), find_here())
         if place.switch == "openvswitch":
             finish(pool.connected(place.ovs.db, Deadline(ALLOWED)), _pause(pool))
         reconciler.everything(0.0)

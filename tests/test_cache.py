@@ -17,7 +17,7 @@ from lab.agent import Agent
 from lab.agent_site import Site
 from lab.netns import Namespace
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifd.keeper import SMALL, PolicyKeeper
+from pyqemu_ifd.cache import SMALL, PolicyCache
 
 LATER = 20.0
 """Seconds after which a change that must be seen has not been."""
@@ -33,25 +33,25 @@ def write(path: Path, text: str) -> None:
     path.chmod(0o644)
 
 
-def settle(keeper: PolicyKeeper) -> bool:
-    """Wait until the keeper has heard of a change; tell whether it concerns the policy."""
-    assert select.select([keeper], [], [], LATER)[0], "no change was seen"
-    changed = keeper.drain()
+def settle(cached: PolicyCache) -> bool:
+    """Wait until the cache has heard of a change; tell whether it concerns the policy."""
+    assert select.select([cached], [], [], LATER)[0], "no change was seen"
+    changed = cached.drain()
     if changed:
-        keeper.load()
+        cached.load()
     return changed
 
 
-def networks(keeper: PolicyKeeper) -> list[str]:
-    return list(keeper.get().networks)
+def networks(cached: PolicyCache) -> list[str]:
+    return list(cached.get().networks)
 
 
-def wait_for(keeper: PolicyKeeper, *names: str) -> None:
+def wait_for(cached: PolicyCache, *names: str) -> None:
     """Wait until these are the networks in force."""
     end = time.monotonic() + LATER
-    while keeper.policy is None or networks(keeper) != list(names):
-        assert time.monotonic() < end, keeper.failure
-        settle(keeper)
+    while cached.policy is None or networks(cached) != list(names):
+        assert time.monotonic() < end, cached.failure
+        settle(cached)
 
 
 @pytest.fixture
@@ -62,30 +62,30 @@ def etc(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def keeper(etc: Path) -> Iterator[PolicyKeeper]:
-    """A keeper of the policy in `etc`, which has the network lan."""
+def cached(etc: Path) -> Iterator[PolicyCache]:
+    """A cache of the policy in `etc`, which has the network lan."""
     etc.mkdir(parents=True)
     write(etc / "policy.yaml", policy("lan"))
-    keeper = PolicyKeeper(None, str(etc))
-    yield keeper
-    keeper.close()
+    cached = PolicyCache(None, str(etc))
+    yield cached
+    cached.close()
 
 
-def test_edit(keeper: PolicyKeeper, etc: Path) -> None:
-    assert networks(keeper) == ["lan"]
-    before = keeper.loaded
+def test_edit(cached: PolicyCache, etc: Path) -> None:
+    assert networks(cached) == ["lan"]
+    before = cached.loaded
     write(etc / "policy.yaml", policy("dmz"))
-    wait_for(keeper, "dmz")
-    assert keeper.loaded > before
+    wait_for(cached, "dmz")
+    assert cached.loaded > before
 
 
-def test_atomic_rename(keeper: PolicyKeeper, etc: Path) -> None:
+def test_atomic_rename(cached: PolicyCache, etc: Path) -> None:
     write(etc / ".new", policy("dmz"))
     (etc / ".new").rename(etc / "policy.yaml")
-    wait_for(keeper, "dmz")
+    wait_for(cached, "dmz")
     write(etc / ".new", policy("lan"))
     (etc / ".new").rename(etc / "policy.yaml")
-    wait_for(keeper, "lan")
+    wait_for(cached, "lan")
 
 
 @pytest.mark.parametrize("name", ["", "policy.yaml", "policy.d", "policy.d/a.yaml"])
@@ -112,128 +112,128 @@ def test_what_a_link_leads_to(etc: Path, tmp_path: Path, name: str) -> None:
         drop_in, main = fixed.get(name, (generation, "fixed"))
         return [f"{drop_in}-a", main]
 
-    keeper = PolicyKeeper(None, str(etc))
+    cached = PolicyCache(None, str(etc))
     try:
-        assert networks(keeper) == wanted("one")
+        assert networks(cached) == wanted("one")
         for generation in ("two", "one", "two"):
             (tmp_path / "next").symlink_to(generation)
             (tmp_path / "next").rename(tmp_path / "now")
-            wait_for(keeper, *wanted(generation))
-        watches = len(keeper._watched)
+            wait_for(cached, *wanted(generation))
+        watches = len(cached._watched)
         # In the place where it leads, and where it leads to nothing for a while.
         text = "main" if name in ("", "policy.yaml") else "drop-in"
         last = "policy.yaml" if text == "main" else "policy.d/a.yaml"
         (tmp_path / "two" / last).unlink()
         write(tmp_path / "two" / last, policy("anew"))
-        while "anew" not in networks(keeper):
-            settle(keeper)
+        while "anew" not in networks(cached):
+            settle(cached)
         (tmp_path / "two").rename(tmp_path / "old")
-        while keeper.failure is None:
-            settle(keeper)
+        while cached.failure is None:
+            settle(cached)
         (tmp_path / "old").rename(tmp_path / "two")
-        while keeper.failure is not None:
-            settle(keeper)
-        assert len(keeper._watched) == watches, "what is no longer on the way is watched no more"
+        while cached.failure is not None:
+            settle(cached)
+        assert len(cached._watched) == watches, "what is no longer on the way is watched no more"
     finally:
-        keeper.close()
+        cached.close()
 
 
-def test_drop_ins(keeper: PolicyKeeper, etc: Path) -> None:
+def test_drop_ins(cached: PolicyCache, etc: Path) -> None:
     (etc / "policy.d").mkdir(mode=0o755)
     write(etc / "policy.d" / "10.yaml", policy("dmz"))
-    wait_for(keeper, "dmz", "lan")
+    wait_for(cached, "dmz", "lan")
     write(etc / "policy.d" / "20.yaml", policy("wan"))
-    wait_for(keeper, "dmz", "wan", "lan")
+    wait_for(cached, "dmz", "wan", "lan")
     write(etc / "policy.d" / "20.yaml", policy("far"))
-    wait_for(keeper, "dmz", "far", "lan")
+    wait_for(cached, "dmz", "far", "lan")
     (etc / "policy.d" / "10.yaml").unlink()
-    wait_for(keeper, "far", "lan")
+    wait_for(cached, "far", "lan")
     (etc / "policy.d").rename(etc / "gone")
-    wait_for(keeper, "lan")
+    wait_for(cached, "lan")
 
 
 def test_folder_that_comes_later(etc: Path) -> None:
-    keeper = PolicyKeeper(None, str(etc))
+    cached = PolicyCache(None, str(etc))
     try:
         with pytest.raises(Failure) as failure:
-            keeper.get()
+            cached.get()
         assert failure.value.status is Status.NO_POLICY
         etc.mkdir(parents=True, mode=0o755)
         write(etc / "policy.yaml", policy("lan"))
-        wait_for(keeper, "lan")
-        assert keeper.failure is None
+        wait_for(cached, "lan")
+        assert cached.failure is None
         # And once more, as a package manager may replace it.
         etc.rename(etc.parent / "old")
         etc.mkdir(mode=0o755)
         write(etc / "policy.yaml", policy("dmz"))
-        wait_for(keeper, "dmz")
+        wait_for(cached, "dmz")
         write(etc / "policy.yaml", policy("wan"))
-        wait_for(keeper, "wan")
+        wait_for(cached, "wan")
     finally:
-        keeper.close()
+        cached.close()
 
 
 def test_one_file_in_a_folder_that_comes_later(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     file = tmp_path / "a" / "b" / "policy.yaml"
-    keeper = PolicyKeeper(str(file))
+    cached = PolicyCache(str(file))
     try:
-        assert keeper.policy is None
+        assert cached.policy is None
         file.parent.mkdir(parents=True)
         write(file, policy("lan"))
-        wait_for(keeper, "lan")
+        wait_for(cached, "lan")
         write(file, policy("dmz"))
-        wait_for(keeper, "dmz")
+        wait_for(cached, "dmz")
     finally:
-        keeper.close()
+        cached.close()
 
 
-def test_what_else_changes_beside_it_does_not_count(keeper: PolicyKeeper, etc: Path) -> None:
+def test_what_else_changes_beside_it_does_not_count(cached: PolicyCache, etc: Path) -> None:
     write(etc.parent / "passwd", "x")
-    assert not settle(keeper)
+    assert not settle(cached)
 
 
 @pytest.mark.parametrize("text", ["version: 1\nnetwork: {}\n", "", "version: [\n", "\0"])
-def test_broken_edit_keeps_the_last_good_policy(keeper: PolicyKeeper, etc: Path, text: str) -> None:
-    loaded = keeper.loaded
+def test_broken_edit_keeps_the_last_good_policy(cached: PolicyCache, etc: Path, text: str) -> None:
+    loaded = cached.loaded
     write(etc / "policy.yaml", text)
-    while keeper.failure is None:
-        settle(keeper)
-    assert networks(keeper) == ["lan"] and keeper.loaded == loaded
-    assert keeper.failure.status is Status.POLICY_INVALID
-    assert f"{etc}/policy.yaml:" in str(keeper.failure)
+    while cached.failure is None:
+        settle(cached)
+    assert networks(cached) == ["lan"] and cached.loaded == loaded
+    assert cached.failure.status is Status.POLICY_INVALID
+    assert f"{etc}/policy.yaml:" in str(cached.failure)
     write(etc / "policy.yaml", policy("dmz"))
-    wait_for(keeper, "dmz")
-    assert keeper.failure is None
+    wait_for(cached, "dmz")
+    assert cached.failure is None
 
 
-def test_policy_that_is_taken_away(keeper: PolicyKeeper, etc: Path) -> None:
+def test_policy_that_is_taken_away(cached: PolicyCache, etc: Path) -> None:
     (etc / "policy.yaml").unlink()
-    while keeper.failure is None:
-        settle(keeper)
-    assert keeper.failure.status is Status.NO_POLICY and networks(keeper) == ["lan"]
+    while cached.failure is None:
+        settle(cached)
+    assert cached.failure.status is Status.NO_POLICY and networks(cached) == ["lan"]
 
 
 @pytest.mark.parametrize("what", ["file", "folder", "owner"])
-def test_policy_that_others_can_write(keeper: PolicyKeeper, etc: Path, what: str) -> None:
+def test_policy_that_others_can_write(cached: PolicyCache, etc: Path, what: str) -> None:
     if what == "owner":
         os.chown(etc / "policy.yaml", 4242, -1)
     else:
         (etc / "policy.yaml" if what == "file" else etc).chmod(0o777)
-    while keeper.failure is None:
-        settle(keeper)
-    assert keeper.failure.status is Status.UNSAFE and networks(keeper) == ["lan"]
+    while cached.failure is None:
+        settle(cached)
+    assert cached.failure.status is Status.UNSAFE and networks(cached) == ["lan"]
     if what == "owner":
         os.chown(etc / "policy.yaml", 0, -1)
     else:
         (etc / "policy.yaml").chmod(0o644)
         etc.chmod(0o755)
-    while keeper.failure is not None:
-        settle(keeper)
+    while cached.failure is not None:
+        settle(cached)
 
 
 def test_no_watch_left_keeps_the_last_good_policy(
-    keeper: PolicyKeeper, etc: Path, monkeypatch: pytest.MonkeyPatch
+    cached: PolicyCache, etc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Libc:
         """A kernel without a free inotify watch: the limit is the whole host's."""
@@ -244,14 +244,14 @@ def test_no_watch_left_keeps_the_last_good_policy(
             return -1
 
     with monkeypatch.context() as patch:
-        patch.setattr(keeper, "_libc", Libc())
+        patch.setattr(cached, "_libc", Libc())
         write(etc / "policy.yaml", policy("dmz"))
-        keeper.load()
-    assert networks(keeper) == ["lan"]
-    assert keeper.failure is not None and keeper.failure.status is Status.REFUSED
-    assert "max_user_watches" in str(keeper.failure)
-    keeper.load()
-    assert networks(keeper) == ["dmz"] and keeper.failure is None
+        cached.load()
+    assert networks(cached) == ["lan"]
+    assert cached.failure is not None and cached.failure.status is Status.REFUSED
+    assert "max_user_watches" in str(cached.failure)
+    cached.load()
+    assert networks(cached) == ["dmz"] and cached.failure is None
 
 
 def test_no_way_to_watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_no_way_to_watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
     monkeypatch.setattr("ctypes.CDLL", lambda *args, **more: Libc())
     with pytest.raises(Failure) as failure:
-        PolicyKeeper(str(tmp_path / "policy.yaml"))
+        PolicyCache(str(tmp_path / "policy.yaml"))
     assert failure.value.status is Status.REFUSED
     assert "fs.inotify.max_user_instances" in str(failure.value)
 
@@ -291,59 +291,59 @@ def large(*names: str) -> str:
     return f"version: 1\nnetworks:\n{lines}" + "# \n" * SMALL
 
 
-def take(keeper: PolicyKeeper) -> None:
+def take(cached: PolicyCache) -> None:
     """Wait for the reader's end."""
     end = time.monotonic() + LATER
-    while not keeper.take():
+    while not cached.take():
         assert time.monotonic() < end, "the reader does not end"
-        select.select([keeper], [], [], 0.1)
+        select.select([cached], [], [], 0.1)
 
 
-def test_a_large_policy_is_read_where_nobody_waits(keeper: PolicyKeeper, etc: Path) -> None:
+def test_a_large_policy_is_read_where_nobody_waits(cached: PolicyCache, etc: Path) -> None:
     write(etc / "policy.yaml", large("one", "two"))
-    assert not keeper.load()
-    assert networks(keeper) == ["lan"], "the one before is in force"
+    assert not cached.load()
+    assert networks(cached) == ["lan"], "the one before is in force"
     write(etc / "policy.yaml", large("three"))
-    assert not keeper.load(), "it is read once more when this one is done"
-    take(keeper)
-    take(keeper)
-    assert networks(keeper) == ["three"] and keeper.failure is None
+    assert not cached.load(), "it is read once more when this one is done"
+    take(cached)
+    take(cached)
+    assert networks(cached) == ["three"] and cached.failure is None
 
 
-def test_a_large_policy_that_is_broken_is_told(keeper: PolicyKeeper, etc: Path) -> None:
+def test_a_large_policy_that_is_broken_is_told(cached: PolicyCache, etc: Path) -> None:
     write(etc / "policy.yaml", large("one") + "what: is this\n")
-    assert not keeper.load()
-    take(keeper)
-    assert networks(keeper) == ["lan"]
-    assert keeper.failure is not None and keeper.failure.status is Status.POLICY_INVALID
-    assert "no key what" in str(keeper.failure)
+    assert not cached.load()
+    take(cached)
+    assert networks(cached) == ["lan"]
+    assert cached.failure is not None and cached.failure.status is Status.POLICY_INVALID
+    assert "no key what" in str(cached.failure)
 
 
 def test_a_reader_that_dies_leaves_the_last_good_policy(
-    keeper: PolicyKeeper, etc: Path, monkeypatch: pytest.MonkeyPatch
+    cached: PolicyCache, etc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(etc / "policy.yaml", large("one"))
     with monkeypatch.context() as patch:
-        patch.setattr(keeper, "_read", signal.pause)
-        assert not keeper.load()
-    assert keeper._reader is not None
-    os.kill(keeper._reader[0], signal.SIGKILL)
-    take(keeper)
-    assert networks(keeper) == ["lan"]
-    assert keeper.failure is not None and keeper.failure.status is Status.TRY_AGAIN
+        patch.setattr(cached, "_read", signal.pause)
+        assert not cached.load()
+    assert cached._reader is not None
+    os.kill(cached._reader[0], signal.SIGKILL)
+    take(cached)
+    assert networks(cached) == ["lan"]
+    assert cached.failure is not None and cached.failure.status is Status.TRY_AGAIN
     write(etc / "policy.yaml", HEAD.format("small"))
-    assert keeper.load() and networks(keeper) == ["small"] and keeper.failure is None
+    assert cached.load() and networks(cached) == ["small"] and cached.failure is None
 
 
-def test_what_the_agent_holds_is_not_held_by_its_reader(keeper: PolicyKeeper, etc: Path) -> None:
+def test_what_the_agent_holds_is_not_held_by_its_reader(cached: PolicyCache, etc: Path) -> None:
     write(etc / "policy.yaml", large("one"))
     ours, theirs = os.pipe()
-    assert not keeper.load()
-    assert keeper._reader is not None
+    assert not cached.load()
+    assert cached._reader is not None
     os.close(theirs)
     assert select.select([ours], [], [], LATER)[0] and os.read(ours, 1) == b""
     os.close(ours)
-    take(keeper)
+    take(cached)
 
 
 def test_the_agent_puts_a_large_policy_in_force(agent: Agent, netns: Namespace) -> None:

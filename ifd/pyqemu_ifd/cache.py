@@ -36,7 +36,7 @@ READER_SECONDS = 60
 """Seconds of processor time that the reader of a larger one may take."""
 
 
-class PolicyKeeper:
+class PolicyCache:
     """The last good policy, of `file` or of the folder `etc`.
 
     A broken edit keeps the last good one in force; `failure` is what is wrong with it. Raises
