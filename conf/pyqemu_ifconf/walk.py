@@ -294,9 +294,11 @@ def _is_for_others(name: str, given: _Given, said: _Said) -> bool:
 
 
 def _not_for(name: str, network: str, said: _Said) -> str:
-    """Return that a key or a port setting is for other kinds than a `network` of this one."""
-    owners = kinds.owners(name) or [each for each in kinds.SPECS if name in each.settings]
-    labels = listed([owner.label for owner in owners], "and")
+    """Return that a key or a port setting is not for a `network` of this kind."""
+    if not said.words.startswith("kind:"):
+        return f"network {network} has {said.words}, and so no {name}; remove it"
+    others = owners_of(name) or [each for each in kinds.SPECS if name in each.settings]
+    labels = listed([other.label for other in others], "and")
     verb = "are" if name.endswith("s") else "is"
     return f"{name} {verb} for {labels}, but network {network} has {said.words}; remove one"
 
@@ -557,12 +559,8 @@ def _check_network(
         return
     said, called = draft.said[name], f"{name} ({network.position})"
     for setting, value in settings.given.items():
-        if value is None or not said.lacks(setting):
-            continue
-        message = _not_for(setting, called, said)
-        if said.made:
-            message = f"network {called} has nat:, and so no {setting}; remove it"
-        errors.add(given.keys[setting], message)
+        if value is not None and said.lacks(setting):
+            errors.add(given.keys[setting], _not_for(setting, called, said))
     for setting, why in _faults(said, merge(network.settings, settings)):
         if setting in given.keys:
             errors.add(given.keys[setting], f"network {called} has {said.words}, and {why}")
