@@ -154,16 +154,6 @@ def test_imports_run_one_way(path: Path) -> None:
 
 
 CIRCLES = [
-    [
-        "pyqemu_ifconf.field",
-        "pyqemu_ifconf.kinds",
-        "pyqemu_ifconf.kinds.base",
-        "pyqemu_ifconf.kinds.bridge",
-        "pyqemu_ifconf.kinds.linux",
-        "pyqemu_ifconf.kinds.openvswitch",
-        "pyqemu_ifconf.policy",
-        "pyqemu_ifconf.values",
-    ],
     ["pyqemu_ifctl.doctor.finding", "pyqemu_ifctl.doctor.scene"],
     ["pyqemu_ifctl.graph", "pyqemu_ifctl.taps"],
     ["pyqemu_ifctl.main", "pyqemu_ifctl.parser"],

@@ -16,7 +16,7 @@ from pyqemu_ifconf import kinds
 from pyqemu_ifconf.failure import Failure, PolicyInvalid, Status
 from pyqemu_ifconf.field import Field
 from pyqemu_ifconf.fields import fields_of
-from pyqemu_ifconf.kinds.base import KindSpec, Place, SettingName, place_of
+from pyqemu_ifconf.kinds.base import KindName, KindSpec, Place, SettingName, place_of
 from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB, BridgePlace
 from pyqemu_ifconf.kinds.linux import LinuxPlace
 from pyqemu_ifconf.kinds.openvswitch import OvsPlace
@@ -76,7 +76,7 @@ each_kind = pytest.mark.parametrize("spec", kinds.SPECS, ids=lambda spec: spec.n
 
 
 def test_each_name_is_of_one_kind() -> None:
-    assert [spec.name for spec in kinds.SPECS] == list(get_args(kinds.KindName))
+    assert [spec.name for spec in kinds.SPECS] == list(get_args(KindName))
     for spec in kinds.SPECS:
         assert kinds.spec_of(spec.name) is spec
 
@@ -208,7 +208,7 @@ def tunnel_faults(settings: Mapping[str, object]) -> Iterable[tuple[SettingName,
 
 
 TUNNEL = KindSpec(
-    name=cast(kinds.KindName, "tunnel"),
+    name=cast(KindName, "tunnel"),
     title="a tunnel",
     label="tunnels",
     endpoint="macvtap",
@@ -349,7 +349,7 @@ def test_a_rule_leads_to_a_third_kind_whose_ports_are_taps() -> None:
 def named_in(tree: ast.AST) -> list[str]:
     """Return the texts of a module that name a kind, its docstrings apart."""
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    words = re.compile(rf"\b({'|'.join(get_args(kinds.KindName))})\b")
+    words = re.compile(rf"\b({'|'.join(get_args(KindName))})\b")
     return [
         node.value
         for node in ast.walk(tree)

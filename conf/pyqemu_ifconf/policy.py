@@ -5,7 +5,7 @@ Nothing here touches a file, the network or a library.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -14,9 +14,11 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.globs import matches
 from pyqemu_ifconf.index import MatchKey as MatchKey
 from pyqemu_ifconf.index import RuleIndex, fold
-from pyqemu_ifconf.kinds import KindName, spec_at
-from pyqemu_ifconf.kinds.base import Place
+from pyqemu_ifconf.kinds import spec_at
+from pyqemu_ifconf.kinds.base import KindName, Place
 from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB as DEFAULT_OVSDB
+from pyqemu_ifconf.settings.vlan import Vids as Vids
+from pyqemu_ifconf.settings.vlan import Vlan as Vlan
 
 Kind = KindName
 MATCH_KEYS: tuple[MatchKey, ...] = ("tap", "vm", "netdev", "mac", "user")
@@ -73,44 +75,6 @@ class Caller:
     root_made: bool = False
     joined: tuple[str, ...] = ()
     unclear: str = field(default="", compare=False, repr=False)
-
-
-@dataclass(frozen=True, repr=False)
-class Vids(Sequence[int]):
-    """VIDs, ascending, each a bit: the rules of one policy may have millions of them together."""
-
-    bits: int
-
-    def __len__(self) -> int:
-        return self.bits.bit_count()
-
-    def __iter__(self) -> Iterator[int]:
-        return (vid for vid, bit in enumerate(reversed(f"{self.bits:b}")) if bit == "1")
-
-    def __contains__(self, vid: object) -> bool:
-        return isinstance(vid, int) and vid >= 0 and bool(self.bits >> vid & 1)
-
-    def __getitem__(self, at: Any) -> Any:
-        return tuple(self)[at]
-
-    def __repr__(self) -> str:
-        return f"Vids{tuple(self)}"
-
-
-@dataclass(frozen=True)
-class Vlan:
-    """The VIDs of one port: `native` untagged both ways, `trunk` tagged, ascending.
-
-    An access port is `native` alone; a trunk without a native VLAN has native None. `trunk` may be
-    given as any numbers, and is Vids then.
-    """
-
-    native: int | None
-    trunk: Sequence[int] = ()
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.trunk, Vids):
-            object.__setattr__(self, "trunk", Vids(sum(1 << vid for vid in set(self.trunk))))
 
 
 @dataclass(frozen=True)

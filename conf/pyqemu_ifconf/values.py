@@ -13,12 +13,11 @@ from typing import Protocol
 from pyqemu_ifconf.globs import glob_fault
 from pyqemu_ifconf.names import NETWORK_NAME
 from pyqemu_ifconf.nodes import Broken, Errors, List, Map, Node, Scalar, entries, quote, show
-from pyqemu_ifconf.policy import Vids, Vlan
+from pyqemu_ifconf.settings.vlan import VID_MAX, VID_MIN, Vids, Vlan
 
 Schema = dict[str, object]
 
 NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
-VID_MIN, VID_MAX = 1, 4094
 RESERVED_IDS = ("pyqemu-*", "vm-name", "vm-pid")
 """Keys of external_ids that we write ourselves; see the stamp of an OVS port."""
 

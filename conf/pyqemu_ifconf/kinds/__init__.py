@@ -1,20 +1,18 @@
 """The kinds of network, one a module: what a policy may say of each.
 
-A new kind is its module, its name in KindName and its row in SPECS; the fields, the walk with its
-errors and the JSON Schema are made of these.
+A new kind is its module, its name in base.KindName and its row in SPECS; the fields, the walk with
+its errors and the JSON Schema are made of these.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.kinds import linux, openvswitch
-from pyqemu_ifconf.kinds.base import KindSpec, Place
+from pyqemu_ifconf.kinds.base import KindName, KindSpec, Place
 
 if TYPE_CHECKING:
     from pyqemu_ifconf.field import Field
-
-KindName = Literal["linux", "openvswitch"]
 
 SPECS: tuple[KindSpec, ...] = (linux.SPEC, openvswitch.SPEC)
 

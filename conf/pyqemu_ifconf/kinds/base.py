@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pyqemu_ifconf.field import Field
-    from pyqemu_ifconf.kinds import KindName
+
+KindName = Literal["linux", "openvswitch"]
 
 Endpoint = Literal["tap", "macvtap", "vfio", "vhost-user"]
 """What QEMU is given: only a `tap` is one that it can open itself and call its hooks for."""

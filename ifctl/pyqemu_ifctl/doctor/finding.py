@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Network, Policy, Position, Rule, Vlan, merge
+from pyqemu_ifconf.settings.vlan import VID_MAX
 from pyqemu_ifconf.shell import Command
-from pyqemu_ifconf.values import VID_MAX
 from pyqemu_ifctl.doctor.scene import Scene
 
 

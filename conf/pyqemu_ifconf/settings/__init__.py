@@ -1,0 +1,1 @@
+"""The values of the settings that a port may have, one setting a module."""

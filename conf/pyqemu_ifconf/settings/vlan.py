@@ -1,0 +1,47 @@
+"""The VLANs of a port."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+VID_MIN, VID_MAX = 1, 4094
+
+
+@dataclass(frozen=True, repr=False)
+class Vids(Sequence[int]):
+    """VIDs, ascending, each a bit: the rules of one policy may have millions of them together."""
+
+    bits: int
+
+    def __len__(self) -> int:
+        return self.bits.bit_count()
+
+    def __iter__(self) -> Iterator[int]:
+        return (vid for vid, bit in enumerate(reversed(f"{self.bits:b}")) if bit == "1")
+
+    def __contains__(self, vid: object) -> bool:
+        return isinstance(vid, int) and vid >= 0 and bool(self.bits >> vid & 1)
+
+    def __getitem__(self, at: Any) -> Any:
+        return tuple(self)[at]
+
+    def __repr__(self) -> str:
+        return f"Vids{tuple(self)}"
+
+
+@dataclass(frozen=True)
+class Vlan:
+    """The VIDs of one port: `native` untagged both ways, `trunk` tagged, ascending.
+
+    An access port is `native` alone; a trunk without a native VLAN has native None. `trunk` may be
+    given as any numbers, and is Vids then.
+    """
+
+    native: int | None
+    trunk: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.trunk, Vids):
+            object.__setattr__(self, "trunk", Vids(sum(1 << vid for vid in set(self.trunk))))
