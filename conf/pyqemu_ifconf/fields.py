@@ -305,6 +305,8 @@ FIELDS: tuple[Field, ...] = (
 )
 """The fields that belong to no kind of network."""
 
+PORT_SETTINGS = frozenset(field.name for field in FIELDS if field.where == "port")
+
 OBJECTS: dict[str, str] = {
     "top": "the policy",
     "network": "a network",
@@ -331,6 +333,17 @@ def fields_of(where: Where) -> dict[str, Field]:
 def owners_of(name: str) -> tuple[KindSpec, ...]:
     """Return the kinds of network that a key of a network is for, none where it is for all."""
     return kinds.named_by(made_nat.KIND.key) if name == "nat" else kinds.owners(name)
+
+
+@cache
+def lacking(specs: tuple[KindSpec, ...], also: tuple[str, ...] = ()) -> frozenset[str]:
+    """Return the keys that a network of one of these kinds has not, port settings too, and `also`.
+
+    Each of `also` is a key of a network.
+    """
+    settings = PORT_SETTINGS.difference(*(spec.settings for spec in specs))
+    keys = (name for name in fields_of("network") if not {*(owners_of(name) or specs)} & {*specs})
+    return settings.union(keys, also)
 
 
 def unknown_field(key: Scalar, where: Where, owner: str, errors: Errors) -> None:

@@ -7,11 +7,11 @@ what needs two places of the text, or the text itself rather than its data, is l
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Set
 
 from pyqemu_ifconf import kinds
 from pyqemu_ifconf.field import Field, Where
-from pyqemu_ifconf.fields import fields_of, owners_of
+from pyqemu_ifconf.fields import fields_of, lacking
 from pyqemu_ifconf.kinds.base import KindSpec
 from pyqemu_ifconf.made import nat as made_nat
 from pyqemu_ifconf.policy import MATCH_KEYS
@@ -84,8 +84,8 @@ def _network() -> Schema:
     for spec in kinds.said():
         said: Schema = {"properties": {"kind": {"const": spec.name}}, "required": ["kind"]}
         cases.append((said, (spec,)))
-    excluded = [(case, _excluded(specs)) for case, specs in cases]
-    made = _excluded((made_nat.KIND,), ("kind", *made_nat.WITHOUT))
+    excluded = [(case, _excluded(lacking(specs))) for case, specs in cases]
+    made = _excluded(lacking((made_nat.KIND,), made_nat.WITHOUT))
     return {
         **_object("network"),
         **({"oneOf": naming} if len(naming) > 1 else naming[0]),
@@ -97,16 +97,13 @@ def _network() -> Schema:
     }
 
 
-def _excluded(specs: Sequence[KindSpec], also: Sequence[str] = ()) -> Schema:
-    """Return the schemas of what a network of one of these kinds has not, and of `also`, by key."""
-    found: Schema = {}
-    for name, field in fields_of("network").items():
-        if field.where == "port":
-            if name in also or not any(name in spec.settings for spec in specs):
-                found[name] = {"const": "none"}
-        elif name in also or not set(owners_of(name) or specs) & set(specs):
-            found[name] = False
-    return found
+def _excluded(keys: Set[str]) -> Schema:
+    """Return the schemas of these keys of a network for one that has them not."""
+    return {
+        name: {"const": "none"} if field.where == "port" else False
+        for name, field in fields_of("network").items()
+        if name in keys
+    }
 
 
 def _rule() -> Schema:

@@ -9,7 +9,7 @@ from typing import Any
 from pyqemu_ifconf import kinds
 from pyqemu_ifconf.failure import PolicyError
 from pyqemu_ifconf.field import Where
-from pyqemu_ifconf.fields import fields_of, owners_of, unknown_field
+from pyqemu_ifconf.fields import PORT_SETTINGS, fields_of, lacking, owners_of, unknown_field
 from pyqemu_ifconf.kinds.base import KindSpec, Place, SettingName, place_of
 from pyqemu_ifconf.kinds.bridge import BridgePlace
 from pyqemu_ifconf.made import nat as made_nat
@@ -70,17 +70,13 @@ class _Given:
 class _Said:
     """What the keys of a network say of its kind: the kinds that it can be, and the words for it.
 
-    `made`: it has `nat:`. `without`: the port settings that it has not, though its kind has them.
+    `lacks`: the keys that it cannot have by that, port settings too. `made`: it has `nat:`.
     """
 
     specs: tuple[KindSpec, ...]
     words: str
+    lacks: frozenset[str]
     made: bool = False
-    without: tuple[str, ...] = ()
-
-    def lacks(self, setting: str) -> bool:
-        """Tell whether its ports cannot be given this port setting."""
-        return setting in self.without or not any(setting in each.settings for each in self.specs)
 
 
 @dataclass
@@ -259,20 +255,24 @@ def _read_kind(key: Scalar, given: _Given, errors: Errors) -> _Said:
         errors.add(given.keys[there[-1]], f"network {quote(name)} has {names}; keep one of them")
     can_be = tuple(spec for spec in kinds.SPECS if not there or spec.key in there)
     named = tuple(spec for spec in can_be if spec.name == given.values.get("kind"))
-    said = _Said(can_be, listed([f"{each}:" for each in there or naming], "and"))
+    said = _Said(can_be, listed([f"{each}:" for each in there or naming], "and"), lacking(can_be))
     if "nat" in given.keys and made_nat.KIND in can_be:
-        said = _Said((made_nat.KIND,), "nat:", True, made_nat.WITHOUT)
+        specs = (made_nat.KIND,)
+        said = _Said(specs, "nat:", lacking(specs, made_nat.WITHOUT), made=True)
     elif named:
-        said = _Said(named, f"kind: {named[0].name}")
+        said = _Said(named, f"kind: {named[0].name}", lacking(named))
+    foreign = lacking(can_be)
     for each, at in given.keys.items():
-        owners = owners_of(each)
-        if owners and not any(spec in can_be for spec in owners):
-            names = listed([f"{it}:" for it in dict.fromkeys(it.key for it in owners)], "and")
-            errors.add(at, f"{each} is for {names}; remove one")
-        elif said.made and (each == "kind" or _is_for_others(each, given, said)):
-            title = said.specs[0].title
+        unset = each in PORT_SETTINGS and given.values.get(each) is None
+        if unset or (each not in said.lacks and each not in foreign):
+            continue
+        if each in foreign and each not in PORT_SETTINGS:
+            keys = dict.fromkeys(f"{spec.key}:" for spec in owners_of(each))
+            errors.add(at, f"{each} is for {listed(tuple(keys), 'and')}; remove one")
+        elif said.made:
+            title = made_nat.KIND.title
             errors.add(at, f"a network with nat: is {title} of its own; remove {each}")
-        elif _is_for_others(each, given, said):
+        else:
             errors.add(at, _not_for(each, name, said))
     return said
 
@@ -283,14 +283,6 @@ def _place(said: _Said, given: _Given) -> Place:
     kind = spec.place if len(said.specs) == 1 else spec.found
     found = place_of(kind, given.values) if kind is not None else None
     return found or BridgePlace(given.values.get("bridge", ""))
-
-
-def _is_for_others(name: str, given: _Given, said: _Said) -> bool:
-    """Tell whether a key is one of other kinds, or gives a port setting that this one lacks."""
-    if fields_of("network")[name].where == "port":
-        return given.values.get(name) is not None and said.lacks(name)
-    owners = owners_of(name)
-    return bool(owners) and not any(spec in said.specs for spec in owners)
 
 
 def _not_for(name: str, network: str, said: _Said) -> str:
@@ -364,11 +356,9 @@ def _read_rule(node: Node, errors: Errors, draft: _Draft) -> None:
     if not any(key in given.keys for key in MATCH_KEYS):
         errors.add(node, f"the rule has no match key; give at least one of {listed(MATCH_KEYS)}")
     if said and "network" not in said:
-        for name, row in fields_of("rule").items():
-            if row.where == "port" and name in given.keys:
-                errors.add(
-                    given.keys[name], f"a {said[0]} rule takes no port settings; remove {name}"
-                )
+        for name, at in given.keys.items():
+            if name in PORT_SETTINGS:
+                errors.add(at, f"a {said[0]} rule takes no port settings; remove {name}")
     match: dict[MatchKey, tuple[str, ...]] = {
         key: given.values[key] for key in MATCH_KEYS if key in given.values
     }
@@ -430,10 +420,9 @@ def _read_nic(
         errors.add(node, "the NIC has neither network nor user; give one of them")
     user = None
     if "user" in given.keys and "network" not in given.keys:
-        port = [name for name, row in fields_of("nic").items() if row.where == "port"]
-        for name in ("tap", *port):
-            if name in given.keys:
-                errors.add(given.keys[name], f"a NIC in user mode has no tap; remove {name}")
+        for name, at in given.keys.items():
+            if name == "tap" or name in PORT_SETTINGS:
+                errors.add(at, f"a NIC in user mode has no tap; remove {name}")
         if given.values.get("queues", 1) != 1:
             errors.add(given.keys["queues"], "a NIC in user mode has one pair of queues")
         inner = given.values.get("user")
@@ -559,7 +548,7 @@ def _check_network(
         return
     said, called = draft.said[name], f"{name} ({network.position})"
     for setting, value in settings.given.items():
-        if value is not None and said.lacks(setting):
+        if value is not None and setting in said.lacks:
             errors.add(given.keys[setting], _not_for(setting, called, said))
     for setting, why in _faults(said, merge(network.settings, settings)):
         if setting in given.keys:
@@ -569,8 +558,7 @@ def _check_network(
 
 
 def _settings(given: _Given) -> Settings:
-    port = {name for name, row in fields_of("network").items() if row.where == "port"}
-    return Settings({name: value for name, value in given.values.items() if name in port})
+    return Settings({name: value for name, value in given.values.items() if name in PORT_SETTINGS})
 
 
 def _position(node: Node, errors: Errors) -> Position:

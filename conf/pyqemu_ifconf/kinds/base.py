@@ -45,7 +45,7 @@ def no_faults(settings: Mapping[str, object]) -> Iterable[tuple[SettingName, str
     return ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KindSpec:
     """What a policy may say of one kind of network, and what is said of it.
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 KIND = linux.SPEC
 """What is made is a Linux bridge."""
-WITHOUT = ("vlan",)
-"""Port settings that its ports have not, though those of its kind have them."""
+WITHOUT = ("kind", "vlan")
+"""Keys that such a network has not, though others of its kind have them."""
 
 _ADDRESS = r"[0-9]{1,3}(\.[0-9]{1,3}){3}"
 _RANGE = re.compile(rf"({_ADDRESS})-({_ADDRESS}|[0-9]{{1,3}})")
