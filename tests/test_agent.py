@@ -411,10 +411,10 @@ from pyqemu_ifup.host import Host
 
 real = Host.run
 
-async def run(self, step, deadline, patience=None):
+async def run(self, step):
     if type(step).__name__ in ("JoinBridge", "AddPort"):
         time.sleep(0.3)
-    return await real(self, step, deadline, patience)
+    return await real(self, step)
 
 Host.run = run
 """

@@ -35,8 +35,10 @@ from pyqemu_ifconf.policy import Policy
 from pyqemu_ifctl.in_force import Guest, Outcome, find_guests
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.kinds.linux import JoinBridge
+from pyqemu_ifup.kinds.openvswitch import AddPort, SetPort
 from pyqemu_ifup.lock import Lock, lock_tap
-from pyqemu_ifup.plan import AddPort, JoinBridge, SetDown, SetMtu, SetPort, SetUp, Step
+from pyqemu_ifup.ops import Op, SetDown, SetMtu, SetUp
 from pyqemu_ifup.task import Task, finish
 
 BRIDGE_MAC, OTHER_MAC, HWADDR = "02:00:00:00:00:0b", "02:00:00:00:00:0c", "02:00:00:00:00:0a"
@@ -121,14 +123,14 @@ def own_site() -> Iterator[Site]:
 
 
 @pytest.fixture
-def stepped(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+def stepped(monkeypatch: pytest.MonkeyPatch) -> list[Op]:
     """The steps that are taken, told as they are."""
-    steps: list[Step] = []
+    steps: list[Op] = []
     real = Host.run
 
-    def run(self: Host, step: Step, *more: Any) -> Any:
+    async def run(self: Host, step: Op) -> None:
         steps.append(step)
-        return real(self, step, *more)
+        await real(self, step)
 
     monkeypatch.setattr(Host, "run", run)
     return steps
@@ -256,7 +258,7 @@ IN_PLACE: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-def test_link_stays_up_where_the_network_stays(site: Site, stepped: list[Step]) -> None:
+def test_link_stays_up_where_the_network_stays(site: Site, stepped: list[Op]) -> None:
     site.netns.tap("web0")
     for network, setting, found in IN_PLACE:
         vlan = ", vlan: 10" if network == "tenants" else ""
@@ -1010,11 +1012,11 @@ def test_a_network_that_a_tap_has_left_and_that_stays_is_told(
     policy_file(site, hooks, "tap: web0, network: lan")
     lines: list[str] = []
 
-    def refuse(*_: object) -> None:
+    async def refuse(*_: object) -> None:
         raise Failure(Status.REFUSED, "refused by the test")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pyqemu_ifctl.in_force, "leaving_networks", refuse)
+        patch.setattr(pyqemu_ifctl.in_force, "leave_networks", refuse)
         patch.setattr(pyqemu_ifctl.in_force, "log", lambda _, line: lines.append(line))
         assert site.apply("tap: web0, network: lan")["web0"].result == "changed"
     (told,) = [line for line in lines if line.startswith("web0: its network is left: ")]
@@ -1036,17 +1038,17 @@ def test_what_is_not_taken_back_is_told_with_what_tries_again(
     policy_file(site, hooks, f"tap: web0, network: {new}")
     lines: list[str] = []
     real = Host.run
-    refused: list[Step] = []
+    refused: list[Op] = []
 
-    def refuse(self: Host, step: Step, *more: Any) -> Any:
+    async def refuse(self: Host, step: Op) -> None:
         if isinstance(step, SetUp) or refused:
             refused.append(step)
             raise Failure(Status.REFUSED, "refused by the test")
-        return real(self, step, *more)
+        await real(self, step)
 
     with monkeypatch.context() as patch:
         patch.setattr(Host, "run", refuse)
-        patch.setattr(pyqemu_ifup.change, "log", lambda _, line: lines.append(line))
+        patch.setattr(pyqemu_ifup.attach, "log", lambda _, line: lines.append(line))
         assert site.apply(f"tap: web0, network: {new}")["web0"].result == "failed"
     told = [line for line in lines if line.startswith("web0: not taken back: ")]
     assert "UP" not in site.netns.link("web0")["flags"]

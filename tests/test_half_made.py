@@ -27,11 +27,10 @@ from lab.snapshot import Snapshot, diff
 from lab.taps import Tap
 from lab.told import run_told
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import TAPS
 from pyqemu_ifup.look import Seen
-from pyqemu_ifup.plan import LinkOp, SetUp, Step
+from pyqemu_ifup.ops import LinkOp, Op, SetUp
 
 pytestmark = pytest.mark.alone("changes the hook's own process")
 POLICY = """\
@@ -174,18 +173,17 @@ def test_a_down_without_privilege(calls: Calls, inside: Namespace, tap: Tap) -> 
 
 DYING = """
 import os, time
-from pyqemu_ifup.linux_bridge import Netlink
-from pyqemu_ifup.plan import SetUp
+from pyqemu_ifup.ops import LinkOp, SetUp
 
-def run(self, op, run=Netlink.run):
-    if isinstance(op, SetUp):
+async def run(self, host, run=LinkOp.run):
+    if isinstance(self, SetUp):
         open("{folder}/there", "w").close()
         while not os.path.exists("{folder}/go"):
             time.sleep(0.01)
         os.kill(os.getpid(), 9)
-    run(self, op)
+    await run(self, host)
 
-Netlink.run = run
+LinkOp.run = run
 """
 """Has an agent end in the middle of an up, once it may."""
 
@@ -279,15 +277,13 @@ def test_a_port_that_is_not_taken_back(
 
     def change() -> None:
         run = Host.run
-        refused: list[Step] = []
+        refused: list[Op] = []
 
-        async def refuse(
-            self: Host, step: Step, deadline: Deadline, patience: float | None = None
-        ) -> bool:
+        async def refuse(self: Host, step: Op) -> None:
             if isinstance(step, SetUp) or refused:
                 refused.append(step)
                 raise Failure(Status.REFUSED, "the switch refuses it", "a test says so", "")
-            return await run(self, step, deadline, patience)
+            await run(self, step)
 
         setattr(Host, "run", refuse)  # noqa: B010  mypy lets no method be assigned
 

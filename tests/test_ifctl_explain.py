@@ -20,6 +20,7 @@ from lab.public import NOBODY, as_user
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Attach, Caller, decide, port_on
 from pyqemu_ifctl.explanation import Explanation, View, as_object, as_text, explain_port
+from pyqemu_ifup.kinds import tap_kinds
 from pyqemu_ifup.look import Link, OvsPort, Seen
 from pyqemu_ifup.stamp import Here
 
@@ -372,12 +373,15 @@ NOTES = [
 ]
 
 
+TITLES: dict[str, str] = {kind.name: kind.title for kind in tap_kinds()}
+
+
 @pytest.mark.parametrize(
     ("caller", "seen", "kinds", "notes"), [row[1:] for row in NOTES], ids=[r[0] for r in NOTES]
 )
 def test_notes_and_forms(caller: Caller, seen: View, kinds: list[str], notes: list[str]) -> None:
     explanation = explained(caller, seen)
-    assert [form.kind for form in explanation.forms] == kinds
+    assert [form.title for form in explanation.forms] == [TITLES[kind] for kind in kinds]
     assert list(explanation.notes) == notes
 
 

@@ -28,8 +28,8 @@ from pyqemu_ifctl.answer import width
 from pyqemu_ifctl.taps import Row, State, System, as_list, as_object, as_table, rows, wanted
 from pyqemu_ifup.caller import process_start
 from pyqemu_ifup.guest import Unsaid
+from pyqemu_ifup.kinds.base import Difference
 from pyqemu_ifup.look import Link, OvsPort
-from pyqemu_ifup.plan import Difference
 from pyqemu_ifup.stamp import Here, Stamp, find_here, format_alias
 
 DB = "unix:/run/db"
@@ -736,8 +736,8 @@ def test_what_the_policy_says_now(netns: Namespace, ovs: OpenVSwitch, hooks: Hoo
     assert (now["state"], now["differences"]) == (
         "differs",
         [
-            {"setting": "mtu", "wanted": "1400", "is": "1500", "because": None},
             {"setting": "isolated", "wanted": "true", "is": "false", "because": None},
+            {"setting": "mtu", "wanted": "1400", "is": "1500", "because": None},
         ],
     )
     assert invalid.returncode == 0

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,13 +27,13 @@ from lab.hooks import SOURCE_ROOTS, Hooks
 from lab.netns import Namespace
 from lab.taps import Tap
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.shell import quote
+from pyqemu_ifconf.shell import Command, quote
 from pyqemu_ifup import manners
 from pyqemu_ifup.deadline import GRACE
 from pyqemu_ifup.links import LinkReader
 from pyqemu_ifup.linux_bridge import ATTEMPTS, Netlink
 from pyqemu_ifup.lock import RUN
-from pyqemu_ifup.plan import LinkOp
+from pyqemu_ifup.ops import LinkOp
 
 POLICY = """\
 version: 1
@@ -662,20 +662,24 @@ def failing(number: int, code: int, times: int = ATTEMPTS) -> Callable[[], None]
     """Let the kernel refuse the op of this number with an errno, as often as it is tried."""
 
     def change() -> None:
-        run_once = Netlink._run
+        run = Netlink.run
         count = {"op": -1, "left": times}
-        last: list[LinkOp] = []
 
-        def refusing(self: Netlink, op: LinkOp) -> None:
-            if not last or last[-1] is not op:
-                last.append(op)
-                count["op"] += 1
-            if count["op"] == number and count["left"]:
-                count["left"] -= 1
-                raise NetlinkError(code)
-            run_once(self, op)
+        def refusing(
+            self: Netlink, change: Callable[[Netlink], None], commands: Sequence[Command]
+        ) -> None:
+            count["op"] += 1
+            here = count["op"] == number
 
-        setattr(Netlink, "_run", refusing)  # noqa: B010
+            def refuse(links: Netlink) -> None:
+                if here and count["left"]:
+                    count["left"] -= 1
+                    raise NetlinkError(code)
+                change(links)
+
+            run(self, refuse, commands)
+
+        setattr(Netlink, "run", refusing)  # noqa: B010  mypy lets no method be assigned
 
     return change
 

@@ -27,12 +27,14 @@ from lab.plug import meddle, plug, port_of, unplug
 from lab.snapshot import Snapshot, diff, leftovers
 from lab.taps import Tap, frame, holds, mac, tags
 from pyqemu_ifconf.policy import Vlan
-from pyqemu_ifdown.gc import Leftover, collect
+from pyqemu_ifdown.gc import collect
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.kinds.base import Leftover
+from pyqemu_ifup.kinds.openvswitch import AddPort, DelPort, del_port
 from pyqemu_ifup.lock import Lock, lock_by_name
 from pyqemu_ifup.openvswitch import REVALIDATION, SCHEMA
-from pyqemu_ifup.plan import AddPort, DelPort, SetUp, del_port
+from pyqemu_ifup.ops import SetUp
 from pyqemu_ifup.task import Task
 
 HWADDR = "52:54:00:ff:00:01"
@@ -76,7 +78,7 @@ class Site:
         """Collect what is left in the database."""
         with Host(tap, Deadline(10), lambda command: None) as host:
             host.finish(host.open_databases([self.ovs.db]))
-            found = list(collect(host, host.deadline, tap=tap, dry_run=dry_run))
+            found = list(collect(host, tap=tap, dry_run=dry_run))
         assert all(let_go for _leftover, let_go in found)
         return tuple(leftover for leftover, _let_go in found)
 
@@ -518,10 +520,10 @@ def test_another_s_port_that_goes_meanwhile_shortens_no_wait(site: Site) -> None
             add = AddPort(
                 site.ovs.db, "br-int", "web0", web0.ifindex, Vlan(20), False, web0.external_ids
             )
-            host.finish(host.run(del_port(web0), host.deadline))
+            host.finish(host.run(del_port(web0)))
             deleted = time.monotonic()
             for step in (del_port(web1), add):
-                host.finish(host.run(step, host.deadline))
+                host.finish(host.run(step))
             assert time.monotonic() - deleted >= 0.9 * REVALIDATION
         for name in names:
             unplug(site.netns, name)
@@ -737,12 +739,10 @@ def test_down_leaves_a_row_that_came_meanwhile(site: Site) -> None:
     def replaced() -> None:
         run = Host.run
 
-        async def late(
-            self: Host, step: Any, deadline: Deadline, patience: float | None = None
-        ) -> bool:
+        async def late(self: Host, step: Any) -> None:
             if type(step).__name__ == "DelPort":
                 site.ovs.vsctl("set", "Interface", "web0", "external_ids:vm-pid=1")
-            return await run(self, step, deadline, patience)
+            return await run(self, step)
 
         setattr(Host, "run", late)  # noqa: B010  a method is no variable to mypy
 
@@ -805,7 +805,7 @@ def test_gc_leaves_what_comes_up_meanwhile(site: Site, monkeypatch: pytest.Monke
     monkeypatch.setattr(pyqemu_ifdown.gc, "lock_by_name", lock_late)
     with Host(None, deadline, lambda command: None) as host:
         host.finish(host.open_databases([site.ovs.db]))
-        assert list(collect(host, deadline, tap=None, dry_run=False)) == []
+        assert list(collect(host, tap=None, dry_run=False)) == []
     assert site.ovs.row("Port", "web0")["tag"] == 20
     site.down("web0")
 

@@ -40,9 +40,10 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifdown.gc import collect
 from pyqemu_ifup.deadline import GRACE, Deadline
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.kinds.openvswitch import AddPort, DelPort
 from pyqemu_ifup.look import Seen
 from pyqemu_ifup.openvswitch import Database
-from pyqemu_ifup.plan import AddPort, DelPort, Step
+from pyqemu_ifup.ops import Op
 from pyqemu_ifup.task import finish
 
 # The hook imports it when it gets there, and is forked: so it has it already.
@@ -107,7 +108,7 @@ class Site:
             host.finish(host.open_databases([self.ovs.db]))
             return [
                 (leftover.port.name, leftover.remove is not None, let_go)
-                for leftover, let_go in collect(host, host.deadline, tap=None, dry_run=False)
+                for leftover, let_go in collect(host, tap=None, dry_run=False)
             ]
 
     def is_clean(self) -> bool:
@@ -363,17 +364,15 @@ def at_add(act: Callable[[], object], *, after: bool = False) -> Change:
     def change() -> None:
         run = Host.run
 
-        async def faulty_run(
-            self: Host, step: Step, deadline: Deadline, patience: float | None = None
-        ) -> bool:
+        async def faulty_run(self: Host, step: Op) -> None:
             if not isinstance(step, AddPort):
-                return await run(self, step, deadline, patience)
+                await run(self, step)
+                return
             if not after:
                 act()
-            done = await run(self, step, deadline, patience)
+            await run(self, step)
             if after:
                 act()
-            return done
 
         setattr(Host, "run", faulty_run)  # noqa: B010  a method is no variable to mypy
 
@@ -732,9 +731,7 @@ def test_row_that_is_written_meanwhile_is_waited_for(inside: Namespace, ovs: Ope
         hold.set()
         ovs.vsctl("set", "interface", "web0", "external_ids:other=1")
         began = time.monotonic()
-        assert finish(
-            database.del_port(DelPort(proxy.address, "br-int", "web0", ids), deadline), wait
-        )
+        finish(database.del_port(DelPort(proxy.address, "br-int", "web0", ids), deadline), wait)
         assert time.monotonic() > began + 0.9
         assert len(proxy.requests("transact")) == 2
         for timer in late:
@@ -911,17 +908,14 @@ def test_killed_at_each_step_leaves_what_gc_and_the_next_up_mend(site: Site) -> 
             run = Host.run
             count = 0
 
-            async def mortal(
-                self: Host, step: Step, deadline: Deadline, patience: float | None = None
-            ) -> bool:
+            async def mortal(self: Host, step: Op) -> None:
                 nonlocal count
                 count += 1
                 if count == number and not after:
                     os.kill(os.getpid(), signal.SIGKILL)
-                done = await run(self, step, deadline, patience)
+                await run(self, step)
                 if count == number and after:
                     os.kill(os.getpid(), signal.SIGKILL)
-                return done
 
             setattr(Host, "run", mortal)  # noqa: B010  a method is no variable to mypy
 

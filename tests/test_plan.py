@@ -15,38 +15,30 @@ from hypothesis import strategies as st
 import pyqemu_ifup.stamp
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Port, Position, Vlan
-from pyqemu_ifdown.detach import plan_down
+from pyqemu_ifup import kinds
+from pyqemu_ifup.claims import refuse_foreign_ports, refuse_shared, refuse_strangers
+from pyqemu_ifup.holder import Holder
+from pyqemu_ifup.kinds.linux import JoinBridge, LeaveBridge, SetIsolated, SetVlans
+from pyqemu_ifup.kinds.openvswitch import AddPort, DelPort, vlan_columns, vlan_of_columns
 from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, ranges, show_vlan, vlan_of_vids, wanted_vids
-from pyqemu_ifup.plan import (
+from pyqemu_ifup.ops import (
     NO_ADDRESS,
-    AddPort,
-    DelPort,
-    JoinBridge,
-    LeaveBridge,
     Op,
-    Prove,
     SetAlias,
     SetDown,
     SetIpv6,
-    SetIsolated,
     SetMac,
     SetMtu,
     SetTxQueueLen,
     SetUp,
-    SetVlans,
-    Step,
+)
+from pyqemu_ifup.plan import (
     check_bridge_mtu,
-    commands,
     differences,
-    find_kind,
+    plan_down,
     plan_leave,
     plan_undo,
     plan_up,
-    refuse_foreign_ports,
-    refuse_shared,
-    refuse_strangers,
-    vlan_columns,
-    vlan_of_columns,
 )
 from pyqemu_ifup.stamp import (
     ALIAS_MAX,
@@ -57,7 +49,6 @@ from pyqemu_ifup.stamp import (
     format_alias,
     is_alive,
     is_anothers,
-    make_stamp,
     parse_alias,
     row_ids,
 )
@@ -65,8 +56,8 @@ from pyqemu_ifup.stamp import (
 pytestmark = pytest.mark.each_python
 
 HERE = Here("boot-1", "4:7")
-POSITION = Position("/etc/pyqemu-ifup/policy.yaml", 7, 5)
-PORT = Port("web0", "lan", "br0", POSITION)
+PLACE = Position("/etc/pyqemu-ifup/policy.yaml", 7, 5)
+PORT = Port("web0", "lan", "br0", PLACE)
 VLAN = Vlan(100)
 NATIVE = Vlan(10, (20, 30, 31))
 
@@ -153,8 +144,8 @@ MARK, UNMARK = SetAlias("web0", 7, ALIAS), SetAlias("web0", 7, "")
 MAC, MTU = SetMac("web0", 7, "fe:00:00:00:00:07"), SetMtu("web0", 7, 1500)
 IPV6 = SetIpv6("web0", 7, True, NO_ADDRESS)
 JOIN, LEAVE = JoinBridge("web0", 7, "br0", 3), LeaveBridge("web0", 7, "br0")
-PROVE, PROVE_UP = Prove("web0", up=False), Prove("web0", up=True)
-BEGIN, END = (MARK, MAC, MTU, IPV6), (PROVE, UP, PROVE_UP)
+BEGIN, END = (MARK, MAC, MTU, IPV6), (UP,)
+LINUX, OVS = kinds.load("linux"), kinds.load("openvswitch")
 
 
 def vlans(*vids: Vid) -> SetVlans:
@@ -306,7 +297,7 @@ LINUX_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
     ("port", "found", "plan"), [row[1:] for row in LINUX_PLANS], ids=[row[0] for row in LINUX_PLANS]
 )
 def test_up_on_a_linux_bridge(port: Port, found: Seen, plan: tuple[Op, ...]) -> None:
-    assert plan_up(port, "linux", found, STAMP, HERE) == plan
+    assert plan_up(port, LINUX, found, STAMP, HERE) == plan
 
 
 OVS_BEGIN = (SetAlias("web0", 7, OVS_ALIAS), MAC, MTU, IPV6)
@@ -374,29 +365,29 @@ OVS_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
     ("port", "found", "plan"), [row[1:] for row in OVS_PLANS], ids=[row[0] for row in OVS_PLANS]
 )
 def test_up_on_open_vswitch(port: Port, found: Seen, plan: tuple[Op, ...]) -> None:
-    assert plan_up(port, "openvswitch", found, OVS_STAMP, HERE) == plan
+    assert plan_up(port, OVS, found, OVS_STAMP, HERE) == plan
 
 
 def test_the_link_comes_up_last_and_only_when_proven() -> None:
-    rows = [(row, "linux", STAMP) for row in LINUX_PLANS]
-    rows += [(row, "openvswitch", OVS_STAMP) for row in OVS_PLANS]
+    rows = [(row, LINUX, STAMP) for row in LINUX_PLANS]
+    rows += [(row, OVS, OVS_STAMP) for row in OVS_PLANS]
     for (_, port, found, _), kind, stamp in rows:
-        plan = plan_up(port, "linux" if kind == "linux" else "openvswitch", found, stamp, HERE)
-        assert plan[-3:] == END
+        plan = plan_up(port, kind, found, stamp, HERE)
+        assert [op for op in plan if op.opens] == [plan[-1]] == [UP]
         joins = [i for i, op in enumerate(plan) if isinstance(op, JoinBridge | AddPort)]
         assert len(joins) == 1
         downs = [i for i, op in enumerate(plan) if isinstance(op, SetDown)]
         if found.tap is not None and found.tap.up:
             assert downs and downs[0] < joins[0]
         # Only what a switch port has of its own comes after the joining.
-        after = plan[joins[0] + 1 : -3]
+        after = plan[joins[0] + 1 : -1]
         assert all(isinstance(op, SetVlans | SetIsolated) for op in after)
 
 
 def test_the_mark_is_there_from_the_first_change_to_the_last() -> None:
     for _, port, found, _ in LINUX_PLANS:
         assert found.tap is not None
-        state = simulate(found, plan_up(port, "linux", found, STAMP, HERE))
+        state = simulate(found, plan_up(port, LINUX, found, STAMP, HERE))
         assert all(each.tap is not None and each.tap.stamp is not None for each in state[1:])
 
 
@@ -466,7 +457,7 @@ def test_up_again_from_the_state_after_every_op_is_never_refused(
     whole = simulate(before, plan)[-1]
     for now in simulate(before, plan):
         refuse_strangers("web0", now, parent=1)
-        assert simulate(now, plan_up(port, "linux", now, STAMP, HERE))[-1] == whole
+        assert simulate(now, plan_up(port, LINUX, now, STAMP, HERE))[-1] == whole
 
 
 @pytest.mark.parametrize("row", LINUX_PLANS, ids=[row[0] for row in LINUX_PLANS])
@@ -491,7 +482,7 @@ def test_undo_of_a_tap_that_has_gone_removes_its_row_only() -> None:
         assert plan_undo(OVS_FRESH, gone, HERE) == (DEL_ROW,)
 
 
-LEAVES: list[tuple[str, Seen, tuple[Step, ...]]] = [
+LEAVES: list[tuple[str, Seen, tuple[Op, ...]]] = [
     ("nothing there", Seen(None), ()),
     ("a fresh tap", FRESH, ()),
     ("a tap that is up", seen(FRESH, up=True), (DOWN,)),
@@ -567,11 +558,11 @@ LEAVES: list[tuple[str, Seen, tuple[Step, ...]]] = [
 @pytest.mark.parametrize(
     ("found", "plan"), [row[1:] for row in LEAVES], ids=[row[0] for row in LEAVES]
 )
-def test_leave(found: Seen, plan: tuple[Step, ...]) -> None:
+def test_leave(found: Seen, plan: tuple[Op, ...]) -> None:
     assert plan_leave(found, HERE) == plan
 
 
-DOWNS: list[tuple[str, Seen, tuple[Step, ...]]] = [
+DOWNS: list[tuple[str, Seen, tuple[Op, ...]]] = [
     ("nothing there", Seen(None), ()),
     ("a tap without our mark", seen(FRESH, up=True), ()),
     ("somebody else's tap on a bridge", seen(ATTACHED, alias=""), ()),
@@ -601,20 +592,20 @@ DOWNS: list[tuple[str, Seen, tuple[Step, ...]]] = [
 @pytest.mark.parametrize(
     ("found", "plan"), [row[1:] for row in DOWNS], ids=[row[0] for row in DOWNS]
 )
-def test_down(found: Seen, plan: tuple[Step, ...]) -> None:
+def test_down(found: Seen, plan: tuple[Op, ...]) -> None:
     assert plan_down(found, HERE) == plan
 
 
 def kind_of(port: Port, found: Seen) -> object:
-    return find_kind(port, found)
+    return kinds.find(port, found)
 
 
 def plan_linux(port: Port, found: Seen) -> object:
-    return plan_up(port, "linux", found, STAMP, HERE)
+    return plan_up(port, LINUX, found, STAMP, HERE)
 
 
 def plan_ovs(port: Port, found: Seen) -> object:
-    return plan_up(port, "openvswitch", found, OVS_STAMP, HERE)
+    return plan_up(port, OVS, found, OVS_STAMP, HERE)
 
 
 def strangers(port: Port, found: Seen) -> object:
@@ -635,7 +626,7 @@ def bridge_mtu(kind: Kind, before: int, after: int) -> Any:
         assert found.bridge is not None
         was = replace(found, bridge=replace(found.bridge, mtu=before))
         now = replace(found, bridge=replace(found.bridge, mtu=after))
-        check_bridge_mtu(port, kind, was, now)
+        check_bridge_mtu(port, kinds.load(kind), was, now)
 
     return check
 
@@ -922,13 +913,13 @@ KINDS: list[tuple[Port, Seen, Kind]] = [
 
 @pytest.mark.parametrize(("port", "found", "kind"), KINDS)
 def test_the_kind_is_looked_up(port: Port, found: Seen, kind: Kind) -> None:
-    assert find_kind(port, found) == kind
+    assert kinds.find(port, found).name == kind
 
 
 def test_a_bridge_that_keeps_or_raises_its_mtu_is_well() -> None:
     bridge_mtu("linux", 1500, 1500)(PORT, FRESH)
     bridge_mtu("linux", 1500, 9000)(PORT, FRESH)
-    check_bridge_mtu(PORT, "openvswitch", replace(OVS_FRESH, bridge=None), OVS_FRESH)
+    check_bridge_mtu(PORT, OVS, replace(OVS_FRESH, bridge=None), OVS_FRESH)
 
 
 DIFFERENCES: list[tuple[str, Port, Kind, Seen, list[str]]] = [
@@ -1074,13 +1065,13 @@ DIFFERENCES += [
     ids=[row[0] for row in DIFFERENCES],
 )
 def test_differences(port: Port, kind: Kind, found: Seen, texts: list[str]) -> None:
-    assert [str(each) for each in differences(port, kind, found, up=True)] == texts
+    assert [str(each) for each in differences(port, kinds.load(kind), found, up=True)] == texts
 
 
 def test_a_link_that_is_down_counts_only_once_it_shall_be_up() -> None:
-    assert differences(PORT, "linux", seen(ATTACHED, up=False), up=False) == ()
+    assert differences(PORT, LINUX, seen(ATTACHED, up=False), up=False) == ()
     unopened = replace(seen(OVS_ATTACHED, carrier=False), ports=(replace(ROW, link_state="down"),))
-    assert differences(OVS_PORT, "openvswitch", unopened, up=True) == ()
+    assert differences(OVS_PORT, OVS, unopened, up=True) == ()
 
 
 COMMANDS: list[tuple[Op, tuple[str, ...]]] = [
@@ -1119,7 +1110,6 @@ COMMANDS: list[tuple[Op, tuple[str, ...]]] = [
             "bridge vlan add dev web0 vid 30-31",
         ),
     ),
-    (PROVE, ("ip -d link show dev web0",)),
     (DEL_ROW, ("ovs-vsctl --db=unix:/run/openvswitch/db.sock --if-exists del-port web0",)),
     (
         AddPort(
@@ -1137,7 +1127,7 @@ COMMANDS: list[tuple[Op, tuple[str, ...]]] = [
 
 @pytest.mark.parametrize(("op", "words"), COMMANDS)
 def test_commands(op: Op, words: tuple[str, ...]) -> None:
-    assert commands(op) == words
+    assert op.commands() == words
 
 
 VLANS: list[tuple[Vlan | None, str, tuple[Vid, ...], tuple[str, int | None, tuple[int, ...]]]] = [
@@ -1340,7 +1330,7 @@ def test_what_is_not_of_our_making_is_no_stamp(alias: str) -> None:
 
 
 def test_a_stamp_names_a_process_by_its_start_too() -> None:
-    stamp = make_stamp(PORT, "linux", Caller("web0", vm="web"), os.getpid())
+    stamp = Holder(Caller("web0", vm="web"), os.getpid()).mark(PORT, LINUX)
     assert is_alive(stamp)
     assert not is_anothers(stamp, os.getpid())
     assert is_anothers(stamp, os.getppid())

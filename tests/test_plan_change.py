@@ -8,29 +8,12 @@ import pytest
 
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Kind, Port, Vlan
+from pyqemu_ifup import kinds
+from pyqemu_ifup.kinds.linux import JoinBridge, SetIsolated, SetVlans
+from pyqemu_ifup.kinds.openvswitch import AddPort, SetPort
 from pyqemu_ifup.look import Seen, Vid
-from pyqemu_ifup.plan import (
-    AddPort,
-    JoinBridge,
-    Op,
-    Prove,
-    SetAlias,
-    SetDown,
-    SetIpv6,
-    SetIsolated,
-    SetMac,
-    SetMtu,
-    SetPort,
-    SetTxQueueLen,
-    SetUp,
-    SetVlans,
-    Step,
-    commands,
-    is_in_place,
-    plan_back,
-    plan_change,
-    plan_up,
-)
+from pyqemu_ifup.ops import Op, SetAlias, SetDown, SetIpv6, SetMac, SetMtu, SetTxQueueLen, SetUp
+from pyqemu_ifup.plan import plan_back, plan_change, plan_up
 from pyqemu_ifup.stamp import format_alias
 from test_plan import (
     ATTACHED,
@@ -44,8 +27,6 @@ from test_plan import (
     OVS_ATTACHED,
     OVS_STAMP,
     PORT,
-    PROVE,
-    PROVE_UP,
     ROW,
     STAMP,
     UP,
@@ -72,39 +53,35 @@ def set_port(
     return SetPort(DEFAULT_OVSDB, "web0", ROW.external_ids, *vlan, protected, True, ids)
 
 
+LINUX_KIND, OVS_KIND = kinds.load("linux"), kinds.load("openvswitch")
 LINUX: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
     ("as it is", PORT, ATTACHED, ()),
-    ("mtu", replace(PORT, mtu=1400), ATTACHED, (SetMtu("web0", 7, 1400), PROVE_UP)),
+    ("mtu", replace(PORT, mtu=1400), ATTACHED, (SetMtu("web0", 7, 1400),)),
     (
         "the bridge's mtu",
         PORT,
         replace(ATTACHED, bridge=replace(BRIDGE, mtu=9000)),
-        (SetMtu("web0", 7, 9000), PROVE_UP),
+        (SetMtu("web0", 7, 9000),),
     ),
-    ("txqueuelen", replace(PORT, txqueuelen=5), ATTACHED, (SetTxQueueLen("web0", 7, 5), PROVE_UP)),
-    ("isolated", replace(PORT, isolated=True), ATTACHED, (SetIsolated("web0", 7, True), PROVE_UP)),
-    (
-        "no more isolated",
-        PORT,
-        seen(ATTACHED, isolated=True),
-        (SetIsolated("web0", 7, False), PROVE_UP),
-    ),
-    ("a network of another name, all else alike", RENAMED, ATTACHED, (RENAMED_MARK, PROVE_UP)),
+    ("txqueuelen", replace(PORT, txqueuelen=5), ATTACHED, (SetTxQueueLen("web0", 7, 5),)),
+    ("isolated", replace(PORT, isolated=True), ATTACHED, (SetIsolated("web0", 7, True),)),
+    ("no more isolated", PORT, seen(ATTACHED, isolated=True), (SetIsolated("web0", 7, False),)),
+    ("a network of another name, all else alike", RENAMED, ATTACHED, (RENAMED_MARK,)),
     (
         "MAC and IPv6 that somebody changed",
         PORT,
         seen(ATTACHED, mac="16:00:00:00:00:07", ipv6_disabled=False, addrgenmode=3),
-        (SetMac("web0", 7, "fe:00:00:00:00:07"), IPV6, PROVE_UP),
+        (SetMac("web0", 7, "fe:00:00:00:00:07"), IPV6),
     ),
     ("IPv6 that gives no address by itself", PORT, seen(ATTACHED, ipv6_disabled=False), ()),
     ("an older up's, whose switch alone is off", PORT, seen(ATTACHED, addrgenmode=0), ()),
-    ("a link that is down", PORT, seen(ATTACHED, up=False), (PROVE, UP, PROVE_UP)),
+    ("a link that is down", PORT, seen(ATTACHED, up=False), (UP,)),
     ("its VLAN", IN_100, ON_FILTERING, ()),
     (
         "another VLAN",
         replace(PORT, vlan=Vlan(20)),
         ON_FILTERING,
-        (DOWN, vlans(Vid(20, pvid=True, untagged=True)), PROVE, UP, PROVE_UP),
+        (DOWN, vlans(Vid(20, pvid=True, untagged=True)), UP),
     ),
     (
         "another VLAN and more",
@@ -116,45 +93,38 @@ LINUX: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
             SetMtu("web0", 7, 1400),
             vlans(Vid(20)),
             SetIsolated("web0", 7, True),
-            PROVE,
             UP,
-            PROVE_UP,
         ),
     ),
     (
         "a VLAN too many",
         IN_100,
         replace(ON_FILTERING, vids=(Vid(1), ACCESS)),
-        (DOWN, vlans(ACCESS), PROVE, UP, PROVE_UP),
+        (DOWN, vlans(ACCESS), UP),
     ),
 ]
 OVS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
     ("as it is", PORT, OVS_ATTACHED, ()),
-    ("mtu", replace(PORT, mtu=1400), OVS_ATTACHED, (SetMtu("web0", 7, 1400), PROVE_UP)),
-    ("isolated", replace(PORT, isolated=True), OVS_ATTACHED, (set_port(protected=True), PROVE_UP)),
+    ("mtu", replace(PORT, mtu=1400), OVS_ATTACHED, (SetMtu("web0", 7, 1400),)),
+    ("isolated", replace(PORT, isolated=True), OVS_ATTACHED, (set_port(protected=True),)),
     (
         "external_ids",
         replace(PORT, external_ids=(("iface-id", "a"),)),
         OVS_ATTACHED,
-        (set_port(more=(("iface-id", "a"),)), PROVE_UP),
+        (set_port(more=(("iface-id", "a"),)),),
     ),
     (
         "not transient",
         PORT,
         replace(OVS_ATTACHED, ports=(replace(ROW, transient=False),)),
-        (set_port(), PROVE_UP),
+        (set_port(),),
     ),
-    (
-        "another VLAN",
-        IN_100,
-        OVS_ATTACHED,
-        (DOWN, set_port(vlan=("access", 100, ())), PROVE, UP, PROVE_UP),
-    ),
+    ("another VLAN", IN_100, OVS_ATTACHED, (DOWN, set_port(vlan=("access", 100, ())), UP)),
     (
         "a trunk of every VLAN",
         PORT,
         replace(OVS_ATTACHED, ports=(replace(ROW, vlan_mode=None),)),
-        (DOWN, set_port(), PROVE, UP, PROVE_UP),
+        (DOWN, set_port(), UP),
     ),
 ]
 
@@ -164,14 +134,14 @@ OVS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
 )
 def test_change_on_a_linux_bridge(port: Port, now: Seen, plan: tuple[Op, ...]) -> None:
     stamp = replace(STAMP, network=port.network)
-    assert plan_change(port, "linux", now, stamp, HERE) == plan
+    assert plan_change(port, LINUX_KIND, now, stamp, HERE) == plan
 
 
 @pytest.mark.parametrize(
     ("port", "now", "plan"), [row[1:] for row in OVS], ids=[row[0] for row in OVS]
 )
 def test_change_on_open_vswitch(port: Port, now: Seen, plan: tuple[Op, ...]) -> None:
-    assert plan_change(port, "openvswitch", now, OVS_STAMP, HERE) == plan
+    assert plan_change(port, OVS_KIND, now, OVS_STAMP, HERE) == plan
 
 
 ELSEWHERE: list[tuple[str, Kind, Seen]] = [
@@ -203,10 +173,11 @@ ELSEWHERE: list[tuple[str, Kind, Seen]] = [
 )
 def test_what_is_elsewhere_is_attached_anew(kind: Kind, now: Seen) -> None:
     stamp = STAMP if kind == "linux" else OVS_STAMP
-    assert not is_in_place(PORT, kind, now, HERE)
-    plan = plan_change(PORT, kind, now, stamp, HERE)
-    assert plan == plan_up(PORT, kind, now, stamp, HERE)
-    assert plan[-3:] == (Prove("web0", up=False), SetUp("web0", 7), Prove("web0", up=True))
+    found = kinds.load(kind)
+    assert not found.is_in_place(PORT, now, HERE)
+    plan = plan_change(PORT, found, now, stamp, HERE)
+    assert plan == plan_up(PORT, found, now, stamp, HERE)
+    assert plan[-1] == SetUp("web0", 7)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +189,7 @@ def test_what_is_elsewhere_is_attached_anew(kind: Kind, now: Seen) -> None:
 )
 def test_what_the_bridge_cannot_do_is_refused(port: Port, what: str) -> None:
     with pytest.raises(Failure) as caught:
-        plan_change(port, "linux", ATTACHED, STAMP, HERE)
+        plan_change(port, LINUX_KIND, ATTACHED, STAMP, HERE)
     assert caught.value.what == what
 
 
@@ -229,7 +200,7 @@ ON_BR1 = replace(
     seen(ATTACHED, master=4, alias=format_alias(replace(STAMP, bridge="br1")), up=False), master=BR1
 )
 OLD_MARK = SetAlias("web0", 7, format_alias(STAMP))
-BACK: list[tuple[str, Seen, Seen, tuple[Step, ...]]] = [
+BACK: list[tuple[str, Seen, Seen, tuple[Op, ...]]] = [
     ("nothing was done", ATTACHED, ATTACHED, ()),
     ("it was taken down", ATTACHED, seen(ATTACHED, up=False), (UP,)),
     (
@@ -328,7 +299,7 @@ BACK: list[tuple[str, Seen, Seen, tuple[Step, ...]]] = [
 @pytest.mark.parametrize(
     ("before", "now", "plan"), [row[1:] for row in BACK], ids=[row[0] for row in BACK]
 )
-def test_way_back(before: Seen, now: Seen, plan: tuple[Step, ...]) -> None:
+def test_way_back(before: Seen, now: Seen, plan: tuple[Op, ...]) -> None:
     port = replace(PORT, external_ids=(("iface-id", "a"),))
     assert plan_back(port, before, now, HERE) == plan
 
@@ -337,13 +308,13 @@ def test_commands_of_set_port() -> None:
     op = SetPort(
         "unix:/run/db", "web0", (), "native-untagged", 10, (20, 30), True, True, (("a", "b c"),)
     )
-    assert commands(op) == (
+    assert op.commands() == (
         "ovs-vsctl --db=unix:/run/db set port web0 vlan_mode=native-untagged tag=10 trunks=20,30 "
         "protected=true other_config:transient=true -- set interface web0 "
         "'external_ids:a=\"b c\"'",
     )
     op = SetPort("unix:/run/db", "web0", (), None, None, (), False, False, (), ("k",))
-    assert commands(op) == (
+    assert op.commands() == (
         "ovs-vsctl --db=unix:/run/db set port web0 'vlan_mode=[]' 'tag=[]' 'trunks=[]' "
         "protected=false -- remove port web0 other_config transient -- remove interface web0 "
         "external_ids k",

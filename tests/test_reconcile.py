@@ -588,17 +588,17 @@ def test_port_whose_name_no_link_can_have(agent: Agent, site: Site) -> None:
 
 
 BLIND = """
-import pyqemu_ifd.reconcile as reconcile
+import pyqemu_ifup.kinds as kinds
 from pyqemu_ifconf.failure import Failure, Status
 
-seeing = reconcile.judge
+seeing = kinds.judge
 
 def judge(*words):
     if os.path.exists(f"{folder}/blind"):
         raise Failure(Status.REFUSED, "cannot see")
     return seeing(*words)
 
-reconcile.judge = judge
+kinds.judge = judge
 """
 
 

@@ -286,6 +286,11 @@ class Policy:
     bridge_conf: bool = False
     vms: Mapping[str, Vm] = field(default_factory=dict)
 
+    @property
+    def databases(self) -> tuple[str, ...]:
+        """The databases of its networks, in each of which a tap's name is looked up."""
+        return tuple(dict.fromkeys(network.ovsdb for network in self.networks.values()))
+
     @cached_property
     def index(self) -> RuleIndex:
         """An index of the rules, made when it is first asked for."""

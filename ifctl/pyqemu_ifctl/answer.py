@@ -16,7 +16,7 @@ from pyqemu_ifconf.shell import shown
 from pyqemu_ifup.look import ranges
 
 if TYPE_CHECKING:
-    from pyqemu_ifup.plan import Difference
+    from pyqemu_ifup.kinds.base import Difference
 
 COLUMNS = 80
 """How wide a text is that no terminal shows, and a terminal that does not say so."""

@@ -15,7 +15,6 @@ from pyqemu_ifconf.policy import (
     Caller,
     Decision,
     Deny,
-    Kind,
     Leave,
     Nat,
     Policy,
@@ -24,40 +23,29 @@ from pyqemu_ifconf.policy import (
     decide,
     port_on,
 )
-from pyqemu_ifconf.shell import Command, joined, output, piped, quote, readable, sh, shown, vsctl
+from pyqemu_ifconf.shell import Command, output, piped, quote, readable, sh, shown
 from pyqemu_ifconf.vms import show_from
 from pyqemu_ifctl.answer import Answer, json_vlan, to_json
 from pyqemu_ifctl.databases import addresses, find_policy, look_for_unmet, open_each
+from pyqemu_ifup import kinds
 from pyqemu_ifup.access import ROOT, User, find_user, is_root_made
-from pyqemu_ifup.attach import require_database
+from pyqemu_ifup.claims import is_taken_over, refuse_foreign_ports, refuse_shared, refuse_strangers
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.kinds.base import TapKind
 from pyqemu_ifup.look import FRESH, Link, Seen, show_vlan
 from pyqemu_ifup.nat import marking_command
 from pyqemu_ifup.on_port import find_sitting
-from pyqemu_ifup.plan import (
-    AddPort,
-    Op,
-    Prove,
-    SetMac,
-    SetMtu,
-    commands,
-    find_kind,
-    host_mac,
-    is_taken_over,
-    plan_leaving,
-    plan_up,
-    refuse_foreign_ports,
-    refuse_shared,
-    refuse_strangers,
-)
-from pyqemu_ifup.stamp import KEY_IFINDEX, Here, find_here, make_stamp
+from pyqemu_ifup.ops import Op, SetMtu, set_link
+from pyqemu_ifup.plan import plan_leaving, plan_up
+from pyqemu_ifup.settings import host_mac
+from pyqemu_ifup.stamp import Here, find_here
 from pyqemu_ifup.tap_request import may_attach
 from pyqemu_ifup.tun import require_tun
 
 UID_MAX = 2**32 - 2
 """The greatest number of a user (credentials(7)); the one after it is none."""
-KIND_WORDS: dict[Kind, str] = {"linux": "Linux bridge", "openvswitch": "Open vSwitch bridge"}
 
 
 @dataclass(frozen=True)
@@ -83,9 +71,9 @@ class View:
 
 @dataclass(frozen=True)
 class Form:
-    """The commands that attach the tap to a bridge of one kind; none where that cannot be."""
+    """The commands that attach the tap to what has this title; none where that cannot be."""
 
-    kind: Kind
+    title: str
     commands: tuple[Command, ...]
     cannot: str = ""
 
@@ -168,9 +156,8 @@ def _explain_leave(
         seen = host.look(caller.tap, None)
     notes = tuple(f"could not tell: {failure}" for failure in failed.values())
     steps = plan_leaving(seen, find_here())
-    kind = seen.tap.stamp.kind if seen.tap is not None and seen.tap.stamp is not None else "linux"
-    lines = tuple(line for step in steps for line in commands(step))
-    forms = (Form(kind, lines),) if lines else ()
+    lines = tuple(line for step in steps for line in step.commands())
+    forms = (Form("", lines),) if lines else ()
     return Explanation(caller, decision, forms=forms, notes=notes)
 
 
@@ -214,7 +201,7 @@ def look(port: Port, policy: Policy, deadline: Deadline, tell: Callable[[str], N
         remarks = tuple(
             f"could not tell: {each}" for each in failures if isinstance(each, Forbidden)
         )
-        if port.ovsdb in seen.ovs_bridges and port.kind != "linux":
+        if port.ovsdb in seen.ovs_bridges and kinds.may_be_in_database(port, seen):
             remarks += _vswitchd_remarks(host, port.ovsdb)
     remarks += sitting if seen.tap is not None else _tun_remarks()
     unmet = tuple(each for each in failures if not isinstance(each, Forbidden))
@@ -273,15 +260,16 @@ def explain_port(caller: Caller, decision: Attach, view: View) -> Explanation:
             "over, and that script need not be run any more"
         )
     forms = []
-    for each in (kind,) if kind is not None else KIND_WORDS:
+    for each in (kind,) if kind is not None else kinds.tap_kinds():
         by_name = decision.rule is None
         form, fault = _form(port, each, caller, view, live=found, by_name=by_name)
         forms.append(form)
         notes += [fault] if fault else []
     if kind is None:
+        either = " or ".join(each.title for each in kinds.tap_kinds())
         notes.append(
-            f"whether {quote(port.bridge)} is a Linux bridge or an Open vSwitch bridge cannot be "
-            f"told, and network {quote(port.network)} gives no kind:; both forms follow"
+            f"whether {quote(port.bridge)} is {either} cannot be told, and network "
+            f"{quote(port.network)} gives no kind:; both forms follow"
         )
     wanted = _wanted(port, kind, seen, view.ipv6)
     return Explanation(
@@ -289,24 +277,26 @@ def explain_port(caller: Caller, decision: Attach, view: View) -> Explanation:
     )
 
 
-def _find_kind(port: Port, view: View) -> tuple[Kind | None, bool, list[str]]:
+def _find_kind(port: Port, view: View) -> tuple[TapKind | None, bool, list[str]]:
     """Return the bridge's kind, whether that was seen, and what speaks against it."""
     seen = view.seen
+    said = kinds.load(port.kind) if port.kind is not None else None
     if port.nat is not None:
         # NOTE: it is made where it is not there.
-        return "linux", seen.bridge is not None, []
+        return said, seen.bridge is not None, []
     try:
         if port.ovsdb not in view.unasked:
-            require_database(view.databases, port, seen)
-        return find_kind(port, seen), True, []
+            kinds.require(view.databases, port, seen)
+        return kinds.find(port, seen), True, []
     except Failure as failure:
         told = failure
     if port.ovsdb in view.unasked and (seen.bridge is None or seen.bridge.kind != "bridge"):
-        # NOTE: the local port of a bridge on the kernel's datapath is a link of this kind.
-        if port.kind is None and seen.bridge is not None and seen.bridge.kind == "openvswitch":
-            return "openvswitch", True, []
-        return port.kind, False, []
-    return port.kind, False, [_would_fail(told)]
+        # NOTE: the local port of a bridge on the kernel's datapath is a link of its kind.
+        for kind in kinds.tap_kinds() if said is None and seen.bridge is not None else ():
+            if seen.bridge is not None and seen.bridge.kind == kind.master_kind:
+                return kind, True, []
+        return said, False, []
+    return said, False, [_would_fail(told)]
 
 
 def _refusals(port: Port, view: View) -> list[str]:
@@ -329,7 +319,7 @@ def _would_fail(failure: Failure) -> str:
 
 
 def _form(
-    port: Port, kind: Kind, caller: Caller, view: View, *, live: bool, by_name: bool
+    port: Port, kind: TapKind, caller: Caller, view: View, *, live: bool, by_name: bool
 ) -> tuple[Form, str | None]:
     """Return the commands for a bridge of this kind, and why an up would fail on the live one.
 
@@ -345,29 +335,26 @@ def _form(
     try:
         # NOTE: no process, which a fresh tap's commands leave open, is 0 in a stamp.
         pid = tap.stamp.pid if tap.stamp is not None else 0
-        stamp = make_stamp(port, kind, caller, pid, by_name=by_name)
+        stamp = Holder(caller, pid, by_name=by_name).mark(port, kind)
         if live:
             try:
                 plan = plan_up(port, kind, seen, stamp, view.here)
-                return Form(kind, _lines(plan, port, seen, view, fresh=fresh)), None
+                return Form(kind.title, _lines(plan, port, seen, view, fresh=fresh)), None
             except Failure as failure:
                 fault = _would_fail(failure)
         able = replace(seen, bridge=_able_bridge(port, kind, seen.bridge))
         plan = plan_up(port, kind, able, stamp, view.here)
     except Failure as failure:
-        return Form(kind, (), str(failure)), fault
-    return Form(kind, _lines(plan, port, seen, view, fresh=fresh)), fault
+        return Form(kind.title, (), str(failure)), fault
+    return Form(kind.title, _lines(plan, port, seen, view, fresh=fresh)), fault
 
 
-def _able_bridge(port: Port, kind: Kind, bridge: Link | None) -> Link:
+def _able_bridge(port: Port, kind: TapKind, bridge: Link | None) -> Link:
     """Return a bridge that can do what `port` wants, as like the one seen as may be."""
     if bridge is None or bridge.kind != "bridge":
         mtu = bridge.mtu if bridge is not None else FRESH.mtu
         bridge = replace(FRESH, name=port.bridge, kind="bridge", tap=False, mtu=mtu)
-    bridge = replace(bridge, up=True)
-    if kind == "linux":
-        return replace(bridge, vlan_filtering=port.vlan is not None)
-    return bridge
+    return kind.able(port, replace(bridge, up=True))
 
 
 def _lines(
@@ -375,37 +362,21 @@ def _lines(
 ) -> tuple[Command, ...]:
     """Return the plan's commands; what only the kernel knows is left to a command's own output."""
     lines: list[Command] = []
-    link = ("ip", "link", "set", "dev", port.tap)
     lines += view.making
     for op in plan:
-        if isinstance(op, Prove):
-            continue
-        if isinstance(op, SetMac) and fresh:
-            own = piped(
-                sh("ip", "-br", "link", "show", "dev", port.tap), sh("awk", "{print substr($3, 3)}")
-            )
-            lines.append(sh(*link, "address", joined("fe", output(own))))
-        elif isinstance(op, SetMtu) and port.mtu is None and seen.bridge is None:
+        if isinstance(op, SetMtu) and port.mtu is None and seen.bridge is None:
             own = piped(
                 sh("ip", "-o", "link", "show", "dev", port.bridge),
                 sh("sed", r"s/.* mtu \([0-9]*\).*/\1/"),
             )
-            lines.append(sh(*link, "mtu", output(own)))
-        elif isinstance(op, AddPort) and fresh:
-            ids = tuple(pair for pair in op.external_ids if pair[0] != KEY_IFINDEX)
-            own = piped(sh("ip", "-o", "link", "show", "dev", port.tap), sh("cut", "-d:", "-f1"))
-            index = joined(f"external_ids:{KEY_IFINDEX}=", output(own))
-            lines += [
-                *commands(replace(op, external_ids=ids)),
-                vsctl(op.ovsdb, ("set", "interface", port.tap, index)),
-            ]
+            lines.append(set_link(port.tap, "mtu", output(own)))
         else:
-            lines += commands(op)
+            lines += op.commands_of_new() if fresh else op.commands()
     lines += [marking_command(port.network, port.bridge)] if view.making else []
     return tuple(lines)
 
 
-def _wanted(port: Port, kind: Kind | None, seen: Seen, ipv6: bool) -> tuple[Wanted, ...]:
+def _wanted(port: Port, kind: TapKind | None, seen: Seen, ipv6: bool) -> tuple[Wanted, ...]:
     """Return every setting of the wanted state, those of `port` first."""
     found = []
     for field in fields(Port):
@@ -413,10 +384,11 @@ def _wanted(port: Port, kind: Kind | None, seen: Seen, ipv6: bool) -> tuple[Want
             continue
         value: object = getattr(port, field.name)
         if field.name == "kind":
-            found.append(Wanted("kind", kind, kind or "not known here"))
+            name = kind.name if kind is not None else None
+            found.append(Wanted("kind", name, name or "not known here"))
         elif field.name == "ovsdb":
-            if kind == "linux":
-                found.append(Wanted("ovsdb", None, "none: a Linux bridge has no database"))
+            if kind is not None and kind.ovsdb(port) is None:
+                found.append(Wanted("ovsdb", None, f"none: {kind.title} has no database"))
             else:
                 found.append(Wanted("ovsdb", value, port.ovsdb))
         elif field.name == "mtu":
@@ -560,5 +532,5 @@ def _title(form: Form, decision: Decision) -> str:
         return "commands, which take away what carries an old mark of ours"
     bridge = decision.port.bridge if isinstance(decision, Attach) else ""
     if form.cannot:
-        return f"cannot be on a {KIND_WORDS[form.kind]}: {form.cannot}"
-    return f"commands, {quote(bridge)} being a {KIND_WORDS[form.kind]}".replace("a O", "an O")
+        return f"cannot be on {form.title}: {form.cannot}"
+    return f"commands, {quote(bridge)} being {form.title}"

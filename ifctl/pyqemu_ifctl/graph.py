@@ -15,8 +15,8 @@ from pyqemu_ifconf.policy import Vlan
 from pyqemu_ifconf.shell import shown
 from pyqemu_ifctl.answer import width
 from pyqemu_ifctl.taps import Row, State, System
+from pyqemu_ifup.kinds.openvswitch import vlan_of_columns
 from pyqemu_ifup.look import Link, OvsPort, show_vlan, vlan_of_vids
-from pyqemu_ifup.plan import vlan_of_columns
 
 NAME_MAX = 40
 """Columns of a guest's name that are drawn."""

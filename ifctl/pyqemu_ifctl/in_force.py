@@ -20,11 +20,11 @@ from pyqemu_ifctl.databases import addresses, find_policy, open_each
 from pyqemu_ifctl.qemu.running import guest_of, is_here, is_qemu, leads_to, runs_qemu, tap_of
 from pyqemu_ifctl.rights import cut_command
 from pyqemu_ifctl.taps import natural, stamp_of
-from pyqemu_ifdown.detach import detaching_alone
+from pyqemu_ifdown.detach import detach_alone
 from pyqemu_ifup.access import ROOT, check_given, find_user, is_root_made, may_still
 from pyqemu_ifup.attach import success_line
 from pyqemu_ifup.caller import command_line, find_hook, find_hook_at_work, real_uid
-from pyqemu_ifup.change import Change, Holder, changing, find_change
+from pyqemu_ifup.change import Change, change, find_change
 from pyqemu_ifup.deadline import GRACE, Deadline
 from pyqemu_ifup.guest import (
     Patience,
@@ -36,16 +36,18 @@ from pyqemu_ifup.guest import (
     find_user_said,
     tell_otherwise,
 )
+from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.leave import leaving_networks
+from pyqemu_ifup.kinds.base import Difference
+from pyqemu_ifup.leave import leave_networks
 from pyqemu_ifup.lock import Lock, lock_tap
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.main import Left
 from pyqemu_ifup.manners import log, narrator
 from pyqemu_ifup.nat import marking_command
 from pyqemu_ifup.nat_network import commands_to_make, differing, making
-from pyqemu_ifup.plan import Difference, Prove, SetDown, commands
+from pyqemu_ifup.ops import SetDown
 from pyqemu_ifup.stamp import Here, Stamp, find_here, is_alive
 from pyqemu_ifup.task import RETRY, pause
 
@@ -89,13 +91,12 @@ class Guest:
     ours: bool
 
     @property
-    def holder(self) -> Holder:
-        """Whom the tap's mark shall name: whom it names already, as long as that one lives."""
+    def serves(self) -> int:
+        """The process that the mark shall name: that which it names, as long as that lives."""
         stamp = self.stamp
         if stamp is None:
-            return Holder(self.pid or 0, by_name=bool(self.network))
-        pid = stamp.pid if is_alive(stamp) or self.pid is None else self.pid
-        return Holder(pid, stamp)
+            return self.pid or 0
+        return stamp.pid if is_alive(stamp) or self.pid is None else self.pid
 
 
 @dataclass(frozen=True)
@@ -373,7 +374,7 @@ async def _apply_one(
                 "nobody tells which guest it is for",
                 "start its QEMU, which calls pyqemu-ifup itself",
             )
-        pid = guest.pid if guest.pid is not None else guest.holder.pid
+        pid = guest.pid if guest.pid is not None else guest.serves
         try:
             uid = stamp.uid if stamp is not None else _find_uid(pid)
             if stamp is None and uid is not None and guest.ours and not named:
@@ -396,11 +397,10 @@ async def _apply_one(
             return Outcome(guest, "left", port, caller.vm, failure=_left(guest, port))
         caller = replace(caller, vm=_vm(guest, caller))
         async with _network(host, port, stamp, dry_run=dry_run) as (assumed, different):
-            holder = replace(guest.holder, uid=uid)
-            change = find_change(host, port, caller, holder, failed, assumed)
-            steps = [
-                line for op in change.plan if not isinstance(op, Prove) for line in commands(op)
-            ]
+            by_name = stamp is None and bool(guest.network)
+            holder = Holder(caller, guest.serves, uid, by_name=by_name, stamp=stamp)
+            wanted = find_change(host, port, holder, failed, assumed)
+            steps = [line for op in wanted.plan for line in op.commands()]
             if port.nat is not None and assumed is not None:
                 made = commands_to_make(host, port.network, port.bridge, port.nat)
                 steps = [*made, *steps, marking_command(port.network, port.bridge)]
@@ -409,17 +409,17 @@ async def _apply_one(
                 "unchanged",
                 port,
                 caller.vm,
-                (*different, *change.differences),
-                change.moves,
+                (*different, *wanted.differences),
+                wanted.moves,
                 tuple(steps),
             )
-            if not change.plan and not different:
+            if not wanted.is_needed and not different:
                 return outcome
             if dry_run:
                 return replace(outcome, result="would change")
-            await changing(host, change)
-        if _was_let_go(host, change):
-            await detaching_alone(host, guest.tap, guest.holder.pid)
+            await change(host, wanted)
+        if _was_let_go(host, wanted):
+            await detach_alone(host, guest.tap, guest.serves)
             if not named:
                 return None
             raise Failure(
@@ -437,7 +437,7 @@ async def _apply_one(
         return replace(outcome, result="failed", failure=failure)
     was = "; ".join(f"{each.setting} was {each.found}" for each in outcome.differences)
     log(syslog.LOG_INFO, f"{success_line(port, caller)}: {was}")
-    return replace(outcome, result="changed", untold=_tell_guest(guest, change))
+    return replace(outcome, result="changed", untold=_tell_guest(guest, wanted))
 
 
 def _was_let_go(host: Host, change: Change) -> bool:
@@ -466,10 +466,10 @@ async def _deny(host: Host, outcome: Outcome, *, cut: bool, dry_run: bool) -> Ou
         return outcome
     down = SetDown(link.name, link.index)
     if dry_run:
-        steps = tuple(commands(down)) if link.up else ()
+        steps = tuple(down.commands()) if link.up else ()
         return replace(outcome, result="would cut", commands=steps)
     if link.up:
-        await host.run(down, host.deadline)
+        await host.run(down)
         log(syslog.LOG_NOTICE, f"{readable(guest.tap)}: cut off: {failure.why or failure.what}")
     why = Failure(Status.DENIED, "cut off, its link is down", f"{failure.what}: {failure.why}")
     return replace(outcome, result="cut", failure=why)
@@ -590,7 +590,7 @@ async def _network(
         yield None, different
     if not dry_run and stamp is not None and stamp.bridge != port.bridge:
         try:
-            await leaving_networks(host, stamp)
+            await leave_networks(host, stamp)
         except Failure as failure:
             log(
                 syslog.LOG_ERR,

@@ -42,7 +42,7 @@ from pyqemu_ifctl.databases import (
 )
 from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifctl.verbs.agent import remark
-from pyqemu_ifdown.gc import judge
+from pyqemu_ifup import kinds
 from pyqemu_ifup.caller import PID_MAX, login_of, read_number
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.guest import (
@@ -57,9 +57,11 @@ from pyqemu_ifup.guest import (
     tell_otherwise,
 )
 from pyqemu_ifup.host import Host, filters
+from pyqemu_ifup.kinds.base import Difference
+from pyqemu_ifup.kinds.openvswitch import vlan_of_columns
 from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, has_networks, show_vlan, vlan_of_vids
 from pyqemu_ifup.on_port import NOTHING, Sights, find_sitting
-from pyqemu_ifup.plan import Difference, differences, find_kind, vlan_of_columns
+from pyqemu_ifup.plan import differences
 from pyqemu_ifup.stamp import KEY_NETWORK, KEY_VM_NAME, KEY_VM_PID, Here, Stamp, find_here, is_alive
 
 State = Literal["ok", "differs", "foreign", "left", "loose", "stale", "elsewhere"]
@@ -361,7 +363,7 @@ def rows(system: System, want: Want) -> list[Row]:
         for link in system.links
         if link.tap and not _is_of_openvswitch(link, system)
     ]
-    for leftover in judge(system.ports, system.links, system.here):
+    for leftover in kinds.judge(system.ports, system.links, system.here):
         port = leftover.port
         if port.is_elsewhere(system.here):
             found.append(_port_row(port, "elsewhere", leftover.because))
@@ -499,7 +501,7 @@ def _compare(
         ),
     )
     try:
-        kind = find_kind(want, seen)
+        kind = kinds.find(want, seen)
         found = differences(want, kind, seen, up=True)
     except Failure as failure:
         is_now = seen.master.name if seen.master else stamp.bridge

@@ -76,6 +76,21 @@ class Pool:
         database.close()
         return True
 
+    def host(
+        self,
+        tap: str,
+        deadline: Deadline,
+        tell: Callable[[str], None],
+        *,
+        ovsdbs: Iterable[str] = (),
+        brief: bool = False,
+    ) -> Host:
+        """Return a Host of one request, on the agent's own sockets, which stay open."""
+        shared = Shared(self)
+        return Host(
+            tap, deadline, tell, self.kernel, ovsdbs=ovsdbs, connections=shared, brief=brief
+        )
+
     def open_new(self, addresses: Iterable[str]) -> None:
         """Begin to connect to those of the databases that this host has and that are not open."""
         for address in dict.fromkeys(addresses):
@@ -104,22 +119,18 @@ class Pool:
         return database
 
 
-class AgentHost(Host):
-    """A Host of one request, on the agent's own sockets, which stay open; `brief` as in Host."""
+class Shared:
+    """The pool's connections, for a Host of one request: they stay open."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        tap: str,
-        deadline: Deadline,
-        tell: Callable[[str], None],
-        brief: bool = False,
-    ) -> None:
-        super().__init__(tap, deadline, tell, pool.kernel, brief=brief)
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def _connect(self, address: str, deadline: Deadline) -> None:
-        self.databases[address] = await self._pool.connected(address, deadline)
+    async def connect(self, address: str, deadline: Deadline) -> Database:
+        """Return the pool's own."""
+        return await self._pool.connected(address, deadline)
 
-    def _refresh(self, database: Database) -> None:
+    def refresh(self, database: Database) -> None:
         """Leave it to the agent's loop, which does so whenever there is something new."""
+
+    def close(self) -> None:
+        """Leave them open."""

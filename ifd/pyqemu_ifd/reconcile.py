@@ -20,20 +20,21 @@ from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifd.cache import PolicyCache
 from pyqemu_ifd.guard import Guard
 from pyqemu_ifd.keyed_lock import KeyedLock
-from pyqemu_ifd.pool import AgentHost, Pool
+from pyqemu_ifd.pool import Pool
 from pyqemu_ifd.users import Users
-from pyqemu_ifdown.detach import PATIENCE
-from pyqemu_ifdown.gc import Ended, ending, finding_ended, judge
+from pyqemu_ifdown.gc import Ended, ending, finding_ended, remove
+from pyqemu_ifup import kinds
 from pyqemu_ifup.access import User, check_given, is_root_made
-from pyqemu_ifup.attach import attaching_alone, success_line
+from pyqemu_ifup.attach import attach_alone, success_line
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.guest import find_marked, find_user_said
+from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.links import LinkEvent
 from pyqemu_ifup.lock import lock_by_name, lock_tap
 from pyqemu_ifup.look import Link, has_networks
 from pyqemu_ifup.manners import log
-from pyqemu_ifup.plan import SetAlias, SetUp
+from pyqemu_ifup.ops import SetAlias, SetUp
 from pyqemu_ifup.stamp import BRIDGE_MARK, Here, Stamp, is_alive
 from pyqemu_ifup.task import Task
 
@@ -254,7 +255,7 @@ class Reconciler:
     def _look_at(self, name: str) -> Iterator[tuple[str, Chore]]:
         ports = [port for each in self._databases().values() for port in each.ports(name)]
         link = self.pool.kernel.look_up(name)
-        leftovers = judge(ports, [link] if link is not None else [], self.here)
+        leftovers = kinds.judge(ports, [link] if link is not None else [], self.here)
         if any(leftover.remove is not None for leftover in leftovers):
             yield name, partial(self._clean, name)
         elif link is not None and self._has_lost(link):
@@ -271,7 +272,9 @@ class Reconciler:
         # NOTE: the ports before the links: a tap is there before its port is.
         ports = [port for each in self._databases().values() for port in each.ports()]
         links = self.pool.kernel.links()
-        leftovers = [each for each in judge(ports, links, self.here) if each.remove is not None]
+        leftovers = [
+            each for each in kinds.judge(ports, links, self.here) if each.remove is not None
+        ]
         found: list[tuple[str, Chore]] = [
             (each.port.name, partial(self._clean, each.port.name)) for each in leftovers
         ]
@@ -288,20 +291,17 @@ class Reconciler:
         # NOTE: a down takes the link down before all else, so that it is not mistaken for a loss.
         if stamp is None or not link.up or not _runs(link, stamp):
             return False
-        if stamp.kind == "linux":
-            bridge = self.pool.kernel.look_up(stamp.bridge)
-            if bridge is not None and (bridge.kind != "bridge" or bridge.up):
-                return link.master is None and bridge.kind == "bridge"
-            # NOTE: one that is made for taps is made, and brought up, as a tap is attached.
-            policy = self.cache.policy
-            network = policy.networks.get(stamp.network) if policy is not None else None
-            return link.master is None and network is not None and network.nat is not None
+        bridge = self.pool.kernel.look_up(stamp.bridge)
         database = self._databases().get(stamp.ovsdb or "")
-        return (
-            database is not None
-            and database.has_bridge(stamp.bridge)
-            and not database.ports(link.name)
-        )
+        kind = kinds.load(stamp.kind)
+        if kind.is_lost(link, bridge, database):
+            return True
+        # NOTE: one that is made for taps is made, and brought up, as a tap is attached.
+        policy = self.cache.policy
+        network = policy.networks.get(stamp.network) if policy is not None else None
+        is_made = network is not None and network.nat is not None
+        is_off = bridge is None or (bridge.kind == kind.master_kind and not bridge.up)
+        return link.master is None and is_made and is_off
 
     async def _end_taps(self, taps: list[Link]) -> None:
         """Take away the taps whose process has ended, a user's where his right to it has."""
@@ -328,7 +328,7 @@ class Reconciler:
         with self.tap_lock.queue(tap) as ticket:
             try:
                 await ticket.acquire(deadline)
-                with AgentHost(self.pool, tap, deadline, lambda command: None) as host:
+                with self.pool.host(tap, deadline, lambda command: None) as host:
                     await work(host)
             except BaseException:
                 self.later()
@@ -343,9 +343,9 @@ class Reconciler:
         host.databases.update(self._databases())
         ports = host.ports(tap)
         link = host.kernel.look_up(tap)
-        for leftover in judge(ports, [link] if link is not None else [], self.here):
+        for leftover in kinds.judge(ports, [link] if link is not None else [], self.here):
             if leftover.remove is not None:
-                await host.run(leftover.remove, host.deadline, PATIENCE)
+                await remove(host, leftover.remove)
                 self._again = AGAIN_FIRST
                 log(
                     syslog.LOG_INFO,
@@ -367,8 +367,8 @@ class Reconciler:
         asked = find_user_said(policy, stamp)
         user = (await self.users.find(asked, host.deadline)) if asked is not None else None
         database = None
-        if stamp.kind == "openvswitch":
-            database = await self.pool.connected(stamp.ovsdb or "", host.deadline)
+        if stamp.ovsdb is not None:
+            database = await self.pool.connected(stamp.ovsdb, host.deadline)
         try:
             # NOTE: not for long, for whoever calls for this tap has to wait for us.
             lock = await lock_tap(link.index, host.deadline.child(SHORT))
@@ -405,17 +405,17 @@ class Reconciler:
                     f"{quote(link.name)}: not brought back to {readable(stamp.bridge)}: {failure}",
                 )
             return
-        ovsdbs = [each.ovsdb for each in policy.networks.values()]
+        holder = Holder(caller, stamp.pid, stamp.uid, stamp=stamp)
         try:
-            await attaching_alone(host, port, caller, stamp.pid, ovsdbs, stamp.uid, kept=stamp)
+            await attach_alone(host, port, holder)
         except BaseException:
-            self._leave_lost(link)
+            await self._leave_lost(host, link)
             raise
         self._again = AGAIN_FIRST
         self._denied.pop(link.name, None)
         log(syslog.LOG_NOTICE, f"{success_line(port, caller)}: its bridge had lost it")
 
-    def _leave_lost(self, before: Link) -> None:
+    async def _leave_lost(self, host: Host, before: Link) -> None:
         """Give a tap that could not be attached again its mark and link back, to be tried again."""
         kernel = self.pool.kernel
         link = kernel.look_at(before.index)
@@ -423,11 +423,11 @@ class Reconciler:
             return
         master = kernel.look_at(link.master) if link.master is not None else None
         # NOTE: ovs-vswitchd may take its time to let go of a port whose row has gone.
-        if master is None or master.kind == "openvswitch":
-            kernel.run(SetAlias(link.name, link.index, before.alias))
+        if master is None or kinds.may_linger(master):
+            await host.run(SetAlias(link.name, link.index, before.alias))
             # NOTE: that is no news, for which it would be tried again at once.
             self._failed.add(link.name)
-            kernel.run(SetUp(link.name, link.index))
+            await host.run(SetUp(link.name, link.index))
 
     @staticmethod
     def _wanted(policy: Policy, link: Link, stamp: Stamp, user: User | None) -> tuple[Caller, Port]:

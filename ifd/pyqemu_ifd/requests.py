@@ -16,18 +16,19 @@ from pyqemu_ifd.asking import Process, find_asking
 from pyqemu_ifd.cache import PolicyCache
 from pyqemu_ifd.connection import Connection
 from pyqemu_ifd.keyed_lock import KeyedLock
-from pyqemu_ifd.pool import AgentHost, Pool
+from pyqemu_ifd.pool import Pool
 from pyqemu_ifd.users import Users
 from pyqemu_ifd.wire import Peer, Place, Request
-from pyqemu_ifdown.detach import detaching, leave_to_gc
+from pyqemu_ifdown.detach import detach, leave_to_gc
 from pyqemu_ifdown.main import TIMEOUT as DOWN_TIMEOUT
 from pyqemu_ifdown.main import present_name
 from pyqemu_ifup.access import ROOT, is_root_made
-from pyqemu_ifup.attach import Handed, attaching, success_line
+from pyqemu_ifup.attach import attach, success_line
 from pyqemu_ifup.caller import find_helped, find_parent
 from pyqemu_ifup.deadline import TAKEN_BACK, TOO_LATE, Deadline
 from pyqemu_ifup.guest import find_asked, find_port
-from pyqemu_ifup.leave import leaving
+from pyqemu_ifup.holder import Handed, Holder
+from pyqemu_ifup.leave import leave
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.main import Left
 from pyqemu_ifup.manners import left_to_gc, log, prove_tap
@@ -138,26 +139,25 @@ async def _up(tap: str, network: str, debug: str, place: Place | None, context: 
         user = (await context.users.find(asked, deadline)) if asked is not None else None
         link = kernel.look_up(tap) if uid is not None else None
         root_made = link is not None and is_root_made(link, uid)
-        ovsdbs = [each.ovsdb for each in policy.networks.values()]
         tell = context.teller("pyqemu-ifup", tap, debug)
         try:
             caller, port = find_port(
                 policy, tap, parent, uid, network, user, root_made=root_made, tell=tell
             )
         except Left as left:
-            with AgentHost(context.pool, tap, deadline, tell) as host:
-                await leaving(host, tap, left.rule, parent, ovsdbs)
+            with context.pool.host(tap, deadline, tell, ovsdbs=policy.databases) as host:
+                await leave(host, tap, left.rule, parent)
             return
         deadline.check()
         queue = place.queue if place is not None else None
         handed = Handed(len(held), queue.fileno() if queue is not None else None)
+        holder = Holder(caller, parent, uid, by_name=bool(network), handed=handed)
+        brief = uid is not None
         with (
             queue or nullcontext(),
-            AgentHost(context.pool, tap, deadline, tell, uid is not None) as host,
+            context.pool.host(tap, deadline, tell, ovsdbs=policy.databases, brief=brief) as host,
         ):
-            await attaching(
-                host, port, caller, parent, ovsdbs, uid, admit, by_name=bool(network), handed=handed
-            )
+            await attach(host, port, holder, admit)
     log(syslog.LOG_INFO, success_line(port, caller))
 
 
@@ -173,12 +173,12 @@ async def _down(tap: str, debug: str, place: Place | None, context: Context) -> 
         await ticket.acquire(deadline)
         tell = context.teller("pyqemu-ifdown", tap, debug)
         by_user = context.client.peer.uid != ROOT
-        with AgentHost(context.pool, tap, deadline, tell, by_user) as host:
+        with context.pool.host(tap, deadline, tell, brief=by_user) as host:
             try:
                 index = place.index if place is not None else None
                 # NOTE: whoever has ended has no tap any more, and whoever has its pid may have one.
                 parent = 0 if process.has_ended() else process.pid
-                await detaching(host, tap, parent, index, by_user=by_user)
+                await detach(host, tap, parent, index, by_user=by_user)
             except Failure as failure:
                 leave_to_gc(tap, failure)
 
@@ -199,7 +199,13 @@ async def _tap(fields: tuple[str, ...], context: Context) -> None:
     # NOTE: it has its name alone, so that it waits for nobody; others may have to wait for it.
     with (
         context.tap_lock.queue(new.name),
-        AgentHost(context.pool, new.name, deadline, lambda command: None, peer.uid != ROOT) as host,
+        context.pool.host(
+            new.name,
+            deadline,
+            lambda command: None,
+            ovsdbs=policy.databases,
+            brief=peer.uid != ROOT,
+        ) as host,
     ):
         await attach_tap(host, policy, new)
     try:

@@ -36,6 +36,7 @@ from pyqemu_ifd.reconcile import Chore, Reconciler
 from pyqemu_ifd.report import Report
 from pyqemu_ifd.requests import Context, serve
 from pyqemu_ifd.users import Users
+from pyqemu_ifup import kinds
 from pyqemu_ifup.access import ROOT
 from pyqemu_ifup.links import LinkEvents
 from pyqemu_ifup.lock import open_lock
@@ -103,6 +104,8 @@ class Server:
         self.listener = listener
         self.cache = cache
         self.for_users = for_users
+        # NOTE: imported now: later there may be no descriptor left to read a module by.
+        kinds.tap_kinds()
         self.pool = Pool()
         self.events = None if for_users else LinkEvents()
         self.rules = None if for_users else open_events()

@@ -2,60 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.shell import quote
-from pyqemu_ifdown.detach import detaching_alone
-from pyqemu_ifup.caller import find_hook_at_work, read_number, real_uid
-from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifdown.detach import detach_alone
+from pyqemu_ifup import kinds
+from pyqemu_ifup.caller import find_hook_at_work, real_uid
 from pyqemu_ifup.holders import OTHERS, Holders, finding_holders
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.kinds.base import Leftover
 from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, OvsPort
-from pyqemu_ifup.plan import DelPort, del_port
-from pyqemu_ifup.stamp import KEY_BOOT_ID, KEY_IFINDEX, Here, find_here, is_alive
+from pyqemu_ifup.ops import Op, Unconfirmed
+from pyqemu_ifup.stamp import find_here, is_alive
 
-INDEX_MAX = (1 << 31) - 1
 PATIENCE = 2.0
 """Seconds that a mute ovs-vswitchd is waited for, once a port is out of its database."""
-
-
-@dataclass(frozen=True)
-class Leftover:
-    """A port of ours in a database; `remove` is None where it stays, `because` says why."""
-
-    port: OvsPort
-    because: str
-    remove: DelPort | None
-
-
-def judge(ports: Iterable[OvsPort], links: Iterable[Link], here: Here) -> tuple[Leftover, ...]:
-    """Return what is to become of every port that carries our mark.
-
-    `links` must have been looked at after `ports`: a tap is there before its port is.
-    """
-    there = {(link.name, link.index): link for link in links}
-    return tuple(_judge(port, there, here) for port in ports if port.ours)
-
-
-def _judge(port: OvsPort, there: Mapping[tuple[str, int], Link], here: Here) -> Leftover:
-    if port.is_elsewhere(here):
-        return Leftover(port, "it is of another network namespace", None)
-    ids = port.ids
-    if ids.get(KEY_BOOT_ID) != here.boot_id:
-        return Leftover(port, "its tap is gone: it is of an earlier boot", del_port(port))
-    index = read_number(ids.get(KEY_IFINDEX, ""), INDEX_MAX)
-    link = there.get((port.name, index)) if index is not None else None
-    if link is not None and (link.up or link.alias):
-        return Leftover(port, "its tap is there", None)
-    if link is not None:
-        # NOTE: the mark comes before the port and goes after it: this one's up was given up, and
-        # Open vSwitch has made it since.
-        return Leftover(port, "its tap is not attached", del_port(port))
-    which = f"with ifindex {index}" if index is not None else "with the ifindex that it says"
-    return Leftover(port, f"its tap is gone: no link {quote(port.name)} {which}", del_port(port))
 
 
 @dataclass(frozen=True)
@@ -170,7 +133,7 @@ async def ending(host: Host, ended: Ended) -> bool:
         ):
             return False
         pid = before.stamp.pid if before.stamp is not None else 0
-        await detaching_alone(host, name, pid, before.index)
+        await detach_alone(host, name, pid, before.index)
         now = host.kernel.look_at(before.index)
         if now is not None and now.alias:
             raise Failure(
@@ -182,9 +145,7 @@ async def ending(host: Host, ended: Ended) -> bool:
     return True
 
 
-def collect(
-    host: Host, deadline: Deadline, *, tap: str | None, dry_run: bool
-) -> Iterator[tuple[Leftover, bool]]:
+def collect(host: Host, *, tap: str | None, dry_run: bool) -> Iterator[tuple[Leftover, bool]]:
     """Remove what is left of taps that are gone, of `tap` alone where it is given.
 
     Looks in the databases that `host` has open. Yields what was found, each when it has been
@@ -192,22 +153,33 @@ def collect(
     Failure as Host does; what was yielded before stays done.
     """
     ports = [port for port in host.ports() if tap is None or port.name == tap]
-    for leftover in judge(ports, host.kernel.links(), find_here()):
+    for leftover in kinds.judge(ports, host.kernel.links(), find_here()):
         if leftover.remove is None or dry_run:
             yield leftover, True
             continue
-        deadline.check()
-        let_go = host.finish(_removing(host, leftover.port, deadline))
+        host.deadline.check()
+        let_go = host.finish(_removing(host, leftover.port))
         if let_go is not None:
             yield leftover, let_go
 
 
-async def _removing(host: Host, port: OvsPort, deadline: Deadline) -> bool | None:
+async def _removing(host: Host, port: OvsPort) -> bool | None:
     """Remove a port as `collect`; None: it is none to be removed any more, or has gone."""
-    with await lock_by_name(port.name, deadline):
+    with await lock_by_name(port.name, host.deadline):
         database = host.databases[port.ovsdb]
-        await database.sync(deadline)
+        await database.sync(host.deadline)
         link = host.kernel.look_up(port.name)
-        now = judge(database.ports(port.name), [link] if link is not None else [], find_here())
-        step = next((each.remove for each in now if each.port.ids == port.ids), None)
-        return (await host.run(step, deadline, PATIENCE)) if step is not None else None
+        links = [link] if link is not None else []
+        now = kinds.judge(database.ports(port.name), links, find_here())
+        op = next((each.remove for each in now if each.port.ids == port.ids), None)
+        return await remove(host, op) if op is not None else None
+
+
+async def remove(host: Host, op: Op) -> bool:
+    """Remove what a crash has left; tell whether ovs-vswitchd has let it go. Raises Failure."""
+    try:
+        with host.patient(PATIENCE):
+            await host.run(op)
+    except Unconfirmed:
+        return False
+    return True

@@ -24,11 +24,13 @@ def main() -> int:
 def down(tap: str, inherited: list[str], deadline: Deadline) -> None:
     """Detach `tap`. Raises Failure, but not for lack of privilege: gc does it then."""
     from pyqemu_ifdown.detach import detach, leave_to_gc
+    from pyqemu_ifup.host import Host
 
     check_tap_name(tap)
     tap = present_name(tap, inherited)
     try:
-        detach(tap, os.getppid(), deadline, narrator(PROGRAM, tap))
+        with Host(tap, deadline, narrator(PROGRAM, tap)) as host:
+            host.finish(detach(host, tap, os.getppid()))
     except Failure as failure:
         leave_to_gc(tap, failure)
 

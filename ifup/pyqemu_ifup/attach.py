@@ -4,44 +4,33 @@ from __future__ import annotations
 
 import os
 import syslog
-from collections.abc import Callable, Container, Iterable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from pyqemu_ifconf.failure import Failure, OfCaller, Status
-from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Port
-from pyqemu_ifconf.shell import ifctl, quote, readable, sh
-from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.host import Host
-from pyqemu_ifup.lock import lock_by_name
-from pyqemu_ifup.look import Link, Seen, show_vlan
-from pyqemu_ifup.manners import left_to_gc, log
-from pyqemu_ifup.plan import (
-    ADDRESS_MAY_COME,
-    IPV6,
-    OF_CONTAINER,
-    UNWRITABLE,
-    AddPort,
-    Prove,
-    SetDown,
-    Step,
-    check_bridge_mtu,
-    differences,
-    find_kind,
-    gets_address,
+from pyqemu_ifconf.failure import Failure
+from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Port
+from pyqemu_ifconf.shell import ifctl, quote, readable
+from pyqemu_ifup import kinds
+from pyqemu_ifup.claims import (
     is_open_to_all,
     is_ours_to_touch,
-    is_taken_over,
-    plan_undo,
-    plan_up,
-    refuse_down,
     refuse_foreign_ports,
     refuse_shared,
     refuse_strangers,
-    was_before,
 )
-from pyqemu_ifup.stamp import Stamp, find_here, is_anothers, make_stamp, renew_stamp
+from pyqemu_ifup.holder import Admit, Holder, anyone
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.kinds.base import TapKind
+from pyqemu_ifup.lock import lock_by_name
+from pyqemu_ifup.look import Link, Seen, show_vlan
+from pyqemu_ifup.manners import log, tell_left
+from pyqemu_ifup.ops import Op, Plan, SetDown, Unconfirmed
+from pyqemu_ifup.plan import plan_undo, plan_up
+from pyqemu_ifup.settings import was_before
+from pyqemu_ifup.stamp import Stamp, find_here, is_anothers
+from pyqemu_ifup.verify import tell_of_sitting, tell_taken_over, verify
 
 if TYPE_CHECKING:
     from pyqemu_ifup.openvswitch import Database
@@ -52,143 +41,94 @@ ASKING = 0.75
 """Of the time for the way back, what databases that do not answer may take; the kernel does."""
 
 
-class Handed(NamedTuple):
-    """How many of a tap's queues were handed over to us, and a descriptor of one, if it is kept."""
+async def attach(host: Host, port: Port, holder: Holder, admit: Admit = anyone) -> None:
+    """Attach the tap as `port` says, for `holder`, and prove that it is so.
 
-    queues: int = 0
-    descriptor: int | None = None
-
-
-NOTHING = Handed()
-
-
-def attach(
-    port: Port,
-    caller: Caller,
-    parent: int,
-    ovsdbs: Iterable[str],
-    deadline: Deadline,
-    tell: Callable[[str], None],
-    by_name: bool = False,
-    handed: Handed = NOTHING,
-) -> None:
-    """Attach the tap as `port` says, for the process `parent`, and prove that it is so.
-
-    `ovsdbs` are the databases of the policy: the tap's name is looked up in each that this host
-    has. `by_name`: it is for the network's name that the tap gets there, whatever the rules say.
-    `handed` is what of the tap the caller has handed over.
-    Raises Failure; then the tap is down, attached nowhere, and as it was before, but for
-    somebody else's tap or name, which is not touched.
-    """
-    with Host(port.tap, deadline, tell) as host:
-        host.finish(attaching(host, port, caller, parent, ovsdbs, by_name=by_name, handed=handed))
-
-
-async def attaching(
-    host: Host,
-    port: Port,
-    caller: Caller,
-    parent: int,
-    ovsdbs: Iterable[str],
-    uid: int | None = None,
-    admit: Callable[[Link], None] = lambda link: None,
-    by_name: bool = False,
-    made: bool = False,
-    handed: Handed = NOTHING,
-) -> None:
-    """Do as `attach`, on a host that is there already, for the user `uid`; None is root.
-
-    `admit` raises Failure where that user may not have this tap. `made`: it is of our making, as
-    its mark says from then on.
+    `admit` raises Failure where whoever asks may not have this tap. Raises Failure; then the tap
+    is down, attached nowhere, and as it was before, but for somebody else's tap or name, which is
+    not touched.
     """
     with await lock_by_name(port.tap, host.deadline):
         # NOTE: whoever asked may have done it himself since, or have gone: then nothing is touched.
         host.deadline.check()
-        said = host.deadline.stopped
-        try:
-            await attaching_alone(
-                host, port, caller, parent, ovsdbs, uid, admit, by_name, made, handed
-            )
-        except Failure as failure:
-            if host.left and failure.remedy == said:
-                failure.remedy = left_to_gc(port.tap)
-            raise
+        await attach_alone(host, port, holder, admit)
 
 
-async def attaching_alone(
-    host: Host,
-    port: Port,
-    caller: Caller,
-    parent: int,
-    ovsdbs: Iterable[str],
-    uid: int | None = None,
-    admit: Callable[[Link], None] = lambda link: None,
-    by_name: bool = False,
-    made: bool = False,
-    handed: Handed = NOTHING,
-    kept: Stamp | None = None,
-) -> None:
-    """Do as `attaching`, with the tap's lock held.
-
-    `kept` is the mark of a tap that is attached again, which goes on saying what it says of its
-    process.
-    """
+async def attach_alone(host: Host, port: Port, holder: Holder, admit: Admit = anyone) -> None:
+    """Do as `attach`, with the tap's lock held."""
     link = host.kernel.look_up(port.tap)
+    async with _undoing(host, port, holder, admit):
+        await _open_databases(host, port, link)
+    before = host.look(port.tap, port.bridge)
+    link = refuse_strangers(port.tap, before, holder.pid)
+    admit(link)
+    refuse_shared(link, holder.uid if holder.uid is not None else os.getuid())
+    refuse_foreign_ports(before, find_here())
+    made = holder.made or (link.stamp is not None and link.stamp.made)
+    async with AsyncExitStack() as network:
+        async with _undoing(host, port, holder, admit):
+            if holder.uid is None and not made:
+                await own_it(host, link, holder)
+            if port.nat is not None:
+                from pyqemu_ifup.nat_network import making
+
+                # NOTE: held until the tap is on the bridge, so that nobody takes it away before.
+                await network.enter_async_context(making(host, port))
+        await _join(host, port, replace(holder, made=made), before)
+
+
+async def _open_databases(host: Host, port: Port, link: Link | None) -> None:
+    """Connect to all databases that may have something of the tap's name. Raises Failure."""
     stamp = link.stamp if link is not None else None
     left = [stamp.ovsdb] if stamp is not None and stamp.ovsdb is not None else []
+    # NOTE: first the one that the way back needs.
+    await host.open_databases([*left, port.ovsdb, DEFAULT_OVSDB, *host.ovsdbs])
+    await host.catch_up(link)
+    if port.ovsdb in host.databases and host.kernel.look_up(port.bridge) is None:
+        # NOTE: the row of a bridge is there before its interface, whose MTU is looked at.
+        await host.databases[port.ovsdb].made(port.bridge, host.deadline)
+
+
+async def _join(host: Host, port: Port, holder: Holder, before: Seen) -> None:
+    """Attach a tap that is nobody else's, as it was seen `before`; what fails is taken back."""
     try:
-        # NOTE: first the one that the way back needs.
-        await host.open_databases([*left, port.ovsdb, DEFAULT_OVSDB, *ovsdbs])
-        await host.catch_up(link)
-        if port.ovsdb in host.databases and host.kernel.look_up(port.bridge) is None:
-            # NOTE: the row of a bridge is there before its interface, whose MTU is looked at.
-            await host.databases[port.ovsdb].made(port.bridge, host.deadline)
-    except Failure:
-        await _undo(host, port, parent, admit, kept)
+        if port.nat is not None:
+            # NOTE: its bridge may have been made meanwhile.
+            before = host.look(port.tap, port.bridge)
+        kinds.require(host.databases, port, before)
+        kind = kinds.find(port, before)
+        stamp = holder.mark(port, kind)
+        if holder.stamp is None:
+            stamp = replace(stamp, was=was_before(before))
+        await take(host, port, kind, before, plan_up(port, kind, before, stamp, find_here()))
+        host.deadline.last_check()
+    except BaseException as error:
+        with host.until(host.deadline.undo()):
+            is_left = await _undo_join(host, port, holder, before)
+        if is_left:
+            tell_left(error, host.deadline.stopped, port.tap)
         raise
-    before = host.look(port.tap, port.bridge)
-    link = refuse_strangers(port.tap, before, parent)
-    admit(link)
-    refuse_shared(link, uid if uid is not None else os.getuid())
-    refuse_foreign_ports(before, find_here())
-    made = made or (link.stamp is not None and link.stamp.made)
-    is_joining = False
-    try:
-        if uid is None and not made:
-            await owning_it(host, link, parent, handed)
-        async with _ensured(host, port):
-            is_joining = True
-            await _joining(host, port, caller, parent, before, uid, by_name, made, kept)
-    except BaseException:
-        if not is_joining:
-            await _undo(host, port, parent, admit, kept)
-        raise
+    tell_taken_over(before)
+    tell_of_sitting(host, port, before.tap)
 
 
-def _ensured(host: Host, port: Port) -> AbstractAsyncContextManager[object]:
-    """Return the block in which the network of `port` is there for the tap to join.
+async def take(host: Host, port: Port, kind: TapKind, before: Seen, plan: Plan) -> None:
+    """Take the steps of a plan; before frames may pass, and at the end, prove that all is so.
 
-    It is held meanwhile, so that nobody takes it away before the tap is on its bridge.
+    Raises Failure.
     """
-    if port.nat is None:
-        return nullcontext()
-    from pyqemu_ifup.nat_network import making
-
-    return making(host, port)
-
-
-def tell_taken_over(seen: Seen) -> None:
-    """Say of a tap that a script has put on the wanted bridge that it is ours from now on."""
-    if is_taken_over(seen):
-        assert seen.tap is not None and seen.master is not None
-        log(
-            syslog.LOG_NOTICE,
-            f"{quote(seen.tap.name)}: taken over: it was on {quote(seen.master.name)} already, "
-            "where another script has put it; that need not be run any more",
-        )
+    told = False
+    for op in plan:
+        host.deadline.check()
+        if op.opens:
+            await verify(host, port, kind, before, up=False, told=told)
+        await host.run(op)
+        told = op.told
+    host.deadline.check()
+    await verify(host, port, kind, before, up=True)
 
 
-async def owning_it(host: Host, link: Link, parent: int, handed: Handed) -> None:
+async def own_it(host: Host, link: Link, holder: Holder) -> None:
     """See to it that nobody but root has a tap of root's, or can open it. Raises Failure (77).
 
     One with our mark has been looked at before it got that. The rest is as for `owning`.
@@ -198,232 +138,88 @@ async def owning_it(host: Host, link: Link, parent: int, handed: Handed) -> None
         # NOTE: most taps are neither, and a hook need not have it loaded.
         from pyqemu_ifup.owner import owning
 
-        await owning(host.kernel, link, parent, *handed)
+        await owning(host.kernel, link, holder.pid, *holder.handed)
 
 
-async def _joining(
-    host: Host,
-    port: Port,
-    caller: Caller,
-    parent: int,
-    before: Seen,
-    uid: int | None,
-    by_name: bool,
-    made: bool,
-    kept: Stamp | None,
-) -> None:
-    """Attach a tap that is nobody else's, as it was seen `before`; what fails is taken back."""
-    here = find_here()
+@asynccontextmanager
+async def _undoing(host: Host, port: Port, holder: Holder, admit: Admit) -> AsyncIterator[None]:
+    """Take the tap from where it was attached before, where the block fails that comes first."""
     try:
-        if port.nat is not None:
-            # NOTE: its bridge may have been made meanwhile.
-            before = host.look(port.tap, port.bridge)
-        require_database(host.databases, port, before)
-        kind = find_kind(port, before)
-        if kept is not None:
-            stamp = renew_stamp(kept, port, kind)
-        else:
-            stamp = make_stamp(port, kind, caller, parent, uid, by_name, made)
-            stamp = replace(stamp, was=was_before(before))
-        told = False
-        for op in plan_up(port, kind, before, stamp, here):
-            host.deadline.check()
-            if isinstance(op, Prove):
-                await prove(host, port, kind, before, up=op.up, told=told)
-            else:
-                await host.run(op, host.deadline)
-            told = isinstance(op, AddPort)
-        host.deadline.last_check()
-    except BaseException:
-        await _undo_joining(host, port, before, kept)
+        yield
+    except BaseException as error:
+        with host.until(host.deadline.undo()):
+            is_left = await _undo(host, port, holder, admit)
+        if is_left:
+            tell_left(error, host.deadline.stopped, port.tap)
         raise
-    tell_taken_over(before)
-    tell_of_sitting(host, port, before.tap)
 
 
-def require_database(databases: Container[str], port: Port, before: Seen) -> None:
-    """Raise Failure (69) where the bridge can only be Open vSwitch's, and that is not running.
-
-    `databases` are those that this host has.
-    """
-    linux = before.bridge is not None and before.bridge.kind == "bridge"
-    wanted = (
-        port.kind == "openvswitch"
-        or (port.kind is None and not linux and port.ovsdb != DEFAULT_OVSDB)
-        or (before.bridge is not None and before.bridge.kind == "openvswitch")
-    )
-    if wanted and port.ovsdb not in databases:
-        raise Failure(
-            Status.UNAVAILABLE,
-            f"Open vSwitch is not there: no socket at {quote(port.ovsdb)}",
-            f"{quote(port.bridge)} of network {quote(port.network)} is its bridge",
-            "start Open vSwitch by its own service",
-        )
-
-
-async def prove(
-    host: Host, port: Port, kind: Kind, before: Seen, *, up: bool, told: bool = False
-) -> None:
-    """Look again. Raises Failure where what is differs from what was wanted: 71, or refuse_down.
-
-    `told`: the server of Open vSwitch has just told all that it knew, and need not be asked.
-    """
-    if kind == "openvswitch":
-        database = host.databases[port.ovsdb]
-        tap = host.kernel.look_up(port.tap)
-        # NOTE: a persistent tap that nobody has opened yet has no carrier, so no link to wait for.
-        if up and tap is not None and tap.carrier:
-            # NOTE: it tells in order: whoever has had to wait for it knows all that came before.
-            told = await database.link_up(port.tap, host.deadline)
-        if not told:
-            await database.sync(host.deadline)
-    now = host.look(port.tap, port.bridge)
-    if now.tap is None or before.tap is None or now.tap.index != before.tap.index:
-        raise OfCaller(
-            Status.REFUSED,
-            "the tap has gone meanwhile",
-            "its QEMU has ended or closed it",
-            "see whether the calling process still runs",
-        )
-    # NOTE: first the cause, then its effects: with mtu: bridge, a bridge whose MTU the tap has
-    # lowered agrees with the tap.
-    refuse_down(port, kind, now.bridge)
-    check_bridge_mtu(port, kind, before, now)
-    # NOTE: a host that can keep no IPv6 address away is told so, and not that its taps fail.
-    found = [each for each in differences(port, kind, now, up=up) if each.setting != IPV6]
-    if found:
-        raise Failure(
-            Status.REFUSED,
-            "what was read back differs",
-            "; ".join(map(str, found)),
-            "see who else manages this bridge",
-        )
-    if up:
-        _tell_of_mac(port, before, now)
-        _tell_of_ipv6(port, now)
-
-
-def tell_of_sitting(host: Host, port: Port, tap: Link | None) -> None:
-    """Warn of what of the host's sits on a tap that was there before its QEMU.
-
-    What cannot be looked at is only told: the tap is attached all the same.
-    """
-    if tap is None or not tap.persistent:
-        # NOTE: QEMU has just made it, and nobody else has had it.
-        return
-    from pyqemu_ifup.on_port import find_sitting
-
-    try:
-        sights = host.kernel.sights(routes_of=(tap.index,))
-    except Failure as failure:
-        log(
-            syslog.LOG_WARNING,
-            f"{quote(port.tap)}: cannot tell what of this host's sits on it: {failure}",
-        )
-        return
-    for found in find_sitting(tap, port.bridge, sights):
-        log(syslog.LOG_WARNING, f"{quote(port.tap)}: {found.what}: {found.why}; {found.remedy}")
-
-
-def _tell_of_ipv6(port: Port, now: Seen) -> None:
-    """Say what would keep an IPv6 address from the host's end, if nothing of ours does."""
-    if now.tap is None or not gets_address(now.tap):
-        return
-    why, remedy = "its disable_ipv6 is 0 again", "see who else sets that"
-    if not now.sysctl:
-        why, remedy = UNWRITABLE, OF_CONTAINER
-    log(syslog.LOG_WARNING, f"{quote(port.tap)}: {ADDRESS_MAY_COME}: {why}; {remedy}")
-
-
-def _tell_of_mac(port: Port, before: Seen, now: Seen) -> None:
-    """Say how to pin the MAC of a bridge that has none of its own and has taken the tap's."""
-    if before.bridge is None or now.bridge is None or now.tap is None:
-        return
-    if now.bridge.mac == now.tap.mac != before.bridge.mac:
-        from pyqemu_ifup.own_mac import mac_for, this_host  # rare
-
-        log(
-            syslog.LOG_NOTICE,
-            f"{quote(port.tap)}: {quote(port.bridge)} has no MAC of its own and has taken the "
-            "tap's; pin one: "
-            + sh(
-                "ip",
-                "link",
-                "set",
-                "dev",
-                port.bridge,
-                "address",
-                mac_for(port.bridge, this_host()),
-            ),
-        )
-
-
-async def _undo(
-    host: Host, port: Port, parent: int, admit: Callable[[Link], None], kept: Stamp | None
-) -> None:
+async def _undo(host: Host, port: Port, holder: Holder, admit: Admit) -> bool:
     """Take a tap from where it was attached before, though nothing has been done to it yet.
 
-    One that somebody else has a claim to stays as it is. Raises Failure as `admit`.
+    One that somebody else has a claim to stays as it is. Tells whether something is left that
+    could not be taken back. Raises Failure as `admit`.
     """
-    with host.until(host.deadline.undo()):
-        await _undo_within(host, port, parent, admit, kept)
-
-
-async def _undo_within(
-    host: Host, port: Port, parent: int, admit: Callable[[Link], None], kept: Stamp | None
-) -> None:
-    asking = host.deadline.child(host.deadline.remaining() * ASKING)
+    is_left = False
     link = host.kernel.look_up(port.tap)
     stamp = link.stamp if link is not None else None
     unasked, why = None, "it cannot be asked"
-    if (
-        link is not None
-        and stamp is not None
-        and not is_anothers(stamp, parent)
-        and (stamp.ovsdb is not None and _is_for_ovs(host, link))
-    ):
-        admit(link)
-        if link.up:
-            # NOTE: first of all, for a mute server may take all the time there is.
-            await _take_back(host, SetDown(link.name, link.index), asking)
-        # NOTE: it has not been tried yet where another one has failed before.
-        try:
-            await host.open_databases([stamp.ovsdb], asking)
-        except Failure as failure:
-            why = str(failure)
-        unasked = stamp.ovsdb
-    await ask_again(host, port.tap, asking)
-    before = _look_back(host, port)
-    if before is None or before.tap is None:
-        return
-    is_ours = is_ours_to_touch(port.tap, before, parent)
-    if unasked is not None and unasked not in host.databases:
-        _tell_of_port(host, port.tap, unasked, why)
-        # NOTE: of a port that no row tells of, the mark alone says whose it is.
-        is_ours = is_ours or (link is not None and before.tap.index == link.index)
-    if is_ours:
+    with host.until(host.deadline.child(host.deadline.remaining() * ASKING)):
+        if (
+            link is not None
+            and stamp is not None
+            and not is_anothers(stamp, holder.pid)
+            and stamp.ovsdb is not None
+            and _may_be_port(host, link, stamp)
+        ):
+            admit(link)
+            if link.up:
+                # NOTE: first of all, for a mute server may take all the time there is.
+                is_left |= not await take_back(host, SetDown(link.name, link.index))
+            # NOTE: it has not been tried yet where another one has failed before.
+            try:
+                await host.open_databases([stamp.ovsdb])
+            except Failure as failure:
+                why = str(failure)
+            unasked = stamp.ovsdb
+        is_left |= not await ask_again(host, port.tap)
+        before = _look_back(host, port)
+        if before is None:
+            return True
+        if before.tap is None:
+            return is_left
+        is_ours = is_ours_to_touch(port.tap, before, holder.pid)
+        if unasked is not None and unasked not in host.databases:
+            _tell_of_port(port.tap, unasked, why)
+            is_left = True
+            # NOTE: of a port that no row tells of, the mark alone says whose it is.
+            is_ours = is_ours or (link is not None and before.tap.index == link.index)
+        if not is_ours:
+            return is_left
         admit(before.tap)
-        await _go_back(host, port, before, before, kept, asking)
+        return not await _go_back(host, holder, before, before) or is_left
 
 
-def _is_for_ovs(host: Host, link: Link) -> bool:
-    """Tell whether the tap is on no bridge but Open vSwitch's, which the kernel may not tell of."""
+def _may_be_port(host: Host, link: Link, stamp: Stamp) -> bool:
+    """Tell whether the tap may be where its mark says, though the kernel does not tell."""
     master = host.kernel.look_at(link.master) if link.master is not None else None
-    return link.master is None or (master is not None and master.kind == "openvswitch")
+    kind = kinds.load(stamp.kind)
+    return link.master is None or (master is not None and master.kind == kind.master_kind)
 
 
-async def _undo_joining(host: Host, port: Port, before: Seen, kept: Stamp | None) -> None:
-    """Take back what was done, as far as it can be; what cannot is told in syslog."""
-    with host.until(host.deadline.undo()):
-        asking = host.deadline.child(host.deadline.remaining() * ASKING)
-        link = host.kernel.look_up(port.tap)
+async def _undo_join(host: Host, port: Port, holder: Holder, before: Seen) -> bool:
+    """Take back what was done, as far as it can be; what cannot is told in syslog, and here."""
+    link = host.kernel.look_up(port.tap)
+    is_back = True
+    with host.until(host.deadline.child(host.deadline.remaining() * ASKING)):
         if link is not None and link.up:
             # NOTE: first of all, for a mute server may take all the time there is.
-            await _take_back(host, SetDown(link.name, link.index), asking)
-        await ask_again(host, port.tap, asking)
+            is_back &= await take_back(host, SetDown(link.name, link.index))
+        is_back &= await ask_again(host, port.tap)
         now = _look_back(host, port)
-        if now is not None:
-            await _go_back(host, port, before, now, kept, asking)
+        if now is None:
+            return True
+        return not await _go_back(host, holder, before, now) or not is_back
 
 
 def _look_back(host: Host, port: Port) -> Seen | None:
@@ -431,34 +227,36 @@ def _look_back(host: Host, port: Port) -> Seen | None:
     try:
         return host.look(port.tap, port.bridge)
     except Failure as failure:
-        host.left = True
         log(syslog.LOG_ERR, f"{quote(port.tap)}: cannot look at what is left: {failure}")
         return None
 
 
-async def _go_back(
-    host: Host, port: Port, before: Seen, now: Seen, kept: Stamp | None, asking: Deadline
-) -> None:
-    for step in plan_undo(before, now, find_here(), again=kept is not None):
-        await _take_back(host, step, asking)
+async def _go_back(host: Host, holder: Holder, before: Seen, now: Seen) -> bool:
+    """Take the steps back; tell whether all were taken."""
+    plan = plan_undo(before, now, find_here(), again=holder.stamp is not None)
+    return all([await take_back(host, op) for op in plan])
 
 
-async def ask_again(host: Host, tap: str, deadline: Deadline, remedy: str = "") -> None:
+async def ask_again(host: Host, tap: str, remedy: str = "") -> bool:
     """See to it that the databases say what is: what became of a commit that was given up, too.
+
+    Tells whether they do.
 
     One that has talked nonsense is connected to anew; one that does not answer is asked nothing
     more, as syslog is told, with the `remedy` where there is a better one than gc.
     """
+    is_told = True
     for address, database in list(host.databases.items()):
         try:
-            await _ask_one_again(host, address, database, deadline)
+            await _ask_one_again(host, address, database)
         except Failure as failure:
-            _tell_of_port(host, tap, address, str(failure), remedy)
+            _tell_of_port(tap, address, str(failure), remedy)
+            is_told = False
+    return is_told
 
 
-def _tell_of_port(host: Host, tap: str, address: str, why: str, remedy: str = "") -> None:
+def _tell_of_port(tap: str, address: str, why: str, remedy: str = "") -> None:
     """Tell syslog of a port that may be left in a database, and whoever asked that something is."""
-    host.left = True
     log(
         syslog.LOG_ERR,
         f"{quote(tap)}: a port may be left in {quote(address)}: {why}; "
@@ -466,28 +264,37 @@ def _tell_of_port(host: Host, tap: str, address: str, why: str, remedy: str = ""
     )
 
 
-async def _ask_one_again(host: Host, address: str, database: Database, deadline: Deadline) -> None:
+async def _ask_one_again(host: Host, address: str, database: Database) -> None:
     if database.fault is None:
         if not database.unsure:
             return
         try:
-            await database.sync(deadline)
+            await database.sync(host.deadline)
             return
         except Failure:
             if database.fault is None:
                 raise
-    await host.reconnect(address, deadline)
+    await host.reconnect(address)
 
 
-async def _take_back(host: Host, step: Step, deadline: Deadline) -> None:
+async def take_back(host: Host, op: Op, remedy: str = "") -> bool:
+    """Take one step of a way back; what cannot be done is told in syslog, and here.
+
+    The `remedy` is told where there is a better one than gc.
+    """
     try:
-        await host.run(step, deadline, PATIENCE)
+        with host.patient(PATIENCE):
+            await host.run(op)
+    except Unconfirmed:
+        return True
     except Failure as failure:
-        host.left = True
         log(
             syslog.LOG_ERR,
-            f"{quote(step.tap)}: not taken back: {failure}; {ifctl('gc', step.tap)} will",
+            f"{quote(op.port)}: not taken back: {failure}; "
+            + (remedy or f"{ifctl('gc', op.port)} will"),
         )
+        return False
+    return True
 
 
 def success_line(port: Port, caller: Caller) -> str:

@@ -8,59 +8,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from pyqemu_ifconf.failure import Failure
-from pyqemu_ifconf.policy import Caller, Kind, Port
+from pyqemu_ifconf.policy import Port
 from pyqemu_ifconf.shell import ifctl, quote, readable
-from pyqemu_ifup.attach import (
-    NOTHING,
-    PATIENCE,
-    ask_again,
-    owning_it,
-    prove,
-    require_database,
-    tell_of_sitting,
-    tell_taken_over,
-)
-from pyqemu_ifup.caller import process_start
+from pyqemu_ifup import kinds
+from pyqemu_ifup.attach import ask_again, own_it, take, take_back
+from pyqemu_ifup.claims import is_open_to_all, refuse_foreign_ports, refuse_shared, refuse_strangers
+from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.look import Link, OvsPort, Seen
+from pyqemu_ifup.kinds.base import Difference, TapKind
+from pyqemu_ifup.look import Link, Seen
 from pyqemu_ifup.manners import log
-from pyqemu_ifup.plan import (
-    AddPort,
-    DelPort,
-    Difference,
-    Plan,
-    Prove,
-    SetAlias,
-    SetDown,
-    SetPort,
-    SetUp,
-    Step,
-    differences,
-    find_kind,
-    is_in_place,
-    is_open_to_all,
-    plan_back,
-    plan_change,
-    refuse_foreign_ports,
-    refuse_shared,
-    refuse_strangers,
-    was_before,
-)
-from pyqemu_ifup.stamp import Stamp, find_here, format_alias, make_stamp, renew_stamp
-
-
-@dataclass(frozen=True)
-class Holder:
-    """The QEMU that a tap serves: its process, and how it came to its network.
-
-    `stamp` is the mark that the tap has, None where it has none; `by_name` is as in Stamp. `uid`
-    is the user whose tap it is, None for root.
-    """
-
-    pid: int
-    stamp: Stamp | None = None
-    by_name: bool = False
-    uid: int | None = None
+from pyqemu_ifup.ops import Plan, SetDown
+from pyqemu_ifup.plan import differences, plan_back, plan_change
+from pyqemu_ifup.settings import was_before
+from pyqemu_ifup.stamp import Stamp, find_here, format_alias
+from pyqemu_ifup.verify import tell_of_sitting, tell_taken_over
 
 
 @dataclass(frozen=True)
@@ -72,22 +34,26 @@ class Change:
 
     holder: Holder
     port: Port
-    kind: Kind
+    kind: TapKind
     before: Seen
     mark: str
     differences: tuple[Difference, ...]
     plan: Plan
 
     @property
+    def is_needed(self) -> bool:
+        """Whether something differs, be it what no step of ours can mend."""
+        return bool(self.plan or self.differences)
+
+    @property
     def moves(self) -> bool:
         """Whether the tap is for another network than it is on: its link comes up anew."""
-        return any(isinstance(op, SetUp) for op in self.plan)
+        return any(op.opens for op in self.plan)
 
 
 def find_change(
     host: Host,
     port: Port,
-    caller: Caller,
     holder: Holder,
     unasked: Mapping[str, Failure],
     assumed: Link | None = None,
@@ -104,20 +70,19 @@ def find_change(
         before = replace(before, bridge=assumed)
     tap = refuse_strangers(port.tap, before, holder.pid)
     here = find_here()
-    linux = before.bridge is not None and before.bridge.kind == "bridge"
     needed = [tap.stamp.ovsdb] if tap.stamp is not None and tap.stamp.ovsdb is not None else []
-    if port.kind == "openvswitch" or (port.kind is None and not linux):
+    if kinds.may_be_in_database(port, before):
         needed.append(port.ovsdb)
     for address in needed:
         if address in unasked:
             raise unasked[address]
     refuse_shared(tap, holder.uid if holder.uid is not None else os.getuid())
     refuse_foreign_ports(before, here)
-    require_database(host.databases, port, before)
-    kind = find_kind(port, before)
-    if unasked and not is_in_place(port, kind, before, here):
+    kinds.require(host.databases, port, before)
+    kind = kinds.find(port, before)
+    if unasked and not kind.is_in_place(port, before, here):
         raise next(iter(unasked.values()))
-    stamp = _find_stamp(port, kind, caller, holder, before)
+    stamp = _find_stamp(port, kind, holder, before)
     mark = tap.alias if stamp == tap.stamp else format_alias(stamp)
     plan = plan_change(port, kind, before, stamp, here)
     found = differences(port, kind, before, up=True)
@@ -127,26 +92,21 @@ def find_change(
         found = (Difference("our mark", _told(stamp), _told(tap.stamp)),)
     if holder.uid is None and is_open_to_all(tap):
         found = (*found, Difference("owner", "root", "none"))
-    if found and not plan:
-        # What no step of ours can mend, as a link that ovs-vswitchd has yet to see up.
-        plan = (Prove(port.tap, up=True),)
     return Change(holder, port, kind, before, mark, found, plan)
 
 
-def _find_stamp(port: Port, kind: Kind, caller: Caller, holder: Holder, before: Seen) -> Stamp:
+def _find_stamp(port: Port, kind: TapKind, holder: Holder, before: Seen) -> Stamp:
     """Return the mark that the tap shall have: what it says of its process stays.
 
     The place of the rule alone, which may stand on another line by now, is no change.
     """
-    old = holder.stamp
+    old, stamp = holder.stamp, holder.mark(port, kind)
     if old is None:
-        stamp = make_stamp(port, kind, caller, holder.pid, holder.uid, holder.by_name)
         # NOTE: of a tap that is attached already nobody knows what it was before.
         is_loose = before.master is None and not before.ports
         return replace(stamp, was=was_before(before)) if is_loose else stamp
-    stamp = renew_stamp(old, port, kind)
     if holder.pid != old.pid or not old.start:
-        stamp = replace(stamp, pid=holder.pid, start=process_start(holder.pid) or 0)
+        stamp = replace(stamp, pid=holder.pid, start=holder.start)
     return old if replace(stamp, rule=old.rule) == old else stamp
 
 
@@ -158,44 +118,34 @@ def _told(stamp: Stamp | None) -> str:
     return f"{stamp.kind} bridge {readable(stamp.bridge)}, process {stamp.pid}{vm}"
 
 
-async def changing(host: Host, change: Change) -> None:
-    """Take the steps of `change`, and prove that the tap is as wanted.
+async def change(host: Host, wanted: Change) -> None:
+    """Take the steps that are wanted, and prove that the tap is as the policy says.
 
     Raises Failure; then the tap is attached as it was before, as far as that can be.
     """
-    port, link = change.port, change.before.tap
-    if change.holder.uid is None and change.plan and link is not None:
-        await owning_it(host, link, change.holder.pid, NOTHING)
+    port, link = wanted.port, wanted.before.tap
+    if wanted.holder.uid is None and wanted.is_needed and link is not None:
+        await own_it(host, link, wanted.holder)
     try:
-        for op in change.plan:
-            host.deadline.check()
-            if isinstance(op, Prove):
-                await prove(host, port, change.kind, change.before, up=op.up)
-            else:
-                await host.run(op, host.deadline)
+        await take(host, port, wanted.kind, wanted.before, wanted.plan)
         host.deadline.last_check()
     except BaseException:
-        await _restore(host, change)
+        with host.until(host.deadline.undo()):
+            await _restore(host, wanted)
         raise
-    tell_taken_over(change.before)
-    if any(isinstance(op, Prove) and op.up for op in change.plan):
-        tell_of_sitting(host, port, link)
+    tell_taken_over(wanted.before)
+    tell_of_sitting(host, port, link)
 
 
 async def _restore(host: Host, change: Change) -> None:
     """Put the tap back to what it was, as far as it can be; what cannot is told in syslog."""
-    with host.until(host.deadline.undo()):
-        await _restore_within(host, change)
-
-
-async def _restore_within(host: Host, change: Change) -> None:
     tap = change.port.tap
     try:
         link = host.kernel.look_up(tap)
         if change.moves and link is not None and link.up:
             # NOTE: first of all, for a mute server may take all the time there is.
-            await _take_back(host, SetDown(tap, link.index))
-        await ask_again(host, tap, host.deadline, _again(tap))
+            await take_back(host, SetDown(tap, link.index), _again(tap))
+        await ask_again(host, tap, _again(tap))
         now = host.look(tap, change.port.bridge)
         plan = plan_back(change.port, change.before, now, find_here())
     except Failure as failure:
@@ -203,22 +153,17 @@ async def _restore_within(host: Host, change: Change) -> None:
         return
     if any(port.ovsdb not in host.databases for port in change.before.ports):
         # NOTE: where its port is by now nobody can tell, so the mark and the link stay as they are.
-        plan = tuple(
-            step
-            for step in plan
-            if not isinstance(step, (AddPort, DelPort, SetPort, SetUp, SetDown))
-            and not (isinstance(step, SetAlias) and not step.alias)
-        )
+        plan = tuple(op for op in plan if op.blind)
         if now.tap is not None and not now.tap.up:
             log(
                 syslog.LOG_ERR,
                 f"{quote(tap)}: its link stays down: its port cannot be asked for; {_again(tap)}",
             )
-    for step in plan:
-        if isinstance(step, SetUp) and not _is_safe(host, change):
+    for op in plan:
+        if op.opens and not _is_safe(host, change):
             log(syslog.LOG_ERR, f"{quote(tap)}: its link stays down: it is not where it was")
             return
-        await _take_back(host, step)
+        await take_back(host, op, _again(tap))
 
 
 def _is_safe(host: Host, change: Change) -> bool:
@@ -231,26 +176,8 @@ def _is_safe(host: Host, change: Change) -> bool:
     return (
         now.tap is not None
         and before.tap is not None
-        and (
-            now.master is None
-            or (before.master is not None and now.master.index == before.master.index)
-        )
-        and set(now.vids) <= set(before.vids)
-        and (now.tap.isolated or not before.tap.isolated or now.master is None)
-        and set(map(_place, now.ports)) <= set(map(_place, before.ports))
+        and all(kind.is_no_worse(before, now) for kind in kinds.tap_kinds())
     )
-
-
-def _place(row: OvsPort) -> tuple[object, ...]:
-    """Return what of a port decides whom its frames reach."""
-    return row.ovsdb, row.bridge, row.vlan_mode, row.tag, row.trunks, row.protected
-
-
-async def _take_back(host: Host, step: Step) -> None:
-    try:
-        await host.run(step, host.deadline, PATIENCE)
-    except Failure as failure:
-        log(syslog.LOG_ERR, f"{quote(step.tap)}: not taken back: {failure}; {_again(step.tap)}")
 
 
 def _again(tap: str) -> str:

@@ -10,9 +10,9 @@ import select
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.ids import is_alone
@@ -22,7 +22,7 @@ from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link, OvsPort, Seen
 from pyqemu_ifup.manners import waiting_for
-from pyqemu_ifup.plan import AddPort, DelPort, SetPort, Step, commands
+from pyqemu_ifup.ops import Op
 from pyqemu_ifup.stamp import find_here, row_ids
 from pyqemu_ifup.sysctl import is_writable
 from pyqemu_ifup.task import T, Task, finish
@@ -31,13 +31,54 @@ if TYPE_CHECKING:
     from pyqemu_ifup.openvswitch import Database
 
 
+class Connections(Protocol):
+    """Who connects a Host to databases, and keeps them open."""
+
+    async def connect(self, address: str, deadline: Deadline) -> Database:
+        """Return the database, whose rows may be to come. Raises Failure as `open_databases`."""
+
+    def refresh(self, database: Database) -> None:
+        """Take in what the database has sent, if nobody else does."""
+
+    def close(self) -> None:
+        """Close what nobody else uses."""
+
+
+class Own:
+    """A Host's own connections, whose rows are those of one tap, or all; see Host."""
+
+    def __init__(self, tap: str | None, *, details: bool) -> None:
+        self._tap = tap
+        self._details = details
+        self._open: list[Database] = []
+
+    async def connect(self, address: str, deadline: Deadline) -> Database:
+        """Connect anew."""
+        from pyqemu_ifup.openvswitch import Database, try_connect
+
+        await try_connect(address, deadline)
+        database = Database(address, self._tap, details=self._details)
+        self._open.append(database)
+        return database
+
+    def refresh(self, database: Database) -> None:
+        """Take in what it has sent."""
+        database.refresh()
+
+    def close(self) -> None:
+        """Close them all."""
+        while self._open:
+            self._open.pop().close()
+
+
 class Host:
     """This network namespace's links and the databases opened so far; use it in a `with`.
 
     `tap` limits the databases' rows to one tap's, None takes all of them. `tell` is told each
-    command before it is run. A `kernel` that is given stays open. `details`: the databases are
-    opened so that they can tell how their Open vSwitch is. `brief`: it works for a user, whom
-    nobody waits for long.
+    command before it is run. `ovsdbs` are the databases of the policy, in each of which the tap's
+    name is looked up. A `kernel` that is given stays open, and so do `connections`. `details`: the
+    databases are opened so that they can tell how their Open vSwitch is. `brief`: it works for a
+    user, whom nobody waits for long.
     """
 
     def __init__(
@@ -47,19 +88,21 @@ class Host:
         tell: Callable[[str], None],
         kernel: Netlink | None = None,
         *,
+        ovsdbs: Iterable[str] = (),
+        connections: Connections | None = None,
         details: bool = False,
         brief: bool = False,
     ) -> None:
         self.tap = tap
-        self.left = False
-        """Whether something of what was done could not be taken back."""
         self.brief = brief
-        self.details = details
-        self._deadline = deadline
         self.tell = tell
+        self.ovsdbs = tuple(ovsdbs)
         self.databases: dict[str, Database] = {}
-        self._open = ExitStack()
-        self.kernel = kernel if kernel is not None else self._open.enter_context(Netlink())
+        self._deadline = deadline
+        self._patience: float | None = None
+        self._connections = connections or Own(tap, details=details)
+        self._own_kernel = kernel is None
+        self.kernel = kernel if kernel is not None else Netlink()
 
     def __enter__(self) -> Host:
         return self
@@ -70,7 +113,9 @@ class Host:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._open.close()
+        self._connections.close()
+        if self._own_kernel:
+            self.kernel.close()
 
     @property
     def deadline(self) -> Deadline:
@@ -111,38 +156,48 @@ class Host:
             poll.register(self.deadline.wakeup, select.POLLIN)
         poll.poll(min(seconds, self.deadline.remaining()) * 1000)
 
-    async def open_databases(
-        self, addresses: Iterable[str], deadline: Deadline | None = None
-    ) -> None:
+    @property
+    def patience(self) -> float | None:
+        """Seconds that ovs-vswitchd is waited for to let a port go, None: until the deadline."""
+        return self._patience
+
+    @contextmanager
+    def patient(self, seconds: float) -> Iterator[None]:
+        """Have ovs-vswitchd waited for so many seconds in the block; then Unconfirmed is raised."""
+        before, self._patience = self._patience, seconds
+        try:
+            yield
+        finally:
+            self._patience = before
+
+    async def open_databases(self, addresses: Iterable[str]) -> None:
         """Connect to those of the databases that this host has.
 
         Raises Failure: 69 where no server answers, 77 where it may not be spoken to, 75 where it
-        is mute until `watch` ends, or the host's own.
+        is mute until the deadline.
         """
         for address in dict.fromkeys(addresses):
             if address not in self.databases and is_there(address):
                 self.tell(vsctl(address, ("show",)))
-                await self._connect(address, deadline or self.deadline)
+                await self._connect(address)
 
-    async def _connect(self, address: str, deadline: Deadline) -> None:
-        from pyqemu_ifup.openvswitch import Database, try_connect
-
-        await try_connect(address, deadline)
-        database = self._open.enter_context(Database(address, self.tap, details=self.details))
+    async def _connect(self, address: str) -> None:
+        database = await self._connections.connect(address, self.deadline)
+        # NOTE: whoever drives this waits for what is in `databases`.
         self.databases[address] = database
         try:
-            await database.connected(deadline)
+            await database.connected(self.deadline)
         except BaseException:
             del self.databases[address]
             raise
 
-    async def reconnect(self, address: str, deadline: Deadline) -> None:
+    async def reconnect(self, address: str) -> None:
         """Connect anew to a database that has talked nonsense, of which nothing is believed.
 
         Raises Failure as `open_databases`; then it is not open any more.
         """
         del self.databases[address]
-        await self._connect(address, deadline)
+        await self._connect(address)
 
     async def catch_up(self, link: Link | None) -> None:
         """Learn what others have made of a tap's port since, where its mark tells that they have.
@@ -161,12 +216,9 @@ class Host:
         """Return the ports in the open databases, or those called `name`, as they are now."""
         found: list[OvsPort] = []
         for database in self.databases.values():
-            self._refresh(database)
+            self._connections.refresh(database)
             found += database.ports(name)
         return tuple(found)
-
-    def _refresh(self, database: Database) -> None:
-        database.refresh()
 
     def look(self, tap: str, bridge: str | None) -> Seen:
         """Look at the tap, its master, the wanted bridge and the tap's rows in the databases."""
@@ -196,25 +248,11 @@ class Host:
             sysctl=is_writable("ipv6/conf/default/disable_ipv6"),
         )
 
-    async def run(self, step: Step, deadline: Deadline, patience: float | None = None) -> bool:
-        """Execute one step, told first. Raises as the switch's own executor does.
-
-        With `patience`, in seconds, ovs-vswitchd is waited for no longer to let a port go; tells
-        whether it did.
-        """
-        for command in commands(step):
+    async def run(self, op: Op) -> None:
+        """Execute one op, told first. Raises Failure."""
+        for command in op.commands():
             self.tell(command)
-        if isinstance(step, AddPort):
-            await self.databases[step.ovsdb].add_port(step, deadline)
-        elif isinstance(step, SetPort):
-            await self.databases[step.ovsdb].set_port(step, deadline)
-        elif isinstance(step, DelPort):
-            return await self.databases[step.ovsdb].del_port(step, deadline, patience)
-        else:
-            does = "; ".join(commands(step)) or type(step).__name__
-            with waiting_for(f"the kernel does not end: {does}"):
-                self.kernel.run(step)
-        return True
+        await op.run(self)
 
 
 def filters(link: Link | None) -> bool:

@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import syslog
-from collections.abc import Callable, Iterable
 
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Rule
 from pyqemu_ifconf.shell import quote
-from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.claims import no_such_tap, refuse_anothers
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.lock import lock_by_name, network_folders
 from pyqemu_ifup.manners import log
-from pyqemu_ifup.plan import no_such_tap, plan_leaving, refuse_anothers
+from pyqemu_ifup.plan import plan_leaving
 from pyqemu_ifup.stamp import BRIDGE_MARK, Stamp, find_here
 
 
-def leave(
-    tap: str,
-    rule: Rule,
-    parent: int,
-    ovsdbs: Iterable[str],
-    deadline: Deadline,
-    tell: Callable[[str], None],
-) -> None:
+async def leave(host: Host, tap: str, rule: Rule, parent: int) -> None:
     """Leave `tap` to whoever has set it up, as `rule` says, for the process `parent`.
 
-    `ovsdbs` are the databases of the policy. Raises Failure: 71 where there is no such link, 77
-    where it is attached for another process that lives, else as the switches do; what is ours of
-    it is left to gc then.
+    Raises Failure: 71 where there is no such link, 77 where it is attached for another process
+    that lives, else as the switches do; what is ours of it is left to gc then.
     """
-    with Host(tap, deadline, tell) as host:
-        host.finish(leaving(host, tap, rule, parent, ovsdbs))
-
-
-async def leaving(host: Host, tap: str, rule: Rule, parent: int, ovsdbs: Iterable[str]) -> None:
-    """Do as `leave`, on a host that is there already."""
     with await lock_by_name(tap, host.deadline):
         host.deadline.check()
         link = host.kernel.look_up(tap)
@@ -46,23 +31,23 @@ async def leaving(host: Host, tap: str, rule: Rule, parent: int, ovsdbs: Iterabl
             refuse_anothers(stamp, parent)
         marked = [stamp.ovsdb] if stamp is not None and stamp.ovsdb is not None else []
         # NOTE: the frames of a port of ours that a dead tap has left would reach this one.
-        await host.open_databases([DEFAULT_OVSDB, *ovsdbs, *marked])
+        await host.open_databases([DEFAULT_OVSDB, *host.ovsdbs, *marked])
         await host.catch_up(link)
-        for step in plan_leaving(host.look(tap, None), find_here()):
+        for op in plan_leaving(host.look(tap, None), find_here()):
             host.deadline.check()
-            await host.run(step, host.deadline)
+            await host.run(op)
     if stamp is not None:
-        await leaving_networks(host, stamp)
+        await leave_networks(host, stamp)
     log(syslog.LOG_INFO, f"{quote(tap)}: left as it is, " + rule.position.name)
 
 
-async def leaving_networks(host: Host, stamp: Stamp | None) -> None:
+async def leave_networks(host: Host, stamp: Stamp | None) -> None:
     """Take away the networks that were made for taps, where the last one has left, or a part.
 
     With a stamp only that tap's own. A part is what a run has left that was stopped.
     """
     if stamp is not None:
-        bridge = host.kernel.look_up(stamp.bridge) if stamp.kind == "linux" else None
+        bridge = host.kernel.look_up(stamp.bridge) if stamp.ovsdb is None else None
         bridges = [bridge] if bridge is not None else []
     else:
         bridges = [link for link in host.kernel.links() if link.kind == "bridge"]

@@ -19,7 +19,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from pyqemu_ifconf.failure import Failure, Forbidden, OfCaller, Status
 from pyqemu_ifconf.names import is_valid_name
-from pyqemu_ifconf.shell import quote, sh
+from pyqemu_ifconf.shell import Command, quote, sh
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.links import (
     IFA_F_NODAD,
@@ -34,22 +34,7 @@ from pyqemu_ifup.links import (
 )
 from pyqemu_ifup.look import Counters, Link, Vid, ranges
 from pyqemu_ifup.manners import waiting_for
-from pyqemu_ifup.plan import (
-    NO_ADDRESS,
-    DelTap,
-    JoinBridge,
-    LeaveBridge,
-    LinkOp,
-    SetAlias,
-    SetDown,
-    SetIpv6,
-    SetMac,
-    SetMtu,
-    SetTxQueueLen,
-    SetUp,
-    SetVlans,
-    commands,
-)
+from pyqemu_ifup.ops import NO_ADDRESS
 
 if TYPE_CHECKING:
     from pyqemu_ifup.flows import Flow
@@ -140,7 +125,7 @@ class Netlink:
         """
         with _explained("cannot change any link"):
             try:
-                self._set(NO_LINK)
+                self.set_link(NO_LINK)
             except NetlinkError as error:
                 if error.code != errno.ENODEV:
                     raise
@@ -311,44 +296,21 @@ class Netlink:
         with _explained("cannot forget the flows of a network"):
             return await forgetting(which, deadline)
 
-    def run(self, op: LinkOp) -> None:
-        """Execute one op. Raises Failure, 77 where the kernel forbids it, else 71."""
-        with _explained(f"{commands(op)[-1]} failed"):
+    def run(self, change: Callable[[Netlink], None], commands: Sequence[Command]) -> None:
+        """Make a `change`, which the `commands` do, again where the kernel had no room for it.
+
+        Raises Failure, 77 where the kernel forbids it, else 71.
+        """
+        with _explained(f"{commands[-1]} failed"):
             for attempt in range(ATTEMPTS):
                 try:
-                    self._run(op)
+                    change(self)
                     return
                 except NetlinkError as error:
                     if error.code not in TRANSIENT or attempt == ATTEMPTS - 1:
                         raise
 
-    def _run(self, op: LinkOp) -> None:
-        if isinstance(op, SetAlias):
-            self._set(op.index, ("IFLA_IFALIAS", op.alias))
-        elif isinstance(op, SetDown):
-            self._set(op.index, up=False)
-        elif isinstance(op, SetUp):
-            self._set(op.index, up=True)
-        elif isinstance(op, SetMac):
-            self._set(op.index, ("IFLA_ADDRESS", op.mac))
-        elif isinstance(op, SetMtu):
-            self._set(op.index, ("IFLA_MTU", op.mtu))
-        elif isinstance(op, SetTxQueueLen):
-            self._set(op.index, ("IFLA_TXQLEN", op.length))
-        elif isinstance(op, SetIpv6):
-            self._set_ipv6(op)
-        elif isinstance(op, JoinBridge):
-            self._join(op)
-        elif isinstance(op, LeaveBridge):
-            self._set(op.index, ("IFLA_MASTER", 0))
-        elif isinstance(op, SetVlans):
-            self._set_vlans(op)
-        elif isinstance(op, DelTap):
-            self.delete_link(op.index)
-        else:
-            self._set(op.index, _port_setting("IFLA_BRPORT_ISOLATED", int(op.isolated)))
-
-    def _set(self, index: int, *attributes: tuple[str, object], up: bool | None = None) -> None:
+    def set_link(self, index: int, *attributes: tuple[str, object], up: bool | None = None) -> None:
         """Set attributes of a link, and whether it is up. Raises NetlinkError."""
         # NOTE: by the library's message and our own socket: its own way runs an event loop for
         # each, and takes three times as long.
@@ -363,30 +325,36 @@ class Netlink:
         except OSError as error:
             raise NetlinkError(error.errno) from error
 
-    def _set_ipv6(self, op: SetIpv6) -> None:
-        """Set both parts, as far as they can be set: whether an address is kept away is proven."""
-        if op.addrgenmode is not None:
-            settings = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", op.addrgenmode)]}
+    def set_ipv6(
+        self, name: str, index: int, disabled: bool | None, addrgenmode: int | None
+    ) -> None:
+        """Set whether a link gets an IPv6 address, as far as it can be set; None leaves a part.
+
+        Raises NetlinkError, Failure.
+        """
+        if addrgenmode is not None:
+            settings = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", addrgenmode)]}
             try:
-                self._set(op.index, ("IFLA_AF_SPEC", {"attrs": [("AF_INET6", settings)]}))
+                self.set_link(index, ("IFLA_AF_SPEC", {"attrs": [("AF_INET6", settings)]}))
             except NetlinkError as error:
                 if error.code == errno.EAFNOSUPPORT:
                     return  # NOTE: the link has no IPv6.
-                if op.addrgenmode != NO_ADDRESS or error.code in _MAY_NOT:
+                if addrgenmode != NO_ADDRESS or error.code in _MAY_NOT:
                     raise
-        if op.disabled is not None:
+        if disabled is not None:
             try:
-                write_ipv6_disabled(op.tap, op.index, op.disabled)
+                write_ipv6_disabled(name, index, disabled)
             except OSError as error:
                 # NOTE: who may set a link, and not write there, is in a container.
-                if not op.disabled or error.errno not in _MAY_NOT:
-                    path = quote(_ipv6_switch(op.tap))
+                if not disabled or error.errno not in _MAY_NOT:
+                    path = quote(_ipv6_switch(name))
                     raise _failure(f"cannot write {path}", error.errno or errno.EIO) from error
 
-    def _join(self, op: JoinBridge) -> None:
+    def join(self, name: str, index: int, bridge: str, master: int) -> None:
+        """Make a bridge the master of a link that has no other. Raises NetlinkError, Failure."""
         # NOTE: the kernel takes a port from another bridge without a word.
-        link = self.look_at(op.index)
-        if link is not None and link.master not in (None, op.master):
+        link = self.look_at(index)
+        if link is not None and link.master not in (None, master):
             raise Failure(
                 Status.DENIED,
                 "somebody else's tap",
@@ -394,40 +362,42 @@ class Netlink:
                 "see who else manages it",
             )
         try:
-            self._set(op.index, ("IFLA_MASTER", op.master))
+            self.set_link(index, ("IFLA_MASTER", master))
         except NetlinkError as error:
             from pyqemu_ifup.on_port import DEVICES  # rare
 
             on_it = (
                 []
                 if error.code != errno.EBUSY
-                else [
-                    each for each in self.links() if each.under == op.index and each.kind in DEVICES
-                ]
+                else [each for each in self.links() if each.under == index and each.kind in DEVICES]
             )
             if on_it:
                 raise Failure(
                     Status.REFUSED,
-                    f"{quote(op.tap)} cannot be a port of {quote(op.bridge)}",
+                    f"{quote(name)} cannot be a port of {quote(bridge)}",
                     f"{quote(on_it[0].name)}, a {on_it[0].kind} device, has all its frames",
                     f"take it away: {sh('ip', 'link', 'del', 'dev', on_it[0].name)}",
                 ) from error
             # A master that is not there; see do_set_master() of the kernel.
-            if error.code == errno.EINVAL and self.look_at(op.master) is None:
+            if error.code == errno.EINVAL and self.look_at(master) is None:
                 raise NetlinkError(errno.ENODEV) from error
             raise
 
-    def _set_vlans(self, op: SetVlans) -> None:
-        """Remove every VID that is not wanted just so, then add what is missing."""
-        present = set(self.vids(op.index))
-        wanted = set(op.vids)
+    def set_vids(self, index: int, vids: Collection[Vid]) -> None:
+        """Remove each VID of a port that is not wanted just so, then add what is missing."""
+        present = set(self.vids(index))
+        wanted = set(vids)
         for first, last in ranges(vid.vid for vid in present - wanted):
-            self._route.vlan_filter("del", index=op.index, vlan_info=_range(first, last))
+            self._route.vlan_filter("del", index=index, vlan_info=_range(first, last))
         missing = wanted - present
         for flags in sorted({_flags(vid) for vid in missing}):
             for first, last in ranges(v.vid for v in missing if _flags(v) == flags):
                 info = {"vid": first, "flags": flags} if flags else _range(first, last)
-                self._route.vlan_filter("add", index=op.index, vlan_info=info)
+                self._route.vlan_filter("add", index=index, vlan_info=info)
+
+    def set_isolated(self, index: int, isolated: bool) -> None:
+        """Set a bridge port's isolation from other isolated ports. Raises NetlinkError."""
+        self.set_link(index, _port_setting("IFLA_BRPORT_ISOLATED", int(isolated)))
 
 
 def _port_setting(name: str, value: int) -> tuple[str, object]:

@@ -74,26 +74,30 @@ def up(tap: str, inherited: list[str], deadline: Deadline) -> None:
         caller = find_caller(tap, parent, want_user=policy_asks(policy, "user"))
     network = program_name(sys.argv).partition("@")[2]
     narrator(PROGRAM, tap)(inputs(policy, caller, parent, network))
-    ovsdbs = [each.ovsdb for each in policy.networks.values()]
+    tell = narrator(PROGRAM, tap)
     try:
         port = wanted_port(policy, caller, network)
     except Left as left:
         if os.geteuid() != 0:
             raise denial(Deny(LEAVE_IS_ROOTS, left.rule), policy, caller) from None
+        from pyqemu_ifup.host import Host
         from pyqemu_ifup.leave import leave
 
-        leave(tap, left.rule, parent, ovsdbs, deadline, narrator(PROGRAM, tap))
+        with Host(tap, deadline, tell, ovsdbs=policy.databases) as host:
+            host.finish(leave(host, tap, left.rule, parent))
         return
     deadline.check()
 
     with waiting_for("the libraries that it takes are not loaded yet"):
-        from pyqemu_ifup.attach import Handed, attach, success_line
+        from pyqemu_ifup.attach import attach, success_line
+        from pyqemu_ifup.holder import Handed, Holder
+        from pyqemu_ifup.host import Host
 
     handed = Handed(inherited.count(tap))
+    holder = Holder(caller, parent, by_name=bool(network), handed=handed)
     try:
-        attach(
-            port, caller, parent, ovsdbs, deadline, narrator(PROGRAM, tap), bool(network), handed
-        )
+        with Host(tap, deadline, tell, ovsdbs=policy.databases) as host:
+            host.finish(attach(host, port, holder))
     except Forbidden as forbidden:
         if os.geteuid() == 0:
             raise

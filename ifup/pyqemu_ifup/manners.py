@@ -415,6 +415,12 @@ def left_to_gc(tap: str) -> str:
     return f"{ifctl('gc', tap)} removes what is left"
 
 
+def tell_left(error: BaseException, stopped: str, tap: str) -> None:
+    """Have the failure of a run that was stopped tell that gc has to end it."""
+    if isinstance(error, Failure) and error.remedy == stopped:
+        error.remedy = left_to_gc(tap)
+
+
 def run_hook(
     program: str, seconds: float, body: Hook, left: Callable[[str], str] = lambda tap: ""
 ) -> int:

@@ -31,7 +31,7 @@ from pyqemu_ifup.lock import (
     open_lock,
 )
 from pyqemu_ifup.look import Link
-from pyqemu_ifup.manners import log
+from pyqemu_ifup.manners import log, tell_left
 from pyqemu_ifup.nat import (
     Table,
     adding_command,
@@ -61,7 +61,7 @@ from pyqemu_ifup.nat_needs import (
     own_bridge,
     require,
 )
-from pyqemu_ifup.plan import BY_MAC, NO_ADDRESS, SetAlias, SetIpv6, SetMtu, SetUp, commands
+from pyqemu_ifup.ops import BY_MAC, NO_ADDRESS, SetAlias, SetIpv6, SetMtu, SetUp
 from pyqemu_ifup.sysctl import is_writable, key, read_sysctl, write_sysctl
 from pyqemu_ifup.task import Task
 
@@ -177,8 +177,9 @@ async def making(host: Host, port: Port) -> AsyncIterator[Held]:
             try:
                 await _making(host, held, port.nat)
                 yield held
-            except BaseException:
-                await taking_back(host, held)
+            except BaseException as error:
+                if not await taking_back(host, held):
+                    tell_left(error, host.deadline.stopped, port.tap)
                 raise
     except Lacking:
         # NOTE: what else this container lacks is told with it.
@@ -231,7 +232,7 @@ async def _bring_about(host: Host, held: Held, nat: Nat) -> None:
             host.tell(sh("ip", "address", "add", address, "dev", held.bridge))
             host.kernel.add_address(link.index, address)
     if not link.up:
-        await host.run(SetUp(held.bridge, link.index), host.deadline)
+        await host.run(SetUp(held.bridge, link.index))
     _forwarding(held, nat)
     await _serving(host, held, nat)
 
@@ -260,9 +261,9 @@ async def _bridge(host: Host, held: Held, nat: Nat) -> Link:
             )
     if not link.alias:
         alias = bridge_alias(held.network)
-        await host.run(SetAlias(held.bridge, link.index, alias), host.deadline)
+        await host.run(SetAlias(held.bridge, link.index, alias))
     if link.mtu != nat.mtu:
-        await host.run(SetMtu(held.bridge, link.index, nat.mtu), host.deadline)
+        await host.run(SetMtu(held.bridge, link.index, nat.mtu))
     _bolt(held, link, nat)
     await _settings_of_link(host, held, nat, link)
     return link
@@ -275,7 +276,7 @@ async def _settings_of_link(host: Host, held: Held, nat: Nat, link: Link) -> Non
     )
     if not _gives_itself_right(link.addrgenmode, nat):
         mode = _mode_of(nat)
-        await host.run(SetIpv6(held.bridge, link.index, None, mode), host.deadline)
+        await host.run(SetIpv6(held.bridge, link.index, None, mode))
     must = needed(held.bridge, nat)
     for name, value in switches(held.bridge, nat).items():
         if name in must or is_writable(name):
@@ -533,28 +534,29 @@ async def _looking(host: Host, held: Held, link: Link, nat: Nat) -> Before:
     )
 
 
-async def taking_back(host: Host, held: Held) -> None:
+async def taking_back(host: Host, held: Held) -> bool:
     """Take back what was done to a network for a tap that could not join.
 
     A network that no tap is on goes. What cannot be taken back is told in syslog, so that the
-    cause is what the caller hears of.
+    cause is what the caller hears of, and here.
     """
     if not held.changed and _bridge_of(host, held) is None:
         # NOTE: what an earlier run has left is for the next one, which has to find it.
         if not any(os.path.exists(f"{held.folder}/{name}") for name in dnsmasq.FILES):
             _forget(held)
-        return
+        return True
     try:
         with host.until(host.deadline.undo()):
             if not await leaving_held(host, held) and held.before is not None:
                 await _restoring(host, held, held.before)
     except Failure as failure:
-        host.left = True
         log(
             syslog.LOG_ERR,
             f"network {held.network}: not taken back: {failure}; {ifctl('gc')} removes what no tap "
             f"is on, and {ifctl('apply')} puts the policy in force",
         )
+        return False
+    return True
 
 
 async def _restoring(host: Host, held: Held, before: Before) -> None:
@@ -580,7 +582,7 @@ async def _restoring_link(host: Host, held: Held, before: Before) -> None:
     link = host.kernel.look_at(bridge.index)
     if link is not None and bridge.addrgenmode not in (None, link.addrgenmode):
         mode = SetIpv6(held.bridge, bridge.index, None, bridge.addrgenmode)
-        await host.run(mode, host.deadline)
+        await host.run(mode)
     for name, value in before.sysctls.items():
         write_sysctl(name, value)
     now = {text for index, text in host.kernel.addresses() if index == bridge.index}
@@ -590,7 +592,7 @@ async def _restoring_link(host: Host, held: Held, before: Before) -> None:
     for address in sorted(before.addresses - now):
         host.tell(sh("ip", "address", "add", address, "dev", held.bridge))
         host.kernel.add_address(bridge.index, address)
-    await host.run(SetMtu(held.bridge, bridge.index, bridge.mtu), host.deadline)
+    await host.run(SetMtu(held.bridge, bridge.index, bridge.mtu))
 
 
 async def _restoring_server(host: Host, held: Held, before: Before) -> None:
@@ -629,7 +631,7 @@ def commands_to_make(host: Host, network: str, bridge: str, nat: Nat) -> list[Co
     mode = read_sysctl("ipv6/conf/default/addr_gen_mode")
     by_netlink: tuple[Command, ...] = ()
     if not _gives_itself_right(int(mode) if mode is not None else None, nat):
-        by_netlink = commands(SetIpv6(bridge, 0, None, _mode_of(nat)))
+        by_netlink = SetIpv6(bridge, 0, None, _mode_of(nat)).commands()
     return making_commands(network, bridge, nat, by_netlink, written, folder, server)
 
 

@@ -27,8 +27,9 @@ from ovs.poller import Poller
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.shell import quote, vsctl
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.kinds.openvswitch import AddPort, DelPort, SetPort, vlan_columns
 from pyqemu_ifup.look import OvsBridge, OvsPort, OvsSwitch
-from pyqemu_ifup.plan import AddPort, DelPort, SetPort, vlan_columns
+from pyqemu_ifup.ops import Unconfirmed
 from pyqemu_ifup.stamp import KEY_VERSION, OUR_KEYS
 from pyqemu_ifup.task import RETRY, SLICE, pause
 
@@ -375,11 +376,11 @@ class Database:
             if self._is_there(op):
                 return
             interface = transaction.insert(self._idl.tables["Interface"])
-            interface.name = op.tap
+            interface.name = op.port
             interface.external_ids = dict(op.external_ids)
             mode, tag, trunks = vlan_columns(op.vlan)
             port = transaction.insert(self._idl.tables["Port"])
-            port.name = op.tap
+            port.name = op.port
             port.interfaces = [interface]
             port.vlan_mode = [mode]
             port.tag = [] if tag is None else [tag]
@@ -389,7 +390,7 @@ class Database:
             bridge.verify("name")
             bridge.addvalue("ports", port)
             self._sane(self._root).increment("next_cfg")
-            transaction.add_comment(f"pyqemu-ifup: add-port {op.bridge} {op.tap}")
+            transaction.add_comment(f"pyqemu-ifup: add-port {op.bridge} {op.port}")
 
         await self._commit(compose, deadline)
         await self._applied(lambda: self._root().next_cfg, deadline)
@@ -400,11 +401,11 @@ class Database:
         )
         # NOTE: on the kernel datapath it has the number of the port that has just gone, and with
         # it the flows of that port's VLAN.
-        await self._revalidated(self._deleted.get(op.tap, 0.0), deadline)
+        await self._revalidated(self._deleted.get(op.port, 0.0), deadline)
 
     def _is_there(self, op: AddPort) -> bool:
         """Tell whether our own commit came through, its reply lost with the connection."""
-        rows = self.ports(op.tap)
+        rows = self.ports(op.port)
         if not rows:
             return False
         if any(not set(op.external_ids) <= set(row.external_ids) for row in rows):
@@ -412,12 +413,12 @@ class Database:
                 Status.DENIED,
                 "Open vSwitch has a port of this name that is not ours",
                 f"on {rows[0].owner}, added meanwhile",
-                f"if it shall go: {vsctl(self.address, ('del-port', op.tap))}",
+                f"if it shall go: {vsctl(self.address, ('del-port', op.port))}",
             )
         return True
 
     def _is_usable(self, op: AddPort) -> bool:
-        interface = self._own(op.tap)
+        interface = self._own(op.port)
         error, ofport = _one(interface.error), _one(interface.ofport)
         if error is not None or ofport == -1:
             raise Failure(
@@ -436,7 +437,7 @@ class Database:
         """
 
         def compose(transaction: Any) -> None:
-            port, interface, ids, config = self._sane(lambda: self._seen(op.tap, op.seen))
+            port, interface, ids, config = self._sane(lambda: self._seen(op.port, op.seen))
             # NOTE: as for a deletion: the library sends it only with a change of the row.
             interface.verify("external_ids")
             ids |= dict(op.external_ids)
@@ -451,7 +452,7 @@ class Database:
                 del config["transient"]
             port.other_config = config
             self._sane(self._root).increment("next_cfg")
-            transaction.add_comment(f"pyqemu-ifup: set port {op.tap}")
+            transaction.add_comment(f"pyqemu-ifup: set port {op.port}")
 
         done = await self._commit(compose, deadline)
         if done is not None:
@@ -519,17 +520,17 @@ class Database:
 
     async def del_port(
         self, op: DelPort, deadline: Deadline, patience: float | None = None
-    ) -> bool:
+    ) -> None:
         """Delete the port that `op` saw; gone already is success.
 
-        Waits until vswitchd let it go, `patience` seconds at most where that is given, and tells
-        whether it did. Raises Failure: 69 where the server cannot write, 75 where it is mute.
+        Waits until vswitchd let it go, `patience` seconds at most where that is given. Raises
+        Failure: 69 where the server cannot write, 75 where it is mute, and then Unconfirmed where
+        the port is out of the database.
         """
-
         seen = _our_ids(op.external_ids)
 
         def compose(transaction: Any) -> None:
-            for port, interfaces, bridges in self._sane(lambda: self._marked(op.tap, seen)):
+            for port, interfaces, bridges in self._sane(lambda: self._marked(op.port, seen)):
                 for bridge in bridges:
                     bridge.delvalue("ports", port)
                 for interface in interfaces:
@@ -539,28 +540,25 @@ class Database:
                     interface.delete()
                 port.delete()
                 self._sane(self._root).increment("next_cfg")
-                transaction.add_comment(f"pyqemu-ifup: del-port {op.tap}")
+                transaction.add_comment(f"pyqemu-ifup: del-port {op.port}")
 
         done = await self._commit(compose, deadline)
         if done is None:
-            return True
-        limit = deadline
-        if patience is not None:
-            limit = deadline.child(patience)
+            return
+        limit = deadline.child(patience) if patience is not None else deadline
         try:
             await self._applied(done.get_increment_new_value, limit)
-        except Failure:
+        except Failure as failure:
             if patience is None:
                 raise
-            return False
+            raise Unconfirmed(failure.status, failure.what, failure.why) from failure
         finally:
             # NOTE: the agent has one connection for all guests: another's port goes meanwhile.
             now = time.monotonic()
             self._deleted = {
                 tap: at for tap, at in self._deleted.items() if now - at < REVALIDATION
             }
-            self._deleted[op.tap] = now
-        return True
+            self._deleted[op.port] = now
 
     def _marked(self, tap: str, ids: dict[str, str]) -> list[tuple[Any, list[Any], list[Any]]]:
         """Return each Port row with these external_ids, its Interface rows and its Bridge rows."""

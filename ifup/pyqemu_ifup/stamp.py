@@ -6,12 +6,13 @@ On a tap it is the `ifalias`, on an Open vSwitch port the Interface row's `exter
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import get_args
 from urllib.parse import quote, unquote
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import Caller, Kind, Port
-from pyqemu_ifup.caller import process_start, real_uid
+from pyqemu_ifconf.policy import Kind
+from pyqemu_ifup.caller import process_start
 
 VERSION = "1"
 ALIAS_MARK = f"pyqemu-ifup/{VERSION}"
@@ -60,7 +61,7 @@ class Stamp:
 
     `vm`, `netdev` and `mac` are what the process's command line said then, empty or None where it
     said nothing; `pid` and `start` (field 22 of /proc/PID/stat, clock ticks) name it. `ovsdb` is
-    the database's address where `kind` is openvswitch. `uid` is the user's whom the agent served,
+    the database's address where the port is in one. `uid` is the user's whom the agent served,
     None for root and where the hook did the work itself: then `user` is the process's real uid,
     None for root's. `by_name`: the network was asked for by its name, whatever the rules say.
     `made`: the tap is of our making, and goes when its right ends.
@@ -105,49 +106,6 @@ def find_here() -> Here:
         boot_id = file.read().strip()
     namespace = os.stat("/proc/self/ns/net")
     return Here(boot_id, f"{namespace.st_dev}:{namespace.st_ino}")
-
-
-def make_stamp(
-    port: Port,
-    kind: Kind,
-    caller: Caller,
-    pid: int,
-    uid: int | None = None,
-    by_name: bool = False,
-    made: bool = False,
-) -> Stamp:
-    """Return the stamp of `port` for the process `pid`, attached to a bridge of this kind.
-
-    `uid` is the user's whom the agent serves, None for root; `by_name` and `made` are as in Stamp.
-    """
-    return Stamp(
-        network=port.network,
-        kind=kind,
-        bridge=port.bridge,
-        vm=caller.vm or "",
-        pid=pid,
-        start=process_start(pid) or 0,
-        ovsdb=port.ovsdb if kind == "openvswitch" else None,
-        uid=uid,
-        by_name=by_name,
-        rule=port.position.name,
-        mac=caller.mac,
-        netdev=caller.netdev,
-        user=(real_uid(pid) or None) if uid is None else None,
-        made=made,
-    )
-
-
-def renew_stamp(stamp: Stamp, port: Port, kind: Kind) -> Stamp:
-    """Return what the stamp says of its process, with where `port` has its tap."""
-    return replace(
-        stamp,
-        network=port.network,
-        kind=kind,
-        bridge=port.bridge,
-        ovsdb=port.ovsdb if kind == "openvswitch" else None,
-        rule=port.position.name,
-    )
 
 
 def _encode(text: str) -> str:
@@ -231,7 +189,7 @@ def parse_alias(alias: str) -> Stamp | None:
     if mark != ALIAS_MARK:
         return None
     given = dict(part.partition("=")[::2] for part in rest.split(" "))
-    kinds: dict[str | None, Kind] = {"linux": "linux", "openvswitch": "openvswitch"}
+    kinds: dict[str | None, Kind] = {name: name for name in get_args(Kind)}
     kind = kinds.get(given.get("kind"))
     if kind is None:
         return None

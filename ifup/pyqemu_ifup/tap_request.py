@@ -10,7 +10,7 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Caller, Network, Nic, Policy, Port, Vm, nic_port, port_on
 from pyqemu_ifconf.shell import readable
 from pyqemu_ifup.access import ROOT, User, heeded_bridge_conf, may_still, may_use
-from pyqemu_ifup.attach import attaching, success_line
+from pyqemu_ifup.attach import attach, success_line
 from pyqemu_ifup.caller import find_caller
 from pyqemu_ifup.entitled import (
     check_owner,
@@ -20,6 +20,7 @@ from pyqemu_ifup.entitled import (
     refuse_bridge_name,
     taps_of,
 )
+from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.hubs import refuse_joined
 from pyqemu_ifup.linux_bridge import Netlink
@@ -124,10 +125,9 @@ async def attach_tap(host: Host, policy: Policy, tap: NewTap) -> None:
         else:
             port = port_on(policy, tap.network, tap.name)
         caller = Caller(tap.name, vm=vm, user=tap.login)
-        ovsdbs = [each.ovsdb for each in policy.networks.values()]
         uid = tap.uid if tap.uid != ROOT else None
-        by_name = tap.nic is None
-        await attaching(host, port, caller, tap.holder, ovsdbs, uid, by_name=by_name, made=True)
+        holder = Holder(caller, tap.holder, uid, by_name=tap.nic is None, made=True)
+        await attach(host, port, holder)
     except BaseException:
         close_all(tap.descriptors)
         raise

@@ -18,10 +18,11 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from types import MethodType
+from typing import NoReturn, cast
 
 import pyqemu_ifconf.load
 import pyqemu_ifd.thin
@@ -30,9 +31,9 @@ import pyqemu_ifdown.main
 import pyqemu_ifup.attach
 import pyqemu_ifup.main
 from lab.hooks import Hooks
-from pyqemu_ifconf.shell import readable
+from pyqemu_ifconf.shell import Command, readable
 from pyqemu_ifup.linux_bridge import Netlink
-from pyqemu_ifup.plan import LinkOp
+from pyqemu_ifup.ops import LinkOp
 
 # What a hook imports when it gets there; see above.
 IMPORTED = (pyqemu_ifconf.load, pyqemu_ifup.attach, pyqemu_ifdown.detach)
@@ -340,18 +341,20 @@ def _fork(run: Callable[[], NoReturn]) -> int:
 def on_ops(act: Callable[[int, LinkOp, bool], object]) -> Change:
     """Return a change: call `act` before (False) and after (True) each op, with its number from 0.
 
-    Ops are counted at the door of the Linux side, Netlink.run; an undo's are counted on.
+    Ops are counted at the door of those that change links, Netlink.run; an undo's are counted on.
     """
     counted = itertools.count()
 
     def change() -> None:
         run = Netlink.run
 
-        def counting(self: Netlink, op: LinkOp) -> None:
-            number = next(counted)
-            act(number, op, False)
-            run(self, op)
-            act(number, op, True)
+        def counting(
+            links: Netlink, change: Callable[[Netlink], None], commands: Sequence[Command]
+        ) -> None:
+            op, number = cast(MethodType, change).__self__, next(counted)
+            act(number, cast(LinkOp, op), False)
+            run(links, change, commands)
+            act(number, cast(LinkOp, op), True)
 
         setattr(Netlink, "run", counting)  # noqa: B010  mypy lets no method be assigned
 

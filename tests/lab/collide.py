@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
-from lab.plug import ALLOWED, port_of, reapply
+from lab.plug import ALLOWED, detach_now, port_of, reapply
 from lab.race import Guest, fork, wait
 from lab.steps import Steps, be_traced
 from pyqemu_ifconf.load import Source, parse_policy
@@ -26,7 +26,6 @@ from pyqemu_ifd.keyed_lock import KeyedLock
 from pyqemu_ifd.pool import Pool
 from pyqemu_ifd.reconcile import Reconciler
 from pyqemu_ifd.users import Users
-from pyqemu_ifdown.detach import detach
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.stamp import find_here
 from pyqemu_ifup.task import finish
@@ -175,7 +174,7 @@ def _gc(place: Place, hook: str) -> Scene:
     def down() -> int:
         def run() -> None:
             with place.netns.enter():
-                detach(TAP, guest.pid, Deadline(ALLOWED), lambda _: None)
+                detach_now(TAP, guest.pid, Deadline(ALLOWED), lambda _: None)
 
         return fork(run)
 

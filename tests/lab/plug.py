@@ -26,8 +26,9 @@ from pyqemu_ifctl.in_force import Outcome, apply_policy
 from pyqemu_ifdown.detach import detach
 from pyqemu_ifup.attach import attach
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.plan import Step
+from pyqemu_ifup.ops import Op
 
 Tags = tuple[int, ...]
 """The VIDs of a frame's VLAN tags, the outermost first."""
@@ -81,6 +82,36 @@ def port_of(
     )
 
 
+def attach_now(
+    port: Port,
+    caller: Caller,
+    pid: int,
+    ovsdbs: Iterable[str] = (),
+    deadline: Deadline | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+    *,
+    brief: bool = False,
+) -> None:
+    """Attach the tap in this network namespace for the process `pid`, its QEMU. Raises Failure.
+
+    `ovsdbs` are the databases of the policy's other networks; `brief` is as in Host.
+    """
+    limit = deadline or Deadline(ALLOWED)
+    with Host(port.tap, limit, tell, ovsdbs=ovsdbs, brief=brief) as host:
+        host.finish(attach(host, port, Holder(caller, pid)))
+
+
+def detach_now(
+    tap: str,
+    pid: int,
+    deadline: Deadline | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Detach the tap in this network namespace for the process `pid`, its QEMU. Raises Failure."""
+    with Host(tap, deadline or Deadline(ALLOWED), tell) as host:
+        host.finish(detach(host, tap, pid))
+
+
 def plug(
     netns: Namespace, port: Port, *, ovsdbs: Iterable[str] = (), seconds: float = ALLOWED
 ) -> None:
@@ -90,13 +121,13 @@ def plug(
     """
     caller = Caller(port.tap, vm="web")
     with netns.enter():
-        attach(port, caller, os.getpid(), ovsdbs, Deadline(seconds), lambda _: None)
+        attach_now(port, caller, os.getpid(), ovsdbs, Deadline(seconds))
 
 
 def unplug(netns: Namespace, tap: str) -> None:
     """Detach the tap in `netns` for this process, its QEMU. Raises Failure."""
     with netns.enter():
-        detach(tap, os.getpid(), Deadline(ALLOWED), lambda _: None)
+        detach_now(tap, os.getpid())
 
 
 def reapply(netns: Namespace, policy: Policy, *taps: str, dry_run: bool = False) -> list[Outcome]:
@@ -109,27 +140,24 @@ def reapply(netns: Namespace, policy: Policy, *taps: str, dry_run: bool = False)
 
 def meddle(
     monkeypatch: pytest.MonkeyPatch,
-    kind: type[Step],
+    kind: type[Op],
     act: Callable[[], object],
     *,
     after: bool = False,
 ) -> None:
     """Have somebody else `act` right before our first step of this kind, or right after it."""
     real = Host.run
-    acted: list[Step] = []
+    acted: list[Op] = []
 
-    async def run(
-        self: Host, step: Step, deadline: Deadline, patience: float | None = None
-    ) -> bool:
+    async def run(self: Host, step: Op) -> None:
         mine = isinstance(step, kind) and not acted
         if mine and not after:
             acted.append(step)
             act()
-        done = await real(self, step, deadline, patience)
+        await real(self, step)
         if mine and after:
             acted.append(step)
             act()
-        return done
 
     monkeypatch.setattr(Host, "run", run)
 
@@ -145,16 +173,13 @@ def break_after_each(
     names: list[str] = []
     until_broken = 0
 
-    async def run(
-        self: Host, step: Step, deadline: Deadline, patience: float | None = None
-    ) -> bool:
+    async def run(self: Host, step: Op) -> None:
         nonlocal until_broken
-        done = await real(self, step, deadline, patience)
+        await real(self, step)
         until_broken -= 1
         if until_broken == 0:
             names.append(type(step).__name__)
             raise Failure(Status.TRY_AGAIN, "broken by the test")
-        return done
 
     with monkeypatch.context() as patch:
         patch.setattr(Host, "run", run)

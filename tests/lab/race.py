@@ -19,11 +19,9 @@ from typing import Any
 import pyqemu_ifctl.in_force
 import pyqemu_ifup.lock
 from lab.netns import Namespace
-from lab.plug import ALLOWED
+from lab.plug import ALLOWED, attach_now, detach_now
 from lab.taps import Tap
 from pyqemu_ifconf.policy import Caller, Port
-from pyqemu_ifdown.detach import detach
-from pyqemu_ifup.attach import attach
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.linux_bridge import Netlink
@@ -129,7 +127,7 @@ class Guest:
         def run() -> None:
             caller = Caller(port.tap, vm="web")
             with self.netns.enter():
-                attach(port, caller, self.pid, [port.ovsdb], Deadline(ALLOWED), _mute)
+                attach_now(port, caller, self.pid, [port.ovsdb], Deadline(ALLOWED), _mute)
 
         return fork(run)
 
@@ -150,7 +148,7 @@ class Guest:
 
         def run() -> None:
             with self.netns.enter():
-                detach(self.port.tap, self.pid, Deadline(ALLOWED), _mute)
+                detach_now(self.port.tap, self.pid, Deadline(ALLOWED), _mute)
 
         down = fork(run)
         os.close(self.life)

@@ -56,12 +56,15 @@ from pyqemu_ifctl.verbs.args import args
 from pyqemu_ifd import thin
 from pyqemu_ifd.reconcile import Reconciler
 from pyqemu_ifdown.detach import leave_to_gc
-from pyqemu_ifup import change
-from pyqemu_ifup.attach import _take_back, _tell_of_mac, ask_again
+from pyqemu_ifup import change, kinds
+from pyqemu_ifup.attach import ask_again, take_back
 from pyqemu_ifup.caller import read_options
+from pyqemu_ifup.claims import refuse_foreign_ports, refuse_shared, refuse_strangers
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.entitled import check_owner
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.kinds.linux import JoinBridge, LeaveBridge, SetIsolated, SetVlans, target_vids
+from pyqemu_ifup.kinds.openvswitch import AddPort, DelPort, SetPort
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link, OvsBridge, OvsPort, OvsSwitch, Seen, Vid
 from pyqemu_ifup.main import denial
@@ -72,36 +75,13 @@ from pyqemu_ifup.nft import DroppingChain
 from pyqemu_ifup.on_port import Address, Route, Sights, find_sitting
 from pyqemu_ifup.openvswitch import Database
 from pyqemu_ifup.openvswitch import wait as wait_for
-from pyqemu_ifup.plan import (
-    AddPort,
-    DelPort,
-    DelTap,
-    JoinBridge,
-    LeaveBridge,
-    Prove,
-    SetAlias,
-    SetDown,
-    SetIpv6,
-    SetIsolated,
-    SetMac,
-    SetMtu,
-    SetPort,
-    SetTxQueueLen,
-    SetUp,
-    SetVlans,
-    check_bridge_mtu,
-    commands,
-    find_kind,
-    refuse_down,
-    refuse_foreign_ports,
-    refuse_shared,
-    refuse_strangers,
-    target_vids,
-)
+from pyqemu_ifup.ops import DelTap, SetAlias, SetDown, SetIpv6, SetMac, SetMtu, SetTxQueueLen, SetUp
+from pyqemu_ifup.plan import check_bridge_mtu
 from pyqemu_ifup.stamp import VERSION, Here, Stamp, format_alias
 from pyqemu_ifup.taps import _failure
 from pyqemu_ifup.task import finish
 from pyqemu_ifup.tun import making_anew
+from pyqemu_ifup.verify import _tell_of_mac
 
 HERE = Here("boot", "4:42")
 DB = "unix:/run/x y;id"
@@ -255,7 +235,7 @@ def each_command(name: str) -> Iterator[Command]:
         AddPort(DB, name, name, 7, Vlan(5), True, ids),
         SetPort(DB, name, (), None, None, (), False, False, ids, ("k", ";id")),
     ):
-        yield from commands(op)
+        yield from op.commands()
 
 
 def without_end(words: list[str]) -> list[str]:
@@ -327,11 +307,11 @@ def failures(name: str) -> Iterator[tuple[Failure, list[str]]]:
     tap, bridge = a_link(name), a_link(name, kind="bridge", tap=False, vlan_filtering=False)
     for check, words in (
         (
-            lambda: find_kind(replace(port, kind="linux"), Seen(None)),
+            lambda: kinds.find(replace(port, kind="linux"), Seen(None)),
             ["ip", "link", "add", "name", name, "up", "type", "bridge", "vlan_filtering", "1"],
         ),
         (
-            lambda: refuse_down(port, "linux", replace(bridge, up=False)),
+            lambda: kinds.load("linux").claim(port, Seen(None, bridge=replace(bridge, up=False))),
             ["ip", "link", "set", "dev", name, "up"],
         ),
         (
@@ -549,7 +529,7 @@ def places() -> dict[tuple[str, str, int, int], str]:
 
 
 @contextmanager
-def within_deadline(reached: list[tuple[str, int, Command]]) -> Iterator[None]:
+def noting(reached: list[tuple[str, int, Command]]) -> Iterator[None]:
     """Note each command that code of ours makes meanwhile, and where."""
 
     def note(frame: FrameType, event: str, value: object) -> None:
@@ -610,8 +590,9 @@ class Elsewhere:
         bridge = a_link(name, kind="bridge", tap=False, vlan_filtering=True, default_pvid=0)
         before, now = (Seen(a_link(name), bridge=replace(bridge, mtu=mtu)) for mtu in (1500, 9))
         self.refused(lambda: target_vids(port, bridge))
-        self.refused(lambda: check_bridge_mtu(port, "linux", before, now))
-        self.refused(lambda: check_bridge_mtu(port, "openvswitch", before, now))
+        self.refused(lambda: check_bridge_mtu(port, kinds.load("linux"), before, now))
+        self.refused(lambda: check_bridge_mtu(port, kinds.load("openvswitch"), before, now))
+        self.refused(lambda: kinds.find(replace(port, kind="openvswitch"), Seen(None)))
         taken = Seen(
             replace(before.tap, mac="fe:00:00:00:00:01"),  # type: ignore[type-var]
             bridge=replace(bridge, mac="fe:00:00:00:00:01"),
@@ -685,9 +666,8 @@ class Elsewhere:
             SetTxQueueLen(name, 7, 9),
             LeaveBridge(name, 7, name),
             DelTap(name, 7),
-            Prove(name, True),
         ):
-            commands(op)
+            op.commands()
 
     def sitting(self, name: str) -> None:
         port, bridge = a_link(name), a_link(name, index=9, kind="bridge", tap=False, up=False)
@@ -699,9 +679,9 @@ class Elsewhere:
         busy = SimpleNamespace(
             look_at=lambda index: port,
             links=lambda: [device],
-            _set=Mock(side_effect=NetlinkError(errno.EBUSY)),
+            set_link=Mock(side_effect=NetlinkError(errno.EBUSY)),
         )
-        self.refused(lambda: Netlink._join(cast(Netlink, busy), JoinBridge(name, 7, name, 9)))
+        self.refused(lambda: Netlink.join(cast(Netlink, busy), name, 7, name, 9))
 
     def explained(self, name: str) -> None:
         caller = Caller(name, vm="web; reboot")
@@ -764,8 +744,8 @@ class Elsewhere:
     def undone(self, name: str) -> None:
         step = SetMtu(name, 1 << 24, 9)
         with self.host() as host:
-            host.finish(_take_back(host, step, host.deadline))
-            host.finish(change._take_back(host, step))
+            assert not host.finish(take_back(host, step))
+            assert not host.finish(take_back(host, step, change._again(name)))
             with socket.socket(socket.AF_UNIX) as bound:
                 bound.bind(f"{name}.sock")
                 self.refused(lambda: host.finish(host.open_databases([f"unix:{name}.sock"])))
@@ -781,7 +761,8 @@ class Elsewhere:
             self.refused(lambda: finish(self.database.sync(deadline), wait))
             with self.host() as host:
                 host.databases[self.ovs.db] = self.database
-                host.finish(ask_again(host, name, deadline))
+                with host.until(deadline):
+                    host.finish(ask_again(host, name))
         finally:
             self.ovs.server.cont()
         finish(self.database.sync(Deadline(10)), wait)
@@ -803,7 +784,7 @@ class Elsewhere:
         self.nft({"delete": table})
         if "%" in name:
             # NOTE: no link is called so; its command is another's all the same.
-            commands(DelTap(name, 7))
+            DelTap(name, 7).commands()
             return
         subprocess.run(["ip", "link", "add", "name", name, "type", "bridge"], check=True)
         subprocess.run(["ip", "link", "set", "dev", name, "alias", bridge_alias("lan")], check=True)
@@ -869,7 +850,7 @@ def elsewhere(
 
 def test_every_place_that_makes_a_command_is_walked(elsewhere: Elsewhere) -> None:
     reached: list[tuple[str, int, Command]] = []
-    with within_deadline(reached):
+    with noting(reached):
         list(each_command(PLAIN))
         list(failures(PLAIN))
         elsewhere.walk(PLAIN)
@@ -889,7 +870,7 @@ def test_each_of_them_makes_one_word_of_a_name(elsewhere: Elsewhere, tmp_path: P
     lines = {}
     for name in (PLAIN, *HOSTILE):
         reached: list[tuple[str, int, Command]] = []
-        with within_deadline(reached):
+        with noting(reached):
             elsewhere.walk(name)
         # NOTE: the arguments of a QEMU are words of a command of the reader's own.
         lines[name] = [

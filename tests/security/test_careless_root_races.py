@@ -13,12 +13,10 @@ from lab.agent_site import Site, asking
 from lab.collide import DOERS, HOOKS, SWITCHES, Place, points
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
-from lab.plug import ALLOWED, port_of, reapply
+from lab.plug import ALLOWED, attach_now, detach_now, port_of, reapply
 from lab.race import Guest, fork, has_stopped, stop_at, wait
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Caller, Policy, Port, Vlan
-from pyqemu_ifdown.detach import detach
-from pyqemu_ifup.attach import attach
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.links import LinkEvents
 
@@ -153,19 +151,19 @@ def test_agent_that_stood_still_leaves_alone_what_was_done_without_it(
     fields = ("up", "lan0", "", "") if verb == "up" else ("down", "lan0", "")
     with netns.enter(), site.start() as agent:
         if verb == "down":
-            attach(port, caller, parent, [], Deadline(ALLOWED), print)
+            attach_now(port, caller, parent, [], Deadline(ALLOWED), print)
         (agent.folder / "stand").touch()
         with asking(agent, *fields):
             agent.wait_stopped()
         if verb == "down":
-            detach("lan0", parent, Deadline(ALLOWED), print)
-        attach(port, caller, parent, [], Deadline(ALLOWED), print)
+            detach_now("lan0", parent, Deadline(ALLOWED), print)
+        attach_now(port, caller, parent, [], Deadline(ALLOWED), print)
         events = LinkEvents()
         os.kill(agent.pid, signal.SIGCONT)
         assert agent.report()["requests"][verb]
         assert not events.drain()
         events.close()
         assert site.is_attached("lan0")
-        detach("lan0", parent, Deadline(ALLOWED), print)
+        detach_now("lan0", parent, Deadline(ALLOWED), print)
     tap.close()
     netns.ip("link", "del", "br0")

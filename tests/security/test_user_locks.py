@@ -13,17 +13,19 @@ import pytest
 
 from lab.needs import require
 from lab.netns import Namespace
-from lab.plug import port_of, unplug
+from lab.plug import attach_now, port_of, unplug
 from lab.public import NOBODY
 from lab.race import fork, wait
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Caller, Nat, Port
 from pyqemu_ifup import nat_network
-from pyqemu_ifup.attach import attach, attaching
+from pyqemu_ifup.attach import attach
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.kinds.linux import JoinBridge
 from pyqemu_ifup.lock import lock_file, open_lock
-from pyqemu_ifup.plan import JoinBridge, Step
+from pyqemu_ifup.ops import Op
 from pyqemu_ifup.task import Task, finish, pause, step
 
 LONG = 60.0
@@ -41,18 +43,16 @@ def keep_it(netns: Namespace, port: Port) -> None:
     """Do a user's up, which gets as far as the bridge and no further before its time is up."""
     real = Host.run
 
-    async def run(
-        self: Host, step: Step, deadline: Deadline, patience: float | None = None
-    ) -> bool:
-        while isinstance(step, JoinBridge):
-            deadline.check("a user's up stands still")
+    async def run(self: Host, op: Op) -> None:
+        while isinstance(op, JoinBridge):
+            self.deadline.check("a user's up stands still")
             await pause(0.01)
-        return await real(self, step, deadline, patience)
+        await real(self, op)
 
     Host.run = run  # type: ignore[method-assign]
     with netns.enter(), Host(port.tap, Deadline(LONG), lambda _: None, brief=True) as host:
         try:
-            host.finish(attaching(host, port, Caller(port.tap), os.getppid(), [], NOBODY))
+            host.finish(attach(host, port, Holder(Caller(port.tap), os.getppid(), NOBODY)))
         except Failure as failure:
             assert failure.status is Status.TRY_AGAIN, failure
             return
@@ -75,7 +75,7 @@ def having_it(netns: Namespace, port: Port) -> Iterator[int]:
 
 def up(netns: Namespace, port: Port, seconds: float = LONG) -> None:
     with netns.enter():
-        attach(port, Caller(port.tap), os.getpid(), [], Deadline(seconds), lambda _: None)
+        attach_now(port, Caller(port.tap), os.getpid(), [], Deadline(seconds), lambda _: None)
 
 
 def test_root_has_the_network_when_a_user_has_had_it_long_enough(

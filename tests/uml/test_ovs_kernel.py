@@ -35,7 +35,8 @@ from lab.station import Station
 from lab.taps import Tap, carries, frame, holds, mac
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Port, Vlan
-from pyqemu_ifup.plan import AddPort, SetUp
+from pyqemu_ifup.kinds.openvswitch import AddPort
+from pyqemu_ifup.ops import SetUp
 
 HWADDR = "02:00:00:00:00:0a"
 BRIDGE_MAC = "02:00:00:00:00:0b"

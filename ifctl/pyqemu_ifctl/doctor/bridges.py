@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from pyqemu_ifconf.failure import Failure
-from pyqemu_ifconf.policy import Kind, Network, Position, each_port
+from pyqemu_ifconf.policy import Network, Position, each_port
 from pyqemu_ifconf.shell import Command, all_of, edit, quote, sh, vsctl
 from pyqemu_ifctl.doctor.finding import (
     Fault,
@@ -17,10 +17,12 @@ from pyqemu_ifctl.doctor.finding import (
     wanted_kind,
 )
 from pyqemu_ifctl.doctor.scene import Scene
+from pyqemu_ifup import kinds
+from pyqemu_ifup.kinds.linux import adding_bridge
 from pyqemu_ifup.look import FRESH, Link, OvsPort, Seen, spans
 from pyqemu_ifup.on_port import Sitting, find_sitting
 from pyqemu_ifup.own_mac import NO_MAC, mac_for
-from pyqemu_ifup.plan import adding_bridge, plan_up
+from pyqemu_ifup.plan import plan_up
 from pyqemu_ifup.stamp import Stamp
 
 QUICK = 400
@@ -72,11 +74,8 @@ def find_missing_bridges(scene: Scene) -> Iterator[Fault]:
             mac = mac_for(network.bridge, scene.host_id)
             filtering = bool(vids_wanted(scene, network.bridge))
             command = adding_bridge(network.bridge, mac, filtering=filtering)
-        yield Fault(
-            f"{what}, which network {quote(network.name)} is on ({network.position})",
-            fails,
-            command,
-        )
+        on_it = f"network {quote(network.name)} is on ({network.position})"
+        yield Fault(f"{what}, which {on_it}", fails, command)
 
 
 WORDS = {"linux": "a Linux bridge", "openvswitch": "an Open vSwitch bridge"}
@@ -132,15 +131,15 @@ def find_refusing_bridges(scene: Scene) -> Iterator[Fault]:
         if port.nat is not None or wanted in looked_at:
             continue
         looked_at.add(wanted)
-        kinds = kinds_of(scene, scene.policy.networks[port.network])
-        if len(kinds) != 1 or port.kind not in (None, kinds[0]):
+        there = kinds_of(scene, scene.policy.networks[port.network])
+        if len(there) != 1 or port.kind not in (None, there[0]):
             continue
-        kind: Kind = "linux" if kinds[0] == "linux" else "openvswitch"
+        kind = kinds.load(there[0])
         bridge = scene.link(port.bridge)
         if bridge is not None:
             filtering = bridge.vlan_filtering or port.vlan is not None
             bridge = replace(bridge, up=True, vlan_filtering=filtering)
-        stamp = Stamp(port.network, kind, port.bridge, "", 0, 0)
+        stamp = Stamp(port.network, kind.name, port.bridge, "", 0, 0)
         try:
             plan_up(port, kind, Seen(FRESH, bridge=bridge), stamp, scene.here)
         except Failure as failure:

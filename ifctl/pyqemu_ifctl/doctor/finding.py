@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure
-from pyqemu_ifconf.policy import Network, Policy, Position, Rule, Vlan, merge
+from pyqemu_ifconf.policy import Kind, Network, Policy, Port, Position, Rule, Vlan, merge
 from pyqemu_ifconf.settings.vlan import VID_MAX
 from pyqemu_ifconf.shell import Command
 from pyqemu_ifctl.doctor.scene import Scene
+from pyqemu_ifup import kinds
+from pyqemu_ifup.look import Seen
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,11 @@ def each_bridge(scene: Scene) -> list[Network]:
     return list(found.values())
 
 
-def kinds_of(scene: Scene, network: Network) -> list[str]:
+def kinds_of(scene: Scene, network: Network) -> list[Kind]:
     """Return what kinds of bridge have the name of a network's."""
-    link = scene.link(network.bridge)
-    kinds = ["linux"] if link is not None and link.kind == "bridge" else []
     switch = scene.switches.get(network.ovsdb)
-    if switch is not None and any(each.name == network.bridge for each in switch.bridges):
-        kinds.append("openvswitch")
-    return kinds
+    has_it = switch is not None and any(each.name == network.bridge for each in switch.bridges)
+    databases = (network.ovsdb,) if has_it else ()
+    seen = Seen(None, bridge=scene.link(network.bridge), ovs_bridges=databases)
+    port = Port("", network.name, network.bridge, network.position, ovsdb=network.ovsdb)
+    return [kind.name for kind in kinds.tap_kinds() if kind.is_there(port, seen)]

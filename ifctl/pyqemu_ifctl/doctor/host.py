@@ -17,14 +17,8 @@ from pyqemu_ifup.caller import Option, bounded
 from pyqemu_ifup.hubs import NAMED_MAX, REMEDY, WHY, WHY_MIXED, Hub, call_it, find_hubs, tap_name
 from pyqemu_ifup.nat import table_name
 from pyqemu_ifup.nat_network import OLDER, guarded
-from pyqemu_ifup.plan import (
-    ADDRESS_MAY_COME,
-    OF_CONTAINER,
-    UNWRITABLE,
-    SetIpv6,
-    commands,
-    gets_address,
-)
+from pyqemu_ifup.ops import SetIpv6
+from pyqemu_ifup.settings import ADDRESS_MAY_COME, OF_CONTAINER, UNWRITABLE, gets_address
 from pyqemu_ifup.sysctl import is_writable
 from pyqemu_ifup.tun import TUN
 
@@ -419,7 +413,7 @@ def find_addressed_taps(scene: Scene) -> Iterator[Fault]:
             keeping = SetIpv6(link.name, link.index, disabled=True, addrgenmode=None)
             if is_writable("ipv6/conf/default/disable_ipv6"):
                 why = "its disable_ipv6 is 0: somebody else has set that, or up could not"
-                yield Fault(what, why, all_of(*commands(keeping)))
+                yield Fault(what, why, all_of(*keeping.commands()))
             else:
                 yield Fault(what, UNWRITABLE, None, OF_CONTAINER)
 

@@ -11,7 +11,7 @@ from pyqemu_ifconf.policy import Policy, is_left
 from pyqemu_ifconf.shell import Command, ifctl, quote, readable, sh, vsctl
 from pyqemu_ifctl.doctor.finding import Fault, each_bridge, wanted_kind
 from pyqemu_ifctl.doctor.scene import Daemon, Scene
-from pyqemu_ifdown.gc import judge
+from pyqemu_ifup import kinds
 from pyqemu_ifup.look import OvsPort, OvsSwitch
 
 OLDEST_OVS = (2, 10)
@@ -129,7 +129,7 @@ def find_stale_ports(scene: Scene) -> Iterator[Fault]:
 
 
 def _stale(scene: Scene) -> list[OvsPort]:
-    found = judge(scene.ports, scene.links, scene.here)
+    found = kinds.judge(scene.ports, scene.links, scene.here)
     return [each.port for each in found if each.remove is not None]
 
 

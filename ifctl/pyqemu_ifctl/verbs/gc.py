@@ -9,17 +9,10 @@ from pyqemu_ifconf.policy import Policy
 from pyqemu_ifconf.shell import readable
 from pyqemu_ifctl.answer import Answer, to_json
 from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
-from pyqemu_ifdown.gc import (
-    Ended,
-    Leftover,
-    collect,
-    ending,
-    finding_ended,
-    finding_let_go,
-    finding_why_held,
-)
+from pyqemu_ifdown.gc import Ended, collect, ending, finding_ended, finding_let_go, finding_why_held
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.kinds.base import Leftover
 
 
 def gc(
@@ -48,7 +41,7 @@ def gc(
             failures += open_each(host, addresses(policy)).values()
             ended = _end(host, tap, failures, dry_run=dry_run)
             names = {each.link.name for each in ended}
-            for leftover, let_go in collect(host, deadline, tap=tap, dry_run=dry_run):
+            for leftover, let_go in collect(host, tap=tap, dry_run=dry_run):
                 if leftover.remove is not None or leftover.port.name not in names:
                     found.append(leftover)
                 if not let_go:

@@ -93,7 +93,9 @@ class OwnTaps:
                 self.check()
                 self._deadline = deadline
                 new = make_tap(kernel, policy, find_user(ROOT), os.getpid(), wish)
-                with Host(new.name, deadline, narrator(PROGRAM, new.name), kernel) as host:
+                with Host(
+                    new.name, deadline, narrator(PROGRAM, new.name), kernel, ovsdbs=policy.databases
+                ) as host:
                     host.finish(attach_tap(host, policy, new))
                     self.names.append(new.name)
                     self._note(host, policy, new)
@@ -124,11 +126,13 @@ class OwnTaps:
         if not self.names:
             return
         from pyqemu_ifdown.detach import detach
+        from pyqemu_ifup.host import Host
 
         for name in self.names:
             with within_deadline(GRACE, hook=False) as deadline:
                 try:
-                    detach(name, os.getpid(), deadline, narrator(PROGRAM, name))
+                    with Host(name, deadline, narrator(PROGRAM, name)) as host:
+                        host.finish(detach(host, name, os.getpid()))
                 except Failure as failure:
                     log(
                         syslog.LOG_ERR,
