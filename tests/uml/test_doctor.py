@@ -120,7 +120,12 @@ def test_vlans_that_there_was_no_time_for_are_not_taken_for_absent(
             clinic.netns.run(["bridge", "vlan", "add", "dev", "eth0", "vid", str(vid)])
         clinic.policy(VLANS)
         assert clinic.find("uplink-vlan") == []
-        monkeypatch.setattr(scene, "settled", lambda host, failed: host.deadline.allow(0.0))
+
+        def use_up_the_time(*_: object) -> dict[str, object]:
+            monkeypatch.setattr(Deadline, "remaining", lambda _: 0.0)
+            return {}
+
+        monkeypatch.setattr(scene, "settled", use_up_the_time)
         with netns.enter():
             answer = doctor(
                 {POLICY_VARIABLE: str(clinic.hooks.policy)}, Deadline(60.0), print, as_json=True
