@@ -25,8 +25,8 @@ import pytest
 
 import pyqemu_ifdown.main
 import pyqemu_ifup.deadline
+import pyqemu_ifup.kinds.openvswitch
 import pyqemu_ifup.manners
-import pyqemu_ifup.openvswitch
 from lab.calls import Call, Calls, Change, Ended
 from lab.clinic import until
 from lab.hooks import Hooks
@@ -797,7 +797,7 @@ def test_a_fault_of_ours_is_no_nonsense_of_the_server_s(
     def fail(vlan: object) -> None:
         raise KeyError("ours")
 
-    monkeypatch.setattr(pyqemu_ifup.openvswitch, "vlan_columns", fail)
+    monkeypatch.setattr(pyqemu_ifup.kinds.openvswitch, "vlan_columns", fail)
     with pytest.raises(KeyError, match="ours"):
         plug(inside, port_of("web0", "br-int", ovsdb=ovs.db))
     assert ovs.find("Port", "web0") is None

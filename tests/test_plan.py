@@ -20,18 +20,9 @@ from pyqemu_ifup.claims import refuse_foreign_ports, refuse_shared, refuse_stran
 from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.kinds.linux import JoinBridge, LeaveBridge, SetIsolated, SetVlans
 from pyqemu_ifup.kinds.openvswitch import AddPort, DelPort, vlan_columns, vlan_of_columns
+from pyqemu_ifup.links import NO_ADDRESS
 from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, ranges, show_vlan, vlan_of_vids, wanted_vids
-from pyqemu_ifup.ops import (
-    NO_ADDRESS,
-    Op,
-    SetAlias,
-    SetDown,
-    SetIpv6,
-    SetMac,
-    SetMtu,
-    SetTxQueueLen,
-    SetUp,
-)
+from pyqemu_ifup.ops import Op, SetAlias, SetDown, SetIpv6, SetMac, SetMtu, SetTxQueueLen, SetUp
 from pyqemu_ifup.plan import (
     check_bridge_mtu,
     differences,

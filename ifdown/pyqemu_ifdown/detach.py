@@ -7,12 +7,13 @@ import syslog
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB
 from pyqemu_ifconf.shell import ifctl, quote, readable
+from pyqemu_ifup.deadline import Unconfirmed
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.leave import leave_networks
 from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import log
-from pyqemu_ifup.ops import Op, SetDown, Unconfirmed
+from pyqemu_ifup.ops import Op, SetDown
 from pyqemu_ifup.plan import plan_down
 from pyqemu_ifup.stamp import find_here, is_anothers
 

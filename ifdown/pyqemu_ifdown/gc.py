@@ -9,12 +9,13 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifdown.detach import detach_alone
 from pyqemu_ifup import kinds
 from pyqemu_ifup.caller import find_hook_at_work, real_uid
+from pyqemu_ifup.deadline import Unconfirmed
 from pyqemu_ifup.holders import OTHERS, Holders, finding_holders
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.base import Leftover
 from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, OvsPort
-from pyqemu_ifup.ops import Op, Unconfirmed
+from pyqemu_ifup.ops import Op
 from pyqemu_ifup.stamp import find_here, is_alive
 
 PATIENCE = 2.0

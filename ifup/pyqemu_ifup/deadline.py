@@ -16,6 +16,10 @@ TAKEN_BACK = "nothing is left of it"
 TOO_LATE = "try again, or raise timeout: in the policy"
 
 
+class Unconfirmed(Failure):
+    """Something is done (75), but who is to act on it has not said so while there was patience."""
+
+
 def _never() -> str | None:
     return None
 

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Protocol
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.ids import is_alone
 from pyqemu_ifconf.policy import DEFAULT_OVSDB
-from pyqemu_ifconf.shell import quote, vsctl
+from pyqemu_ifconf.shell import Command, quote, vsctl
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link, OvsPort, Seen
 from pyqemu_ifup.manners import waiting_for
-from pyqemu_ifup.ops import Op
 from pyqemu_ifup.stamp import find_here, row_ids
 from pyqemu_ifup.sysctl import is_writable
 from pyqemu_ifup.task import T, Task, finish
@@ -42,6 +41,16 @@ class Connections(Protocol):
 
     def close(self) -> None:
         """Close what nobody else uses."""
+
+
+class Runnable(Protocol):
+    """What a Host can run: an op of a plan."""
+
+    def commands(self) -> tuple[Command, ...]:
+        """Return the shell commands that do the same."""
+
+    async def run(self, host: Host) -> None:
+        """Do it. Raises Failure."""
 
 
 class Own:
@@ -248,7 +257,7 @@ class Host:
             sysctl=is_writable("ipv6/conf/default/disable_ipv6"),
         )
 
-    async def run(self, op: Op) -> None:
+    async def run(self, op: Runnable) -> None:
         """Execute one op, told first. Raises Failure."""
         for command in op.commands():
             self.tell(command)

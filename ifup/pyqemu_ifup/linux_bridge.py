@@ -27,6 +27,7 @@ from pyqemu_ifup.links import (
     IFINFOMSG,
     IFLA_AF_SPEC,
     NLMSGHDR,
+    NO_ADDRESS,
     U32,
     LinkReader,
     attribute,
@@ -34,7 +35,6 @@ from pyqemu_ifup.links import (
 )
 from pyqemu_ifup.look import Counters, Link, Vid, ranges
 from pyqemu_ifup.manners import waiting_for
-from pyqemu_ifup.ops import NO_ADDRESS
 
 if TYPE_CHECKING:
     from pyqemu_ifup.flows import Flow

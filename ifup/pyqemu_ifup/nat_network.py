@@ -21,6 +21,7 @@ from pyqemu_ifconf.shell import Command, ifctl, quote, readable, sh
 from pyqemu_ifup import bolt, dnsmasq, nft
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.links import NO_ADDRESS
 from pyqemu_ifup.lock import (
     RUN,
     Lock,
@@ -61,7 +62,7 @@ from pyqemu_ifup.nat_needs import (
     own_bridge,
     require,
 )
-from pyqemu_ifup.ops import BY_MAC, NO_ADDRESS, SetAlias, SetIpv6, SetMtu, SetUp
+from pyqemu_ifup.ops import BY_MAC, SetAlias, SetIpv6, SetMtu, SetUp
 from pyqemu_ifup.sysctl import is_writable, key, read_sysctl, write_sysctl
 from pyqemu_ifup.task import Task
 

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import ovs.db.idl
 from ovs.db.data import Atom
@@ -26,10 +26,8 @@ from ovs.poller import Poller
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.shell import quote, vsctl
-from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.kinds.openvswitch import AddPort, DelPort, SetPort, vlan_columns
+from pyqemu_ifup.deadline import Deadline, Unconfirmed
 from pyqemu_ifup.look import OvsBridge, OvsPort, OvsSwitch
-from pyqemu_ifup.ops import Unconfirmed
 from pyqemu_ifup.stamp import KEY_VERSION, OUR_KEYS
 from pyqemu_ifup.task import RETRY, SLICE, pause
 
@@ -105,6 +103,70 @@ _CONNECTING = (errno.EAGAIN, errno.EINPROGRESS, errno.EALREADY)
 
 
 T = TypeVar("T")
+
+
+class SeenPort(Protocol):
+    """What is to be known of a port that is to be deleted, as it was seen."""
+
+    @property
+    def port(self) -> str:
+        """Its name."""
+
+    @property
+    def external_ids(self) -> tuple[tuple[str, str], ...]:
+        """Its Interface row's external_ids, our mark among them."""
+
+
+class NewPort(SeenPort, Protocol):
+    """What is to be known of a port that is to be added."""
+
+    @property
+    def bridge(self) -> str:
+        """The bridge's name."""
+
+    @property
+    def index(self) -> int:
+        """The ifindex of the port's link."""
+
+    @property
+    def columns(self) -> tuple[str, int | None, tuple[int, ...]]:
+        """Its vlan_mode, tag and trunks."""
+
+    @property
+    def protected(self) -> bool:
+        """Whether it is kept from other protected ports."""
+
+
+class ChangedPort(SeenPort, Protocol):
+    """What is to be known of a port that is to be changed."""
+
+    @property
+    def seen(self) -> tuple[tuple[str, str], ...]:
+        """The external_ids of its Interface row as they were seen, our mark among them."""
+
+    @property
+    def vlan_mode(self) -> str | None:
+        """Its vlan_mode, None for the empty column."""
+
+    @property
+    def tag(self) -> int | None:
+        """Its tag, None for the empty column."""
+
+    @property
+    def trunks(self) -> tuple[int, ...]:
+        """Its trunks."""
+
+    @property
+    def protected(self) -> bool:
+        """Whether it is kept from other protected ports."""
+
+    @property
+    def transient(self) -> bool:
+        """Whether ovs-ctl(8) deletes it when the host starts."""
+
+    @property
+    def without(self) -> tuple[str, ...]:
+        """The keys of external_ids that go."""
 
 
 class _Strict:
@@ -354,7 +416,7 @@ class Database:
             internal=interface.type == "internal" or interface.name == bridge,
         )
 
-    async def add_port(self, op: AddPort, deadline: Deadline) -> None:
+    async def add_port(self, op: NewPort, deadline: Deadline) -> None:
         """Add the port and wait until ovs-vswitchd has taken it in.
 
         Raises Failure: 69 where the bridge has gone, 71 where vswitchd cannot use the tap, 75
@@ -378,7 +440,7 @@ class Database:
             interface = transaction.insert(self._idl.tables["Interface"])
             interface.name = op.port
             interface.external_ids = dict(op.external_ids)
-            mode, tag, trunks = vlan_columns(op.vlan)
+            mode, tag, trunks = op.columns
             port = transaction.insert(self._idl.tables["Port"])
             port.name = op.port
             port.interfaces = [interface]
@@ -403,7 +465,7 @@ class Database:
         # it the flows of that port's VLAN.
         await self._revalidated(self._deleted.get(op.port, 0.0), deadline)
 
-    def _is_there(self, op: AddPort) -> bool:
+    def _is_there(self, op: NewPort) -> bool:
         """Tell whether our own commit came through, its reply lost with the connection."""
         rows = self.ports(op.port)
         if not rows:
@@ -417,7 +479,7 @@ class Database:
             )
         return True
 
-    def _is_usable(self, op: AddPort) -> bool:
+    def _is_usable(self, op: NewPort) -> bool:
         interface = self._own(op.port)
         error, ofport = _one(interface.error), _one(interface.ofport)
         if error is not None or ofport == -1:
@@ -429,7 +491,7 @@ class Database:
             )
         return ofport is not None and _one(interface.ifindex) == op.index
 
-    async def set_port(self, op: SetPort, deadline: Deadline) -> None:
+    async def set_port(self, op: ChangedPort, deadline: Deadline) -> None:
         """Change the port that `op` saw and wait until ovs-vswitchd has taken that in.
 
         Raises Failure: 69 where the server cannot write, 71 where the port has gone, 75 where it
@@ -519,7 +581,7 @@ class Database:
         )
 
     async def del_port(
-        self, op: DelPort, deadline: Deadline, patience: float | None = None
+        self, op: SeenPort, deadline: Deadline, patience: float | None = None
     ) -> None:
         """Delete the port that `op` saw; gone already is success.
 

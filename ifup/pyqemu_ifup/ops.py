@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.shell import Command, joined, output, piped, sh, write
 from pyqemu_ifup.manners import waiting_for
 
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from pyqemu_ifup.host import Host
     from pyqemu_ifup.linux_bridge import Netlink
 
-NO_ADDRESS = 1
-"""IN6_ADDR_GEN_MODE_NONE (linux/if_link.h): the kernel gives the link no address by itself."""
 BY_MAC = 0
 """IN6_ADDR_GEN_MODE_EUI64, the kernel's own."""
 ADDRGENMODES = ("eui64", "none", "stable_secret", "random")
@@ -59,10 +56,6 @@ class Op(Protocol):
 
 
 Plan = tuple[Op, ...]
-
-
-class Unconfirmed(Failure):
-    """An op is done (75), but who is to act on it has not said so within the host's patience."""
 
 
 class LinkOp(ABC):

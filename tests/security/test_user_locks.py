@@ -22,10 +22,9 @@ from pyqemu_ifup import nat_network
 from pyqemu_ifup.attach import attach
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.holder import Holder
-from pyqemu_ifup.host import Host
+from pyqemu_ifup.host import Host, Runnable
 from pyqemu_ifup.kinds.linux import JoinBridge
 from pyqemu_ifup.lock import lock_file, open_lock
-from pyqemu_ifup.ops import Op
 from pyqemu_ifup.task import Task, finish, pause, step
 
 LONG = 60.0
@@ -43,7 +42,7 @@ def keep_it(netns: Namespace, port: Port) -> None:
     """Do a user's up, which gets as far as the bridge and no further before its time is up."""
     real = Host.run
 
-    async def run(self: Host, op: Op) -> None:
+    async def run(self: Host, op: Runnable) -> None:
         while isinstance(op, JoinBridge):
             self.deadline.check("a user's up stands still")
             await pause(0.01)

@@ -47,9 +47,14 @@ class AddPort:
     protected: bool
     external_ids: tuple[tuple[str, str], ...]
 
+    @property
+    def columns(self) -> tuple[str, int | None, tuple[int, ...]]:
+        """Its vlan_mode, tag and trunks."""
+        return vlan_columns(self.vlan)
+
     def commands(self) -> tuple[Command, ...]:
         """Return what ovs-vsctl(8) is told."""
-        mode, tag, trunks = vlan_columns(self.vlan)
+        mode, tag, trunks = self.columns
         columns = [f"vlan_mode={mode}"]
         if tag is not None:
             columns.append(f"tag={tag}")
