@@ -39,6 +39,7 @@ BROAD_ALLOWED = {
     ("ifup/pyqemu_ifup/manners.py", "run_hook"): "the door of the hooks: a bug is 70, told once",
     ("ifup/pyqemu_ifup/task.py", "finish"): "what breaks a wait off is the task's to undo",
     ("ifd/pyqemu_ifd/closer.py", "Closer._apart"): "who waits raises it, in its own thread",
+    ("ifd/pyqemu_ifd/snapshot.py", "Observer._run"): "likewise",
     ("ifd/pyqemu_ifd/main.py", "main"): "the door of the agent, likewise",
     ("ifd/pyqemu_ifd/bridge_helper.py", "main"): "the door of QEMU's bridge helper, likewise",
     ("ifd/pyqemu_ifd/server.py", "Server._advance"): "a bug in one request ends no other",

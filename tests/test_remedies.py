@@ -321,7 +321,6 @@ IN_WORDS = {
     "see ovs-vsctl show": SHOWS,
     "ovs-vsctl init has not been run": "no remedy: it says what is not so",
     "see pyqemu-ifd.socket: ListenSequentialPacket=": SHOWS,
-    "raise fs.inotify.max_user_instances and max_user_watches (sysctl)": KERNEL,
     "let the agent make it: start QEMU by {} --nic {}, or with our pyqemu-bridge-helper, by its "
     "whole path, as helper= and br={} in place of ifname= and script=; it needs no right of its "
     "own then": START,

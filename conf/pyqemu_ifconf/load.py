@@ -60,8 +60,7 @@ def load_host_policy(environ: Mapping[str, str], etc: str = ETC) -> Policy:
         return load_policy([named])
     main_file = os.path.join(etc, MAIN_FILE)
     folder = os.path.join(etc, DROP_INS)
-    names = [n for n in list_trusted(folder) or [] if n.endswith(".yaml") and n[0] != "."]
-    files = [os.path.join(folder, name) for name in names]
+    files = [os.path.join(folder, name) for name in list_trusted(folder) or [] if is_drop_in(name)]
     sources = _read_sources(files, folders=True)
     data = read_trusted(main_file, SIZE_MAX + 1)
     if data is not None:
@@ -74,6 +73,11 @@ def load_host_policy(environ: Mapping[str, str], etc: str = ETC) -> Policy:
             "write one; the sample policy.yaml shows how",
         )
     return parse_policy(sources)
+
+
+def is_drop_in(name: str) -> bool:
+    """Tell whether a file of this name in the folder of drop-ins is a part of the policy."""
+    return name.endswith(".yaml") and not name.startswith(".")
 
 
 def find_place(environ: Mapping[str, str], etc: str = ETC) -> str:

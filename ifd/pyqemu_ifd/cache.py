@@ -1,8 +1,11 @@
-"""The policy as the agent keeps it: read once, and again when its files change (inotify(7))."""
+"""The policy cache: the policy is read once, and again when its files have changed.
+
+Whether they have is looked at before each request and each of the agent's own tasks, and now and
+then where there are none.
+"""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import gc
 import os
@@ -10,74 +13,119 @@ import pickle
 import resource
 import select
 import signal
-import struct
 import syslog
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.load import DROP_INS, ETC, MAIN_FILE, load_host_policy, load_policy
+from pyqemu_ifconf.load import ETC, load_host_policy, load_policy
 from pyqemu_ifconf.policy import Policy
-from pyqemu_ifconf.trust import LINKS_MAX, steps
+from pyqemu_ifd.snapshot import Observer, Snapshot, take_snapshot
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.forked import fork_with
 from pyqemu_ifup.manners import log
+from pyqemu_ifup.task import pause
 
-IN_CHANGES = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
-"""IN_MODIFY, ATTRIB, CLOSE_WRITE, MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF, MOVE_SELF."""
-IN_Q_OVERFLOW, IN_IGNORED = 0x4000, 0x8000
-IN_NONBLOCK, IN_CLOEXEC = 0x800, 0x80000
-EVENT = struct.Struct("iIII")
 SETTLE = 0.05
-"""Seconds for an editor to finish what it does to a file."""
+"""Seconds for an editor to finish what it does to a file: nothing has changed for so long."""
+SETTLE_MAX = 1.0
+"""Seconds after the first change in which a policy that goes on changing is not read."""
+EVERY = 1.0
+"""Seconds without a request after which the files are looked at."""
 SMALL = 8192
 """Bytes of a policy that is read at once: no hook notices."""
 READER_SECONDS = 60
 """Seconds of processor time that the reader of a larger one may take."""
+MUTE = Failure(
+    Status.TRY_AGAIN,
+    "cannot look whether the policy has changed",
+    "its files do not answer",
+    "see whether the file server that they are on does",
+)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Files that are not as they were read: what they are like, and since when, as was seen."""
+
+    found: Snapshot
+    since: float
+    first: float
+    """When they were first seen to change; both in seconds of time.monotonic()."""
+
+    def is_settled(self) -> bool:
+        """Tell whether nothing has changed for long enough, or all too much has."""
+        now = time.monotonic()
+        if now >= self.since + SETTLE or now >= self.first + SETTLE_MAX:
+            return True
+        # NOTE: a clock that is ahead of ours, as a file server's may be, does not tell.
+        return time.time_ns() - self.found.changed >= SETTLE * 1e9
 
 
 class PolicyCache:
     """The last good policy, of `file` or of the folder `etc`.
 
-    A broken edit keeps the last good one in force; `failure` is what is wrong with it. Raises
-    Failure (71) where the kernel gives no means of watching files.
+    A broken edit keeps the last good one in force; `failure` is what is wrong with it.
     """
 
     def __init__(self, file: str | None, etc: str = ETC) -> None:
         self.file = file
         self.etc = etc
         self.policy: Policy | None = None
-        self.failure: Failure | None = None
         self.loaded = 0.0
         """When the policy in force was read, in seconds of time.time()."""
+        self.reads = 0
+        """How often the files have been read since the start."""
+        self._failure: Failure | None = None
+        self._observer = Observer(file, etc)
+        self._is_mute = False
+        """Whether the files do not let themselves be looked at."""
+        self._looked = time.monotonic()
+        """When they were looked at last."""
+        self._is_asked = False
+        """Whether to read them whatever they are like."""
         self._reader: tuple[int, int] | None = None
         """The process that reads the policy, and the pipe from it."""
         self._told: list[bytes] = []
         """What the reader has told so far."""
-        self._again = False
-        """Whether the policy has changed since the reader began."""
-        self._watched: dict[int, frozenset[str] | None] = {}
-        """For each watch the names that count in its folder, None where each does."""
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._inotify: int = self._libc.inotify_init1(IN_NONBLOCK | IN_CLOEXEC)
-        if self._inotify < 0:
-            raise _no_watch("inotify_init1(2)")
         self._poll = select.epoll()
-        self._poll.register(self._inotify, select.EPOLLIN)
-        self._watch_all()
+        # NOTE: looked at first, so that a change while they are read is seen afterwards.
+        change = _Change(take_snapshot(file, etc), self._looked, self._looked)
+        is_settled = change.is_settled()
         self._put(self._read())
+        self._known = change.found if is_settled else None
+        """What the files were like when they were read; None: that was while they changed."""
+        self._change = None if is_settled else change
+        """The change that is still to be read."""
+        self._reading = change
+        """The change that is being read, or was last."""
 
     def fileno(self) -> int:
-        """Return what turns readable when there is something to `drain`, or to `take`."""
+        """Return what turns readable when there is something to `take`."""
         return self._poll.fileno()
 
     def close(self) -> None:
-        """Stop watching, and reading."""
+        """Stop looking, and reading."""
         if self._reader is not None:
             os.kill(self._reader[0], signal.SIGKILL)
             self._end_reader(self._reader)
+        self._observer.close()
         self._poll.close()
-        os.close(self._inotify)
+
+    @property
+    def failure(self) -> Failure | None:
+        """What is wrong with the files as they are now."""
+        return MUTE if self._is_mute else self._failure
+
+    @property
+    def due(self) -> float | None:
+        """When to `look` though nobody asks, in seconds of time.monotonic(); None: `take` first."""
+        if self._reader is not None:
+            return None
+        if self._change is not None and not self._is_mute:
+            return self._change.since + SETTLE
+        return self._looked + EVERY
 
     def get(self) -> Policy:
         """Return the policy in force. Raises Failure where there has never been a good one."""
@@ -86,37 +134,60 @@ class PolicyCache:
             raise self.failure
         return self.policy
 
-    def load(self) -> bool:
-        """Read the policy again, and say in syslog what came of it; tell whether that is done.
+    async def current(self, deadline: Deadline) -> Policy:
+        """Return the same once files that change just now have been read.
 
-        A larger one is read by a process of its own, and taken in by `take` later: meanwhile the
-        one before stays in force, and no hook waits.
+        Nobody waits for a larger policy: the one before stays in force until it has been read.
+        Raises Failure, also 75.
         """
-        if self._reader is not None:
-            self._again = True
-            return False
-        # NOTE: watched first, so that a change while it is read is not missed.
-        try:
-            self._watch_all()
-        except Failure as failure:
-            self._put(failure)
-            return True
-        if self._size() <= SMALL or not self._start_reader():
-            self._put(self._read())
-            return True
-        return False
+        end = time.monotonic() + 2 * SETTLE
+        while self._change is not None and time.monotonic() < end:
+            deadline.check("the policy is being changed")
+            await pause(SETTLE)
+        return self.get()
 
-    def take(self) -> bool:
-        """Take in what the reader has told, if anything; tell whether it has ended."""
+    def reload(self) -> None:
+        """Read the policy whether it has changed or not, and say in syslog what comes of it."""
+        self._is_asked = True
+        self.look()
+
+    def look(self) -> None:
+        """Look whether the files have changed; where they have, and are at rest, read them.
+
+        And say in syslog what comes of it. A larger policy is read by a process of its own, and
+        taken in by `take` later: meanwhile the one before stays in force, and no hook waits.
+        """
+        now = self._looked = time.monotonic()
+        if self._reader is not None:
+            return
+        change = self._change
+        found = self._observe(self._known if change is None else change.found)
+        if found is None:
+            return
+        if found == self._known and not self._is_asked:
+            self._change = None
+            return
+        if change is None or found != change.found:
+            change = _Change(found, now, now if change is None else change.first)
+        self._change = change
+        if not change.is_settled():
+            return
+        self._is_asked = False
+        self._change, self._reading = None, change
+        if found.size <= SMALL or not self._start_reader():
+            self._end(self._read())
+
+    def take(self) -> None:
+        """Take in what the reader has told, if anything."""
         if self._reader is None:
-            return False
+            return
         try:
             data = os.read(self._reader[1], 1 << 20)
         except BlockingIOError:
-            return False
+            return
         if data:
             self._told.append(data)
-            return False
+            return
         self._end_reader(self._reader)
         told, self._told = b"".join(self._told), []
         found: Policy | Failure = Failure(
@@ -128,26 +199,31 @@ class PolicyCache:
         if told:
             policy, given = load_told(told)
             found = policy if policy is not None else Failure(*given)
+        self._end(found)
+
+    def _observe(self, known: Snapshot | None) -> Snapshot | None:
+        """Return what the files are like now, None where they cannot be looked at."""
+        found = self._observer.look(known)
+        if (found is None) != self._is_mute:
+            self._is_mute = found is None
+            if self._is_mute:
+                log(syslog.LOG_ERR, f"policy: {MUTE}{self._kept()}")
+            else:
+                log(syslog.LOG_INFO, "policy: its files can be looked at again")
+        return found
+
+    def _end(self, found: Policy | Failure) -> None:
+        """Take in what was read, unless the files have changed meanwhile: then it is read again."""
+        change = self._reading
+        after = self._observe(change.found)
+        now = time.monotonic()
+        if after is not None and after != change.found and now < change.first + SETTLE_MAX:
+            # NOTE: half of it may be from before, and half from after.
+            self._change = _Change(after, now, change.first)
+            return
+        self._known = change.found
+        self.reads += 1
         self._put(found)
-        if self._again:
-            self._again = False
-            self.load()
-        return True
-
-    def _size(self) -> int:
-        """Return how many bytes the policy has, as far as that can be told."""
-        return sum(map(_size_of, self._files()))
-
-    def _files(self) -> list[str]:
-        """Return what the policy may be made of, as far as that can be told."""
-        if self.file is not None:
-            return [self.file]
-        folder = os.path.join(self.etc, DROP_INS)
-        try:
-            names = os.listdir(folder)
-        except OSError:
-            names = []
-        return [os.path.join(self.etc, MAIN_FILE), *(os.path.join(folder, name) for name in names)]
 
     def _read(self) -> Policy | Failure:
         try:
@@ -204,15 +280,14 @@ class PolicyCache:
 
     def _put(self, found: Policy | Failure) -> None:
         """Put what was read in force, where it is a policy, and say in syslog what came of it."""
-        before = self.failure
+        before = self._failure
         if isinstance(found, Failure):
-            self.failure = found
+            self._failure = found
             if str(found) != str(before):
-                kept = "; the last good policy stays in force" if self.policy else ""
-                log(syslog.LOG_ERR, f"policy: {found}{kept}")
+                log(syslog.LOG_ERR, f"policy: {found}{self._kept()}")
             return
         policy = found
-        self.failure = None
+        self._failure = None
         if policy != self.policy or before is not None:
             self.policy = policy
             self.loaded = time.time()
@@ -221,91 +296,8 @@ class PolicyCache:
                 f"policy: {len(policy.networks)} networks, {len(policy.rules)} rules in force",
             )
 
-    def drain(self) -> bool:
-        """Take in what inotify has told; tell whether the policy must be read again."""
-        changed = False
-        while True:
-            try:
-                data = os.read(self._inotify, 65536)
-            except BlockingIOError:
-                return changed
-            at = 0
-            while at < len(data):
-                watch, mask, _, length = EVENT.unpack_from(data, at)
-                name = data[at + EVENT.size : at + EVENT.size + length].rstrip(b"\0")
-                at += EVENT.size + length
-                if mask & IN_IGNORED:
-                    self._watched.pop(watch, None)
-                    continue
-                only = self._watched.get(watch)
-                changed = changed or only is None or os.fsdecode(name) in only
-
-    def _folders(self) -> list[tuple[str, str | None]]:
-        """Return the folders to watch, and of each one name that counts, None for all.
-
-        A folder that is not there yet is seen to come in the nearest one that is; a symbolic link
-        is seen to lead elsewhere.
-        """
-        if self.file is not None:
-            folders = [os.path.dirname(os.path.abspath(self.file))]
-        else:
-            folders = [self.etc, os.path.join(self.etc, DROP_INS)]
-        found: list[tuple[str, str | None]] = [(folder, None) for folder in folders]
-        folder = folders[0]
-        while not os.path.isdir(folder):
-            folder, name = os.path.split(folder)
-            found.append((folder, name))
-        parent, name = os.path.split(folder)
-        if name:
-            found.append((parent, name))
-        for path in (*self._files(), *folders):
-            found += _beyond_links(path)
-        return found
-
-    def _watch_all(self) -> None:
-        watched: dict[int, frozenset[str] | None] = {}
-        for folder, only in self._folders():
-            watch = self._watch(folder)
-            names = watched.get(watch, frozenset())
-            if watch >= 0:
-                watched[watch] = None if only is None or names is None else names | {only}
-        for watch in self._watched.keys() - watched.keys():
-            self._libc.inotify_rm_watch(self._inotify, watch)
-        self._watched = watched
-
-    def _watch(self, folder: str) -> int:
-        """Watch `folder` and return the number of that, -1 where there is no such folder."""
-        # NOTE: one that is watched already keeps its number, by whatever path it is come to.
-        watch: int = self._libc.inotify_add_watch(self._inotify, os.fsencode(folder), IN_CHANGES)
-        if watch < 0:
-            code = ctypes.get_errno()
-            if code not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
-                raise _no_watch(f"inotify_add_watch(2) of {folder}")
-        return watch
-
-
-def _beyond_links(path: str) -> Iterator[tuple[str, str]]:
-    """Yield each folder and the name in it that decide where `path` leads, from its first link on.
-
-    Nothing without a symbolic link.
-    """
-    here, links = "/", 0
-    names = steps(os.path.abspath(path))[1:]
-    while names and links <= LINKS_MAX:
-        name = names.pop(0)
-        at = os.path.normpath(os.path.join(here, name))
-        try:
-            target = os.readlink(at)
-        except OSError:
-            # No link, or it is told of when the policy is read.
-            target = ""
-        links += bool(target)
-        if links:
-            yield here, name
-        if target:
-            names[:0] = steps(target)
-        else:
-            here = at
+    def _kept(self) -> str:
+        return "; the last good policy stays in force" if self.policy else ""
 
 
 def load_told(told: bytes) -> Any:
@@ -315,21 +307,3 @@ def load_told(told: bytes) -> Any:
         return pickle.loads(told)
     finally:
         gc.enable()
-
-
-def _size_of(file: str) -> int:
-    try:
-        return os.stat(file).st_size
-    except OSError:
-        # It is read all the same, and told of then.
-        return 0
-
-
-def _no_watch(what: str) -> Failure:
-    why = os.strerror(ctypes.get_errno())
-    return Failure(
-        Status.REFUSED,
-        "cannot watch the policy",
-        f"{what}: {why}",
-        "raise fs.inotify.max_user_instances and max_user_watches (sysctl)",
-    )

@@ -355,7 +355,7 @@ class Reconciler:
 
     async def _bringing_back(self, host: Host) -> None:
         assert host.tap is not None
-        policy = self.cache.get()
+        policy = await self.cache.current(host.deadline)
         with host.until(host.deadline.allowing(policy.timeout)):
             await self._bringing_back_by(host, host.tap, policy)
 

@@ -134,7 +134,7 @@ async def _up(tap: str, network: str, debug: str, place: Place | None, context: 
         await pause(0.0)
         deadline = context.begin(deadline)
         await ticket.acquire(deadline)
-        policy = context.cache.get()
+        policy = await context.cache.current(deadline)
         asked = find_asked(policy, parent, uid)
         user = (await context.users.find(asked, deadline)) if asked is not None else None
         link = kernel.look_up(tap) if uid is not None else None
@@ -193,7 +193,7 @@ async def _tap(fields: tuple[str, ...], context: Context) -> None:
     deadline = context.begin(deadline)
     user = await context.users.find(peer.uid, deadline)
     deadline.check()
-    policy = context.cache.get()
+    policy = await context.cache.current(deadline)
     new = make_tap(context.pool.kernel, policy, user, process.pid, wish)
     context.name(new.name)
     # NOTE: it has its name alone, so that it waits for nobody; others may have to wait for it.

@@ -27,7 +27,7 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB
 from pyqemu_ifconf.shell import readable
 from pyqemu_ifd import wire
-from pyqemu_ifd.cache import SETTLE, PolicyCache
+from pyqemu_ifd.cache import PolicyCache
 from pyqemu_ifd.closer import PROD, Closer
 from pyqemu_ifd.connection import Connection
 from pyqemu_ifd.keyed_lock import KeyedLock
@@ -134,11 +134,15 @@ class Server:
         self._poll = select.epoll()
         self._listen_due: float | None = None
         self._databases_due: float | None = None
-        self._reload_due: float | None = None
         self._reload_asked = False
-        """Whether a signal asks for it: no matter what is about to be set meanwhile."""
+        """Whether a signal asks for it."""
         self._look_asked = False
         """Whether to look at every tap when the policy has been read, though it is the same."""
+        self._policy = cache.policy
+        self._reads = cache.reads
+        """What the policy was when it was heeded last, and how often it had been read."""
+        self._has_looked = False
+        """Whether the policy's files have been looked at in this turn."""
         self._look_due = 0.0
 
     def run(self, notify: Callable[[str], None], watchdog: float | None) -> None:
@@ -217,17 +221,14 @@ class Server:
     def _turn(self, wakeup: int, beat: float | None) -> None:
         """Wait for the next thing to happen, and deal with it."""
         changed = self._wait(beat)
-        comes = loaded = False
-        policy = self.cache.policy
+        comes = self._has_looked = False
         for descriptor, events in self._poll.poll(0):
             if descriptor == self.listener.fileno():
                 comes = True
             elif descriptor == wakeup:
                 os.read(wakeup, 4096)
             elif descriptor == self.cache.fileno():
-                if self.cache.drain() and self._reload_due is None:
-                    self._reload_due = time.monotonic() + SETTLE
-                loaded = self.cache.take()
+                self.cache.take()
             elif self.events is not None and descriptor == self.events.fileno():
                 assert self.reconciler is not None
                 self.reconciler.take(self.events.read())
@@ -245,16 +246,12 @@ class Server:
         if self._listen_due is not None and now >= self._listen_due:
             self._listen_due = None
             self._poll.register(self.listener, select.EPOLLIN)
-        if self._reload_asked or (self._reload_due is not None and now >= self._reload_due):
-            self._look_asked |= self._reload_asked
-            self._reload_asked, self._reload_due = False, None
-            loaded = self.cache.load() or loaded
-        if loaded and (self._look_asked or self.cache.policy is not policy):
-            self._look_asked = False
-            # NOTE: who was left lost, for it was denied, may be allowed by now. Any file beside the
-            # policy's has it read again, our own log's among them.
-            self._look_at_everything()
-            self._look_due = 0.0
+        if self._reload_asked:
+            self._reload_asked, self._look_asked = False, True
+            self.cache.reload()
+        elif self.cache.due is not None and now >= self.cache.due:
+            self._look_at_policy()
+        changed = self._heed_policy() or changed
         if now >= self._look_due:
             self._look_for_databases()
         while (first := next(iter(self._silent), None)) and now - first.since >= SILENCE:
@@ -266,6 +263,25 @@ class Server:
         if self.reconciler is not None and not self.stopping:
             self._reconcile(self.reconciler)
         self._work(changed)
+
+    def _look_at_policy(self) -> None:
+        """Look whether the policy has changed, once in a turn."""
+        if not self._has_looked:
+            self._has_looked = True
+            self.cache.look()
+
+    def _heed_policy(self) -> bool:
+        """Do what a policy that has been read calls for; tell whether one has."""
+        if self.cache.reads == self._reads:
+            return False
+        before, self._policy, self._reads = self._policy, self.cache.policy, self.cache.reads
+        if self._look_asked or self._policy is not before:
+            self._look_asked = False
+            # NOTE: who was left lost, for it was denied, may be allowed by now. A file beside the
+            # policy's may have had it read again, and that is no news.
+            self._look_at_everything()
+            self._look_due = 0.0
+        return True
 
     def _look_at_everything(self) -> None:
         if self.reconciler is not None:
@@ -281,6 +297,8 @@ class Server:
             self.report.fault(line)
             log(syslog.LOG_ERR, line)
             reconciler.later()
+        if self._chores:
+            self._look_at_policy()
         room = CHORES_MAX - sum(job.connection is None for job in self.jobs)
         for tap in [*self._chores][: max(0, room)]:
             self.jobs[Job(tap, self._chores.pop(tap)())] = None
@@ -295,7 +313,7 @@ class Server:
             interest.due,
             beat,
             self._listen_due,
-            self._reload_due,
+            self.cache.due if self.cache.reads == self._reads else 0.0,
             self._look_due,
             None if self.stopping or self.reconciler is None else self.reconciler.due,
             self.closer.due,
@@ -482,6 +500,7 @@ class Server:
         self, connection: Connection, request: wire.Request, place: wire.Place | None
     ) -> bool:
         """Begin what a client asks for; tell whether it is work. Raises Elsewhere."""
+        self._look_at_policy()
         if request.verb == "agent":
             answer = self.report.as_object(
                 self.cache, self.pool, len(self.connections), whole=connection.peer.uid == 0
