@@ -18,8 +18,10 @@ from pathlib import Path
 from lab.hooks import SOURCE_ROOTS, Hooks
 from lab.needs import lack
 from lab.netns import Namespace
+from pyqemu_ifctl.command_line import Parser, build_parser
 from pyqemu_ifctl.completion import bash, describe, zsh
-from pyqemu_ifctl.parser import PROGRAM, Parser, build_parser
+from pyqemu_ifctl.main import VERBS
+from pyqemu_ifctl.program import PROGRAM
 
 PATIENCE = 60.0
 """Seconds that a shell may take to answer."""
@@ -86,7 +88,7 @@ def verbs_of(parser: Parser) -> dict[str, set[str]]:
 
 
 def test_bash_offers_every_verb_and_every_option(tmp_path: Path) -> None:
-    verbs = verbs_of(build_parser())
+    verbs = verbs_of(build_parser(VERBS))
     lines = [(PROGRAM, ""), (PROGRAM, "ex"), *((PROGRAM, verb, "--") for verb in verbs)]
     top, ex, *options = ask_bash(generated("bash"), tmp_path, lines)
     assert top == {*verbs, "--help", "--version"}
@@ -249,7 +251,7 @@ def told(terminal: int, *words: str) -> str:
 
 
 def test_zsh_offers_every_verb_and_every_option(tmp_path: Path) -> None:
-    verbs = verbs_of(build_parser())
+    verbs = verbs_of(build_parser(VERBS))
     with interactive_zsh(tmp_path, generated("zsh")) as terminal:
         told(terminal, "ready")
         os.write(terminal, b"pyqemu-ifctl \t")

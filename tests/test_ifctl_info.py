@@ -23,10 +23,11 @@ from lab.public import NOBODY, as_user, publish
 from lab.qemu import Qemu
 from lab.taps import frame, holds, mac
 from lab.versions import VERSIONS, qemu_of
-from pyqemu_ifctl.qemu.cards import Card, Side, _card_lines, _entry
+from pyqemu_ifctl.qemu.cards import Card, Side
 from pyqemu_ifctl.qemu.qmp import Address, nic_of, read_network
 from pyqemu_ifctl.qemu.running import is_qemu, monitors_of
 from pyqemu_ifctl.taps import Row
+from pyqemu_ifctl.verbs.info import _card_lines, _entry
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Counters

@@ -9,13 +9,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from lab import answers
 from lab.hooks import SOURCE_ROOTS, Hooks
-from pyqemu_ifctl.parser import build_parser
+from pyqemu_ifctl import main
+from pyqemu_ifctl.answer import Answer
+from pyqemu_ifctl.command_line import build_parser
+from pyqemu_ifctl.verbs import Verb
 
 VERBS = ("check", "explain", "status", "gc", "agent", "decode", "version")
 
@@ -168,6 +172,40 @@ def test_no_verb_imports_what_it_does_not_need(
     assert done.stdout.strip() == loaded
 
 
+HEAVY = """
+import sys
+sys.path[:0] = {roots!r}
+from pyqemu_ifctl import main
+from pyqemu_ifctl.command_line import build_parser
+build_parser(main.VERBS)
+heavy = {{"pyroute2", "ovs", "qemu.qmp", "yaml", "asyncio"}}
+print(len([name for name in sys.modules if name.startswith("pyqemu_ifctl.verbs.")]),
+      *sorted(heavy & sys.modules.keys()))
+"""
+
+
+def test_the_options_of_no_verb_import_what_is_heavy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", HEAVY.format(roots=SOURCE_ROOTS)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.strip() == str(len(main.VERBS))
+
+
+@pytest.mark.parametrize("verb", main.VERBS, ids=lambda verb: verb.name)
+def test_each_verb_has_its_options_and_its_run(verb: Verb) -> None:
+    module = verb.load()
+    assert module.__name__ == f"pyqemu_ifctl.verbs.{verb.name}"
+    assert get_type_hints(module.add_arguments) == {
+        "parser": argparse.ArgumentParser,
+        "return": type(None),
+    }
+    assert get_type_hints(module.run) == {"args": argparse.Namespace, "return": Answer}
+
+
 BUG = """
 import sys
 sys.path[:0] = {roots!r}
@@ -195,7 +233,7 @@ def test_a_bug_is_70_and_one_line() -> None:
 
 
 def test_each_verb_that_prints_json_has_its_schema() -> None:
-    parser = build_parser()
+    parser = build_parser(main.VERBS)
     (verbs,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
     printing = {name for name, verb in verbs.choices.items() if "--json" in verb.format_help()}
     schema = json.loads(answers.SCHEMA.read_text())

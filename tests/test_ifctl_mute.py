@@ -30,7 +30,9 @@ from pyqemu_ifup import holders
 HANG = """
 import ctypes, sys, time
 sys.path[:0] = {roots!r}
-from pyqemu_ifctl import bounded, taps
+from pyqemu_ifctl import bounded
+bounded.ALL = {seconds}
+from pyqemu_ifctl import taps
 from pyqemu_ifctl.doctor import scene
 from pyqemu_ifup.manners import waiting_for
 
@@ -51,7 +53,6 @@ def compute(*_arguments):
     while True:
         pass
 
-bounded.ALL = {seconds}
 {part}
 from pyqemu_ifctl.main import main
 raise SystemExit(main())

@@ -25,7 +25,8 @@ from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Deny, Leave, Policy, Port, Position, Vlan
 from pyqemu_ifctl import answer
 from pyqemu_ifctl.answer import width
-from pyqemu_ifctl.taps import Row, State, System, as_list, as_object, as_table, rows, wanted
+from pyqemu_ifctl.taps import Row, State, System, rows, wanted
+from pyqemu_ifctl.verbs.status import as_list, as_object, as_table
 from pyqemu_ifup.caller import process_start
 from pyqemu_ifup.guest import Unsaid
 from pyqemu_ifup.kinds.base import Difference

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 from lab.needs import lack
+from pyqemu_ifctl import main
+from pyqemu_ifctl.command_line import build_parser
 from pyqemu_ifctl.completion import Verb, describe
-from pyqemu_ifctl.parser import build_parser
 from test_house import ROOT
 from test_install import PROGRAMS
 
 PAGES = sorted(path for section in "58" for path in ROOT.glob(f"*/*.{section}"))
 IFCTL = ROOT / "ifctl" / "pyqemu-ifctl.8"
-VERBS = describe(build_parser())
+VERBS = describe(build_parser(main.VERBS))
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

@@ -18,6 +18,7 @@ from pyqemu_ifconf.policy import Attach, Caller, Policy, Vlan, choose, decide
 from pyqemu_ifctl.place import Hooks, find_hooks
 from pyqemu_ifctl.qemu.arguments import (
     by_hooks,
+    find_macs,
     find_vm,
     legacy,
     legacy_on_netdevs,
@@ -28,7 +29,6 @@ from pyqemu_ifctl.qemu.arguments import (
     tap_by_descriptors,
 )
 from pyqemu_ifctl.qemu.binary import check_arguments, find_qemu, models_of
-from pyqemu_ifctl.verbs.args import find_macs
 from pyqemu_ifup import own_mac
 
 HOOKS = Hooks("/opt/a,b/pyqemu-ifup", "/opt/a,b/pyqemu-ifdown")

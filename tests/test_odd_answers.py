@@ -22,6 +22,7 @@ from pyqemu_ifctl.qemu import cards
 from pyqemu_ifctl.qemu.qmp import GuestNic, _Nonsense, ask_nics, nic_of, read_network
 from pyqemu_ifctl.qemu.running import Guest
 from pyqemu_ifctl.taps import Row
+from pyqemu_ifctl.verbs import info
 from pyqemu_ifup.flows import parse_flow
 from pyqemu_ifup.links import (
     IFINFOMSG,
@@ -144,7 +145,7 @@ def _show(nics: list[GuestNic]) -> None:
     told = cards.Told(tuple(nics), "/q")
     view = cards.view_of(guest, told, sides, Failure(Status.NO_POLICY, "none"))
     views = cards._with_twins([view])
-    assert cards.as_text(views).isprintable() is False and cards.as_object(views).isascii()
+    assert info.as_text(views).isprintable() is False and info.as_object(views).isascii()
 
 
 WORDS = st.lists(st.sampled_from((

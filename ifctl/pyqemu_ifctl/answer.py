@@ -7,15 +7,18 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Status
 from pyqemu_ifconf.policy import Vlan
 from pyqemu_ifconf.shell import shown
+from pyqemu_ifctl.program import PROGRAM
 from pyqemu_ifup.look import ranges
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser
+
     from pyqemu_ifup.kinds.base import Difference
 
 COLUMNS = 80
@@ -26,6 +29,8 @@ LEAST = 5
 CUT = "~"
 """The last character of a cell that was cut."""
 JSON_VERSION = 1
+TIMEOUT = 10.0
+"""Seconds that a verb may take which looks at the switches."""
 FOUND = 1
 """The exit status of `doctor` that has found an error, and of --exit-code if something differs."""
 _UNPRINTED = re.compile("[^\n -~]")
@@ -43,6 +48,15 @@ class Answer:
     status: int = Status.DONE
     remarks: tuple[str, ...] = ()
 
+    def by_name(self) -> Answer:
+        """Return the same with the program's name before each remark."""
+        return replace(self, remarks=tuple(map(by_name, self.remarks)))
+
+
+def by_name(text: str) -> str:
+    """Return a line for standard error, with the program's name before it."""
+    return f"{PROGRAM}: {shown(text)}"
+
 
 @dataclass(frozen=True)
 class Table:
@@ -50,6 +64,11 @@ class Table:
 
     lines: tuple[str, ...]
     cut: frozenset[int]
+
+
+def add_json(parser: ArgumentParser) -> None:
+    """Give a verb the option by which it prints JSON."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def to_json(values: Mapping[str, object]) -> str:

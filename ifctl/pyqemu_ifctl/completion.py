@@ -10,8 +10,10 @@ import argparse
 import sys
 from dataclasses import dataclass
 
+from pyqemu_ifctl.command_line import build_parser
 from pyqemu_ifctl.doctor.checks import CHECKS
-from pyqemu_ifctl.parser import PROGRAM, build_parser
+from pyqemu_ifctl.main import VERBS
+from pyqemu_ifctl.program import PROGRAM
 
 TAPS, FILES, GUESTS, NETWORKS, NOTHING = "taps", "files", "vms", "networks", ""
 KINDS = {"TAP": TAPS, "FILE": FILES, "VM": GUESTS, "NET": NETWORKS, "NETWORK[,...]": NETWORKS}
@@ -291,7 +293,7 @@ def _plain(text: str) -> str:
 
 def main() -> int:
     """Print the completion for the shell that the one argument names."""
-    verbs = describe(build_parser())
+    verbs = describe(build_parser(VERBS))
     print({"bash": bash, "zsh": zsh}[sys.argv[1]](PROGRAM, verbs), end="")
     return 0
 

@@ -1,16 +1,15 @@
-"""pyqemu-ifctl explain: which rule decides for a tap, what it would get, and by which commands."""
+"""Which rule decides for a tap, what it would get, and by which commands."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
-from pyqemu_ifconf.failure import Failure, Forbidden, Status
+from pyqemu_ifconf.failure import Failure, Forbidden
 from pyqemu_ifconf.made.nat import show_service
 from pyqemu_ifconf.policy import (
     DEFAULT_OVSDB,
-    MATCH_KEYS,
     Attach,
     Caller,
     Decision,
@@ -23,9 +22,9 @@ from pyqemu_ifconf.policy import (
     decide,
     port_on,
 )
-from pyqemu_ifconf.shell import Command, output, piped, quote, readable, sh, shown
+from pyqemu_ifconf.shell import Command, output, piped, quote, sh
 from pyqemu_ifconf.vms import show_from
-from pyqemu_ifctl.answer import Answer, json_vlan, to_json
+from pyqemu_ifctl.answer import json_vlan
 from pyqemu_ifctl.databases import addresses, find_policy, look_for_unmet, open_each
 from pyqemu_ifup import kinds
 from pyqemu_ifup.access import ROOT, User, find_user, is_root_made
@@ -104,13 +103,11 @@ def explain(
     environ: Mapping[str, str],
     deadline: Deadline,
     tell: Callable[[str], None],
-    *,
-    as_json: bool,
-) -> Answer:
-    """Explain what this host's policy says of `caller`; touches nothing.
+) -> Explanation:
+    """Return what this host's policy says of `caller`, and what that takes; touches nothing.
 
-    `network`: as the program called pyqemu-ifup@NETWORK. A tap that is denied ends with 77. What
-    JSON has no key for goes to standard error. Raises Failure where the policy cannot be had.
+    `network`: as the program called pyqemu-ifup@NETWORK. Raises Failure where the policy cannot be
+    had.
     """
     policy = find_policy(environ)
     user = _unprivileged(caller.user)
@@ -123,15 +120,10 @@ def explain(
         decision: Decision = Attach(port_on(policy, network, caller.tap), None)
     else:
         decision = decide(policy, caller)
-    show = as_object if as_json else as_text
     if isinstance(decision, Deny):
-        remark = f"{readable(caller.tap)}: {_verdict(decision)}"
-        return Answer(
-            show(Explanation(caller, decision)), Status.DENIED, (remark,) if as_json else ()
-        )
+        return Explanation(caller, decision)
     if isinstance(decision, Leave):
-        explanation = _explain_leave(caller, decision, policy, deadline, tell)
-        return Answer(show(explanation), remarks=explanation.notes if as_json else ())
+        return _explain_leave(caller, decision, policy, deadline, tell)
     view = look(decision.port, policy, deadline, tell)
     view = replace(view, uid=user.uid if user is not None else ROOT)
     explanation = explain_port(caller, decision, view)
@@ -141,7 +133,7 @@ def explain(
         except Failure as failure:
             notes = (*explanation.notes, _would_fail(failure))
             explanation = replace(explanation, notes=notes)
-    return Answer(show(explanation), remarks=explanation.notes if as_json else ())
+    return explanation
 
 
 def _explain_leave(
@@ -447,90 +439,3 @@ def _wanted_mtu(port: Port, seen: Seen) -> Wanted:
     if seen.bridge is not None:
         return Wanted("mtu", seen.bridge.mtu, f"{seen.bridge.mtu}: that of {quote(port.bridge)}")
     return Wanted("mtu", None, f"that of {quote(port.bridge)}")
-
-
-def _unknown(decision: Decision, caller: Caller) -> tuple[str, ...]:
-    """Return which options give what earlier rules looked at and nobody gave."""
-    asked = {key for passed in decision.passed_over for key in passed.rule.match}
-    missing = [key for key in MATCH_KEYS if key in asked and getattr(caller, key) is None]
-    if not missing:
-        return ()
-    options = ", ".join(f"--{key}" for key in missing)
-    return (f"what is unknown matches nothing; the guest's own can be given: {options}",)
-
-
-def as_object(explanation: Explanation) -> str:
-    """Return the explanation as JSON; with both forms, a comment stands before each."""
-    decision = explanation.decision
-    attach = isinstance(decision, Attach)
-    words = {Attach: "attach", Deny: "deny", Leave: "leave"}
-    lines: list[str] = []
-    for form in explanation.forms:
-        if len(explanation.forms) > 1 or form.cannot:
-            lines.append(f"# {_title(form, decision)}")
-        lines += form.commands
-    return to_json(
-        {
-            "tap": explanation.caller.tap,
-            "decision": words[type(decision)],
-            "rule": str(decision.rule.position) if decision.rule is not None else None,
-            "passed_over": [
-                {"rule": str(passed.rule.position), "because": passed.because}
-                for passed in decision.passed_over
-            ],
-            "port": {each.setting: each.value for each in explanation.wanted} if attach else None,
-            "commands": lines,
-        }
-    )
-
-
-def as_text(explanation: Explanation) -> str:
-    """Return the explanation for a person."""
-    decision = explanation.decision
-    lines = [f"{readable(explanation.caller.tap)}: {_verdict(decision)}"]
-    if decision.passed_over:
-        lines += ["", "rules passed over:"]
-        lines += [f"  {passed.rule.position}: {passed.because}" for passed in decision.passed_over]
-    if explanation.wanted:
-        lines += ["", "wanted:"]
-        lines += [f"  {each.setting:<12}  {each.words}" for each in explanation.wanted]
-    for form in explanation.forms:
-        lines += ["", f"{_title(form, decision)}:"]
-        lines += _indented(form.commands)
-    notes = [*explanation.notes, *_unknown(decision, explanation.caller)]
-    if notes:
-        lines += ["", *(f"note: {note}" for note in notes)]
-    return "\n".join(map(shown, lines)) + "\n"
-
-
-def _indented(commands: Iterable[Command]) -> Iterator[str]:
-    """Yield the commands as a person sees them; what a command reads stands as it is read."""
-    is_read = False
-    for command in commands:
-        yield command if is_read else f"  {command}"
-        is_read = command.endswith("<<'END'") or (is_read and command != "END")
-
-
-def _verdict(decision: Decision) -> str:
-    if isinstance(decision, Deny):
-        if decision.rule is None:
-            return "denied: no rule of the policy matches; add one"
-        return f"denied by {decision.rule.position}: {decision.because}"
-    if isinstance(decision, Leave):
-        return f"left as it is by {decision.rule.position}"
-    port = decision.port
-    if decision.rule is None:
-        return (
-            f"attached to network {quote(port.network)} by the name of "
-            f"{quote(f'pyqemu-ifup@{port.network}')}"
-        )
-    return f"attached to network {quote(port.network)} by {decision.rule.position}"
-
-
-def _title(form: Form, decision: Decision) -> str:
-    if isinstance(decision, Leave):
-        return "commands, which take away what carries an old mark of ours"
-    bridge = decision.port.bridge if isinstance(decision, Attach) else ""
-    if form.cannot:
-        return f"cannot be on {form.title}: {form.cannot}"
-    return f"commands, {quote(bridge)} being {form.title}"

@@ -1,4 +1,4 @@
-"""pyqemu-ifctl apply: put the policy of now in force on the taps of the guests that run."""
+"""Puts the policy of now in force on the taps of the guests that run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from typing import Literal
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Caller, Policy, Port
-from pyqemu_ifconf.shell import Command, ifctl, readable, shown
-from pyqemu_ifctl.answer import FOUND, Answer, count, json_differences, to_json, wrap
+from pyqemu_ifconf.shell import Command, ifctl, readable
 from pyqemu_ifctl.bounded import attempt, within
-from pyqemu_ifctl.databases import addresses, find_policy, open_each
+from pyqemu_ifctl.databases import addresses, open_each
 from pyqemu_ifctl.qemu.running import guest_of, is_here, is_qemu, leads_to, runs_qemu, tap_of
 from pyqemu_ifctl.rights import cut_command
 from pyqemu_ifctl.taps import natural, stamp_of
@@ -25,17 +24,8 @@ from pyqemu_ifup.access import ROOT, check_given, find_user, is_root_made, may_s
 from pyqemu_ifup.attach import success_line
 from pyqemu_ifup.caller import command_line, find_hook, find_hook_at_work, real_uid
 from pyqemu_ifup.change import Change, change, find_change
-from pyqemu_ifup.deadline import GRACE, Deadline
-from pyqemu_ifup.guest import (
-    Patience,
-    Unsaid,
-    find_asked,
-    find_marked,
-    find_otherwise,
-    find_port,
-    find_user_said,
-    tell_otherwise,
-)
+from pyqemu_ifup.deadline import GRACE
+from pyqemu_ifup.guest import Unsaid, find_asked, find_marked, find_port, find_user_said
 from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host
@@ -61,18 +51,6 @@ SETTLE = 2.0
 Result = Literal[
     "changed", "would change", "unchanged", "left", "denied", "cut", "would cut", "failed"
 ]
-FINE: tuple[Result, ...] = ("left", "cut", "would cut")
-"""What a tap that did not get what the policy wants may have come to, and all is well."""
-SEVERITY = (
-    Status.DENIED,
-    Status.TRY_AGAIN,
-    Status.UNAVAILABLE,
-    Status.REFUSED,
-    Status.POLICY_INVALID,
-    Status.NO_POLICY,
-    Status.UNSAFE,
-)
-"""The statuses that a tap can fail with, from the least grave to the worst."""
 
 
 @dataclass(frozen=True)
@@ -116,46 +94,6 @@ class Outcome:
     commands: tuple[Command, ...] = ()
     failure: Failure | None = None
     untold: str | None = None
-
-
-def apply(
-    taps: Sequence[str],
-    environ: Mapping[str, str],
-    deadline: Deadline,
-    *,
-    dry_run: bool,
-    as_json: bool,
-    cut: bool = False,
-    exit_code: bool = False,
-) -> Answer:
-    """Put this host's policy in force on the taps of running guests, on `taps` alone where given.
-
-    `cut`: the link of one of ours that the policy denies by now is taken down. One tap's failure
-    does not keep the others from it. `exit_code`: the status is 1 where a dry run tells of
-    something that it would change. Raises Failure where the policy, or the links, cannot be had.
-    """
-    policy = find_policy(environ)
-    with Host(None, deadline, narrator("pyqemu-ifctl", None)) as host:
-        outcomes, remarks = apply_policy(host, policy, taps, dry_run=dry_run, cut=cut)
-    failures = [each for each in outcomes if each.failure is not None and each.result not in FINE]
-    remarks += [f"{readable(each.guest.tap)}: {each.failure}" for each in outcomes if each.failure]
-    patience = Patience()
-    for tap, stamp in ((each.guest.tap, each.guest.stamp) for each in outcomes):
-        others = find_otherwise(tap, stamp, patience) if stamp is not None else ()
-        other = tell_otherwise(stamp, others) if stamp is not None else ""
-        remarks += [f"{readable(tap)}: {other}"] if other else []
-    status: int = max(
-        (each.failure.status for each in failures if each.failure is not None),
-        key=lambda status: SEVERITY.index(status) if status in SEVERITY else len(SEVERITY),
-        default=Status.DONE,
-    )
-    if deadline.interrupted() is not None:
-        remarks.append(f"stopped: {deadline.interrupted()}; what was done stays done")
-        status = Status.TRY_AGAIN if status == Status.DONE else status
-    if exit_code and status == Status.DONE:
-        status = FOUND if any(each.result.startswith("would") for each in outcomes) else status
-    out = as_object(outcomes) if as_json else as_text(outcomes)
-    return Answer(out, status, tuple(remarks))
 
 
 def apply_policy(
@@ -638,81 +576,3 @@ def _left(guest: Guest, port: Port) -> Failure:
         f"is about it",
         f"attach it: {ifctl('apply', guest.tap)}",
     )
-
-
-def as_object(outcomes: Iterable[Outcome]) -> str:
-    """Return the outcomes as JSON."""
-    return to_json(
-        {
-            "taps": [
-                {
-                    "tap": each.guest.tap,
-                    "vm": each.vm,
-                    "pid": each.guest.pid,
-                    "network": each.port.network if each.port is not None else None,
-                    "rule": str(each.port.position) if each.port is not None else None,
-                    "result": each.result,
-                    "differences": json_differences(each.differences),
-                    "link_down": each.moves,
-                    "guest_told": None if each.untold is None else not each.untold,
-                    "commands": list(each.commands),
-                    "because": str(each.failure) if each.failure is not None else None,
-                }
-                for each in outcomes
-            ]
-        }
-    )
-
-
-def as_text(outcomes: Sequence[Outcome]) -> str:
-    """Return for a person what differs on each tap, and how many of them there are."""
-    lines = []
-    for each in outcomes:
-        if each.differences:
-            lines += _diff(each)
-    for result, words in (
-        ("changed", "changed"),
-        ("would change", "would be changed"),
-        ("failed", "not changed"),
-        ("denied", "denied"),
-        ("cut", "cut off"),
-        ("would cut", "would be cut off"),
-        ("left", "left alone"),
-        ("unchanged", "as the policy says"),
-    ):
-        number = sum(each.result == result for each in outcomes)
-        if number:
-            lines.append(f"{count(number, 'tap')} {words}")
-    return "".join(f"{line}\n" for line in lines or ["no taps of running guests"])
-
-
-def _diff(outcome: Outcome) -> list[str]:
-    """Return what differs on one tap, as diff(1) would say it, and what that takes."""
-    guest, port = outcome.guest, outcome.port
-    assert port is not None  # something differs from it
-    who = [f"vm {readable(outcome.vm)}"] if outcome.vm else []
-    who += [f"pid {guest.pid}"] if guest.pid is not None else []
-    tap = readable(guest.tap)
-    lines = [f"{tap} ({', '.join(who)}): {port.position}" if who else tap]
-    width = max(len(each.setting) for each in outcome.differences)
-    for each in outcome.differences:
-        lines.append(f"  - {each.setting:<{width}}  {each.found}")
-        lines.append(f"  + {each.setting:<{width}}  {each.wanted}")
-        lines += [f"    because: {each.because}"] if each.because else []
-    steps: list[str] = []
-    if outcome.result == "would change":
-        lines += ["  its link would go down and up"] if outcome.moves else []
-        # NOTE: a command is not wrapped, so that it can be copied.
-        steps = [shown(f"  $ {command}") for command in outcome.commands]
-    elif outcome.result == "failed":
-        lines.append("  not done: it is what it was")
-    elif outcome.moves:
-        told_guest = ""
-        if outcome.untold is not None:
-            told_guest = (
-                f"; the guest was not told: {outcome.untold}"
-                if outcome.untold
-                else (", the guest's too")
-            )
-        lines.append(f"  its link has gone down and up{told_guest}")
-    return [*(line for each in lines for line in wrap(shown(each), "      ")), *steps, ""]

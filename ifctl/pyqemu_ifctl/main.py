@@ -1,6 +1,7 @@
-"""pyqemu-ifctl VERB: the operator's program, from its first moment to its last.
+"""pyqemu-ifctl VERB: the operator's program, from its first moment to its last, and its verbs.
 
-It imports next to nothing before it heeds signals: `args` has something to say to them.
+It imports next to nothing before it heeds signals: `args` has something to say to them. The module
+of a verb is loaded here alone, once it is known to be the one.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ import errno
 import os
 import signal
 import sys
+from importlib import import_module
+
+from pyqemu_ifctl.program import PROGRAM, put
+from pyqemu_ifctl.verbs import Verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     # NOTE: typing alone takes as long to load as all the rest here.
-    from typing import NoReturn, TextIO
+    from typing import NoReturn
 
     from pyqemu_ifctl.answer import Answer
 
@@ -25,6 +30,77 @@ NOTE: without a word about the network, QEMU starts with its user mode.
 ARGS = "args"
 NEAR = 3
 """Letters of `args` that a verb has which is meant to be that."""
+
+
+VERBS: tuple[Verb, ...] = (
+    Verb(
+        "check",
+        lambda: import_module("pyqemu_ifctl.verbs.check"),
+        "Check the policy: ok, or every error with its place.",
+    ),
+    Verb(
+        "explain",
+        lambda: import_module("pyqemu_ifctl.verbs.explain"),
+        "Tell which rule decides for a tap, what it would get, and the equal commands.",
+    ),
+    Verb(
+        "status",
+        lambda: import_module("pyqemu_ifctl.verbs.status"),
+        "Show every tap of this host and what is ours of it.",
+    ),
+    Verb(
+        "apply",
+        lambda: import_module("pyqemu_ifctl.verbs.apply"),
+        "Put the policy in force on the taps of running guests.",
+    ),
+    Verb(
+        "gc",
+        lambda: import_module("pyqemu_ifctl.verbs.gc"),
+        "Remove what is ours and whose tap is gone.",
+    ),
+    Verb(
+        "agent",
+        lambda: import_module("pyqemu_ifctl.verbs.agent"),
+        "Show how the agents are: their requests, their policy, their last error.",
+    ),
+    Verb(
+        "decode",
+        lambda: import_module("pyqemu_ifctl.verbs.decode"),
+        "Say in words the status that QEMU prints when a script has failed.",
+    ),
+    Verb(
+        "args",
+        lambda: import_module("pyqemu_ifctl.verbs.args"),
+        "Print the arguments that give QEMU the NICs of a guest of the policy's.",
+    ),
+    Verb(
+        "info",
+        lambda: import_module("pyqemu_ifctl.verbs.info"),
+        "Show the NICs of running guests, as QEMU and as this host have them.",
+    ),
+    Verb(
+        "doctor",
+        lambda: import_module("pyqemu_ifctl.verbs.doctor"),
+        "Look for what is wrong with this host, and tell what mends it.",
+    ),
+    Verb(
+        "models",
+        lambda: import_module("pyqemu_ifctl.verbs.models"),
+        "List the NIC models that a QEMU has.",
+    ),
+    Verb(
+        "run",
+        lambda: import_module("pyqemu_ifctl.verbs.run"),
+        "Open taps through the agent and start a QEMU that has them.",
+    ),
+    Verb("version", lambda: import_module("pyqemu_ifctl.verbs.version"), "Print the version."),
+    Verb(
+        "names",
+        lambda: import_module("pyqemu_ifctl.verbs.names"),
+        "Print the names of the policy, for a shell.",
+        listed=False,
+    ),
+)
 
 
 def main() -> int:
@@ -43,15 +119,15 @@ def main() -> int:
         # NOTE: too few descriptors or too little memory (ulimit) to load what there is.
         if for_qemu:
             put(sys.stdout, f"{NO_ARGUMENTS}\n")
-        put(sys.stderr, f"pyqemu-ifctl: cannot start: {error or 'out of memory'}\n")
+        put(sys.stderr, f"{PROGRAM}: cannot start: {error or 'out of memory'}\n")
         return os.EX_OSERR
 
 
 def _run(words: list[str], *, for_qemu: bool) -> int:
     """Run a verb and print what it answers; return its exit status. Raises OSError."""
-    from pyqemu_ifctl.parser import answer_or_failure, cannot_write
+    from pyqemu_ifctl.command_line import answer_or_failure, cannot_write
 
-    answer: Answer = answer_or_failure(words)
+    answer: Answer = answer_or_failure(words, VERBS)
     out = answer.out
     misused = answer.status == os.EX_USAGE and ARGS in words and words[0] != ARGS
     if answer.status and (for_qemu or misused):
@@ -95,16 +171,6 @@ def _fill_standard_descriptors() -> None:
     while null <= 2:
         null = os.dup(null)
     os.close(null)
-
-
-def put(stream: TextIO | None, text: str) -> None:
-    """Write `text` at once; a stream that was closed before we began has no reader."""
-    if stream is None or not text:
-        return
-    data = text.encode(stream.encoding or "utf-8", "backslashreplace")
-    descriptor = stream.fileno()
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 if __name__ == "__main__":

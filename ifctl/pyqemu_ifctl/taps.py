@@ -1,4 +1,4 @@
-"""pyqemu-ifctl status: every tap of this host, and what is ours of it."""
+"""The taps of this host: one look at it, and at the policy, and what they make of each tap."""
 
 from __future__ import annotations
 
@@ -20,31 +20,13 @@ from pyqemu_ifconf.policy import (
     policy_asks,
     port_on,
 )
-from pyqemu_ifconf.shell import ifctl, quote, readable, shown
-from pyqemu_ifctl.answer import (
-    FOUND,
-    Answer,
-    Table,
-    json_differences,
-    json_vlan,
-    lay_out,
-    to_json,
-    wrap,
-)
+from pyqemu_ifconf.shell import ifctl, quote, readable
+from pyqemu_ifctl.agents import remark
 from pyqemu_ifctl.bounded import ALL, Parts
-from pyqemu_ifctl.databases import (
-    addresses,
-    in_patience,
-    open_each,
-    take_policy,
-    take_sights,
-    worst,
-)
+from pyqemu_ifctl.databases import addresses, in_patience, open_each, take_policy, take_sights
 from pyqemu_ifctl.rights import find_lost
-from pyqemu_ifctl.verbs.agent import remark
 from pyqemu_ifup import kinds
 from pyqemu_ifup.caller import PID_MAX, login_of, read_number
-from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.guest import (
     Other,
     Patience,
@@ -59,7 +41,7 @@ from pyqemu_ifup.guest import (
 from pyqemu_ifup.host import Host, filters
 from pyqemu_ifup.kinds.base import Difference
 from pyqemu_ifup.kinds.openvswitch import vlan_of_columns
-from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, has_networks, show_vlan, vlan_of_vids
+from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, has_networks, vlan_of_vids
 from pyqemu_ifup.on_port import NOTHING, Sights, find_sitting
 from pyqemu_ifup.plan import differences
 from pyqemu_ifup.stamp import KEY_NETWORK, KEY_VM_NAME, KEY_VM_PID, Here, Stamp, find_here, is_alive
@@ -91,7 +73,7 @@ class System:
 
 @dataclass(frozen=True)
 class Row:
-    """One tap as `status` shows it. What is unknown is None, `differences` as a whole too.
+    """One tap. What is unknown is None, `differences` as a whole too.
 
     `otherwise` is what its process says of itself by now and its mark does not, None where there is
     no mark, no process, or no time. `because` tells a person more about the state.
@@ -130,50 +112,6 @@ class View:
     remarks: tuple[str, ...]
     failures: tuple[Failure, ...]
     unknown: tuple[Failure, ...]
-
-
-def status(
-    tap: str | None,
-    environ: Mapping[str, str],
-    deadline: Deadline,
-    tell: Callable[[str], None],
-    *,
-    as_json: bool,
-    graph: str | None = None,
-    exit_code: bool = False,
-) -> Answer:
-    """Show every tap, or all there is to `tap`; raises Failure (69) where that is no tap.
-
-    With `exit_code` the status is 1 where one of them differs or is stale, and not 0 where that
-    cannot be told.
-    `graph` is `dot` or `svg` for a picture. Neither a policy that cannot be had nor a database
-    that fails keeps the rest from being shown.
-    """
-    with Host(tap if graph is None else None, deadline, tell) as host:
-        view = find_view(host, tap, environ)
-    if tap is not None and not view.rows and not view.failures:
-        raise Failure(
-            Status.UNAVAILABLE,
-            f"no tap of this network namespace, and nothing of ours, is called {quote(tap)}",
-            "",
-            "pyqemu-ifctl status lists them all",
-        )
-    if graph is not None:
-        from pyqemu_ifctl.graph import as_dot, as_svg
-
-        out = as_dot(view.rows, view.system)
-        out = as_svg(out, deadline.remaining()) if graph == "svg" else out
-    else:
-        out = as_shown(view.rows, tap, as_json=as_json)
-    return Answer(out, _status(view, exit_code), view.remarks)
-
-
-def _status(view: View, exit_code: bool) -> int:
-    status = worst(view.failures)
-    if exit_code and status == Status.DONE:
-        differs = any(row.state in ("differs", "stale") for row in view.rows)
-        return FOUND if differs else worst(view.unknown)
-    return status
 
 
 def find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
@@ -261,13 +199,6 @@ def _with_tables(
         for row in found
     ]
     return rows, unread
-
-
-def as_shown(found: list[Row], tap: str | None, *, as_json: bool) -> str:
-    """Return the rows as they are printed: all of them, or those of `tap` at length."""
-    if as_json:
-        return as_object(found)
-    return as_table(found) if tap is None else "\n".join(map(as_list, found))
 
 
 def look(host: Host, policy: Policy | Failure, parts: Parts) -> tuple[System, dict[str, Failure]]:
@@ -552,94 +483,3 @@ def _port_row(port: OvsPort, state: State, because: str) -> Row:
         because=because,
     )
     return _with_port(row, port)
-
-
-def as_object(found: list[Row]) -> str:
-    """Return the rows as JSON."""
-    return to_json(
-        {
-            "taps": [
-                {
-                    "tap": row.tap,
-                    "ifindex": row.ifindex,
-                    "kind": row.kind,
-                    "bridge": row.bridge,
-                    "network": row.network,
-                    "mtu": row.mtu,
-                    "mac": row.mac,
-                    "vlan": json_vlan(row.vlan),
-                    "isolated": row.isolated,
-                    "vm": row.vm,
-                    "pid": row.pid,
-                    "state": row.state,
-                    "differences": json_differences(row.differences),
-                    "otherwise": None
-                    if row.otherwise is None
-                    else [
-                        {"setting": each.setting, "mark": each.mark, "says": each.says}
-                        for each in row.otherwise
-                    ],
-                }
-                for row in found
-            ]
-        }
-    )
-
-
-HEADS = ("TAP", "STATE", "BRIDGE", "NETWORK", "VLAN", "MTU", "PID", "VM")
-LONG = (3, 4, 7)
-"""The columns that may be cut: NETWORK, VLAN, VM."""
-
-
-def as_table(found: list[Row]) -> str:
-    """Return the rows as a table, and below it what does not fit there, tap by tap."""
-    if not found:
-        return "no taps\n"
-    table: Table = lay_out(HEADS, [_cells(row) for row in found], LONG)
-    lines = list(table.lines)
-    details = []
-    for number, row in enumerate(found):
-        said = [str(each) for each in row.differences or ()]
-        said += [row.because] if row.because else []
-        if number in table.cut:
-            cells = _cells(row)
-            said += [
-                f"{HEADS[at]} {cells[at] if HEADS[at] == 'VLAN' else readable(cells[at])}"
-                for at in LONG
-                if cells[at] != "-"
-            ]
-        if said:
-            details += wrap(shown(f"{readable(row.tap)}: {'; '.join(said)}"))
-    return "\n".join([*lines, *([""] if details else []), *details]) + "\n"
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    vlan = show_vlan(row.vlan).removeprefix("none") or "-"
-    cells = (row.tap, row.state or "?", row.bridge, row.network, vlan, row.mtu, row.pid, row.vm)
-    return tuple("-" if cell is None else str(cell) for cell in cells)
-
-
-def as_list(row: Row) -> str:
-    """Return all that is known of one row, a line for each."""
-    pairs: list[tuple[str, object]] = [
-        ("tap", row.tap),
-        ("state", row.state or "not known"),
-        ("ifindex", row.ifindex),
-        ("kind", row.kind),
-        ("bridge", row.bridge),
-        ("network", row.network),
-        ("mtu", row.mtu),
-        ("mac", row.mac),
-        ("vlan", show_vlan(row.vlan).removeprefix("none") or None),
-        ("isolated", None if row.isolated is None else str(row.isolated).lower()),
-        ("vm", row.vm),
-        ("pid", row.pid),
-    ]
-    lines = [f"{name:<11}  {'-' if value is None else value}" for name, value in pairs]
-    if row.differences is None:
-        lines.append("differences  not known")
-    for each in row.differences or ():
-        lines.append(f"differences  {each.sides}")
-        lines += [f"  because    {each.because}"] if each.because else []
-    lines += [f"because      {row.because}"] if row.because else []
-    return "\n".join(line for each in lines for line in wrap(shown(each), " " * 13)) + "\n"

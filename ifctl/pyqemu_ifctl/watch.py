@@ -1,13 +1,11 @@
-"""pyqemu-ifctl status --watch: the state of the taps, shown again whenever it changes."""
+"""The taps of this host again and again, whenever something changes."""
 
 from __future__ import annotations
 
-import errno
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 
-from pyqemu_ifconf.shell import quote
-from pyqemu_ifctl.taps import as_shown, find_view
+from pyqemu_ifctl.taps import View, find_view
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.links import LinkEvents
@@ -19,68 +17,29 @@ QUIET, PATIENCE = 0.05, 0.5
 AGAIN = 2.0
 """Seconds after which a database that does not answer is tried again."""
 FOREVER = 3600.0
-CLEAR = "\x1b[H\x1b[2J"
-"""Home, and erase the screen (ECMA-48)."""
 
 
-def watch_status(
-    tap: str | None,
-    environ: Mapping[str, str],
-    deadline: Deadline,
-    tell: Callable[[str], None],
-    show: Callable[[str], None],
-    complain: Callable[[str], None],
-    *,
-    as_json: bool,
-    redraw: bool,
-) -> None:
-    """Show every tap, or `tap`, and again after each change, until it is interrupted.
+def each_view(
+    tap: str | None, environ: Mapping[str, str], deadline: Deadline, tell: Callable[[str], None]
+) -> Generator[View, None, None]:
+    """Yield what there is to be shown of every tap, or of `tap`, now and after each change.
 
-    It is the kernel and the databases that tell of a change. `redraw` puts each in the place of
-    the one before, as on a terminal; else one follows the other, with an empty line between. Ends
-    too where nobody reads any more. Raises Failure where the links cannot be had.
+    It is the kernel and the databases that tell of a change. Ends where it is interrupted. Raises
+    Failure where the links cannot be had.
     """
     events = LinkEvents()
     try:
         with Host(None, deadline, tell) as host:
-            _go_on(host, events, tap, environ, show, complain, as_json=as_json, redraw=redraw)
-    except OSError as error:
-        if error.errno != errno.EPIPE:
-            raise
+            while deadline.interrupted() is None:
+                moment = _moment(host)
+                with host.until(deadline.child(LOOK)):
+                    view = find_view(host, tap, environ)
+                if deadline.interrupted() is not None:
+                    return
+                yield view
+                _wait_for_change(host, events, moment, AGAIN if view.failures else FOREVER)
     finally:
         events.close()
-
-
-def _go_on(
-    host: Host,
-    events: LinkEvents,
-    tap: str | None,
-    environ: Mapping[str, str],
-    show: Callable[[str], None],
-    complain: Callable[[str], None],
-    *,
-    as_json: bool,
-    redraw: bool,
-) -> None:
-    deadline = host.deadline
-    before: str | None = None
-    said: tuple[str, ...] = ()
-    while deadline.interrupted() is None:
-        moment = _moment(host)
-        with host.until(deadline.child(LOOK)):
-            view = find_view(host, tap, environ)
-        if deadline.interrupted() is not None:
-            return
-        text = as_shown(view.rows, tap, as_json=as_json) or f"no tap is called {quote(tap or '')}\n"
-        if text != before:
-            show(f"{CLEAR}{text}" if redraw else text if before is None else f"\n{text}")
-            before = text
-        if view.remarks != said:
-            for line in view.remarks:
-                complain(line)
-            said = view.remarks
-        limit = AGAIN if view.failures else FOREVER
-        _wait_for_change(host, events, moment, limit)
 
 
 def _moment(host: Host) -> dict[str, object]:

@@ -35,10 +35,11 @@ from pyqemu_ifctl.answer import wrap
 from pyqemu_ifctl.bounded import within
 from pyqemu_ifctl.doctor.scene import find_daemons
 from pyqemu_ifctl.in_force import _guest
-from pyqemu_ifctl.qemu.cards import ask_each, info
+from pyqemu_ifctl.qemu.cards import ask_each
 from pyqemu_ifctl.qemu.qmp import ask_nics
 from pyqemu_ifctl.qemu.running import find_guests
 from pyqemu_ifctl.taps import natural
+from pyqemu_ifctl.verbs.info import info
 from pyqemu_ifd.thin import may_change_links
 from pyqemu_ifup.caller import find_hook_at_work, process_start, read_status, real_uid
 from pyqemu_ifup.deadline import Deadline

@@ -46,13 +46,13 @@ from pyqemu_ifctl.in_force import Guest as Applied
 from pyqemu_ifctl.in_force import _denied, _left, _unmarked
 from pyqemu_ifctl.qemu.cards import Side, Told, view_of
 from pyqemu_ifctl.qemu.cards import _with_twins as with_twins
-from pyqemu_ifctl.qemu.cards import as_text as info_text
 from pyqemu_ifctl.qemu.command_nics import nics_of
 from pyqemu_ifctl.qemu.qmp import Backend, GuestNic
 from pyqemu_ifctl.qemu.running import Guest
 from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifctl.taps import Row
-from pyqemu_ifctl.verbs.args import args
+from pyqemu_ifctl.verbs.args import arguments
+from pyqemu_ifctl.verbs.info import as_text as info_text
 from pyqemu_ifd import thin
 from pyqemu_ifd.reconcile import Reconciler
 from pyqemu_ifdown.detach import leave_to_gc
@@ -464,10 +464,10 @@ def test_info_quotes_what_a_guest_says() -> None:
 WATCHED = {"sh", "vsctl", "ifctl", "nft_command", "write", "into", "edit"}
 """The functions of pyqemu_ifconf.shell by which others make a command of names."""
 NO_NAME = {
-    ("ifctl/pyqemu_ifctl/verbs/agent.py", "_connect"): "a unit of ours, one of two",
-    ("ifctl/pyqemu_ifctl/verbs/agent.py", "_mute"): "likewise",
-    ("ifctl/pyqemu_ifctl/verbs/agent.py", "_outdated"): "likewise",
-    ("ifctl/pyqemu_ifctl/verbs/agent.py", "_no_agent"): "likewise",
+    ("ifctl/pyqemu_ifctl/agents.py", "_connect"): "a unit of ours, one of two",
+    ("ifctl/pyqemu_ifctl/agents.py", "_mute"): "likewise",
+    ("ifctl/pyqemu_ifctl/agents.py", "outdated_line"): "likewise",
+    ("ifctl/pyqemu_ifctl/agents.py", "_no_agent"): "likewise",
     ("ifup/pyqemu_ifup/tap_client.py", "_connect"): "likewise",
     ("ifup/pyqemu_ifup/main.py", "by_the_agent"): "likewise",
     ("ifctl/pyqemu_ifctl/doctor/openvswitch.py", "start_ovs"): "a unit of the distribution's",
@@ -729,7 +729,7 @@ class Elsewhere:
         )
         before, sys.argv = sys.argv, [str(path.absolute() / "pyqemu-ifctl")]
         try:
-            args(
+            arguments(
                 "web",
                 {"PYQEMU_IFUP_POLICY": str(policy)},
                 qemu="",

@@ -8,15 +8,9 @@ from dataclasses import replace
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Network, Position, each_port
 from pyqemu_ifconf.shell import Command, all_of, edit, quote, sh, vsctl
-from pyqemu_ifctl.doctor.finding import (
-    Fault,
-    each_bridge,
-    fault_of,
-    kinds_of,
-    vids_wanted,
-    wanted_kind,
-)
+from pyqemu_ifctl.doctor.finding import Fault, each_bridge, fault_of, kinds_of, vids_wanted
 from pyqemu_ifctl.doctor.scene import Scene
+from pyqemu_ifctl.doctor.wanted import wanted_kind
 from pyqemu_ifup import kinds
 from pyqemu_ifup.kinds.linux import adding_bridge
 from pyqemu_ifup.look import FRESH, Link, OvsPort, Seen, spans

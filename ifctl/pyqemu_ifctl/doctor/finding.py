@@ -1,15 +1,15 @@
-"""What doctor's checks share: a fault, the commands that mend one, and what the policy wants."""
+"""What doctor's checks share: a fault, and what they ask of a Scene."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure
-from pyqemu_ifconf.policy import Kind, Network, Policy, Port, Position, Rule, Vlan, merge
+from pyqemu_ifconf.policy import Kind, Network, Policy, Port
 from pyqemu_ifconf.settings.vlan import VID_MAX
 from pyqemu_ifconf.shell import Command
 from pyqemu_ifctl.doctor.scene import Scene
+from pyqemu_ifctl.doctor.wanted import Wanted
 from pyqemu_ifup import kinds
 from pyqemu_ifup.look import Seen
 
@@ -32,39 +32,6 @@ def fault_of(failure: Failure, why: str) -> Fault:
     return Fault(what, why, None, failure.remedy)
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What one network, or one rule or NIC on it, wants of its bridge."""
-
-    network: Network
-    position: Position
-    vlan: Vlan | None
-    mtu: int | None
-
-
-def wants(policy: Policy | Failure) -> Iterator[Wanted]:
-    """Yield what each network, and each rule and NIC on one, wants."""
-    if isinstance(policy, Failure):
-        return
-    rules: list[tuple[Network, Position, Rule | None]] = [
-        (each, each.position, None) for each in policy.networks.values()
-    ]
-    rules += [
-        (policy.networks[rule.network], rule.position, rule)
-        for rule in policy.rules
-        if rule.network is not None
-    ]
-    for network, position, rule in rules:
-        settings = network.settings if rule is None else merge(network.settings, rule.settings)
-        vlan, mtu = settings.given.get("vlan"), settings.given.get("mtu")
-        yield Wanted(
-            network,
-            position,
-            vlan if isinstance(vlan, Vlan) else None,
-            mtu if isinstance(mtu, int) else None,
-        )
-
-
 def vids_wanted(scene: Scene, bridge: str) -> dict[int, Wanted]:
     """Return the VIDs that the policy wants on a bridge, each with the first that wants it."""
     found: dict[int, Wanted] = {}
@@ -77,14 +44,6 @@ def vids_wanted(scene: Scene, bridge: str) -> dict[int, Wanted]:
         for vid in (*native, *want.vlan.trunk):
             found.setdefault(vid, want)
     return found
-
-
-def wanted_kind(network: Network) -> str | None:
-    """Return what kind of bridge a network is to be on, None where that is looked up.
-
-    One with `nat` makes a Linux bridge.
-    """
-    return "linux" if network.nat is not None else network.kind
 
 
 def each_bridge(scene: Scene) -> list[Network]:

@@ -9,8 +9,9 @@ from typing import Literal
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Policy, is_left
 from pyqemu_ifconf.shell import Command, ifctl, quote, readable, sh, vsctl
-from pyqemu_ifctl.doctor.finding import Fault, each_bridge, wanted_kind
+from pyqemu_ifctl.doctor.finding import Fault, each_bridge
 from pyqemu_ifctl.doctor.scene import Daemon, Scene
+from pyqemu_ifctl.doctor.wanted import wanted_kind
 from pyqemu_ifup import kinds
 from pyqemu_ifup.look import OvsPort, OvsSwitch
 

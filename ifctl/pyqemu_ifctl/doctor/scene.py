@@ -30,6 +30,7 @@ from pyqemu_ifctl.databases import (
     take_policy,
     take_sights,
 )
+from pyqemu_ifctl.doctor.wanted import Wanted, wants
 from pyqemu_ifctl.place import Hooks, know_hooks
 from pyqemu_ifctl.qemu.command_nics import CommandNic, nics_of
 from pyqemu_ifctl.qemu.migration import States, find_away, find_states, may_be_away, may_join
@@ -61,7 +62,6 @@ from pyqemu_ifup.task import finish
 from pyqemu_ifup.tun import TUN, require_tun
 
 if TYPE_CHECKING:
-    from pyqemu_ifctl.doctor.finding import Wanted
     from pyqemu_ifctl.qemu.qmp import Joint
 
 DEFAULT_SCRIPTS = {"script": "/etc/qemu-ifup", "downscript": "/etc/qemu-ifdown"}
@@ -173,8 +173,6 @@ class Scene:
     @cached_property
     def wanted(self) -> dict[str, list[Wanted]]:
         """What the policy wants of each bridge."""
-        from pyqemu_ifctl.doctor.finding import wants
-
         found: dict[str, list[Wanted]] = {}
         for want in wants(self.policy):
             found.setdefault(want.network.bridge, []).append(want)

@@ -1,4 +1,6 @@
-"""From a guest's NICs, as the policy has them, to QEMU's own arguments: pure.
+"""From a guest's NICs, as the policy has them, to QEMU's own arguments.
+
+Only `find_macs` and `host_id` look at this host; all else is pure.
 
 QEMU's options: qemu-options.hx of QEMU, -netdev, -device and -net; a comma in a value is doubled
 (qemu(1)).
@@ -14,6 +16,7 @@ from pyqemu_ifconf.policy import Forward, Nic, Policy, UserMode, Vm, nic_port
 from pyqemu_ifconf.shell import quote, readable
 from pyqemu_ifconf.vms import is_virtio
 from pyqemu_ifctl.place import Hooks
+from pyqemu_ifup import own_mac
 
 MTU_OF_ETHERNET = 1500
 MAC_PREFIX = "52:54:00"
@@ -66,6 +69,29 @@ def macs_of(policy: Policy, host: str | None) -> Macs:
                     "give one of them another mac",
                 )
             found[vm.name, nic.id] = mac
+    return found
+
+
+def find_macs(policy: Policy, vm: Vm) -> Macs:
+    """Return the MACs of this host's NICs, those of the guest `vm` among them.
+
+    Raises Failure: 65 where two are alike, 71 where the host has no id to make one of.
+    """
+    macs = macs_of(policy, own_mac.find_host_id())
+    return macs if all((vm.name, nic.id) in macs for nic in vm.nics) else macs_of(policy, host_id())
+
+
+def host_id() -> str:
+    """Return what no other host is called. Raises Failure (71) where this one has no id."""
+    found = own_mac.find_host_id()
+    if found is None:
+        raise Failure(
+            Status.REFUSED,
+            "the host has no id to make MACs of",
+            f"no {own_mac.MACHINE_IDS[0]}",
+            "make one: systemd-machine-id-setup, or: dbus-uuidgen --ensure=/etc/machine-id; or "
+            "give each NIC of the guest a mac of its own",
+        )
     return found
 
 

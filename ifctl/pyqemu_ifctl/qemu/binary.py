@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import readable, shown
 
+DEFAULT_QEMU = "qemu-system-x86_64"
 SECONDS = 20.0
 """That a QEMU may take to say what it can do."""
 QUIT = b'{"execute": "qmp_capabilities"}\n{"execute": "quit"}\n'

@@ -1,4 +1,4 @@
-"""pyqemu-ifctl info: what a running guest and this host say of its NICs, side by side."""
+"""What a running guest and this host say of its NICs, side by side."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from functools import partial
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Nic, Policy
-from pyqemu_ifconf.shell import readable, shown
-from pyqemu_ifctl.answer import Answer, count, json_vlan, to_json, wrap
+from pyqemu_ifconf.shell import readable
+from pyqemu_ifctl.answer import count
 from pyqemu_ifctl.bounded import ALL, Parts, attempt
 from pyqemu_ifctl.databases import read_policy, worst
-from pyqemu_ifctl.qemu.arguments import macs_of
+from pyqemu_ifctl.qemu.arguments import host_id, macs_of
 from pyqemu_ifctl.qemu.migration import find_away, find_states, may_be_away
-from pyqemu_ifctl.qemu.qmp import Address, Backend, GuestNic, Joint, ask_nics, show
+from pyqemu_ifctl.qemu.qmp import Address, Backend, GuestNic, Joint, ask_nics
 from pyqemu_ifctl.qemu.running import (
     NO_MONITOR,
     Guest,
@@ -26,12 +26,11 @@ from pyqemu_ifctl.qemu.running import (
     tap_of,
 )
 from pyqemu_ifctl.taps import Row, System, look, rows, wanted
-from pyqemu_ifctl.verbs.args import host_id
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.holders import Holders, find_holders
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.hubs import NAMED_MAX, WHY, WHY_MIXED
-from pyqemu_ifup.look import Counters, show_vlan
+from pyqemu_ifup.look import Counters
 
 PATIENCE = 3.0
 """Seconds that one QEMU may take to answer, at all its sockets together."""
@@ -85,22 +84,29 @@ class Told:
     joints: tuple[Joint, ...] = ()
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What there is to be shown of the guests; `status` is not 0 where something is not known."""
+
+    views: list[View]
+    status: Status
+    remarks: tuple[str, ...]
+
+
 NO_TIME = Told(None, None, "there was no time to ask it", Status.TRY_AGAIN)
 
 
-def info(
+def find_views(
     vm: str | None,
     qmp: str | None,
     environ: Mapping[str, str],
     deadline: Deadline,
     tell: Callable[[str], None],
-    *,
-    as_json: bool,
-) -> Answer:
-    """Show the NICs of every running guest, or of the guest `vm`; `qmp` names its QMP socket.
+) -> Seen:
+    """Look at the NICs of every running guest, or of the guest `vm`; `qmp` names its QMP socket.
 
-    A QEMU that does not answer does not keep the rest from being shown. Raises Failure (69) where
-    no such guest runs.
+    A QEMU that does not answer does not keep the rest from being seen. Raises Failure (69) where no
+    such guest runs.
     """
     policy = read_policy(environ)
     holders = find_holders()
@@ -154,13 +160,12 @@ def info(
         remarks.insert(0, f"what is wanted is not known: {policy}")
     remarks += [f"not seen: {each}" for each in parts.missed]
     remarks += _hidden(holders, views, system)
-    out = as_object(views) if as_json else as_text(views)
     status = worst(failed.values())
     if status is Status.DONE:
         late = running.unread or parts.missed or NO_TIME in answers
         unread = Status.TRY_AGAIN if late else Status.DONE
         status = max((view.status for view in views if view.status in NO_ANSWER), default=unread)
-    return Answer(out, status, tuple(remarks))
+    return Seen(views, status, tuple(remarks))
 
 
 def ask_each(guests: Sequence[Guest], qmp: str | None, deadline: Deadline) -> list[Told]:
@@ -361,127 +366,9 @@ def _with_twins(views: list[View], away: Collection[int] = ()) -> list[View]:
 
 
 def _of(nic: GuestNic, guest: Guest) -> str:
-    return f"{readable(nic.name)} of {_name(guest)}"
+    return f"{readable(nic.name)} of {name_of(guest)}"
 
 
-def _name(guest: Guest) -> str:
+def name_of(guest: Guest) -> str:
+    """Return what a QEMU is called in a sentence: its guest's name, or its process."""
     return readable(guest.vm) if guest.vm is not None else f"process {guest.pid}"
-
-
-def as_text(views: list[View]) -> str:
-    """Return the guests for a person, in lines that fit the terminal."""
-    if not views:
-        return "no QEMU runs here\n"
-    lines: list[str] = []
-    for view in views:
-        lines += [""] if lines else []
-        where = f", QMP {readable(show(view.monitor))}" if view.monitor is not None else ""
-        lines.append(f"{_name(view.guest)}, pid {view.guest.pid}{where}")
-        lines += [f"  not known of its NICs: {view.missing}"] if view.missing else []
-        if not view.cards and not view.missing:
-            lines.append("  no NIC")
-        for card in view.cards:
-            lines += _card_lines(card)
-    return "".join(f"{each}\n" for line in lines for each in wrap(shown(line), "      "))
-
-
-def _card_lines(card: Card) -> list[str]:
-    nic = card.nic
-    lines = []
-    if nic is not None:
-        bus = f"{readable(nic.bus)} " if nic.bus is not None else ""
-        place = f" at {bus}{nic.addr}" if nic.addr is not None else ""
-        lines.append(f"  {readable(nic.name)}: {readable(nic.model)} {readable(nic.mac)}{place}")
-        lines += [f"    hub {nic.hub}"] if nic.hub is not None else []
-        lines += [f"    {_backend_words(each)}" for each in nic.backends]
-        if card.tap is None and nic.hub is None and any(e.type == "tap" for e in nic.backends):
-            lines.append("    which tap it is on is not known")
-    elif card.joint is not None:
-        lines.append(f"  hub {card.joint.hub}, without a NIC")
-        lines += [f"    {_backend_words(each)}" for each in card.joint.backends]
-    elif card.tap is not None:
-        lines.append(f"  tap {readable(card.tap)}")
-    if card.side is not None:
-        row = card.side.row
-        words = [f"on {readable(row.bridge)}" if row.bridge is not None else "on no bridge"]
-        words += [f"vlan {show_vlan(row.vlan)}"] if row.vlan is not None else []
-        words += [f"mtu {row.mtu}"]
-        words += [f"network {readable(row.network)}"] if row.network is not None else []
-        lines.append(f"    {readable(row.tap)} {', '.join(words)}")
-    if card.side is not None and card.side.counters is not None:
-        # NOTE: what the tap receives is what the guest has sent.
-        it = card.side.counters
-        lines.append(
-            f"    the guest received {_amount(it.tx_packets, it.tx_bytes, it.tx_dropped)}, "
-            f"sent {_amount(it.rx_packets, it.rx_bytes, it.rx_dropped)}"
-        )
-    return lines + [f"    ! {fault}" for fault in card.faults]
-
-
-def _backend_words(backend: Backend) -> str:
-    queues = f", {count(backend.queues, 'queue')}" if backend.queues > 1 else ""
-    words = f" ({readable(backend.words)})" if backend.type != "tap" and backend.words else ""
-    return f"netdev {readable(backend.id)}, {readable(backend.type)}{words}{queues}"
-
-
-def _amount(packets: int, size: int, dropped: int) -> str:
-    lost = f" ({dropped} dropped)" if dropped else ""
-    return f"{count(packets, 'packet')}, {size} bytes{lost}"
-
-
-def as_object(views: list[View]) -> str:
-    """Return the guests as JSON."""
-    return to_json(
-        {
-            "guests": [
-                {
-                    "vm": view.guest.vm,
-                    "pid": view.guest.pid,
-                    "qmp": show(view.monitor) if view.monitor is not None else None,
-                    "missing": view.missing or None,
-                    "nics": [_entry(card) for card in view.cards],
-                }
-                for view in views
-            ]
-        }
-    )
-
-
-def _entry(card: Card) -> dict[str, object]:
-    nic, side = card.nic, card.side
-    hub = nic or card.joint
-    host: dict[str, object] | None = None
-    if side is not None:
-        row, it = side.row, side.counters
-        host = {
-            "tap": row.tap,
-            "ifindex": row.ifindex,
-            "kind": row.kind,
-            "bridge": row.bridge,
-            "network": row.network,
-            "vlan": json_vlan(row.vlan),
-            "mtu": row.mtu,
-            "state": row.state,
-            "received": _counted(it.tx_packets, it.tx_bytes, it.tx_dropped) if it else None,
-            "sent": _counted(it.rx_packets, it.rx_bytes, it.rx_dropped) if it else None,
-        }
-    return {
-        "nic": nic.name if nic else None,
-        "model": nic.model if nic else None,
-        "mac": nic.mac if nic else None,
-        "bus": nic.bus if nic else None,
-        "addr": nic.addr if nic else None,
-        "host_mtu": nic.host_mtu if nic else None,
-        "hub": hub.hub if hub else None,
-        "backends": [
-            {"id": each.id, "type": each.type, "queues": each.queues}
-            for each in (hub.backends if hub else ())
-        ],
-        "tap": card.tap,
-        "host": host,
-        "faults": list(card.faults),
-    }
-
-
-def _counted(packets: int, size: int, dropped: int) -> dict[str, int]:
-    return {"packets": packets, "bytes": size, "dropped": dropped}

@@ -2,30 +2,57 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
 from collections.abc import Mapping
 
-from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.load import load_host_policy
-from pyqemu_ifconf.policy import Policy, Vm
 from pyqemu_ifconf.shell import sh
-from pyqemu_ifctl.answer import Answer, to_json
+from pyqemu_ifctl.answer import Answer, add_json, to_json
 from pyqemu_ifctl.place import find_hooks
 from pyqemu_ifctl.qemu.arguments import (
-    Macs,
     by_hooks,
+    find_macs,
     find_vm,
     legacy,
     legacy_on_netdevs,
-    macs_of,
     modern,
     on_hubs,
 )
-from pyqemu_ifctl.qemu.binary import check_arguments, find_qemu
-from pyqemu_ifup import own_mac
+from pyqemu_ifctl.qemu.binary import DEFAULT_QEMU, check_arguments, find_qemu
 
 
-def args(
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the verb its options and arguments."""
+    add_json(parser)
+    parser.add_argument("vm", metavar="VM")
+    parser.add_argument("--legacy", action="store_true", help="-net nic in place of -device")
+    parser.add_argument(
+        "--qemu",
+        metavar="PROGRAM",
+        default=DEFAULT_QEMU,
+        help=f"the QEMU that must take them ({DEFAULT_QEMU})",
+    )
+    parser.add_argument(
+        "--machine", metavar="TYPE", help="its -machine, where it is not the default"
+    )
+    parser.add_argument("--no-check", action="store_true", help="ask no QEMU whether it takes them")
+
+
+def run(args: argparse.Namespace) -> Answer:
+    """Print the arguments for a guest. Raises Failure."""
+    return arguments(
+        args.vm,
+        os.environ,
+        qemu=args.qemu,
+        machine=args.machine,
+        check=not args.no_check,
+        as_legacy=args.legacy,
+        as_json=args.json,
+    )
+
+
+def arguments(
     name: str,
     environ: Mapping[str, str],
     *,
@@ -39,6 +66,8 @@ def args(
 
     With `check`, the QEMU `qemu` must take them. Raises Failure.
     """
+    from pyqemu_ifconf.load import load_host_policy
+
     policy = load_host_policy(environ)
     vm = find_vm(policy, name)
     macs = find_macs(policy, vm)
@@ -51,26 +80,3 @@ def args(
     if as_json:
         return Answer(to_json({"vm": vm.name, "arguments": found}))
     return Answer(sh(*found) + "\n")
-
-
-def find_macs(policy: Policy, vm: Vm) -> Macs:
-    """Return the MACs of this host's NICs, those of the guest `vm` among them.
-
-    Raises Failure: 65 where two are alike, 71 where the host has no id to make one of.
-    """
-    macs = macs_of(policy, own_mac.find_host_id())
-    return macs if all((vm.name, nic.id) in macs for nic in vm.nics) else macs_of(policy, host_id())
-
-
-def host_id() -> str:
-    """Return what no other host is called. Raises Failure (71) where this one has no id."""
-    found = own_mac.find_host_id()
-    if found is None:
-        raise Failure(
-            Status.REFUSED,
-            "the host has no id to make MACs of",
-            f"no {own_mac.MACHINE_IDS[0]}",
-            "make one: systemd-machine-id-setup, or: dbus-uuidgen --ensure=/etc/machine-id; or "
-            "give each NIC of the guest a mac of its own",
-        )
-    return found

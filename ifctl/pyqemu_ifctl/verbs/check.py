@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 from collections.abc import Mapping, Sequence
 
 from pyqemu_ifconf.failure import Failure, PolicyInvalid
 from pyqemu_ifconf.globs import literal_start, matches
-from pyqemu_ifconf.load import check_policy, load_host_policy, render
 from pyqemu_ifconf.policy import (
     SAID_KEYS,
     Caller,
@@ -17,7 +18,23 @@ from pyqemu_ifconf.policy import (
     why_void,
 )
 from pyqemu_ifconf.shell import readable
-from pyqemu_ifctl.answer import Answer, count, to_json
+from pyqemu_ifctl.answer import Answer, add_json, count, to_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the verb its options and arguments."""
+    add_json(parser)
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="*",
+        help="check these files as one policy, not this host's own",
+    )
+
+
+def run(args: argparse.Namespace) -> Answer:
+    """Check the policy. Raises Failure."""
+    return check(args.files, os.environ, as_json=args.json)
 
 
 def check(files: Sequence[str], environ: Mapping[str, str], *, as_json: bool) -> Answer:
@@ -25,6 +42,8 @@ def check(files: Sequence[str], environ: Mapping[str, str], *, as_json: bool) ->
 
     As JSON, a policy that cannot be read is an error as well, one without a place.
     """
+    from pyqemu_ifconf.load import check_policy, load_host_policy, render
+
     try:
         policy = check_policy(files) if files else load_host_policy(environ)
     except PolicyInvalid as invalid:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 from dataclasses import dataclass, replace
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import quote, readable
-from pyqemu_ifctl.answer import Answer, to_json
+from pyqemu_ifctl.answer import Answer, add_json, to_json
 from pyqemu_ifctl.place import know_hooks
 
 MEANING = {
@@ -37,6 +38,17 @@ OTHERS = {
 
 WAIT_MAX = 0xFFFF
 CORE = 0x80
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the verb its options and arguments."""
+    add_json(parser)
+    parser.add_argument("status", metavar="STATUS", help="such as 16640")
+
+
+def run(args: argparse.Namespace) -> Answer:
+    """Say what a status means. Raises Failure (64) where it is no number."""
+    return answer(args.status, as_json=args.json)
 
 
 @dataclass(frozen=True)

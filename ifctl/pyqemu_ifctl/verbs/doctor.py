@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Status
 from pyqemu_ifconf.shell import shown
-from pyqemu_ifctl.answer import FOUND, Answer, count, to_json, wrap
-from pyqemu_ifctl.doctor.checks import Finding, checks_of, find_all
-from pyqemu_ifctl.doctor.scene import look
+from pyqemu_ifctl.answer import FOUND, TIMEOUT, Answer, add_json, count, to_json, wrap
+from pyqemu_ifctl.program import PROGRAM
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.manners import narrator, within_deadline
+
+if TYPE_CHECKING:
+    from pyqemu_ifctl.doctor.checks import Finding
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the verb its options and arguments."""
+    add_json(parser)
+    parser.add_argument(
+        "checks", metavar="CHECK", nargs="*", help="do these checks only, such as bridge-mac"
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="print errors alone, and nothing if there is none"
+    )
+
+
+def run(args: argparse.Namespace) -> Answer:
+    """Look for what is wrong with this host. Raises Failure."""
+    with within_deadline(TIMEOUT, hook=False) as deadline:
+        answer = doctor(
+            os.environ,
+            deadline,
+            narrator(PROGRAM, None),
+            as_json=args.json,
+            names=args.checks,
+            quiet=args.quiet,
+        )
+    return answer.by_name()
 
 
 def doctor(
@@ -30,6 +61,9 @@ def doctor(
     itself be looked at in time, and 70 where a check could not be done. Raises Failure: 64 where
     there is no such check, and where not even the links can be listed.
     """
+    from pyqemu_ifctl.doctor.checks import checks_of, find_all
+    from pyqemu_ifctl.doctor.scene import look
+
     checks = checks_of(names)
     scene = look(environ, deadline, tell)
     found, failed = find_all(scene, checks)

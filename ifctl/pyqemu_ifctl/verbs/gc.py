@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.names import check_tap_name
 from pyqemu_ifconf.policy import Policy
 from pyqemu_ifconf.shell import readable
-from pyqemu_ifctl.answer import Answer, to_json
-from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
-from pyqemu_ifdown.gc import Ended, collect, ending, finding_ended, finding_let_go, finding_why_held
+from pyqemu_ifctl.answer import TIMEOUT, Answer, add_json, to_json
+from pyqemu_ifctl.program import PROGRAM
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.host import Host
-from pyqemu_ifup.kinds.base import Leftover
+from pyqemu_ifup.manners import narrator, within_deadline
+
+if TYPE_CHECKING:
+    from pyqemu_ifdown.gc import Ended
+    from pyqemu_ifup.host import Host
+    from pyqemu_ifup.kinds.base import Leftover
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the verb its options and arguments."""
+    add_json(parser)
+    parser.add_argument("tap", metavar="TAP", nargs="?", help="only what is left of this one")
+    parser.add_argument("--dry-run", action="store_true", help="tell what would be removed")
+
+
+def run(args: argparse.Namespace) -> Answer:
+    """Remove what is left. Raises Failure."""
+    tap = check_tap_name(args.tap) if args.tap is not None else None
+    with within_deadline(TIMEOUT, hook=False) as deadline:
+        answer = gc(
+            tap,
+            os.environ,
+            deadline,
+            narrator(PROGRAM, tap),
+            dry_run=args.dry_run,
+            as_json=args.json,
+        )
+    return answer.by_name()
 
 
 def gc(
@@ -29,6 +58,10 @@ def gc(
     A tap of ours that nobody has any more leaves its bridge, and a network that no tap is on goes.
     A database that fails does not keep the others from being looked at.
     """
+    from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
+    from pyqemu_ifdown.gc import Ended, collect, finding_why_held
+    from pyqemu_ifup.host import Host
+
     found: list[Leftover] = []
     ended: list[Ended] = []
     held: list[Ended] = []
@@ -69,6 +102,8 @@ def gc(
 
 def _end(host: Host, tap: str | None, failures: list[Failure], *, dry_run: bool) -> list[Ended]:
     """Take away the taps that have a process no more; return those, and add what failed."""
+    from pyqemu_ifdown.gc import ending, finding_ended, finding_let_go
+
     links = [link for link in host.kernel.links() if tap in (None, link.name)]
     done = []
     left = host.finish(finding_ended(links, roots=True))

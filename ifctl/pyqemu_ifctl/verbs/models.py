@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from pyqemu_ifctl.answer import Answer, lay_out, to_json
-from pyqemu_ifctl.qemu.binary import Model, find_qemu, models_of
+import argparse
+
+from pyqemu_ifctl.answer import Answer, add_json, lay_out, to_json
+from pyqemu_ifctl.qemu.binary import DEFAULT_QEMU, Model, find_qemu, models_of
 
 HEADS = ("MODEL", "BUS", "ALIAS", "DESCRIPTION")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the verb its options and arguments."""
+    add_json(parser)
+    parser.add_argument(
+        "qemu", metavar="QEMU", nargs="?", default=DEFAULT_QEMU, help=f"({DEFAULT_QEMU})"
+    )
+
+
+def run(args: argparse.Namespace) -> Answer:
+    """Print the NIC models of a QEMU. Raises Failure."""
+    return models(args.qemu, as_json=args.json)
 
 
 def models(qemu: str, *, as_json: bool) -> Answer:

@@ -5,6 +5,7 @@ The agent opens them; where there is none, root does it here.
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import re
@@ -19,7 +20,15 @@ from typing import TYPE_CHECKING, NoReturn
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifctl.answer import Answer
-from pyqemu_ifctl.qemu.arguments import NO_NIC, device, find_vm, tap_by_descriptors, user_mode
+from pyqemu_ifctl.program import PROGRAM
+from pyqemu_ifctl.qemu.arguments import (
+    NO_NIC,
+    device,
+    find_macs,
+    find_vm,
+    tap_by_descriptors,
+    user_mode,
+)
 from pyqemu_ifup.deadline import GRACE, Deadline
 from pyqemu_ifup.manners import STOP_SIGNALS, log, narrator, say, within_deadline
 from pyqemu_ifup.tap_client import QUEUES_MAX, NoAgent, NoTap, ask_for_tap, find_socket
@@ -29,11 +38,33 @@ if TYPE_CHECKING:
     from pyqemu_ifup.host import Host
     from pyqemu_ifup.tap_request import NewTap
 
-PROGRAM = "pyqemu-ifctl"
 VHOST = "/dev/vhost-net"
 KEYS = ("tap", "id", "queues")
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 """What QEMU takes for an id (id_wellformed of util/id.c)."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the verb its options and arguments."""
+    parser.usage = (
+        f"{PROGRAM} run [VM] [--nic NETWORK[,tap=NAME][,id=ID][,queues=N] ...] -- QEMU ..."
+    )
+    parser.add_argument("vm", metavar="VM", nargs="?", help="a guest of the policy's, for its NICs")
+    parser.add_argument(
+        "--nic",
+        metavar="NETWORK[,...]",
+        action="append",
+        default=[],
+        help="a tap on this network, for -device ...,netdev=ID; net0, net1 ... without id=",
+    )
+
+
+def run(args: argparse.Namespace) -> Answer:
+    """Open the taps and become the command after `--`; return only where that fails.
+
+    Raises Failure.
+    """
+    return start_qemu(args.vm, args.nic, args.command, os.environ).by_name()
 
 
 @dataclass(frozen=True)
@@ -140,7 +171,7 @@ class OwnTaps:
                     )
 
 
-def run(
+def start_qemu(
     vm: str | None, texts: Sequence[str], command: Sequence[str], environ: Mapping[str, str]
 ) -> Answer:
     """Open the taps of the guest `vm` and those that `texts` ask for, and become `command`.
@@ -253,7 +284,6 @@ def _refuse_twice(ids: Sequence[str]) -> None:
 def _of_vm(name: str, environ: Mapping[str, str]) -> list[Nic]:
     """Return the NICs of a guest of the policy's. Raises Failure."""
     from pyqemu_ifconf.load import load_host_policy
-    from pyqemu_ifctl.verbs.args import find_macs
 
     policy = load_host_policy(environ)
     vm = find_vm(policy, name)
