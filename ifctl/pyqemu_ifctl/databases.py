@@ -58,8 +58,8 @@ def take_sights(parts: Parts, links: Sequence[Link], routes_of: Collection[int])
 
 def addresses(policy: Policy | Failure) -> list[str]:
     """Return the databases in which ports of ours may be: the policy's, and the default one."""
-    networks = policy.networks.values() if isinstance(policy, Policy) else ()
-    return list(dict.fromkeys([DEFAULT_OVSDB, *(network.ovsdb for network in networks)]))
+    named = policy.databases if isinstance(policy, Policy) else ()
+    return list(dict.fromkeys([DEFAULT_OVSDB, *named]))
 
 
 def open_each(host: Host, ovsdbs: Iterable[str]) -> dict[str, Failure]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.kinds import SPECS
 from pyqemu_ifconf.policy import Vlan
 from pyqemu_ifconf.shell import shown
 from pyqemu_ifctl.answer import width
@@ -103,7 +104,7 @@ def as_dot(rows: Iterable[Row], system: System) -> str:
 
 
 def _bridge_lines(number: int, bridge: Bridge, vlans: dict[Vlan | None, str]) -> list[str]:
-    words = {"linux": "Linux bridge", "openvswitch": "Open vSwitch"}.get(bridge.kind, "")
+    words = next((spec.label for spec in SPECS if spec.name == bridge.kind), "")
     title = _quoted(f"{bridge.name} ({words})" if words else bridge.name)
     lines = [
         f"  subgraph cluster{number} {{",

@@ -335,9 +335,9 @@ class Server:
         """Connect to the databases that this host has by now."""
         self._look_due = time.monotonic() + LOOK
         policy = self.cache.policy
-        networks = policy.networks.values() if policy is not None else ()
+        named = policy.databases if policy is not None else ()
         try:
-            self.pool.open_new([DEFAULT_OVSDB, *(network.ovsdb for network in networks)])
+            self.pool.open_new([DEFAULT_OVSDB, *named])
         except Failure as failure:
             self.report.fault(str(failure))
 

@@ -21,7 +21,7 @@ from pyqemu_ifup.manners import log
 from pyqemu_ifup.ops import Plan, SetDown
 from pyqemu_ifup.plan import differences, plan_back, plan_change
 from pyqemu_ifup.settings import was_before
-from pyqemu_ifup.stamp import Stamp, find_here, format_alias
+from pyqemu_ifup.stamp import Stamp, find_here
 from pyqemu_ifup.verify import tell_of_sitting, tell_taken_over
 
 
@@ -29,14 +29,13 @@ from pyqemu_ifup.verify import tell_of_sitting, tell_taken_over
 class Change:
     """What is to be done about one tap: what differs, and the steps; none where it is so already.
 
-    `mark` is the ifalias that the tap shall have; `holder` is whom it serves.
+    `holder` is whom it serves.
     """
 
     holder: Holder
     port: Port
     kind: TapKind
     before: Seen
-    mark: str
     differences: tuple[Difference, ...]
     plan: Plan
 
@@ -83,7 +82,6 @@ def find_change(
     if unasked and not kind.is_in_place(port, before, here):
         raise next(iter(unasked.values()))
     stamp = _find_stamp(port, kind, holder, before)
-    mark = tap.alias if stamp == tap.stamp else format_alias(stamp)
     plan = plan_change(port, kind, before, stamp, here)
     found = differences(port, kind, before, up=True)
     if tap.stamp is not None and tap.stamp.network != port.network:
@@ -92,7 +90,7 @@ def find_change(
         found = (Difference("our mark", _told(stamp), _told(tap.stamp)),)
     if holder.uid is None and is_open_to_all(tap):
         found = (*found, Difference("owner", "root", "none"))
-    return Change(holder, port, kind, before, mark, found, plan)
+    return Change(holder, port, kind, before, found, plan)
 
 
 def _find_stamp(port: Port, kind: TapKind, holder: Holder, before: Seen) -> Stamp:

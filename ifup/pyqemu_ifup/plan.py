@@ -49,7 +49,7 @@ def plan_change(port: Port, kind: TapKind, seen: Seen, stamp: Stamp, here: Here)
     kind.claim(port, seen)
     marks = (SetAlias(tap.name, tap.index, format_alias(stamp)),) if tap.stamp != stamp else ()
     steps, moves = kind.change(port, seen, stamp, here)
-    plan: Plan = (*marks, *settings.change(port, seen), *steps)
+    plan: Plan = (*marks, *settings.join(port, seen, anew=False), *steps)
     if moves and tap.up:
         plan = (SetDown(tap.name, tap.index), *plan)
     if moves or not tap.up:

@@ -79,10 +79,11 @@ def _set_ipv6(tap: Link, disabled: bool | None, mode: int | None) -> tuple[SetIp
     return (SetIpv6(tap.name, tap.index, disabled, mode),)
 
 
-def join(port: Port, seen: Seen) -> Plan:
+def join(port: Port, seen: Seen, *, anew: bool = True) -> Plan:
     """Return the steps that give a tap, which is down, its settings, before it joins a bridge.
 
-    Raises Failure (71) where the bridge's MTU cannot be told.
+    One that is not attached `anew`, but in place, is given those alone that it has not. Raises
+    Failure (71) where the bridge's MTU cannot be told.
     """
     tap = seen.tap
     assert tap is not None
@@ -90,25 +91,11 @@ def join(port: Port, seen: Seen) -> Plan:
     plan: list[Op] = []
     if host_mac(tap.mac) != tap.mac:
         plan.append(SetMac(tap.name, tap.index, host_mac(tap.mac)))
-    plan.append(SetMtu(tap.name, tap.index, mtu))
-    if port.txqueuelen is not None:
-        plan.append(SetTxQueueLen(tap.name, tap.index, port.txqueuelen))
-    return (*plan, *_no_address(tap, seen, mtu))
-
-
-def change(port: Port, seen: Seen) -> Plan:
-    """Return the steps that give a tap in place the settings that it has not. Raises Failure."""
-    tap = seen.tap
-    assert tap is not None
-    mtu = target_mtu(port, seen)
-    plan: list[Op] = []
-    if host_mac(tap.mac) != tap.mac:
-        plan.append(SetMac(tap.name, tap.index, host_mac(tap.mac)))
-    if tap.mtu != mtu:
+    if anew or tap.mtu != mtu:
         plan.append(SetMtu(tap.name, tap.index, mtu))
-    if port.txqueuelen is not None and port.txqueuelen != tap.txqueuelen:
+    if port.txqueuelen is not None and (anew or port.txqueuelen != tap.txqueuelen):
         plan.append(SetTxQueueLen(tap.name, tap.index, port.txqueuelen))
-    if gets_address(tap) is not False:
+    if anew or gets_address(tap) is not False:
         plan += _no_address(tap, seen, mtu)
     return tuple(plan)
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import get_args
 from urllib.parse import quote, unquote
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.kinds import SPECS
 from pyqemu_ifconf.policy import Kind
 from pyqemu_ifup.caller import process_start
 
@@ -189,7 +189,7 @@ def parse_alias(alias: str) -> Stamp | None:
     if mark != ALIAS_MARK:
         return None
     given = dict(part.partition("=")[::2] for part in rest.split(" "))
-    kinds: dict[str | None, Kind] = {name: name for name in get_args(Kind)}
+    kinds: dict[str | None, Kind] = {spec.name: spec.name for spec in SPECS}
     kind = kinds.get(given.get("kind"))
     if kind is None:
         return None

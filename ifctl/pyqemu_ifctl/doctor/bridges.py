@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from pyqemu_ifconf.failure import Failure
+from pyqemu_ifconf.kinds import SPECS
 from pyqemu_ifconf.policy import Network, Position, each_port
 from pyqemu_ifconf.shell import Command, all_of, edit, quote, sh, vsctl
 from pyqemu_ifctl.doctor.finding import Fault, each_bridge, fault_of, kinds_of, vids_wanted
@@ -72,7 +73,7 @@ def find_missing_bridges(scene: Scene) -> Iterator[Fault]:
         yield Fault(f"{what}, which {on_it}", fails, command)
 
 
-WORDS = {"linux": "a Linux bridge", "openvswitch": "an Open vSwitch bridge"}
+WORDS: dict[str, str] = {spec.name: spec.title for spec in SPECS}
 
 
 def find_other_kinds(scene: Scene) -> Iterator[Fault]:

@@ -1,22 +1,18 @@
-"""The kinds of network, a module each: what differs from one to the other, and nothing else.
-
-`TAP_KINDS` are those whose port is a tap that joins a bridge.
-"""
+"""The kinds of network, a module each: what differs from one to the other, and nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from typing import get_args
+from functools import cache
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.kinds import SPECS
 from pyqemu_ifconf.policy import Kind as KindName
 from pyqemu_ifconf.policy import Port
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifup.kinds.base import Leftover, TapKind
 from pyqemu_ifup.look import Link, OvsPort, Seen
 from pyqemu_ifup.stamp import Here
-
-NAMES: tuple[KindName, ...] = get_args(KindName)
 
 
 def load(name: KindName) -> TapKind:
@@ -32,9 +28,10 @@ def load(name: KindName) -> TapKind:
             return openvswitch
 
 
+@cache
 def tap_kinds() -> tuple[TapKind, ...]:
     """Return the kinds of bridge that a tap can be a port of."""
-    return tuple(map(load, NAMES))
+    return tuple(load(spec.name) for spec in SPECS if spec.endpoint == "tap")
 
 
 def require(databases: Container[str], port: Port, seen: Seen) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 from pyqemu_ifconf.policy import Kind as KindName
-from pyqemu_ifconf.policy import Port, Vlan
+from pyqemu_ifconf.policy import Port
 from pyqemu_ifconf.shell import Command
 from pyqemu_ifup.look import Link, OvsPort, Seen
 from pyqemu_ifup.ops import Op, Plan
@@ -59,16 +60,6 @@ def in_words(value: object) -> str:
     if isinstance(value, dict):
         return " ".join(f"{key}={value[key]}" for key in sorted(value)) or "none"
     return str(value)
-
-
-@dataclass(frozen=True)
-class View:
-    """Where a tap is and what it has there, as `status` shows it; None is unknown, or none."""
-
-    kind: KindName
-    bridge: str | None
-    vlan: Vlan | None
-    isolated: bool | None
 
 
 @dataclass(frozen=True)
@@ -201,13 +192,7 @@ class TapKind(Protocol):
         connected. Raises Failure as the database.
         """
 
-    def view(self, seen: Seen, here: Here) -> View | None:
-        """Return what is to be shown of a tap that is on a bridge of this kind, else None."""
-
 
 def all_steps(*plans: Plan) -> Plan:
     """Return the steps of several plans, one after the other."""
-    steps: list[Op] = []
-    for plan in plans:
-        steps += plan
-    return tuple(steps)
+    return tuple(chain.from_iterable(plans))

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.kinds.linux import SPEC
 from pyqemu_ifconf.policy import Kind as KindName
 from pyqemu_ifconf.policy import Port, Vlan
 from pyqemu_ifconf.shell import Command, all_of, quote, sh
-from pyqemu_ifup.kinds.base import Difference, Leftover, View, differing
+from pyqemu_ifup.kinds.base import Difference, Leftover, differing
 from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, ranges, show_vlan, vlan_of_vids, wanted_vids
 from pyqemu_ifup.ops import LinkOp, Op, Plan, set_link
 from pyqemu_ifup.stamp import Here, Stamp
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from pyqemu_ifup.linux_bridge import Netlink
     from pyqemu_ifup.openvswitch import Database
 
-name: KindName = "linux"
-title = "a Linux bridge"
+name: KindName = SPEC.name
+title = SPEC.title
 has_link = True
 master_kind = "bridge"
 lingers = False
@@ -369,14 +370,6 @@ def pinning(port: Port, mtu: int) -> Command:
 def able(port: Port, bridge: Link) -> Link:
     """Return the bridge as one that filters VLANs where one is wanted."""
     return replace(bridge, vlan_filtering=port.vlan is not None)
-
-
-def view(seen: Seen, here: Here) -> View | None:
-    """Return the master, and what the bridge has of the port."""
-    tap, master = seen.tap, seen.master
-    if tap is None or master is None or master.kind != master_kind:
-        return None
-    return View(name, master.name, vlan_of_vids(seen.vids), tap.isolated)
 
 
 def judge(ports: Iterable[OvsPort], links: Iterable[Link], here: Here) -> tuple[Leftover, ...]:

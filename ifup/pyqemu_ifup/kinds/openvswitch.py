@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.kinds.openvswitch import SPEC
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Port, Vlan
 from pyqemu_ifconf.policy import Kind as KindName
 from pyqemu_ifconf.shell import Command, joined, output, ovs_value, piped, quote, sh, vsctl
 from pyqemu_ifup.caller import read_number
-from pyqemu_ifup.kinds.base import Difference, Leftover, View, differing
+from pyqemu_ifup.kinds.base import Difference, Leftover, differing
 from pyqemu_ifup.look import Link, OvsPort, Seen, show_vlan
 from pyqemu_ifup.ops import Op, Plan, SetDown
 from pyqemu_ifup.stamp import KEY_BOOT_ID, KEY_IFINDEX, OUR_KEYS, Here, Stamp, row_ids
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from pyqemu_ifup.host import Host
     from pyqemu_ifup.openvswitch import Database
 
-name: KindName = "openvswitch"
-title = "an Open vSwitch bridge"
+name: KindName = SPEC.name
+title = SPEC.title
 INDEX_MAX = (1 << 31) - 1
 """The greatest ifindex."""
 has_link = False
@@ -482,20 +483,6 @@ def _shortest(ovsdb: str) -> str:
 def able(port: Port, bridge: Link) -> Link:
     """Return the bridge as it is: each can do all that a policy says."""
     return bridge
-
-
-def view(seen: Seen, here: Here) -> View | None:
-    """Return the row that was made for the tap, if there is one."""
-    tap = seen.tap
-    if tap is None:
-        return None
-    row = next((row for row in seen.ports if row.ours and row.is_of(tap.index, here)), None)
-    return view_of(row) if row is not None else None
-
-
-def view_of(row: OvsPort) -> View:
-    """Return what a row says of where its port is, and with what."""
-    return View(name, row.bridge, vlan_of_columns(row), row.protected)
 
 
 def judge(ports: Iterable[OvsPort], links: Iterable[Link], here: Here) -> tuple[Leftover, ...]:
