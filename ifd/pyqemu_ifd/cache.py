@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import ETC, load_host_policy, load_policy
-from pyqemu_ifconf.policy import Policy
+from pyqemu_ifconf.policy import DEFAULT_TIMEOUT, Policy
 from pyqemu_ifd.snapshot import Observer, Snapshot, take_snapshot
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.forked import fork_with
@@ -126,6 +126,11 @@ class PolicyCache:
         if self._change is not None and not self._is_mute:
             return self._change.since + SETTLE
         return self._looked + EVERY
+
+    @property
+    def timeout(self) -> int:
+        """Whole seconds that an up may take: the policy's, or the default until there is one."""
+        return self.policy.timeout if self.policy is not None else DEFAULT_TIMEOUT
 
     def get(self) -> Policy:
         """Return the policy in force. Raises Failure where there has never been a good one."""

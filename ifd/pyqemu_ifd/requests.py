@@ -118,8 +118,7 @@ async def _up(tap: str, network: str, debug: str, place: Place | None, context: 
     prove_tap(tap, held)
     process = context.process(find_parent)
     parent = process.pid
-    policy = context.cache.get()
-    deadline = context.deadline(policy.timeout, process)
+    deadline = context.deadline(context.cache.timeout, process)
     kernel = context.pool.kernel
     uid = peer.uid if peer.uid != ROOT else None
 
@@ -186,8 +185,7 @@ async def _down(tap: str, debug: str, place: Place | None, context: Context) -> 
 async def _tap(fields: tuple[str, ...], context: Context) -> None:
     wish = parse_wish(fields)
     process = context.process(find_helped if wish.for_parent else lambda pid: pid)
-    policy = context.cache.get()
-    deadline = context.deadline(policy.timeout, process)
+    deadline = context.deadline(context.cache.timeout, process)
     peer = context.client.peer
     await pause(0.0)
     deadline = context.begin(deadline)
