@@ -37,8 +37,8 @@ from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.linux import JoinBridge
 from pyqemu_ifup.kinds.openvswitch import AddPort, SetPort
-from pyqemu_ifup.lock import Lock, lock_tap
 from pyqemu_ifup.ops import Op, SetDown, SetMtu, SetUp
+from pyqemu_ifup.system.lock import Lock, lock_tap
 from pyqemu_ifup.task import Task, finish
 
 BRIDGE_MAC, OTHER_MAC, HWADDR = "02:00:00:00:00:0b", "02:00:00:00:00:0c", "02:00:00:00:00:0a"

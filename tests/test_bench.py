@@ -163,7 +163,7 @@ def test_the_costliest_imports_are_shown(bench: Bench) -> None:
     assert done.returncode == 0, done.stderr
     own, whole = done.stdout.split("own ms")[1:]
     assert len(own.splitlines()) >= 15 and len(whole.splitlines()) == 16
-    assert " pyroute2  (by pyqemu_ifup.linux_bridge)" in whole
+    assert " pyroute2  (by pyqemu_ifup.drivers.rtnetlink)" in whole
     assert bench.left() == []
 
 

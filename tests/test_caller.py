@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lab.needs import require
 from lab.spellings import HOOK, MAC, OTHER, SPELLINGS, Spelling
 from pyqemu_ifconf.policy import Caller
-from pyqemu_ifup.caller import SIZE_MAX, find_caller, process_start, read_command_line
+from pyqemu_ifup.qemu.caller import SIZE_MAX, find_caller, process_start, read_command_line
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [str(ROOT / "conf"), str(ROOT / "ifup")]
@@ -283,7 +283,7 @@ def test_hidden_process_is_unknown(hidepid: str) -> None:
     require("root")
     code = (
         f"import os, sys; sys.path[:0] = {SOURCES!r}\n"
-        "from pyqemu_ifup.caller import find_caller, process_start\n"
+        "from pyqemu_ifup.qemu.caller import find_caller, process_start\n"
         "os.setgroups([]); os.setresgid(*[65534] * 3); os.setresuid(*[65534] * 3)\n"
         "print(find_caller('tap0', 1, want_user=True), process_start(1) is not None)"
     )
@@ -330,7 +330,7 @@ def test_process_start_of_an_odd_name() -> None:
 def test_imports_little(netdev: str, loads: str) -> None:
     code = (
         f"import os, sys; sys.path[:0] = {SOURCES!r}\n"
-        "from pyqemu_ifup.caller import find_caller\n"
+        "from pyqemu_ifup.qemu.caller import find_caller\n"
         "find_caller('tap0', os.getpid(), want_user=True)\n"
         "print(*sorted({'argparse', 'json', 'shlex', 'subprocess'} & set(sys.modules)))"
     )

@@ -260,7 +260,7 @@ def test_the_main_job_rootless(rootless: Hooks) -> None:
 ALONE = """\
 import sys, time
 sys.path[:0] = sys.argv[2:]
-from pyqemu_ifup import dnsmasq
+from pyqemu_ifup.drivers import dnsmasq
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.task import finish
 folder, user = sys.argv[1], dnsmasq.account().name

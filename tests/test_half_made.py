@@ -28,9 +28,9 @@ from lab.taps import Tap
 from lab.told import run_told
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.lock import TAPS
 from pyqemu_ifup.look import Seen
 from pyqemu_ifup.ops import LinkOp, Op, SetUp
+from pyqemu_ifup.system.lock import TAPS
 
 pytestmark = pytest.mark.alone("changes the hook's own process")
 POLICY = """\

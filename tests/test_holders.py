@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from lab.netns import Namespace
-from pyqemu_ifup import holders
-from pyqemu_ifup.holders import BATCH, OTHERS, Held
+from pyqemu_ifup.system import holders
+from pyqemu_ifup.system.holders import BATCH, OTHERS, Held
 
 COPIES = 1200
 """Descriptors of one tap that a process has."""

@@ -29,8 +29,8 @@ MAY_IMPORT = {
 
 OWNER = {
     "yaml": "conf/pyqemu_ifconf/load.py",
-    "pyroute2": "ifup/pyqemu_ifup/linux_bridge.py",
-    "ovs": "ifup/pyqemu_ifup/openvswitch.py",
+    "pyroute2": "ifup/pyqemu_ifup/drivers/rtnetlink.py",
+    "ovs": "ifup/pyqemu_ifup/drivers/ovsdb.py",
     "qemu": "ifctl/pyqemu_ifctl/qemu/qmp.py",
 }
 """Library -> the one module that may import it, at any depth."""
@@ -154,7 +154,7 @@ def test_imports_run_one_way(path: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-CIRCLES = [["pyqemu_ifup.caller", "pyqemu_ifup.hubs", "pyqemu_ifup.read_config"]]
+CIRCLES = [["pyqemu_ifup.qemu.caller", "pyqemu_ifup.qemu.hubs", "pyqemu_ifup.qemu.read_config"]]
 """Circles of imports that are still to be cut open."""
 
 
@@ -413,8 +413,8 @@ def test_a_line_of_proc_ends_at_a_newline_alone(path: Path) -> None:
 
 
 NFT = (
-    "ifup/pyqemu_ifup/nft.py",
-    "ifup/pyqemu_ifup/nft_events.py",
+    "ifup/pyqemu_ifup/drivers/nft_program.py",
+    "ifup/pyqemu_ifup/drivers/nft_events.py",
     "ifup/pyqemu_ifup/drivers/nft.py",
     "ifup/pyqemu_ifup/drivers/nft_rules.py",
 )

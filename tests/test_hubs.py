@@ -16,9 +16,9 @@ from lab.hooks import Hooks
 from lab.needs import require
 from lab.netns import Namespace
 from lab.qemu import Qemu
-from pyqemu_ifup.caller import read_command_line, real_uid
-from pyqemu_ifup.hubs import WHY
-from pyqemu_ifup.read_config import CONFIG_MAX, LINE_MAX, Section, parse, read_config
+from pyqemu_ifup.qemu.caller import read_command_line, real_uid
+from pyqemu_ifup.qemu.hubs import WHY
+from pyqemu_ifup.qemu.read_config import CONFIG_MAX, LINE_MAX, Section, parse, read_config
 
 REFUSED = 71
 HOOKS = "script=IFUP,downscript=IFDOWN"

@@ -28,9 +28,9 @@ from pyqemu_ifctl.qemu.qmp import Address, nic_of, read_network
 from pyqemu_ifctl.qemu.running import is_qemu, monitors_of
 from pyqemu_ifctl.taps import Row
 from pyqemu_ifctl.verbs.info import _card_lines, _entry
-from pyqemu_ifup.holders import find_holders
-from pyqemu_ifup.linux_bridge import Netlink
+from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.look import Counters
+from pyqemu_ifup.system.holders import find_holders
 
 MAC = "52:54:00:00:00:01"
 CARD = f"virtio-net-pci,netdev=n0,id=lan0,mac={MAC}"

@@ -25,7 +25,7 @@ from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from pyqemu_ifctl.doctor import scene
-from pyqemu_ifup import holders
+from pyqemu_ifup.system import holders
 
 HANG = """
 import ctypes, sys, time

@@ -27,10 +27,10 @@ from pyqemu_ifctl import answer
 from pyqemu_ifctl.answer import width
 from pyqemu_ifctl.taps import Row, State, System, rows, wanted
 from pyqemu_ifctl.verbs.status import as_list, as_object, as_table
-from pyqemu_ifup.caller import process_start
 from pyqemu_ifup.guest import Unsaid
 from pyqemu_ifup.kinds.base import Difference
 from pyqemu_ifup.look import Link, OvsPort
+from pyqemu_ifup.qemu.caller import process_start
 from pyqemu_ifup.stamp import Here, Stamp, find_here, format_alias
 
 DB = "unix:/run/db"

@@ -21,19 +21,19 @@ import pytest
 from pyroute2 import NetlinkError
 
 import pyqemu_ifup.attach
+import pyqemu_ifup.drivers.sights
 import pyqemu_ifup.plan
-import pyqemu_ifup.sights
 from lab.calls import Call, Calls, Ended, at_op, on_ops, stop
 from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.snapshot import Snapshot, diff
 from lab.taps import Tap, carries, frame, holds, mac
-from pyqemu_ifup.caller import process_start
+from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.kinds.linux import JoinBridge
-from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.on_port import Route
 from pyqemu_ifup.ops import LinkOp, Plan, SetUp
 from pyqemu_ifup.own_mac import mac_for, this_host
+from pyqemu_ifup.qemu.caller import process_start
 from pyqemu_ifup.stamp import parse_alias
 
 BRIDGE_MAC = "02:00:00:00:00:01"
@@ -770,7 +770,7 @@ def test_routes_that_cannot_be_read_keep_no_persistent_tap_from_its_bridge(
         def refused(message: object) -> Iterator[Route]:
             raise NetlinkError(errno.EIO)
 
-        pyqemu_ifup.sights.read_route = refused
+        pyqemu_ifup.drivers.sights.read_route = refused
 
     ended = calls.up("t0", refuse_routes)
     was_done(ended)

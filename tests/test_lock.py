@@ -15,20 +15,20 @@ from pathlib import Path
 
 import pytest
 
-import pyqemu_ifup.lock
+import pyqemu_ifup.system.lock
 from lab.hooks import SOURCE_ROOTS
 from lab.needs import require
 from lab.netns import Namespace
 from lab.public import NOBODY
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.lock import Lock, lock_tap
+from pyqemu_ifup.system.lock import Lock, lock_tap
 from pyqemu_ifup.task import finish
 
 HOLDER = f"""
 import sys, time
 sys.path[:0] = {list(SOURCE_ROOTS)!r}
-from pyqemu_ifup.lock import lock_tap
+from pyqemu_ifup.system.lock import lock_tap
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.task import finish
 with finish(lock_tap(int(sys.argv[1]), Deadline(5.0)), time.sleep):
@@ -46,8 +46,8 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of the locks, not there yet, in one that all may look into."""
     with tempfile.TemporaryDirectory(dir="/tmp") as above:
         os.chmod(above, 0o755)
-        monkeypatch.setattr(pyqemu_ifup.lock, "RUN", f"{above}/run")
-        monkeypatch.setattr(pyqemu_ifup.lock, "TAPS", f"{above}/run/taps")
+        monkeypatch.setattr(pyqemu_ifup.system.lock, "RUN", f"{above}/run")
+        monkeypatch.setattr(pyqemu_ifup.system.lock, "TAPS", f"{above}/run/taps")
         yield Path(above) / "run"
 
 

@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 import pytest
 from pyroute2 import NetlinkError
 
-import pyqemu_ifup.caller
 import pyqemu_ifup.main
+import pyqemu_ifup.qemu.caller
 from lab.calls import QEMU_BLOCKS, Calls, Ended, at_op, on_ops, stop
 from lab.hooks import SOURCE_ROOTS, Hooks
 from lab.netns import Namespace
@@ -30,10 +30,10 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import Command, quote
 from pyqemu_ifup import manners
 from pyqemu_ifup.deadline import GRACE
-from pyqemu_ifup.links import LinkReader
-from pyqemu_ifup.linux_bridge import ATTEMPTS, Netlink
-from pyqemu_ifup.lock import RUN
+from pyqemu_ifup.drivers.links import LinkReader
+from pyqemu_ifup.drivers.rtnetlink import ATTEMPTS, Netlink
 from pyqemu_ifup.ops import LinkOp
+from pyqemu_ifup.system.lock import RUN
 
 POLICY = """\
 version: 1

@@ -23,8 +23,8 @@ from pyqemu_ifctl.qemu.qmp import GuestNic, _Nonsense, ask_nics, nic_of, read_ne
 from pyqemu_ifctl.qemu.running import Guest
 from pyqemu_ifctl.taps import Row
 from pyqemu_ifctl.verbs import info
-from pyqemu_ifup.flows import parse_flow
-from pyqemu_ifup.links import (
+from pyqemu_ifup.drivers.conntrack import parse_flow
+from pyqemu_ifup.drivers.links import (
     IFINFOMSG,
     MESSAGE_MAX,
     NLM_F_DUMP,
@@ -37,8 +37,8 @@ from pyqemu_ifup.links import (
     _link,
     read_error,
 )
-from pyqemu_ifup.links import messages as netlink_messages
-from pyqemu_ifup.linux_bridge import Netlink
+from pyqemu_ifup.drivers.links import messages as netlink_messages
+from pyqemu_ifup.drivers.rtnetlink import Netlink
 
 SECONDS = 20.0
 """That an answer may take on a loaded host; none of these waits."""

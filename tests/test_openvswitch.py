@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import pyqemu_ifdown.gc
-import pyqemu_ifup.openvswitch
+import pyqemu_ifup.drivers.ovsdb
 from lab.calls import Call, Calls, Ended
 from lab.hooks import Hooks
 from lab.netns import Namespace
@@ -29,12 +29,12 @@ from lab.taps import Tap, frame, holds, mac, tags
 from pyqemu_ifconf.policy import Vlan
 from pyqemu_ifdown.gc import collect
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.drivers.ovsdb import REVALIDATION, SCHEMA
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.base import Leftover
 from pyqemu_ifup.kinds.openvswitch import AddPort, DelPort, del_port
-from pyqemu_ifup.lock import Lock, lock_by_name
-from pyqemu_ifup.openvswitch import REVALIDATION, SCHEMA
 from pyqemu_ifup.ops import SetUp
+from pyqemu_ifup.system.lock import Lock, lock_by_name
 from pyqemu_ifup.task import Task
 
 HWADDR = "52:54:00:ff:00:01"
@@ -348,7 +348,7 @@ def test_only_what_is_needed_is_monitored(site: Site) -> None:
 
 
 def test_each_monitored_column_is_used() -> None:
-    tree = ast.parse(inspect.getsource(pyqemu_ifup.openvswitch))
+    tree = ast.parse(inspect.getsource(pyqemu_ifup.drivers.ovsdb))
     schema = next(
         node
         for node in tree.body

@@ -39,15 +39,15 @@ from lab.told import run_told
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifdown.gc import collect
 from pyqemu_ifup.deadline import GRACE, Deadline
+from pyqemu_ifup.drivers.ovsdb import Database
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.openvswitch import AddPort, DelPort
 from pyqemu_ifup.look import Seen
-from pyqemu_ifup.openvswitch import Database
 from pyqemu_ifup.ops import Op
 from pyqemu_ifup.task import finish
 
 # The hook imports it when it gets there, and is forked: so it has it already.
-IMPORTED = pyqemu_ifup.openvswitch
+IMPORTED = pyqemu_ifup.drivers.ovsdb
 
 TIMEOUT = 1
 """Seconds that an up may take here, the least that a policy can say."""
@@ -725,7 +725,7 @@ def test_row_that_is_written_meanwhile_is_waited_for(inside: Namespace, ovs: Ope
     with Proxy(ovs.db, delay) as proxy, Database(proxy.address, "web0") as database:
 
         def wait(seconds: float) -> None:
-            pyqemu_ifup.openvswitch.wait([database], deadline, seconds)
+            pyqemu_ifup.drivers.ovsdb.wait([database], deadline, seconds)
 
         finish(database.connected(deadline), wait)
         hold.set()

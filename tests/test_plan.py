@@ -17,10 +17,10 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Port, Position, Vlan
 from pyqemu_ifup import kinds
 from pyqemu_ifup.claims import refuse_foreign_ports, refuse_shared, refuse_strangers
+from pyqemu_ifup.drivers.links import NO_ADDRESS
 from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.kinds.linux import JoinBridge, LeaveBridge, SetIsolated, SetVlans
 from pyqemu_ifup.kinds.openvswitch import AddPort, DelPort, vlan_columns, vlan_of_columns
-from pyqemu_ifup.links import NO_ADDRESS
 from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, ranges, show_vlan, vlan_of_vids, wanted_vids
 from pyqemu_ifup.ops import Op, SetAlias, SetDown, SetIpv6, SetMac, SetMtu, SetTxQueueLen, SetUp
 from pyqemu_ifup.plan import (

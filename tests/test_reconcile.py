@@ -23,7 +23,7 @@ from lab.taps import Tap
 from lab.told import run_told
 from pyqemu_ifd.cache import SMALL
 from pyqemu_ifd.reconcile import DELAY
-from pyqemu_ifup.tun import set_owner
+from pyqemu_ifup.drivers.tun import set_owner
 
 LATER = 20.0
 SOON = 1.0

@@ -23,7 +23,8 @@ from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.public import NOBODY
-from pyqemu_ifup import dnsmasq, owner
+from pyqemu_ifup import owner
+from pyqemu_ifup.drivers import dnsmasq
 from test_house import ROOT
 
 MAKERS = {"sh", "vsctl", "ifctl", "nft_command", "write", "into", "edit"}
@@ -141,16 +142,16 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}attach.py", "_tell_of_port"): (1, (TOO_LATE,)),
     (f"{IFUP}attach.py", "take_back"): (1, (NOT_TAKEN_BACK, PORT_NOT_TAKEN_BACK)),
     (f"{IFUP}change.py", "_again"): (1, (NOT_CHANGED_BACK, STAYS_DOWN)),
-    (f"{IFUP}dnsmasq.py", "account"): (1, (PACKAGE,)),
-    (f"{IFUP}dnsmasq.py", "serve"): (1, (TOLD,)),
-    (f"{IFUP}dnsmasq.py", "_recorded"): (1, (HERE,)),
-    (f"{IFUP}dnsmasq.py", "_start"): (1, (TOLD,)),
+    (f"{IFUP}drivers/dnsmasq.py", "account"): (1, (PACKAGE,)),
+    (f"{IFUP}drivers/dnsmasq.py", "serve"): (1, (TOLD,)),
+    (f"{IFUP}drivers/dnsmasq.py", "_recorded"): (1, (HERE,)),
+    (f"{IFUP}drivers/dnsmasq.py", "_start"): (1, (TOLD,)),
     (f"{IFUP}drivers/nft.py", "_check_owner"): (2, (OTHERS_CHAINS,)),
     (f"{IFUP}drivers/nft_words.py", "commands"): (2, (CHAINS,)),
     (f"{IFUP}drivers/nft_words.py", "_chain_command"): (2, (CHAINS,)),
     (f"{IFUP}entitled.py", "check_owner"): (2, (START,)),
     (f"{IFUP}host.py", "open_databases"): (1, (TOLD,)),
-    (f"{IFUP}linux_bridge.py", "join"): (1, (HERE,)),
+    (f"{IFUP}drivers/rtnetlink.py", "join"): (1, (HERE,)),
     (f"{IFUP}main.py", "by_the_agent"): (1, (AGENT_OF_USERS,)),
     (f"{IFUP}main.py", "denial"): (1, (SHOWS,)),
     (f"{IFUP}manners.py", "half_done"): (1, (HARD_END,)),
@@ -171,11 +172,11 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}nat_network.py", "_restoring_link"): (2, (TOLD,)),
     (f"{IFUP}nat_network.py", "_deleting_bridge"): (1, (TOLD,)),
     (f"{IFUP}nat_network.py", "_deleting_table"): (1, (TOLD,)),
-    (f"{IFUP}nft.py", "accepting"): (2, (DOCTOR, IN_SYSLOG)),
+    (f"{IFUP}drivers/nft_program.py", "accepting"): (2, (DOCTOR, IN_SYSLOG)),
     (f"{IFUP}on_port.py", "find_sitting"): (1, (VLANS,)),
     (f"{IFUP}on_port.py", "_moving"): (4, (DOCTOR, WHOLE)),
-    (f"{IFUP}openvswitch.py", "compose"): (1, (OF_OVS,)),
-    (f"{IFUP}openvswitch.py", "_is_there"): (1, (HERE_OVS,)),
+    (f"{IFUP}drivers/ovsdb.py", "compose"): (1, (OF_OVS,)),
+    (f"{IFUP}drivers/ovsdb.py", "_is_there"): (1, (HERE_OVS,)),
     (f"{IFUP}claims.py", "refuse_strangers"): (1, (HERE, HERE_OVS)),
     (f"{IFUP}claims.py", "refuse_shared"): (1, (HERE,)),
     (f"{IFUP}kinds/linux.py", "adding_bridge"): (1, (HERE, DOCTOR)),
@@ -192,11 +193,11 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}tap_client.py", "_connect"): (2, (AGENT_OF_USERS, SHOWS)),
     (f"{IFUP}tap_client.py", "_wait"): (1, (SHOWS,)),
     (f"{IFUP}taps.py", "_failure"): (1, (SHOWS,)),
-    (f"{IFUP}tun.py", "require_tun"): (1, (KERNEL,)),
-    (f"{IFUP}tun.py", "no_tun"): (2, (DOCTOR, KERNEL)),
-    (f"{IFUP}tun.py", "making_anew"): (2, (ANEW, OWNERLESS)),
-    (f"{IFUP}tun.py", "_making"): (2, (DOCTOR,)),
-    (f"{IFUP}tun.py", "_loading"): (1, (KERNEL,)),
+    (f"{IFUP}drivers/tun.py", "require_tun"): (1, (KERNEL,)),
+    (f"{IFUP}drivers/tun.py", "no_tun"): (2, (DOCTOR, KERNEL)),
+    (f"{IFUP}drivers/tun.py", "making_anew"): (2, (ANEW, OWNERLESS)),
+    (f"{IFUP}drivers/tun.py", "_making"): (2, (DOCTOR,)),
+    (f"{IFUP}drivers/tun.py", "_loading"): (1, (KERNEL,)),
     (f"{IFUP}verify.py", "_tell_of_mac"): (1, (IN_SYSLOG,)),
 }
 """(file, function) -> how many commands it makes, and the tests that run them, or why none does."""

@@ -23,10 +23,10 @@ from pyqemu_ifconf.policy import Attach, Caller, Policy, choose, port_on
 from pyqemu_ifd.asking import check_holder
 from pyqemu_ifup import access
 from pyqemu_ifup.access import find_user
-from pyqemu_ifup.caller import find_helped
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.linux_bridge import Netlink
+from pyqemu_ifup.qemu.caller import find_helped
 from pyqemu_ifup.tap_request import attach_tap, make_tap, may_attach, parse_wish
 from pyqemu_ifup.taps import QUEUES_MAX, close_all, open_taps
 

@@ -27,8 +27,8 @@ from lab.ovs import OpenVSwitch
 from lab.public import NOBODY, as_user, mute_directory, publish, python
 from lab.qemu import Qemu
 from pyqemu_ifconf.failure import Failure
+from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.entitled import check_owner
-from pyqemu_ifup.linux_bridge import Netlink
 
 STRANGER = 65533
 AS_NOBODY, AS_STRANGER = as_user(NOBODY), as_user(STRANGER)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Nat, Policy
 from pyqemu_ifctl.bounded import Parts
+from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import reading_policy
 from pyqemu_ifup.on_port import Sights

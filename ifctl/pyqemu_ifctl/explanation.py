@@ -30,6 +30,7 @@ from pyqemu_ifup import kinds
 from pyqemu_ifup.access import ROOT, User, find_user, is_root_made
 from pyqemu_ifup.claims import is_taken_over, refuse_foreign_ports, refuse_shared, refuse_strangers
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.drivers.tun import require_tun
 from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.base import TapKind
@@ -41,7 +42,6 @@ from pyqemu_ifup.plan import plan_leaving, plan_up
 from pyqemu_ifup.settings import host_mac
 from pyqemu_ifup.stamp import Here, find_here
 from pyqemu_ifup.tap_request import may_attach
-from pyqemu_ifup.tun import require_tun
 
 UID_MAX = 2**32 - 2
 """The greatest number of a user (credentials(7)); the one after it is none."""

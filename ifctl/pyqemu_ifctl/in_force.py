@@ -22,23 +22,23 @@ from pyqemu_ifctl.taps import natural, stamp_of
 from pyqemu_ifdown.detach import detach_alone
 from pyqemu_ifup.access import ROOT, check_given, find_user, is_root_made, may_still
 from pyqemu_ifup.attach import success_line
-from pyqemu_ifup.caller import command_line, find_hook, find_hook_at_work, real_uid
 from pyqemu_ifup.change import Change, change, find_change
 from pyqemu_ifup.deadline import GRACE
 from pyqemu_ifup.guest import Unsaid, find_asked, find_marked, find_port, find_user_said
 from pyqemu_ifup.holder import Holder
-from pyqemu_ifup.holders import find_holders
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.base import Difference
 from pyqemu_ifup.leave import leave_networks
-from pyqemu_ifup.lock import Lock, lock_tap
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.main import Left
 from pyqemu_ifup.manners import log, narrator
 from pyqemu_ifup.nat import marking_command
 from pyqemu_ifup.nat_network import commands_to_make, differing, making
 from pyqemu_ifup.ops import SetDown
+from pyqemu_ifup.qemu.caller import command_line, find_hook, find_hook_at_work, real_uid
 from pyqemu_ifup.stamp import Here, Stamp, find_here, is_alive
+from pyqemu_ifup.system.holders import find_holders
+from pyqemu_ifup.system.lock import Lock, lock_tap
 from pyqemu_ifup.task import RETRY, pause
 
 HOOK = "pyqemu-ifup"

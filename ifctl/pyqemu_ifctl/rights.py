@@ -10,9 +10,9 @@ from pyqemu_ifconf.policy import Deny, Policy, Port
 from pyqemu_ifconf.shell import Command, ifctl
 from pyqemu_ifdown.gc import finding_ended
 from pyqemu_ifup.access import check_given, find_user, may_still
-from pyqemu_ifup.caller import find_hook_at_work
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, OvsPort
+from pyqemu_ifup.qemu.caller import find_hook_at_work
 from pyqemu_ifup.stamp import Stamp, is_alive
 
 

@@ -26,7 +26,6 @@ from pyqemu_ifctl.bounded import ALL, Parts
 from pyqemu_ifctl.databases import addresses, in_patience, open_each, take_policy, take_sights
 from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifup import kinds
-from pyqemu_ifup.caller import PID_MAX, login_of, read_number
 from pyqemu_ifup.guest import (
     Other,
     Patience,
@@ -44,6 +43,7 @@ from pyqemu_ifup.kinds.openvswitch import vlan_of_columns
 from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, has_networks, vlan_of_vids
 from pyqemu_ifup.on_port import NOTHING, Sights, find_sitting
 from pyqemu_ifup.plan import differences
+from pyqemu_ifup.qemu.caller import PID_MAX, login_of, read_number
 from pyqemu_ifup.stamp import KEY_NETWORK, KEY_VM_NAME, KEY_VM_PID, Here, Stamp, find_here, is_alive
 
 State = Literal["ok", "differs", "foreign", "left", "loose", "stale", "elsewhere"]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Generator, Mapping
 
 from pyqemu_ifctl.taps import View, find_view
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.drivers.links import LinkEvents
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.links import LinkEvents
 
 LOOK = 10.0
 """Seconds that one look may take."""

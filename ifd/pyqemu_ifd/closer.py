@@ -26,7 +26,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifup.forked import close_but, fork_with
+from pyqemu_ifup.system.forked import close_but, fork_with
 
 T = TypeVar("T")
 

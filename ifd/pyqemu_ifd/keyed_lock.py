@@ -1,6 +1,6 @@
 """A lock for each key: work on one tap is done one after the other, in the order in which it came.
 
-It keeps order within the agent. Other processes are kept away by pyqemu_ifup.lock.
+It keeps order within the agent. Other processes are kept away by pyqemu_ifup.system.lock.
 """
 
 from __future__ import annotations

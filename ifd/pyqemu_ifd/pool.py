@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.host import Host, is_there
-from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.manners import log
 
 if TYPE_CHECKING:
-    from pyqemu_ifup.openvswitch import Database
+    from pyqemu_ifup.drivers.ovsdb import Database
 
 
 AWAY = 1.0
@@ -98,7 +98,7 @@ class Pool:
                 self._open(address)
 
     def _open(self, address: str) -> Database:
-        from pyqemu_ifup.openvswitch import Database
+        from pyqemu_ifup.drivers.ovsdb import Database
 
         database = self.databases[address] = Database(address, None, AWAY)
         return database
@@ -108,7 +108,7 @@ class Pool:
 
         Raises Failure as Host.open_databases does.
         """
-        from pyqemu_ifup.openvswitch import try_connect
+        from pyqemu_ifup.drivers.ovsdb import try_connect
 
         database = self.databases.get(address)
         if database is None or self._give_up(address, database) or not database.is_connected:

@@ -27,19 +27,19 @@ from pyqemu_ifup import kinds
 from pyqemu_ifup.access import User, check_given, is_root_made
 from pyqemu_ifup.attach import attach_alone, success_line
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.drivers.links import LinkEvent
 from pyqemu_ifup.guest import find_marked, find_user_said
 from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.links import LinkEvent
-from pyqemu_ifup.lock import lock_by_name, lock_tap
 from pyqemu_ifup.look import Link, has_networks
 from pyqemu_ifup.manners import log
 from pyqemu_ifup.ops import SetAlias, SetUp
 from pyqemu_ifup.stamp import BRIDGE_MARK, Here, Stamp, is_alive
+from pyqemu_ifup.system.lock import lock_by_name, lock_tap
 from pyqemu_ifup.task import Task
 
 if TYPE_CHECKING:
-    from pyqemu_ifup.openvswitch import Database
+    from pyqemu_ifup.drivers.ovsdb import Database
 
 Chore = Callable[[], Task[None]]
 """Begins what is to be done unasked."""

@@ -38,11 +38,11 @@ from pyqemu_ifd.requests import Context, serve
 from pyqemu_ifd.users import Users
 from pyqemu_ifup import kinds
 from pyqemu_ifup.access import ROOT
-from pyqemu_ifup.links import LinkEvents
-from pyqemu_ifup.lock import open_lock
+from pyqemu_ifup.drivers.links import LinkEvents
+from pyqemu_ifup.drivers.nft_events import open_events
 from pyqemu_ifup.manners import explain_bug, log
-from pyqemu_ifup.nft_events import open_events
 from pyqemu_ifup.stamp import find_here
+from pyqemu_ifup.system.lock import open_lock
 from pyqemu_ifup.task import Task, step
 
 CONNECTIONS_MAX = 1024

@@ -16,9 +16,9 @@ from typing import Literal
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup.agent import REQUEST_MAX, WIRE
-from pyqemu_ifup.holders import TUNGETDEVNETNS
+from pyqemu_ifup.drivers.tun import is_persistent
 from pyqemu_ifup.manners import read_tap_name
-from pyqemu_ifup.tun import is_persistent
+from pyqemu_ifup.system.holders import TUNGETDEVNETNS
 
 VERSION = WIRE.encode()
 NS_GET_NSTYPE = 0xB703

@@ -10,12 +10,12 @@ from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifup.deadline import Unconfirmed
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.leave import leave_networks
-from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import log
 from pyqemu_ifup.ops import Op, SetDown
 from pyqemu_ifup.plan import plan_down
 from pyqemu_ifup.stamp import find_here, is_anothers
+from pyqemu_ifup.system.lock import lock_by_name
 
 PATIENCE = 2.0
 """Seconds that a down waits for ovs-vswitchd once the row is gone: QEMU's exit waits for us."""

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifdown.detach import detach_alone
 from pyqemu_ifup import kinds
-from pyqemu_ifup.caller import find_hook_at_work, real_uid
 from pyqemu_ifup.deadline import Unconfirmed
-from pyqemu_ifup.holders import OTHERS, Holders, finding_holders
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.base import Leftover
-from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, OvsPort
 from pyqemu_ifup.ops import Op
+from pyqemu_ifup.qemu.caller import find_hook_at_work, real_uid
 from pyqemu_ifup.stamp import find_here, is_alive
+from pyqemu_ifup.system.holders import OTHERS, Holders, finding_holders
+from pyqemu_ifup.system.lock import lock_by_name
 
 PATIENCE = 2.0
 """Seconds that a mute ovs-vswitchd is waited for, once a port is out of its database."""

@@ -24,17 +24,17 @@ from pyqemu_ifup.deadline import Unconfirmed
 from pyqemu_ifup.holder import Admit, Holder, anyone
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.base import TapKind
-from pyqemu_ifup.lock import lock_by_name
 from pyqemu_ifup.look import Link, Seen, show_vlan
 from pyqemu_ifup.manners import log, tell_left
 from pyqemu_ifup.ops import Op, Plan, SetDown
 from pyqemu_ifup.plan import plan_undo, plan_up
 from pyqemu_ifup.settings import was_before
 from pyqemu_ifup.stamp import Stamp, find_here, is_anothers
+from pyqemu_ifup.system.lock import lock_by_name
 from pyqemu_ifup.verify import tell_of_sitting, tell_taken_over, verify
 
 if TYPE_CHECKING:
-    from pyqemu_ifup.openvswitch import Database
+    from pyqemu_ifup.drivers.ovsdb import Database
 
 PATIENCE = 0.5
 """Seconds that a failed up waits for ovs-vswitchd to let the port go, once its row is gone."""

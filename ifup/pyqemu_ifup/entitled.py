@@ -13,9 +13,9 @@ from pyqemu_ifconf.names import is_made_of, is_user_name, is_valid_name
 from pyqemu_ifconf.policy import Network, Nic, Policy, Vm, find_nic
 from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifup.access import ROOT, User, check_given, may_have, may_use
+from pyqemu_ifup.drivers.tun import making_anew
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.stamp import is_alive
-from pyqemu_ifup.tun import making_anew
 
 
 def find_network(

@@ -10,8 +10,8 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Caller, Policy, Port, policy_asks, why_not, why_void
 from pyqemu_ifconf.shell import readable
 from pyqemu_ifup.access import ROOT, User, may_still
-from pyqemu_ifup.caller import bounded, find_caller, find_hook, real_uid
 from pyqemu_ifup.main import PROGRAM, inputs, wanted_port
+from pyqemu_ifup.qemu.caller import bounded, find_caller, find_hook, real_uid
 from pyqemu_ifup.stamp import Stamp, is_alive
 
 

@@ -19,15 +19,15 @@ from pyqemu_ifconf.ids import is_alone
 from pyqemu_ifconf.policy import DEFAULT_OVSDB
 from pyqemu_ifconf.shell import Command, quote, vsctl
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.linux_bridge import Netlink
+from pyqemu_ifup.drivers.rtnetlink import Netlink
+from pyqemu_ifup.drivers.sysctl import is_writable
 from pyqemu_ifup.look import Link, OvsPort, Seen
 from pyqemu_ifup.manners import waiting_for
 from pyqemu_ifup.stamp import find_here, row_ids
-from pyqemu_ifup.sysctl import is_writable
 from pyqemu_ifup.task import T, Task, finish
 
 if TYPE_CHECKING:
-    from pyqemu_ifup.openvswitch import Database
+    from pyqemu_ifup.drivers.ovsdb import Database
 
 
 class Connections(Protocol):
@@ -63,7 +63,7 @@ class Own:
 
     async def connect(self, address: str, deadline: Deadline) -> Database:
         """Connect anew."""
-        from pyqemu_ifup.openvswitch import Database, try_connect
+        from pyqemu_ifup.drivers.ovsdb import Database, try_connect
 
         await try_connect(address, deadline)
         database = Database(address, self._tap, details=self._details)
@@ -146,7 +146,7 @@ class Host:
 
     def _wait(self, seconds: float) -> None:
         if self.databases:
-            from pyqemu_ifup.openvswitch import wait
+            from pyqemu_ifup.drivers.ovsdb import wait
 
             wait(self.databases.values(), self.deadline, seconds)
         else:
@@ -155,7 +155,7 @@ class Host:
     def wait_for(self, descriptor: int, seconds: float) -> None:
         """Block until `descriptor` can be read, a database has something new, or time is up."""
         if self.databases:
-            from pyqemu_ifup.openvswitch import wait
+            from pyqemu_ifup.drivers.ovsdb import wait
 
             wait(self.databases.values(), self.deadline, seconds, descriptor)
             return

@@ -9,10 +9,10 @@ from pyqemu_ifconf.policy import DEFAULT_OVSDB, Rule
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifup.claims import no_such_tap, refuse_anothers
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.lock import lock_by_name, network_folders
 from pyqemu_ifup.manners import log
 from pyqemu_ifup.plan import plan_leaving
 from pyqemu_ifup.stamp import BRIDGE_MARK, Stamp, find_here
+from pyqemu_ifup.system.lock import lock_by_name, network_folders
 
 
 async def leave(host: Host, tap: str, rule: Rule, parent: int) -> None:

@@ -26,7 +26,6 @@ from pyqemu_ifconf.policy import (
 )
 from pyqemu_ifconf.shell import ifctl, quote, readable, sh
 from pyqemu_ifup.agent import USERS_UNIT
-from pyqemu_ifup.caller import UNREADABLE, bounded, find_caller
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.manners import (
     log,
@@ -37,6 +36,7 @@ from pyqemu_ifup.manners import (
     run_hook,
     waiting_for,
 )
+from pyqemu_ifup.qemu.caller import UNREADABLE, bounded, find_caller
 
 PROGRAM = "pyqemu-ifup"
 
@@ -126,7 +126,7 @@ def wanted_port(policy: Policy, caller: Caller, network: str) -> Port:
     """
     port = _find_port(policy, caller, network)
     if caller.joined:
-        from pyqemu_ifup.hubs import refuse_joined
+        from pyqemu_ifup.qemu.hubs import refuse_joined
 
         refuse_joined(caller)
     return port

@@ -241,7 +241,7 @@ def within_deadline(
     that does not end it, or an undo does not end in time, the process ends 2 s later, even where
     no handler runs. `tap` is what it is about.
     """
-    from pyqemu_ifup.hard_end import HardEnd
+    from pyqemu_ifup.system.hard_end import HardEnd
 
     parent = os.getppid()
     received: list[int] = []

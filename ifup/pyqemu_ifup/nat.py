@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from pyqemu_ifconf.policy import DEFAULT_MTU, Forward, Nat, Service
 from pyqemu_ifconf.shell import Command, into, joined, output, sh, write
 from pyqemu_ifup.bolt import BYTECODE, LED
-from pyqemu_ifup.lock import RUN
 from pyqemu_ifup.stamp import ALIAS_MARK, BRIDGE_MARK
+from pyqemu_ifup.system.lock import RUN
 
 if TYPE_CHECKING:
-    from pyqemu_ifup.flows import Flow
+    from pyqemu_ifup.drivers.conntrack import Flow
 
 TABLE = "pyqemu-ifup-"
 

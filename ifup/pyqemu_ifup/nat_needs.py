@@ -15,9 +15,10 @@ from typing import NamedTuple
 from pyqemu_ifconf.failure import Failure, Forbidden, Lacking, Status
 from pyqemu_ifconf.policy import Nat
 from pyqemu_ifconf.shell import Command, quote, sh, write
-from pyqemu_ifup import dnsmasq, nft
+from pyqemu_ifup.drivers import dnsmasq
+from pyqemu_ifup.drivers import nft_program as nft
+from pyqemu_ifup.drivers.sysctl import read_sysctl, require_writable
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.lock import require_folder
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import SAFE_PATH
 from pyqemu_ifup.nat import (
@@ -32,7 +33,7 @@ from pyqemu_ifup.nat import (
     wants_dnsmasq,
     wants_forwarding,
 )
-from pyqemu_ifup.sysctl import read_sysctl, require_writable
+from pyqemu_ifup.system.lock import require_folder
 from pyqemu_ifup.task import Task
 
 RTF_ADDRCONF = 0x40000

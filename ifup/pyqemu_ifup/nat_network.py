@@ -18,19 +18,13 @@ from pyqemu_ifconf.failure import Failure, Lacking, Status
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Nat, Policy, Port
 from pyqemu_ifconf.shell import Command, ifctl, quote, readable, sh
-from pyqemu_ifup import bolt, dnsmasq, nft
+from pyqemu_ifup import bolt
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.drivers import dnsmasq
+from pyqemu_ifup.drivers import nft_program as nft
+from pyqemu_ifup.drivers.links import NO_ADDRESS
+from pyqemu_ifup.drivers.sysctl import is_writable, key, read_sysctl, write_sysctl
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.links import NO_ADDRESS
-from pyqemu_ifup.lock import (
-    RUN,
-    Lock,
-    cannot_use,
-    lock_file,
-    make_folder,
-    network_folders,
-    open_lock,
-)
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import log, tell_left
 from pyqemu_ifup.nat import (
@@ -63,7 +57,15 @@ from pyqemu_ifup.nat_needs import (
     require,
 )
 from pyqemu_ifup.ops import BY_MAC, SetAlias, SetIpv6, SetMtu, SetUp
-from pyqemu_ifup.sysctl import is_writable, key, read_sysctl, write_sysctl
+from pyqemu_ifup.system.lock import (
+    RUN,
+    Lock,
+    cannot_use,
+    lock_file,
+    make_folder,
+    network_folders,
+    open_lock,
+)
 from pyqemu_ifup.task import Task
 
 HOLD = 2.0

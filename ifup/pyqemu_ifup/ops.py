@@ -14,8 +14,8 @@ from pyqemu_ifconf.shell import Command, joined, output, piped, sh, write
 from pyqemu_ifup.manners import waiting_for
 
 if TYPE_CHECKING:
+    from pyqemu_ifup.drivers.rtnetlink import Netlink
     from pyqemu_ifup.host import Host
-    from pyqemu_ifup.linux_bridge import Netlink
 
 BY_MAC = 0
 """IN6_ADDR_GEN_MODE_EUI64, the kernel's own."""

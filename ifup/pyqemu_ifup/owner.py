@@ -11,12 +11,8 @@ import errno
 import os
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifup.caller import real_uid
-from pyqemu_ifup.holders import OTHERS, Held, finding_held, finding_holders, take_descriptor
-from pyqemu_ifup.linux_bridge import Netlink
-from pyqemu_ifup.look import Link
-from pyqemu_ifup.manners import read_tap_name
-from pyqemu_ifup.tun import (
+from pyqemu_ifup.drivers.rtnetlink import Netlink
+from pyqemu_ifup.drivers.tun import (
     IFF_MULTI_QUEUE,
     IFF_NO_PI,
     IFF_TAP,
@@ -24,6 +20,10 @@ from pyqemu_ifup.tun import (
     making_anew,
     set_owner,
 )
+from pyqemu_ifup.look import Link
+from pyqemu_ifup.manners import read_tap_name
+from pyqemu_ifup.qemu.caller import real_uid
+from pyqemu_ifup.system.holders import OTHERS, Held, finding_held, finding_holders, take_descriptor
 
 
 async def owning(

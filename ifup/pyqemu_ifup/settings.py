@@ -7,8 +7,8 @@ from dataclasses import replace
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Port
 from pyqemu_ifconf.shell import quote
+from pyqemu_ifup.drivers.links import NO_ADDRESS
 from pyqemu_ifup.kinds.base import Difference, differing
-from pyqemu_ifup.links import NO_ADDRESS
 from pyqemu_ifup.look import Link, Seen
 from pyqemu_ifup.ops import Op, Plan, SetIpv6, SetMac, SetMtu, SetTxQueueLen
 from pyqemu_ifup.stamp import Was

@@ -11,7 +11,7 @@ from pyqemu_ifconf.policy import Caller, Network, Nic, Policy, Port, Vm, nic_por
 from pyqemu_ifconf.shell import readable
 from pyqemu_ifup.access import ROOT, User, heeded_bridge_conf, may_still, may_use
 from pyqemu_ifup.attach import attach, success_line
-from pyqemu_ifup.caller import find_caller
+from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.entitled import (
     check_owner,
     check_quota,
@@ -22,10 +22,10 @@ from pyqemu_ifup.entitled import (
 )
 from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.hubs import refuse_joined
-from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import log
+from pyqemu_ifup.qemu.caller import find_caller
+from pyqemu_ifup.qemu.hubs import refuse_joined
 from pyqemu_ifup.taps import QUEUES_MAX, close_all, open_taps
 
 _under_way: dict[str, tuple[str, int]] = {}

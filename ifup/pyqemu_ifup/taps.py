@@ -8,8 +8,8 @@ import secrets
 
 from pyqemu_ifconf.failure import Failure, OfCaller, Status
 from pyqemu_ifconf.shell import readable, sh
-from pyqemu_ifup.linux_bridge import Netlink
-from pyqemu_ifup.tun import (
+from pyqemu_ifup.drivers.rtnetlink import Netlink
+from pyqemu_ifup.drivers.tun import (
     IFF_MULTI_QUEUE,
     IFF_NO_PI,
     IFF_TAP,

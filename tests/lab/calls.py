@@ -32,7 +32,7 @@ import pyqemu_ifup.attach
 import pyqemu_ifup.main
 from lab.hooks import Hooks
 from pyqemu_ifconf.shell import Command, readable
-from pyqemu_ifup.linux_bridge import Netlink
+from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.ops import LinkOp
 
 # What a hook imports when it gets there; see above.

@@ -17,15 +17,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyqemu_ifctl.in_force
-import pyqemu_ifup.lock
+import pyqemu_ifup.system.lock
 from lab.netns import Namespace
 from lab.plug import ALLOWED, attach_now, detach_now
 from lab.taps import Tap
 from pyqemu_ifconf.policy import Caller, Port
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.drivers.ovsdb import Database
+from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.linux_bridge import Netlink
-from pyqemu_ifup.openvswitch import Database
 
 PATIENCE = 60
 """Seconds after which a process that does not do its part fails its test."""
@@ -35,8 +35,8 @@ MOMENTS: tuple[tuple[Any, str], ...] = (
     (Netlink, "look_up"),
     (Netlink, "run"),
     (Database, "_commit"),
-    (pyqemu_ifup.lock, "open_lock"),
-    (pyqemu_ifup.lock.Lock, "close"),
+    (pyqemu_ifup.system.lock, "open_lock"),
+    (pyqemu_ifup.system.lock.Lock, "close"),
     (pyqemu_ifctl.in_force, "find_holders"),
 )
 """Where a process can be stopped: right before each call of these."""

@@ -18,7 +18,7 @@ from lab.hooks import Hooks
 from lab.needs import lack, require
 from lab.netns import Namespace
 from lab.public import NOBODY, as_user
-from pyqemu_ifup import dnsmasq
+from pyqemu_ifup.drivers import dnsmasq
 
 NETWORK = {"bridge": "labbr0", "nat": {"ipv4": "192.168.76.1/24"}}
 PRETENDERS = 15

@@ -58,29 +58,29 @@ from pyqemu_ifd.reconcile import Reconciler
 from pyqemu_ifdown.detach import leave_to_gc
 from pyqemu_ifup import change, kinds
 from pyqemu_ifup.attach import ask_again, take_back
-from pyqemu_ifup.caller import read_options
 from pyqemu_ifup.claims import refuse_foreign_ports, refuse_shared, refuse_strangers
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.drivers.nft_program import DroppingChain
+from pyqemu_ifup.drivers.ovsdb import Database
+from pyqemu_ifup.drivers.ovsdb import wait as wait_for
+from pyqemu_ifup.drivers.rtnetlink import Netlink
+from pyqemu_ifup.drivers.tun import making_anew
 from pyqemu_ifup.entitled import check_owner
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.linux import JoinBridge, LeaveBridge, SetIsolated, SetVlans, target_vids
 from pyqemu_ifup.kinds.openvswitch import AddPort, DelPort, SetPort
-from pyqemu_ifup.linux_bridge import Netlink
 from pyqemu_ifup.look import Link, OvsBridge, OvsPort, OvsSwitch, Seen, Vid
 from pyqemu_ifup.main import denial
 from pyqemu_ifup.manners import half_done, left_to_gc
 from pyqemu_ifup.nat import bridge_alias
 from pyqemu_ifup.nat_network import Held, _telling_of_firewalls, leaving
-from pyqemu_ifup.nft import DroppingChain
 from pyqemu_ifup.on_port import Address, Route, Sights, find_sitting
-from pyqemu_ifup.openvswitch import Database
-from pyqemu_ifup.openvswitch import wait as wait_for
 from pyqemu_ifup.ops import DelTap, SetAlias, SetDown, SetIpv6, SetMac, SetMtu, SetTxQueueLen, SetUp
 from pyqemu_ifup.plan import check_bridge_mtu
+from pyqemu_ifup.qemu.caller import read_options
 from pyqemu_ifup.stamp import VERSION, Here, Stamp, format_alias
 from pyqemu_ifup.taps import _failure
 from pyqemu_ifup.task import finish
-from pyqemu_ifup.tun import making_anew
 from pyqemu_ifup.verify import _tell_of_mac
 
 HERE = Here("boot", "4:42")
@@ -471,9 +471,9 @@ NO_NAME = {
     ("ifup/pyqemu_ifup/tap_client.py", "_connect"): "likewise",
     ("ifup/pyqemu_ifup/main.py", "by_the_agent"): "likewise",
     ("ifctl/pyqemu_ifctl/doctor/openvswitch.py", "start_ovs"): "a unit of the distribution's",
-    ("ifup/pyqemu_ifup/tun.py", "no_tun"): "/dev/net/tun",
-    ("ifup/pyqemu_ifup/tun.py", "require_tun"): "likewise",
-    ("ifup/pyqemu_ifup/tun.py", "_making"): "likewise",
+    ("ifup/pyqemu_ifup/drivers/tun.py", "no_tun"): "/dev/net/tun",
+    ("ifup/pyqemu_ifup/drivers/tun.py", "require_tun"): "likewise",
+    ("ifup/pyqemu_ifup/drivers/tun.py", "_making"): "likewise",
     ("ifctl/pyqemu_ifctl/doctor/host.py", "find_closed_tun"): "likewise",
     (
         "ifctl/pyqemu_ifctl/doctor/host.py",
@@ -483,9 +483,9 @@ NO_NAME = {
     ("ifup/pyqemu_ifup/drivers/nft.py", "_check_owner"): "a chain of a name that ours have",
     ("ifup/pyqemu_ifup/drivers/nft_words.py", "commands"): "likewise",
     ("ifup/pyqemu_ifup/drivers/nft_words.py", "_chain_command"): "likewise: the link's is quoted",
-    ("ifup/pyqemu_ifup/dnsmasq.py", "serve"): "a network's name",
-    ("ifup/pyqemu_ifup/dnsmasq.py", "_start"): "likewise",
-    ("ifup/pyqemu_ifup/dnsmasq.py", "_recorded"): "likewise",
+    ("ifup/pyqemu_ifup/drivers/dnsmasq.py", "serve"): "a network's name",
+    ("ifup/pyqemu_ifup/drivers/dnsmasq.py", "_start"): "likewise",
+    ("ifup/pyqemu_ifup/drivers/dnsmasq.py", "_recorded"): "likewise",
     ("ifup/pyqemu_ifup/nat_needs.py", "_table"): "likewise",
     ("ifup/pyqemu_ifup/nat_needs.py", "_install"): "a package",
     ("ifup/pyqemu_ifup/nat_needs.py", "_ports_taken"): "the number of a port",

@@ -20,10 +20,10 @@ from lab.public import NOBODY, as_user, public_folder, python
 from lab.taps import frame, mac
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup import taps as taps_module
-from pyqemu_ifup.linux_bridge import Netlink
+from pyqemu_ifup.drivers.rtnetlink import Netlink
+from pyqemu_ifup.drivers.tun import set_owner
 from pyqemu_ifup.manners import read_tap_name
 from pyqemu_ifup.taps import ATTEMPTS, close_all, open_taps
-from pyqemu_ifup.tun import set_owner
 
 QUEUE, PLAIN = 0x1102, 0x1002
 DENIED = "Operation not permitted"

@@ -20,7 +20,7 @@ from lab.plug import port_of, unplug
 from lab.race import Guest, wait
 from lab.taps import Tap
 from pyqemu_ifconf.policy import Vlan
-from pyqemu_ifup import holders
+from pyqemu_ifup.system import holders
 
 KINDS = ["linux", "openvswitch"]
 

@@ -18,7 +18,7 @@ from lab.race import Guest, fork, has_stopped, stop_at, wait
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Caller, Policy, Port, Vlan
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.links import LinkEvents
+from pyqemu_ifup.drivers.links import LinkEvents
 
 SHORT = 0.06
 """Seconds in which a down that waits for nobody has ended, but on a busy machine."""
@@ -123,9 +123,9 @@ def test_apply_agent_and_gc_stopped_at_a_system_call_leave_what_a_hook_says(
 
 STANDS = """
 import os, signal
-import pyqemu_ifup.lock
+import pyqemu_ifup.system.lock
 
-real = pyqemu_ifup.lock.open_lock
+real = pyqemu_ifup.system.lock.open_lock
 folder = os.path.dirname(sys.argv[sys.argv.index("--socket") + 1])
 
 def stand(path):
@@ -134,7 +134,7 @@ def stand(path):
         os.kill(os.getpid(), signal.SIGSTOP)
     return real(path)
 
-pyqemu_ifup.lock.open_lock = stand
+pyqemu_ifup.system.lock.open_lock = stand
 """
 """An agent that stops right before it takes the lock on a tap."""
 

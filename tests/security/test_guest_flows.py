@@ -18,7 +18,7 @@ from lab.nat_site import GATEWAY, GUEST, OUTSIDE, PATIENCE, TABLE, NatSite
 from lab.netns import Namespace
 from lab.taps import Tap
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.flows import (
+from pyqemu_ifup.drivers.conntrack import (
     CTA_IP_SRC,
     CTA_PROTO_DST_PORT,
     CTA_PROTO_NUM,
@@ -32,7 +32,7 @@ from pyqemu_ifup.flows import (
     forgetting,
     parse_flow,
 )
-from pyqemu_ifup.links import attribute
+from pyqemu_ifup.drivers.links import attribute
 from pyqemu_ifup.task import finish
 
 FLOWS = 12_000

@@ -24,7 +24,7 @@ from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host, Runnable
 from pyqemu_ifup.kinds.linux import JoinBridge
-from pyqemu_ifup.lock import lock_file, open_lock
+from pyqemu_ifup.system.lock import lock_file, open_lock
 from pyqemu_ifup.task import Task, finish, pause, step
 
 LONG = 60.0

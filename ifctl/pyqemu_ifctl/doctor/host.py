@@ -13,14 +13,23 @@ from pyqemu_ifconf.shell import all_of, ifctl, nft_command, quote, readable, sh,
 from pyqemu_ifctl.doctor.finding import Fault, fault_of
 from pyqemu_ifctl.doctor.scene import DEFAULT_SCRIPTS, HELPERS, Qemu, Scene, helpers_of, script_of
 from pyqemu_ifctl.qemu.running import tap_of
-from pyqemu_ifup.caller import Option, bounded
-from pyqemu_ifup.hubs import NAMED_MAX, REMEDY, WHY, WHY_MIXED, Hub, call_it, find_hubs, tap_name
+from pyqemu_ifup.drivers.sysctl import is_writable
+from pyqemu_ifup.drivers.tun import TUN
 from pyqemu_ifup.nat import table_name
 from pyqemu_ifup.nat_network import OLDER, guarded
 from pyqemu_ifup.ops import SetIpv6
+from pyqemu_ifup.qemu.caller import Option, bounded
+from pyqemu_ifup.qemu.hubs import (
+    NAMED_MAX,
+    REMEDY,
+    WHY,
+    WHY_MIXED,
+    Hub,
+    call_it,
+    find_hubs,
+    tap_name,
+)
 from pyqemu_ifup.settings import ADDRESS_MAY_COME, OF_CONTAINER, UNWRITABLE, gets_address
-from pyqemu_ifup.sysctl import is_writable
-from pyqemu_ifup.tun import TUN
 
 
 def find_netfilter(scene: Scene) -> Iterator[Fault]:

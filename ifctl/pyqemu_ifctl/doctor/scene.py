@@ -44,22 +44,22 @@ from pyqemu_ifctl.qemu.running import (
 )
 from pyqemu_ifctl.rights import Lost, find_lost, find_off
 from pyqemu_ifctl.taps import wanted as is_wanted
-from pyqemu_ifup import nft
-from pyqemu_ifup.caller import Option, command_line, read_program, read_status, real_uid
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.drivers import nft_program as nft
+from pyqemu_ifup.drivers.nft_program import DroppingChain
+from pyqemu_ifup.drivers.programs import run_program
+from pyqemu_ifup.drivers.tun import TUN, require_tun
 from pyqemu_ifup.guest import Patience, find_otherwise, tell_otherwise
-from pyqemu_ifup.holders import LONGEST, Holders, find_holders
 from pyqemu_ifup.host import Host, filters, is_there
 from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, has_networks, is_local
 from pyqemu_ifup.manners import SAFE_PATH
 from pyqemu_ifup.nat_needs import is_ours
-from pyqemu_ifup.nft import DroppingChain
 from pyqemu_ifup.on_port import Sights
 from pyqemu_ifup.own_mac import this_host
-from pyqemu_ifup.programs import run_program
+from pyqemu_ifup.qemu.caller import Option, command_line, read_program, read_status, real_uid
 from pyqemu_ifup.stamp import Here, find_here
+from pyqemu_ifup.system.holders import LONGEST, Holders, find_holders
 from pyqemu_ifup.task import finish
-from pyqemu_ifup.tun import TUN, require_tun
 
 if TYPE_CHECKING:
     from pyqemu_ifctl.qemu.qmp import Joint

@@ -27,10 +27,10 @@ from pyqemu_ifctl.qemu.running import (
 )
 from pyqemu_ifctl.taps import Row, System, look, rows, wanted
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.holders import Holders, find_holders
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.hubs import NAMED_MAX, WHY, WHY_MIXED
 from pyqemu_ifup.look import Counters
+from pyqemu_ifup.qemu.hubs import NAMED_MAX, WHY, WHY_MIXED
+from pyqemu_ifup.system.holders import Holders, find_holders
 
 PATIENCE = 3.0
 """Seconds that one QEMU may take to answer, at all its sockets together."""

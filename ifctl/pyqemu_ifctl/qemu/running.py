@@ -16,7 +16,8 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.ids import is_unmapped
 from pyqemu_ifconf.policy import Leave, Policy, choose, policy_asks
 from pyqemu_ifctl.bounded import attempt
-from pyqemu_ifup.caller import (
+from pyqemu_ifup.manners import waiting_for
+from pyqemu_ifup.qemu.caller import (
     Option,
     command_line,
     command_size,
@@ -31,8 +32,7 @@ from pyqemu_ifup.caller import (
     split_option,
     walk_options,
 )
-from pyqemu_ifup.holders import OTHERS, Holders, find_holders
-from pyqemu_ifup.manners import waiting_for
+from pyqemu_ifup.system.holders import OTHERS, Holders, find_holders
 
 if TYPE_CHECKING:
     from pyqemu_ifctl.qemu.qmp import Address, Backend

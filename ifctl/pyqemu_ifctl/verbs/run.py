@@ -111,8 +111,8 @@ class OwnTaps:
         """Return the descriptors of a new tap, which is attached. Raises Failure."""
         from pyqemu_ifconf.load import load_host_policy
         from pyqemu_ifup.access import ROOT, find_user
+        from pyqemu_ifup.drivers.rtnetlink import Netlink
         from pyqemu_ifup.host import Host
-        from pyqemu_ifup.linux_bridge import Netlink
         from pyqemu_ifup.tap_request import Wish, attach_tap, make_tap
 
         self.check()

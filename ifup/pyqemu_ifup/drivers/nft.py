@@ -18,6 +18,21 @@ from dataclasses import dataclass, replace
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.shell import nft_command, quote
+from pyqemu_ifup.drivers.conntrack import NETLINK_NETFILTER
+from pyqemu_ifup.drivers.links import (
+    MESSAGE_MAX,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    NLMSGHDR,
+    attribute,
+    attributes,
+    messages,
+    read_error,
+)
 from pyqemu_ifup.drivers.nft_rules import (
     TABLE,
     U32,
@@ -36,21 +51,6 @@ from pyqemu_ifup.drivers.nft_rules import (
     read_rule,
 )
 from pyqemu_ifup.drivers.nft_words import differences
-from pyqemu_ifup.flows import NETLINK_NETFILTER
-from pyqemu_ifup.links import (
-    MESSAGE_MAX,
-    NLM_F_ACK,
-    NLM_F_DUMP,
-    NLM_F_DUMP_INTR,
-    NLM_F_REQUEST,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-    NLMSGHDR,
-    attribute,
-    attributes,
-    messages,
-    read_error,
-)
 
 NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x200, 0x400, 0x800
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_BATCH_GENID = 16, 17, 1

@@ -15,8 +15,8 @@ from pyqemu_ifup.ops import Op, Plan
 from pyqemu_ifup.stamp import Here, Stamp
 
 if TYPE_CHECKING:
+    from pyqemu_ifup.drivers.ovsdb import Database
     from pyqemu_ifup.host import Host
-    from pyqemu_ifup.openvswitch import Database
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from pyqemu_ifup.ops import LinkOp, Op, Plan, set_link
 from pyqemu_ifup.stamp import Here, Stamp
 
 if TYPE_CHECKING:
+    from pyqemu_ifup.drivers.ovsdb import Database
+    from pyqemu_ifup.drivers.rtnetlink import Netlink
     from pyqemu_ifup.host import Host
-    from pyqemu_ifup.linux_bridge import Netlink
-    from pyqemu_ifup.openvswitch import Database
 
 name: KindName = SPEC.name
 title = SPEC.title

@@ -14,15 +14,15 @@ from pyqemu_ifconf.kinds.openvswitch import SPEC
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Port, Vlan
 from pyqemu_ifconf.policy import Kind as KindName
 from pyqemu_ifconf.shell import Command, joined, output, ovs_value, piped, quote, sh, vsctl
-from pyqemu_ifup.caller import read_number
 from pyqemu_ifup.kinds.base import Difference, Leftover, differing
 from pyqemu_ifup.look import Link, OvsPort, Seen, show_vlan
 from pyqemu_ifup.ops import Op, Plan, SetDown
+from pyqemu_ifup.qemu.caller import read_number
 from pyqemu_ifup.stamp import KEY_BOOT_ID, KEY_IFINDEX, OUR_KEYS, Here, Stamp, row_ids
 
 if TYPE_CHECKING:
+    from pyqemu_ifup.drivers.ovsdb import Database
     from pyqemu_ifup.host import Host
-    from pyqemu_ifup.openvswitch import Database
 
 name: KindName = SPEC.name
 title = SPEC.title

@@ -9,8 +9,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.links import NLM_F_ACK, NLM_F_DUMP, RTATTR, attribute, attributes, reads_message
-from pyqemu_ifup.netlink_socket import NetlinkSocket
+from pyqemu_ifup.drivers.links import (
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    RTATTR,
+    attribute,
+    attributes,
+    reads_message,
+)
+from pyqemu_ifup.drivers.netlink_socket import NetlinkSocket
 from pyqemu_ifup.task import pause
 
 NETLINK_NETFILTER = 12

@@ -6,8 +6,8 @@ import errno
 import os
 import socket
 
-from pyqemu_ifup.flows import NETLINK_NETFILTER, NFGENMSG
-from pyqemu_ifup.links import EVENT_BUFFER, SO_RCVBUFFORCE, attributes, messages
+from pyqemu_ifup.drivers.conntrack import NETLINK_NETFILTER, NFGENMSG
+from pyqemu_ifup.drivers.links import EVENT_BUFFER, SO_RCVBUFFORCE, attributes, messages
 from pyqemu_ifup.nat import TABLE
 
 NFNLGRP_NFTABLES = 7

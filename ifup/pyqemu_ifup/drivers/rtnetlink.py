@@ -21,7 +21,7 @@ from pyqemu_ifconf.failure import Failure, Forbidden, OfCaller, Status
 from pyqemu_ifconf.names import is_valid_name
 from pyqemu_ifconf.shell import Command, quote, sh
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.links import (
+from pyqemu_ifup.drivers.links import (
     IFA_F_NODAD,
     IFF_UP,
     IFINFOMSG,
@@ -37,7 +37,7 @@ from pyqemu_ifup.look import Counters, Link, Vid, ranges
 from pyqemu_ifup.manners import waiting_for
 
 if TYPE_CHECKING:
-    from pyqemu_ifup.flows import Flow
+    from pyqemu_ifup.drivers.conntrack import Flow
     from pyqemu_ifup.on_port import Sights
 
 IFLA_INET_CONF = 1
@@ -221,7 +221,8 @@ class Netlink:
         With the ifindexes `routes_of` the routes are read only where one of these links has an
         address that is not of the link alone: a router may have a million.
         """
-        from pyqemu_ifup import on_port, sights  # rare
+        from pyqemu_ifup import on_port  # rare
+        from pyqemu_ifup.drivers import sights
 
         links = self.links() if links is None else links
         with _explained("cannot list the addresses and the routes"):
@@ -291,7 +292,7 @@ class Netlink:
 
     async def forgetting(self, which: Callable[[Flow], bool], deadline: Deadline) -> bool:
         """Do as `flows.forgetting`. Raises Failure."""
-        from pyqemu_ifup.flows import forgetting  # rare
+        from pyqemu_ifup.drivers.conntrack import forgetting  # rare
 
         with _explained("cannot forget the flows of a network"):
             return await forgetting(which, deadline)

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pyqemu_ifup.links import IFA_F_NODAD
+from pyqemu_ifup.drivers.links import IFA_F_NODAD
 from pyqemu_ifup.on_port import MAIN, Address, Route
 
 IFA_F_PERMANENT, IFA_F_NOPREFIXROUTE = 0x80, 0x200

@@ -139,7 +139,7 @@ def read_command_line(
     joined: tuple[str, ...] = ()
     if any(_type(option) == "hubport" or is_on_hub_0(option) for option in options):
         # NOTE: few guests have a hub.
-        from pyqemu_ifup.hubs import joined_with
+        from pyqemu_ifup.qemu.hubs import joined_with
 
         asking = filter(_calls_helper, options) if helped else named or numbered
         joined = joined_with(options, asking)
@@ -192,7 +192,7 @@ def read_options(
             _set(by_id, argument)
         elif name == "readconfig":
             # NOTE: few guests have one.
-            from pyqemu_ifup.read_config import FILES_MAX, read_config
+            from pyqemu_ifup.qemu.read_config import FILES_MAX, read_config
 
             files += 1
             given = pid if files <= FILES_MAX else None

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NoReturn
 
-from pyqemu_ifup.caller import read_status
-from pyqemu_ifup.forked import fork_with
 from pyqemu_ifup.manners import waiting_for
+from pyqemu_ifup.qemu.caller import read_status
+from pyqemu_ifup.system.forked import fork_with
 from pyqemu_ifup.task import finish, pause
 
 BATCH = 64

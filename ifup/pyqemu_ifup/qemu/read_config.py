@@ -14,7 +14,7 @@ import stat
 from collections import deque
 from dataclasses import dataclass
 
-from pyqemu_ifup.caller import PATH_MAX, real_uid
+from pyqemu_ifup.qemu.caller import PATH_MAX, real_uid
 
 CONFIG_MAX = 1 << 18
 """Bytes of a file that is read; a longer one is not."""

@@ -16,8 +16,8 @@ from typing import TypeVar
 from pyqemu_ifconf.failure import Failure, Forbidden, Lacking, Status
 from pyqemu_ifconf.ids import is_alone
 from pyqemu_ifconf.shell import quote, readable
-from pyqemu_ifup.caller import real_uid
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.qemu.caller import real_uid
 from pyqemu_ifup.task import RETRY, Task, pause
 
 RUN = "/run/pyqemu-ifup"

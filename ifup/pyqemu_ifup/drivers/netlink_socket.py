@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 
-from pyqemu_ifup.links import (
+from pyqemu_ifup.drivers.links import (
     MESSAGE_MAX,
     NLM_F_REQUEST,
     NLMSG_DONE,
