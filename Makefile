@@ -15,7 +15,7 @@ ROOMS := $(wildcard conf ifup ifdown ifctl ifd)
 PAGES := $(sort $(wildcard $(addsuffix /*.5,$(ROOMS)) $(addsuffix /*.8,$(ROOMS))))
 SCHEMAS := $(wildcard conf/*.schema.json ifctl/*.schema.json)
 UNITS := $(sort $(wildcard conf/systemd/*))
-DOCS := $(wildcard README.md CHANGELOG.md LICENSE SECURITY.md docs/*.md)
+DOCS := $(wildcard README.md CHANGELOG.md LICENSE SECURITY.md CONTRIBUTING.md docs/*.md)
 
 # NOTE: recipes read these from the environment, quoted, so that no path is ever shell text; and
 # no PYTHON* variable of the caller's reaches a Python that root runs.

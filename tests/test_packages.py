@@ -90,6 +90,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
         "LICENSE",
         "README.md",
         "CHANGELOG.md",
+        "CONTRIBUTING.md",
         "SECURITY.md",
     )
     (folder / "checkout").mkdir()
