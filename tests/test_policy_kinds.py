@@ -179,6 +179,20 @@ def test_a_key_of_another_kind_is_refused(spec: KindSpec, key: str) -> None:
     assert is_in_schema(text) == right
 
 
+NAMED = "its ports have the VLANs that are named; write vlan: VID, or a trunk"
+
+
+@pytest.mark.parametrize("said", ["", ", kind: linux", ", kind: openvswitch"])
+def test_no_bridge_takes_any_vlan(said: str) -> None:
+    words = "kind:" + said.partition("kind:")[2] if said else "bridge:"
+    found = errors_of(policy(f"bridge: br0{said}, vlan: any"))
+    assert found == [f"3:{22 + len(said)}: network lan has {words}, and {NAMED}"]
+    rule = "rules:\n  - {tap: a, network: lan, vlan: any}\n"
+    assert errors_of(policy(f"bridge: br0{said}", rule)) == [
+        f"5:28: network lan (p:3) has {words}, and {NAMED}"
+    ]
+
+
 # A kind that only this test knows
 
 
@@ -285,6 +299,29 @@ def test_a_third_kind_has_its_own_place() -> None:
     assert (network.place, network.kind) == (TunnelPlace("a"), TUNNEL.name)
     assert (network.bridge, network.ovsdb, network.made) == ("", DEFAULT_OVSDB, None)
     assert network_of("bridge: br0").place == BridgePlace("br0")
+
+
+@pytest.fixture
+def with_default(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """One more row, whose ports have a setting unless the network says otherwise."""
+    yield from with_row(monkeypatch, replace(TUNNEL, defaults={"mtu": 1400}))
+
+
+@pytest.mark.usefixtures("with_default")
+@pytest.mark.parametrize(
+    ("body", "rest", "mtu"),
+    [
+        ("peer: a", "", 1400),
+        ("peer: a, mtu: 1300", "", 1300),
+        ("peer: a, mtu: none", "", None),
+        ("peer: a", ", mtu: none", None),
+        ("peer: a, mtu: none", ", mtu: 1200", 1200),
+    ],
+)
+def test_what_a_kind_gives_by_default(body: str, rest: str, mtu: int | None) -> None:
+    vms = f"vms:\n  a:\n    nics:\n      - {{network: lan{rest}}}\n"
+    found = parse_policy([Source("p", policy(body, vms).encode())])
+    assert nic_port(found, found.vms["a"].nics[0]).mtu == mtu
 
 
 @pytest.mark.usefixtures("third")

@@ -13,7 +13,7 @@ from typing import Protocol
 from pyqemu_ifconf.globs import glob_fault
 from pyqemu_ifconf.names import NETWORK_NAME
 from pyqemu_ifconf.nodes import Broken, Errors, List, Map, Node, Scalar, entries, quote, show
-from pyqemu_ifconf.settings.vlan import VID_MAX, VID_MIN, Vids, Vlan
+from pyqemu_ifconf.settings.vlan import ANY, VID_MAX, VID_MIN, Vids, Vlan
 
 Schema = dict[str, object]
 
@@ -323,7 +323,7 @@ class Users:
 
 @dataclass(frozen=True)
 class VlanPort:
-    """A VID, or the VIDs of a trunk: `{native: 10, trunk: [20, 30-39]}`."""
+    """A VID, the VIDs of a trunk as `{native: 10, trunk: [20, 30-39]}`, or `any`."""
 
     words: str = f"a VID from {VID_MIN} to {VID_MAX} or a mapping with trunk"
 
@@ -334,6 +334,8 @@ class VlanPort:
                 return must_be(name, self.words, node, errors, f"write {{trunk: [{node.text}]}}")
             if isinstance(node, List):
                 return must_be(name, self.words, node, errors, "write {trunk: [...]}")
+            if isinstance(node, Scalar) and node.text == "any":
+                return ANY
             vid = Number(VID_MIN, VID_MAX).read(name, node, Errors(errors.file))
             return Vlan(vid) if isinstance(vid, int) else self._not_vid(name, node, errors)
         native: object = None
@@ -407,7 +409,7 @@ class VlanPort:
         return range(first, last + 1)
 
     def schema(self) -> Schema:
-        """Return a VID, or the mapping with trunk."""
+        """Return a VID, the mapping with trunk, or the word."""
         vid: Schema = {"type": "integer", "minimum": VID_MIN, "maximum": VID_MAX}
         vids: Schema = {"type": "string", "pattern": f"^{_VID_PATTERN}-{_VID_PATTERN}$"}
         trunk: Schema = {
@@ -422,7 +424,7 @@ class VlanPort:
             "required": ["trunk"],
             "additionalProperties": False,
         }
-        return {"anyOf": [vid, ports]}
+        return {"anyOf": [vid, ports, {"const": "any"}]}
 
 
 @dataclass(frozen=True)

@@ -218,11 +218,14 @@ def _read_network(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> Non
         return
     given = _read_fields(node, "network", f"network {quote(name)}", errors)
     said = _read_kind(key, given, errors)
+    settings = _settings(given)
+    if len(said.specs) == 1:
+        settings = Settings({**said.specs[0].defaults, **settings.given})
     network = Network(
         name,
         position,
         _place(said, given),
-        _settings(given),
+        settings,
         given.values.get("users", ()),
         given.values.get("deny_users", ()),
         given.values.get("max_taps", DEFAULT_MAX_TAPS),
@@ -296,8 +299,9 @@ def _not_for(name: str, network: str, said: _Said) -> str:
 
 
 def _faults(said: _Said, settings: Settings) -> Iterable[tuple[SettingName, str]]:
-    """Return what the kind of a network, where it is known, cannot give of one port's settings."""
-    return said.specs[0].faults(settings.given) if len(said.specs) == 1 else ()
+    """Return what none of the kinds that a network can be of gives of one port's settings."""
+    first, *others = (tuple(spec.faults(settings.given)) for spec in said.specs)
+    return [fault for fault in first if all(fault in each for each in others)]
 
 
 def _read_nat(given: _Given, errors: Errors) -> Nat | None:

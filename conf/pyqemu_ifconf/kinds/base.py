@@ -7,7 +7,7 @@ for the hooks do; what reads a policy's text is imported where one is read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,7 +54,8 @@ class KindSpec:
     returns all that are its own, `key` among them; those of `place` have the names of these.
     `settings` are what a port can be given. `faults` yields, of the settings of one port as the
     network and whoever leads to it give them together, each that the kind cannot give with that
-    value, or cannot be without, and why. `found`: several kinds share the key, and which of them it
+    value, or cannot be without, and why. `defaults` are settings that such a network has unless it
+    says otherwise, `none` too. `found`: several kinds share the key, and which of them it
     is is looked up where the network has no `kind:`; this is the network's place until then.
     """
 
@@ -67,6 +68,7 @@ class KindSpec:
     fields: Callable[[], tuple[Field, ...]]
     settings: frozenset[SettingName]
     faults: Callable[[Mapping[str, object]], Iterable[tuple[SettingName, str]]] = no_faults
+    defaults: Mapping[str, object] = field(default_factory=dict)
     found: type[Place] | None = None
 
     @cached_property

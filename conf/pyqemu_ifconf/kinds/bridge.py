@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.kinds.base import Place
+from pyqemu_ifconf.settings.vlan import ANY
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from pyqemu_ifconf.field import Field
+    from pyqemu_ifconf.kinds.base import SettingName
 
 KEY = "bridge"
 
@@ -21,6 +25,12 @@ class BridgePlace(Place):
 
     bridge: str
     ovsdb: str = DEFAULT_OVSDB
+
+
+def faults(settings: Mapping[str, object]) -> Iterable[tuple[SettingName, str]]:
+    """Yield what no bridge gives: a port of it has the VLANs that are named."""
+    if settings.get("vlan") == ANY:
+        yield "vlan", "its ports have the VLANs that are named; write vlan: VID, or a trunk"
 
 
 def bridge_field() -> Field:

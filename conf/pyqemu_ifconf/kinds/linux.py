@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.kinds.base import KindSpec, Place
-from pyqemu_ifconf.kinds.bridge import KEY, BridgePlace, bridge_field
+from pyqemu_ifconf.kinds.bridge import KEY, BridgePlace, bridge_field, faults
 
 if TYPE_CHECKING:
     from pyqemu_ifconf.field import Field
@@ -32,5 +32,6 @@ SPEC = KindSpec(
     place=LinuxPlace,
     fields=_fields,
     settings=frozenset({"mtu", "vlan", "isolated", "txqueuelen"}),
+    faults=faults,
     found=BridgePlace,
 )

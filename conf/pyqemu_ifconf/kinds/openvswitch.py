@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.kinds.base import KindSpec, Place
-from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB, KEY, BridgePlace, bridge_field
+from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB, KEY, BridgePlace, bridge_field, faults
 
 if TYPE_CHECKING:
     from pyqemu_ifconf.field import Field
@@ -69,5 +69,6 @@ SPEC = KindSpec(
     place=OvsPlace,
     fields=_fields,
     settings=frozenset({"mtu", "vlan", "isolated", "external_ids", "txqueuelen"}),
+    faults=faults,
     found=BridgePlace,
 )

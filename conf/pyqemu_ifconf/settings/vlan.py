@@ -45,3 +45,7 @@ class Vlan:
     def __post_init__(self) -> None:
         if not isinstance(self.trunk, Vids):
             object.__setattr__(self, "trunk", Vids(sum(1 << vid for vid in set(self.trunk))))
+
+
+ANY = Vlan(None, Vids((1 << (VID_MAX + 1)) - 1))
+"""`any`: all frames pass as they are, tagged or not. No other Vlan has VID 0, which is no VLAN."""
