@@ -1344,7 +1344,7 @@ def test_answers_of_a_policy_with_5000_rules(site: Site) -> None:
 
 BRIEF = """
 from contextlib import asynccontextmanager
-from pyqemu_ifup import nat_network
+from pyqemu_ifup.made import network as nat_network
 real = nat_network.holding
 @asynccontextmanager
 async def holding(host, network, bridge):

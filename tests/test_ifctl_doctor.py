@@ -36,7 +36,7 @@ from pyqemu_ifctl.doctor.checks import CHECKS
 from pyqemu_ifctl.doctor.scene import read_forward
 from pyqemu_ifctl.qemu.command_nics import nics_of
 from pyqemu_ifctl.qemu.running import guest_of
-from pyqemu_ifup.own_mac import NO_MAC, mac_for, this_host
+from pyqemu_ifup.system.own_mac import NO_MAC, mac_for, this_host
 
 
 @pytest.fixture

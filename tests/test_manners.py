@@ -1038,4 +1038,4 @@ def test_a_down_loads_what_makes_networks_for_a_tap_that_may_be_of_one(
         finally:
             network.rmdir()
         assert state(inside)["master"] is None
-    assert ("pyqemu_ifup.nat_network" in names) is loads
+    assert ("pyqemu_ifup.made.network" in names) is loads

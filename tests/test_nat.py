@@ -30,14 +30,15 @@ from lab.snapshot import Snapshot, leftovers
 from lab.told import run_told
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.load import Source, parse_policy
-from pyqemu_ifup import bolt, nat_needs, nat_network
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.drivers import dnsmasq
+from pyqemu_ifup.drivers import bolt, dnsmasq
 from pyqemu_ifup.drivers import nft_program as nft
 from pyqemu_ifup.drivers.programs import Run
 from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.nat import bridge_mac, dnsmasq_settings, ruleset
+from pyqemu_ifup.made import needs as nat_needs
+from pyqemu_ifup.made import network as nat_network
+from pyqemu_ifup.made.nat import bridge_mac, dnsmasq_settings, ruleset
 from pyqemu_ifup.task import finish
 
 LAB: dict[str, Any] = {

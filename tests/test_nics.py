@@ -29,7 +29,7 @@ from pyqemu_ifctl.qemu.arguments import (
     tap_by_descriptors,
 )
 from pyqemu_ifctl.qemu.binary import check_arguments, find_qemu, models_of
-from pyqemu_ifup import own_mac
+from pyqemu_ifup.system import own_mac
 
 HOOKS = Hooks("/opt/a,b/pyqemu-ifup", "/opt/a,b/pyqemu-ifdown")
 MAC = "52:54:00:00:00:01"

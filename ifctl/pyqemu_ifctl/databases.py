@@ -91,7 +91,7 @@ def look_for_unmet(host: Host, network: str, bridge: str, nat: Nat) -> list[Fail
 
     Raises Failure (75) once the host's deadline is interrupted.
     """
-    from pyqemu_ifup.nat_needs import Wanted, find_unmet
+    from pyqemu_ifup.made.needs import Wanted, find_unmet
 
     with in_patience(host):
         found = host.finish(find_unmet(host, Wanted(network, bridge, nat)))

@@ -35,7 +35,7 @@ from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.base import TapKind
 from pyqemu_ifup.look import FRESH, Link, Seen, show_vlan
-from pyqemu_ifup.nat import marking_command
+from pyqemu_ifup.made.nat import marking_command
 from pyqemu_ifup.on_port import find_sitting
 from pyqemu_ifup.ops import Op, SetMtu, set_link
 from pyqemu_ifup.plan import plan_leaving, plan_up
@@ -205,7 +205,7 @@ def look(port: Port, policy: Policy, deadline: Deadline, tell: Callable[[str], N
 
 def _making(host: Host, port: Port, nat: Nat) -> list[Command]:
     """Return the commands that make the network, none where an up could not tell how."""
-    from pyqemu_ifup.nat_network import commands_to_make
+    from pyqemu_ifup.made.network import commands_to_make
 
     try:
         return commands_to_make(host, port.network, port.bridge, nat)

@@ -30,10 +30,10 @@ from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.base import Difference
 from pyqemu_ifup.leave import leave_networks
 from pyqemu_ifup.look import Link
+from pyqemu_ifup.made.nat import marking_command
+from pyqemu_ifup.made.network import commands_to_make, differing, making
 from pyqemu_ifup.main import Left
 from pyqemu_ifup.manners import log, narrator
-from pyqemu_ifup.nat import marking_command
-from pyqemu_ifup.nat_network import commands_to_make, differing, making
 from pyqemu_ifup.ops import SetDown
 from pyqemu_ifup.qemu.caller import command_line, find_hook, find_hook_at_work, real_uid
 from pyqemu_ifup.stamp import Here, Stamp, find_here, is_alive

@@ -180,7 +180,7 @@ def _with_tables(
     """
     if not has_networks(system.links):
         return found, {}
-    from pyqemu_ifup.nat_network import find_table_faults
+    from pyqemu_ifup.made.network import find_table_faults
 
     faults, unread = {}, {}
     in_force = policy if isinstance(policy, Policy) else None

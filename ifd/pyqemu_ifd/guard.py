@@ -12,8 +12,8 @@ import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from pyqemu_ifup.made.nat import table_name
 from pyqemu_ifup.manners import log
-from pyqemu_ifup.nat import table_name
 
 DELAY = 0.2
 """Seconds after an event in which what belongs to it may still follow; no look is sooner."""

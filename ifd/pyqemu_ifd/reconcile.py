@@ -217,8 +217,8 @@ class Reconciler:
         link = host.kernel.look_up(host.tap)
         if link is None or not link.alias.startswith(BRIDGE_MARK):
             return
-        from pyqemu_ifup.nat import network_of
-        from pyqemu_ifup.nat_network import leaving
+        from pyqemu_ifup.made.nat import network_of
+        from pyqemu_ifup.made.network import leaving
 
         network = network_of(link.alias)
         if network is not None and is_network_name(network):
@@ -230,7 +230,7 @@ class Reconciler:
         if not has_networks(links):
             self.guard.ripe(now, ())
             return
-        from pyqemu_ifup.nat_network import Guarded, guarded, guarding
+        from pyqemu_ifup.made.network import Guarded, guarded, guarding
 
         networks = guarded(self.cache.policy, links)
         for name in self.guard.ripe(now, networks):
@@ -247,7 +247,7 @@ class Reconciler:
 
     def _forget_flows(self, network: str, nat: Nat) -> tuple[str, Chore]:
         """Return what keeps flows from going on, and a name for it, of no tap or bridge."""
-        from pyqemu_ifup.nat_network import forgetting
+        from pyqemu_ifup.made.network import forgetting
 
         name = f"flows of network {network}"
         return name, partial(self._do, name, partial(forgetting, network=network, nat=nat))

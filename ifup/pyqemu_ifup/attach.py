@@ -71,7 +71,7 @@ async def attach_alone(host: Host, port: Port, holder: Holder, admit: Admit = an
             if holder.uid is None and not made:
                 await own_it(host, link, holder)
             if port.nat is not None:
-                from pyqemu_ifup.nat_network import making
+                from pyqemu_ifup.made.network import making
 
                 # NOTE: held until the tap is on the bridge, so that nobody takes it away before.
                 await network.enter_async_context(making(host, port))

@@ -56,9 +56,9 @@ async def leave_networks(host: Host, stamp: Stamp | None) -> None:
     # NOTE: most taps are of none, whatever others have; a hook need not load what makes one.
     if not bridges and not (networks if stamp is None else stamp.network in networks):
         return
-    from pyqemu_ifup.nat import network_of
-    from pyqemu_ifup.nat_network import folders, ports_of
-    from pyqemu_ifup.nat_network import leaving as leaving_network
+    from pyqemu_ifup.made.nat import network_of
+    from pyqemu_ifup.made.network import folders, ports_of
+    from pyqemu_ifup.made.network import leaving as leaving_network
 
     found = {network_of(link.alias): link for link in bridges}
     for network, link in found.items():

@@ -103,7 +103,7 @@ def _tell_of_mac(port: Port, before: Seen, now: Seen) -> None:
     if before.bridge is None or now.bridge is None or now.tap is None:
         return
     if now.bridge.mac == now.tap.mac != before.bridge.mac:
-        from pyqemu_ifup.own_mac import mac_for, this_host  # rare
+        from pyqemu_ifup.system.own_mac import mac_for, this_host  # rare
 
         log(
             syslog.LOG_NOTICE,

@@ -70,10 +70,10 @@ from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.linux import JoinBridge, LeaveBridge, SetIsolated, SetVlans, target_vids
 from pyqemu_ifup.kinds.openvswitch import AddPort, DelPort, SetPort
 from pyqemu_ifup.look import Link, OvsBridge, OvsPort, OvsSwitch, Seen, Vid
+from pyqemu_ifup.made.nat import bridge_alias
+from pyqemu_ifup.made.network import Held, _telling_of_firewalls, leaving
 from pyqemu_ifup.main import denial
 from pyqemu_ifup.manners import half_done, left_to_gc
-from pyqemu_ifup.nat import bridge_alias
-from pyqemu_ifup.nat_network import Held, _telling_of_firewalls, leaving
 from pyqemu_ifup.on_port import Address, Route, Sights, find_sitting
 from pyqemu_ifup.ops import DelTap, SetAlias, SetDown, SetIpv6, SetMac, SetMtu, SetTxQueueLen, SetUp
 from pyqemu_ifup.plan import check_bridge_mtu
@@ -486,19 +486,19 @@ NO_NAME = {
     ("ifup/pyqemu_ifup/drivers/dnsmasq.py", "serve"): "a network's name",
     ("ifup/pyqemu_ifup/drivers/dnsmasq.py", "_start"): "likewise",
     ("ifup/pyqemu_ifup/drivers/dnsmasq.py", "_recorded"): "likewise",
-    ("ifup/pyqemu_ifup/nat_needs.py", "_table"): "likewise",
-    ("ifup/pyqemu_ifup/nat_needs.py", "_install"): "a package",
-    ("ifup/pyqemu_ifup/nat_needs.py", "_ports_taken"): "the number of a port",
-    ("ifup/pyqemu_ifup/nat_network.py", "_deleting_table"): "likewise",
-    ("ifup/pyqemu_ifup/nat_network.py", "_restoring_link"): "the bridge of a network with nat:",
-    ("ifup/pyqemu_ifup/nat_network.py", "_bring_about"): "the bridge of a network with nat:",
-    ("ifup/pyqemu_ifup/nat.py", "making_commands"): "likewise",
-    ("ifup/pyqemu_ifup/nat.py", "marking_command"): "likewise",
-    ("ifup/pyqemu_ifup/nat.py", "_table_commands"): "likewise",
-    ("ifup/pyqemu_ifup/nat.py", "_serving_commands"): "likewise",
-    ("ifup/pyqemu_ifup/nat.py", "adding_command"): "likewise",
+    ("ifup/pyqemu_ifup/made/needs.py", "_table"): "likewise",
+    ("ifup/pyqemu_ifup/made/needs.py", "_install"): "a package",
+    ("ifup/pyqemu_ifup/made/needs.py", "_ports_taken"): "the number of a port",
+    ("ifup/pyqemu_ifup/made/network.py", "_deleting_table"): "likewise",
+    ("ifup/pyqemu_ifup/made/network.py", "_restoring_link"): "the bridge of a network with nat:",
+    ("ifup/pyqemu_ifup/made/network.py", "_bring_about"): "the bridge of a network with nat:",
+    ("ifup/pyqemu_ifup/made/nat.py", "making_commands"): "likewise",
+    ("ifup/pyqemu_ifup/made/nat.py", "marking_command"): "likewise",
+    ("ifup/pyqemu_ifup/made/nat.py", "_table_commands"): "likewise",
+    ("ifup/pyqemu_ifup/made/nat.py", "_serving_commands"): "likewise",
+    ("ifup/pyqemu_ifup/made/nat.py", "adding_command"): "likewise",
     (
-        "ifup/pyqemu_ifup/nat_needs.py",
+        "ifup/pyqemu_ifup/made/needs.py",
         "_advertisements",
     ): "a card of this host's that heeds advertisements: no tap of ours does",
 }

@@ -18,12 +18,12 @@ from lab.public import NOBODY
 from lab.race import fork, wait
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Caller, Nat, Port
-from pyqemu_ifup import nat_network
 from pyqemu_ifup.attach import attach
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host, Runnable
 from pyqemu_ifup.kinds.linux import JoinBridge
+from pyqemu_ifup.made import network as nat_network
 from pyqemu_ifup.system.lock import lock_file, open_lock
 from pyqemu_ifup.task import Task, finish, pause, step
 

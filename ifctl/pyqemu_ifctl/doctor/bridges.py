@@ -16,9 +16,9 @@ from pyqemu_ifup import kinds
 from pyqemu_ifup.kinds.linux import adding_bridge
 from pyqemu_ifup.look import FRESH, Link, OvsPort, Seen, spans
 from pyqemu_ifup.on_port import Sitting, find_sitting
-from pyqemu_ifup.own_mac import NO_MAC, mac_for
 from pyqemu_ifup.plan import plan_up
 from pyqemu_ifup.stamp import Stamp
+from pyqemu_ifup.system.own_mac import NO_MAC, mac_for
 
 QUICK = 400
 """Hundredths of a second: the least forward delay that IEEE 802.1D allows."""

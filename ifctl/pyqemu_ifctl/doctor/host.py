@@ -15,8 +15,8 @@ from pyqemu_ifctl.doctor.scene import DEFAULT_SCRIPTS, HELPERS, Qemu, Scene, hel
 from pyqemu_ifctl.qemu.running import tap_of
 from pyqemu_ifup.drivers.sysctl import is_writable
 from pyqemu_ifup.drivers.tun import TUN
-from pyqemu_ifup.nat import table_name
-from pyqemu_ifup.nat_network import OLDER, guarded
+from pyqemu_ifup.made.nat import table_name
+from pyqemu_ifup.made.network import OLDER, guarded
 from pyqemu_ifup.ops import SetIpv6
 from pyqemu_ifup.qemu.caller import Option, bounded
 from pyqemu_ifup.qemu.hubs import (

@@ -52,13 +52,13 @@ from pyqemu_ifup.drivers.tun import TUN, require_tun
 from pyqemu_ifup.guest import Patience, find_otherwise, tell_otherwise
 from pyqemu_ifup.host import Host, filters, is_there
 from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, has_networks, is_local
+from pyqemu_ifup.made.needs import is_ours
 from pyqemu_ifup.manners import SAFE_PATH
-from pyqemu_ifup.nat_needs import is_ours
 from pyqemu_ifup.on_port import Sights
-from pyqemu_ifup.own_mac import this_host
 from pyqemu_ifup.qemu.caller import Option, command_line, read_program, read_status, real_uid
 from pyqemu_ifup.stamp import Here, find_here
 from pyqemu_ifup.system.holders import LONGEST, Holders, find_holders
+from pyqemu_ifup.system.own_mac import this_host
 from pyqemu_ifup.task import finish
 
 if TYPE_CHECKING:
@@ -414,7 +414,7 @@ def _look_at_tables(
     """Return what has become of the tables, but of those that are told in `unseen` or `late`."""
     if not has_networks(links):
         return {}
-    from pyqemu_ifup.nat_network import find_table_faults
+    from pyqemu_ifup.made.network import find_table_faults
 
     found = {}
     in_force = policy if isinstance(policy, Policy) else None

@@ -16,7 +16,7 @@ from pyqemu_ifconf.policy import Forward, Nic, Policy, UserMode, Vm, nic_port
 from pyqemu_ifconf.shell import quote, readable
 from pyqemu_ifconf.vms import is_virtio
 from pyqemu_ifctl.place import Hooks
-from pyqemu_ifup import own_mac
+from pyqemu_ifup.system import own_mac
 
 MTU_OF_ETHERNET = 1500
 MAC_PREFIX = "52:54:00"

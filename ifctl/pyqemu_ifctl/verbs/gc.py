@@ -119,7 +119,7 @@ def _end(host: Host, tap: str | None, failures: list[Failure], *, dry_run: bool)
 
 async def _networks(host: Host, *, dry_run: bool) -> list[tuple[str, str]]:
     """Take away the networks that were made for taps and have none; return what was there."""
-    from pyqemu_ifup.nat_network import leaving, networks_left
+    from pyqemu_ifup.made.network import leaving, networks_left
 
     found = await networks_left(host)
     gone = []
@@ -136,7 +136,7 @@ def _tables(
 
     One that fails, or that the policy does not have, keeps no other from being looked at.
     """
-    from pyqemu_ifup.nat_network import forgetting, guarded, guarding
+    from pyqemu_ifup.made.network import forgetting, guarded, guarding
 
     in_force = policy if isinstance(policy, Policy) else None
     for network, each in guarded(in_force, host.kernel.links()).items():

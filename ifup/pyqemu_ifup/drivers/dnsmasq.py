@@ -22,8 +22,8 @@ from pyqemu_ifconf.ids import is_alone, is_mapped
 from pyqemu_ifconf.shell import quote, sh
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.drivers.programs import SHORT, run_program, scratch
+from pyqemu_ifup.made.nat import Server
 from pyqemu_ifup.manners import SAFE_PATH, waiting_for
-from pyqemu_ifup.nat import Server
 from pyqemu_ifup.task import pause
 
 SETTINGS, RECORD, READY = "dnsmasq.conf", "dnsmasq.process", "dnsmasq.pid"

@@ -18,8 +18,8 @@ from pyqemu_ifconf.policy import Nat
 from pyqemu_ifconf.shell import Command, all_of, nft_command, sh
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.drivers.programs import Run, run_program
+from pyqemu_ifup.made.nat import TABLE, Chain, Table, table_name, wants_forwarding
 from pyqemu_ifup.manners import SAFE_PATH
-from pyqemu_ifup.nat import TABLE, Chain, Table, table_name, wants_forwarding
 
 PROGRAM = "nft"
 _LINKS = ("iifname", "oifname")

@@ -20,8 +20,7 @@ from pyqemu_ifup.drivers import nft_program as nft
 from pyqemu_ifup.drivers.sysctl import read_sysctl, require_writable
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link
-from pyqemu_ifup.manners import SAFE_PATH
-from pyqemu_ifup.nat import (
+from pyqemu_ifup.made.nat import (
     bridge_alias,
     bridge_mac,
     dnsmasq_settings,
@@ -33,6 +32,7 @@ from pyqemu_ifup.nat import (
     wants_dnsmasq,
     wants_forwarding,
 )
+from pyqemu_ifup.manners import SAFE_PATH
 from pyqemu_ifup.system.lock import require_folder
 from pyqemu_ifup.task import Task
 

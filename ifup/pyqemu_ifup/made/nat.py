@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.policy import DEFAULT_MTU, Forward, Nat, Service
 from pyqemu_ifconf.shell import Command, into, joined, output, sh, write
-from pyqemu_ifup.bolt import BYTECODE, LED
+from pyqemu_ifup.drivers.bolt import BYTECODE, LED
 from pyqemu_ifup.stamp import ALIAS_MARK, BRIDGE_MARK
 from pyqemu_ifup.system.lock import RUN
 

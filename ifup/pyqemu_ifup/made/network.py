@@ -18,16 +18,14 @@ from pyqemu_ifconf.failure import Failure, Lacking, Status
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Nat, Policy, Port
 from pyqemu_ifconf.shell import Command, ifctl, quote, readable, sh
-from pyqemu_ifup import bolt
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.drivers import dnsmasq
+from pyqemu_ifup.drivers import bolt, dnsmasq
 from pyqemu_ifup.drivers import nft_program as nft
 from pyqemu_ifup.drivers.links import NO_ADDRESS
 from pyqemu_ifup.drivers.sysctl import is_writable, key, read_sysctl, write_sysctl
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link
-from pyqemu_ifup.manners import log, tell_left
-from pyqemu_ifup.nat import (
+from pyqemu_ifup.made.nat import (
     Table,
     adding_command,
     astray,
@@ -47,7 +45,7 @@ from pyqemu_ifup.nat import (
     wants_forwarding,
     wants_loopback,
 )
-from pyqemu_ifup.nat_needs import (
+from pyqemu_ifup.made.needs import (
     Wanted,
     folder_of,
     forwarding_that_is_off,
@@ -56,6 +54,7 @@ from pyqemu_ifup.nat_needs import (
     own_bridge,
     require,
 )
+from pyqemu_ifup.manners import log, tell_left
 from pyqemu_ifup.ops import BY_MAC, SetAlias, SetIpv6, SetMtu, SetUp
 from pyqemu_ifup.system.lock import (
     RUN,
