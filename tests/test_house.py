@@ -496,8 +496,9 @@ THIN = "ifd/pyqemu_ifd/thin.py"
 SHELL = "conf/pyqemu_ifconf/shell.py"
 QUOTED_ALREADY = {
     (THIN, "self.name"): "quoted as it is set; it imports nothing",
-    ("ifctl/pyqemu_ifctl/doctor/host.py", "qemu.name"): "quotes the guest's name itself",
-    ("ifctl/pyqemu_ifctl/doctor/host.py", "twin.name"): "likewise",
+    ("ifctl/pyqemu_ifctl/doctor/hubs.py", "qemu.name"): "quotes the guest's name itself",
+    ("ifctl/pyqemu_ifctl/doctor/qemus.py", "qemu.name"): "likewise",
+    ("ifctl/pyqemu_ifctl/doctor/qemus.py", "twin.name"): "likewise",
 }
 """(file, expression) -> why it is no bare name."""
 QUOTES = {
@@ -505,7 +506,7 @@ QUOTES = {
     for node in ast.parse((ROOT / SHELL).read_text()).body
     if isinstance(node, ast.FunctionDef)
 }
-SAYS = {"Failure", "Fault", "Finding", "NoTap", "log", "say"}
+SAYS = {"Failure", "Finding", "NoTap", "log", "say"}
 ADDS = {"add", "add_at"}
 """What errors of a policy are added by."""
 

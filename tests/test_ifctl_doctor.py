@@ -32,8 +32,8 @@ from lab.public import NOBODY, as_user, public_folder, publish
 from lab.qemu import Qemu, end_daemon, tell
 from lab.taps import Tap, frame, mac, who_has
 from pyqemu_ifconf.globs import covers, glob_fault, least_length, matches
+from pyqemu_ifctl.doctor.chains import read_forward
 from pyqemu_ifctl.doctor.checks import CHECKS
-from pyqemu_ifctl.doctor.scene import read_forward
 from pyqemu_ifctl.qemu.command_nics import nics_of
 from pyqemu_ifctl.qemu.running import guest_of
 from pyqemu_ifup.system.own_mac import NO_MAC, mac_for, this_host

@@ -24,7 +24,7 @@ from lab.load import high_load
 from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
-from pyqemu_ifctl.doctor import scene
+from pyqemu_ifctl.doctor import running
 from pyqemu_ifup.system import holders
 
 HANG = """
@@ -33,7 +33,7 @@ sys.path[:0] = {roots!r}
 from pyqemu_ifctl import bounded
 bounded.ALL = {seconds}
 from pyqemu_ifctl import taps
-from pyqemu_ifctl.doctor import scene
+from pyqemu_ifctl.doctor import chains, running, scene
 from pyqemu_ifup.manners import waiting_for
 
 def hang(*_arguments):
@@ -59,7 +59,7 @@ raise SystemExit(main())
 """
 """pyqemu-ifctl where one part of the look, which the test chooses, does not end."""
 IN_TURN = "scene._look_at_needs = taps._with_tables = "
-APART = "bounded.PART = 1.5; scene._nft_chains = "
+APART = "bounded.PART = 1.5; chains._nft_chains = "
 LOAD = r"\(load \d+, processors \d+\)"
 BUSY = rf"this host is busy, or something does not answer {LOAD}"
 
@@ -197,7 +197,7 @@ def test_routes_that_take_long_keep_nothing_from_being_seen(
     inside: Namespace, hooks: Hooks
 ) -> None:
     """They are of use where a port has an address alone: a router may have a million."""
-    part = "from pyqemu_ifup import sights; sights.read_route = hang; bounded.PART = 2.0"
+    part = "from pyqemu_ifup.drivers import sights; sights.read_route = hang; bounded.PART = 2.0"
     inside.ip("address", "add", "192.0.2.1/24", "dev", "br0")
     inside.ip("route", "add", "198.51.100.0/24", "via", "192.0.2.2")
     inside.tap("web0")
@@ -277,7 +277,7 @@ def test_who_holds_taps_is_seen_for_as_long_as_users_may_take(
     done = hanging(hooks, "doctor", "--json", seconds=8.0, part="bounded.PART = 0.0")
     told = json.loads(done.stdout)
     assert not any("the taps that processes hold" in each for each in told["unseen"]), told
-    assert scene.HOLDERS_SECONDS > holders.OTHERS + 2 * holders.PATIENCE
+    assert running.HOLDERS_SECONDS > holders.OTHERS + 2 * holders.PATIENCE
 
 
 @pytest.mark.parametrize(("part", "why"), [
@@ -299,7 +299,7 @@ def test_who_holds_up_a_part_that_is_looked_at_apart_is_told(
 MUTE_PROCESS = """
 MS_BIND = 0x1000
 assert not ctypes.CDLL(None).mount({folder!r}, b"/proc/{pid}", None, MS_BIND, None)
-bounded.PART = scene.HOLDERS_SECONDS = 1.0
+bounded.PART = running.HOLDERS_SECONDS = 1.0
 """
 """NOTE: mount(8) would look at the folder."""
 

@@ -21,7 +21,7 @@ from lab.clean import Clean
 from lab.needs import QEMU, lack, require
 from lab.netns import Namespace
 from lab.qemu import Qemu
-from pyqemu_ifctl.doctor.scene import HELPERS
+from pyqemu_ifctl.doctor.running import HELPERS
 from test_install import ROOT, need_success, run
 from test_readme import first_steps
 

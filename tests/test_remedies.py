@@ -115,12 +115,12 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFCTL}doctor/bridges.py", "_set_mac"): (1, (DOCTOR,)),
     (f"{IFCTL}doctor/bridges.py", "find_slow_bridges"): (2, (DOCTOR, OF_OVS)),
     (f"{IFCTL}explanation.py", "_lines"): (2, (PLAN,)),
-    (f"{IFCTL}doctor/host.py", "find_netfilter"): (2, (DOCTOR,)),
-    (f"{IFCTL}doctor/host.py", "find_nat_tables"): (2, (DOCTOR,)),
-    (f"{IFCTL}doctor/host.py", "find_bridge_filters"): (2, (DOCTOR,)),
-    (f"{IFCTL}doctor/host.py", "find_closed_tun"): (1, (DOCTOR,)),
-    (f"{IFCTL}doctor/host.py", "find_joined_taps"): (2, (OF_QEMU,)),
-    (f"{IFCTL}doctor/host.py", "find_taps_off"): (1, (DOCTOR, OF_OVS)),
+    (f"{IFCTL}doctor/filters.py", "find_netfilter"): (2, (DOCTOR,)),
+    (f"{IFCTL}doctor/filters.py", "find_nat_tables"): (2, (DOCTOR,)),
+    (f"{IFCTL}doctor/filters.py", "find_bridge_filters"): (2, (DOCTOR,)),
+    (f"{IFCTL}doctor/taps.py", "find_closed_tun"): (1, (DOCTOR,)),
+    (f"{IFCTL}doctor/hubs.py", "find_joined_taps"): (2, (OF_QEMU,)),
+    (f"{IFCTL}doctor/taps.py", "find_taps_off"): (1, (DOCTOR, OF_OVS)),
     (f"{IFCTL}doctor/openvswitch.py", "vswitchd_fault"): (1, (OF_OVS,)),
     (f"{IFCTL}doctor/openvswitch.py", "start_ovs"): (2, (OF_OVS,)),
     (f"{IFCTL}doctor/openvswitch.py", "find_ovs_errors"): (1, (OF_OVS,)),
@@ -269,7 +269,7 @@ def test_a_new_command_is_seen(tmp_path: Path) -> None:
 
 # What is told in words.
 
-FAILURES = {"Failure", "Forbidden", "OfCaller", "Fault", "Lacking", "Unsaid", "NoTap", "NoAgent"}
+FAILURES = {"Failure", "Forbidden", "OfCaller", "Finding", "Lacking", "Unsaid", "NoTap", "NoAgent"}
 TYPED = re.compile(
     r"\b(pyqemu-(ifctl|ifup|ifdown|ifd|takeover|bridge-helper)|systemctl|journalctl|modprobe|sysctl|"
     r"dmesg|unshare|setcap|apt-get|dnf|make install|dbus-uuidgen|systemd-machine-id-setup|mount|"
@@ -379,8 +379,8 @@ UNTOLD = {
     (f"{IFCTL}bounded.py", "attempt"): PASSED_ON,
     (f"{IFCTL}verbs/gc.py", "_end"): PASSED_ON,
     (f"{IFCTL}qemu/running.py", "ask_any"): PASSED_ON,
-    (f"{IFCTL}doctor/scene.py", "_nft_chains"): SEEN,
-    (f"{IFCTL}doctor/scene.py", "_legacy_chains"): SEEN,
+    (f"{IFCTL}doctor/chains.py", "_nft_chains"): SEEN,
+    (f"{IFCTL}doctor/chains.py", "_legacy_chains"): SEEN,
     (f"{IFCTL}taps.py", "_find_view"): PASSED_ON,
     ("ifd/pyqemu_ifd/cache.py", "take"): PASSED_ON,
     ("ifd/pyqemu_ifd/asking.py", "check_holder"): GONE,
@@ -477,7 +477,7 @@ def test_each_failure_says_what_to_do() -> None:
     untold: set[tuple[str, str]] = set()
     for path in sorted(ROOT.glob("*/pyqemu_if*/**/*.py")):
         for function, call in failures_of(path):
-            # NOTE: Forbidden and Lacking have a remedy of their own, a Fault a command or `do`.
+            # NOTE: Forbidden and Lacking have a remedy of their own, a Finding a command or `do`.
             name = getattr(call.func, "id", "")
             if (name in ("Failure", "OfCaller", "Unsaid") and len(call.args) < 4) or (
                 name in ("NoTap", "NoAgent")

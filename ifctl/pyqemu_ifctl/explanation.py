@@ -216,8 +216,8 @@ def _making(host: Host, port: Port, nat: Nat) -> list[Command]:
 
 def _vswitchd_remarks(host: Host, ovsdb: str) -> tuple[str, ...]:
     """Return why the ovs-vswitchd of a database would not see to the port in time."""
+    from pyqemu_ifctl.doctor.daemons import find_daemons, find_ovs_service, settled
     from pyqemu_ifctl.doctor.openvswitch import vswitchd_fault
-    from pyqemu_ifctl.doctor.scene import find_daemons, find_ovs_service, settled
 
     switch = settled(host, {}).get(ovsdb)
     if switch is None:

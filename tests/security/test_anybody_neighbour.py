@@ -33,7 +33,7 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import POLICY_VARIABLE
 from pyqemu_ifctl.answer import wrap
 from pyqemu_ifctl.bounded import within
-from pyqemu_ifctl.doctor.scene import find_daemons
+from pyqemu_ifctl.doctor.daemons import find_daemons
 from pyqemu_ifctl.in_force import _guest
 from pyqemu_ifctl.qemu.cards import ask_each
 from pyqemu_ifctl.qemu.qmp import ask_nics
@@ -202,7 +202,7 @@ def test_a_users_name_for_a_process_says_nothing(netns: Namespace) -> None:
     with neighbour(netns, name="\rUid:\t0") as one, neighbour(netns, name="\x0cX") as two:
         assert real_uid(one) == NOBODY
         assert read_status(two, ("Name", "Uid")).keys() == {"Name", "Uid"}
-        from pyqemu_ifctl.doctor.scene import _is_confined
+        from pyqemu_ifctl.doctor.running import _is_confined
 
         assert _is_confined(two) is False
 

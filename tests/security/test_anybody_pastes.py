@@ -40,7 +40,8 @@ from pyqemu_ifconf.policy import Attach, Caller, Deny, Kind, Nat, Policy, Port, 
 from pyqemu_ifconf.shell import Command, ifctl, readable, sh
 from pyqemu_ifconf.trust import read_trusted
 from pyqemu_ifctl.doctor.checks import find_all
-from pyqemu_ifctl.doctor.scene import Qemu, Scene
+from pyqemu_ifctl.doctor.running import Qemu
+from pyqemu_ifctl.doctor.scene import Scene
 from pyqemu_ifctl.explanation import View, explain_port
 from pyqemu_ifctl.in_force import Guest as Applied
 from pyqemu_ifctl.in_force import _denied, _left, _unmarked
@@ -219,7 +220,7 @@ def each_policy(name: str) -> Iterator[Policy | Failure]:
 def each_command(name: str) -> Iterator[Command]:
     """Yield what doctor and a plan print about something of this name."""
     for scene in each_scene(name):
-        for finding in find_all(scene)[0]:
+        for _, finding in find_all(scene)[0]:
             if finding.command is not None:
                 yield finding.command
             assert all(map(str.isprintable, (finding.what, finding.why)))
@@ -379,12 +380,12 @@ def test_nothing_of_another_user_s_command_line_is_printed() -> None:
         qemu = Qemu(guest, False, scripts, nics_of(guest, 8))
         twin = replace(qemu, guest=replace(guest, pid=8, vm=None))
         found = [
-            each
-            for each in find_all(a_scene("br", qemus=(qemu, twin)))[0]
-            if each.check.startswith("qemu-")
+            (check.name, finding)
+            for check, finding in find_all(a_scene("br", qemus=(qemu, twin)))[0]
+            if check.name.startswith("qemu-")
         ]
-        assert {each.check for each in found} == {"qemu-downscript", "qemu-mac", "qemu-sandbox"}
-        for each in found:
+        assert {name for name, _ in found} == {"qemu-downscript", "qemu-mac", "qemu-sandbox"}
+        for _, each in found:
             assert each.command is None and each.do is not None
             assert EVIL not in f"{each.what} {each.why} {each.do}"
             # Where the hooks are not found, no word is printed that stands for their folder.
@@ -404,7 +405,8 @@ def hub_findings(*words: str, **changes: Any) -> dict[str, str]:
     guest = Guest(7, None, {3: "web1"}, (), NOBODY, tuple(read_options(["q", *words])[1]))
     scene = a_scene("br", qemus=(Qemu(guest, True, {}, **changes),), links=tuple(links))
     found = find_all(replace(scene, off=(links[0],)))[0]
-    return {each.check: each.what for each in found if each.check in ("tap-off", *HUB_CHECKS)}
+    wanted = ("tap-off", *HUB_CHECKS)
+    return {check.name: each.what for check, each in found if check.name in wanted}
 
 
 HUB_CHECKS = ("qemu-hub", "qemu-hub-mixed")
@@ -474,9 +476,9 @@ NO_NAME = {
     ("ifup/pyqemu_ifup/drivers/tun.py", "no_tun"): "/dev/net/tun",
     ("ifup/pyqemu_ifup/drivers/tun.py", "require_tun"): "likewise",
     ("ifup/pyqemu_ifup/drivers/tun.py", "_making"): "likewise",
-    ("ifctl/pyqemu_ifctl/doctor/host.py", "find_closed_tun"): "likewise",
+    ("ifctl/pyqemu_ifctl/doctor/taps.py", "find_closed_tun"): "likewise",
     (
-        "ifctl/pyqemu_ifctl/doctor/host.py",
+        "ifctl/pyqemu_ifctl/doctor/hubs.py",
         "find_joined_taps",
     ): "a tap that its QEMU holds: the kernel tells its name, sh() quotes it",
     ("ifctl/pyqemu_ifctl/verbs/run.py", "take_back"): "a tap that we make, of a plain name",

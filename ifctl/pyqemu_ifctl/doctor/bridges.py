@@ -9,10 +9,11 @@ from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.kinds import SPECS
 from pyqemu_ifconf.policy import Network, Position, each_port
 from pyqemu_ifconf.shell import Command, all_of, edit, quote, sh, vsctl
-from pyqemu_ifctl.doctor.finding import Fault, each_bridge, fault_of, kinds_of, vids_wanted
+from pyqemu_ifctl.doctor.finding import each_bridge, kinds_of, vids_wanted
 from pyqemu_ifctl.doctor.scene import Scene
 from pyqemu_ifctl.doctor.wanted import wanted_kind
 from pyqemu_ifup import kinds
+from pyqemu_ifup.kinds.check import Finding, finding_of
 from pyqemu_ifup.kinds.linux import adding_bridge
 from pyqemu_ifup.look import FRESH, Link, OvsPort, Seen, spans
 from pyqemu_ifup.on_port import Sitting, find_sitting
@@ -27,20 +28,7 @@ STACKED = ("vlan", "macvlan", "ipvlan")
 """Kinds of links that are on top of others."""
 
 
-def find_lost_rights(scene: Scene) -> Iterator[Fault]:
-    """A tap of ours that is nobody's by now, that was given away, or that the policy denies."""
-    for lost in scene.lost:
-        place = lost.link.stamp.bridge if lost.link.stamp is not None else ""
-        if lost.link.up:
-            yield Fault(
-                f"the tap {quote(lost.link.name)} has no right to {quote(place)} any more: "
-                f"{lost.why}",
-                "whoever holds it reaches all that its network reaches",
-                lost.command,
-            )
-
-
-def find_missing_bridges(scene: Scene) -> Iterator[Fault]:
+def find_missing_bridges(scene: Scene) -> Iterator[Finding]:
     """A bridge that the policy names and that is not there, but one that its first tap makes."""
     for network in each_bridge(scene):
         if network.nat is not None:
@@ -54,7 +42,7 @@ def find_missing_bridges(scene: Scene) -> Iterator[Fault]:
         link = next((link for link in scene.links if network.bridge in link.altnames), None)
         if link is not None:
             place = edit(network.position.file, network.position.line)
-            yield Fault(
+            yield Finding(
                 f"{what}: that is another name of {quote(link.name)}, which network "
                 f"{quote(network.name)} does not name ({network.position})",
                 fails,
@@ -70,13 +58,13 @@ def find_missing_bridges(scene: Scene) -> Iterator[Fault]:
             filtering = bool(vids_wanted(scene, network.bridge))
             command = adding_bridge(network.bridge, mac, filtering=filtering)
         on_it = f"network {quote(network.name)} is on ({network.position})"
-        yield Fault(f"{what}, which {on_it}", fails, command)
+        yield Finding(f"{what}, which {on_it}", fails, command)
 
 
 WORDS: dict[str, str] = {spec.name: spec.title for spec in SPECS}
 
 
-def find_other_kinds(scene: Scene) -> Iterator[Fault]:
+def find_other_kinds(scene: Scene) -> Iterator[Finding]:
     """A bridge of another kind than the policy says, of both kinds, or no bridge at all."""
     if isinstance(scene.policy, Failure):
         return
@@ -88,7 +76,7 @@ def find_other_kinds(scene: Scene) -> Iterator[Fault]:
         command = edit(network.position.file, network.position.line)
         kind = wanted_kind(network)
         if len(kinds) == 2 and kind is None:
-            yield Fault(
+            yield Finding(
                 f"{quote(network.bridge)} is both a Linux bridge and an Open vSwitch bridge, and "
                 "network "
                 f"{quote(network.name)} gives no kind ({network.position})",
@@ -96,7 +84,7 @@ def find_other_kinds(scene: Scene) -> Iterator[Fault]:
                 command,
             )
         elif kinds and kind is not None and kind not in kinds:
-            yield Fault(
+            yield Finding(
                 f"{quote(network.bridge)} is {WORDS[kinds[0]]}, and network {quote(network.name)} "
                 "wants "
                 f"{WORDS[kind]} ({network.position})",
@@ -104,7 +92,7 @@ def find_other_kinds(scene: Scene) -> Iterator[Fault]:
                 command,
             )
         elif not kinds and link is not None and not scene.may_be_on(network):
-            yield Fault(
+            yield Finding(
                 f"{quote(network.bridge)} is no bridge, and network {quote(network.name)} is on it "
                 f"({network.position})",
                 why,
@@ -112,7 +100,7 @@ def find_other_kinds(scene: Scene) -> Iterator[Fault]:
             )
 
 
-def find_refusing_bridges(scene: Scene) -> Iterator[Fault]:
+def find_refusing_bridges(scene: Scene) -> Iterator[Finding]:
     """A bridge that is there and cannot do what the policy wants of it.
 
     It asks as an up does (plan_up). What other checks tell of is left to them: that it is down,
@@ -138,32 +126,32 @@ def find_refusing_bridges(scene: Scene) -> Iterator[Fault]:
         try:
             plan_up(port, kind, Seen(FRESH, bridge=bridge), stamp, scene.here)
         except Failure as failure:
-            yield fault_of(
+            yield finding_of(
                 failure,
                 f"each start of a QEMU with a tap on network {quote(port.network)} as "
                 f"{port.position} says fails (status {int(failure.status)})",
             )
 
 
-def find_bridges_down(scene: Scene) -> Iterator[Fault]:
+def find_bridges_down(scene: Scene) -> Iterator[Finding]:
     """A Linux bridge that is down."""
     for name, bridge in scene.bridges().items():
         if not bridge.up:
-            yield Fault(
+            yield Finding(
                 f"the bridge {quote(name)} is down",
                 "it passes no frame of any guest",
                 sh("ip", "link", "set", "dev", name, "up"),
             )
 
 
-def find_port_addresses(scene: Scene) -> Iterator[Fault]:
+def find_port_addresses(scene: Scene) -> Iterator[Finding]:
     """An address of this host's on a port of a bridge, where it answers nobody."""
     for _, _, found in _sitting(scene):
         if found.setting == "address":
-            yield Fault(found.what, found.why, found.command, found.do or None)
+            yield Finding(found.what, found.why, found.command, found.do or None)
 
 
-def find_port_devices(scene: Scene) -> Iterator[Fault]:
+def find_port_devices(scene: Scene) -> Iterator[Finding]:
     """A device on a tap, or on an uplink for a VLAN that is wanted, that takes frames away."""
     for network, port, found in _sitting(scene):
         link = scene.link(found.name)
@@ -171,7 +159,7 @@ def find_port_devices(scene: Scene) -> Iterator[Fault]:
             continue
         # NOTE: a VLAN of an uplink's may be for this host alone.
         if port.kind == "tun" or link.vid in vids_wanted(scene, network.bridge):
-            yield Fault(found.what, found.why, found.command, found.do or None)
+            yield Finding(found.what, found.why, found.command, found.do or None)
 
 
 def _sitting(scene: Scene) -> Iterator[tuple[Network, Link, Sitting]]:
@@ -199,19 +187,19 @@ def _sitting(scene: Scene) -> Iterator[tuple[Network, Link, Sitting]]:
                     yield network, link, found
 
 
-def find_uplinks_down(scene: Scene) -> Iterator[Fault]:
+def find_uplinks_down(scene: Scene) -> Iterator[Finding]:
     """An uplink of a Linux bridge that is down."""
     for name, bridge in scene.bridges().items():
         for uplink in scene.uplinks(bridge):
             if not uplink.up:
-                yield Fault(
+                yield Finding(
                     f"{quote(uplink.name)}, an uplink of {quote(name)}, is down",
                     "the guests reach nobody beyond it",
                     sh("ip", "link", "set", "dev", uplink.name, "up"),
                 )
 
 
-def find_lonely_bridges(scene: Scene) -> Iterator[Fault]:
+def find_lonely_bridges(scene: Scene) -> Iterator[Finding]:
     """A bridge with running guests that has neither an uplink nor an address of this host's."""
     if scene.sights is None:
         return
@@ -242,7 +230,7 @@ def find_lonely_bridges(scene: Scene) -> Iterator[Fault]:
             and port.name not in taps
         ]
         if guests and not ports and not scene.uplinks(bridge):
-            yield Fault(
+            yield Finding(
                 f"{quote(network.bridge)} of network {quote(network.name)} has guests, and neither "
                 "an uplink nor an address of this host's",
                 "its guests reach each other alone: no DHCP, no way out, unless one of them has it",
@@ -252,7 +240,7 @@ def find_lonely_bridges(scene: Scene) -> Iterator[Fault]:
             )
 
 
-def find_no_filtering(scene: Scene) -> Iterator[Fault]:
+def find_no_filtering(scene: Scene) -> Iterator[Finding]:
     """VLANs that are wanted on a Linux bridge that filters none."""
     for name, bridge in scene.bridges().items():
         vids = vids_wanted(scene, name)
@@ -260,7 +248,7 @@ def find_no_filtering(scene: Scene) -> Iterator[Fault]:
             want = vids[min(vids)]
             mend = sh("ip", "link", "set", "dev", name, "type", "bridge", "vlan_filtering", "1")
             cannot = "run a kernel that can (CONFIG_BRIDGE_VLAN_FILTERING), or Open vSwitch"
-            yield Fault(
+            yield Finding(
                 f"{quote(name)} does not filter VLANs, and network {quote(want.network.name)} "
                 "wants VLAN "
                 f"{', '.join(spans(vids))} ({want.position})",
@@ -270,7 +258,7 @@ def find_no_filtering(scene: Scene) -> Iterator[Fault]:
             )
 
 
-def find_lost_vlans(scene: Scene) -> Iterator[Fault]:
+def find_lost_vlans(scene: Scene) -> Iterator[Finding]:
     """A VLAN that no uplink of its bridge carries."""
     why = "guests in it reach each other on this host, and nobody beyond it"
     for name, bridge in scene.bridges().items():
@@ -280,7 +268,7 @@ def find_lost_vlans(scene: Scene) -> Iterator[Fault]:
         carried = {each.vid for uplink in uplinks for each in scene.vids.get(uplink.index, ())}
         lost = sorted(vids_wanted(scene, name).keys() - carried)
         if lost:
-            yield Fault(
+            yield Finding(
                 f"no uplink of {quote(name)} carries VLAN {', '.join(spans(lost))}",
                 why,
                 all_of(
@@ -295,7 +283,7 @@ def find_lost_vlans(scene: Scene) -> Iterator[Fault]:
         wanted = vids_wanted(scene, network.bridge)
         lost = sorted(vid for vid in wanted if not any(_carries(port, vid) for port in ports))
         if ports and lost:
-            yield Fault(
+            yield Finding(
                 f"no uplink of {quote(network.bridge)} carries VLAN {', '.join(spans(lost))}",
                 why,
                 _carry(ports[0], lost),
@@ -343,7 +331,7 @@ def _carry(port: OvsPort, vids: list[int]) -> Command:
     return vsctl(port.ovsdb, ("add", "Port", port.name, "trunks", *map(str, vids)))
 
 
-def find_small_uplinks(scene: Scene) -> Iterator[Fault]:
+def find_small_uplinks(scene: Scene) -> Iterator[Finding]:
     """An uplink whose MTU is less than that of the taps, or of their bridge."""
     for network in each_bridge(scene):
         uplinks: list[Link] = []
@@ -357,7 +345,7 @@ def find_small_uplinks(scene: Scene) -> Iterator[Fault]:
         most, who = _largest(scene, network)
         for uplink in uplinks:
             if uplink.mtu < most:
-                yield Fault(
+                yield Finding(
                     f"{quote(uplink.name)}, an uplink of {quote(network.bridge)}, has an MTU of "
                     f"{uplink.mtu}, "
                     f"and {who} one of {most}",
@@ -389,7 +377,7 @@ def _largest(scene: Scene, network: Network) -> tuple[int, str]:
     return max(found, default=(0, ""))
 
 
-def find_small_bridges(scene: Scene) -> Iterator[Fault]:
+def find_small_bridges(scene: Scene) -> Iterator[Finding]:
     """A bridge whose own MTU is less than that of its taps."""
     for network in each_bridge(scene):
         bridge, kinds = scene.link(network.bridge), kinds_of(scene, network)
@@ -399,19 +387,19 @@ def find_small_bridges(scene: Scene) -> Iterator[Fault]:
         command = sh("ip", "link", "set", "dev", bridge.name, "mtu", str(most))
         if "linux" not in kinds:
             command = vsctl(network.ovsdb, ("set", "Interface", bridge.name, f"mtu_request={most}"))
-        yield Fault(
+        yield Finding(
             f"{quote(bridge.name)} has an MTU of {bridge.mtu}, and {who} one of {most}",
             "the host does not get its guests' larger frames, nor sends as large ones",
             command,
         )
 
 
-def find_loose_macs(scene: Scene) -> Iterator[Fault]:
+def find_loose_macs(scene: Scene) -> Iterator[Finding]:
     """A bridge without an uplink whose MAC nobody has set: it takes that of a tap."""
     why = "its MAC changes with the guests that come and go, and the host is cut off meanwhile"
     for name, bridge in scene.bridges().items():
         if scene.pinned.get(name) is False and not scene.uplinks(bridge):
-            yield Fault(
+            yield Finding(
                 f"the MAC of {quote(name)} is not set, and it has no uplink",
                 why,
                 _set_mac(scene, name),
@@ -422,20 +410,20 @@ def find_loose_macs(scene: Scene) -> Iterator[Fault]:
         )
         mac = mac_for(row.name, scene.host_id)
         if not row.pinned and scene.link(row.name) and not _ovs_uplinks(scene, network):
-            yield Fault(
+            yield Finding(
                 f"the MAC of {quote(row.name)} is not set, and it has no uplink",
                 why,
                 vsctl(row.ovsdb, ("set", "Bridge", row.name, f'other_config:hwaddr="{mac}"')),
             )
 
 
-def find_zero_macs(scene: Scene) -> Iterator[Fault]:
+def find_zero_macs(scene: Scene) -> Iterator[Finding]:
     """A Linux bridge that has no MAC, and would have if nobody had set it so."""
     for name, bridge in scene.bridges().items():
         # NOTE: one without a port, whose MAC nobody set, takes that of its next one.
         has_port = any(link.master == bridge.index for link in scene.links)
         if bridge.mac == NO_MAC and (has_port or scene.pinned.get(name)):
-            yield Fault(
+            yield Finding(
                 f"the MAC of {quote(name)} is {NO_MAC}",
                 "no guest on it reaches this host",
                 _set_mac(scene, name),
@@ -446,7 +434,7 @@ def _set_mac(scene: Scene, bridge: str) -> Command:
     return sh("ip", "link", "set", "dev", bridge, "address", mac_for(bridge, scene.host_id))
 
 
-def find_slow_bridges(scene: Scene) -> Iterator[Fault]:
+def find_slow_bridges(scene: Scene) -> Iterator[Finding]:
     """A bridge that runs the spanning tree protocol, and lets a guest wait for it."""
     why = "a guest's network is silent that long, twice, after its start: DHCP and PXE give up"
     for name, bridge in scene.bridges().items():
@@ -456,7 +444,7 @@ def find_slow_bridges(scene: Scene) -> Iterator[Fault]:
             if len(scene.uplinks(bridge)) > 1:
                 # NOTE: without it there may be a loop; the least that IEEE 802.1D allows.
                 words = ["hello_time", "100", "max_age", "600", "forward_delay", str(QUICK)]
-            yield Fault(
+            yield Finding(
                 f"{quote(name)} runs STP with a forward delay of {delay / 100:g} s",
                 why,
                 sh("ip", "link", "set", "dev", name, "type", "bridge", *words),
@@ -464,7 +452,7 @@ def find_slow_bridges(scene: Scene) -> Iterator[Fault]:
     for network in _ovs_bridges(scene):
         for row in scene.switches[network.ovsdb].bridges:
             if row.name == network.bridge and row.stp:
-                yield Fault(
+                yield Finding(
                     f"{quote(row.name)} runs STP, with a forward delay of 15 s by default",
                     why,
                     vsctl(

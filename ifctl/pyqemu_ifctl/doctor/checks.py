@@ -9,30 +9,15 @@ from functools import partial
 from typing import Literal
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.shell import Command, readable
+from pyqemu_ifconf.shell import readable
 from pyqemu_ifconf.values import listed
 from pyqemu_ifctl.bounded import attempt
-from pyqemu_ifctl.doctor import bridges, host, openvswitch, policy
-from pyqemu_ifctl.doctor.finding import Fault
+from pyqemu_ifctl.doctor import bridges, filters, hubs, openvswitch, policy, qemus, taps
 from pyqemu_ifctl.doctor.scene import Scene
+from pyqemu_ifup.kinds.check import Finding
 
 Severity = Literal["error", "warning", "advice"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "advice")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One fault: `check` is its name in CHECKS, `command` a line for a shell that mends it.
-
-    Where no command does, `do` says what to do.
-    """
-
-    check: str
-    severity: Severity
-    what: str
-    why: str
-    command: Command | None
-    do: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,27 +26,26 @@ class Check:
 
     name: str
     severity: Severity
-    find: Callable[[Scene], Iterator[Fault]]
+    find: Callable[[Scene], Iterator[Finding]]
 
 
-def _all(check: Check, scene: Scene) -> list[Fault]:
+def _all(check: Check, scene: Scene) -> list[Finding]:
     return list(check.find(scene))
 
 
-def find_all(scene: Scene, checks: Sequence[Check] = ()) -> tuple[list[Finding], list[str]]:
+def find_all(
+    scene: Scene, checks: Sequence[Check] = ()
+) -> tuple[list[tuple[Check, Finding]], list[str]]:
     """Return what `checks`, or all, find, the gravest first, and which failed, and why."""
-    found: list[Finding] = []
+    found: list[tuple[Check, Finding]] = []
     failed: list[str] = []
     for check in checks or CHECKS:
-        faults = attempt(partial(_all, check, scene))
-        if isinstance(faults, Failure):
-            failed.append(f"{check.name}: {faults}")
+        findings = attempt(partial(_all, check, scene))
+        if isinstance(findings, Failure):
+            failed.append(f"{check.name}: {findings}")
             continue
-        found += [
-            Finding(check.name, check.severity, fault.what, fault.why, fault.command, fault.do)
-            for fault in faults
-        ]
-    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)), failed
+        found += [(check, finding) for finding in findings]
+    return sorted(found, key=lambda each: SEVERITIES.index(each[0].severity)), failed
 
 
 def checks_of(names: Sequence[str]) -> list[Check]:
@@ -83,9 +67,9 @@ CHECKS: tuple[Check, ...] = (
     Check("policy", "error", policy.find_policy),
     Check("unreachable-rule", "warning", policy.find_unreachable_rules),
     Check("long-tap-glob", "warning", policy.find_long_globs),
-    Check("tap-right", "error", bridges.find_lost_rights),
-    Check("tap-off", "error", host.find_taps_off),
-    Check("tap-ipv6", "warning", host.find_addressed_taps),
+    Check("tap-right", "error", taps.find_lost_rights),
+    Check("tap-off", "error", taps.find_taps_off),
+    Check("tap-ipv6", "warning", taps.find_addressed_taps),
     Check("bridge-missing", "error", bridges.find_missing_bridges),
     Check("bridge-kind", "error", bridges.find_other_kinds),
     Check("bridge-down", "error", bridges.find_bridges_down),
@@ -97,11 +81,11 @@ CHECKS: tuple[Check, ...] = (
     Check("bridge-no-mac", "error", bridges.find_zero_macs),
     Check("bridge-alone", "advice", bridges.find_lonely_bridges),
     Check("bridge-mtu", "warning", bridges.find_small_bridges),
-    Check("bridge-filter", "warning", host.find_bridge_filters),
-    Check("br-netfilter", "error", host.find_netfilter),
-    Check("nat-needs", "error", host.find_unmade),
-    Check("nat-table", "error", host.find_nat_tables),
-    Check("nat-filter", "warning", host.find_nat_filters),
+    Check("bridge-filter", "warning", filters.find_bridge_filters),
+    Check("br-netfilter", "error", filters.find_netfilter),
+    Check("nat-needs", "error", filters.find_unmade),
+    Check("nat-table", "error", filters.find_nat_tables),
+    Check("nat-filter", "warning", filters.find_nat_filters),
     Check("vlan-filtering", "error", bridges.find_no_filtering),
     Check("uplink-down", "warning", bridges.find_uplinks_down),
     Check("uplink-vlan", "warning", bridges.find_lost_vlans),
@@ -112,15 +96,15 @@ CHECKS: tuple[Check, ...] = (
     Check("ovs-error", "error", openvswitch.find_ovs_errors),
     Check("ovs-stale", "warning", openvswitch.find_stale_ports),
     Check("ovs-trunk", "error", openvswitch.find_trunks),
-    Check("net-admin", "error", host.find_no_right),
-    Check("tun-missing", "error", host.find_no_tun),
-    Check("tun-closed", "advice", host.find_closed_tun),
-    Check("qemu-script", "warning", host.find_stock_scripts),
-    Check("qemu-helper", "warning", host.find_foreign_helpers),
-    Check("qemu-downscript", "warning", host.find_no_downscripts),
-    Check("qemu-hub", "error", host.find_joined_taps),
-    Check("qemu-hub-mixed", "warning", host.find_mixed_hubs),
-    Check("qemu-mac", "error", host.find_twins),
+    Check("net-admin", "error", taps.find_no_right),
+    Check("tun-missing", "error", taps.find_no_tun),
+    Check("tun-closed", "advice", taps.find_closed_tun),
+    Check("qemu-script", "warning", qemus.find_stock_scripts),
+    Check("qemu-helper", "warning", qemus.find_foreign_helpers),
+    Check("qemu-downscript", "warning", qemus.find_no_downscripts),
+    Check("qemu-hub", "error", hubs.find_joined_taps),
+    Check("qemu-hub-mixed", "warning", hubs.find_mixed_hubs),
+    Check("qemu-mac", "error", qemus.find_twins),
     Check("qemu-otherwise", "warning", policy.find_otherwise),
-    Check("qemu-sandbox", "advice", host.find_unconfined),
+    Check("qemu-sandbox", "advice", qemus.find_unconfined),
 )

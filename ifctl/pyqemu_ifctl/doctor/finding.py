@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Kind, Network, Policy, Port
 from pyqemu_ifconf.settings.vlan import VID_MAX
-from pyqemu_ifconf.shell import Command
 from pyqemu_ifctl.doctor.scene import Scene
 from pyqemu_ifctl.doctor.wanted import Wanted
 from pyqemu_ifup import kinds
 from pyqemu_ifup.look import Seen
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What a check has found of one thing; `do` says what mends it where no command does."""
-
-    what: str
-    why: str
-    command: Command | None
-    do: str | None = None
-
-
-def fault_of(failure: Failure, why: str) -> Fault:
-    """Return the fault of what up would end with, or QEMU; `why` is what comes of it."""
-    what = f"{failure.what}: {failure.why}" if failure.why else failure.what
-    if isinstance(failure.remedy, Command):
-        return Fault(what, why, failure.remedy)
-    return Fault(what, why, None, failure.remedy)
 
 
 def vids_wanted(scene: Scene, bridge: str) -> dict[int, Wanted]:

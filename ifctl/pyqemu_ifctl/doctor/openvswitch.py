@@ -9,17 +9,19 @@ from typing import Literal
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Policy, is_left
 from pyqemu_ifconf.shell import Command, ifctl, quote, readable, sh, vsctl
-from pyqemu_ifctl.doctor.finding import Fault, each_bridge
-from pyqemu_ifctl.doctor.scene import Daemon, Scene
+from pyqemu_ifctl.doctor.daemons import Daemon
+from pyqemu_ifctl.doctor.finding import each_bridge
+from pyqemu_ifctl.doctor.scene import Scene
 from pyqemu_ifctl.doctor.wanted import wanted_kind
 from pyqemu_ifup import kinds
+from pyqemu_ifup.kinds.check import Finding
 from pyqemu_ifup.look import OvsPort, OvsSwitch
 
 OLDEST_OVS = (2, 10)
 """The first Open vSwitch that deletes ports marked as transient at its start."""
 
 
-def find_ovs_down(scene: Scene) -> Iterator[Fault]:
+def find_ovs_down(scene: Scene) -> Iterator[Finding]:
     """A database of Open vSwitch that the policy needs, and that is mute or not there."""
     needed = (
         {}
@@ -33,13 +35,13 @@ def find_ovs_down(scene: Scene) -> Iterator[Fault]:
     for failure in scene.failed.values():
         if failure.status != Status.DENIED:
             # NOTE: an up looks a tap's name up in each that is there, whatever its network.
-            yield Fault(
+            yield Finding(
                 str(failure).partition(";")[0],
                 "no tap is attached to it, and on a host with it none to a Linux bridge either",
                 start_ovs(scene.ovs_service),
             )
     for address in sorted(scene.absent):
-        yield Fault(
+        yield Finding(
             f"Open vSwitch does not run: there is no {quote(address)}",
             f"each start of a QEMU with a tap on network {quote(needed[address].name)} fails "
             "(status 69)",
@@ -47,7 +49,7 @@ def find_ovs_down(scene: Scene) -> Iterator[Fault]:
         )
 
 
-def find_vswitchd_down(scene: Scene) -> Iterator[Fault]:
+def find_vswitchd_down(scene: Scene) -> Iterator[Finding]:
     """An ovs-vswitchd that does not run, is stopped, or does not do what is configured."""
     for switch in scene.switches.values():
         daemon = scene.daemons.get(switch.ovsdb, ("running", 0))
@@ -58,18 +60,18 @@ def find_vswitchd_down(scene: Scene) -> Iterator[Fault]:
 
 def vswitchd_fault(
     switch: OvsSwitch, daemon: tuple[Daemon, int], service: str | None
-) -> Fault | None:
+) -> Finding | None:
     """Return why an ovs-vswitchd would not see to a new port; `service` is its unit, if any."""
     why = "a tap that is to be attached waits until the deadline (status 75)"
     where = f"({quote(switch.ovsdb)})"
     state, pid = daemon
     if state == "gone":
-        return Fault(f"ovs-vswitchd does not run {where}", why, start_ovs(service))
+        return Finding(f"ovs-vswitchd does not run {where}", why, start_ovs(service))
     if state == "stopped":
         mend = sh("kill", "-CONT", str(pid))
-        return Fault(f"ovs-vswitchd is stopped, process {pid} {where}", why, mend)
+        return Finding(f"ovs-vswitchd is stopped, process {pid} {where}", why, mend)
     if switch.behind:
-        return Fault(
+        return Finding(
             f"ovs-vswitchd has not taken in what is configured {where}",
             why,
             start_ovs(service, "restart"),
@@ -87,12 +89,12 @@ def start_ovs(service: str | None, verb: Literal["start", "restart"] = "start") 
     return sh("systemctl", verb, service)
 
 
-def find_old_ovs(scene: Scene) -> Iterator[Fault]:
+def find_old_ovs(scene: Scene) -> Iterator[Finding]:
     """An Open vSwitch that is older than what we need of it."""
     for address, switch in scene.switches.items():
         version = _version(switch)
         if version is not None and version < OLDEST_OVS:
-            yield Fault(
+            yield Finding(
                 f"Open vSwitch is {readable(switch.version or '')} ({quote(address)})",
                 "before 2.10 it keeps the ports of guests over a reboot of the host",
                 scene.install_ovs,
@@ -104,12 +106,12 @@ def _version(switch: OvsSwitch) -> tuple[int, ...] | None:
     return None if found is None else (int(found[1]), int(found[2]))
 
 
-def find_ovs_errors(scene: Scene) -> Iterator[Fault]:
+def find_ovs_errors(scene: Scene) -> Iterator[Finding]:
     """A port that ovs-vswitchd cannot use."""
     stale = {port.name for port in _stale(scene)}
     for port in scene.ports:
         if port.error is not None and port.name not in stale and _concerns(scene, port):
-            yield Fault(
+            yield Finding(
                 f"Open vSwitch cannot use the port {quote(port.name)} of "
                 f"{readable(port.bridge or '')}: "
                 f"{readable(port.error)}",
@@ -118,10 +120,10 @@ def find_ovs_errors(scene: Scene) -> Iterator[Fault]:
             )
 
 
-def find_stale_ports(scene: Scene) -> Iterator[Fault]:
+def find_stale_ports(scene: Scene) -> Iterator[Finding]:
     """A port of ours whose tap is gone."""
     for port in _stale(scene):
-        yield Fault(
+        yield Finding(
             f"the port {quote(port.name)} of {readable(port.bridge or '')} is left of a guest "
             "that is gone",
             "a tap that gets this name is given the VLAN of the old one",
@@ -140,7 +142,7 @@ def _concerns(scene: Scene, port: OvsPort) -> bool:
     return port.ours or (port.bridge, port.ovsdb) in bridges
 
 
-def find_trunks(scene: Scene) -> Iterator[Fault]:
+def find_trunks(scene: Scene) -> Iterator[Finding]:
     """A tap whose port carries every VLAN."""
     for port in scene.ports:
         link = scene.link(port.name)
@@ -149,7 +151,7 @@ def find_trunks(scene: Scene) -> Iterator[Fault]:
             continue
         is_open = port.vlan_mode in (None, "trunk") and port.tag is None and not port.trunks
         if is_guest_s and is_open and _concerns(scene, port):
-            yield Fault(
+            yield Finding(
                 f"the tap {quote(port.name)} carries every VLAN of {readable(port.bridge or '')}",
                 "its guest chooses the VLAN that it sends to: this is Open vSwitch's default",
                 vsctl(port.ovsdb, ("set", "Port", port.name, "vlan_mode=access")),

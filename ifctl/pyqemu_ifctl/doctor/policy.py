@@ -11,8 +11,8 @@ from pyqemu_ifconf.index import fold
 from pyqemu_ifconf.names import NAME_MAX
 from pyqemu_ifconf.policy import POLICY_VARIABLE, MatchKey, Rule
 from pyqemu_ifconf.shell import all_of, edit, file, ifctl, quote, readable, sh
-from pyqemu_ifctl.doctor.finding import Fault
 from pyqemu_ifctl.doctor.scene import Scene, is_closed
+from pyqemu_ifup.kinds.check import Finding
 
 Words = Mapping[MatchKey, set[str]]
 WORK_MAX = 400_000
@@ -21,7 +21,7 @@ COVER_WORK = 4
 """How many such looks it costs to compare a character of a glob with one of another."""
 
 
-def find_policy(scene: Scene) -> Iterator[Fault]:
+def find_policy(scene: Scene) -> Iterator[Finding]:
     """The policy cannot be had: it is invalid, missing or not to be trusted."""
     failure = scene.policy
     if not isinstance(failure, Failure) or is_closed(failure):
@@ -30,7 +30,7 @@ def find_policy(scene: Scene) -> Iterator[Fault]:
     if isinstance(failure, PolicyInvalid):
         first = failure.errors[0]
         more = f", and {len(failure.errors) - 1} more" if len(failure.errors) > 1 else ""
-        yield Fault(f"the policy is invalid: {first}{more}", why, edit(first.file, first.line))
+        yield Finding(f"the policy is invalid: {first}{more}", why, edit(first.file, first.line))
         return
     command = edit(failure.what)
     if failure.status == Status.NO_POLICY:
@@ -48,12 +48,12 @@ def find_policy(scene: Scene) -> Iterator[Fault]:
             command = all_of(sh("cp", "-p", path, f"{path}.new"), sh("mv", f"{path}.new", path))
     what = f"the policy cannot be read: {readable(failure.what)}: {failure.why}"
     if failure.status == Status.UNSAFE and POLICY_VARIABLE in failure.remedy:
-        yield Fault(what, why, None, failure.remedy)
+        yield Finding(what, why, None, failure.remedy)
         return
-    yield Fault(what, why, command)
+    yield Finding(what, why, command)
 
 
-def find_unreachable_rules(scene: Scene) -> Iterator[Fault]:
+def find_unreachable_rules(scene: Scene) -> Iterator[Finding]:
     """A rule that never decides, since an earlier one matches all that it could."""
     if isinstance(scene.policy, Failure):
         return
@@ -62,7 +62,7 @@ def find_unreachable_rules(scene: Scene) -> Iterator[Fault]:
         try:
             earlier = comparison.find_wider(later)
         except OverflowError:
-            yield Fault(
+            yield Finding(
                 f"whether the rule at {later.position}, or one after it, is ever reached was not "
                 "looked at: the policy has too many patterns",
                 "a rule is never reached if an earlier one matches all that it could",
@@ -71,7 +71,7 @@ def find_unreachable_rules(scene: Scene) -> Iterator[Fault]:
             )
             return
         if earlier is not None:
-            yield Fault(
+            yield Finding(
                 f"the rule at {later.position} is never reached: the one at {earlier.position} "
                 "matches all that it could",
                 "the first rule that matches decides, so what this one says is never done",
@@ -140,14 +140,14 @@ class Comparison:
             raise OverflowError
 
 
-def find_long_globs(scene: Scene) -> Iterator[Fault]:
+def find_long_globs(scene: Scene) -> Iterator[Finding]:
     """A tap glob that only names match which no interface can have."""
     if isinstance(scene.policy, Failure):
         return
     for rule in scene.policy.rules:
         for glob in rule.match.get("tap", ()):
             if least_length(glob) > NAME_MAX:
-                yield Fault(
+                yield Finding(
                     f"tap {quote(glob)} at {rule.position} matches no tap: it asks for at least "
                     f"{least_length(glob)} characters",
                     f"an interface's name has {NAME_MAX} bytes at most; QEMU cuts a longer ifname=",
@@ -155,10 +155,10 @@ def find_long_globs(scene: Scene) -> Iterator[Fault]:
                 )
 
 
-def find_otherwise(scene: Scene) -> Iterator[Fault]:
+def find_otherwise(scene: Scene) -> Iterator[Finding]:
     """A process that says of itself what it did not when its tap came up."""
     for tap, words in scene.otherwise.items():
-        yield Fault(
+        yield Finding(
             f"{readable(tap)}: {words}",
             "QEMU does not change its command line: a guest that has taken it over can, to pass "
             "for another",

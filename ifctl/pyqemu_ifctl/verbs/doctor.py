@@ -16,7 +16,8 @@ from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.manners import narrator, within_deadline
 
 if TYPE_CHECKING:
-    from pyqemu_ifctl.doctor.checks import Finding
+    from pyqemu_ifctl.doctor.checks import Check
+    from pyqemu_ifup.kinds.check import Finding
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,16 +69,19 @@ def doctor(
     scene = look(environ, deadline, tell)
     found, failed = find_all(scene, checks)
     if quiet:
-        found = [finding for finding in found if finding.severity == "error"]
+        found = [each for each in found if each[0].severity == "error"]
     unseen = (*(() if quiet else scene.unseen), *scene.unread, *failed)
-    status = FOUND if any(finding.severity == "error" for finding in found) else 0
+    status = FOUND if any(check.severity == "error" for check, _ in found) else 0
     if status == 0 and (failed or scene.unread):
         status = Status.BUG if failed else Status.TRY_AGAIN
     if as_json:
         out = to_json(
             {
                 "ok": status == 0,
-                "findings": [asdict(each) for each in found],
+                "findings": [
+                    {"check": check.name, "severity": check.severity, **asdict(finding)}
+                    for check, finding in found
+                ],
                 "unseen": list(unseen),
             }
         )
@@ -86,21 +90,21 @@ def doctor(
     return Answer(out, status, tuple(f"not seen: {each}" for each in unseen))
 
 
-def as_text(found: list[Finding], *, all_seen: bool) -> str:
+def as_text(found: list[tuple[Check, Finding]], *, all_seen: bool) -> str:
     """Return the findings for a person: what, why, and the command on a line of its own.
 
     NOTE: the command is never broken, so that it can be copied.
     """
     lines: list[str] = []
-    for finding in found:
-        lines += wrap(shown(f"{finding.severity}: {finding.what} [{finding.check}]"), "    ")
+    for check, finding in found:
+        lines += wrap(shown(f"{check.severity}: {finding.what} [{check.name}]"), "    ")
         lines += wrap(shown(f"  why: {finding.why}"), "    ")
         if finding.command is not None:
             lines.append(f"  mend: {shown(finding.command)}")
         if finding.do is not None:
             lines += wrap(shown(f"  do: {finding.do}"), "    ")
         lines.append("")
-    errors = sum(finding.severity == "error" for finding in found)
+    errors = sum(check.severity == "error" for check, _ in found)
     if found:
         lines.append(f"{count(len(found), 'finding')}, {count(errors, 'error')}")
     else:

@@ -1,0 +1,29 @@
+"""What a check of doctor's finds: the same of a kind of network as of all else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyqemu_ifconf.failure import Failure
+from pyqemu_ifconf.shell import Command
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check has found of one thing, and why it matters.
+
+    `command` is a line for a shell that mends it, None if there is none; then `do` says what to do.
+    """
+
+    what: str
+    why: str
+    command: Command | None
+    do: str | None = None
+
+
+def finding_of(failure: Failure, why: str) -> Finding:
+    """Return the finding of what an up, or QEMU, would fail with; `why` is what comes of it."""
+    what = f"{failure.what}: {failure.why}" if failure.why else failure.what
+    if isinstance(failure.remedy, Command):
+        return Finding(what, why, failure.remedy)
+    return Finding(what, why, None, failure.remedy)
