@@ -18,7 +18,7 @@ from pyqemu_ifd import asking
 from pyqemu_ifd.asking import Process, find_asking
 from pyqemu_ifd.wire import SO_PEERPIDFD, peer_of, peer_pidfd
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.qemu.caller import find_parent, process_start
+from pyqemu_ifup.system.process import find_parent, process_start
 
 CONNECT = """\
 import os, socket, sys

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from lab.needs import require
 from lab.spellings import HOOK, MAC, OTHER, SPELLINGS, Spelling
 from pyqemu_ifconf.policy import Caller
-from pyqemu_ifup.qemu.caller import SIZE_MAX, find_caller, process_start, read_command_line
+from pyqemu_ifup.qemu.caller import find_caller, read_command_line
+from pyqemu_ifup.system.process import SIZE_MAX, process_start
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [str(ROOT / "conf"), str(ROOT / "ifup")]
@@ -283,7 +284,8 @@ def test_hidden_process_is_unknown(hidepid: str) -> None:
     require("root")
     code = (
         f"import os, sys; sys.path[:0] = {SOURCES!r}\n"
-        "from pyqemu_ifup.qemu.caller import find_caller, process_start\n"
+        "from pyqemu_ifup.qemu.caller import find_caller\n"
+        "from pyqemu_ifup.system.process import process_start\n"
         "os.setgroups([]); os.setresgid(*[65534] * 3); os.setresuid(*[65534] * 3)\n"
         "print(find_caller('tap0', 1, want_user=True), process_start(1) is not None)"
     )

@@ -20,7 +20,7 @@ from lab.needs import QEMU, require
 from lab.netns import Namespace
 from lab.qemu import Qemu, QmpError, end_daemon
 from lab.spellings import HOOK, MAC, SPELLINGS, Spelling
-from pyqemu_ifup.qemu.caller import FLAGS
+from pyqemu_ifup.qemu.command_line import FLAGS
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,7 +28,8 @@ ROOT = Path(__file__).parent.parent
 RECORDER = """#!{python} -I
 import os, sys
 sys.path[:0] = {sources}
-from pyqemu_ifup.qemu.caller import find_caller, process_start
+from pyqemu_ifup.qemu.caller import find_caller
+from pyqemu_ifup.system.process import process_start
 caller = find_caller(sys.argv[1], os.getppid(), want_user=True)
 import dataclasses, fcntl, json
 said = dataclasses.asdict(caller)

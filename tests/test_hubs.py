@@ -16,9 +16,10 @@ from lab.hooks import Hooks
 from lab.needs import require
 from lab.netns import Namespace
 from lab.qemu import Qemu
-from pyqemu_ifup.qemu.caller import read_command_line, real_uid
+from pyqemu_ifup.qemu.caller import read_command_line
 from pyqemu_ifup.qemu.hubs import WHY
 from pyqemu_ifup.qemu.read_config import CONFIG_MAX, LINE_MAX, Section, parse, read_config
+from pyqemu_ifup.system.process import real_uid
 
 REFUSED = 71
 HOOKS = "script=IFUP,downscript=IFDOWN"

@@ -30,8 +30,8 @@ from pyqemu_ifctl.verbs.status import as_list, as_object, as_table
 from pyqemu_ifup.guest import Unsaid
 from pyqemu_ifup.kinds.base import Difference
 from pyqemu_ifup.look import Link, OvsPort
-from pyqemu_ifup.qemu.caller import process_start
 from pyqemu_ifup.stamp import Here, Stamp, find_here, format_alias
+from pyqemu_ifup.system.process import process_start
 
 DB = "unix:/run/db"
 HERE = Here("b007-1d", "4:42")

@@ -32,9 +32,9 @@ from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.kinds.linux import JoinBridge
 from pyqemu_ifup.on_port import Route
 from pyqemu_ifup.ops import LinkOp, Plan, SetUp
-from pyqemu_ifup.qemu.caller import process_start
 from pyqemu_ifup.stamp import parse_alias
 from pyqemu_ifup.system.own_mac import mac_for, this_host
+from pyqemu_ifup.system.process import process_start
 
 BRIDGE_MAC = "02:00:00:00:00:01"
 NOBODY = 65534

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from pyqemu_ifconf.failure import Failure, Status
@@ -89,3 +90,19 @@ def check_tap_name(name: str) -> str:
         f"{ascii(name)} is not a tap name",
         "a name is 1 to 15 bytes of 0x21 to 0x7e, without / and :, not . or ..",
     )
+
+
+TEXT_MAX = 255
+"""Bytes of a name that QEMU or a user gives; a longer one is unknown."""
+
+
+def bounded(text: str | None) -> str | None:
+    """Return a text of another's; None where it is empty, too long, or half a character."""
+    # NOTE: a letter has a byte at least.
+    if not text or len(text) > TEXT_MAX:
+        return None
+    try:
+        return text if len(os.fsencode(text)) <= TEXT_MAX else None
+    except UnicodeEncodeError:
+        # From an escape in JSON.
+        return None

@@ -6,7 +6,6 @@ In the language of graphviz (dot(1)), whose own program makes an SVG of it.
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from pyqemu_ifconf.policy import Vlan
 from pyqemu_ifconf.shell import shown
 from pyqemu_ifctl.answer import width
 from pyqemu_ifctl.taps import Row, State, System
+from pyqemu_ifup.drivers.programs import run_as_is
 from pyqemu_ifup.kinds.openvswitch import vlan_of_columns
 from pyqemu_ifup.look import Link, OvsPort, show_vlan, vlan_of_vids
 
@@ -225,27 +225,19 @@ def as_svg(dot: str, seconds: float) -> str:
             "install the package graphviz, or take --graph dot",
         )
     try:
-        done = subprocess.run(
-            [program, "-Tsvg"],
-            input=dot,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-            encoding="utf-8",
-        )
-    except subprocess.TimeoutExpired as error:
+        done = run_as_is([program, "-Tsvg"], seconds, dot)
+    except TimeoutError as error:
         raise Failure(
             Status.TRY_AGAIN,
             f"graphviz has not drawn it in {seconds:.0f} s",
             "",
             "take --graph dot, and draw it elsewhere",
         ) from error
-    if done.returncode != 0:
+    if done.status != 0:
         raise Failure(
             Status.REFUSED,
             "graphviz cannot draw it",
-            done.stderr.strip().partition("\n")[0],
+            done.err.strip().partition("\n")[0],
             "take --graph dot, and see what is wrong with it",
         )
-    return done.stdout
+    return done.out

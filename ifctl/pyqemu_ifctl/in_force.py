@@ -16,7 +16,7 @@ from pyqemu_ifconf.policy import Caller, Policy, Port
 from pyqemu_ifconf.shell import Command, ifctl, readable
 from pyqemu_ifctl.bounded import attempt, within
 from pyqemu_ifctl.databases import addresses, open_each
-from pyqemu_ifctl.qemu.running import guest_of, is_here, is_qemu, leads_to, runs_qemu, tap_of
+from pyqemu_ifctl.qemu.running import guest_of, is_qemu, leads_to, runs_qemu, tap_of
 from pyqemu_ifctl.rights import cut_command
 from pyqemu_ifctl.taps import natural, stamp_of
 from pyqemu_ifdown.detach import detach_alone
@@ -35,10 +35,11 @@ from pyqemu_ifup.made.network import commands_to_make, differing, making
 from pyqemu_ifup.main import Left
 from pyqemu_ifup.manners import log, narrator
 from pyqemu_ifup.ops import SetDown
-from pyqemu_ifup.qemu.caller import command_line, find_hook, find_hook_at_work, real_uid
+from pyqemu_ifup.qemu.caller import find_hook, find_hook_at_work
 from pyqemu_ifup.stamp import Here, Stamp, find_here, is_alive
 from pyqemu_ifup.system.holders import find_holders
 from pyqemu_ifup.system.lock import Lock, lock_tap
+from pyqemu_ifup.system.process import command_line, is_here, real_uid
 from pyqemu_ifup.task import RETRY, pause
 
 HOOK = "pyqemu-ifup"

@@ -43,8 +43,9 @@ from pyqemu_ifup.kinds.openvswitch import vlan_of_columns
 from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, has_networks, vlan_of_vids
 from pyqemu_ifup.on_port import NOTHING, Sights, find_sitting
 from pyqemu_ifup.plan import differences
-from pyqemu_ifup.qemu.caller import PID_MAX, login_of, read_number
 from pyqemu_ifup.stamp import KEY_NETWORK, KEY_VM_NAME, KEY_VM_PID, Here, Stamp, find_here, is_alive
+from pyqemu_ifup.system.process import PID_MAX, read_number
+from pyqemu_ifup.system.users import login_of
 
 State = Literal["ok", "differs", "foreign", "left", "loose", "stale", "elsewhere"]
 DATAPATH_TAP = "ovs-netdev"

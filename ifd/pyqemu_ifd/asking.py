@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifd.wire import Peer, peer_pidfd
 from pyqemu_ifup.access import ROOT
-from pyqemu_ifup.qemu.caller import process_start, read_status, real_uid
+from pyqemu_ifup.system.process import process_start, read_status, real_uid
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,9 @@ from pyqemu_ifup.leave import leave
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.main import Left
 from pyqemu_ifup.manners import left_to_gc, log, prove_tap
-from pyqemu_ifup.qemu.caller import find_helped, find_parent
+from pyqemu_ifup.qemu.caller import find_helped
 from pyqemu_ifup.stamp import Here
+from pyqemu_ifup.system.process import find_parent
 from pyqemu_ifup.tap_request import attach_tap, make_tap, may_attach, parse_wish
 from pyqemu_ifup.taps import close_all
 from pyqemu_ifup.task import Task, pause

@@ -13,10 +13,11 @@ from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.base import Leftover
 from pyqemu_ifup.look import Link, OvsPort
 from pyqemu_ifup.ops import Op
-from pyqemu_ifup.qemu.caller import find_hook_at_work, real_uid
+from pyqemu_ifup.qemu.caller import find_hook_at_work
 from pyqemu_ifup.stamp import find_here, is_alive
 from pyqemu_ifup.system.holders import OTHERS, Holders, finding_holders
 from pyqemu_ifup.system.lock import lock_by_name
+from pyqemu_ifup.system.process import real_uid
 
 PATIENCE = 2.0
 """Seconds that a mute ovs-vswitchd is waited for, once a port is out of its database."""

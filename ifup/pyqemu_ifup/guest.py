@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.names import bounded
 from pyqemu_ifconf.policy import Caller, Policy, Port, policy_asks, why_not, why_void
 from pyqemu_ifconf.shell import readable
 from pyqemu_ifup.access import ROOT, User, may_still
 from pyqemu_ifup.main import PROGRAM, inputs, wanted_port
-from pyqemu_ifup.qemu.caller import bounded, find_caller, find_hook, real_uid
+from pyqemu_ifup.qemu.caller import find_caller, find_hook
 from pyqemu_ifup.stamp import Stamp, is_alive
+from pyqemu_ifup.system.process import real_uid
 
 
 def find_asked(policy: Policy, pid: int, uid: int | None) -> int | None:

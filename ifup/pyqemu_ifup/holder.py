@@ -9,8 +9,8 @@ from typing import NamedTuple
 from pyqemu_ifconf.policy import Caller, Port
 from pyqemu_ifup.kinds.base import TapKind
 from pyqemu_ifup.look import Link
-from pyqemu_ifup.qemu.caller import process_start, real_uid
 from pyqemu_ifup.stamp import Stamp
+from pyqemu_ifup.system.process import process_start, real_uid
 
 
 class Handed(NamedTuple):

@@ -8,7 +8,7 @@ import syslog
 from collections.abc import Sequence
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
-from pyqemu_ifconf.names import check_tap_name
+from pyqemu_ifconf.names import bounded, check_tap_name
 from pyqemu_ifconf.policy import (
     DEFAULT_TIMEOUT,
     LEAVE_IS_ROOTS,
@@ -36,7 +36,7 @@ from pyqemu_ifup.manners import (
     run_hook,
     waiting_for,
 )
-from pyqemu_ifup.qemu.caller import UNREADABLE, bounded, find_caller
+from pyqemu_ifup.qemu.caller import UNREADABLE, find_caller
 
 PROGRAM = "pyqemu-ifup"
 

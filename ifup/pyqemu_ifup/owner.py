@@ -22,8 +22,8 @@ from pyqemu_ifup.drivers.tun import (
 )
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import read_tap_name
-from pyqemu_ifup.qemu.caller import real_uid
 from pyqemu_ifup.system.holders import OTHERS, Held, finding_held, finding_holders, take_descriptor
+from pyqemu_ifup.system.process import real_uid
 
 
 async def owning(

@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.kinds import SPECS
 from pyqemu_ifconf.policy import Kind
-from pyqemu_ifup.qemu.caller import process_start
+from pyqemu_ifup.system.process import process_start
 
 VERSION = "1"
 ALIAS_MARK = f"pyqemu-ifup/{VERSION}"

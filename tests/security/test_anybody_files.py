@@ -22,8 +22,8 @@ from lab.netns import Namespace
 from lab.public import NOBODY, mute_directory, public_folder, python
 from lab.race import fork, wait
 from pyqemu_ifd.closer import Closer
-from pyqemu_ifup.qemu.caller import read_status
 from pyqemu_ifup.system.holders import find_holders
+from pyqemu_ifup.system.process import read_status
 
 pytestmark = pytest.mark.host("it looks at all processes of the host")
 

@@ -17,11 +17,12 @@ from lab.qemu import Qemu
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.globs import matches
 from pyqemu_ifconf.load import Source, parse_policy
+from pyqemu_ifconf.names import TEXT_MAX
 from pyqemu_ifconf.policy import Caller
 from pyqemu_ifconf.shell import shown
 from pyqemu_ifctl.answer import to_json
 from pyqemu_ifup.main import wanted_port
-from pyqemu_ifup.qemu.caller import TEXT_MAX, read_command_line
+from pyqemu_ifup.qemu.caller import read_command_line
 
 POLICY = """\
 version: 1

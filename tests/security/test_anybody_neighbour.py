@@ -45,9 +45,10 @@ from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.guest import Patience, find_otherwise, tell_otherwise
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import OvsSwitch
-from pyqemu_ifup.qemu.caller import find_hook_at_work, process_start, read_status, real_uid
+from pyqemu_ifup.qemu.caller import find_hook_at_work
 from pyqemu_ifup.stamp import Stamp, find_here
 from pyqemu_ifup.system.holders import find_holders
+from pyqemu_ifup.system.process import process_start, read_status, real_uid
 
 PR_SET_NAME = 15
 WAIT = "import sys, time; print(flush=True); time.sleep(300)"

@@ -78,7 +78,7 @@ from pyqemu_ifup.manners import half_done, left_to_gc
 from pyqemu_ifup.on_port import Address, Route, Sights, find_sitting
 from pyqemu_ifup.ops import DelTap, SetAlias, SetDown, SetIpv6, SetMac, SetMtu, SetTxQueueLen, SetUp
 from pyqemu_ifup.plan import check_bridge_mtu
-from pyqemu_ifup.qemu.caller import read_options
+from pyqemu_ifup.qemu.command_line import read_options
 from pyqemu_ifup.stamp import VERSION, Here, Stamp, format_alias
 from pyqemu_ifup.taps import _failure
 from pyqemu_ifup.task import finish

@@ -11,7 +11,7 @@ from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import DEFAULT_OVSDB
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import OvsSwitch, is_local
-from pyqemu_ifup.qemu.caller import command_line, read_program, real_uid
+from pyqemu_ifup.system.process import as_seen_by, command_line, read_program, read_stat, real_uid
 
 OVS_RUN = os.path.dirname(DEFAULT_OVSDB[len("unix:") :])
 SETTLE = 1.0
@@ -82,9 +82,9 @@ def _serves(pid: int, ovsdb: str) -> bool:
     for word in named or [DEFAULT_OVSDB]:
         # NOTE: a path that does not begin with a slash is one of its run-time folder.
         path = os.path.join(OVS_RUN, word[len("unix:") :])
-        for root in (f"/proc/{pid}/root", ""):
+        for seen in (as_seen_by(pid, path), path):
             try:
-                if os.path.samestat(os.stat(root + path), socket_of):
+                if os.path.samestat(os.stat(seen), socket_of):
                     return True
             except (FileNotFoundError, NotADirectoryError, PermissionError):
                 continue
@@ -100,11 +100,8 @@ def _owner(path: str) -> int | None:
 
 def _is_halted(pid: int) -> bool:
     """Tell whether a process is stopped by a signal or a debugger (proc(5), stat)."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[:1] in ([b"T"], [b"t"])
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    found = read_stat(pid)
+    return found is not None and found.state in ("T", "t")
 
 
 def _answers(switch: OvsSwitch) -> bool:

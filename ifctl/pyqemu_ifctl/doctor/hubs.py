@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from pyqemu_ifconf.names import bounded
 from pyqemu_ifconf.shell import quote, readable, sh
 from pyqemu_ifctl.doctor.running import Qemu
 from pyqemu_ifctl.doctor.scene import Scene
 from pyqemu_ifctl.qemu.running import tap_of
 from pyqemu_ifup.kinds.check import Finding
-from pyqemu_ifup.qemu.caller import Option, bounded
+from pyqemu_ifup.qemu.command_line import Option
 from pyqemu_ifup.qemu.hubs import (
     NAMED_MAX,
     REMEDY,

@@ -11,7 +11,7 @@ from pyqemu_ifconf.shell import quote, readable, takeover
 from pyqemu_ifctl.doctor.running import DEFAULT_SCRIPTS, HELPERS, Qemu, helpers_of, script_of
 from pyqemu_ifctl.doctor.scene import Scene
 from pyqemu_ifup.kinds.check import Finding
-from pyqemu_ifup.qemu.caller import Option
+from pyqemu_ifup.qemu.command_line import Option
 from pyqemu_ifup.qemu.hubs import tap_name
 
 

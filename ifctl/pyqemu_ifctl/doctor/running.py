@@ -27,8 +27,9 @@ from pyqemu_ifctl.qemu.running import (
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.guest import Patience, find_otherwise, tell_otherwise
 from pyqemu_ifup.look import Link
-from pyqemu_ifup.qemu.caller import Option, read_status
+from pyqemu_ifup.qemu.command_line import Option
 from pyqemu_ifup.system.holders import LONGEST, Holders, find_holders
+from pyqemu_ifup.system.process import read_status
 
 if TYPE_CHECKING:
     from pyqemu_ifctl.qemu.qmp import Joint

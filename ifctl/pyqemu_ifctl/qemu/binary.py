@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import readable, shown
+from pyqemu_ifup.drivers.programs import Run, run_as_is
 
 DEFAULT_QEMU = "qemu-system-x86_64"
 SECONDS = 20.0
 """That a QEMU may take to say what it can do."""
-QUIT = b'{"execute": "qmp_capabilities"}\n{"execute": "quit"}\n'
+QUIT = '{"execute": "qmp_capabilities"}\n{"execute": "quit"}\n'
 _NOT_MADE = " was not created"
 _SPEAKER = re.compile(r"^\S*qemu\S*: ")
 _MODEL = re.compile(r'(name|bus|alias|desc) ("(?:[^"]*)"|[^,\s]+)')
@@ -52,16 +52,16 @@ def check_arguments(path: str, machine: str | None, arguments: Sequence[str]) ->
     words = [path, *(["-machine", machine] if machine else [])]
     words += ["-nodefaults", "-no-user-config", "-display", "none", "-S", "-qmp", "stdio"]
     done = _run([*words, *arguments], QUIT)
-    said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    said = done.err.strip().splitlines()
     # NOTE: since version 9, QEMU starts without a -net nic whose model it does not have.
     wrong = [line for line in said if (": warning: " not in line) or _NOT_MADE in line]
-    if done.returncode == 0 and not any(_NOT_MADE in line for line in wrong):
+    if done.status == 0 and not any(_NOT_MADE in line for line in wrong):
         return
     because = "; ".join(_SPEAKER.sub("", line) for line in wrong)
     raise Failure(
         Status.REFUSED,
         f"{readable(path)} does not take these NICs",
-        shown(because) or f"it ended with {done.returncode}",
+        shown(because) or f"it ended with {done.status}",
         "correct vms: in the policy, name its machine by --machine, or, where they need what other "
         "options make, write --no-check",
     )
@@ -72,14 +72,14 @@ def models_of(path: str) -> list[Model]:
 
     Raises Failure: 71 where it tells of none, 75 where it does not end.
     """
-    done = _run([path, "-device", "help"], b"")
-    _, heading, rest = done.stdout.decode("utf-8", "replace").partition("Network devices:\n")
+    done = _run([path, "-device", "help"], "")
+    _, heading, rest = done.out.partition("Network devices:\n")
     lines = rest.partition("\n\n")[0].splitlines()
-    if done.returncode != 0 or not heading:
+    if done.status != 0 or not heading:
         raise Failure(
             Status.REFUSED,
             f"{readable(path)} tells of no network devices",
-            f"-device help ended with {done.returncode}",
+            f"-device help ended with {done.status}",
             "name another QEMU",
         )
     found = []
@@ -92,10 +92,10 @@ def models_of(path: str) -> list[Model]:
     return sorted(found, key=lambda model: model.name)
 
 
-def _run(words: list[str], given: bytes) -> subprocess.CompletedProcess[bytes]:
+def _run(words: list[str], given: str) -> Run:
     try:
-        return subprocess.run(words, input=given, capture_output=True, timeout=SECONDS, check=False)
-    except subprocess.TimeoutExpired as error:
+        return run_as_is(words, SECONDS, given)
+    except TimeoutError as error:
         raise Failure(
             Status.TRY_AGAIN,
             f"{readable(words[0])} does not end",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pyqemu_ifctl.qemu.running import Guest
-from pyqemu_ifup.qemu.caller import Option, canonical_mac
+from pyqemu_ifup.qemu.command_line import Option, canonical_mac
 
 DEFAULT_MAC = "52:54:00:12:34:56"
 """The MAC of the first NIC without one; the next ones count on (qemu_macaddr_default_if_unset)."""

@@ -13,26 +13,23 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.ids import is_unmapped
 from pyqemu_ifconf.policy import Leave, Policy, choose, policy_asks
 from pyqemu_ifctl.bounded import attempt
-from pyqemu_ifup.manners import waiting_for
-from pyqemu_ifup.qemu.caller import (
-    Option,
+from pyqemu_ifup.qemu.caller import find_caller
+from pyqemu_ifup.qemu.command_line import Option, cut_name, read_options, split_option, walk_options
+from pyqemu_ifup.system.holders import OTHERS, Holders, find_holders
+from pyqemu_ifup.system.process import (
+    as_seen_by,
     command_line,
     command_size,
-    cut_name,
-    find_caller,
     find_word,
-    login_of,
+    is_here,
     read_number,
-    read_options,
     read_program,
     real_uid,
-    split_option,
-    walk_options,
+    same_root,
 )
-from pyqemu_ifup.system.holders import OTHERS, Holders, find_holders
+from pyqemu_ifup.system.users import login_of
 
 if TYPE_CHECKING:
     from pyqemu_ifctl.qemu.qmp import Address, Backend
@@ -45,7 +42,6 @@ THREADS = 64
 """Guests that are looked at, or asked, at the same time."""
 OWN_THREADS = 8
 """Those of them that begin with root's and the caller's."""
-_UNSEEN = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.EINVAL)
 _NO_PROGRAM = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _HIDDEN = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
 """How stat(2) answers for a program that nobody can run, and for one that we cannot look at."""
@@ -273,36 +269,10 @@ def _where(pid: int, address: Address) -> Address:
     """Return the address as this process reaches it: a path as that process sees it."""
     if not isinstance(address, str):
         return address
-    base = f"/proc/{pid}/root" if address.startswith("/") else f"/proc/{pid}/cwd/"
     # NOTE: the common case reads better, and needs no right to look into the process.
     if address.startswith("/") and same_root(pid):
         return address
-    return base + address
-
-
-def is_here(pid: int) -> bool:
-    """Tell whether a process is in this network namespace, or that cannot be told."""
-    try:
-        return os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino
-    except OSError as error:
-        if error.errno not in _UNSEEN:
-            raise
-        # NOTE: who has no id here can only have come into this network namespace by a root's hand.
-        return not is_unmapped(real_uid(pid) or 0)
-
-
-def same_root(pid: int) -> bool:
-    """Tell whether a process sees the same files as this one, or that cannot be told."""
-    root = f"/proc/{pid}/root"
-    try:
-        with waiting_for(f"the root folder of process {pid} does not let itself be looked at"):
-            theirs, ours = os.stat(root), os.stat("/proc/self/root")
-        same_mounts = os.stat(f"/proc/{pid}/ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino
-    except OSError as error:
-        if error.errno not in _UNSEEN:
-            raise
-        return True
-    return same_mounts and (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
+    return as_seen_by(pid, address)
 
 
 def leads_to(pid: int, path: str) -> str | None:
@@ -310,7 +280,7 @@ def leads_to(pid: int, path: str) -> str | None:
 
     None where there is none. It may have no end, in which other threads go on.
     """
-    path = path if same_root(pid) else f"/proc/{pid}/root{path}"
+    path = path if same_root(pid) else as_seen_by(pid, path)
     found = -1
     try:
         # NOTE: the kernel walks it, once: where it leads, and for how long, its maker decides.

@@ -11,7 +11,6 @@ import os
 import pwd
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,9 +20,10 @@ from pyqemu_ifconf.failure import Failure, Forbidden, Lacking, Status
 from pyqemu_ifconf.ids import is_alone, is_mapped
 from pyqemu_ifconf.shell import quote, sh
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.drivers.programs import SHORT, run_program, scratch
+from pyqemu_ifup.drivers.programs import SHORT, Child, run_program, scratch, start_program
 from pyqemu_ifup.made.nat import Server
 from pyqemu_ifup.manners import SAFE_PATH, waiting_for
+from pyqemu_ifup.system.process import owner_of, read_stat, read_status
 from pyqemu_ifup.task import pause
 
 SETTINGS, RECORD, READY = "dnsmasq.conf", "dnsmasq.process", "dnsmasq.pid"
@@ -44,7 +44,7 @@ read -r _ && exec "$@" </dev/null
 """
 """It waits until it is recorded. A dnsmasq has at most 20 processes beside it, for TCP."""
 
-_children: dict[int, subprocess.Popen[bytes]] = {}
+_children: dict[int, Child] = {}
 """The dnsmasqs that this process has started."""
 
 
@@ -106,9 +106,7 @@ def require_capabilities() -> None:
     """
     if os.geteuid() != 0 or _under_systemd():
         return
-    with open("/proc/self/status", encoding="ascii", errors="replace", newline="\n") as file:
-        line = next(line for line in file if line.startswith("CapEff:"))
-    effective = int(line.split()[1], 16)
+    effective = int(read_status(os.getpid(), ("CapEff",))["CapEff"], 16)
     lacking = [word for word, number in CAPABILITIES.items() if not effective >> number & 1]
     if lacking:
         raise Lacking(
@@ -275,23 +273,20 @@ def _recorded(folder: str) -> int | None:
 
 
 def _start_of(pid: int) -> int | None:
-    """Return the start of a process, field 22 of /proc/PID/stat; None where it has ended.
+    """Return the start of a process, as process_start() does; None where it has ended.
 
     One that nobody has waited for yet has ended, too. Raises PermissionError where /proc hides it.
     """
     if pid in _children and _children[pid].poll() is not None:
         del _children[pid]
+    found = read_stat(pid)
+    if found is not None:
+        return found.start if not found.has_ended else None
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # NOTE: the second field, its name, may hold spaces and parentheses.
-            fields = file.read().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return None
-        raise PermissionError(errno.EACCES, "is hidden", f"/proc/{pid}") from None
-    return int(fields[19]) if fields[0] not in (b"Z", b"X") else None
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    raise PermissionError(errno.EACCES, "is hidden", f"process {pid}")
 
 
 async def _start(folder: str, deadline: Deadline, tell: Callable[[str], None]) -> None:
@@ -305,15 +300,7 @@ async def _start(folder: str, deadline: Deadline, tell: Callable[[str], None]) -
     tell(sh("dnsmasq", *words[1:]))
     _remove(f"{folder}/{READY}")
     with scratch() as said:
-        child = subprocess.Popen(
-            ["sh", "-c", CHILD, "sh", *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-            cwd="/",
-            env={"PATH": SAFE_PATH, "LC_ALL": "C"},
-            start_new_session=True,
-        )
+        child = start_program(["sh", "-c", CHILD, "sh", *words], None, None, said)
         try:
             _record(folder, child.pid)
             _let_go(child)
@@ -342,7 +329,7 @@ def _record(folder: str, pid: int) -> None:
         file.write(text)
 
 
-def _let_go(child: subprocess.Popen[bytes]) -> None:
+def _let_go(child: Child) -> None:
     """Let it become dnsmasq."""
     assert child.stdin is not None
     with suppress(BrokenPipeError), child.stdin as go:
@@ -425,13 +412,11 @@ async def _end_rest(session: int, deadline: Deadline) -> None:
 
 
 def _session(session: int) -> list[int]:
-    """Return the processes of dnsmasq's user that are in a session, field 6 of /proc/PID/stat."""
+    """Return the processes of dnsmasq's user that are in a session."""
     user, found = account().uid, []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            if os.stat(f"/proc/{name}").st_uid == user:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    fields = file.read().rpartition(b")")[2].split()
-                if int(fields[3]) == session and fields[0] not in (b"Z", b"X"):
-                    found.append(int(name))
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        stat = read_stat(pid)
+        is_in_it = stat is not None and stat.session == session and not stat.has_ended
+        if is_in_it and owner_of(pid) == user:
+            found.append(pid)
     return found

@@ -17,8 +17,8 @@ from pyqemu_ifconf.shell import Command, joined, output, ovs_value, piped, quote
 from pyqemu_ifup.kinds.base import Difference, Leftover, differing
 from pyqemu_ifup.look import Link, OvsPort, Seen, show_vlan
 from pyqemu_ifup.ops import Op, Plan, SetDown
-from pyqemu_ifup.qemu.caller import read_number
 from pyqemu_ifup.stamp import KEY_BOOT_ID, KEY_IFINDEX, OUR_KEYS, Here, Stamp, row_ids
+from pyqemu_ifup.system.process import read_number
 
 if TYPE_CHECKING:
     from pyqemu_ifup.drivers.ovsdb import Database

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import OfCaller, Status
+from pyqemu_ifconf.names import bounded
 from pyqemu_ifconf.policy import Caller
 from pyqemu_ifconf.shell import readable
-from pyqemu_ifup.qemu.caller import Option, bounded, cut_name, is_on_hub_0
+from pyqemu_ifup.qemu.command_line import Option, cut_name, is_on_hub_0
 
 NAMED_MAX = 4
 """Taps of one hub that are told of."""

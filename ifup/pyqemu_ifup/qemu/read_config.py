@@ -14,7 +14,7 @@ import stat
 from collections import deque
 from dataclasses import dataclass
 
-from pyqemu_ifup.qemu.caller import PATH_MAX, real_uid
+from pyqemu_ifup.system.process import PATH_MAX, as_seen_by, real_uid
 
 CONFIG_MAX = 1 << 18
 """Bytes of a file that is read; a longer one is not."""
@@ -117,8 +117,8 @@ def _start(pid: int, path: str) -> int:
     """Return a descriptor of the folder where the walk of `path` begins for process `pid`."""
     if len(path) > PATH_MAX or path.lstrip("/").partition("/")[0] == "proc":
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-    where = "root" if path.startswith("/") else "cwd"
-    return os.open(f"/proc/{pid}/{where}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = as_seen_by(pid, path[:1] if path.startswith("/") else "")
+    return os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def parse(data: bytes) -> list[Section] | None:

@@ -15,8 +15,8 @@ from functools import cached_property
 from typing import NoReturn
 
 from pyqemu_ifup.manners import waiting_for
-from pyqemu_ifup.qemu.caller import read_status
 from pyqemu_ifup.system.forked import fork_with
+from pyqemu_ifup.system.process import descriptors_of, read_fdinfo, read_status
 from pyqemu_ifup.task import finish, pause
 
 BATCH = 64
@@ -171,7 +171,7 @@ def _processes() -> Iterator[tuple[str, tuple[bool, int, int]]]:
             try:
                 # NOTE: the number of descriptors since Linux 6.2, 0 before (proc_readfd_count).
                 with waiting_for(f"process {name} does not let itself be looked at"):
-                    number = os.stat(f"/proc/{name}/fd").st_size
+                    number = os.stat(descriptors_of(int(name))).st_size
             except OSError as error:
                 if error.errno not in (*_GONE, *_HIDDEN):
                     raise
@@ -184,8 +184,7 @@ def _processes() -> Iterator[tuple[str, tuple[bool, int, int]]]:
 
 async def _looking_into(pid: int, until: float | None, held: list[Held]) -> bool:
     """Add what a process holds; tell whether all was seen before the time was over."""
-    folder = f"/proc/{pid}/fd"
-    with os.scandir(folder) as entries:
+    with os.scandir(descriptors_of(pid)) as entries:
         for number, entry in enumerate(entries):
             if until is not None and time.monotonic() > until:
                 return False
@@ -207,12 +206,7 @@ async def _looking_into(pid: int, until: float | None, held: list[Held]) -> bool
 
 def _tap_of(pid: int | str, number: str) -> str:
     """Return the name after `iff:` (tun_chr_show_fdinfo of drivers/net/tun.c), empty for none."""
-    path = f"/proc/{pid}/fdinfo/{number}"
-    with open(path, encoding="ascii", errors="replace", newline="\n") as file:
-        for line in file:
-            if line.startswith("iff:"):
-                return line[len("iff:") :].strip()
-    return ""
+    return next(iter(read_fdinfo(pid, number, "iff")), "")
 
 
 async def _finding_elsewhere(held: Iterable[Held], lookers: int) -> tuple[set[Held], set[Held]]:

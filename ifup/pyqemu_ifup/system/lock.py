@@ -17,7 +17,7 @@ from pyqemu_ifconf.failure import Failure, Forbidden, Lacking, Status
 from pyqemu_ifconf.ids import is_alone
 from pyqemu_ifconf.shell import quote, readable
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.qemu.caller import real_uid
+from pyqemu_ifup.system.process import descriptors_of, owner_of, process_name, read_fdinfo, real_uid
 from pyqemu_ifup.task import RETRY, Task, pause
 
 RUN = "/run/pyqemu-ifup"
@@ -217,9 +217,7 @@ async def _holder(descriptor: int, first: str, last: str) -> str | None:
             return None
         try:
             if _has_locked(pid, end, wanted, (first, last), began + SEARCH - spent):
-                with open(f"/proc/{pid}/comm", "rb") as file:
-                    name = os.fsdecode(file.read().removesuffix(b"\n"))
-                return f"process {pid} ({readable(name)})"
+                return f"process {pid} ({readable(process_name(pid))})"
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ESRCH, *_MAY_NOT):
                 raise
@@ -235,9 +233,9 @@ def _has_locked(
     """
     # NOTE: nobody but root can open it; others, and a su(1) of theirs, may have more descriptors
     # than we have time.
-    if os.stat(f"/proc/{pid}").st_uid != wanted.st_uid:
+    if owner_of(pid) != wanted.st_uid:
         return False
-    with os.scandir(f"/proc/{pid}/fd") as entries:
+    with os.scandir(descriptors_of(pid)) as entries:
         for count, entry in enumerate(entries):
             if count == FEW and real_uid(pid) != wanted.st_uid:
                 return False
@@ -247,9 +245,7 @@ def _has_locked(
                 # NOTE: not stat(2), for which another's file may keep us waiting.
                 if not os.readlink(entry.path).endswith(end):
                     continue
-                told = f"/proc/{pid}/fdinfo/{entry.name}"
-                with open(told, encoding="ascii", newline="\n") as file:
-                    locks = [line.split() for line in file if line.startswith("lock:")]
+                locks = [line.split() for line in read_fdinfo(pid, entry.name, "lock")]
             except FileNotFoundError:
                 continue
             of_it = f":{wanted.st_ino}"
