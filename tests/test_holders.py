@@ -56,7 +56,7 @@ def test_many_descriptors_of_which_some_are_let_go_cost_little(
 ) -> None:
     """Each is compared with few others, and the agent's loop goes on after a batch of them."""
     compared = [0]
-    real_eq, real_hash, real_find = Held.__eq__, Held.__hash__, holders._finding_elsewhere
+    real_eq, real_hash, real_find = Held.__eq__, Held.__hash__, holders._find_elsewhere
     calls = 0
 
     def count_eq(self: Held, other: object) -> bool:
@@ -80,8 +80,8 @@ def test_many_descriptors_of_which_some_are_let_go_cost_little(
 
     monkeypatch.setattr(Held, "__eq__", count_eq)
     monkeypatch.setattr(Held, "__hash__", count_hash)
-    monkeypatch.setattr(holders, "_finding_elsewhere", finding)
-    work = holders.finding_holders(OTHERS)
+    monkeypatch.setattr(holders, "_find_elsewhere", finding)
+    work = holders.find_holders(OTHERS)
     while True:
         try:
             work.send(None)

@@ -30,7 +30,7 @@ from pyqemu_ifctl.taps import Row
 from pyqemu_ifctl.verbs.info import _card_lines, _entry
 from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.look import Counters
-from pyqemu_ifup.system.holders import find_holders
+from pyqemu_ifup.system.holders import all_holders
 
 MAC = "52:54:00:00:00:01"
 CARD = f"virtio-net-pci,netdev=n0,id=lan0,mac={MAC}"
@@ -390,16 +390,16 @@ def test_without_privilege_it_says_what_it_could_not_see(place: Place) -> None:
 
 def test_holders(netns: Namespace) -> None:
     tap = netns.tap("onlyhere0")
-    assert find_holders().of("onlyhere0") == (), "it is in another network namespace"
+    assert all_holders().of("onlyhere0") == (), "it is in another network namespace"
     with netns.enter():
-        found = find_holders()
+        found = all_holders()
     assert os.getpid() in found.of("onlyhere0")
     assert (os.getpid(), tap.fd, "onlyhere0") in [
         (held.pid, held.descriptor, held.tap) for held in found.held
     ]
     netns.close_kept()
     with netns.enter():
-        assert find_holders().of("onlyhere0") == ()
+        assert all_holders().of("onlyhere0") == ()
 
 
 MONITORS: list[tuple[list[str], list[Address]]] = [

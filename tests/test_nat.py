@@ -651,7 +651,7 @@ def taken_back_in_time(calls: Calls, inside: Namespace, said: str, *, slow: bool
 
     def stop() -> None:
         # NOTE: what asks for the firewalls stops the up.
-        before_call(1, be_stopped, (nft, "dropping_chains"))()
+        before_call(1, be_stopped, (nft, "find_dropping_chains"))()
         hold_up(after=lambda words: "ruleset" in words, slow=slow)()
 
     found = []
@@ -745,9 +745,9 @@ def test_settings_that_dnsmasq_refuses_are_no_fault_of_systemd_s(
 ) -> None:
     require("dnsmasq")
     monkeypatch.setattr(dnsmasq, "_under_systemd", lambda: True)
-    finish(dnsmasq.trying(["port=0"], Deadline(60)), time.sleep)
+    finish(dnsmasq.try_settings(["port=0"], Deadline(60)), time.sleep)
     with pytest.raises(Failure) as refused:
-        finish(dnsmasq.trying(["no-such-setting"], Deadline(60)), time.sleep)
+        finish(dnsmasq.try_settings(["no-such-setting"], Deadline(60)), time.sleep)
     assert str(refused.value) == (
         "dnsmasq does not start: dnsmasq: bad command line options: try --help; see syslog, and "
         "how it was built: dnsmasq --version"

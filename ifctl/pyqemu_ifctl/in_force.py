@@ -37,7 +37,7 @@ from pyqemu_ifup.manners import log, narrator
 from pyqemu_ifup.ops import SetDown
 from pyqemu_ifup.qemu.caller import find_hook, find_hook_at_work
 from pyqemu_ifup.stamp import Here, Stamp, find_here, is_alive
-from pyqemu_ifup.system.holders import find_holders
+from pyqemu_ifup.system.holders import all_holders
 from pyqemu_ifup.system.lock import Lock, lock_tap
 from pyqemu_ifup.system.process import command_line, is_here, real_uid
 from pyqemu_ifup.task import RETRY, pause
@@ -164,7 +164,7 @@ def find_guests(host: Host, links: Iterable[Link], taps: Sequence[str]) -> list[
 
     Ours are those with our mark, whoever holds them, in another network namespace say, or nobody.
     """
-    held = find_holders()
+    held = all_holders()
     here = find_here()
     by_name = {link.name: link for link in links}
     names = list(dict.fromkeys(taps)) or sorted(
@@ -474,7 +474,7 @@ def _tell_guest(guest: Guest, change: Change) -> str | None:
     # NOTE: it costs a fifth of a second, and most runs tell no guest anything.
     from pyqemu_ifctl.qemu.qmp import renew_link
 
-    qemu = guest_of(guest.pid, words, find_holders().of_process(guest.pid))
+    qemu = guest_of(guest.pid, words, all_holders().of_process(guest.pid))
     why = "its QEMU has no QMP socket"
     until = time.monotonic() + TELL
     for address in qemu.monitors:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Deny, Policy, Port
 from pyqemu_ifconf.shell import Command, ifctl
-from pyqemu_ifdown.gc import finding_ended
+from pyqemu_ifdown.gc import find_ended
 from pyqemu_ifup.access import check_given, find_user, may_still
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, OvsPort
@@ -36,7 +36,7 @@ def find_lost(
     `want` tells what the policy says of a tap with a stamp: a Port, a Deny, or that it cannot tell.
     """
     ours = [link for link in links if link.tap and link.stamp is not None]
-    ended = {each.link.index: each.because for each in host.finish(finding_ended(ours))}
+    ended = {each.link.index: each.because for each in host.finish(find_ended(ours))}
     found = []
     for link in ours:
         if link.index in ended:

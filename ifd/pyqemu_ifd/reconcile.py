@@ -22,7 +22,7 @@ from pyqemu_ifd.guard import Guard
 from pyqemu_ifd.keyed_lock import KeyedLock
 from pyqemu_ifd.pool import Pool
 from pyqemu_ifd.users import Users
-from pyqemu_ifdown.gc import Ended, ending, finding_ended, remove
+from pyqemu_ifdown.gc import Ended, end, find_ended, remove
 from pyqemu_ifup import kinds
 from pyqemu_ifup.access import User, check_given, is_root_made
 from pyqemu_ifup.attach import attach_alone, success_line
@@ -162,17 +162,7 @@ class Reconciler:
     def work(self) -> Iterator[tuple[str, Chore]]:
         """Yield the taps that something is to be done about now, and what. Raises Failure."""
         now = time.monotonic()
-        connected = self._databases()
-        if connected.keys() - self._connected:
-            # What happened while nobody looked.
-            self.everything()
-        self._connected = set(connected)
-        for database in connected.values():
-            bridges_new, ports_changed = database.take_news()
-            if bridges_new:
-                self.everything()
-            # NOTE: the port of no link may have any name, and is not ours.
-            self._changed.update(dict.fromkeys(filter(is_valid_name, ports_changed), now + DELAY))
+        self._take_news_of_databases(now)
         if self._networks and self._makes_networks():
             yield from self._look_for_networks(self.pool.kernel.links())
         self._networks = False
@@ -199,6 +189,20 @@ class Reconciler:
         while self._astray:
             yield self._forget_flows(*self._astray.popitem())
 
+    def _take_news_of_databases(self, now: float) -> None:
+        """Note which taps are to be looked at for what the databases tell. Raises Failure."""
+        connected = self._databases()
+        if connected.keys() - self._connected:
+            # What happened while nobody looked.
+            self.everything()
+        self._connected = set(connected)
+        for database in connected.values():
+            bridges_new, ports_changed = database.take_news()
+            if bridges_new:
+                self.everything()
+            # NOTE: the port of no link may have any name, and is not ours.
+            self._changed.update(dict.fromkeys(filter(is_valid_name, ports_changed), now + DELAY))
+
     def _makes_networks(self) -> bool:
         """Tell whether the policy has networks that are made for taps."""
         policy = self.cache.policy
@@ -209,10 +213,10 @@ class Reconciler:
         masters = {link.master for link in links}
         for link in links:
             if link.alias.startswith(BRIDGE_MARK) and link.index not in masters:
-                yield link.name, partial(self._do, link.name, self._leaving)
+                yield link.name, partial(self._do, link.name, self._leave_network)
 
     @staticmethod
-    async def _leaving(host: Host) -> None:
+    async def _leave_network(host: Host) -> None:
         assert host.tap is not None
         link = host.kernel.look_up(host.tap)
         if link is None or not link.alias.startswith(BRIDGE_MARK):
@@ -305,22 +309,22 @@ class Reconciler:
 
     async def _end_taps(self, taps: list[Link]) -> None:
         """Take away the taps whose process has ended, a user's where his right to it has."""
-        for ended in await finding_ended(taps, LIMIT, roots=True):
-            await self._do(ended.link.name, partial(self._ending, ended=ended))
+        for ended in await find_ended(taps, LIMIT, roots=True):
+            await self._do(ended.link.name, partial(self._end, ended=ended))
         self._look_at_ends(ENDS)
 
     @staticmethod
-    async def _ending(host: Host, ended: Ended) -> None:
-        if await ending(host, ended):
+    async def _end(host: Host, ended: Ended) -> None:
+        if await end(host, ended):
             log(syslog.LOG_NOTICE, f"{quote(ended.link.name)}: taken away: {ended.because}")
 
     def _clean(self, tap: str) -> Task[None]:
         """Remove the ports of ours that a tap which is gone has left."""
-        return self._do(tap, self._cleaning)
+        return self._do(tap, self._clean_locked)
 
     def _bring_back(self, tap: str) -> Task[None]:
         """Attach a tap again, by the policy in force, for the process that it was attached for."""
-        return self._do(tap, self._bringing_back)
+        return self._do(tap, self._bring_back_as_wanted)
 
     async def _do(self, tap: str, work: Callable[[Host], Task[None]]) -> None:
         """Do the work when earlier work on the tap is done; where it fails, look again later."""
@@ -334,12 +338,12 @@ class Reconciler:
                 self.later()
                 raise
 
-    async def _cleaning(self, host: Host) -> None:
+    async def _clean_locked(self, host: Host) -> None:
         assert host.tap is not None
         with await lock_by_name(host.tap, host.deadline):
-            await self._cleaning_alone(host, host.tap)
+            await self._clean_alone(host, host.tap)
 
-    async def _cleaning_alone(self, host: Host, tap: str) -> None:
+    async def _clean_alone(self, host: Host, tap: str) -> None:
         host.databases.update(self._databases())
         ports = host.ports(tap)
         link = host.kernel.look_up(tap)
@@ -353,13 +357,13 @@ class Reconciler:
                     f"{leftover.because}",
                 )
 
-    async def _bringing_back(self, host: Host) -> None:
+    async def _bring_back_as_wanted(self, host: Host) -> None:
         assert host.tap is not None
         policy = await self.cache.current(host.deadline)
         with host.until(host.deadline.allowing(policy.timeout)):
-            await self._bringing_back_by(host, host.tap, policy)
+            await self._bring_back_by(host, host.tap, policy)
 
-    async def _bringing_back_by(self, host: Host, tap: str, policy: Policy) -> None:
+    async def _bring_back_by(self, host: Host, tap: str, policy: Policy) -> None:
         link = host.kernel.look_up(tap)
         stamp = link.stamp if link is not None else None
         if link is None or stamp is None:

@@ -221,7 +221,22 @@ class Server:
     def _turn(self, wakeup: int, beat: float | None) -> None:
         """Wait for the next thing to happen, and deal with it."""
         changed = self._wait(beat)
-        comes = self._has_looked = False
+        self._has_looked = False
+        changed = self._take_in(wakeup) or changed
+        self.closer.prod()
+        now = time.monotonic()
+        changed = self._do_what_is_due(now) or changed
+        # NOTE: only now, and then whoever waits looks: what is taken in otherwise wakes nobody.
+        if changed or (self._databases_due is not None and now >= self._databases_due):
+            self.pool.refresh()
+            changed = True
+        if self.reconciler is not None and not self.stopping:
+            self._reconcile(self.reconciler)
+        self._work(changed)
+
+    def _take_in(self, wakeup: int) -> bool:
+        """Take what has come at each descriptor; tell whether a request has."""
+        comes = changed = False
         for descriptor, events in self._poll.poll(0):
             if descriptor == self.listener.fileno():
                 comes = True
@@ -241,8 +256,10 @@ class Server:
         if comes:
             # NOTE: last, so that no number of a connection that has gone is another's by now.
             self._accept()
-        self.closer.prod()
-        now = time.monotonic()
+        return changed
+
+    def _do_what_is_due(self, now: float) -> bool:
+        """Do what this time brings; tell whether another policy is in force."""
         if self._listen_due is not None and now >= self._listen_due:
             self._listen_due = None
             self._poll.register(self.listener, select.EPOLLIN)
@@ -251,18 +268,12 @@ class Server:
             self.cache.reload()
         elif self.cache.due is not None and now >= self.cache.due:
             self._look_at_policy()
-        changed = self._heed_policy() or changed
+        changed = self._heed_policy()
         if now >= self._look_due:
             self._look_for_databases()
         while (first := next(iter(self._silent), None)) and now - first.since >= SILENCE:
             self._drop(first)
-        # NOTE: only now, and then whoever waits looks: what is taken in otherwise wakes nobody.
-        if changed or (self._databases_due is not None and now >= self._databases_due):
-            self.pool.refresh()
-            changed = True
-        if self.reconciler is not None and not self.stopping:
-            self._reconcile(self.reconciler)
-        self._work(changed)
+        return changed
 
     def _look_at_policy(self) -> None:
         """Look whether the policy has changed, once in a turn."""

@@ -15,7 +15,7 @@ from pyqemu_ifup.look import Link, OvsPort
 from pyqemu_ifup.ops import Op
 from pyqemu_ifup.qemu.caller import find_hook_at_work
 from pyqemu_ifup.stamp import find_here, is_alive
-from pyqemu_ifup.system.holders import OTHERS, Holders, finding_holders
+from pyqemu_ifup.system.holders import OTHERS, Holders, find_holders
 from pyqemu_ifup.system.lock import lock_by_name
 from pyqemu_ifup.system.process import real_uid
 
@@ -31,7 +31,7 @@ class Ended:
     because: str
 
 
-async def finding_ended(
+async def find_ended(
     links: Iterable[Link], seconds: float = OTHERS, *, roots: bool = False
 ) -> list[Ended]:
     """Return the users' taps whose process has ended, and which no process of that user holds.
@@ -51,13 +51,13 @@ async def finding_ended(
     if not left:
         return []
     # NOTE: only now: who has a tap from a process that has ended since is a process by now.
-    holders = await finding_holders(seconds)
+    holders = await find_holders(seconds)
     return [
         Ended(link, because) for link in left if (because := _why_ended(link, holders)) is not None
     ]
 
 
-async def finding_let_go(links: Iterable[Link], *, named: bool = False) -> list[Ended]:
+async def find_let_go(links: Iterable[Link], *, named: bool = False) -> list[Ended]:
     """Return the taps whose process lives, but which nobody holds: an up, or a down, came half way.
 
     As after a hook that was killed, of a QEMU which goes on without the tap. Their link is down,
@@ -76,7 +76,7 @@ async def finding_let_go(links: Iterable[Link], *, named: bool = False) -> list[
     ]
     if not left:
         return []
-    holders = await finding_holders(OTHERS)
+    holders = await find_holders(OTHERS)
     unseen = {*holders.hidden, *holders.unread}
     uids = {real_uid(pid) for pid in unseen} - {None}
     return [
@@ -91,9 +91,9 @@ async def finding_let_go(links: Iterable[Link], *, named: bool = False) -> list[
     ]
 
 
-async def finding_why_held(link: Link) -> str:
+async def find_why_held(link: Link) -> str:
     """Return in a clause who holds a tap of ours that stays."""
-    holders = await finding_holders(OTHERS)
+    holders = await find_holders(OTHERS)
     pids = holders.of(link.name)
     if pids:
         return f"process {pids[0]} holds it"
@@ -118,7 +118,7 @@ def _why_ended(link: Link, holders: Holders) -> str | None:
     return f"its process {stamp.pid} has ended, and {by} holds it"
 
 
-async def ending(host: Host, ended: Ended) -> bool:
+async def end(host: Host, ended: Ended) -> bool:
     """Take a tap from its bridge that has no process any more; a user's, of our making, is deleted.
 
     One that its process has let go likewise. Tells whether it was still the same. Raises Failure
@@ -160,12 +160,12 @@ def collect(host: Host, *, tap: str | None, dry_run: bool) -> Iterator[tuple[Lef
             yield leftover, True
             continue
         host.deadline.check()
-        let_go = host.finish(_removing(host, leftover.port))
+        let_go = host.finish(_remove(host, leftover.port))
         if let_go is not None:
             yield leftover, let_go
 
 
-async def _removing(host: Host, port: OvsPort) -> bool | None:
+async def _remove(host: Host, port: OvsPort) -> bool | None:
     """Remove a port as `collect`; None: it is none to be removed any more, or has gone."""
     with await lock_by_name(port.name, host.deadline):
         database = host.databases[port.ovsdb]

@@ -132,14 +132,14 @@ async def take(host: Host, port: Port, kind: TapKind, before: Seen, plan: Plan) 
 async def own_it(host: Host, link: Link, holder: Holder) -> None:
     """See to it that nobody but root has a tap of root's, or can open it. Raises Failure (77).
 
-    One with our mark has been looked at before it got that. The rest is as for `owning`.
+    One with our mark has been looked at before it got that. The rest is as for `give_to_root`.
     """
     is_new = link.stamp is None and (link.multi_queue or link.persistent)
     if is_open_to_all(link) or (is_new and link.group is None and link.owner == os.getuid()):
         # NOTE: most taps are neither, and a hook need not have it loaded.
-        from pyqemu_ifup.owner import owning
+        from pyqemu_ifup.owner import give_to_root
 
-        await owning(host.kernel, link, holder.pid, *holder.handed)
+        await give_to_root(host.kernel, link, holder.pid, *holder.handed)
 
 
 @asynccontextmanager

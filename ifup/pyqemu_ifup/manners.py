@@ -226,6 +226,51 @@ def _load() -> tuple[str, bool]:
     return f"load {waiting:.0f}, processors {processors}", waiting > 2 * processors
 
 
+class _Alarm:
+    """Breaks off what still waits a little after a Deadline, and ends a process that goes on.
+
+    `given_up` returns the line that is said then, given what was waited for.
+    """
+
+    def __init__(self, given_up: Callable[[str], str]) -> None:
+        from pyqemu_ifup.system.hard_end import HardEnd
+
+        self._given_up = given_up
+        self._deadline: Deadline | None = None
+        self._undoes = False
+        """Whether what was done is being taken back, for which there is one deadline more."""
+        self._hard_end = HardEnd(_Log.program, given_up(MUTE), Status.TRY_AGAIN, self._give_up)
+
+    def set(self, deadline: Deadline | None) -> None:
+        """Ring after this deadline, and not after the one before; None: not at all."""
+        if deadline is None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            self._hard_end.set(None)
+            return
+        if self._undoes and not deadline.undoes:
+            return
+        self._undoes = deadline.undoes
+        self._deadline = deadline
+        seconds = deadline.remaining() + SLACK
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        self._hard_end.set(seconds + LATE + (0 if deadline.undoes else GRACE))
+
+    def ring(self, _number: int, _frame: object) -> None:
+        """Break off what waits, as the handler of SIGALRM. Raises Failure (75)."""
+        if self._undoes:
+            self._give_up()
+        assert self._deadline is not None
+        late = self._deadline.expired(who_is_mute())
+        self._deadline.undo()
+        raise late
+
+    def _give_up(self) -> None:
+        line = self._given_up(who_is_mute())
+        say(f"{_Log.program}: {line}")
+        log(syslog.LOG_ERR, line)
+        os._exit(Status.TRY_AGAIN)
+
+
 @contextmanager
 def within_deadline(
     seconds: float, *, hook: bool = True, left: str = "", tap: str | None = None
@@ -241,11 +286,8 @@ def within_deadline(
     that does not end it, or an undo does not end in time, the process ends 2 s later, even where
     no handler runs. `tap` is what it is about.
     """
-    from pyqemu_ifup.system.hard_end import HardEnd
-
     parent = os.getppid()
     received: list[int] = []
-    broken_off: list[bool] = []
 
     def note(number: int, _frame: object) -> None:
         received.append(number)
@@ -261,43 +303,11 @@ def within_deadline(
         name = f"{readable(tap)}: " if tap is not None else ""
         return name + (half_done(tap, who) if hook else f"not done in time: {who}; try again")
 
-    def give_up() -> None:
-        line = given_up(who_is_mute())
-        say(f"{_Log.program}: {line}")
-        log(syslog.LOG_ERR, line)
-        os._exit(Status.TRY_AGAIN)
-
-    hard_end = HardEnd(_Log.program, given_up(MUTE), Status.TRY_AGAIN, give_up)
-
-    def break_off(number: int, _frame: object) -> None:
-        if broken_off:
-            give_up()
-        passed = armed[-1]
-        late = passed.expired(who_is_mute())
-        passed.undo()
-        raise late
-
-    armed: list[Deadline] = []
-
-    def arm(deadline: Deadline | None) -> None:
-        """Have what still waits broken off a little after `deadline`, and the process end then."""
-        if deadline is None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            hard_end.set(None)
-            return
-        if deadline.undoes:
-            broken_off.append(True)
-        elif broken_off:
-            return
-        armed.append(deadline)
-        seconds = deadline.remaining() + SLACK
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        hard_end.set(seconds + LATE + (0 if deadline.undoes else GRACE))
-
+    alarm = _Alarm(given_up)
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     for stop in STOP_SIGNALS:
         signal.signal(stop, note)
-    signal.signal(signal.SIGALRM, break_off)
+    signal.signal(signal.SIGALRM, alarm.ring)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     stopped, late = TAKEN_BACK, TOO_LATE
     if left:
@@ -305,10 +315,9 @@ def within_deadline(
     elif not hook:
         stopped, late = "what was done stays done", "try again"
     try:
-        yield Deadline(seconds, interrupted, read_end, arm, stopped=stopped, late=late)
+        yield Deadline(seconds, interrupted, read_end, alarm.set, stopped=stopped, late=late)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        hard_end.set(None)
+        alarm.set(None)
         signal.set_wakeup_fd(-1)
         os.close(read_end)
         os.close(write_end)

@@ -22,11 +22,11 @@ from pyqemu_ifup.drivers.tun import (
 )
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import read_tap_name
-from pyqemu_ifup.system.holders import OTHERS, Held, finding_held, finding_holders, take_descriptor
+from pyqemu_ifup.system.holders import OTHERS, Held, find_held_by, find_holders, take_descriptor
 from pyqemu_ifup.system.process import real_uid
 
 
-async def owning(
+async def give_to_root(
     kernel: Netlink, link: Link, parent: int, handed: int, descriptor: int | None
 ) -> None:
     """Give a tap without an owner to this process's user, and see that nobody else has it already.
@@ -39,7 +39,7 @@ async def owning(
         if descriptor is not None:
             set_owner(descriptor, os.getuid())
         else:
-            await _giving(link, parent)
+            await _give(link, parent)
         # NOTE: only now, when no more can come.
         now = kernel.look_at(link.index)
         if now is None or now.owner is None:
@@ -51,7 +51,7 @@ async def owning(
             )
         link = now
     queues = link.queues if link.multi_queue else int(link.carrier)
-    if queues > handed and queues > len(await _finding_ours(link.name, parent, queues)):
+    if queues > handed and queues > len(await _find_ours(link.name, parent, queues)):
         raise _in_other_hands()
 
 
@@ -64,7 +64,7 @@ def _in_other_hands() -> Failure:
     )
 
 
-async def _giving(link: Link, parent: int) -> None:
+async def _give(link: Link, parent: int) -> None:
     """Set the owner by a queue of our own, or by the only one there can be, its holder's."""
     descriptor = -1
     try:
@@ -74,7 +74,7 @@ async def _giving(link: Link, parent: int) -> None:
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
-            ours = await _finding_ours(link.name, parent, 1)
+            ours = await _find_ours(link.name, parent, 1)
             if not ours:
                 raise _in_other_hands() from error
             descriptor = take_descriptor(ours[0])
@@ -93,18 +93,18 @@ async def _giving(link: Link, parent: int) -> None:
             os.close(descriptor)
 
 
-async def _finding_ours(tap: str, parent: int, queues: int) -> list[Held]:
+async def _find_ours(tap: str, parent: int, queues: int) -> list[Held]:
     """Return the tap's descriptors of the process of ours that has the most, `parent` first.
 
     All queues are one process's, and what others have may be copies of them.
     """
     uid = os.getuid()
     if real_uid(parent) == uid:
-        held = await finding_held(parent)
+        held = await find_held_by(parent)
         found = [each for each in held if each.tap == tap]
         if len(found) >= queues:
             return found
-    holders = await finding_holders(OTHERS)
+    holders = await find_holders(OTHERS)
     each: dict[int, list[Held]] = {pid: [] for pid in holders.of(tap) if real_uid(pid) == uid}
     for one in holders.held:
         if one.tap == tap and one.pid in each:

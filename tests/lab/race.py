@@ -37,7 +37,7 @@ MOMENTS: tuple[tuple[Any, str], ...] = (
     (Database, "_commit"),
     (pyqemu_ifup.system.lock, "open_lock"),
     (pyqemu_ifup.system.lock.Lock, "close"),
-    (pyqemu_ifctl.in_force, "find_holders"),
+    (pyqemu_ifctl.in_force, "all_holders"),
 )
 """Where a process can be stopped: right before each call of these."""
 

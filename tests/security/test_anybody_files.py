@@ -22,7 +22,7 @@ from lab.netns import Namespace
 from lab.public import NOBODY, mute_directory, public_folder, python
 from lab.race import fork, wait
 from pyqemu_ifd.closer import Closer
-from pyqemu_ifup.system.holders import find_holders
+from pyqemu_ifup.system.holders import all_holders
 from pyqemu_ifup.system.process import read_status
 
 pytestmark = pytest.mark.host("it looks at all processes of the host")
@@ -73,8 +73,8 @@ def test_a_tap_that_is_another_file_by_the_time_it_is_taken(netns: Namespace, fo
         end = time.monotonic() + 10
         with netns.enter():
             while not waiting() and time.monotonic() < end:
-                find_holders()
-            assert os.getppid() in find_holders().of("t0")
+                all_holders()
+            assert os.getppid() in all_holders().of("t0")
 
     with ExitStack() as stack:
         stack.enter_context(netns.tap("t0"))

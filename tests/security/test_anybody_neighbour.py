@@ -47,7 +47,7 @@ from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import OvsSwitch
 from pyqemu_ifup.qemu.caller import find_hook_at_work
 from pyqemu_ifup.stamp import Stamp, find_here
-from pyqemu_ifup.system.holders import find_holders
+from pyqemu_ifup.system.holders import all_holders
 from pyqemu_ifup.system.process import process_start, read_status, real_uid
 
 PR_SET_NAME = 15
@@ -227,7 +227,7 @@ def test_many_descriptors_hide_nobody_elses_tap(netns: Namespace, hooks: Hooks) 
     with neighbour(netns, open_files=many) as pid, netns.tap("web0"):
         begun = time.monotonic()
         with netns.enter():
-            found = find_holders(others=-1.0)
+            found = all_holders(others=-1.0)
         assert time.monotonic() - begun < 20
         assert pid in found.unread
         assert found.of("web0") == (os.getpid(),)

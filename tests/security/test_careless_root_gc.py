@@ -113,7 +113,7 @@ def test_who_ends_while_it_is_asked_for_holds_nothing(
     with Namespace() as elsewhere, elsewhere.tap("web0") as tap:
         other = subprocess.Popen(["sleep", "600"], pass_fds=[tap.fd])
         tap.close()
-        real = holders._finding_elsewhere
+        real = holders._find_elsewhere
 
         def ending(*words: Any) -> Any:
             other.kill()
@@ -121,7 +121,7 @@ def test_who_ends_while_it_is_asked_for_holds_nothing(
             return real(*words)
 
         with netns.enter():
-            assert holders.find_holders().of("web0") == ()
-            monkeypatch.setattr(holders, "_finding_elsewhere", ending)
-            assert holders.find_holders().of("web0") == ()
+            assert holders.all_holders().of("web0") == ()
+            monkeypatch.setattr(holders, "_find_elsewhere", ending)
+            assert holders.all_holders().of("web0") == ()
     netns.ip("link", "del", "web0")

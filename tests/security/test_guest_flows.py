@@ -29,7 +29,7 @@ from pyqemu_ifup.drivers.conntrack import (
     NESTED,
     NFGENMSG,
     Flow,
-    forgetting,
+    forget_flows,
     parse_flow,
 )
 from pyqemu_ifup.drivers.links import attribute
@@ -104,7 +104,7 @@ def wait_untranslated(netns: Namespace, *, there: bool) -> None:
     with netns.enter():
         while True:
             flows: list[Flow] = []
-            finish(forgetting(partial(note, flows), Deadline(PATIENCE)), time.sleep)
+            finish(forget_flows(partial(note, flows), Deadline(PATIENCE)), time.sleep)
             if any(each.source == each.answered for each in flows) is there:
                 return
             assert time.monotonic() < end, flows
@@ -140,7 +140,7 @@ def test_many_flows_stop_the_agent_for_no_moment(
     site.close()
     assert float(record.read_text()) < LONGEST
     with netns.enter():
-        looks = forgetting(lambda flow: False, Deadline(0))
+        looks = forget_flows(lambda flow: False, Deadline(0))
         with pytest.raises(StopIteration) as end:
             looks.send(None)
         assert end.value.value is False

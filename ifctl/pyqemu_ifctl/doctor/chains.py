@@ -54,7 +54,7 @@ def _nft_chains(limit: Deadline) -> list[DroppingChain]:
     """Return the chains of nftables that drop. Raises Failure."""
     if not nft.is_there():
         raise Failure(Status.UNAVAILABLE, "there is no nft(8) on this host")
-    return finish(nft.dropping_chains(limit), time.sleep)
+    return finish(nft.find_dropping_chains(limit), time.sleep)
 
 
 def _legacy_chains(kind: str, family: str, limit: Deadline) -> list[DroppingChain]:

@@ -28,7 +28,7 @@ from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.guest import Patience, find_otherwise, tell_otherwise
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.qemu.command_line import Option
-from pyqemu_ifup.system.holders import LONGEST, Holders, find_holders
+from pyqemu_ifup.system.holders import LONGEST, Holders, all_holders
 from pyqemu_ifup.system.process import read_status
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Running:
 def look_at_qemus(parts: Parts, policy: Policy | Failure, deadline: Deadline) -> Running:
     """Return the QEMUs that run, as far as they let themselves be looked at before the deadline."""
     # NOTE: it sees to it itself that who uses up its time hides nobody else.
-    seen_holders = parts.take_apart("the taps that processes hold", find_holders, HOLDERS_SECONDS)
+    seen_holders = parts.take_apart("the taps that processes hold", all_holders, HOLDERS_SECONDS)
     holders = seen_holders or Holders((), ())
     hidden_pids = {*holders.hidden, *holders.unread}
     guests = parts.take_apart("the guests", lambda: find_guests(holders)) or Guests((), ())

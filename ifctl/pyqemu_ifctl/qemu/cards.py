@@ -30,7 +30,7 @@ from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Counters
 from pyqemu_ifup.qemu.hubs import NAMED_MAX, WHY, WHY_MIXED
-from pyqemu_ifup.system.holders import Holders, find_holders
+from pyqemu_ifup.system.holders import Holders, all_holders
 
 PATIENCE = 3.0
 """Seconds that one QEMU may take to answer, at all its sockets together."""
@@ -109,7 +109,7 @@ def find_views(
     such guest runs.
     """
     policy = read_policy(environ)
-    holders = find_holders()
+    holders = all_holders()
     running = find_guests(holders)
     guests = [g for g in running.found if vm is None or _is_called(g, vm, policy)]
     if vm is not None and not guests:

@@ -17,7 +17,7 @@ from pyqemu_ifconf.policy import Leave, Policy, choose, policy_asks
 from pyqemu_ifctl.bounded import attempt
 from pyqemu_ifup.qemu.caller import find_caller
 from pyqemu_ifup.qemu.command_line import Option, cut_name, read_options, split_option, walk_options
-from pyqemu_ifup.system.holders import OTHERS, Holders, find_holders
+from pyqemu_ifup.system.holders import OTHERS, Holders, all_holders
 from pyqemu_ifup.system.process import (
     as_seen_by,
     command_line,
@@ -106,7 +106,7 @@ def find_guests(holders: Holders | None = None, others: float = OTHERS) -> Guest
     caller have `others` seconds together: one of each user, then the next of each, and who has the
     shortest command line first.
     """
-    holders = holders if holders is not None else find_holders()
+    holders = holders if holders is not None else all_holders()
     taps: dict[int, dict[int, str]] = {}
     for held in holders.held:
         taps.setdefault(held.pid, {})[held.descriptor] = held.tap

@@ -59,7 +59,7 @@ def gc(
     A database that fails does not keep the others from being looked at.
     """
     from pyqemu_ifctl.databases import addresses, open_each, read_policy, worst
-    from pyqemu_ifdown.gc import Ended, collect, finding_why_held
+    from pyqemu_ifdown.gc import Ended, collect, find_why_held
     from pyqemu_ifup.host import Host
 
     found: list[Leftover] = []
@@ -81,7 +81,7 @@ def gc(
                     failures.append(_mute(leftover))
             if tap is not None and not found:
                 held = [
-                    Ended(link, host.finish(finding_why_held(link)))
+                    Ended(link, host.finish(find_why_held(link)))
                     for link in host.kernel.links()
                     if link.name == tap and link.stamp is not None and tap not in names
                 ]
@@ -102,15 +102,15 @@ def gc(
 
 def _end(host: Host, tap: str | None, failures: list[Failure], *, dry_run: bool) -> list[Ended]:
     """Take away the taps that have a process no more; return those, and add what failed."""
-    from pyqemu_ifdown.gc import ending, finding_ended, finding_let_go
+    from pyqemu_ifdown.gc import end, find_ended, find_let_go
 
     links = [link for link in host.kernel.links() if tap in (None, link.name)]
     done = []
-    left = host.finish(finding_ended(links, roots=True))
-    left += host.finish(finding_let_go(links, named=tap is not None))
+    left = host.finish(find_ended(links, roots=True))
+    left += host.finish(find_let_go(links, named=tap is not None))
     for each in left:
         try:
-            if dry_run or host.finish(ending(host, each)):
+            if dry_run or host.finish(end(host, each)):
                 done.append(each)
         except Failure as failure:
             failures.append(Failure(failure.status, f"{readable(each.link.name)}: {failure}"))

@@ -72,7 +72,7 @@ class Flow(NamedTuple):
         return found[CTA_PROTO_NUM][0], int.from_bytes(found.get(CTA_PROTO_DST_PORT, b""), "big")
 
 
-async def forgetting(which: Callable[[Flow], bool], deadline: Deadline) -> bool:
+async def forget_flows(which: Callable[[Flow], bool], deadline: Deadline) -> bool:
     """Have the kernel forget those flows: their next packet is a first one.
 
     Returns whether all were looked at within `watch`: anybody who sends can have as many as the

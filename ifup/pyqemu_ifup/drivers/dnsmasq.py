@@ -145,7 +145,7 @@ async def server_of(folder: str, settings: Sequence[str], deadline: Deadline) ->
     )
 
 
-async def trying(settings: Sequence[str], deadline: Deadline) -> None:
+async def try_settings(settings: Sequence[str], deadline: Deadline) -> None:
     """See whether there is a dnsmasq that runs, and takes these settings. Raises Failure (71)."""
     program = shutil.which(PROGRAM, path=SAFE_PATH) or PROGRAM
     words = [program, "--test", "--conf-file=/dev/null", *(f"--{each}" for each in settings)]

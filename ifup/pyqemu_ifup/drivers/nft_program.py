@@ -224,13 +224,13 @@ async def list_ruleset(deadline: Deadline) -> list[dict[str, Any]]:
     return found
 
 
-async def dropping_chains(deadline: Deadline) -> list[DroppingChain]:
+async def find_dropping_chains(deadline: Deadline) -> list[DroppingChain]:
     """Return the base chains that drop, but our own. Raises Failure as `read_table`."""
     return read_dropping(await list_ruleset(deadline))
 
 
 def read_dropping(items: Iterable[dict[str, Any]]) -> list[DroppingChain]:
-    """Do as `dropping_chains`, of the objects of a ruleset."""
+    """Do as `find_dropping_chains`, of the objects of a ruleset."""
     bases: dict[tuple[str, str, str], str] = {}
     accepts: dict[tuple[str, str, str], set[tuple[str, str]]] = {}
     found: list[DroppingChain] = []

@@ -290,12 +290,12 @@ class Netlink:
                     found.append((out, f"{to}/{message['dst_len']}"))
         return found
 
-    async def forgetting(self, which: Callable[[Flow], bool], deadline: Deadline) -> bool:
-        """Do as `flows.forgetting`. Raises Failure."""
-        from pyqemu_ifup.drivers.conntrack import forgetting  # rare
+    async def forget_flows(self, which: Callable[[Flow], bool], deadline: Deadline) -> bool:
+        """Do as `conntrack.forget_flows`. Raises Failure."""
+        from pyqemu_ifup.drivers.conntrack import forget_flows  # rare
 
         with _explained("cannot forget the flows of a network"):
-            return await forgetting(which, deadline)
+            return await forget_flows(which, deadline)
 
     def run(self, change: Callable[[Netlink], None], commands: Sequence[Command]) -> None:
         """Make a `change`, which the `commands` do, again where the kernel had no room for it.

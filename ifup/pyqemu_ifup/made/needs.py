@@ -429,7 +429,7 @@ async def _starting(host: Host, wanted: Wanted) -> Sequence[Failure]:
     if wants_dnsmasq(wanted.nat) and shutil.which(dnsmasq.PROGRAM, path=SAFE_PATH):
         folder, user = folder_of(wanted.network), dnsmasq.account().name
         settings = dnsmasq_settings(wanted.bridge, wanted.nat, folder, user)
-        await dnsmasq.trying(settings, host.deadline)
+        await dnsmasq.try_settings(settings, host.deadline)
     return ()
 
 

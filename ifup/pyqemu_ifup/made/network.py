@@ -333,7 +333,7 @@ async def forgetting(host: Host, network: str, nat: Nat) -> None:
     own = {text.partition("/")[0] for _, text in host.kernel.addresses()}
     # NOTE: who fills what the kernel tracks may delay this, and no more.
     limit = host.deadline.child(host.deadline.remaining() / 2)
-    if not (await host.kernel.forgetting(astray(nat, own), limit)):
+    if not (await host.kernel.forget_flows(astray(nat, own), limit)):
         log(
             syslog.LOG_WARNING,
             f"network {network}: the kernel tracks more flows than there was time to look at; "
@@ -498,7 +498,7 @@ async def _telling_of_firewalls(held: Held, nat: Nat, deadline: Deadline) -> Non
     if not wants_forwarding(nat):
         return
     try:
-        chains = await nft.dropping_chains(deadline.child(min(HINT, deadline.remaining() / 4)))
+        chains = await nft.find_dropping_chains(deadline.child(min(HINT, deadline.remaining() / 4)))
     except Failure as failure:
         deadline.check()
         log(

@@ -46,46 +46,60 @@ def read_options(
 
     What -readconfig names is read as far as process `pid` is the user's own; without it, not.
     """
-    vm: str | None = None
-    options: list[Option] = []
-    by_id: dict[tuple[str, str], Option] = {}
-    files = 0
-    all_seen = True
-
-    def add(option: Option) -> None:
-        options.append(option)
-        if option.id is not None:
-            by_id.setdefault((option.name, option.id), option)
-
+    reader = _Reader(pid)
     for name, argument in walk_options(argv):
+        reader.take(name, argument)
+    return bounded(reader.vm), reader.options, reader.all_seen
+
+
+class _Reader:
+    """Takes a command line option by option, as QEMU does; the rest is as for `read_options`."""
+
+    def __init__(self, pid: int | None) -> None:
+        self.vm: str | None = None
+        self.options: list[Option] = []
+        self.all_seen = True
+        self._pid = pid
+        self._by_id: dict[tuple[str, str], Option] = {}
+        self._files = 0
+
+    def take(self, name: str, argument: str) -> None:
+        """Take one option with its argument."""
         if name == "name":
             # NOTE: QEMU merges several -name into one: the last guest= of all wins.
-            vm = dict(split_option(argument, "guest")).get("guest", vm)
+            self.vm = dict(split_option(argument, "guest")).get("guest", self.vm)
         elif name == "set":
-            _set(by_id, argument)
+            _set(self._by_id, argument)
         elif name == "readconfig":
-            # NOTE: few guests have one.
-            from pyqemu_ifup.qemu.read_config import FILES_MAX, read_config
-
-            files += 1
-            given = pid if files <= FILES_MAX else None
-            sections = read_config(given, argument) if given is not None else None
-            all_seen = all_seen and sections is not None
-            for each in sections or ():
-                if each.group == "name":
-                    vm = each.keys.get("guest", vm)
-                elif each.group in _IMPLIED:
-                    add(Option(each.group, each.id or each.keys.get("id"), each.keys))
+            self._take_file(argument)
         elif name in _IMPLIED:
             option = _parse_json(name, argument) if argument[:1] == "{" else _parse(name, argument)
             if option is not None:
-                add(option)
+                self._add(option)
             elif name == "netdev":
-                all_seen = False
+                self.all_seen = False
         elif argument.startswith("-") and argument.lstrip("-") in _IMPLIED:
             # An option unknown to us that may take no argument: then a netdev just went by.
-            all_seen = False
-    return bounded(vm), options, all_seen
+            self.all_seen = False
+
+    def _take_file(self, path: str) -> None:
+        # NOTE: few guests have one.
+        from pyqemu_ifup.qemu.read_config import FILES_MAX, read_config
+
+        self._files += 1
+        pid = self._pid if self._files <= FILES_MAX else None
+        sections = read_config(pid, path) if pid is not None else None
+        self.all_seen = self.all_seen and sections is not None
+        for each in sections or ():
+            if each.group == "name":
+                self.vm = each.keys.get("guest", self.vm)
+            elif each.group in _IMPLIED:
+                self._add(Option(each.group, each.id or each.keys.get("id"), each.keys))
+
+    def _add(self, option: Option) -> None:
+        self.options.append(option)
+        if option.id is not None:
+            self._by_id.setdefault((option.name, option.id), option)
 
 
 def walk_options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:

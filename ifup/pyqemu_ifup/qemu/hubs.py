@@ -55,40 +55,46 @@ class Hub:
         return [end for end in self.ends if end.keys.get("type") not in TAPS]
 
 
-def find_hubs(options: Sequence[Option]) -> list[Hub]:
-    """Return the hubs that have a backend, by their numbers."""
-    netdevs: dict[str | None, Option] = {}
-    ports: dict[str | None, int] = {}
-    parents: dict[int, int] = {}
+class _Joined:
+    """Which hubs are one by now, each known by the least number of them."""
 
-    def top(number: int) -> int:
-        while (above := parents.get(number, number)) != number:
-            parents[number] = parents.get(above, above)
+    def __init__(self) -> None:
+        self._above: dict[int, int] = {}
+
+    def top(self, number: int) -> int:
+        """Return the number by which a hub is known."""
+        while (above := self._above.get(number, number)) != number:
+            self._above[number] = self._above.get(above, above)
             number = above
         return number
 
-    numbered = [(option, number) for option in options if (number := _hub_of(option)) is not None]
+    def join(self, one: int, other: int) -> None:
+        """Make two hubs one."""
+        low, high = sorted((self.top(one), self.top(other)))
+        self._above[high] = low
+
+
+def find_hubs(options: Sequence[Option]) -> list[Hub]:
+    """Return the hubs that have a backend, by their numbers."""
+    netdevs: dict[str | None, Option] = {}
     for option in options:
         if option.name == "netdev" and option.keys.get("type") != "hubport":
             netdevs.setdefault(option.id, option)
+    numbered = [(option, number) for option in options if (number := _hub_of(option)) is not None]
+    ports: dict[str | None, int] = {}
     for option, number in numbered:
         ports.setdefault(option.id, number)
-    ends: list[tuple[int, Option]] = []
-    for option in options:
-        if is_on_hub_0(option):
-            ends.append((0, option))
+    joined = _Joined()
+    ends = [(0, option) for option in options if is_on_hub_0(option)]
     for option, number in numbered:
         other = option.keys.get("netdev")
-        if other is None:
-            continue
-        if other in ports:
-            low, high = sorted((top(number), top(ports[other])))
-            parents[high] = low
-        elif other in netdevs:
+        if other is not None and other in ports:
+            joined.join(number, ports[other])
+        elif other is not None and other in netdevs:
             ends.append((number, netdevs[other]))
     found: dict[int, list[Option]] = {}
     for number, end in ends:
-        found.setdefault(top(number), []).append(end)
+        found.setdefault(joined.top(number), []).append(end)
     return [Hub(number, tuple(found[number])) for number in sorted(found)]
 
 

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NoReturn
@@ -84,19 +84,19 @@ class Holders:
         return {held.descriptor: held.tap for held in self.held if held.pid == pid}
 
 
-def find_holders(others: float = OTHERS) -> Holders:
-    """Look at the descriptors of every process.
+def all_holders(others: float = OTHERS) -> Holders:
+    """Do as `find_holders`, to its end: for who has nothing else to do meanwhile."""
+    return finish(find_holders(others), time.sleep)
+
+
+async def find_holders(others: float = OTHERS) -> Holders:
+    """Look at the descriptors of every process, a little at a time.
 
     A tap is left out that is certainly in another network namespace than this process: one there
     may have the name of one here.
     Those of other users than root have `others` seconds together, and who has few comes first, so
     that nobody hides another's tap behind descriptors of his own.
     """
-    return finish(finding_holders(others), time.sleep)
-
-
-async def finding_holders(others: float) -> Holders:
-    """Do as `find_holders`, a little at a time: it waits for nothing, and lets others go on."""
     held: list[Held] = []
     hidden: list[int] = []
     unread: list[int] = []
@@ -112,37 +112,43 @@ async def finding_holders(others: float) -> Holders:
         if is_others and until is None:
             until = time.monotonic() + others
         try:
-            if not (await _looking_into(pid, until, held)):
+            if not (await _look_into(pid, until, held)):
                 unread.append(pid)
         except OSError as error:
             if error.errno in _HIDDEN:
                 hidden.append(pid)
             elif error.errno not in _GONE:
                 raise
-    elsewhere, gone = await _finding_elsewhere(held, lookers)
-    left = await _sifting(held, elsewhere | gone)
+    elsewhere, gone = await _find_elsewhere(held, lookers)
+    left = await _sift(held, elsewhere | gone)
+    again = await _look_again(gone, until)
+    if fresh := (await _sift(again, left)):
+        # NOTE: what has gone once more in the meantime counts as held: it may be playing with us.
+        elsewhere, _ = await _find_elsewhere(fresh, lookers)
+        left |= await _sift(fresh, elsewhere)
+    return Holders(tuple(left), tuple(sorted(hidden)), tuple(sorted(unread)))
+
+
+async def _look_again(gone: Iterable[Held], until: float | None) -> list[Held]:
+    """Return what the processes hold by now that have let one of `gone` go meanwhile."""
     gone_of: dict[int, list[Held]] = {}
     for each in gone:
         gone_of.setdefault(each.pid, []).append(each)
-    again: list[Held] = []
+    found: list[Held] = []
     for pid in sorted(gone_of):
         try:
-            seen = await _looking_into(pid, until, again)
+            seen = await _look_into(pid, until, found)
         except OSError as error:
             if error.errno not in (*_GONE, *_HIDDEN):
                 raise
             seen = error.errno in _GONE
         if not seen:
             # NOTE: it may have given the tap another number, where we do not look.
-            again += gone_of[pid]
-    if fresh := (await _sifting(again, left)):
-        # NOTE: what has gone once more in the meantime counts as held: it may be playing with us.
-        elsewhere, _ = await _finding_elsewhere(fresh, lookers)
-        left |= await _sifting(fresh, elsewhere)
-    return Holders(tuple(left), tuple(sorted(hidden)), tuple(sorted(unread)))
+            found += gone_of[pid]
+    return found
 
 
-async def _sifting(held: Iterable[Held], without: Container[Held]) -> dict[Held, None]:
+async def _sift(held: Iterable[Held], without: Container[Held]) -> dict[Held, None]:
     """Return what of `held` is not among `without`, each once, in its order, a little at a time."""
     found: dict[Held, None] = {}
     for number, each in enumerate(held):
@@ -153,11 +159,11 @@ async def _sifting(held: Iterable[Held], without: Container[Held]) -> dict[Held,
     return found
 
 
-async def finding_held(pid: int) -> tuple[Held, ...]:
+async def find_held_by(pid: int) -> tuple[Held, ...]:
     """Return the taps' descriptors of one process; none where it has ended or is hidden."""
     held: list[Held] = []
     try:
-        await _looking_into(pid, None, held)
+        await _look_into(pid, None, held)
     except OSError as error:
         if error.errno not in (*_GONE, *_HIDDEN):
             raise
@@ -182,7 +188,7 @@ def _processes() -> Iterator[tuple[str, tuple[bool, int, int]]]:
             yield found.get("Name", ""), (is_others, number, int(name))
 
 
-async def _looking_into(pid: int, until: float | None, held: list[Held]) -> bool:
+async def _look_into(pid: int, until: float | None, held: list[Held]) -> bool:
     """Add what a process holds; tell whether all was seen before the time was over."""
     with os.scandir(descriptors_of(pid)) as entries:
         for number, entry in enumerate(entries):
@@ -209,7 +215,7 @@ def _tap_of(pid: int | str, number: str) -> str:
     return next(iter(read_fdinfo(pid, number, "iff")), "")
 
 
-async def _finding_elsewhere(held: Iterable[Held], lookers: int) -> tuple[set[Held], set[Held]]:
+async def _find_elsewhere(held: Iterable[Held], lookers: int) -> tuple[set[Held], set[Held]]:
     """Return those whose tap is certainly in another network namespace than we are, and those gone.
 
     It takes the right to trace the process (pidfd_getfd(2)), Linux 5.6 and, of a tap that is not
@@ -227,8 +233,23 @@ async def _finding_elsewhere(held: Iterable[Held], lookers: int) -> tuple[set[He
         if number % BATCH == BATCH - 1:
             await pause(0.0)
     _wait_for_children()
-    if not asked or lookers >= LOOKERS_MAX:
-        return found, set()
+    answers = await _ask_apart(asked) if asked and lookers < LOOKERS_MAX else b""
+    gone: set[Held] = set()
+    for number, (each, answer) in enumerate(zip(asked, answers, strict=False)):
+        if answer == ELSEWHERE:
+            found.add(each)
+        elif answer == LET_GO:
+            gone.add(each)
+        if number % BATCH == BATCH - 1:
+            await pause(0.0)
+    return found, gone
+
+
+async def _ask_apart(asked: Sequence[Held]) -> bytes:
+    """Return the answer of `_ask` to each, from a process of its own; fewer where it ends before.
+
+    No more is waited than PATIENCE, and nothing where there is no room for another process.
+    """
     ours, theirs = os.pipe2(os.O_CLOEXEC)
     try:
         os.set_blocking(ours, False)
@@ -239,7 +260,7 @@ async def _finding_elsewhere(held: Iterable[Held], lookers: int) -> tuple[set[He
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.ENOMEM):
                 raise
-            return found, set()
+            return b""
         finally:
             os.close(theirs)
         _children.append(pid)
@@ -256,17 +277,9 @@ async def _finding_elsewhere(held: Iterable[Held], lookers: int) -> tuple[set[He
             answers += data
         while pid in _wait_for_children() and time.monotonic() < until:
             await pause(PAUSE)
+        return answers
     finally:
         os.close(ours)
-    gone: set[Held] = set()
-    for number, (each, answer) in enumerate(zip(asked, answers, strict=False)):
-        if answer == ELSEWHERE:
-            found.add(each)
-        elif answer == LET_GO:
-            gone.add(each)
-        if number % BATCH == BATCH - 1:
-            await pause(0.0)
-    return found, gone
 
 
 def _wait_for_children() -> list[int]:

@@ -100,14 +100,14 @@ async def lock_tap(index: int, deadline: Deadline) -> Lock:
     wanted = _flock(kind, at, 1)
     lock = Lock(descriptor)
 
-    async def doing() -> str:
+    async def who_has_it() -> str:
         holder = await _holder(descriptor, str(at), str(at))
         return f"{holder or 'another process'} has this tap in hand"
 
     try:
         # NOTE: the descriptor holds it, not the process: two in one agent are two.
         take = partial(fcntl.fcntl, descriptor, fcntl.F_OFD_SETLK, wanted)
-        await wait_for(take, deadline, doing)
+        await wait_for(take, deadline, who_has_it)
     except BaseException:
         lock.close()
         raise
@@ -134,13 +134,13 @@ async def lock_file(descriptor: int, deadline: Deadline, what: str, *, last: boo
             raise BlockingIOError
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    async def doing() -> str:
+    async def who_has_it() -> str:
         holder = await _holder(descriptor, "0", "EOF")
         if holder is None and before is not None:
             holder = await _holder(descriptor, str(before), str(before))
         return f"{holder or 'another process'} has {what} in hand"
 
-    await wait_for(take, deadline, doing, lambda: FIRST if before is None else RETRY)
+    await wait_for(take, deadline, who_has_it, lambda: FIRST if before is None else RETRY)
     _lock_byte(descriptor, fcntl.F_UNLCK, place)
 
 
@@ -168,12 +168,12 @@ def _locked_before(descriptor: int, end: int) -> int | None:
 async def wait_for(
     take: Callable[[], object],
     deadline: Deadline,
-    doing: Callable[[], Task[str]],
+    who_has_it: Callable[[], Task[str]],
     longest: Callable[[], float] = lambda: RETRY,
 ) -> None:
     """Take a lock when nobody has it any more; `take` raises BlockingIOError while somebody does.
 
-    It is tried again after `longest` seconds at the most. Raises Failure, 75 with `watch`; `doing`
+    It is tried again after `longest` seconds at the most. Raises Failure (75); `who_has_it`
     tells what was waited for.
     """
     seconds = FIRST
@@ -183,7 +183,7 @@ async def wait_for(
             return
         except BlockingIOError:
             if not deadline.remaining():
-                raise deadline.expired(await doing()) from None
+                raise deadline.expired(await who_has_it()) from None
             deadline.check()
             seconds = min(seconds, longest())
             await pause(min(seconds, deadline.remaining()))
