@@ -20,9 +20,12 @@ import pytest
 from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
+from lab.ports import giving
 from lab.told import run_told
+from pyqemu_ifconf.kinds.bridge import BridgePlace
+from pyqemu_ifconf.kinds.linux import LinuxPlace
 from pyqemu_ifconf.load import Source, parse_policy
-from pyqemu_ifconf.policy import Deny, Leave, Policy, Port, Position, Vlan
+from pyqemu_ifconf.policy import Deny, Leave, Policy, Port, PortSettings, Position, Vlan
 from pyqemu_ifctl import answer
 from pyqemu_ifctl.answer import width
 from pyqemu_ifctl.taps import Row, State, System, rows, wanted
@@ -38,8 +41,8 @@ HERE = Here("b007-1d", "4:42")
 POSITION = Position("policy.yaml", 5, 5)
 LAN = Stamp("lan", "linux", "br0", "web1", 0, 0)
 SW = Stamp("sw", "openvswitch", "br-int", "web1", 0, 0, DB)
-LAN_PORT = Port("tap0", "lan", "br0", POSITION)
-SW_PORT = Port("tap0", "sw", "br-int", POSITION, ovsdb=DB, vlan=Vlan(100))
+LAN_PORT = Port("tap0", "lan", BridgePlace("br0"), POSITION)
+SW_PORT = Port("tap0", "sw", BridgePlace("br-int", DB), POSITION, PortSettings(vlan=Vlan(100)))
 
 TAP = Link(
     index=7,
@@ -151,7 +154,7 @@ STATES: list[tuple[str, System, Port | Deny | None, list[tuple[str, State | None
     (
         "another VLAN and network by now",
         system(ON_SW, ports=(port(),)),
-        replace(SW_PORT, network="dmz", vlan=Vlan(None, (2, 3))),
+        giving(replace(SW_PORT, network="dmz"), vlan=Vlan(None, (2, 3))),
         [("tap0", "differs", "network is sw, wanted dmz; vlan is 100, wanted trunk 2-3")],
     ),
     (
@@ -163,7 +166,7 @@ STATES: list[tuple[str, System, Port | Deny | None, list[tuple[str, State | None
     (
         "the wanted bridge has gone",
         system(ON_LAN),
-        replace(LAN_PORT, bridge="br9", kind="linux"),
+        replace(LAN_PORT, place=LinuxPlace("br9")),
         [
             (
                 "tap0",
@@ -278,7 +281,7 @@ def test_state(
 
 
 def test_why_a_tap_cannot_be_as_wanted_stands_beside_what_it_is() -> None:
-    (row,) = rows(system(ON_LAN), lambda tap, stamp: replace(LAN_PORT, vlan=Vlan(20)))
+    (row,) = rows(system(ON_LAN), lambda tap, stamp: giving(LAN_PORT, vlan=Vlan(20)))
     because = (
         "br0 does not filter VLANs: vlan 20 is wanted; turn it on: "
         "ip link set dev br0 type bridge vlan_filtering 1"
@@ -292,7 +295,7 @@ def test_why_a_tap_cannot_be_as_wanted_stands_beside_what_it_is() -> None:
 
 
 def test_a_row_as_json() -> None:
-    table = rows(system(ON_SW, ports=(port(),)), lambda tap, stamp: replace(SW_PORT, mtu=1400))
+    table = rows(system(ON_SW, ports=(port(),)), lambda tap, stamp: giving(SW_PORT, mtu=1400))
     assert json.loads(as_object(table)) == {
         "version": 1,
         "taps": [

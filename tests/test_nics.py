@@ -217,7 +217,9 @@ def test_a_nic_is_a_rule_for_its_tap_before_all_others() -> None:
     for tap, vlan, line in (("web1-0", 6, 3), ("web1-2", 5, 3), ("web1-1", 7, 4), ("web2-0", 7, 4)):
         decision = choose(policy, Caller(tap))
         assert isinstance(decision, Attach)
-        assert decision.port.vlan == Vlan(vlan) and decision.port.position.line == line, tap
+        assert decision.port.settings.vlan == Vlan(vlan) and decision.port.position.line == line, (
+            tap
+        )
         assert decide(policy, Caller(tap)).rule == decision.rule
     assert decide(policy, Caller("web2-0")).passed_over == (), "a NIC says nothing of other taps"
 

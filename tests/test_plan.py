@@ -13,7 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyqemu_ifup.stamp
+from lab.ports import giving
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.kinds.bridge import BridgePlace
+from pyqemu_ifconf.kinds.linux import LinuxPlace
+from pyqemu_ifconf.kinds.openvswitch import OvsPlace
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Port, Position, Vlan
 from pyqemu_ifup import kinds
 from pyqemu_ifup.claims import refuse_foreign_ports, refuse_shared, refuse_strangers
@@ -48,7 +52,9 @@ pytestmark = pytest.mark.each_python
 
 HERE = Here("boot-1", "4:7")
 PLACE = Position("/etc/pyqemu-ifup/policy.yaml", 7, 5)
-PORT = Port("web0", "lan", "br0", PLACE)
+PORT = Port("web0", "lan", BridgePlace("br0"), PLACE)
+ON_LINUX = replace(PORT, place=LinuxPlace("br0"))
+OVS_PORT = replace(PORT, place=OvsPlace("br0"))
 VLAN = Vlan(100)
 NATIVE = Vlan(10, (20, 30, 31))
 
@@ -152,15 +158,15 @@ ACCESS = Vid(100, pvid=True, untagged=True)
 FILTERS = replace(FRESH, bridge=FILTERING)
 LINUX_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
     ("bare", PORT, FRESH, (*BEGIN, JOIN, *END)),
-    ("kind given", replace(PORT, kind="linux"), FRESH, (*BEGIN, JOIN, *END)),
+    ("kind given", ON_LINUX, FRESH, (*BEGIN, JOIN, *END)),
     ("no filtering in the kernel", PORT, replace(FRESH, bridge=NO_KERNEL), (*BEGIN, JOIN, *END)),
     (
         "isolated",
-        replace(PORT, isolated=True),
+        giving(PORT, isolated=True),
         FRESH,
         (*BEGIN, JOIN, SetIsolated("web0", 7, True), *END),
     ),
-    ("mtu", replace(PORT, mtu=9000), FRESH, (MARK, MAC, SetMtu("web0", 7, 9000), IPV6, JOIN, *END)),
+    ("mtu", giving(PORT, mtu=9000), FRESH, (MARK, MAC, SetMtu("web0", 7, 9000), IPV6, JOIN, *END)),
     (
         "the bridge's mtu",
         PORT,
@@ -169,7 +175,7 @@ LINUX_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
     ),
     (
         "txqueuelen",
-        replace(PORT, txqueuelen=0),
+        giving(PORT, txqueuelen=0),
         FRESH,
         (MARK, MAC, MTU, SetTxQueueLen("web0", 7, 0), IPV6, JOIN, *END),
     ),
@@ -211,7 +217,7 @@ LINUX_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
     ),
     (
         "too small for IPv6",
-        replace(PORT, mtu=1279),
+        giving(PORT, mtu=1279),
         FRESH,
         (MARK, MAC, SetMtu("web0", 7, 1279), JOIN, *END),
     ),
@@ -262,22 +268,22 @@ LINUX_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
         replace(FRESH, bridge=replace(FILTERING, default_pvid=7)),
         (*BEGIN, JOIN, vlans(Vid(7, True, True)), *END),
     ),
-    ("vlan", replace(PORT, vlan=VLAN), FILTERS, (*BEGIN, JOIN, vlans(ACCESS), *END)),
+    ("vlan", giving(PORT, vlan=VLAN), FILTERS, (*BEGIN, JOIN, vlans(ACCESS), *END)),
     (
         "vlan, no default PVID",
-        replace(PORT, vlan=VLAN),
+        giving(PORT, vlan=VLAN),
         replace(FRESH, bridge=NO_PVID),
         (*BEGIN, JOIN, vlans(ACCESS), *END),
     ),
     (
         "trunk",
-        replace(PORT, vlan=Vlan(None, (20, 30))),
+        giving(PORT, vlan=Vlan(None, (20, 30))),
         FILTERS,
         (*BEGIN, JOIN, vlans(Vid(20), Vid(30)), *END),
     ),
     (
         "native and trunk, isolated",
-        replace(PORT, vlan=Vlan(20, (10, 20)), isolated=True),
+        giving(PORT, vlan=Vlan(20, (10, 20)), isolated=True),
         FILTERS,
         (*BEGIN, JOIN, vlans(Vid(10), Vid(20, True, True)), SetIsolated("web0", 7, True), *END),
     ),
@@ -292,7 +298,6 @@ def test_up_on_a_linux_bridge(port: Port, found: Seen, plan: tuple[Op, ...]) -> 
 
 
 OVS_BEGIN = (SetAlias("web0", 7, OVS_ALIAS), MAC, MTU, IPV6)
-OVS_PORT = replace(PORT, kind="openvswitch")
 
 
 def add(vlan: Vlan | None = None, protected: bool = False, **more: str) -> AddPort:
@@ -302,28 +307,28 @@ def add(vlan: Vlan | None = None, protected: bool = False, **more: str) -> AddPo
 
 OVS_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
     ("bare", OVS_PORT, OVS_FRESH, (*OVS_BEGIN, add(), *END)),
-    ("vlan", replace(OVS_PORT, vlan=VLAN), OVS_FRESH, (*OVS_BEGIN, add(VLAN), *END)),
+    ("vlan", giving(OVS_PORT, vlan=VLAN), OVS_FRESH, (*OVS_BEGIN, add(VLAN), *END)),
     (
         "native and trunk, isolated",
-        replace(OVS_PORT, vlan=NATIVE, isolated=True),
+        giving(OVS_PORT, vlan=NATIVE, isolated=True),
         OVS_FRESH,
         (*OVS_BEGIN, add(NATIVE, True), *END),
     ),
     (
         "external_ids",
-        replace(OVS_PORT, external_ids=(("team", "a"),)),
+        giving(OVS_PORT, external_ids=(("team", "a"),)),
         OVS_FRESH,
         (*OVS_BEGIN, add(team="a"), *END),
     ),
     (
         "external_ids do not change our mark",
-        replace(OVS_PORT, external_ids=(("pyqemu-ifindex", "8"),)),
+        giving(OVS_PORT, external_ids=(("pyqemu-ifindex", "8"),)),
         OVS_FRESH,
         (*OVS_BEGIN, add(), *END),
     ),
     (
         "mtu, with no bridge to see",
-        replace(OVS_PORT, mtu=1400),
+        giving(OVS_PORT, mtu=1400),
         replace(OVS_FRESH, bridge=None),
         (OVS_BEGIN[0], MAC, SetMtu("web0", 7, 1400), IPV6, add(), *END),
     ),
@@ -635,7 +640,7 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
     ),
     (
         kind_of,
-        replace(PORT, kind="linux"),
+        ON_LINUX,
         replace(FRESH, bridge=None),
         Status.UNAVAILABLE,
         "there is no bridge br0: network lan names it; make it (ip link add name br0 up type "
@@ -644,7 +649,7 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
     ),
     (
         kind_of,
-        replace(PORT, kind="linux", vlan=VLAN),
+        giving(ON_LINUX, vlan=VLAN),
         replace(FRESH, bridge=None),
         Status.UNAVAILABLE,
         "there is no bridge br0: network lan names it; make it "
@@ -659,7 +664,7 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
     ),
     (
         kind_of,
-        replace(PORT, kind="openvswitch"),
+        OVS_PORT,
         replace(FRESH, bridge=None),
         Status.UNAVAILABLE,
         "there is no bridge br0: network lan names it; make it (ovs-vsctl add-br br0) or correct "
@@ -674,7 +679,7 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
     ),
     (
         kind_of,
-        replace(PORT, kind="linux"),
+        ON_LINUX,
         replace(FRESH, bridge=replace(TAP, kind=None)),
         Status.REFUSED,
         "br0 is not a bridge: it is a network card; correct bridge: of network lan",
@@ -689,7 +694,7 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
     ),
     (
         kind_of,
-        replace(PORT, kind="openvswitch"),
+        OVS_PORT,
         FRESH,
         Status.REFUSED,
         "br0 is a Linux bridge: the policy says kind: openvswitch for network lan; correct its "
@@ -697,7 +702,7 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
     ),
     (
         kind_of,
-        replace(PORT, kind="linux"),
+        ON_LINUX,
         OVS_FRESH,
         Status.REFUSED,
         "br0 is an Open vSwitch bridge: the policy says kind: linux for network lan; correct its "
@@ -705,7 +710,7 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
     ),
     (
         kind_of,
-        replace(PORT, ovsdb="unix:/other"),
+        replace(PORT, place=BridgePlace("br0", "unix:/other")),
         replace(OVS_FRESH, bridge=None),
         Status.UNAVAILABLE,
         "there is no bridge br0: network lan names it; make it (ip link add name br0 up type "
@@ -816,7 +821,7 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
     ),
     (
         plan_linux,
-        replace(PORT, vlan=VLAN),
+        giving(PORT, vlan=VLAN),
         FRESH,
         Status.REFUSED,
         "br0 does not filter VLANs: vlan 100 is wanted; turn it on: "
@@ -824,7 +829,7 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
     ),
     (
         plan_linux,
-        replace(PORT, vlan=NATIVE),
+        giving(PORT, vlan=NATIVE),
         replace(FRESH, bridge=NO_KERNEL),
         Status.REFUSED,
         "br0 does not filter VLANs: vlan native 10 trunk 20,30-31 is wanted; this kernel cannot "
@@ -840,7 +845,7 @@ FAILURES: list[tuple[Any, Port, Seen, Status, str]] = [
     ),
     (
         plan_linux,
-        replace(PORT, external_ids=(("a", "b"),)),
+        giving(PORT, external_ids=(("a", "b"),)),
         FRESH,
         Status.REFUSED,
         "br0 is a Linux bridge: it has no place for external_ids; take external_ids: from network "
@@ -896,9 +901,9 @@ KINDS: list[tuple[Port, Seen, Kind]] = [
     (PORT, FRESH, "linux"),
     (PORT, OVS_FRESH, "openvswitch"),
     (PORT, replace(OVS_FRESH, bridge=None), "openvswitch"),
-    (replace(PORT, kind="linux"), BOTH, "linux"),
-    (replace(PORT, kind="openvswitch"), BOTH, "openvswitch"),
-    (replace(PORT, ovsdb="unix:/other"), BOTH, "linux"),
+    (ON_LINUX, BOTH, "linux"),
+    (OVS_PORT, BOTH, "openvswitch"),
+    (replace(PORT, place=BridgePlace("br0", "unix:/other")), BOTH, "linux"),
 ]
 
 
@@ -936,7 +941,7 @@ DIFFERENCES: list[tuple[str, Port, Kind, Seen, list[str]]] = [
         replace(ATTACHED, master=replace(BRIDGE, name="br9")),
         ["bridge is br9, wanted br0"],
     ),
-    ("mtu", replace(PORT, mtu=1400), "linux", ATTACHED, ["mtu is 1500, wanted 1400"]),
+    ("mtu", giving(PORT, mtu=1400), "linux", ATTACHED, ["mtu is 1500, wanted 1400"]),
     (
         "the bridge's mtu",
         PORT,
@@ -944,16 +949,10 @@ DIFFERENCES: list[tuple[str, Port, Kind, Seen, list[str]]] = [
         replace(ATTACHED, bridge=replace(BRIDGE, mtu=9000)),
         ["mtu is 1500, wanted 9000"],
     ),
-    (
-        "txqueuelen",
-        replace(PORT, txqueuelen=0),
-        "linux",
-        ATTACHED,
-        ["txqueuelen is 1000, wanted 0"],
-    ),
+    ("txqueuelen", giving(PORT, txqueuelen=0), "linux", ATTACHED, ["txqueuelen is 1000, wanted 0"]),
     (
         "isolated",
-        replace(PORT, isolated=True),
+        giving(PORT, isolated=True),
         "linux",
         ATTACHED,
         ["isolated is false, wanted true"],
@@ -967,7 +966,7 @@ DIFFERENCES: list[tuple[str, Port, Kind, Seen, list[str]]] = [
     ),
     (
         "filtering is off",
-        replace(PORT, vlan=VLAN),
+        giving(PORT, vlan=VLAN),
         "linux",
         ATTACHED,
         [
@@ -984,21 +983,21 @@ DIFFERENCES: list[tuple[str, Port, Kind, Seen, list[str]]] = [
     ),
     (
         "a VID too many",
-        replace(PORT, vlan=VLAN),
+        giving(PORT, vlan=VLAN),
         "linux",
         replace(ATTACHED, bridge=FILTERING, master=FILTERING, vids=(Vid(1), ACCESS)),
         ["vlan is native 100 trunk 1, wanted 100"],
     ),
     (
         "flags",
-        replace(PORT, vlan=VLAN),
+        giving(PORT, vlan=VLAN),
         "linux",
         replace(ATTACHED, bridge=FILTERING, vids=(Vid(100, untagged=True),)),
         ["vlan is 100 untagged, wanted 100"],
     ),
     (
         "no VID",
-        replace(PORT, vlan=VLAN),
+        giving(PORT, vlan=VLAN),
         "linux",
         replace(ATTACHED, bridge=FILTERING),
         ["vlan is none, wanted 100"],

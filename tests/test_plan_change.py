@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from lab.ports import giving
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import DEFAULT_OVSDB, Kind, Port, Vlan
 from pyqemu_ifup import kinds
@@ -38,7 +39,7 @@ pytestmark = pytest.mark.each_python
 
 ACCESS = Vid(100, pvid=True, untagged=True)
 ON_FILTERING = replace(ATTACHED, master=FILTERING, bridge=FILTERING, vids=(ACCESS,))
-IN_100 = replace(PORT, vlan=Vlan(100))
+IN_100 = giving(PORT, vlan=Vlan(100))
 RENAMED = replace(PORT, network="office")
 RENAMED_MARK = SetAlias("web0", 7, format_alias(replace(STAMP, network="office")))
 
@@ -56,15 +57,15 @@ def set_port(
 LINUX_KIND, OVS_KIND = kinds.load("linux"), kinds.load("openvswitch")
 LINUX: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
     ("as it is", PORT, ATTACHED, ()),
-    ("mtu", replace(PORT, mtu=1400), ATTACHED, (SetMtu("web0", 7, 1400),)),
+    ("mtu", giving(PORT, mtu=1400), ATTACHED, (SetMtu("web0", 7, 1400),)),
     (
         "the bridge's mtu",
         PORT,
         replace(ATTACHED, bridge=replace(BRIDGE, mtu=9000)),
         (SetMtu("web0", 7, 9000),),
     ),
-    ("txqueuelen", replace(PORT, txqueuelen=5), ATTACHED, (SetTxQueueLen("web0", 7, 5),)),
-    ("isolated", replace(PORT, isolated=True), ATTACHED, (SetIsolated("web0", 7, True),)),
+    ("txqueuelen", giving(PORT, txqueuelen=5), ATTACHED, (SetTxQueueLen("web0", 7, 5),)),
+    ("isolated", giving(PORT, isolated=True), ATTACHED, (SetIsolated("web0", 7, True),)),
     ("no more isolated", PORT, seen(ATTACHED, isolated=True), (SetIsolated("web0", 7, False),)),
     ("a network of another name, all else alike", RENAMED, ATTACHED, (RENAMED_MARK,)),
     (
@@ -79,13 +80,13 @@ LINUX: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
     ("its VLAN", IN_100, ON_FILTERING, ()),
     (
         "another VLAN",
-        replace(PORT, vlan=Vlan(20)),
+        giving(PORT, vlan=Vlan(20)),
         ON_FILTERING,
         (DOWN, vlans(Vid(20, pvid=True, untagged=True)), UP),
     ),
     (
         "another VLAN and more",
-        replace(RENAMED, vlan=Vlan(None, (20,)), mtu=1400, isolated=True),
+        giving(RENAMED, vlan=Vlan(None, (20,)), mtu=1400, isolated=True),
         ON_FILTERING,
         (
             DOWN,
@@ -105,11 +106,11 @@ LINUX: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
 ]
 OVS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
     ("as it is", PORT, OVS_ATTACHED, ()),
-    ("mtu", replace(PORT, mtu=1400), OVS_ATTACHED, (SetMtu("web0", 7, 1400),)),
-    ("isolated", replace(PORT, isolated=True), OVS_ATTACHED, (set_port(protected=True),)),
+    ("mtu", giving(PORT, mtu=1400), OVS_ATTACHED, (SetMtu("web0", 7, 1400),)),
+    ("isolated", giving(PORT, isolated=True), OVS_ATTACHED, (set_port(protected=True),)),
     (
         "external_ids",
-        replace(PORT, external_ids=(("iface-id", "a"),)),
+        giving(PORT, external_ids=(("iface-id", "a"),)),
         OVS_ATTACHED,
         (set_port(more=(("iface-id", "a"),)),),
     ),
@@ -183,7 +184,7 @@ def test_what_is_elsewhere_is_attached_anew(kind: Kind, now: Seen) -> None:
 @pytest.mark.parametrize(
     ("port", "what"),
     [
-        (replace(PORT, external_ids=(("a", "b"),)), "br0 is a Linux bridge"),
+        (giving(PORT, external_ids=(("a", "b"),)), "br0 is a Linux bridge"),
         (IN_100, "br0 does not filter VLANs"),
     ],
 )
@@ -300,7 +301,7 @@ BACK: list[tuple[str, Seen, Seen, tuple[Op, ...]]] = [
     ("before", "now", "plan"), [row[1:] for row in BACK], ids=[row[0] for row in BACK]
 )
 def test_way_back(before: Seen, now: Seen, plan: tuple[Op, ...]) -> None:
-    port = replace(PORT, external_ids=(("iface-id", "a"),))
+    port = giving(PORT, external_ids=(("iface-id", "a"),))
     assert plan_back(port, before, now, HERE) == plan
 
 

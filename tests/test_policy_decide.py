@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.globs import glob_fault, matches
 from pyqemu_ifconf.kinds.bridge import BridgePlace
+from pyqemu_ifconf.kinds.openvswitch import OvsPlace
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import (
     LEAVE_IS_ROOTS,
@@ -24,6 +25,7 @@ from pyqemu_ifconf.policy import (
     Network,
     Policy,
     Port,
+    PortSettings,
     Position,
     Rule,
     Vlan,
@@ -133,7 +135,7 @@ def policy_of(text: str) -> Policy:
 
 
 def port(tap: str, line: int) -> Port:
-    return Port(tap, "lan", "br0", Position("policy.yaml", line, 5))
+    return Port(tap, "lan", BridgePlace("br0"), Position("policy.yaml", line, 5))
 
 
 def test_a_tap_is_left_alone_for_root_only() -> None:
@@ -152,36 +154,31 @@ def test_a_tap_is_left_alone_for_root_only() -> None:
 TENANTS = Port(
     "web0",
     "tenants",
-    "br-int",
+    OvsPlace("br-int", "tcp:127.0.0.1:6640"),
     Position("policy.yaml", 14, 5),
-    kind="openvswitch",
-    ovsdb="tcp:127.0.0.1:6640",
-    mtu=8950,
-    vlan=Vlan(10, (20, 30, 31, 32)),
-    isolated=True,
-    external_ids=(("owner", "net"), ("team", "a")),
-    txqueuelen=500,
+    PortSettings(
+        mtu=8950,
+        vlan=Vlan(10, (20, 30, 31, 32)),
+        isolated=True,
+        external_ids=(("owner", "net"), ("team", "a")),
+        txqueuelen=500,
+    ),
 )
 BARE = Port(
-    "bare0",
-    "tenants",
-    "br-int",
-    Position("policy.yaml", 15, 5),
-    kind="openvswitch",
-    ovsdb="tcp:127.0.0.1:6640",
+    "bare0", "tenants", OvsPlace("br-int", "tcp:127.0.0.1:6640"), Position("policy.yaml", 15, 5)
 )
 OWN = Port(
     "own0",
     "tenants",
-    "br-int",
+    OvsPlace("br-int", "tcp:127.0.0.1:6640"),
     Position("policy.yaml", 17, 5),
-    kind="openvswitch",
-    ovsdb="tcp:127.0.0.1:6640",
-    mtu=None,
-    vlan=Vlan(7),
-    isolated=False,
-    external_ids=(("team", "b"), ("role", "none")),
-    txqueuelen=0,
+    PortSettings(
+        mtu=None,
+        vlan=Vlan(7),
+        isolated=False,
+        external_ids=(("team", "b"), ("role", "none")),
+        txqueuelen=0,
+    ),
 )
 MAC = "52:54:00:12:34:56"
 
@@ -240,14 +237,19 @@ def test_of_many_rules_the_right_one_decides() -> None:
     policy = policy_of(f"version: 1\nnetworks: {{lan: {{bridge: br0}}}}\nrules:\n{rules}")
     decision = decide(policy, Caller("w4999"))
     assert isinstance(decision, Attach)
-    assert (decision.port.vlan, len(decision.passed_over)) == (Vlan(906), 4999)
+    assert (decision.port.settings.vlan, len(decision.passed_over)) == (Vlan(906), 4999)
 
 
 def test_port_on_a_network_by_name() -> None:
     policy = policy_of(POLICY)
-    assert port_on(policy, "lan", "x9") == Port("x9", "lan", "br0", Position("policy.yaml", 3, 3))
+    assert port_on(policy, "lan", "x9") == Port(
+        "x9", "lan", BridgePlace("br0"), Position("policy.yaml", 3, 3)
+    )
     named = port_on(policy, "tenants", "web0")
-    assert (named.vlan, named.external_ids) == (TENANTS.vlan, TENANTS.external_ids)
+    assert (named.settings.vlan, named.settings.external_ids) == (
+        TENANTS.settings.vlan,
+        TENANTS.settings.external_ids,
+    )
 
 
 @pytest.mark.parametrize(
@@ -270,7 +272,9 @@ def test_a_network_may_unset_what_it_does_not_have() -> None:
     policy = policy_of(
         "version: 1\nnetworks: {l: {bridge: b, vlan: none, external_ids: {a: none}}}"
     )
-    assert port_on(policy, "l", "t") == Port("t", "l", "b", Position("policy.yaml", 2, 12))
+    assert port_on(policy, "l", "t") == Port(
+        "t", "l", BridgePlace("b"), Position("policy.yaml", 2, 12)
+    )
 
 
 def test_policy_asks_only_for_what_a_rule_looks_at() -> None:

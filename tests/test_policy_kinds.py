@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import ClassVar, cast, get_args
 
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
@@ -133,8 +133,8 @@ def test_where_the_ports_of_a_network_are(body: str, place: Place, kind: str | N
     assert network.ovsdb == getattr(place, "ovsdb", DEFAULT_OVSDB)
     assert (network.made is not None, network.nat) == ("nat" in body, network.made)
     port = port_on(Policy(("p",), {"lan": network}, ()), "lan", "t0")
-    assert (port.bridge, port.kind, port.ovsdb) == ("br0", kind, network.ovsdb)
-    assert port.nat is network.made
+    assert (port.place, port.made) == (place, network.made)
+    assert (place.name, place.words) == ("br0", "bridge br0")
 
 
 # What a kind has not
@@ -200,8 +200,13 @@ def test_no_bridge_takes_any_vlan(said: str) -> None:
 class TunnelPlace(Place):
     """A tunnel to a peer."""
 
+    noun: ClassVar[str] = "peer"
     peer: str
     mode: str = "fast"
+
+    @property
+    def name(self) -> str:
+        return self.peer
 
 
 def tunnel_fields() -> tuple[Field, ...]:
@@ -321,7 +326,7 @@ def with_default(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch
 def test_what_a_kind_gives_by_default(body: str, rest: str, mtu: int | None) -> None:
     vms = f"vms:\n  a:\n    nics:\n      - {{network: lan{rest}}}\n"
     found = parse_policy([Source("p", policy(body, vms).encode())])
-    assert nic_port(found, found.vms["a"].nics[0]).mtu == mtu
+    assert nic_port(found, found.vms["a"].nics[0]).settings.mtu == mtu
 
 
 @pytest.mark.usefixtures("third")
@@ -348,7 +353,7 @@ def test_a_nic_is_on_a_network_of_any_kind() -> None:
     vms = "vms:\n  a:\n    nics:\n      - {network: lan, vlan: 9}\n"
     found = parse_policy([Source("p", policy("peer: a, vlan: 7", vms).encode())])
     port = nic_port(found, found.vms["a"].nics[0])
-    assert (port.kind, port.vlan) == (TUNNEL.name, Vlan(9))
+    assert (port.place, port.settings.vlan) == (TunnelPlace("a"), Vlan(9))
 
 
 ONE = "network lan has peer:, and its ports are on one VLAN; write vlan: VID"
@@ -378,7 +383,7 @@ def test_a_rule_leads_to_a_third_kind_whose_ports_are_taps() -> None:
     rule = "rules:\n  - {tap: a, network: lan}\n"
     found = parse_policy([Source("p", policy("peer: a", rule).encode())])
     decision = decide(found, Caller("a"))
-    assert isinstance(decision, Attach) and decision.port.kind == TUNNEL.name
+    assert isinstance(decision, Attach) and decision.port.place == TunnelPlace("a")
 
 
 # Who names a kind

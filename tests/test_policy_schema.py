@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from pyqemu_ifconf.failure import PolicyInvalid
 from pyqemu_ifconf.fields import all_fields
+from pyqemu_ifconf.kinds.bridge import BridgePlace
 from pyqemu_ifconf.load import Source, _compose, check_policy, parse_policy
 from pyqemu_ifconf.nodes import Errors, List, Map, Node, Scalar
 from pyqemu_ifconf.policy import Attach, Caller, Deny, decide
@@ -113,7 +114,7 @@ def test_the_first_policy_is_right_and_so_is_what_becomes_of_it() -> None:
     assert opened.count("#") == 0
     policy = parse_policy([Source("first.yaml", (head + version + opened).encode())])
     attached = decide(policy, Caller("web0"))
-    assert isinstance(attached, Attach) and attached.port.bridge == "br0"
+    assert isinstance(attached, Attach) and attached.port.place == BridgePlace("br0")
     assert isinstance(decide(policy, Caller("db0")), Deny)
 
 

@@ -1,7 +1,7 @@
 """The one table of what a policy may say: it drives the walk, the errors and the JSON Schema.
 
-A new port setting is one row of FIELDS, one field of Port with its default, and its name in each
-kind that can give it; the keys that belong to a network's kind lie with that kind.
+A new port setting is one row of FIELDS, one field of PortSettings with its default, and its name in
+each kind that can give it; the keys that belong to a network's kind lie with that kind.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from pyqemu_ifconf.index import RuleIndex, fold
 from pyqemu_ifconf.kinds import spec_at
 from pyqemu_ifconf.kinds.base import KindName, Place
 from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB as DEFAULT_OVSDB
+from pyqemu_ifconf.settings.port import PortSettings as PortSettings
 from pyqemu_ifconf.settings.vlan import Vids as Vids
 from pyqemu_ifconf.settings.vlan import Vlan as Vlan
 
@@ -129,25 +130,18 @@ class Nat:
 
 @dataclass(frozen=True)
 class Port:
-    """The complete wanted state of one tap.
+    """The complete wanted state of one port.
 
-    `kind` None: looked up. `mtu` None: the bridge's own. `vlan` None: the bridge's untagged
-    network. `txqueuelen` None: left alone. `nat` is the network's, which is made where it is not
-    there.
+    `place` is where it is, in the words of its network's kind, and `settings` what it is given
+    there. `made` is how the network is made if it is not there, None if others make it.
     """
 
     tap: str
     network: str
-    bridge: str
+    place: Place
     position: Position
-    kind: Kind | None = None
-    ovsdb: str = DEFAULT_OVSDB
-    mtu: int | None = None
-    vlan: Vlan | None = None
-    isolated: bool = False
-    external_ids: tuple[tuple[str, str], ...] = ()
-    txqueuelen: int | None = None
-    nat: Nat | None = None
+    settings: PortSettings = field(default_factory=PortSettings)
+    made: Nat | None = None
 
 
 @dataclass(frozen=True)
@@ -532,12 +526,9 @@ def _set_pairs(value: object) -> object:
 
 def _port(network: Network, settings: Settings, tap: str, position: Position) -> Port:
     """Return the Port of `tap` on `network` with the merged `settings`."""
-    # NOTE: each setting has the name of its field in Port, so that a new one is a row in
-    # fields.py and a field here.
+    # NOTE: each setting has the name of its field in PortSettings, so that a new one is a row in
+    # fields.py and a field there.
     given: dict[str, Any] = dict(settings.given)
     if given.get("mtu") == "bridge":
         given["mtu"] = None
-    port = Port(
-        tap, network.name, network.bridge, position, network.kind, network.ovsdb, nat=network.nat
-    )
-    return replace(port, **given)
+    return Port(tap, network.name, network.place, position, PortSettings(**given), network.made)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
 from pyqemu_ifconf.failure import Failure, Forbidden
+from pyqemu_ifconf.kinds import spec_of
 from pyqemu_ifconf.made.nat import show_service
 from pyqemu_ifconf.policy import (
     DEFAULT_OVSDB,
@@ -18,6 +19,7 @@ from pyqemu_ifconf.policy import (
     Nat,
     Policy,
     Port,
+    PortSettings,
     Vlan,
     decide,
     port_on,
@@ -171,20 +173,20 @@ def _unprivileged(name: str | None) -> User | None:
 def look(port: Port, policy: Policy, deadline: Deadline, tell: Callable[[str], None]) -> View:
     """Look at the tap, its bridge and its rows, as far as that is to be had."""
     with Host(port.tap, deadline, tell, details=True) as host:
-        failed = open_each(host, [port.ovsdb, DEFAULT_OVSDB, *addresses(policy)])
-        seen = host.look(port.tap, port.bridge)
+        failed = open_each(host, [*port.place.databases, *addresses(policy)])
+        seen = host.look(port.tap, port.place.name)
         databases = frozenset(host.databases)
         failures = list(failed.values())
         making: list[Command] = []
-        if port.nat is not None:
-            failures += look_for_unmet(host, port.network, port.bridge, port.nat)
+        if port.made is not None:
+            failures += look_for_unmet(host, port.network, port.place.name, port.made)
             if seen.bridge is None:
-                making = _making(host, port, port.nat)
+                making = _making(host, port, port.made)
         sitting = (
             tuple(
                 f"{each.what}: {each.why}; {each.remedy}"
                 for each in find_sitting(
-                    seen.tap, port.bridge, host.kernel.sights(routes_of=(seen.tap.index,))
+                    seen.tap, port.place.name, host.kernel.sights(routes_of=(seen.tap.index,))
                 )
             )
             if seen.tap is not None
@@ -193,8 +195,9 @@ def look(port: Port, policy: Policy, deadline: Deadline, tell: Callable[[str], N
         remarks = tuple(
             f"could not tell: {each}" for each in failures if isinstance(each, Forbidden)
         )
-        if port.ovsdb in seen.ovs_bridges and kinds.may_be_in_database(port, seen):
-            remarks += _vswitchd_remarks(host, port.ovsdb)
+        for address in kinds.databases(port, seen):
+            if address in seen.ovs_bridges:
+                remarks += _vswitchd_remarks(host, address)
     remarks += sitting if seen.tap is not None else _tun_remarks()
     unmet = tuple(each for each in failures if not isinstance(each, Forbidden))
     ipv6 = os.path.exists("/proc/sys/net/ipv6")
@@ -208,7 +211,7 @@ def _making(host: Host, port: Port, nat: Nat) -> list[Command]:
     from pyqemu_ifup.made.network import commands_to_make
 
     try:
-        return commands_to_make(host, port.network, port.bridge, nat)
+        return commands_to_make(host, port.network, port.place.name, nat)
     except Failure:
         # NOTE: it is among what is unmet.
         return []
@@ -248,8 +251,8 @@ def explain_port(caller: Caller, decision: Attach, view: View) -> Explanation:
     notes = [*map(_would_fail, view.unmet), *_refusals(port, view), *notes]
     if is_taken_over(seen):
         notes.append(
-            f"it is on {quote(port.bridge)} already, where another script has put it: it is taken "
-            "over, and that script need not be run any more"
+            f"it is on {quote(port.place.name)} already, where another script has put it: it is "
+            "taken over, and that script need not be run any more"
         )
     forms = []
     for each in (kind,) if kind is not None else kinds.tap_kinds():
@@ -260,7 +263,7 @@ def explain_port(caller: Caller, decision: Attach, view: View) -> Explanation:
     if kind is None:
         either = " or ".join(each.title for each in kinds.tap_kinds())
         notes.append(
-            f"whether {quote(port.bridge)} is {either} cannot be told, and network "
+            f"whether {quote(port.place.name)} is {either} cannot be told, and network "
             f"{quote(port.network)} gives no kind:; both forms follow"
         )
     wanted = _wanted(port, kind, seen, view.ipv6)
@@ -272,17 +275,19 @@ def explain_port(caller: Caller, decision: Attach, view: View) -> Explanation:
 def _find_kind(port: Port, view: View) -> tuple[TapKind | None, bool, list[str]]:
     """Return the bridge's kind, whether that was seen, and what speaks against it."""
     seen = view.seen
-    said = kinds.load(port.kind) if port.kind is not None else None
-    if port.nat is not None:
+    said = kinds.said(port)
+    if port.made is not None:
         # NOTE: it is made where it is not there.
         return said, seen.bridge is not None, []
+    # NOTE: whatever kind the policy says, the host's own database may have a bridge of that name.
+    is_unasked = not view.unasked.isdisjoint(port.place.databases or (DEFAULT_OVSDB,))
     try:
-        if port.ovsdb not in view.unasked:
+        if not is_unasked:
             kinds.require(view.databases, port, seen)
         return kinds.find(port, seen), True, []
     except Failure as failure:
         told = failure
-    if port.ovsdb in view.unasked and (seen.bridge is None or seen.bridge.kind != "bridge"):
+    if is_unasked and (seen.bridge is None or seen.bridge.kind != "bridge"):
         # NOTE: the local port of a bridge on the kernel's datapath is a link of its kind.
         for kind in kinds.tap_kinds() if said is None and seen.bridge is not None else ():
             if seen.bridge is not None and seen.bridge.kind == kind.master_kind:
@@ -345,7 +350,7 @@ def _able_bridge(port: Port, kind: TapKind, bridge: Link | None) -> Link:
     """Return a bridge that can do what `port` wants, as like the one seen as may be."""
     if bridge is None or bridge.kind != "bridge":
         mtu = bridge.mtu if bridge is not None else FRESH.mtu
-        bridge = replace(FRESH, name=port.bridge, kind="bridge", tap=False, mtu=mtu)
+        bridge = replace(FRESH, name=port.place.name, kind="bridge", tap=False, mtu=mtu)
     return kind.able(port, replace(bridge, up=True))
 
 
@@ -356,40 +361,29 @@ def _lines(
     lines: list[Command] = []
     lines += view.making
     for op in plan:
-        if isinstance(op, SetMtu) and port.mtu is None and seen.bridge is None:
+        if isinstance(op, SetMtu) and port.settings.mtu is None and seen.bridge is None:
             own = piped(
-                sh("ip", "-o", "link", "show", "dev", port.bridge),
+                sh("ip", "-o", "link", "show", "dev", port.place.name),
                 sh("sed", r"s/.* mtu \([0-9]*\).*/\1/"),
             )
             lines.append(set_link(port.tap, "mtu", output(own)))
         else:
             lines += op.commands_of_new() if fresh else op.commands()
-    lines += [marking_command(port.network, port.bridge)] if view.making else []
+    lines += [marking_command(port.network, port.place.name)] if view.making else []
     return tuple(lines)
 
 
 def _wanted(port: Port, kind: TapKind | None, seen: Seen, ipv6: bool) -> tuple[Wanted, ...]:
     """Return every setting of the wanted state, those of `port` first."""
-    found = []
-    for field in fields(Port):
-        if field.name in ("tap", "position"):
-            continue
-        value: object = getattr(port, field.name)
-        if field.name == "kind":
-            name = kind.name if kind is not None else None
-            found.append(Wanted("kind", name, name or "not known here"))
-        elif field.name == "ovsdb":
-            if kind is not None and kind.ovsdb(port) is None:
-                found.append(Wanted("ovsdb", None, f"none: {kind.title} has no database"))
-            else:
-                found.append(Wanted("ovsdb", value, port.ovsdb))
-        elif field.name == "mtu":
+    found = [Wanted("network", port.network, port.network), *_wanted_place(port, kind)]
+    for field in fields(PortSettings):
+        value: object = getattr(port.settings, field.name)
+        if field.name == "mtu":
             found.append(_wanted_mtu(port, seen))
         elif isinstance(value, Vlan) or field.name == "vlan":
-            words = show_vlan(port.vlan) if port.vlan else "none: the bridge's untagged network"
-            found.append(Wanted("vlan", json_vlan(port.vlan), words))
-        elif field.name == "nat":
-            found += [_wanted_nat(port.nat)] if port.nat is not None else []
+            vlan = port.settings.vlan
+            words = show_vlan(vlan) if vlan else "none: the bridge's untagged network"
+            found.append(Wanted("vlan", json_vlan(vlan), words))
         elif isinstance(value, tuple):
             pairs = dict(value)
             words = ", ".join(f"{key}={pairs[key]}" for key in sorted(pairs)) or "none"
@@ -398,6 +392,7 @@ def _wanted(port: Port, kind: TapKind | None, seen: Seen, ipv6: bool) -> tuple[W
             found.append(Wanted(field.name, value, "true" if value else "false"))
         else:
             found.append(Wanted(field.name, value, "left alone" if value is None else str(value)))
+    found += [_wanted_nat(port.made)] if port.made is not None else []
     mac = host_mac(seen.tap.mac) if seen.tap is not None and seen.tap.mac else None
     found.append(Wanted("mac", mac, mac or "fe: and the other five bytes of the tap's own"))
     none = "this kernel has no IPv6"
@@ -407,6 +402,26 @@ def _wanted(port: Port, kind: TapKind | None, seen: Seen, ipv6: bool) -> tuple[W
     found.append(Wanted("disable_ipv6", written or None, "true" if written else why))
     found.append(Wanted("link", "up", "up"))
     return tuple(found)
+
+
+def _wanted_place(port: Port, kind: TapKind | None) -> list[Wanted]:
+    """Return where the port is to be, each of its place's keys; the kind is the second.
+
+    A key that others of the same key have, and this kind has not, is told of as such.
+    """
+    spec = spec_of(kind.name) if kind is not None else None
+    shape = type(port.place) if spec is None else spec.found or spec.place
+    own = {each.name for each in fields(spec.place if spec is not None else shape)}
+    found = []
+    for each in fields(shape):
+        if spec is not None and each.name not in own:
+            noun = each.metadata.get("noun", each.name)
+            found.append(Wanted(each.name, None, f"none: {spec.title} has no {noun}"))
+        else:
+            value = getattr(port.place, each.name)
+            found.append(Wanted(each.name, value, str(value)))
+    name = spec.name if spec is not None else None
+    return [*found[:1], Wanted("kind", name, name or "not known here"), *found[1:]]
 
 
 def _wanted_nat(nat: Nat) -> Wanted:
@@ -434,8 +449,10 @@ def _wanted_nat(nat: Nat) -> Wanted:
 
 
 def _wanted_mtu(port: Port, seen: Seen) -> Wanted:
-    if port.mtu is not None:
-        return Wanted("mtu", port.mtu, str(port.mtu))
+    if port.settings.mtu is not None:
+        return Wanted("mtu", port.settings.mtu, str(port.settings.mtu))
     if seen.bridge is not None:
-        return Wanted("mtu", seen.bridge.mtu, f"{seen.bridge.mtu}: that of {quote(port.bridge)}")
-    return Wanted("mtu", None, f"that of {quote(port.bridge)}")
+        return Wanted(
+            "mtu", seen.bridge.mtu, f"{seen.bridge.mtu}: that of {quote(port.place.name)}"
+        )
+    return Wanted("mtu", None, f"that of {quote(port.place.name)}")

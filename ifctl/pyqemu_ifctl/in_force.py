@@ -340,9 +340,9 @@ async def _apply_one(
             holder = Holder(caller, guest.serves, uid, by_name=by_name, stamp=stamp)
             wanted = find_change(host, port, holder, failed, assumed)
             steps = [line for op in wanted.plan for line in op.commands()]
-            if port.nat is not None and assumed is not None:
-                made = commands_to_make(host, port.network, port.bridge, port.nat)
-                steps = [*made, *steps, marking_command(port.network, port.bridge)]
+            if port.made is not None and assumed is not None:
+                made = commands_to_make(host, port.network, port.place.name, port.made)
+                steps = [*made, *steps, marking_command(port.network, port.place.name)]
             outcome = Outcome(
                 guest,
                 "unchanged",
@@ -501,18 +501,18 @@ async def _network(
     Yields what stands for its bridge where a dry run makes none, and what of the network itself
     was, or is, not as the policy says. Raises Failure.
     """
-    bridge = host.kernel.look_up(port.bridge) if port.nat is not None else None
-    found = await differing(host, port) if port.nat is not None else []
+    bridge = host.kernel.look_up(port.place.name) if port.made is not None else None
+    found = await differing(host, port) if port.made is not None else []
     different = (Difference("nat", "as the policy says", "; ".join(found)),) if found else ()
-    if dry_run and port.nat is not None and bridge is None:
+    if dry_run and port.made is not None and bridge is None:
         yield (
             Link(
                 index=0,
-                name=port.bridge,
+                name=port.place.name,
                 kind="bridge",
                 tap=False,
                 up=True,
-                mtu=port.nat.mtu,
+                mtu=port.made.mtu,
                 mac="",
                 txqueuelen=0,
                 master=None,
@@ -525,9 +525,9 @@ async def _network(
         return
     # NOTE: held until the tap is on the bridge, so that nobody takes it away before. It gets what
     # the policy says of it now, too.
-    async with nullcontext() if dry_run or port.nat is None else making(host, port):
+    async with nullcontext() if dry_run or port.made is None else making(host, port):
         yield None, different
-    if not dry_run and stamp is not None and stamp.bridge != port.bridge:
+    if not dry_run and stamp is not None and stamp.bridge != port.place.name:
         try:
             await leave_networks(host, stamp)
         except Failure as failure:

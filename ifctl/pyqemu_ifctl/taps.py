@@ -421,15 +421,16 @@ def _compare(
     if isinstance(want, Leave):
         left = f"left alone from its next start on: {want.rule.position}"
         return (Difference("network", "none", stamp.network, left),)
-    if want.ovsdb in system.unasked and want.kind != "linux" and stamp.kind == "openvswitch":
+    is_unasked = not system.unasked.isdisjoint(want.place.databases)
+    if is_unasked and stamp.kind == "openvswitch":
         return None
-    bridge = next((link for link in system.links if link.name == want.bridge), None)
+    bridge = next((link for link in system.links if link.name == want.place.name), None)
     seen = replace(
         seen,
         bridge=bridge,
-        ovs_bridges=system.ovs_bridges.get(want.bridge, ()),
+        ovs_bridges=system.ovs_bridges.get(want.place.name, ()),
         other_name_of=next(
-            (link.name for link in system.links if want.bridge in link.altnames), ""
+            (link.name for link in system.links if want.place.name in link.altnames), ""
         ),
     )
     try:
@@ -437,7 +438,7 @@ def _compare(
         found = differences(want, kind, seen, up=True)
     except Failure as failure:
         is_now = seen.master.name if seen.master else stamp.bridge
-        found = (Difference("bridge", want.bridge, is_now, str(failure)),)
+        found = (Difference("bridge", want.place.name, is_now, str(failure)),)
     if want.network != stamp.network:
         found = (Difference("network", want.network, stamp.network), *found)
     return found

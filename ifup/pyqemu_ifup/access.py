@@ -131,9 +131,9 @@ def _own_setting(network: Network, port: Port | None) -> str | None:
     given = network.settings.given
     if network.users:
         return "users:"
-    if given.get("vlan") is not None or (port is not None and port.vlan is not None):
+    if given.get("vlan") is not None or (port is not None and port.settings.vlan is not None):
         return "vlan:"
-    if given.get("isolated") or (port is not None and port.isolated):
+    if given.get("isolated") or (port is not None and port.settings.isolated):
         return "isolated:"
     return None
 

@@ -60,7 +60,7 @@ async def attach_alone(host: Host, port: Port, holder: Holder, admit: Admit = an
     link = host.kernel.look_up(port.tap)
     async with _undoing(host, port, holder, admit):
         await _open_databases(host, port, link)
-    before = host.look(port.tap, port.bridge)
+    before = host.look(port.tap, port.place.name)
     link = refuse_strangers(port.tap, before, holder.pid)
     admit(link)
     refuse_shared(link, holder.uid if holder.uid is not None else os.getuid())
@@ -70,7 +70,7 @@ async def attach_alone(host: Host, port: Port, holder: Holder, admit: Admit = an
         async with _undoing(host, port, holder, admit):
             if holder.uid is None and not made:
                 await own_it(host, link, holder)
-            if port.nat is not None:
+            if port.made is not None:
                 from pyqemu_ifup.made.network import making
 
                 # NOTE: held until the tap is on the bridge, so that nobody takes it away before.
@@ -83,19 +83,21 @@ async def _open_databases(host: Host, port: Port, link: Link | None) -> None:
     stamp = link.stamp if link is not None else None
     left = [stamp.ovsdb] if stamp is not None and stamp.ovsdb is not None else []
     # NOTE: first the one that the way back needs.
-    await host.open_databases([*left, port.ovsdb, DEFAULT_OVSDB, *host.ovsdbs])
+    await host.open_databases([*left, *port.place.databases, DEFAULT_OVSDB, *host.ovsdbs])
     await host.catch_up(link)
-    if port.ovsdb in host.databases and host.kernel.look_up(port.bridge) is None:
+    there = [each for each in port.place.databases if each in host.databases]
+    if there and host.kernel.look_up(port.place.name) is None:
         # NOTE: the row of a bridge is there before its interface, whose MTU is looked at.
-        await host.databases[port.ovsdb].made(port.bridge, host.deadline)
+        for address in there:
+            await host.databases[address].made(port.place.name, host.deadline)
 
 
 async def _join(host: Host, port: Port, holder: Holder, before: Seen) -> None:
     """Attach a tap that is nobody else's, as it was seen `before`; what fails is taken back."""
     try:
-        if port.nat is not None:
+        if port.made is not None:
             # NOTE: its bridge may have been made meanwhile.
-            before = host.look(port.tap, port.bridge)
+            before = host.look(port.tap, port.place.name)
         kinds.require(host.databases, port, before)
         kind = kinds.find(port, before)
         stamp = holder.mark(port, kind)
@@ -226,7 +228,7 @@ async def _undo_join(host: Host, port: Port, holder: Holder, before: Seen) -> bo
 def _look_back(host: Host, port: Port) -> Seen | None:
     """Look at what there is to take back; None where that cannot be told, as syslog is."""
     try:
-        return host.look(port.tap, port.bridge)
+        return host.look(port.tap, port.place.name)
     except Failure as failure:
         log(syslog.LOG_ERR, f"{quote(port.tap)}: cannot look at what is left: {failure}")
         return None
@@ -300,10 +302,10 @@ async def take_back(host: Host, op: Op, remedy: str = "") -> bool:
 
 def success_line(port: Port, caller: Caller) -> str:
     """Return what syslog is told of a tap that is attached."""
-    words = [f"attached to {quote(port.bridge)}"]
-    if port.vlan is not None:
-        words.append(f"vlan {show_vlan(port.vlan)}")
-    if port.isolated:
+    words = [f"attached to {quote(port.place.name)}"]
+    if port.settings.vlan is not None:
+        words.append(f"vlan {show_vlan(port.settings.vlan)}")
+    if port.settings.isolated:
         words.append("isolated")
     words.append(f"network {quote(port.network)}")
     words.append(port.position.name)

@@ -64,14 +64,13 @@ def find_change(
     Failure: 69 where the bridge is not there, 71 where the switch cannot do what is wanted, 77
     where somebody else has a claim to the tap or its name, and that of a database.
     """
-    before = host.look(port.tap, port.bridge)
+    before = host.look(port.tap, port.place.name)
     if before.bridge is None and assumed is not None:
         before = replace(before, bridge=assumed)
     tap = refuse_strangers(port.tap, before, holder.pid)
     here = find_here()
     needed = [tap.stamp.ovsdb] if tap.stamp is not None and tap.stamp.ovsdb is not None else []
-    if kinds.may_be_in_database(port, before):
-        needed.append(port.ovsdb)
+    needed += kinds.databases(port, before)
     for address in needed:
         if address in unasked:
             raise unasked[address]
@@ -144,7 +143,7 @@ async def _restore(host: Host, change: Change) -> None:
             # NOTE: first of all, for a mute server may take all the time there is.
             await take_back(host, SetDown(tap, link.index), _again(tap))
         await ask_again(host, tap, _again(tap))
-        now = host.look(tap, change.port.bridge)
+        now = host.look(tap, change.port.place.name)
         plan = plan_back(change.port, change.before, now, find_here())
     except Failure as failure:
         log(syslog.LOG_ERR, f"{quote(tap)}: cannot look at what is left: {failure}")
@@ -168,7 +167,7 @@ def _is_safe(host: Host, change: Change) -> bool:
     """Tell whether the tap has no more than it had, so that its link may come up again."""
     before = change.before
     try:
-        now = host.look(change.port.tap, change.port.bridge)
+        now = host.look(change.port.tap, change.port.place.name)
     except Failure:
         return False
     return (

@@ -57,14 +57,14 @@ class Holder:
                 self.stamp,
                 network=port.network,
                 kind=kind.name,
-                bridge=port.bridge,
+                bridge=port.place.name,
                 ovsdb=kind.ovsdb(port),
                 rule=port.position.name,
             )
         return Stamp(
             network=port.network,
             kind=kind.name,
-            bridge=port.bridge,
+            bridge=port.place.name,
             vm=self.caller.vm or "",
             pid=self.pid,
             start=self.start,

@@ -190,10 +190,10 @@ def check_bridge_mtu(port: Port, kind: TapKind, before: Seen, now: Seen) -> None
     """Raise Failure (71) where the tap has lowered the bridge's own MTU."""
     if before.bridge is None or now.bridge is None or now.bridge.mtu >= before.bridge.mtu:
         return
-    was = before.bridge.mtu
+    was, is_now = before.bridge.mtu, now.bridge.mtu
     raise Failure(
         Status.REFUSED,
-        f"the tap's MTU would lower that of {quote(port.bridge)} from {was} to {now.bridge.mtu}",
+        f"the tap's MTU would lower that of {quote(port.place.name)} from {was} to {is_now}",
         "its other ports would lose longer frames",
         f"pin it: {kind.pinning(port, was)}",
     )

@@ -33,12 +33,12 @@ def target_mtu(port: Port, seen: Seen) -> int:
 
     Raises Failure (71) where the bridge's interface cannot be seen.
     """
-    if port.mtu is not None:
-        return port.mtu
+    if port.settings.mtu is not None:
+        return port.settings.mtu
     if seen.bridge is None:
         raise Failure(
             Status.REFUSED,
-            f"the MTU of {quote(port.bridge)} cannot be told",
+            f"the MTU of {quote(port.place.name)} cannot be told",
             "it has no interface in this network namespace",
             f"give network {quote(port.network)} an mtu of its own",
         )
@@ -93,8 +93,10 @@ def join(port: Port, seen: Seen, *, anew: bool = True) -> Plan:
         plan.append(SetMac(tap.name, tap.index, host_mac(tap.mac)))
     if anew or tap.mtu != mtu:
         plan.append(SetMtu(tap.name, tap.index, mtu))
-    if port.txqueuelen is not None and (anew or port.txqueuelen != tap.txqueuelen):
-        plan.append(SetTxQueueLen(tap.name, tap.index, port.txqueuelen))
+    if port.settings.txqueuelen is not None and (
+        anew or port.settings.txqueuelen != tap.txqueuelen
+    ):
+        plan.append(SetTxQueueLen(tap.name, tap.index, port.settings.txqueuelen))
     if anew or gets_address(tap) is not False:
         plan += _no_address(tap, seen, mtu)
     return tuple(plan)
@@ -105,10 +107,10 @@ def differences(port: Port, seen: Seen) -> tuple[Difference, ...]:
     tap = seen.tap
     assert tap is not None
     found: list[Difference] = []
-    if port.mtu is not None or seen.bridge is not None:
+    if port.settings.mtu is not None or seen.bridge is not None:
         found += differing("mtu", target_mtu(port, seen), tap.mtu)
-    if port.txqueuelen is not None:
-        found += differing("txqueuelen", port.txqueuelen, tap.txqueuelen)
+    if port.settings.txqueuelen is not None:
+        found += differing("txqueuelen", port.settings.txqueuelen, tap.txqueuelen)
     found += differing("mac", host_mac(tap.mac), tap.mac)
     if gets_address(tap):
         found += differing(IPV6, True, tap.ipv6_disabled)

@@ -26,7 +26,7 @@ async def verify(
     """
     while True:
         await kind.settle(host, port, up=up, told=told)
-        now = host.look(port.tap, port.bridge)
+        now = host.look(port.tap, port.place.name)
         if now.tap is None or before.tap is None or now.tap.index != before.tap.index:
             raise OfCaller(
                 Status.REFUSED,
@@ -84,7 +84,7 @@ def tell_of_sitting(host: Host, port: Port, tap: Link | None) -> None:
             f"{quote(port.tap)}: cannot tell what of this host's sits on it: {failure}",
         )
         return
-    for found in find_sitting(tap, port.bridge, sights):
+    for found in find_sitting(tap, port.place.name, sights):
         log(syslog.LOG_WARNING, f"{quote(port.tap)}: {found.what}: {found.why}; {found.remedy}")
 
 
@@ -107,15 +107,15 @@ def _tell_of_mac(port: Port, before: Seen, now: Seen) -> None:
 
         log(
             syslog.LOG_NOTICE,
-            f"{quote(port.tap)}: {quote(port.bridge)} has no MAC of its own and has taken the "
+            f"{quote(port.tap)}: {quote(port.place.name)} has no MAC of its own and has taken the "
             "tap's; pin one: "
             + sh(
                 "ip",
                 "link",
                 "set",
                 "dev",
-                port.bridge,
+                port.place.name,
                 "address",
-                mac_for(port.bridge, this_host()),
+                mac_for(port.place.name, this_host()),
             ),
         )

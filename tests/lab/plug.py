@@ -19,9 +19,19 @@ from typing import Protocol
 import pytest
 
 from lab.netns import Namespace
+from lab.ports import place_on
 from lab.taps import FRAME_MAX, Tap, frame, mac, tags
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Policy, Port, Position, Vlan
+from pyqemu_ifconf.policy import (
+    DEFAULT_OVSDB,
+    Caller,
+    Kind,
+    Policy,
+    Port,
+    PortSettings,
+    Position,
+    Vlan,
+)
 from pyqemu_ifctl.in_force import Outcome, apply_policy
 from pyqemu_ifdown.detach import detach
 from pyqemu_ifup.attach import attach
@@ -70,15 +80,9 @@ def port_of(
     return Port(
         tap,
         "lan",
-        bridge,
+        place_on(bridge, kind, ovsdb),
         Position("policy.yaml", 1, 1),
-        kind=kind,
-        ovsdb=ovsdb,
-        mtu=mtu,
-        vlan=vlan,
-        isolated=isolated,
-        external_ids=external_ids,
-        txqueuelen=txqueuelen,
+        PortSettings(mtu, vlan, isolated, external_ids, txqueuelen),
     )
 
 

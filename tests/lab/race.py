@@ -127,7 +127,7 @@ class Guest:
         def run() -> None:
             caller = Caller(port.tap, vm="web")
             with self.netns.enter():
-                attach_now(port, caller, self.pid, [port.ovsdb], Deadline(ALLOWED), _mute)
+                attach_now(port, caller, self.pid, port.place.databases, Deadline(ALLOWED), _mute)
 
         return fork(run)
 

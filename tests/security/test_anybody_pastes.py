@@ -31,12 +31,27 @@ from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import SCHEMA, OpenVSwitch
 from lab.paste import HOSTILE, HOSTILE_TEXTS, SHELLS, words_of
+from lab.ports import place_on
 from lab.public import NOBODY
 from pyqemu_ifconf import shell as of_shell
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.kinds.bridge import BridgePlace
+from pyqemu_ifconf.kinds.linux import LinuxPlace
+from pyqemu_ifconf.kinds.openvswitch import OvsPlace
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.names import is_network_name
-from pyqemu_ifconf.policy import Attach, Caller, Deny, Kind, Nat, Policy, Port, Position, Vlan
+from pyqemu_ifconf.policy import (
+    Attach,
+    Caller,
+    Deny,
+    Kind,
+    Nat,
+    Policy,
+    Port,
+    PortSettings,
+    Position,
+    Vlan,
+)
 from pyqemu_ifconf.shell import Command, ifctl, readable, sh
 from pyqemu_ifconf.trust import read_trusted
 from pyqemu_ifctl.doctor.checks import find_all
@@ -304,11 +319,12 @@ def compare(lines: Mapping[str, Sequence[str]], folder: Path, shell: tuple[str, 
 
 def failures(name: str) -> Iterator[tuple[Failure, list[str]]]:
     """Yield what is refused about a tap or a bridge of this name, and what is told to do."""
-    port = Port(name, "lan", name, Position("p.yaml", 1, 1), vlan=Vlan(10))
+    where, vlan = Position("p.yaml", 1, 1), PortSettings(vlan=Vlan(10))
+    port = Port(name, "lan", BridgePlace(name), where, vlan)
     tap, bridge = a_link(name), a_link(name, kind="bridge", tap=False, vlan_filtering=False)
     for check, words in (
         (
-            lambda: kinds.find(replace(port, kind="linux"), Seen(None)),
+            lambda: kinds.find(replace(port, place=LinuxPlace(name)), Seen(None)),
             ["ip", "link", "add", "name", name, "up", "type", "bridge", "vlan_filtering", "1"],
         ),
         (
@@ -588,13 +604,13 @@ class Elsewhere:
         assert str(caught.value).isprintable()
 
     def bridges(self, name: str) -> None:
-        port = Port(name, "lan", name, Position("p.yaml", 1, 1))
+        port = Port(name, "lan", BridgePlace(name), Position("p.yaml", 1, 1))
         bridge = a_link(name, kind="bridge", tap=False, vlan_filtering=True, default_pvid=0)
         before, now = (Seen(a_link(name), bridge=replace(bridge, mtu=mtu)) for mtu in (1500, 9))
         self.refused(lambda: target_vids(port, bridge))
         self.refused(lambda: check_bridge_mtu(port, kinds.load("linux"), before, now))
         self.refused(lambda: check_bridge_mtu(port, kinds.load("openvswitch"), before, now))
-        self.refused(lambda: kinds.find(replace(port, kind="openvswitch"), Seen(None)))
+        self.refused(lambda: kinds.find(replace(port, place=OvsPlace(name)), Seen(None)))
         taken = Seen(
             replace(before.tap, mac="fe:00:00:00:00:01"),  # type: ignore[type-var]
             bridge=replace(bridge, mac="fe:00:00:00:00:01"),
@@ -698,13 +714,9 @@ class Elsewhere:
             port = Port(
                 name,
                 "lan",
-                name,
+                place_on(name, kind, DB),
                 Position("p.yaml", 1, 1),
-                kind=kind,
-                ovsdb=DB,
-                mtu=None,
-                vlan=Vlan(10),
-                external_ids=(("a", "b;id"),) if ovs_bridges else (),
+                PortSettings(vlan=Vlan(10), external_ids=(("a", "b;id"),) if ovs_bridges else ()),
             )
             seen = Seen(None, bridge=bridge, ovs_bridges=ovs_bridges)
             view = View(seen, HERE, frozenset(), True, databases=frozenset({DB}))

@@ -71,7 +71,7 @@ def test_persistent_tap_of_nobody_is_taken_from_its_bridge(
     kill(guest)
     elsewhere = decoy.enter_context(Namespace())
     elsewhere.tap("web0")
-    bridge = guest.port.bridge
+    bridge = guest.port.place.name
     because = f"its process {guest.pid} has ended, and nobody holds it"
     dry = hooks.ctl("gc", "--dry-run")
     assert (dry.returncode, dry.stdout) == (0, f"would remove web0 from {bridge}: {because}\n")

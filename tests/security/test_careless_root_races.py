@@ -15,6 +15,7 @@ from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.plug import ALLOWED, attach_now, detach_now, port_of, reapply
 from lab.race import Guest, fork, has_stopped, stop_at, wait
+from pyqemu_ifconf.kinds.openvswitch import OvsPlace
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Caller, Policy, Port, Vlan
 from pyqemu_ifup.deadline import Deadline
@@ -61,7 +62,7 @@ def race(netns: Namespace, port: Port, policy: Policy, number: int) -> bool:
 def left(netns: Namespace, ovs: OpenVSwitch, port: Port) -> list[str]:
     """Return what is left of a guest on its tap, and take it all away."""
     link = netns.links()[port.tap]
-    row = ovs.find("Port", port.tap) if port.kind == "openvswitch" else None
+    row = ovs.find("Port", port.tap) if isinstance(port.place, OvsPlace) else None
     found = ["up"] if "UP" in link["flags"] else []
     found += ["master"] if link.get("master") else []
     found += ["mark"] if link.get("ifalias") else []

@@ -35,7 +35,7 @@ def port() -> Port:
     """A tap's place on a network with `nat:`."""
     require("dnsmasq")
     nat = Nat(ipv4="192.168.78.1/24", outbound=False)
-    return replace(port_of("root0", "labbr0"), nat=nat)
+    return replace(port_of("root0", "labbr0"), made=nat)
 
 
 def keep_it(netns: Namespace, port: Port) -> None:

@@ -29,11 +29,13 @@ from lab.plug import (
     unplug,
     vids_of,
 )
+from lab.ports import giving
 from lab.qemu import Qemu
 from lab.snapshot import Snapshot, diff
 from lab.station import Station
 from lab.taps import Tap, carries, frame, holds, mac
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.kinds.linux import LinuxPlace
 from pyqemu_ifconf.policy import Port, Vlan
 from pyqemu_ifup.kinds.openvswitch import AddPort
 from pyqemu_ifup.ops import SetUp
@@ -191,7 +193,7 @@ def test_port_settings(fabric: Fabric) -> None:
     """MTU, MAC, queue length, IPv6, external_ids; and the order of MTU and joining."""
     web0 = fabric.netns.tap("web0")
     before = fabric.netns.link("web0")
-    port = replace(
+    port = giving(
         fabric.port("web0", Vlan(100)),
         mtu=1300,
         txqueuelen=77,
@@ -222,7 +224,7 @@ def test_port_settings(fabric: Fabric) -> None:
 def test_isolated_ports_do_not_meet(fabric: Fabric) -> None:
     taps = {name: fabric.netns.tap(name) for name in ("web0", "web1", "web2")}
     for name in taps:
-        fabric.plug(replace(fabric.port(name, Vlan(100)), isolated=name != "web2"))
+        fabric.plug(giving(fabric.port(name, Vlan(100)), isolated=name != "web2"))
         assert fabric.ovs.row("Port", name)["protected"] is (name != "web2")
     for pair in (("web0", "web2"), ("web2", "web1")):
         first, second = (taps[name] for name in pair)
@@ -250,7 +252,7 @@ def test_mtu_that_lowers_the_bridge_is_refused(fabric: Fabric) -> None:
     fabric.ovs.vsctl("remove", "Interface", "br-int", "mtu_request", "1500")
     assert fabric.netns.link("br-int")["mtu"] == 1500
     fabric.netns.tap("web0")
-    port = replace(fabric.port("web0", Vlan(100)), mtu=1400)
+    port = giving(fabric.port("web0", Vlan(100)), mtu=1400)
     assert fabric.refusal(port) == (
         "the tap's MTU would lower that of br-int from 1500 to 1400: its other ports would lose "
         f"longer frames; pin it: ovs-vsctl --db={fabric.ovs.db} set interface br-int "
@@ -360,7 +362,7 @@ def test_undo_after_every_step_leaves_the_tap_as_it_was(
     fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fabric.netns.tap("web0")
-    port = replace(fabric.port("web0", Vlan(10, (20,))), mtu=1300, txqueuelen=77, isolated=True)
+    port = giving(fabric.port("web0", Vlan(10, (20,))), mtu=1300, txqueuelen=77, isolated=True)
     look = fabric.snapshot()
 
     def check() -> None:
@@ -501,7 +503,7 @@ def test_name_of_two_bridges_wants_a_kind(fabric: Fabric) -> None:
         "br9 is both a Linux bridge and an Open vSwitch bridge; "
         "say kind: linux or kind: openvswitch for network lan"
     )
-    fabric.plug(replace(fabric.port("web0", bridge="br9"), kind="linux"))
+    fabric.plug(replace(fabric.port("web0"), place=LinuxPlace("br9")))
     assert netns.link("web0")["master"] == "br9"
     unplug(netns, "web0")
     netns.ip("link", "del", "br9")

@@ -6,10 +6,13 @@ for the hooks do; what reads a policy's text is imported where one is read.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pyqemu_ifconf.shell import quote
 
 if TYPE_CHECKING:
     from pyqemu_ifconf.field import Field
@@ -24,8 +27,28 @@ SettingName = Literal["mtu", "vlan", "isolated", "external_ids", "txqueuelen"]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the ports of a network are; each kind has its own, of what the network's keys say."""
+class Place(ABC):
+    """Where the ports of a network are; each kind has its own, of what the network's keys say.
+
+    `noun` is what the host has there, in a word.
+    """
+
+    noun: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name of what the ports are on, as the host has it."""
+
+    @property
+    def words(self) -> str:
+        """The place as operators are told of it: `bridge br0`."""
+        return f"{self.noun} {quote(self.name)}"
+
+    @property
+    def databases(self) -> tuple[str, ...]:
+        """The addresses of the databases of Open vSwitch that have it, or may have it."""
+        return ()
 
 
 def place_of(kind: type[Place], values: Mapping[str, Any]) -> Place | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 from pyqemu_ifconf.kinds.base import Place
 from pyqemu_ifconf.settings.vlan import ANY
@@ -23,8 +23,19 @@ DEFAULT_OVSDB = "unix:/run/openvswitch/db.sock"
 class BridgePlace(Place):
     """A bridge whose kind the policy does not say; `ovsdb` is the database that may have it."""
 
+    noun: ClassVar[str] = "bridge"
     bridge: str
-    ovsdb: str = DEFAULT_OVSDB
+    ovsdb: str = field(default=DEFAULT_OVSDB, metadata={"noun": "database"})
+
+    @property
+    def name(self) -> str:
+        """The bridge's name."""
+        return self.bridge
+
+    @property
+    def databases(self) -> tuple[str, ...]:
+        """The one that may have it."""
+        return (self.ovsdb,)
 
 
 def faults(settings: Mapping[str, object]) -> Iterable[tuple[SettingName, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pyqemu_ifconf.kinds.base import KindSpec, Place
 from pyqemu_ifconf.kinds.bridge import KEY, BridgePlace, bridge_field, faults
@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 class LinuxPlace(Place):
     """A Linux bridge, by its name."""
 
+    noun: ClassVar[str] = "bridge"
     bridge: str
+
+    @property
+    def name(self) -> str:
+        """The bridge's name."""
+        return self.bridge
 
 
 def _fields() -> tuple[Field, ...]:

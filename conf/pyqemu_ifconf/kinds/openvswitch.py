@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pyqemu_ifconf.kinds.base import KindSpec, Place
 from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB, KEY, BridgePlace, bridge_field, faults
@@ -19,8 +19,19 @@ _TCP = r"tcp:(\[([^\]]+)\]|[^:\[\]]+):([1-9][0-9]{0,4})"
 class OvsPlace(Place):
     """A bridge of Open vSwitch, by its name, and the address of the database that has it."""
 
+    noun: ClassVar[str] = "bridge"
     bridge: str
     ovsdb: str = DEFAULT_OVSDB
+
+    @property
+    def name(self) -> str:
+        """The bridge's name."""
+        return self.bridge
+
+    @property
+    def databases(self) -> tuple[str, ...]:
+        """The one that has it."""
+        return (self.ovsdb,)
 
 
 def is_ovsdb_address(text: str) -> bool:

@@ -111,18 +111,18 @@ def find_refusing_bridges(scene: Scene) -> Iterator[Finding]:
     looked_at: set[object] = set()
     for port in each_port(scene.policy):
         wanted = replace(port, position=Position("", 0, 0), network="")
-        if port.nat is not None or wanted in looked_at:
+        if port.made is not None or wanted in looked_at:
             continue
         looked_at.add(wanted)
         there = kinds_of(scene, scene.policy.networks[port.network])
-        if len(there) != 1 or port.kind not in (None, there[0]):
+        if len(there) != 1 or kinds.said(port) not in (None, kinds.load(there[0])):
             continue
         kind = kinds.load(there[0])
-        bridge = scene.link(port.bridge)
+        bridge = scene.link(port.place.name)
         if bridge is not None:
-            filtering = bridge.vlan_filtering or port.vlan is not None
+            filtering = bridge.vlan_filtering or port.settings.vlan is not None
             bridge = replace(bridge, up=True, vlan_filtering=filtering)
-        stamp = Stamp(port.network, kind.name, port.bridge, "", 0, 0)
+        stamp = Stamp(port.network, kind.name, port.place.name, "", 0, 0)
         try:
             plan_up(port, kind, Seen(FRESH, bridge=bridge), stamp, scene.here)
         except Failure as failure:

@@ -40,5 +40,5 @@ def kinds_of(scene: Scene, network: Network) -> list[Kind]:
     has_it = switch is not None and any(each.name == network.bridge for each in switch.bridges)
     databases = (network.ovsdb,) if has_it else ()
     seen = Seen(None, bridge=scene.link(network.bridge), ovs_bridges=databases)
-    port = Port("", network.name, network.bridge, network.position, ovsdb=network.ovsdb)
+    port = Port("", network.name, network.place, network.position)
     return [kind.name for kind in kinds.tap_kinds() if kind.is_there(port, seen)]

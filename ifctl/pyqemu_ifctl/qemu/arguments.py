@@ -134,7 +134,7 @@ def guest_mtu(policy: Policy, nic: Nic) -> int | None:
     """
     if nic.network is None or not is_virtio(nic.model):
         return None
-    mtu = nic_port(policy, nic).mtu
+    mtu = nic_port(policy, nic).settings.mtu
     return mtu if mtu != MTU_OF_ETHERNET else None
 
 

@@ -148,7 +148,7 @@ def _verdict(decision: Decision) -> str:
 def _title(form: Form, decision: Decision) -> str:
     if isinstance(decision, Leave):
         return "commands, which take away what carries an old mark of ours"
-    bridge = decision.port.bridge if isinstance(decision, Attach) else ""
+    bridge = decision.port.place.name if isinstance(decision, Attach) else ""
     if form.cannot:
         return f"cannot be on {form.title}: {form.cannot}"
     return f"commands, {quote(bridge)} being {form.title}"

@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable
 from functools import cache
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.kinds import SPECS
+from pyqemu_ifconf.kinds import SPECS, spec_at
 from pyqemu_ifconf.policy import Kind as KindName
 from pyqemu_ifconf.policy import Port
 from pyqemu_ifconf.shell import quote
@@ -57,46 +57,56 @@ def judge(ports: Iterable[OvsPort], links: Iterable[Link], here: Here) -> tuple[
     return tuple(each for kind in tap_kinds() for each in kind.judge(ports, links, here))
 
 
-def may_be_in_database(port: Port, seen: Seen) -> bool:
-    """Tell whether the wanted bridge may be one that a database tells of."""
-    if port.kind is not None:
-        return load(port.kind).ovsdb(port) is not None
-    there = [kind for kind in tap_kinds() if kind.is_there(port, seen)]
-    return all(kind.ovsdb(port) is not None for kind in there)
+def said(port: Port) -> TapKind | None:
+    """Return the kind of bridge that the policy says, None if that is looked up."""
+    spec = spec_at(port.place)
+    return load(spec.name) if spec is not None else None
+
+
+def databases(port: Port, seen: Seen) -> tuple[str, ...]:
+    """Return the addresses of the databases in which the wanted bridge may be."""
+    kind = said(port)
+    there = [kind] if kind is not None else _there(port, seen)
+    in_none = any(each.ovsdb(port) is None for each in there)
+    return () if in_none else port.place.databases
+
+
+def _there(port: Port, seen: Seen) -> list[TapKind]:
+    """Return the kinds of which there is a bridge with the wanted name."""
+    return [kind for kind in tap_kinds() if kind.is_there(port, seen)]
 
 
 def find(port: Port, seen: Seen) -> TapKind:
-    """Return which kind of bridge `port.bridge` is on this host.
+    """Return which kind of bridge the wanted one is on this host.
 
     Raises Failure: 69 where there is no such bridge, 71 where it is no bridge, is two, or is not
     of the kind that the policy says.
     """
-    there = [kind for kind in tap_kinds() if kind.is_there(port, seen)]
+    there, kind = _there(port, seen), said(port)
     network = quote(port.network)
-    if port.kind is None and len(there) > 1:
-        words = " or ".join("kind: " + kind.name for kind in there)
+    if kind is None and len(there) > 1:
+        words = " or ".join("kind: " + each.name for each in there)
         raise Failure(
             Status.REFUSED,
-            f"{quote(port.bridge)} is both {' and '.join(kind.title for kind in there)}",
+            f"{quote(port.place.name)} is both {' and '.join(each.title for each in there)}",
             "",
             f"say {words} for network {network}",
         )
-    for kind in there:
-        if port.kind in (None, kind.name):
-            return kind
-    if there:
+    if there and kind in (None, *there):
+        return kind or there[0]
+    if there and kind is not None:
         raise Failure(
             Status.REFUSED,
-            f"{quote(port.bridge)} is {there[0].title}",
-            f"the policy says kind: {port.kind} for network {network}",
+            f"{quote(port.place.name)} is {there[0].title}",
+            f"the policy says kind: {quote(kind.name)} for network {network}",
             "correct its kind or its bridge",
         )
-    wanted = tuple(kind for kind in tap_kinds() if port.kind in (None, kind.name))
-    if seen.bridge is not None and any(kind.has_link for kind in wanted):
+    wanted = (kind,) if kind is not None else tap_kinds()
+    if seen.bridge is not None and any(each.has_link for each in wanted):
         what = f"a {seen.bridge.kind} interface" if seen.bridge.kind else "a network card"
         raise Failure(
             Status.REFUSED,
-            f"{quote(port.bridge)} is not a bridge",
+            f"{quote(port.place.name)} is not a bridge",
             f"it is {what}",
             f"correct bridge: of network {network}",
         )
@@ -104,14 +114,14 @@ def find(port: Port, seen: Seen) -> TapKind:
         own = quote(seen.other_name_of)
         raise Failure(
             Status.UNAVAILABLE,
-            f"there is no bridge {quote(port.bridge)}",
+            f"there is no bridge {quote(port.place.name)}",
             f"that is another name of {own}",
-            f"write {own} in the stead of {quote(port.bridge)} for network {network}",
+            f"write {own} in the stead of {quote(port.place.name)} for network {network}",
         )
-    remedy = " or ".join(kind.adding(port) for kind in wanted)
+    remedy = " or ".join(each.adding(port) for each in wanted)
     raise Failure(
         Status.UNAVAILABLE,
-        f"there is no bridge {quote(port.bridge)}",
+        f"there is no bridge {quote(port.place.name)}",
         f"network {network} names it",
         f"make it ({remedy}) or correct the policy",
     )

@@ -127,7 +127,7 @@ def claim(port: Port, seen: Seen) -> None:
 
     The bridge of a network that is made for taps is brought up with its first one.
     """
-    if port.nat is not None or seen.bridge is None or seen.bridge.up:
+    if port.made is not None or seen.bridge is None or seen.bridge.up:
         return
     raise Failure(
         Status.UNAVAILABLE,
@@ -147,18 +147,18 @@ def target_vids(port: Port, bridge: Link) -> tuple[Vid, ...] | None:
     Raises Failure (71) where the bridge cannot do what the policy says.
     """
     if not bridge.vlan_filtering:
-        if port.vlan is None:
+        if port.settings.vlan is None:
             return None
         raise Failure(
             Status.REFUSED,
             f"{quote(bridge.name)} does not filter VLANs",
-            f"vlan {show_vlan(port.vlan)} is wanted",
+            f"vlan {show_vlan(port.settings.vlan)} is wanted",
             f"turn it on: {_set_bridge(bridge.name, 'vlan_filtering', 1)}"
             if bridge.vlan_filtering is not None
             else "this kernel cannot (CONFIG_BRIDGE_VLAN_FILTERING)",
         )
-    if port.vlan is not None:
-        return wanted_vids(port.vlan)
+    if port.settings.vlan is not None:
+        return wanted_vids(port.settings.vlan)
     if bridge.default_pvid:
         return wanted_vids(Vlan(bridge.default_pvid))
     raise Failure(
@@ -176,10 +176,10 @@ def _set_bridge(bridge: str, setting: str, value: int) -> Command:
 
 def _vids(port: Port, bridge: Link) -> tuple[Vid, ...] | None:
     """Return the VIDs as target_vids; raise Failure (71) for external_ids too."""
-    if port.external_ids:
+    if port.settings.external_ids:
         raise Failure(
             Status.REFUSED,
-            f"{quote(port.bridge)} is {title}",
+            f"{quote(port.place.name)} is {title}",
             "it has no place for external_ids",
             f"take external_ids: from network {quote(port.network)}, or from its rule",
         )
@@ -194,7 +194,7 @@ def join(port: Port, seen: Seen, stamp: Stamp, here: Here) -> Plan:
     return (
         JoinBridge(tap.name, tap.index, bridge.name, bridge.index),
         *((SetVlans(tap.name, tap.index, vids),) if vids is not None else ()),
-        *((SetIsolated(tap.name, tap.index, True),) if port.isolated else ()),
+        *((SetIsolated(tap.name, tap.index, True),) if port.settings.isolated else ()),
     )
 
 
@@ -219,8 +219,8 @@ def change(port: Port, seen: Seen, stamp: Stamp, here: Here) -> tuple[Plan, bool
     if vids is not None and vids != tuple(sorted(seen.vids)):
         plan.append(SetVlans(tap.name, tap.index, vids))
     moves = bool(plan)
-    if port.isolated != bool(tap.isolated):
-        plan.append(SetIsolated(tap.name, tap.index, port.isolated))
+    if port.settings.isolated != bool(tap.isolated):
+        plan.append(SetIsolated(tap.name, tap.index, port.settings.isolated))
     return tuple(plan), moves
 
 
@@ -313,7 +313,7 @@ def is_no_worse(before: Seen, now: Seen) -> bool:
 
 def differences(port: Port, seen: Seen, *, up: bool) -> tuple[Difference, ...]:
     """Return what of master, VIDs and isolation is not as wanted, and whether the bridge is up."""
-    found = list(differing("bridge", port.bridge, seen.master.name if seen.master else None))
+    found = list(differing("bridge", port.place.name, seen.master.name if seen.master else None))
     tap, bridge = seen.tap, seen.bridge
     if tap is None or bridge is None or seen.master is None:
         return tuple(found)
@@ -321,12 +321,12 @@ def differences(port: Port, seen: Seen, *, up: bool) -> tuple[Difference, ...]:
         vids = target_vids(port, bridge)
     except Failure as failure:
         is_now = show_vids(seen.vids)
-        found.append(Difference("vlan", show_vlan(port.vlan), is_now, str(failure)))
+        found.append(Difference("vlan", show_vlan(port.settings.vlan), is_now, str(failure)))
     else:
         if vids is not None and vids != tuple(sorted(seen.vids)):
             wanted = show_vlan(vlan_of_vids(vids))
             found.append(Difference("vlan", wanted, show_vids(seen.vids)))
-    found += differing("isolated", port.isolated, bool(tap.isolated))
+    found += differing("isolated", port.settings.isolated, bool(tap.isolated))
     found += differing("bridge link", "up", "up" if bridge.up else "down")
     return tuple(found)
 
@@ -349,7 +349,7 @@ async def settle(host: Host, port: Port, *, up: bool, told: bool) -> None:
 
 def adding(port: Port) -> Command:
     """Return the command that makes the bridge, which filters VLANs where one is wanted."""
-    return adding_bridge(port.bridge, filtering=port.vlan is not None)
+    return adding_bridge(port.place.name, filtering=port.settings.vlan is not None)
 
 
 def adding_bridge(bridge: str, mac: str | None = None, *, filtering: bool = False) -> Command:
@@ -364,12 +364,12 @@ def pinning(port: Port, mtu: int) -> Command:
 
     The kernel takes a link's own MTU for no change, and pins nothing (dev_set_mtu_ext).
     """
-    return all_of(*(set_link(port.bridge, "mtu", str(each)) for each in (mtu - 1, mtu)))
+    return all_of(*(set_link(port.place.name, "mtu", str(each)) for each in (mtu - 1, mtu)))
 
 
 def able(port: Port, bridge: Link) -> Link:
     """Return the bridge as one that filters VLANs where one is wanted."""
-    return replace(bridge, vlan_filtering=port.vlan is not None)
+    return replace(bridge, vlan_filtering=port.settings.vlan is not None)
 
 
 def judge(ports: Iterable[OvsPort], links: Iterable[Link], here: Here) -> tuple[Leftover, ...]:

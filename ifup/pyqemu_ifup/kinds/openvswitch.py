@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.kinds.openvswitch import SPEC
-from pyqemu_ifconf.policy import DEFAULT_OVSDB, Port, Vlan
+from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB, BridgePlace
+from pyqemu_ifconf.kinds.openvswitch import SPEC, OvsPlace
 from pyqemu_ifconf.policy import Kind as KindName
+from pyqemu_ifconf.policy import Port, Vlan
 from pyqemu_ifconf.shell import Command, joined, output, ovs_value, piped, quote, sh, vsctl
 from pyqemu_ifup.kinds.base import Difference, Leftover, differing
 from pyqemu_ifup.look import Link, OvsPort, Seen, show_vlan
@@ -200,25 +201,32 @@ def _columns(row: OvsPort) -> tuple[str | None, int | None, tuple[int, ...]]:
     return row.vlan_mode, row.tag, row.trunks
 
 
+def _bridge_of(port: Port) -> OvsPlace:
+    """Return where the port is on Open vSwitch, be its kind said or looked up."""
+    if isinstance(port.place, OvsPlace):
+        return port.place
+    return OvsPlace(port.place.name, next(iter(port.place.databases), DEFAULT_OVSDB))
+
+
 def is_there(port: Port, seen: Seen) -> bool:
     """Tell whether the wanted database has a bridge with the wanted name."""
-    return port.ovsdb in seen.ovs_bridges
+    return _bridge_of(port).ovsdb in seen.ovs_bridges
 
 
 def require(databases: Container[str], port: Port, seen: Seen) -> None:
     """Raise Failure (69) where the bridge can only be Open vSwitch's, and that does not run."""
-    bridge = seen.bridge
+    bridge, address = seen.bridge, _bridge_of(port).ovsdb
     is_link = bridge is not None and bridge.kind == "bridge"
     wanted = (
-        port.kind == name
-        or (port.kind is None and not is_link and port.ovsdb != DEFAULT_OVSDB)
+        isinstance(port.place, OvsPlace)
+        or (isinstance(port.place, BridgePlace) and not is_link and address != DEFAULT_OVSDB)
         or (bridge is not None and bridge.kind == "openvswitch")
     )
-    if wanted and port.ovsdb not in databases:
+    if wanted and address not in databases:
         raise Failure(
             Status.UNAVAILABLE,
-            f"Open vSwitch is not there: no socket at {quote(port.ovsdb)}",
-            f"{quote(port.bridge)} of network {quote(port.network)} is its bridge",
+            f"Open vSwitch is not there: no socket at {quote(address)}",
+            f"{quote(port.place.name)} of network {quote(port.network)} is its bridge",
             "start Open vSwitch by its own service",
         )
 
@@ -252,22 +260,25 @@ def join(port: Port, seen: Seen, stamp: Stamp, here: Here) -> Plan:
     tap = seen.tap
     assert tap is not None
     ids = _wanted_ids(port, stamp, tap.index, here)
-    return (AddPort(port.ovsdb, port.bridge, tap.name, tap.index, port.vlan, port.isolated, ids),)
+    at, settings = _bridge_of(port), port.settings
+    return (
+        AddPort(at.ovsdb, at.bridge, tap.name, tap.index, settings.vlan, settings.isolated, ids),
+    )
 
 
 def _wanted_ids(port: Port, stamp: Stamp, index: int, here: Here) -> tuple[tuple[str, str], ...]:
-    ids = {**dict(port.external_ids), **row_ids(stamp, index, here)}
+    ids = {**dict(port.settings.external_ids), **row_ids(stamp, index, here)}
     return tuple(sorted(ids.items()))
 
 
 def is_in_place(port: Port, seen: Seen, here: Here) -> bool:
     """Tell whether the only row of ours is the wanted one, made for this tap and in use."""
-    tap, master, rows = seen.tap, seen.master, seen.our_rows(here)
+    tap, master, rows, at = seen.tap, seen.master, seen.our_rows(here), _bridge_of(port)
     return (
         tap is not None
         and (master is None or master.kind == master_kind)
         and [(row.ovsdb, row.bridge, row.ifindex, row.error) for row in rows]
-        == [(port.ovsdb, port.bridge, tap.index, None)]
+        == [(at.ovsdb, at.bridge, tap.index, None)]
         and rows[0].is_of(tap.index, here)
         and rows[0].ofport is not None
         and rows[0].ofport > 0
@@ -279,13 +290,14 @@ def change(port: Port, seen: Seen, stamp: Stamp, here: Here) -> tuple[Plan, bool
     tap = seen.tap
     assert tap is not None  # it is in place
     row = seen.our_rows(here)[0]
-    columns = vlan_columns(port.vlan)
+    columns = vlan_columns(port.settings.vlan)
     moves = columns != _columns(row)
     ids = _wanted_ids(port, stamp, tap.index, here)
     known = set(ids) <= set(row.external_ids)
-    if not moves and port.isolated == row.protected and row.transient and known:
+    if not moves and port.settings.isolated == row.protected and row.transient and known:
         return (), False
-    step = SetPort(port.ovsdb, tap.name, row.external_ids, *columns, port.isolated, True, ids)
+    isolated = port.settings.isolated
+    step = SetPort(row.ovsdb, tap.name, row.external_ids, *columns, isolated, True, ids)
     return (step,), moves
 
 
@@ -309,7 +321,7 @@ def releasing(seen: Seen, master: Link) -> tuple[str, Command] | None:
 
 def ovsdb(port: Port) -> str | None:
     """Return the database of the wanted bridge."""
-    return port.ovsdb
+    return _bridge_of(port).ovsdb
 
 
 def del_port(port: OvsPort) -> DelPort:
@@ -391,7 +403,7 @@ def restore(port: Port, before: Seen, now: Seen, here: Here, *, moved: bool) -> 
             exact = vlan_columns(vlan) == _columns(row) and row.transient
             seen, extra = row.external_ids, set[str]()
         else:
-            ours = {*OUR_KEYS, *dict(port.external_ids)}
+            ours = {*OUR_KEYS, *dict(port.settings.external_ids)}
             seen, extra = is_now.external_ids, (is_now.ids.keys() - row.ids.keys()) & ours
             exact = (
                 _columns(is_now) == _columns(row)
@@ -429,20 +441,21 @@ def _reach(row: OvsPort) -> tuple[object, ...]:
 def differences(port: Port, seen: Seen, *, up: bool) -> tuple[Difference, ...]:
     """Return which columns of the port are not as wanted."""
     tap = seen.tap
-    row = next((row for row in seen.ports if row.ovsdb == port.ovsdb), None)
+    wanted = _bridge_of(port)
+    row = next((row for row in seen.ports if row.ovsdb == wanted.ovsdb), None)
     if row is None or tap is None:
-        return differing("bridge", port.bridge, None)
-    found = list(differing("bridge", port.bridge, row.bridge))
-    if _columns(row) != vlan_columns(port.vlan):
+        return differing("bridge", wanted.bridge, None)
+    found = list(differing("bridge", wanted.bridge, row.bridge))
+    if _columns(row) != vlan_columns(port.settings.vlan):
         is_now = show_vlan(vlan_of_columns(row))
-        if is_now == show_vlan(port.vlan):
+        if is_now == show_vlan(port.settings.vlan):
             is_now += f" (vlan_mode {row.vlan_mode or 'empty'}"
             is_now += f", trunks {','.join(map(str, row.trunks))})" if row.trunks else ")"
-        found += differing("vlan", show_vlan(port.vlan), is_now)
-    found += differing("isolated", port.isolated, row.protected)
+        found += differing("vlan", show_vlan(port.settings.vlan), is_now)
+    found += differing("isolated", port.settings.isolated, row.protected)
     # NOTE: only what the policy gives: others (ovn-controller) add keys of their own to the row.
-    given = {key: row.ids[key] for key, _ in port.external_ids if key in row.ids}
-    found += differing("external_ids", dict(port.external_ids), given)
+    given = {key: row.ids[key] for key, _ in port.settings.external_ids if key in row.ids}
+    found += differing("external_ids", dict(port.settings.external_ids), given)
     found += differing("our mark", True, row.ours)
     found += differing("transient", True, row.transient)
     found += differing("error", None, row.error)
@@ -455,7 +468,7 @@ def differences(port: Port, seen: Seen, *, up: bool) -> tuple[Difference, ...]:
 
 async def settle(host: Host, port: Port, *, up: bool, told: bool) -> None:
     """Wait until ovs-vswitchd sees the link up, and the server has told all that there is."""
-    database = host.databases[port.ovsdb]
+    database = host.databases[_bridge_of(port).ovsdb]
     tap = host.kernel.look_up(port.tap)
     # NOTE: a persistent tap that nobody has opened yet has no carrier, so no link to wait for.
     if up and tap is not None and tap.carrier:
@@ -467,12 +480,14 @@ async def settle(host: Host, port: Port, *, up: bool, told: bool) -> None:
 
 def adding(port: Port) -> Command:
     """Return the command that makes the bridge."""
-    return vsctl(_shortest(port.ovsdb), ("add-br", port.bridge))
+    at = _bridge_of(port)
+    return vsctl(_shortest(at.ovsdb), ("add-br", at.bridge))
 
 
 def pinning(port: Port, mtu: int) -> Command:
     """Return the command that pins the bridge's MTU."""
-    return vsctl(_shortest(port.ovsdb), ("set", "interface", port.bridge, f"mtu_request={mtu}"))
+    at = _bridge_of(port)
+    return vsctl(_shortest(at.ovsdb), ("set", "interface", at.bridge, f"mtu_request={mtu}"))
 
 
 def _shortest(ovsdb: str) -> str:

@@ -173,11 +173,11 @@ async def making(host: Host, port: Port) -> AsyncIterator[Held]:
 
     Raises Failure. Where it fails, or the block does, the network is what it was before.
     """
-    assert port.nat is not None
+    assert port.made is not None
     try:
-        async with holding(host, port.network, port.bridge) as held:
+        async with holding(host, port.network, port.place.name) as held:
             try:
-                await _making(host, held, port.nat)
+                await _making(host, held, port.made)
                 yield held
             except BaseException as error:
                 if not await taking_back(host, held):
@@ -185,7 +185,7 @@ async def making(host: Host, port: Port) -> AsyncIterator[Held]:
                 raise
     except Lacking:
         # NOTE: what else this container lacks is told with it.
-        await require(host, Wanted(port.network, port.bridge, port.nat))
+        await require(host, Wanted(port.network, port.place.name, port.made))
         raise
 
 
@@ -194,11 +194,11 @@ async def differing(host: Host, port: Port) -> list[str]:
 
     Raises Failure: 75 with the host's deadline, 77 where its bridge is somebody else's.
     """
-    assert port.nat is not None
-    if own_bridge(host, port.network, port.bridge) is None:
+    assert port.made is not None
+    if own_bridge(host, port.network, port.place.name) is None:
         return []
-    async with holding(host, port.network, port.bridge) as held:
-        return await differences(host, held, port.nat)
+    async with holding(host, port.network, port.place.name) as held:
+        return await differences(host, held, port.made)
 
 
 async def _making(host: Host, held: Held, nat: Nat) -> None:
