@@ -24,20 +24,9 @@ from pyqemu_ifctl.qemu.running import Guest
 from pyqemu_ifctl.taps import Row
 from pyqemu_ifctl.verbs import info
 from pyqemu_ifup.drivers.conntrack import parse_flow
-from pyqemu_ifup.drivers.links import (
-    IFINFOMSG,
-    MESSAGE_MAX,
-    NLM_F_DUMP,
-    NLM_F_REQUEST,
-    NLMSGHDR,
-    RTM_GETLINK,
-    LinkEvents,
-    _counters,
-    _events,
-    _link,
-    read_error,
-)
-from pyqemu_ifup.drivers.links import messages as netlink_messages
+from pyqemu_ifup.drivers.links import IFINFOMSG, RTM_GETLINK, LinkEvents, _counters, _events, _link
+from pyqemu_ifup.drivers.netlink import MESSAGE_MAX, NLM_F_DUMP, NLM_F_REQUEST, NLMSGHDR, read_error
+from pyqemu_ifup.drivers.netlink import messages as netlink_messages
 from pyqemu_ifup.drivers.rtnetlink import Netlink
 
 SECONDS = 20.0

@@ -32,7 +32,7 @@ from pyqemu_ifup.drivers.conntrack import (
     forget_flows,
     parse_flow,
 )
-from pyqemu_ifup.drivers.links import attribute
+from pyqemu_ifup.drivers.netlink import attribute
 from pyqemu_ifup.task import finish
 
 FLOWS = 12_000

@@ -12,8 +12,7 @@ import errno
 import socket
 import struct
 
-from pyqemu_ifup.drivers.links import NLM_F_ACK, NLM_F_DUMP, attribute, attributes
-from pyqemu_ifup.drivers.netlink_socket import NetlinkSocket
+from pyqemu_ifup.drivers.netlink import NLM_F_ACK, NLM_F_DUMP, NetlinkSocket, attribute, attributes
 
 RTM_NEWQDISC, RTM_NEWTFILTER, RTM_GETTFILTER = 36, 44, 46
 NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400

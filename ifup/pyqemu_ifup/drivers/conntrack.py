@@ -9,15 +9,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.drivers.links import (
+from pyqemu_ifup.drivers.netlink import (
     NLM_F_ACK,
     NLM_F_DUMP,
     RTATTR,
+    NetlinkSocket,
     attribute,
     attributes,
+    bodies,
     reads_message,
 )
-from pyqemu_ifup.drivers.netlink_socket import NetlinkSocket
 from pyqemu_ifup.task import pause
 
 NETLINK_NETFILTER = 12
@@ -85,8 +86,8 @@ async def forget_flows(which: Callable[[Flow], bool], deadline: Deadline) -> boo
             raise
         return True
     with dump, NetlinkSocket(NETLINK_NETFILTER) as kernel:
-        for told in dump.asking(CT_GET, NLM_F_DUMP, NFGENMSG.pack(socket.AF_UNSPEC, 0, 0)):
-            for body in told:
+        for data in dump.packets(CT_GET, NLM_F_DUMP, NFGENMSG.pack(socket.AF_UNSPEC, 0, 0)):
+            for body in bodies(data):
                 _forget(kernel, body, which)
             if not deadline.remaining():
                 return False

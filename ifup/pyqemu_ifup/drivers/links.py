@@ -11,23 +11,32 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
 from typing import TypeVar
 
+from pyqemu_ifup.drivers.netlink import (
+    EVENT_BUFFER,
+    NLM_F_ACK,
+    S32,
+    SO_RCVBUFFORCE,
+    NetlinkSocket,
+    attribute,
+    attributes,
+    attributes_between,
+    each_attribute,
+    messages,
+    reads_message,
+)
 from pyqemu_ifup.look import Counters, Link
 from pyqemu_ifup.stamp import ALIAS_MARK
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
 RTMGRP_LINK = 1
-NLMSGHDR, IFINFOMSG, RTATTR = struct.Struct("IHHII"), struct.Struct("BxHiII"), struct.Struct("HH")
-U8, U16, U32, S32 = struct.Struct("B"), struct.Struct("H"), struct.Struct("I"), struct.Struct("i")
+IFINFOMSG = struct.Struct("BxHiII")
+U8, U16, U32 = struct.Struct("B"), struct.Struct("H"), struct.Struct("I")
 STATS64 = struct.Struct("8Q")
 """The first of rtnl_link_stats64 (linux/if_link.h): packets, bytes, errors, dropped, rx then tx."""
-NLA_TYPE_MASK = 0x3FFF
 IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
 IFA_F_NODAD = 0x2
 
@@ -50,40 +59,14 @@ IFLA_TUN_NUM_QUEUES, IFLA_TUN_NUM_DISABLED_QUEUES = 8, 9
 IFF_TAP = 2
 """What IFLA_TUN_TYPE says of a tap (linux/if_tun.h)."""
 
-SO_RCVBUFFORCE = 33
-EVENT_BUFFER = 1 << 20
-"""Bytes of link events that may wait: some 500 links at once."""
-MESSAGE_MAX = 1 << 17
-ATTEMPTS = 20
 T = TypeVar("T")
-
-
-def malformed() -> OSError:
-    """Return what is raised of a message that is cut, or lacks what each of its kind has."""
-    return OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
-
-
-def reads_message(read: Callable[..., T]) -> Callable[..., T]:
-    """Have what a function finds missing in a message raised as OSError, EBADMSG."""
-
-    @wraps(read)
-    def checked(*arguments: object) -> T:
-        try:
-            return read(*arguments)
-        except (struct.error, KeyError, IndexError) as error:
-            raise malformed() from error
-
-    return checked
 
 
 class LinkReader:
     """A socket that asks the kernel for links of this network namespace, and to change them."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-        )
-        self._sequence = 0
+        self._socket = NetlinkSocket(socket.NETLINK_ROUTE)
 
     def close(self) -> None:
         """Close the socket."""
@@ -94,75 +77,39 @@ class LinkReader:
 
         Raises OSError as the kernel answers.
         """
-        return self._one(0, attribute(IFLA_IFNAME, os.fsencode(name) + b"\0"))
+        return self._read_one(0, attribute(IFLA_IFNAME, os.fsencode(name) + b"\0"), _link)
 
     def by_index(self, index: int) -> Link | None:
         """Return the link with this ifindex, None without one. Raises OSError."""
-        return self._one(index, b"")
+        return self._read_one(index, b"", _link)
 
     def counters(self, index: int) -> Counters | None:
         """Return what has passed the link with this ifindex, None without one. Raises OSError."""
-        self._ask(0, index, b"")
-        try:
-            _, _, data, body, end = next(self._answers())
-        except OSError as error:
-            if error.errno != errno.ENODEV:
-                raise
-            return None
-        return _counters(data, body, end)
+        return self._read_one(index, b"", _counters)
 
     def all(self) -> list[Link]:
         """Return every link. Raises OSError, EBUSY where they never stand still."""
-        for _ in range(ATTEMPTS):
-            links: list[Link] = []
-            whole = True
-            self._ask(NLM_F_DUMP, 0, b"")
-            for kind, flags, data, body, end in self._answers():
-                whole = whole and not flags & NLM_F_DUMP_INTR
-                if kind == NLMSG_DONE:
-                    break
-                links.append(_link(data, body, end))
-            # NOTE: a dump that something was changed under may lack a link, or have one twice.
-            if whole:
-                return links
-        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        packets = self._socket.dump(RTM_GETLINK, IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
+        return [
+            _link(data, body, end)
+            for data in packets
+            for kind, _, _, body, end in messages(data)
+            if kind == RTM_NEWLINK
+        ]
 
     def change(self, body: bytes) -> None:
         """Have a link changed as the body of an RTM_NEWLINK message says. Raises OSError."""
-        self._send(RTM_NEWLINK, NLM_F_ACK, body)
-        next(self._answers())
+        self._socket.ask(RTM_NEWLINK, NLM_F_ACK, body)
 
-    def _one(self, index: int, name: bytes) -> Link | None:
-        self._ask(0, index, name)
+    def _read_one(self, index: int, name: bytes, read: Callable[[bytes, int, int], T]) -> T | None:
+        body = IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0) + name
         try:
-            _, _, data, body, end = next(self._answers())
+            data = self._socket.ask_one(RTM_GETLINK, body)
         except OSError as error:
             if error.errno != errno.ENODEV:
                 raise
             return None
-        return _link(data, body, end)
-
-    def _ask(self, flags: int, index: int, name: bytes) -> None:
-        body = IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0) + name
-        self._send(RTM_GETLINK, flags, body)
-
-    def _send(self, kind: int, flags: int, body: bytes) -> None:
-        self._sequence += 1
-        length = NLMSGHDR.size + len(body)
-        header = NLMSGHDR.pack(length, kind, NLM_F_REQUEST | flags, self._sequence, 0)
-        self._socket.send(header + body)
-
-    def _answers(self) -> Iterator[tuple[int, int, bytes, int, int]]:
-        """Yield the messages of the answer: type, flags, the data, where it begins and ends."""
-        while True:
-            data = self._socket.recv(MESSAGE_MAX)
-            for kind, flags, sequence, body, end in messages(data):
-                if sequence != self._sequence:
-                    continue
-                code = read_error(data, body) if kind == NLMSG_ERROR else 0
-                if code:
-                    raise OSError(code, os.strerror(code))
-                yield kind, flags, data, body, end
+        return read(data, 0, len(data))
 
 
 @dataclass(frozen=True)
@@ -240,46 +187,6 @@ class LinkEvents:
                 lost = True
 
 
-def messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield each message of netlink(7) in a packet.
-
-    That is its type, flags and sequence, and where its body begins and ends. Raises OSError,
-    EBADMSG, where one is cut.
-    """
-    at = 0
-    while at + NLMSGHDR.size <= len(data):
-        length, kind, flags, sequence, _ = NLMSGHDR.unpack_from(data, at)
-        if length < NLMSGHDR.size or at + length > len(data):
-            raise malformed()
-        yield kind, flags, sequence, at + NLMSGHDR.size, at + length
-        at += (length + 3) & ~3
-
-
-def attribute(kind: int, value: bytes) -> bytes:
-    """Return an attribute as a message has it."""
-    return RTATTR.pack(RTATTR.size + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-def attributes(data: bytes) -> dict[int, bytes]:
-    """Return the attributes that stand one behind another, by type."""
-    return _attributes(data, 0, len(data))
-
-
-def _attributes(data: bytes, at: int, end: int) -> dict[int, bytes]:
-    """Return the attributes between two places, by type."""
-    return dict(_each_attribute(data, at, end))
-
-
-def _each_attribute(data: bytes, at: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """Yield the attributes between two places: the type, which may come again, and the value."""
-    while at + RTATTR.size <= end:
-        length, kind = RTATTR.unpack_from(data, at)
-        if length < RTATTR.size:
-            break
-        yield kind & NLA_TYPE_MASK, data[at + RTATTR.size : at + length]
-        at += (length + 3) & ~3
-
-
 def _nested(found: dict[int, bytes], kind: int) -> dict[int, bytes]:
     return attributes(found.get(kind, b""))
 
@@ -303,21 +210,14 @@ def _altnames(found: dict[int, bytes]) -> tuple[str, ...]:
         return ()
     return tuple(
         os.fsdecode(name.rstrip(b"\0"))
-        for kind, name in _each_attribute(names, 0, len(names))
+        for kind, name in each_attribute(names, 0, len(names))
         if kind == IFLA_ALT_IFNAME
     )
 
 
 @reads_message
-def read_error(data: bytes, body: int) -> int:
-    """Return the error number of an NLMSG_ERROR or NLMSG_DONE, 0 for none."""
-    code: int = -S32.unpack_from(data, body)[0]
-    return code
-
-
-@reads_message
 def _counters(data: bytes, body: int, end: int) -> Counters:
-    found = _attributes(data, body + IFINFOMSG.size, end)
+    found = attributes_between(data, body + IFINFOMSG.size, end)
     numbers = STATS64.unpack_from(found[IFLA_STATS64])
     return Counters(*numbers[:4], *numbers[6:8])
 
@@ -327,7 +227,7 @@ def _events(gone: bool, data: bytes, body: int, end: int) -> list[LinkEvent]:
     """Return the event of a message about a link; none of one about a bridge's port."""
     if data[body] != socket.AF_UNSPEC:
         return []
-    found = _attributes(data, body + IFINFOMSG.size, end)
+    found = attributes_between(data, body + IFINFOMSG.size, end)
     kind = _text(_nested(found, IFLA_LINKINFO), IFLA_INFO_KIND)
     _, _, index, flags, _ = IFINFOMSG.unpack_from(data, body)
     idle = flags & (IFF_UP | IFF_LOWER_UP) == IFF_UP
@@ -344,7 +244,7 @@ def _events(gone: bool, data: bytes, body: int, end: int) -> list[LinkEvent]:
 def _link(data: bytes, body: int, end: int) -> Link:
     """Return the Link of an RTM_NEWLINK message."""
     _, _, index, flags, _ = IFINFOMSG.unpack_from(data, body)
-    found = _attributes(data, body + IFINFOMSG.size, end)
+    found = attributes_between(data, body + IFINFOMSG.size, end)
     info = _nested(found, IFLA_LINKINFO)
     kind = _text(info, IFLA_INFO_KIND) or None
     own = _nested(info, IFLA_INFO_DATA) if kind in ("bridge", "tun", "vlan") else {}

@@ -19,20 +19,7 @@ from dataclasses import dataclass, replace
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.shell import nft_command, quote
 from pyqemu_ifup.drivers.conntrack import NETLINK_NETFILTER
-from pyqemu_ifup.drivers.links import (
-    MESSAGE_MAX,
-    NLM_F_ACK,
-    NLM_F_DUMP,
-    NLM_F_DUMP_INTR,
-    NLM_F_REQUEST,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-    NLMSGHDR,
-    attribute,
-    attributes,
-    messages,
-    read_error,
-)
+from pyqemu_ifup.drivers.netlink import NLM_F_ACK, NetlinkSocket, attribute, attributes, bodies
 from pyqemu_ifup.drivers.nft_rules import (
     TABLE,
     U32,
@@ -57,6 +44,8 @@ NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_BATCH_GENID = 16, 17, 1
 NFNL_SUBSYS_NFTABLES = 10
 NFPROTO_UNSPEC, NFPROTO_NETDEV = 0, 5
 NFGENMSG = struct.Struct("!BBH")
+NETDEV = NFGENMSG.pack(NFPROTO_NETDEV, 0, 0)
+"""The head of what is said of our family."""
 NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_DELTABLE = 0, 1, 2
 NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN, NFT_MSG_DELCHAIN = 3, 4, 5
 NFT_MSG_NEWRULE, NFT_MSG_GETRULE, NFT_MSG_DELRULE = 6, 7, 8
@@ -343,10 +332,7 @@ class Netfilter:
     """
 
     def __init__(self) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
-        )
-        self._sequence = 0
+        self._socket = NetlinkSocket(NETLINK_NETFILTER)
 
     def __enter__(self) -> Netfilter:
         return self
@@ -356,27 +342,26 @@ class Netfilter:
 
     def generation(self) -> int:
         """Return the number of the ruleset, which changes with everything in it."""
-        (told,) = self._ask(NFT_MSG_GETGEN, 0, b"")
-        return int.from_bytes(attributes(told)[NFTA_GEN_ID], "big")
+        return int.from_bytes(self._ask_one(NFT_MSG_GETGEN, b"")[NFTA_GEN_ID], "big")
 
     def table(self) -> dict[int, bytes] | None:
         """Return the attributes of our table, None without it."""
         try:
-            (told,) = self._ask(NFT_MSG_GETTABLE, 0, name_table())
+            return self._ask_one(NFT_MSG_GETTABLE, name_table())
         except FileNotFoundError:
             return None
-        return attributes(told)
 
     def chains(self) -> list[bytes]:
         """Return what the kernel tells of all chains of the family, for `_chains`."""
-        return self._packets(NFT_MSG_GETCHAIN, NLM_F_DUMP, b"")
+        return self._socket.dump(_of_nft(NFT_MSG_GETCHAIN), NETDEV)
 
     def rules(self, chain: str | None = None) -> dict[str, list[Rule]]:
         """Return the rules of a chain, or of all in our table, by the name of their chain."""
         found: dict[str, list[Rule]] = {}
-        for body in self._ask(NFT_MSG_GETRULE, NLM_F_DUMP, name_rules(chain)):
-            name, rule = read_rule(body)
-            found.setdefault(name, []).append(rule)
+        for data in self._socket.dump(_of_nft(NFT_MSG_GETRULE), NETDEV + name_rules(chain)):
+            for body in bodies(data):
+                name, rule = read_rule(body[NFGENMSG.size :])
+                found.setdefault(name, []).append(rule)
         return found
 
     def with_rules(self, chain: Chain) -> Chain:
@@ -388,91 +373,32 @@ class Netfilter:
 
         `generation`: only as long as the ruleset has this number.
         """
-        first = self._sequence + 2
+        pack = self._socket.pack
         head = NFGENMSG.pack(NFPROTO_UNSPEC, 0, NFNL_SUBSYS_NFTABLES)
         at = attribute(NFNL_BATCH_GENID, U32.pack(generation)) if generation is not None else b""
-        parts = [self._pack(NFNL_MSG_BATCH_BEGIN, 0, head + at)]
+        parts = [pack(NFNL_MSG_BATCH_BEGIN, 0, head + at)]
         for left, each in enumerate(batch, 1 - len(batch)):
             # NOTE: what fails answers by itself; the last answers for all that went well.
-            parts.append(
-                self._pack_nft(each.kind, each.flags | (0 if left else NLM_F_ACK), each.body)
-            )
-        parts.append(self._pack(NFNL_MSG_BATCH_END, 0, head))
-        self._socket.send(b"".join(parts))
-        answers = list(self._answered(first - 1))
-        for number, code in answers:
+            flags = each.flags | (0 if left else NLM_F_ACK)
+            parts.append(pack(_of_nft(each.kind), flags, NETDEV + each.body))
+        parts.append(pack(NFNL_MSG_BATCH_END, 0, head))
+        answers = self._socket.send_batch(parts)
+        for place, code in answers:
             if code:
-                place = number - first
-                raise Refused(code, batch[place] if 0 <= place < len(batch) else None)
+                is_of_one = 1 <= place <= len(batch)
+                raise Refused(code, batch[place - 1] if is_of_one else None)
         if not answers:
             raise Refused(errno.EIO, None)
 
-    def _answered(self, first: int) -> Iterator[tuple[int, int]]:
-        """Yield each answer to what was sent since: the sequence number, and the error or 0."""
-        while True:
-            try:
-                # NOTE: the kernel has answered all when send() returns.
-                data = self._socket.recv(MESSAGE_MAX, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
-            for kind, _, sequence, begin, _ in messages(data):
-                if kind == NLMSG_ERROR and sequence >= first:
-                    yield sequence, read_error(data, begin)
-
-    def _ask(self, kind: int, flags: int, body: bytes) -> list[bytes]:
-        """Return the attributes of each message of the answer."""
-        return [each for data in self._packets(kind, flags, body) for each in _bodies(data)]
-
-    def _packets(self, kind: int, flags: int, body: bytes) -> list[bytes]:
-        """Return the packets of the answer."""
-        for _ in range(ATTEMPTS):
-            self._socket.send(self._pack_nft(kind, flags | NLM_F_ACK, body))
-            packets: list[bytes] = []
-            whole = True
-            done = False
-            while not done:
-                data = self._socket.recv(MESSAGE_MAX)
-                done, clean = _is_end(data, self._sequence)
-                whole = whole and clean
-                packets.append(data)
-            # NOTE: a dump that something was changed under may lack a chain, or have one twice.
-            if whole:
-                return packets
-        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-
-    def _pack_nft(self, kind: int, flags: int, body: bytes) -> bytes:
-        family = NFGENMSG.pack(NFPROTO_NETDEV, 0, 0)
-        return self._pack(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, family + body)
-
-    def _pack(self, kind: int, flags: int, body: bytes) -> bytes:
-        self._sequence += 1
-        length = NLMSGHDR.size + len(body)
-        return NLMSGHDR.pack(length, kind, NLM_F_REQUEST | flags, self._sequence, 0) + body
+    def _ask_one(self, kind: int, body: bytes) -> dict[int, bytes]:
+        """Return the attributes of the one thing that is asked for."""
+        told = self._socket.ask_one(_of_nft(kind), NETDEV + body)
+        return attributes(told[NFGENMSG.size :])
 
 
-def _is_end(data: bytes, sequence: int) -> tuple[bool, bool]:
-    """Return whether a packet ends the answer of this number, and whether all stood still.
-
-    Raises OSError as the kernel answers.
-    """
-    end = False
-    flagged = 0
-    for kind, flags, number, begin, _ in messages(data):
-        if number == sequence:
-            flagged |= flags
-            if kind in (NLMSG_ERROR, NLMSG_DONE):
-                code = read_error(data, begin)
-                if code:
-                    raise OSError(code, os.strerror(code))
-                end = True
-    return end, not flagged & NLM_F_DUMP_INTR
-
-
-def _bodies(data: bytes) -> Iterator[bytes]:
-    """Yield the attributes of each message in a packet, but those that end an answer."""
-    for kind, _, _, begin, end in messages(data):
-        if kind not in (NLMSG_ERROR, NLMSG_DONE):
-            yield data[begin + NFGENMSG.size : end]
+def _of_nft(kind: int) -> int:
+    """Return the type of a message of nftables' (linux/netfilter/nfnetlink.h)."""
+    return NFNL_SUBSYS_NFTABLES << 8 | kind
 
 
 def _chains(packets: Sequence[bytes], *marks: bytes) -> Iterator[Chain]:
@@ -483,8 +409,8 @@ def _chains(packets: Sequence[bytes], *marks: bytes) -> Iterator[Chain]:
     for data in packets:
         if marks and not any(each in data for each in marks):
             continue
-        for body in _bodies(data):
+        for body in bodies(data):
             if not marks or any(each in body for each in marks):
-                table, chain = read_chain(body)
+                table, chain = read_chain(body[NFGENMSG.size :])
                 if table == TABLE:
                     yield chain

@@ -7,7 +7,7 @@ import os
 import socket
 
 from pyqemu_ifup.drivers.conntrack import NETLINK_NETFILTER, NFGENMSG
-from pyqemu_ifup.drivers.links import EVENT_BUFFER, SO_RCVBUFFORCE, attributes, messages
+from pyqemu_ifup.drivers.netlink import EVENT_BUFFER, SO_RCVBUFFORCE, attributes, messages
 from pyqemu_ifup.made.nat import TABLE
 
 NFNLGRP_NFTABLES = 7

@@ -16,7 +16,7 @@ from hashlib import sha256
 from typing import ClassVar
 from urllib.parse import quote as percent
 
-from pyqemu_ifup.drivers.links import RTATTR, attribute, attributes, reads_message
+from pyqemu_ifup.drivers.netlink import RTATTR, attribute, attributes, reads_message
 
 TABLE = "pyqemu-ifup"
 """The table of the family netdev that holds all chains of ours."""

@@ -26,13 +26,11 @@ from pyqemu_ifup.drivers.links import (
     IFF_UP,
     IFINFOMSG,
     IFLA_AF_SPEC,
-    NLMSGHDR,
     NO_ADDRESS,
     U32,
     LinkReader,
-    attribute,
-    malformed,
 )
+from pyqemu_ifup.drivers.netlink import NLMSGHDR, attribute, malformed
 from pyqemu_ifup.look import Counters, Link, Vid, ranges
 from pyqemu_ifup.manners import waiting_for
 
