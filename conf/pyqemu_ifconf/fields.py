@@ -10,7 +10,7 @@ from functools import cache
 
 from pyqemu_ifconf import kinds
 from pyqemu_ifconf.field import Field, Where
-from pyqemu_ifconf.kinds.base import KindSpec
+from pyqemu_ifconf.kinds.base import KindSpec, SettingName
 from pyqemu_ifconf.made import nat as made_nat
 from pyqemu_ifconf.made.nat import (
     HOST6_PATTERN,
@@ -37,6 +37,7 @@ from pyqemu_ifconf.values import (
     VlanPort,
     Yes,
     is_line,
+    listed,
     unknown_key,
 )
 from pyqemu_ifconf.vms import (
@@ -59,6 +60,12 @@ from pyqemu_ifconf.vms import (
     is_mac,
     is_subnet,
 )
+
+
+def _labels(setting: SettingName) -> str:
+    """Return the kinds of network that can give a port setting."""
+    return listed([spec.label for spec in kinds.SPECS if setting in spec.settings], "and")
+
 
 FIELDS: tuple[Field, ...] = (
     Field("version", "top", Number(1, 1), "The version of the policy language.", required=True),
@@ -164,7 +171,7 @@ FIELDS: tuple[Field, ...] = (
         "external_ids",
         "port",
         ExternalIds(),
-        "Keys for the external_ids of the Interface row; Open vSwitch only.",
+        f"Keys for the external_ids of the Interface row; {_labels('external_ids')} only.",
     ),
     Field("txqueuelen", "port", Number(0, 1_000_000), "The tap's queue length, in packets."),
     Field("nics", "vm", Nics(), "The guest's NICs, in the order in which it gets them.", True),

@@ -283,7 +283,8 @@ class Policy:
     @property
     def databases(self) -> tuple[str, ...]:
         """The databases of its networks, in each of which a tap's name is looked up."""
-        return tuple(dict.fromkeys(network.ovsdb for network in self.networks.values()))
+        addresses = (each for it in self.networks.values() for each in it.place.databases)
+        return tuple(dict.fromkeys(addresses))
 
     @cached_property
     def index(self) -> RuleIndex:

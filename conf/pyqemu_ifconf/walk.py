@@ -10,8 +10,7 @@ from pyqemu_ifconf import kinds
 from pyqemu_ifconf.failure import PolicyError
 from pyqemu_ifconf.field import Where
 from pyqemu_ifconf.fields import PORT_SETTINGS, fields_of, lacking, owners_of, unknown_field
-from pyqemu_ifconf.kinds.base import KindSpec, Place, SettingName, place_of
-from pyqemu_ifconf.kinds.bridge import BridgePlace
+from pyqemu_ifconf.kinds.base import KindSpec, Nowhere, Place, SettingName, place_of
 from pyqemu_ifconf.made import nat as made_nat
 from pyqemu_ifconf.made.nat import check_nat, overlaps
 from pyqemu_ifconf.names import is_network_name, tap_name_of
@@ -285,7 +284,7 @@ def _place(said: _Said, given: _Given) -> Place:
     spec = said.specs[0]
     kind = spec.place if len(said.specs) == 1 else spec.found
     found = place_of(kind, given.values) if kind is not None else None
-    return found or BridgePlace(given.values.get("bridge", ""))
+    return found or Nowhere()
 
 
 def _not_for(name: str, network: str, said: _Said) -> str:
@@ -320,11 +319,11 @@ def _read_nat(given: _Given, errors: Errors) -> Nat | None:
 
 def _check_nats(draft: _Draft) -> None:
     """Check that each network with nat: has its bridge and its subnets to itself."""
-    on_bridge: dict[str, list[Network]] = {}
+    on_it: dict[str, list[Network]] = {}
     for each in draft.networks.values():
-        on_bridge.setdefault(each.bridge, []).append(each)
+        on_it.setdefault(each.place.name, []).append(each)
     for name, (key, errors) in draft.nats.items():
-        bridge = draft.networks[name].bridge
+        bridge = draft.networks[name].place.name
         if bridge and not is_network_name(bridge):
             # NOTE: others are patterns, or the end of a name, to nft(8) and dnsmasq(8).
             errors.add(
@@ -333,7 +332,7 @@ def _check_nats(draft: _Draft) -> None:
                 "letters, digits, ., _ and -, a letter or digit first",
             )
         # NOTE: one more is enough to tell; each of them says so itself.
-        other = next((it for it in on_bridge[bridge] if it.name != name), None)
+        other = next((it for it in on_it[bridge] if it.name != name), None)
         if bridge and other is not None:
             errors.add(
                 key,
@@ -501,17 +500,17 @@ def _read_user(node: Map, errors: Errors) -> UserMode:
 
 
 def _check_nics(draft: _Draft) -> None:
-    """Check that no two NICs of the host have the same tap, or MAC, and none a bridge's name."""
+    """Check that no two NICs of the host have the same tap, or MAC, and none a place's name."""
     taps: dict[str, Nic] = {}
     macs: dict[str, Nic] = {}
-    bridges = {network.bridge: network for network in draft.networks.values()}
+    places = {network.place.name: network for network in draft.networks.values()}
     for nic, given, errors in draft.nics:
-        bridge = bridges.get(nic.tap) if nic.tap else None
-        if bridge is not None:
+        there = places.get(nic.tap) if nic.tap else None
+        if there is not None:
             errors.add_at(
                 *_at(given.nodes.get("tap"), nic.position),
-                f"tap {nic.tap} is the bridge of network {bridge.name} ({bridge.position}); "
-                "give the NIC another tap",
+                f"tap {nic.tap} is the {there.place.noun} of network {there.name} "
+                f"({there.position}); give the NIC another tap",
             )
         for name, value, seen in (("tap", nic.tap, taps), ("mac", nic.mac, macs)):
             if not value:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.bridge_conf import NOTHING, BridgeConf, read_bridge_conf
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.kinds.bridge import OnBridge
 from pyqemu_ifconf.policy import Network, Policy, Port, Vm, find_nic
 from pyqemu_ifconf.shell import ifctl, quote, readable
 
@@ -74,21 +75,22 @@ def may_use(
             f"{readable(denied)} is among its deny_users {position}",
             "ask who keeps the policy",
         )
-    if bridge_conf.denies(network.bridge):
+    bridge = network.place.bridge if isinstance(network.place, OnBridge) else None
+    if bridge is not None and bridge_conf.denies(bridge):
         raise Failure(
             Status.DENIED,
             what,
-            f"bridge.conf denies its bridge {quote(network.bridge)}",
+            f"bridge.conf denies its bridge {quote(bridge)}",
             "ask who keeps it",
         )
     if _first(network.users, login, groups) is not None:
         return
     because = f"neither the user nor one of the user's groups is among its users {position}"
-    if bridge_conf.allows(network.bridge):
+    if bridge is not None and bridge_conf.allows(bridge):
         own = _own_setting(network, port)
         if own is None:
             return
-        because += f", and that bridge.conf allows {quote(network.bridge)} admits to no network "
+        because += f", and that bridge.conf allows {quote(bridge)} admits to no network "
         because += f"with {own}"
         if port is not None and port.position != network.position:
             because += f" ({port.position})"

@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from pyqemu_ifconf.bridge_conf import NOTHING, BridgeConf
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.kinds.bridge import OnBridge
 from pyqemu_ifconf.names import is_made_of, is_user_name, is_valid_name
 from pyqemu_ifconf.policy import Network, Nic, Policy, Vm, find_nic
 from pyqemu_ifconf.shell import ifctl, quote, readable
@@ -35,7 +36,11 @@ def find_network(
     if called is not None:
         may_use(called, uid, login, groups, bridge_conf)
         return called
-    there = [network for network in policy.networks.values() if network.bridge == name]
+    there = [
+        network
+        for network in policy.networks.values()
+        if isinstance(network.place, OnBridge) and network.place.bridge == name
+    ]
     refusals: list[Failure] = []
     open_to = []
     for network in there:
@@ -112,16 +117,17 @@ def pick_name(
 
 
 def refuse_bridge_name(policy: Policy, name: str) -> None:
-    """Check that a new tap does not take the name of a bridge of the policy's.
+    """Check that a new tap does not take the name of what a network of the policy's is on.
 
-    That bridge may not be there yet, and could not be made then. Raises Failure (77).
+    A bridge may not be there yet, and could not be made then. Raises Failure (77).
     """
     for network in policy.networks.values():
-        if network.bridge == name:
+        if network.place.name == name:
             raise Failure(
                 Status.DENIED,
                 f"the name {quote(name)} is not for a tap",
-                f"it is that of the bridge of network {quote(network.name)} ({network.position})",
+                f"it is that of the {network.place.noun} of network {quote(network.name)} "
+                f"({network.position})",
                 "take another, or let the network's tap_name make others",
             )
 

@@ -1,7 +1,7 @@
 """What a kind of network is: the words of its own in a policy, and what its ports can be given.
 
-The kinds are known by these values alone: no other module names one. To import them costs little,
-for the hooks do; what reads a policy's text is imported where one is read.
+Other modules know the kinds by these values alone, and name none. The hooks import this, so it has
+to cost little: what reads a policy's text is imported when a text is read.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ Endpoint = Literal["tap", "macvtap", "vfio", "vhost-user"]
 SettingName = Literal["mtu", "vlan", "isolated", "external_ids", "txqueuelen"]
 """A port setting: it may stand on a network, on a rule and on a NIC, and means the same there."""
 
+MadeName = Literal["nat"]
+"""A key of a network that has us make it for its first port, and unmake it after the last."""
+
 
 @dataclass(frozen=True)
 class Place(ABC):
-    """Where the ports of a network are; each kind has its own, of what the network's keys say.
+    """Where the ports of a network are. Each kind has its own, made of what the network's keys say.
 
     `noun` is what the host has there, in a word.
     """
@@ -51,11 +54,22 @@ class Place(ABC):
         return ()
 
 
-def place_of(kind: type[Place], values: Mapping[str, Any]) -> Place | None:
-    """Return the place of this `kind` that `values` say, None where one lacks that it must have.
+@dataclass(frozen=True)
+class Nowhere(Place):
+    """The place of a network that names none, or a wrong one. Such a policy is never used."""
 
-    `values` may have others too, which are passed over: so what is said of a bridge becomes the
-    place on that bridge of a kind that is looked up.
+    noun: ClassVar[str] = "place"
+
+    @property
+    def name(self) -> str:
+        """No name."""
+        return ""
+
+
+def place_of(kind: type[Place], values: Mapping[str, Any]) -> Place | None:
+    """Return the place of this `kind` that `values` say, or None if a value is missing.
+
+    Values that the place has no field for are passed over.
     """
     given = {each.name: values[each.name] for each in fields(kind) if each.name in values}
     if any(each.name not in given and each.default is MISSING for each in fields(kind)):
@@ -64,7 +78,7 @@ def place_of(kind: type[Place], values: Mapping[str, Any]) -> Place | None:
 
 
 def no_faults(settings: Mapping[str, object]) -> Iterable[tuple[SettingName, str]]:
-    """Yield nothing: whatever the values are, such a kind can give them."""
+    """Yield nothing: the kind can give its settings with any value."""
     return ()
 
 
@@ -72,14 +86,21 @@ def no_faults(settings: Mapping[str, object]) -> Iterable[tuple[SettingName, str
 class KindSpec:
     """What a policy may say of one kind of network, and what is said of it.
 
-    `title` is what such a network is, as in `it is a Linux bridge`; `label` the same where it is
-    one word among others, as over a column. `key` is the one that names the kind, and `fields`
-    returns all that are its own, `key` among them; those of `place` have the names of these.
-    `settings` are what a port can be given. `faults` yields, of the settings of one port as the
-    network and whoever leads to it give them together, each that the kind cannot give with that
-    value, or cannot be without, and why. `defaults` are settings that such a network has unless it
-    says otherwise, `none` too. `found`: several kinds share the key, and which of them it
-    is is looked up where the network has no `kind:`; this is the network's place until then.
+    `title` is what such a network is, as in `it is a Linux bridge`; `label` is the same as one word
+    among others, as over a column. `endpoint` is what QEMU is given.
+
+    `key` is the key that names the kind. `fields` returns all keys of the kind's own, `key` among
+    them; the fields of `place` have their names.
+
+    `settings` are the port settings that the kind can give, and `defaults` those that such a
+    network has unless it says otherwise, `none` too. `faults` takes the settings of one port, as
+    its network and its rule or NIC give them together. It yields each one that the kind cannot give
+    with that value, or cannot be without, and why.
+
+    `made` are the keys by which such a network can be made.
+
+    `found` is set if several kinds share `key`: without `kind:` the host is looked at to tell them
+    apart, and `found` is the network's place until then.
     """
 
     name: KindName
@@ -92,6 +113,7 @@ class KindSpec:
     settings: frozenset[SettingName]
     faults: Callable[[Mapping[str, object]], Iterable[tuple[SettingName, str]]] = no_faults
     defaults: Mapping[str, object] = field(default_factory=dict)
+    made: frozenset[MadeName] = frozenset()
     found: type[Place] | None = None
 
     @cached_property

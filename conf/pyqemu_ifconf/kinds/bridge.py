@@ -20,17 +20,23 @@ DEFAULT_OVSDB = "unix:/run/openvswitch/db.sock"
 
 
 @dataclass(frozen=True)
-class BridgePlace(Place):
-    """A bridge whose kind the policy does not say; `ovsdb` is the database that may have it."""
+class OnBridge(Place):
+    """A bridge of the host's, by its name."""
 
     noun: ClassVar[str] = "bridge"
     bridge: str
-    ovsdb: str = field(default=DEFAULT_OVSDB, metadata={"noun": "database"})
 
     @property
     def name(self) -> str:
         """The bridge's name."""
         return self.bridge
+
+
+@dataclass(frozen=True)
+class BridgePlace(OnBridge):
+    """A bridge whose kind the policy does not say; `ovsdb` is the database that may have it."""
+
+    ovsdb: str = field(default=DEFAULT_OVSDB, metadata={"noun": "database"})
 
     @property
     def databases(self) -> tuple[str, ...]:

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from pyqemu_ifconf.kinds.base import KindSpec, Place
-from pyqemu_ifconf.kinds.bridge import KEY, BridgePlace, bridge_field, faults
+from pyqemu_ifconf.kinds.base import KindSpec
+from pyqemu_ifconf.kinds.bridge import KEY, BridgePlace, OnBridge, bridge_field, faults
 
 if TYPE_CHECKING:
     from pyqemu_ifconf.field import Field
 
 
 @dataclass(frozen=True)
-class LinuxPlace(Place):
+class LinuxPlace(OnBridge):
     """A Linux bridge, by its name."""
-
-    noun: ClassVar[str] = "bridge"
-    bridge: str
-
-    @property
-    def name(self) -> str:
-        """The bridge's name."""
-        return self.bridge
 
 
 def _fields() -> tuple[Field, ...]:
@@ -39,5 +31,6 @@ SPEC = KindSpec(
     fields=_fields,
     settings=frozenset({"mtu", "vlan", "isolated", "txqueuelen"}),
     faults=faults,
+    made=frozenset({"nat"}),
     found=BridgePlace,
 )

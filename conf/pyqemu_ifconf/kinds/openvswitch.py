@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from pyqemu_ifconf.kinds.base import KindSpec, Place
-from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB, KEY, BridgePlace, bridge_field, faults
+from pyqemu_ifconf.kinds.base import KindSpec
+from pyqemu_ifconf.kinds.bridge import (
+    DEFAULT_OVSDB,
+    KEY,
+    BridgePlace,
+    OnBridge,
+    bridge_field,
+    faults,
+)
 
 if TYPE_CHECKING:
     from pyqemu_ifconf.field import Field
@@ -16,17 +23,10 @@ _TCP = r"tcp:(\[([^\]]+)\]|[^:\[\]]+):([1-9][0-9]{0,4})"
 
 
 @dataclass(frozen=True)
-class OvsPlace(Place):
+class OvsPlace(OnBridge):
     """A bridge of Open vSwitch, by its name, and the address of the database that has it."""
 
-    noun: ClassVar[str] = "bridge"
-    bridge: str
     ovsdb: str = DEFAULT_OVSDB
-
-    @property
-    def name(self) -> str:
-        """The bridge's name."""
-        return self.bridge
 
     @property
     def databases(self) -> tuple[str, ...]:

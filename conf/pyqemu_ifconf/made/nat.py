@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from pyqemu_ifconf.kinds import linux
+from pyqemu_ifconf.kinds import SPECS
 from pyqemu_ifconf.nodes import Errors, List, Map, Node, Scalar, entries, quote, show
 from pyqemu_ifconf.policy import Dhcp, Forward, Nat, Network, Service
 from pyqemu_ifconf.values import BAD, Bad, Schema, must_be, unknown_key
@@ -17,8 +17,8 @@ from pyqemu_ifconf.vms import MAC_PATTERN, PORT_MAX, is_mac
 if TYPE_CHECKING:
     from ipaddress import IPv4Interface
 
-KIND = linux.SPEC
-"""What is made is a Linux bridge."""
+KIND = next(spec for spec in SPECS if "nat" in spec.made)
+"""What is made."""
 WITHOUT = ("kind", "vlan")
 """Keys that such a network has not, though others of its kind have them."""
 
@@ -307,8 +307,8 @@ def overlaps(networks: Iterable[Network]) -> list[tuple[Network, Network, str]]:
     subnets = [
         (subnet.version, subnet.network_address, -subnet.num_addresses, at, network, subnet)
         for at, network in enumerate(networks)
-        if network.nat is not None
-        for subnet in (ip_interface(each).network for each in _subnets(network.nat))
+        if network.made is not None
+        for subnet in (ip_interface(each).network for each in _subnets(network.made))
     ]
     # NOTE: of two subnets that overlap, one lies in the other; each comes after those around it.
     subnets.sort(key=lambda row: row[:4])
