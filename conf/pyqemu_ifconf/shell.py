@@ -39,7 +39,7 @@ _NEWLINE = "${IFS#??}"
 class Command(str):
     """A line for bash, dash or another POSIX shell, in which every name is one word.
 
-    Only this module makes one; tests/test_house.py holds the rest of the toolkit to it.
+    Only this module makes one; tests/house/test_house.py holds the rest of the toolkit to it.
     """
 
     __slots__ = ()

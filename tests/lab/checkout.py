@@ -20,3 +20,17 @@ def files(pattern: str) -> list[Path]:
         folders[:] = [name for name in folders if not NOT_OURS.search(name)]
         found += [path for name in names if (path := Path(folder, name)).match(pattern)]
     return sorted(found)
+
+
+def find_test(name: str) -> Path:
+    """Return the file of tests that is called `name`, which may begin with its room.
+
+    Without one it is none of those that run inside another kernel.
+    """
+    found = [
+        path
+        for path in ROOT.glob(f"tests/**/{name}")
+        if "/" in name or path.parent.name not in ("uml", "vm")
+    ]
+    (path,) = found
+    return path

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-
 import test_netdev_chains as here
+
 from lab.macvtap import (
     ARRIVAL,
     CASES,

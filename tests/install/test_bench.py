@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from lab import needs
+from lab.checkout import ROOT
 from lab.hooks import Hooks
 
 pytestmark = pytest.mark.host("it looks at all processes of the host, and measures")
 
-BENCH = Path(__file__).resolve().parent.parent / "bench" / "run"
+BENCH = ROOT / "bench" / "run"
 NO_INDEX = ("No matching distribution found", "Could not find a version", "Connection")
 MARK = "PYQEMU_BENCH_TEST"
 WIDTH = 100

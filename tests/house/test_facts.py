@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import ast
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from lab.checkout import ROOT
 
-QEMU = "tests/test_qemu_hooks.py"
-SCRIPTS = "tests/test_caller_qemu.py"
-GUEST = "tests/test_qemu_guest.py"
+QEMU = "tests/engine/test_qemu_hooks.py"
+SCRIPTS = "tests/engine/test_caller_qemu.py"
+GUEST = "tests/engine/test_qemu_guest.py"
 AWARE = "tests/uml/test_vlan_aware_bridge.py"
 KERNEL = "tests/uml/test_ovs_kernel.py"
 

@@ -9,13 +9,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from test_install import PROGRAMS
 
+from lab.checkout import ROOT
 from lab.needs import lack
 from pyqemu_ifctl import main
 from pyqemu_ifctl.command_line import build_parser
 from pyqemu_ifctl.completion import Verb, describe
-from test_house import ROOT
-from test_install import PROGRAMS
 
 PAGES = sorted(path for section in "58" for path in ROOT.glob(f"*/*.{section}"))
 IFCTL = ROOT / "ifctl" / "pyqemu-ifctl.8"

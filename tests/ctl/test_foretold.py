@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from test_ifctl_doctor import let_go, own_mounts
 
 from lab.clinic import Clinic
 from lab.hooks import Hooks
@@ -18,7 +19,6 @@ from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.public import NOBODY
-from test_ifctl_doctor import let_go, own_mounts
 
 LAB = "networks: {lab: {bridge: labbr0, nat: {ipv4: 192.168.76.1/24}}}\n"
 LAB6 = LAB.replace("192.168.76.1/24", "192.168.76.1/24, ipv6: 'fd00:76::1/64'")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lab.checkout import ROOT
 from pyqemu_ifconf import load
 from pyqemu_ifconf.failure import PolicyInvalid
 from pyqemu_ifconf.load import Source, parse_policy, render
@@ -18,7 +18,7 @@ from pyqemu_ifconf.policy import Caller, decide
 
 pytestmark = pytest.mark.each_python
 
-SAMPLES = [path.read_bytes() for path in (Path(__file__).parent / "samples").glob("*.yaml")]
+SAMPLES = [path.read_bytes() for path in (ROOT / "tests" / "samples").glob("*.yaml")]
 LOADERS = {"c": getattr(yaml, "CSafeLoader", yaml.SafeLoader), "python": yaml.SafeLoader}
 WORDS = [
     "version: 1\n", "networks:", "rules:", "lan", "bridge", "tap", "vlan", "trunk", "deny", "none",

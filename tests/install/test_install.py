@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from lab.checkout import ROOT
+
 pytestmark = pytest.mark.host("it packs the checkout, and installs from it")
 
-ROOT = Path(__file__).resolve().parent.parent
 HOOKS = ("pyqemu-ifup", "pyqemu-ifdown")
 PROGRAMS = (*HOOKS, "pyqemu-ifctl", "pyqemu-ifd", "pyqemu-bridge-helper")
 WRONG = ("one", "two")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from lab.checkout import ROOT
+
 ACTORS = ("anybody", "user", "guest", "escaped_guest", "careless_root")
 PAGES = (
     "ifup/pyqemu-ifup.8",

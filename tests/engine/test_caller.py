@@ -14,13 +14,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from lab.checkout import ROOT
 from lab.needs import require
 from lab.spellings import HOOK, MAC, OTHER, SPELLINGS, Spelling
 from pyqemu_ifconf.policy import Caller
 from pyqemu_ifup.qemu.caller import find_caller, read_command_line
 from pyqemu_ifup.system.process import SIZE_MAX, process_start
 
-ROOT = Path(__file__).parent.parent
 SOURCES = [str(ROOT / "conf"), str(ROOT / "ifup")]
 TAP = "tap,id=n0"
 NOBODY = 54321

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
+from lab.checkout import ROOT
 from lab.versions import VERSIONS, qemu_of
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Policy
@@ -22,7 +22,7 @@ from pyqemu_ifctl.qemu.arguments import (
 )
 from pyqemu_ifctl.qemu.binary import check_arguments, find_qemu
 
-PAGE = Path(__file__).parent.parent / "docs" / "guests.md"
+PAGE = ROOT / "docs" / "guests.md"
 HOOKS = Hooks("/usr/local/bin/pyqemu-ifup", "/usr/local/bin/pyqemu-ifdown")
 _BLOCK = re.compile(r"^```(yaml)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _COMMAND = re.compile(r"`pyqemu-ifctl args (\S+)( --machine (\S+))?( --legacy)?`\s+prints")

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from lab.calls import Calls, Ended
+from lab.checkout import ROOT, find_test
 from lab.hooks import Hooks
 from lab.needs import require
 from lab.netns import Namespace
@@ -25,7 +26,6 @@ from lab.ovs import OpenVSwitch
 from lab.public import NOBODY
 from pyqemu_ifup import owner
 from pyqemu_ifup.drivers import dnsmasq
-from test_house import ROOT
 
 MAKERS = {"sh", "vsctl", "ifctl", "nft_command", "write", "into", "edit"}
 """The functions of pyqemu_ifconf.shell that make a command of words."""
@@ -255,7 +255,7 @@ def test_each_situation_is_a_test() -> None:
     named = {who for _, each in REMEDIES.values() for who in each} - set(REASONS)
     named |= {who for who in IN_WORDS.values() if "::" in who}
     files = {who.partition("::")[0] for who in named}
-    there = {file: functions_of(ROOT / "tests" / file) for file in files}
+    there = {file: functions_of(find_test(file)) for file in files}
     for who in named:
         file, _, name = who.partition("::")
         assert name in there[file], who
@@ -463,7 +463,7 @@ def f(tap):
 def test_each_refusal_of_the_takeover_is_walked() -> None:
     """What it says is to be done, a person does to a file of his own, or root does it again."""
     file, _, name = TAKEOVER.partition("::")
-    tree = ast.parse((ROOT / "tests" / file).read_text())
+    tree = ast.parse(find_test(file).read_text())
     (test,) = [
         each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef) and each.name == name
     ]

@@ -6,12 +6,12 @@ import re
 import shlex
 from pathlib import Path
 
+from lab.checkout import ROOT
 from lab.hooks import Hooks
 from lab.needs import require
 from lab.netns import Namespace
 from lab.qemu import Qemu
 
-ROOT = Path(__file__).resolve().parent.parent
 _POLICY = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _QEMU = re.compile(r"^    (qemu-system-x86_64 (?:.*\\\n)*.*)$", re.MULTILINE)
 

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from lab.checkout import files
+from lab.checkout import ROOT, files
 
 pytestmark = pytest.mark.host("it reads every file of the checkout")
 
-ROOT = Path(__file__).resolve().parent.parent
 
 MAY_IMPORT = {
     "pyqemu_ifconf": {"pyqemu_ifconf"},

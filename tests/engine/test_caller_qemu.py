@@ -16,13 +16,12 @@ from typing import Any
 
 import pytest
 
+from lab.checkout import ROOT
 from lab.needs import QEMU, require
 from lab.netns import Namespace
 from lab.qemu import Qemu, QmpError, end_daemon
 from lab.spellings import HOOK, MAC, SPELLINGS, Spelling
 from pyqemu_ifup.qemu.command_line import FLAGS
-
-ROOT = Path(__file__).parent.parent
 
 # The script: asks who is asking, and writes down that and what it was given.
 RECORDER = """#!{python} -I

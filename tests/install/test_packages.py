@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from test_install import need_success, run
+from test_readme import first_steps
 
 from lab import clean
+from lab.checkout import ROOT
 from lab.clean import Clean
 from lab.needs import QEMU, lack, require
 from lab.netns import Namespace
 from lab.qemu import Qemu
 from pyqemu_ifctl.doctor.running import HELPERS
-from test_install import ROOT, need_success, run
-from test_readme import first_steps
 
 PYTHON = Path("/usr/bin/python3")
 """The distribution's own, which the package depends on."""

@@ -11,7 +11,9 @@ from typing import ClassVar, cast, get_args
 
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from test_policy_schema import plain_data
 
+from lab.checkout import ROOT
 from pyqemu_ifconf import kinds
 from pyqemu_ifconf.failure import Failure, PolicyInvalid, Status
 from pyqemu_ifconf.field import Field
@@ -25,8 +27,6 @@ from pyqemu_ifconf.nodes import Errors
 from pyqemu_ifconf.policy import Attach, Caller, Network, Policy, Vlan, decide, nic_port, port_on
 from pyqemu_ifconf.schema import policy_schema
 from pyqemu_ifconf.values import Choice, Text
-from test_house import ROOT
-from test_policy_schema import plain_data
 
 pytestmark = pytest.mark.each_python
 

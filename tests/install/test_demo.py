@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from lab import boot, needs
+from lab.checkout import ROOT
 
 pytestmark = pytest.mark.host("it looks at all processes of the host")
 
-DEMO = Path(__file__).parent / "lab" / "demo.py"
+DEMO = ROOT / "tests" / "lab" / "demo.py"
 
 
 @pytest.fixture

@@ -9,14 +9,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from test_house import modules
 
+from lab.checkout import ROOT
 from lab.devices import without_tun
 from lab.hooks import Hooks
 from lab.needs import QEMU, require
 from lab.netns import Namespace
 from lab.qemu import Qemu
 from pyqemu_ifctl.verbs.decode import MEANING
-from test_house import ROOT, modules
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
 LEAST = 8

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import yaml
 
+from lab.checkout import ROOT
 from pyqemu_ifconf import load
 from pyqemu_ifconf.failure import PolicyError, PolicyInvalid, Status
 from pyqemu_ifconf.load import SIZE_MAX, Source, parse_policy, render
 
 pytestmark = pytest.mark.each_python
 
-SAMPLES = Path(__file__).parent / "samples"
+SAMPLES = ROOT / "tests" / "samples"
 LOADERS = {"c": getattr(yaml, "CSafeLoader", yaml.SafeLoader), "python": yaml.SafeLoader}
 
 HEAD = "version: 1\n"

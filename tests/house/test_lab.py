@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute
 
+from lab.checkout import ROOT
 from lab.netns import RUN_NETNS, Namespace
 from lab.ovs import OpenVSwitch
 from lab.snapshot import Snapshot, diff, leftovers
@@ -385,7 +386,7 @@ def test_clean(netns, ovs, again):
 def run_rules(folder: Path, *argv: str, ci: bool = False) -> str:
     """Run the tests of RULES in a pytest of their own and return what it printed."""
     (folder / "test_rules.py").write_text(RULES)
-    env = {**os.environ, "PYTHONPATH": os.path.dirname(__file__), "CI": str(ci).lower()}
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "CI": str(ci).lower()}
     options = ["-c", os.devnull, "-p", "conftest", "-p", "no:cacheprovider", "-rN", "--tb=short"]
     options += ["--rootdir", str(folder), "--color=no", "-v", "-W", "ignore::ResourceWarning"]
     command = [sys.executable, "-m", "pytest", *options, *argv, str(folder)]

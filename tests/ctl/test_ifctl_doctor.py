@@ -1280,7 +1280,7 @@ def test_guest_on_a_bridge_that_leads_nowhere(clinic: Clinic) -> None:
 IN_UML = ("vlan-filtering", "uplink-vlan", "port-device")
 """What tests/uml/test_doctor.py has: this kernel may have no VLAN-aware bridge."""
 IN_FORETOLD = ("nat-needs", "bridge-refuses")
-"""What tests/test_foretold.py has."""
+"""What tests/ctl/test_foretold.py has."""
 IN_SECURITY = ("qemu-otherwise",)
 """What tests/security/test_escaped_guest.py has: only a QEMU that is taken over has the fault."""
 

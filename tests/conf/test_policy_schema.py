@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
+from lab.checkout import ROOT
 from pyqemu_ifconf.failure import PolicyInvalid
 from pyqemu_ifconf.fields import all_fields
 from pyqemu_ifconf.kinds.bridge import BridgePlace
@@ -20,7 +21,7 @@ from pyqemu_ifconf.values import NUMBER
 
 pytestmark = pytest.mark.each_python
 
-TESTS = Path(__file__).parent
+TESTS = ROOT / "tests"
 CONF = TESTS.parent / "conf"
 SAMPLES = sorted((TESTS / "samples").glob("*.yaml"))
 WITHIN = [path for path in SAMPLES if not path.name.startswith("beyond-")]

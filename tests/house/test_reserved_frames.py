@@ -6,12 +6,13 @@ import os
 import re
 import time
 
+from test_troubleshooting import PAGE
+
 from lab.needs import require
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.plug import plug, port_of, unplug
 from lab.taps import Tap, frame, holds, mac
-from test_troubleshooting import PAGE
 
 ARRIVAL = 30.0
 LINGER = 0.2

@@ -5,17 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-
-from lab.ports import giving
-from pyqemu_ifconf.failure import Failure
-from pyqemu_ifconf.policy import DEFAULT_OVSDB, Kind, Port, Vlan
-from pyqemu_ifup import kinds
-from pyqemu_ifup.kinds.linux import JoinBridge, SetIsolated, SetVlans
-from pyqemu_ifup.kinds.openvswitch import AddPort, SetPort
-from pyqemu_ifup.look import Seen, Vid
-from pyqemu_ifup.ops import Op, SetAlias, SetDown, SetIpv6, SetMac, SetMtu, SetTxQueueLen, SetUp
-from pyqemu_ifup.plan import plan_back, plan_change, plan_up
-from pyqemu_ifup.stamp import format_alias
 from test_plan import (
     ATTACHED,
     BRIDGE,
@@ -34,6 +23,17 @@ from test_plan import (
     seen,
     vlans,
 )
+
+from lab.ports import giving
+from pyqemu_ifconf.failure import Failure
+from pyqemu_ifconf.policy import DEFAULT_OVSDB, Kind, Port, Vlan
+from pyqemu_ifup import kinds
+from pyqemu_ifup.kinds.linux import JoinBridge, SetIsolated, SetVlans
+from pyqemu_ifup.kinds.openvswitch import AddPort, SetPort
+from pyqemu_ifup.look import Seen, Vid
+from pyqemu_ifup.ops import Op, SetAlias, SetDown, SetIpv6, SetMac, SetMtu, SetTxQueueLen, SetUp
+from pyqemu_ifup.plan import plan_back, plan_change, plan_up
+from pyqemu_ifup.stamp import format_alias
 
 pytestmark = pytest.mark.each_python
 
