@@ -679,6 +679,13 @@ def test_the_version_is_the_changelog_s() -> None:
     assert version in first.groups()
 
 
+def test_each_package_is_installed() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    there = {package_of(path) for path in modules()}
+    assert set(setup["options"]["packages"].split()) == there
+
+
 def slug(heading: str) -> str:
     """Return the anchor that a Markdown heading gets."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
