@@ -28,7 +28,7 @@ class Users:
         self._known: set[int] = set()
 
     async def find(self, uid: int, deadline: Deadline) -> User:
-        """Do as `find_user`. Raises Failure (75), also with `watch`."""
+        """Do as `find_user`. Raises Failure (75), also by the deadline."""
         answer = self._asked.get(uid)
         if answer is None or answer.done():
             most = THREADS_OF_KNOWN if uid in self._known else THREADS

@@ -76,7 +76,7 @@ class Flow(NamedTuple):
 async def forget_flows(which: Callable[[Flow], bool], deadline: Deadline) -> bool:
     """Have the kernel forget those flows: their next packet is a first one.
 
-    Returns whether all were looked at within `watch`: anybody who sends can have as many as the
+    Returns whether all were looked at by the deadline: anybody who sends can have as many as the
     kernel tracks. A kernel without connection tracking has none. Raises OSError.
     """
     try:

@@ -344,7 +344,7 @@ def _remove(path: str) -> None:
 
 
 async def _have_systemd(verb: str, unit: str, deadline: Deadline) -> None:
-    """Have systemd `start` or `stop` a unit. Raises Failure: 71, and 75 with `watch`."""
+    """Have systemd `start` or `stop` a unit. Raises Failure: 71, and 75 by the deadline."""
     done = await run_program(["systemctl", verb, unit], deadline)
     if done.status != 0:
         raise Failure(

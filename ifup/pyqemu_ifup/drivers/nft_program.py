@@ -96,7 +96,7 @@ def is_there() -> bool:
 async def read_table(network: str, deadline: Deadline) -> Table | None:
     """Return the network's table as it is in force, None where there is none.
 
-    Raises Failure: 75 with `watch`, 77 without privilege, 71.
+    Raises Failure: 75 by the deadline, 77 without privilege, 71.
     """
     words = [PROGRAM, "-j", "list", "table", "inet", table_name(network)]
     done = await run_program(words, deadline)

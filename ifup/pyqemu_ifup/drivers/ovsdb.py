@@ -326,7 +326,7 @@ class Database:
         """Take in all that the server has committed by now, commits that were given up included.
 
         It answers in order, and tells of each commit before it answers. Raises Failure, 75 where
-        it is mute until `watch` ends.
+        it is mute until the deadline.
         """
         before = set(self._unsure)
         await self._commit(lambda transaction: self._sane(self._root).fetch("cur_cfg"), deadline)
@@ -694,7 +694,7 @@ class Database:
     async def _until(self, done: Callable[[], bool], deadline: Deadline, doing: str) -> None:
         """Wait until `done` says so.
 
-        Raises Failure: 75 with `watch`, telling what it was `doing`; 71 as `check`.
+        Raises Failure: 75 by the deadline, telling what it was `doing`; 71 as `check`.
         """
         while True:
             if self._sane(done):
@@ -708,7 +708,7 @@ def wait(
 ) -> None:
     """Block until a database has something new or `seconds` have passed, and take it in.
 
-    Ends with `watch`, when that is over or interrupted, and where the descriptor `also` can be
+    Ends by the deadline, when that is over or interrupted, and where the descriptor `also` can be
     read.
     """
     poller = Poller()

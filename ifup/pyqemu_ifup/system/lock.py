@@ -79,7 +79,7 @@ async def lock_tap(index: int, deadline: Deadline) -> Lock:
     Whoever changes a tap has it, and looks at the tap anew once he has. One who may not write
     there goes on without: as no root he may change no tap of this namespace, but with a bare
     CAP_NET_ADMIN, whose traces the proof at the end and pyqemu-ifctl gc find. Raises Failure: 75
-    with `watch`, else as `cannot_use`.
+    by the deadline, else as `cannot_use`.
     """
     try:
         make_folder(RUN)
@@ -118,7 +118,7 @@ async def lock_file(descriptor: int, deadline: Deadline, what: str, *, last: boo
     """Wait for the lock on a whole open file, which stands for `what`, in words.
 
     They have it in the order in which their watches began, but who comes `last` after all others.
-    Raises Failure, 75 with `watch`.
+    Raises Failure, 75 by the deadline.
     """
     # NOTE: a byte of the file, whether it has that byte or not, is a place in line. Who looks only
     # now and then whether a lock is free would be passed by those who come just then.
