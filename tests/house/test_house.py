@@ -686,6 +686,20 @@ def test_each_package_is_installed() -> None:
     assert set(setup["options"]["packages"].split()) == there
 
 
+def test_each_module_of_the_architecture_is_there() -> None:
+    """Told in words by its file alone, or by the end of its path; a room by its folder."""
+    there = {named(path) for path in modules()} | {
+        str(path.relative_to(ROOT)) for path in files("*")
+    }
+    rooms = {str(Path(path).parent) + "/" for path in there}
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    told = set(re.findall(r"`([\w/]+(?:\.py|/))`", text))
+    assert len(told) > 30
+    for name in told:
+        where = rooms if name.endswith("/") else there
+        assert any(f"/{path}".endswith(f"/{name}") for path in where), name
+
+
 def slug(heading: str) -> str:
     """Return the anchor that a Markdown heading gets."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
