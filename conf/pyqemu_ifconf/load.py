@@ -259,7 +259,7 @@ class _Open:
 
 
 def _compose(text: str, errors: Errors) -> Node | None:
-    """Return the root of the one document in `text`; report what is outside of the dialect."""
+    """Return the root of the one document in `text`; report what is not part of the dialect."""
     root: Node | None = None
     stack: list[_Open] = []
     documents = 0
@@ -275,45 +275,17 @@ def _compose(text: str, errors: Errors) -> Node | None:
             if event.version or event.tags:
                 errors.add_at(line, column, "a % directive stands before this; leave it out")
             continue
-        if isinstance(event, yaml.AliasEvent):
-            errors.add_at(
-                line,
-                column,
-                f"an alias (*{event.anchor}) is not part of the policy language; write it out, "
-                "or put a glob that begins with * in quotes",
-            )
-            node = Broken(line, column)
-        elif isinstance(event, yaml.NodeEvent):
-            if event.anchor is not None:
-                errors.add_at(
-                    line,
-                    column,
-                    f"an anchor (&{event.anchor}) is not part of the policy language; leave it "
-                    "out, or put a text that begins with & in quotes",
-                )
-            tag = getattr(event, "tag", None)
-            if tag is not None:
-                shown = tag.replace("tag:yaml.org,2002:", "!!")
-                errors.add_at(
-                    line,
-                    column,
-                    f"a tag ({shown}) is not part of the policy language; leave it out, or put a "
-                    "text that begins with ! in quotes",
-                )
-            if not isinstance(event, yaml.ScalarEvent):
-                if len(stack) == DEPTH_MAX:
-                    errors.add_at(line, column, f"this is deeper than {DEPTH_MAX} levels")
-                    return None
-                stack.append(_Open(line, column, isinstance(event, yaml.MappingStartEvent), []))
-                continue
-            # NOTE: a tagged or anchored scalar has been reported; its text may not be what was
-            # meant, so that nothing more is said about it.
-            if event.anchor is not None or tag is not None:
-                node = Broken(line, column)
-            else:
-                node = Scalar(line, column, event.value, not event.style)
-        elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+        if isinstance(event, yaml.CollectionStartEvent):
+            _has_properties(event, line, column, errors)
+            if len(stack) == DEPTH_MAX:
+                errors.add_at(line, column, f"this is deeper than {DEPTH_MAX} levels")
+                return None
+            stack.append(_Open(line, column, isinstance(event, yaml.MappingStartEvent), []))
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
             node = _close(stack.pop())
+        elif isinstance(event, yaml.NodeEvent):
+            node = _leaf(event, line, column, errors)
         else:
             continue
         if stack:
@@ -321,6 +293,44 @@ def _compose(text: str, errors: Errors) -> Node | None:
         else:
             root = node
     return root
+
+
+def _leaf(event: yaml.NodeEvent, line: int, column: int, errors: Errors) -> Node:
+    """Return the node of a scalar; report an alias, or what is before a scalar."""
+    if isinstance(event, yaml.ScalarEvent):
+        # NOTE: the text of a scalar with a tag or an anchor may not be what was meant, so nothing
+        # more is said of it.
+        if _has_properties(event, line, column, errors):
+            return Broken(line, column)
+        return Scalar(line, column, event.value, not event.style)
+    errors.add_at(
+        line,
+        column,
+        f"an alias (*{event.anchor}) is not part of the policy language; write it out, "
+        "or put a glob that begins with * in quotes",
+    )
+    return Broken(line, column)
+
+
+def _has_properties(event: yaml.NodeEvent, line: int, column: int, errors: Errors) -> bool:
+    """Report an anchor and a tag, which the dialect has not; tell whether there is one."""
+    tag = getattr(event, "tag", None)
+    if event.anchor is not None:
+        errors.add_at(
+            line,
+            column,
+            f"an anchor (&{event.anchor}) is not part of the policy language; leave it "
+            "out, or put a text that begins with & in quotes",
+        )
+    if tag is not None:
+        shown = tag.replace("tag:yaml.org,2002:", "!!")
+        errors.add_at(
+            line,
+            column,
+            f"a tag ({shown}) is not part of the policy language; leave it out, or put a "
+            "text that begins with ! in quotes",
+        )
+    return event.anchor is not None or tag is not None
 
 
 def _close(done: _Open) -> Node:

@@ -136,20 +136,14 @@ def _read_document(root: Node, errors: Errors, draft: _Draft) -> None:
         must_be("a policy", "a mapping with version, networks and rules", root, errors)
         return
     # NOTE: a later version may have other keys, of which this program could say nothing true.
-    for key, value in root.pairs:
-        if isinstance(key, Scalar) and key.text == "version" and _is_later(value):
-            errors.add(value, f"version {show(value)} is not known here; this program reads 1")
-            return
+    later = next((value for key, value in root.pairs if _is_later(key, value)), None)
+    if later is not None:
+        errors.add(later, f"version {show(later)} is not known here; this program reads 1")
+        return
     given = _read_fields(root, "top", "the policy", errors)
     if "version" not in given.keys:
         errors.add(root, "version is missing; write version: 1")
-    for name in ONCE:
-        if name in given.values:
-            key = given.keys[name]
-            if name in draft.once:
-                errors.add(key, f"{name} is given twice; first at {draft.once_positions[name]}")
-            draft.once[name] = given.values[name]
-            draft.once_positions[name] = _position(key, errors)
+    _read_once(given, errors, draft)
     networks = given.values.get("networks")
     if isinstance(networks, Map):
         for key, value in entries(networks, errors, "network"):
@@ -164,9 +158,23 @@ def _read_document(root: Node, errors: Errors, draft: _Draft) -> None:
             _read_vm(key, value, errors, draft)
 
 
-def _is_later(node: Node) -> bool:
+def _read_once(given: _Given, errors: Errors, draft: _Draft) -> None:
+    """Read what the policy may say once, in one of its files."""
+    for name in ONCE:
+        if name in given.values:
+            key = given.keys[name]
+            if name in draft.once:
+                errors.add(key, f"{name} is given twice; first at {draft.once_positions[name]}")
+            draft.once[name] = given.values[name]
+            draft.once_positions[name] = _position(key, errors)
+
+
+def _is_later(key: Node, node: Node) -> bool:
+    """Tell whether a key and its value say that the policy is of a later version."""
     return (
-        isinstance(node, Scalar)
+        isinstance(key, Scalar)
+        and key.text == "version"
+        and isinstance(node, Scalar)
         and node.plain
         and node.text.isascii()
         and node.text.isdigit()
@@ -423,27 +431,11 @@ def _read_nic(
         errors.add(node, "the NIC has neither network nor user; give one of them")
     user = None
     if "user" in given.keys and "network" not in given.keys:
-        for name, at in given.keys.items():
-            if name == "tap" or name in PORT_SETTINGS:
-                errors.add(at, f"a NIC in user mode has no tap; remove {name}")
-        if given.values.get("queues", 1) != 1:
-            errors.add(given.keys["queues"], "a NIC in user mode has one pair of queues")
-        inner = given.values.get("user")
-        if isinstance(inner, Map):
-            user = _read_user(inner, errors)
+        user = _read_user_mode(given, errors)
     vectors = given.values.get("vectors")
     model = given.values.get("model", DEFAULT_MODEL)
     if not is_virtio(model):
-        for name, value in (
-            ("queues", given.values.get("queues", 1) != 1),
-            ("vectors", isinstance(vectors, int)),
-        ):
-            if value:
-                errors.add(
-                    given.keys[name],
-                    f"a NIC of model {model} has no {name} to choose; remove "
-                    f"{name}, or take model: {DEFAULT_MODEL}",
-                )
+        _check_model(model, given, errors)
     mac = given.values.get("mac")
     network = given.values.get("network")
     nic = Nic(
@@ -469,6 +461,31 @@ def _read_nic(
         )
     nics.append(nic)
     draft.nics.append((nic, given, errors))
+
+
+def _read_user_mode(given: _Given, errors: Errors) -> UserMode | None:
+    """Read a NIC in user mode: the network of its own, None if that is wrong."""
+    for name, at in given.keys.items():
+        if name == "tap" or name in PORT_SETTINGS:
+            errors.add(at, f"a NIC in user mode has no tap; remove {name}")
+    if given.values.get("queues", 1) != 1:
+        errors.add(given.keys["queues"], "a NIC in user mode has one pair of queues")
+    inner = given.values.get("user")
+    return _read_user(inner, errors) if isinstance(inner, Map) else None
+
+
+def _check_model(model: str, given: _Given, errors: Errors) -> None:
+    """Report what a NIC says that only one of a virtio model can have."""
+    for name, value in (
+        ("queues", given.values.get("queues", 1) != 1),
+        ("vectors", isinstance(given.values.get("vectors"), int)),
+    ):
+        if value:
+            errors.add(
+                given.keys[name],
+                f"a NIC of model {model} has no {name} to choose; remove "
+                f"{name}, or take model: {DEFAULT_MODEL}",
+            )
 
 
 def _read_user(node: Map, errors: Errors) -> UserMode:
@@ -535,15 +552,7 @@ def _check_network(
     if name is None:
         return
     if name not in draft.named:
-        near = nearest(name, tuple(draft.named), errors)
-        if errors.full:
-            hint = ""
-        elif near is not None:
-            hint = f"did you mean {near}?"
-        elif draft.named:
-            hint = f"the networks are {listed(tuple(draft.named), 'and')}"
-        else:
-            hint = "the policy defines no network"
+        hint = _hint(name, tuple(draft.named), errors)
         errors.add(given.nodes["network"], f"there is no network {quote(name)}; {hint}")
         return
     network = draft.networks.get(name)
@@ -558,6 +567,16 @@ def _check_network(
             errors.add(given.keys[setting], f"network {called} has {said.words}, and {why}")
         elif setting not in network.settings.given:
             errors.add(given.nodes["network"], f"network {called} has {said.words}, and {why}")
+
+
+def _hint(name: str, known: tuple[str, ...], errors: Errors) -> str:
+    """Return which network may have been meant by a `name` that none has."""
+    near = nearest(name, known, errors)
+    if errors.full:
+        return ""
+    if near is not None:
+        return f"did you mean {near}?"
+    return f"the networks are {listed(known, 'and')}" if known else "the policy defines no network"
 
 
 def _settings(given: _Given) -> Settings:

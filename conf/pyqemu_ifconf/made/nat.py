@@ -243,15 +243,7 @@ def check_nat(
         _check_dhcp(dhcp, values["ipv4"], nodes["dhcp"], errors)
     node = nodes.get("forward")
     if isinstance(node, List):
-        forwards: tuple[Forward, ...] = values.get("forward", ())
-        for forward in forwards:
-            fault = _outside(forward.to_address, values["ipv4"])
-            if not forward.to_address:
-                fault = "it names no guest"
-            if fault:
-                errors.add(
-                    node, f"a forward to {quote(forward.to_address)}:{forward.to_port}: {fault}"
-                )
+        _check_forwards(values.get("forward", ()), values["ipv4"], node, errors)
 
 
 @lru_cache(maxsize=64)
@@ -275,6 +267,13 @@ def _outside(address: str, host: str) -> str:
     if found in (subnet.network.network_address, subnet.network.broadcast_address):
         return f"it is no host's in {subnet.network}"
     return "it is this host's own" if found == subnet.ip else ""
+
+
+def _check_forwards(forwards: Iterable[Forward], host: str, node: Node, errors: Errors) -> None:
+    for forward in forwards:
+        fault = _outside(forward.to_address, host) if forward.to_address else "it names no guest"
+        if fault:
+            errors.add(node, f"a forward to {quote(forward.to_address)}:{forward.to_port}: {fault}")
 
 
 def _check_dhcp(dhcp: Dhcp, host: str, node: Node, errors: Errors) -> None:
