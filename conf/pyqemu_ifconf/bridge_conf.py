@@ -1,8 +1,8 @@
 """QEMU's bridge.conf, as its qemu-bridge-helper reads it: which bridges are for everybody.
 
-Stricter in this: a line that says nothing sensible, an included file that is there but is not
-to be read, and one without an absolute path are errors. QEMU passes over them, and with them over
-what they deny.
+It is stricter than QEMU: a line that cannot be understood, an included file that is there and
+cannot be read, and one without an absolute path are errors. QEMU passes over them, and so over what
+they deny.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BLANKS = " \t\n\v\f\r"
 """What isspace(3) takes for blank in the C locale."""
 
 Read = Callable[[str], bytes | None]
-"""Reads a file; None where it does not exist. Raises Failure."""
+"""Reads a file; None if it does not exist. Raises Failure."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ def _read(path: str) -> bytes | None:
 
 
 def read_bridge_conf(path: str = PATH, read: Read = _read) -> BridgeConf:
-    """Return what the file and those that it includes say; nothing where it does not exist.
+    """Return what the file and those that it includes say, or NOTHING if it does not exist.
 
-    Raises Failure: 65 where it says nothing sensible, 66 where it cannot be read, 78 where it is
+    Raises Failure: 65 if it cannot be understood, 66 if it cannot be read, 78 if it is
     not to be trusted.
     """
     allowed: set[str] = set()
@@ -84,7 +84,7 @@ def _split(line: str, place: str) -> tuple[str, str]:
     text = line.strip(BLANKS)
     if not text or text.startswith("#"):
         return "", ""
-    # NOTE: QEMU looks for a space first, and for a tab only where there is no space.
+    # NOTE: QEMU looks for a space first, and for a tab only if there is no space.
     word, _, argument = text.partition(" " if " " in text else "\t")
     argument = argument.strip(BLANKS)
     if word not in ("allow", "deny", "include"):

@@ -2,9 +2,9 @@
 
     Failure             exit status, what failed, why, what to do
     +-- PolicyInvalid   all the errors of a policy, each with its place
-    +-- Forbidden       this process may not: that says nothing of what is there
+    +-- Forbidden       this process may not do or see it, so what is there is not known
     +-- OfCaller        the caller can mend it, root or not
-    +-- Lacking         this container was not given something, with the options that give it
+    +-- Lacking         this container lacks something, with the options that give it
 
 Modules raise; only the programs' `main` prints and exits.
 """
@@ -18,7 +18,7 @@ from enum import IntEnum
 
 
 class Status(IntEnum):
-    """The exit statuses of the programs, from sysexits(3) where that has one."""
+    """The exit statuses of the programs, those of sysexits(3) if there is one."""
 
     DONE = 0
     USAGE = 64
@@ -53,7 +53,7 @@ class Failure(Exception):
 class Forbidden(Failure):
     """The kernel does not let this process do it, or look at it (77); another may.
 
-    `net_admin`: CAP_NET_ADMIN is enough for it (capabilities(7)), and what root lacks here.
+    `net_admin`: CAP_NET_ADMIN is enough for it (capabilities(7)), and root lacks that here.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class Forbidden(Failure):
 
 
 class OfCaller(Failure):
-    """What whoever calls can mend without being root: `for_user` leaves it to no other."""
+    """The caller can mend it without being root, so `for_user` does not send the caller to root."""
 
 
 class Lacking(Failure):
-    """This container has not what whoever starts it can give it by `options`, as a shell's words.
+    """This container lacks what its starter can give it by `options`, which are a shell's words.
 
-    A container is made anew to get more of them, so what it lacks is told all at once: see `join`.
+    A container is made anew to get more options, so all that it lacks is told at once: see `join`.
     """
 
     def __init__(self, status: Status, what: str, why: str, *options: str) -> None:
@@ -89,7 +89,7 @@ class Lacking(Failure):
 
     @classmethod
     def join(cls, causes: Sequence[Lacking]) -> Lacking:
-        """Return one for all of these, one at least; its status is the first's."""
+        """Return one failure for all of these, one at least, with the status of the first."""
         what = ", and ".join(f"{each.what}: {each.why}" for each in causes[:-1])
         last = causes[-1]
         what = f"{what}, and {last.what}" if what else last.what
@@ -115,7 +115,7 @@ class PolicyError:
 
 
 def for_user(failure: Failure) -> Failure:
-    """Return the failure as an unprivileged user is told it: what only root can mend is root's."""
+    """Return the failure as an unprivileged user is told it: root mends what only root can."""
     mine = (Status.USAGE, Status.BUG, Status.TRY_AGAIN, Status.DENIED)
     if failure.status in mine or not failure.remedy or isinstance(failure, OfCaller):
         return failure

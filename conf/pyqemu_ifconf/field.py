@@ -8,7 +8,7 @@ from typing import Literal
 from pyqemu_ifconf.values import Type
 
 Where = Literal["top", "network", "rule", "nat", "vm", "nic", "user", "port"]
-"""A field's place; a port setting may stand on a network, on a rule and on a NIC."""
+"""Where a field may stand; a "port" setting stands on a network, on a rule and on a NIC."""
 
 
 @dataclass(frozen=True)

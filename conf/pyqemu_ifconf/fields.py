@@ -338,13 +338,13 @@ def fields_of(where: Where) -> dict[str, Field]:
 
 
 def owners_of(name: str) -> tuple[KindSpec, ...]:
-    """Return the kinds of network that a key of a network is for, none where it is for all."""
+    """Return the kinds of network that a key of a network is for, none if it is for all."""
     return kinds.named_by(made_nat.KIND.key) if name == "nat" else kinds.owners(name)
 
 
 @cache
 def lacking(specs: tuple[KindSpec, ...], also: tuple[str, ...] = ()) -> frozenset[str]:
-    """Return the keys that a network of one of these kinds has not, port settings too, and `also`.
+    """Return the keys, port settings too, that no network of these kinds can have, and `also`.
 
     Each of `also` is a key of a network.
     """

@@ -3,8 +3,8 @@
 Nothing else is special: no backslash, no braces, no `[^a-z]`.
 """
 
-# NOTE: not fnmatch, whose translation makes one regular expression for each glob: 5,000 rules
-# would cost half a second, and a guest's name that meets several `*` could cost much more.
+# NOTE: not fnmatch, which makes a regular expression of each glob: 5,000 rules would cost half a
+# second, and a guest's name that meets several `*` could cost much more.
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def is_glob(text: str) -> bool:
 
 
 def literal_start(glob: str) -> str:
-    """Return what each text that `glob` matches begins with: all before its first special."""
+    """Return the plain characters that `glob` begins with, as each text that it matches does."""
     special = _SPECIAL.search(glob)
     return glob if special is None else glob[: special.start()]
 
 
 def glob_fault(glob: str) -> str | None:
-    """Return what is wrong with `glob`, None where it is well-formed."""
+    """Return what is wrong with `glob`, None if it is well-formed."""
     index = 0
     while (index := glob.find("[", index)) != -1:
         end = glob.find("]", index)
@@ -50,8 +50,8 @@ def matches(glob: str, text: str) -> bool:
     special = _SPECIAL.search(glob)
     if special is None:
         return glob == text
-    # NOTE: the pieces between the `*` are found one after the other, each at its first place: no
-    # place is tried twice for another one's sake.
+    # NOTE: the pieces between the `*` are found one after the other, each at its first place. There
+    # is no backtracking.
     first, *middle = _pieces(glob)
     if not middle:
         return len(first) == len(text) and _fits(first, text, 0)
@@ -68,7 +68,7 @@ def matches(glob: str, text: str) -> bool:
 
 
 _Piece = str | list[_Token]
-"""What is between two `*`: plain characters, or tokens where some are special."""
+"""What is between two `*`: plain characters, or tokens if some are special."""
 
 
 def _pieces(glob: str) -> list[_Piece]:
@@ -83,7 +83,7 @@ def _pieces(glob: str) -> list[_Piece]:
 
 
 def _plain(tokens: list[_Token]) -> _Piece:
-    """Return the characters of tokens that are all plain, else the tokens."""
+    """Return the characters of the tokens if all are plain, else the tokens."""
     letters = [
         ranges[0][0]
         for negated, ranges in tokens
@@ -156,7 +156,7 @@ COVER_MAX = 2_000
 
 
 def covers(wide: str, narrow: str) -> bool:
-    """Tell whether `wide` matches each text that `narrow` does; False where it is too hard to tell.
+    """Tell whether `wide` matches each text that `narrow` does; False if it is too hard to tell.
 
     Both are read side by side, a character at a time, each at all the places that it may be at.
     """

@@ -1,9 +1,9 @@
-"""Which users this process's user namespace has (user_namespaces(7)). Without /proc all of them."""
+"""Which users this process's user namespace has (user_namespaces(7)); without /proc, all."""
 
 from __future__ import annotations
 
 ALL = 4294967295
-"""How many the first user namespace has; 2**32 - 1 is none."""
+"""How many users the first user namespace has; 2**32 - 1 is none."""
 
 
 def is_mapped(uid: int) -> bool:
@@ -17,7 +17,7 @@ def is_alone() -> bool:
 
 
 def is_unmapped(uid: int) -> bool:
-    """Tell whether `uid`, as seen on a file, stands for those that this user namespace has not."""
+    """Tell whether `uid`, as seen on a file, stands for a user outside of this user namespace."""
     if is_mapped(uid):
         return False
     try:

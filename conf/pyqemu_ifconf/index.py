@@ -1,7 +1,7 @@
 """Which rules of a policy may match a caller, found without a look at every rule.
 
-Each rule is filed under one of its keys, by what the globs of that key begin with: the key whose
-globs all begin with the most. A rule with no such key is always looked at.
+Each rule is filed under one of its keys, by the plain characters that the globs of that key begin
+with. It is the key with the longest beginnings. A rule without such a key is always looked at.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class RuleIndex:
             starts.setdefault(start, []).append(number)
 
     def candidates(self, values: Mapping[MatchKey, str | None]) -> list[int]:
-        """Return the numbers of all rules that may match, ascending; None is an unknown value."""
+        """Return the numbers of all rules that may match, ascending; a value of None is unknown."""
         found = set(self._always)
         for key, starts in self._filed.items():
             value = values[key]

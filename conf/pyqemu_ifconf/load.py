@@ -1,7 +1,7 @@
 """Loads the policy: finds and reads its files, parses the YAML dialect, and has it walked.
 
-The one module that imports yaml. The dialect is checked on the parser's events, before anything
-is built of them: no alias is ever followed, and nothing here recurses.
+It is the one module that imports yaml. The dialect is checked on the parser's events, before
+anything is built of them. So no alias is ever followed, and nothing here recurses.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ DEPTH_MAX = 16
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-# Control characters, line ends that only YAML 1.1 knows, marks that turn the order of what a
-# person sees, and what no YAML text may hold. A carriage return is good before a line feed.
+# Control characters, line ends of YAML 1.1 alone, marks that change the order in which a person
+# sees a text, and what no YAML text may hold. A carriage return may stand before a line feed.
 _FORBIDDEN = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff]"
     "|\r(?!\n)"
 )
 _COMMENT = re.compile(r"(?:^|\s)#")
-# NOTE: no [ inside, since a line of nothing else would be searched anew from each of them.
+# NOTE: no [ inside, or else a line of many [ would be searched anew from each of them.
 _GLOB_IN_BRACKETS = re.compile(r"(?:[:,\[-]\s*)(?P<glob>\[[^\[\]\s]*\][^\s,\]}])")
 
 
@@ -51,9 +51,9 @@ class Source:
 def load_host_policy(environ: Mapping[str, str], etc: str = ETC) -> Policy:
     """Return the policy of this host: the drop-ins of the folder `etc`, then its main file.
 
-    PYQEMU_IFUP_POLICY in `environ` names the one file that replaces all of them; a program with
-    raised privilege passes no environment. Raises Failure: 66 where there is no policy or it
-    cannot be read, 78 where it is not to be trusted; PolicyInvalid (65).
+    PYQEMU_IFUP_POLICY in `environ` names the one file that replaces all of them. A program with
+    raised privilege passes no environment. Raises Failure: 66 if there is no policy or it
+    cannot be read, 78 if it is not to be trusted; PolicyInvalid (65).
     """
     named = environ.get(POLICY_VARIABLE)
     if named:
@@ -86,9 +86,9 @@ def find_place(environ: Mapping[str, str], etc: str = ETC) -> str:
 
 
 def load_policy(files: Sequence[str]) -> Policy:
-    """Return the policy that `files` are together, in this order; they and their folders trusted.
+    """Return the policy that `files` are together, in this order, if all of them can be trusted.
 
-    Raises Failure: 66 where one is missing or cannot be read, 78 where one is not to be trusted;
+    Raises Failure: 66 if one is missing or cannot be read, 78 if one is not to be trusted;
     PolicyInvalid (65).
     """
     return parse_policy(_read_sources(files, folders=True))
@@ -123,7 +123,7 @@ def parse_policy(sources: Sequence[Source]) -> Policy:
 
 def render(error: PolicyError) -> str:
     """Return `error` for a terminal: `FILE:LINE:COLUMN: message`, the line, and a caret."""
-    # NOTE: a window, since a line may be the whole of a policy.
+    # NOTE: a part of the line, for one line may be the whole policy.
     start = max(0, error.column - 61)
     cut = error.source[start : error.column + 59]
     before = error.column - 1 - start
@@ -158,7 +158,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _placed(error: PolicyError, lines: list[str]) -> PolicyError:
-    """Return `error` with its line's text; what is past the end is moved to the last line's end."""
+    """Return `error` with the text of its line, or at the end of the file if it is past that."""
     if error.line > len(lines):
         last = lines[-1]
         return replace(error, line=len(lines), column=len(last) + 1, source=last)
@@ -173,7 +173,7 @@ def _place_of(text: str, index: int) -> tuple[int, int]:
 
 
 def _parse(data: bytes, errors: Errors) -> Node | None:
-    """Return the root of one document, None where it cannot be told; errors are reported."""
+    """Return the root of one document, or None if it cannot be told; errors are reported."""
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -217,7 +217,7 @@ def _has_tab(text: str, errors: Errors) -> bool:
 def _explain(error: yaml.MarkedYAMLError, text: str) -> tuple[int, int, str]:
     """Return the line, the column and the meaning of a parser's error.
 
-    The mistakes that this language invites have words of their own.
+    Mistakes that people often make have messages of their own.
     """
     mark = error.problem_mark or error.context_mark
     if mark is None:
@@ -250,7 +250,7 @@ def _explain(error: yaml.MarkedYAMLError, text: str) -> tuple[int, int, str]:
 
 @dataclass
 class _Open:
-    """A sequence or mapping whose end has not come yet."""
+    """A sequence or mapping whose end is still to come."""
 
     line: int
     column: int

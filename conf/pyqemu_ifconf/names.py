@@ -43,9 +43,9 @@ def is_user_name(name: str) -> bool:
 
 
 def is_tap_pattern(pattern: str) -> bool:
-    """Tell whether `pattern` is a user's tap's name, or makes one by a number for its one `%d`.
+    """Tell whether `pattern` is the name of a user's tap, or one with `%d` in place of a number.
 
-    __dev_alloc_name() of the kernel makes it; a number of 4 digits must fit.
+    __dev_alloc_name() of the kernel puts the number there; one of 4 digits must fit.
     """
     if "%" not in pattern:
         return is_user_name(pattern)
@@ -63,12 +63,12 @@ def is_made_of(name: str, pattern: str) -> bool:
 
 
 def is_plain_tap_name(name: str) -> bool:
-    """Tell whether `name` can be a tap's and neither a glob, nor a pattern for the kernel."""
+    """Tell whether `name` can be a tap's, and is no glob and no pattern for the kernel."""
     return is_valid_name(name) and not any(character in "*?[]%" for character in name)
 
 
 def tap_name_of(vm: str, number: int) -> str:
-    """Return the name of the tap of a guest's NIC that is given none; NICs count from 0.
+    """Return the name of a NIC's tap if the policy gives none; NICs count from 0.
 
     A guest's name that is too long is cut, and a hash of it keeps the names apart.
     """
@@ -82,7 +82,7 @@ def tap_name_of(vm: str, number: int) -> str:
 
 
 def check_tap_name(name: str) -> str:
-    """Return `name` where a tap can be called so; else raise Failure (64)."""
+    """Return `name` if a tap can be called so; raise Failure (64) if not."""
     if is_valid_name(name):
         return name
     raise Failure(
@@ -97,8 +97,8 @@ TEXT_MAX = 255
 
 
 def bounded(text: str | None) -> str | None:
-    """Return a text of another's; None where it is empty, too long, or half a character."""
-    # NOTE: a letter has a byte at least.
+    """Return a text of another's, or None if it is empty, too long, or ends within a character."""
+    # NOTE: each character has one byte at least.
     if not text or len(text) > TEXT_MAX:
         return None
     try:

@@ -11,7 +11,7 @@ from pyqemu_ifconf.failure import PolicyError
 
 @dataclass(frozen=True)
 class Scalar:
-    """A text; `plain` where no quotes and no block mark made it one, so that a type may read it."""
+    """A text; `plain` if no quotes and no block mark make it one, so a type may read it."""
 
     line: int
     column: int
@@ -39,7 +39,7 @@ class Map:
 
 @dataclass(frozen=True)
 class Broken:
-    """Something that has been reported already, so that nothing more is said about it."""
+    """Something with an error that is reported already: no other error is told of it."""
 
     line: int
     column: int
@@ -73,7 +73,7 @@ class Errors:
 
 
 ERRORS_MAX = 1000
-"""Errors of one file that are told at once, but one."""
+"""Errors of one file that are kept; one more says that there are more."""
 
 
 SHOWN_MAX = 60
@@ -81,7 +81,7 @@ SHOWN_MAX = 60
 
 
 def quote(text: str) -> str:
-    """Return `text` for an error: bare where it is one visible word, else in quotes, cut."""
+    """Return `text` for an error: bare if it is one visible word, else in quotes, and cut."""
     cut = text if len(text) <= SHOWN_MAX else text[:SHOWN_MAX] + "..."
     if cut and cut.isprintable() and " " not in cut and '"' not in cut:
         return cut

@@ -24,25 +24,25 @@ from pyqemu_ifconf.settings.vlan import Vlan as Vlan
 Kind = KindName
 MATCH_KEYS: tuple[MatchKey, ...] = ("tap", "vm", "netdev", "mac", "user")
 SAID_KEYS: tuple[MatchKey, ...] = ("vm", "netdev", "mac")
-"""What a process's command line says of itself."""
+"""The keys whose values a process says of itself, on its command line."""
 
 POLICY_VARIABLE = "PYQEMU_IFUP_POLICY"
 """The environment variable that names a file in place of the host's policy."""
 DEFAULT_TIMEOUT = 10
-"""Seconds that an up may take where the policy says nothing."""
+"""Seconds that an up may take if the policy says nothing."""
 
 
 DEFAULT_MAX_TAPS = 16
-"""Taps that one user may have on a network where the policy says nothing."""
+"""Taps that one user may have on a network if the policy says nothing."""
 DEFAULT_TAP_NAME = "tap%d"
 DEFAULT_MTU = 1500
-"""Bytes, of a bridge that we make."""
+"""The MTU, in bytes, of a bridge that we make."""
 DEFAULT_MODEL = "virtio-net-pci"
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where something stands in a policy; line and column count from 1."""
+    """The place of something in a policy; line and column count from 1."""
 
     file: str
     line: int
@@ -61,10 +61,10 @@ class Position:
 class Caller:
     """Who is asking: the tap's name and what is known of the QEMU that opened it.
 
-    None is unknown, and what is unknown matches nothing, not even `*`. `unprivileged`: a user
-    asks who has no privilege, and what that user can make up changes no settings; `root_made`:
-    root has made the tap for that user. `joined` are the other taps, in words, that the QEMU has on
-    the same hub of its own. `unclear` says why netdev and MAC, or one of them, are not known.
+    None is unknown. An unknown value matches nothing, not even `*`. `unprivileged`: the user who
+    asks has no privilege, so what the user can make up changes no settings. `root_made`: root has
+    made the tap for that user. `joined` are the other taps, in words, that the QEMU has on the same
+    hub. `unclear` says why netdev or MAC is not known.
     """
 
     tap: str
@@ -80,8 +80,9 @@ class Caller:
 
 @dataclass(frozen=True)
 class Forward:
-    """A port of the host's that leads to one of a guest's; an empty address is any, or the only.
+    """A port of the host's that leads to a port of a guest's.
 
+    An empty `address` is any of the host's; an empty `to_address` is the only guest's.
     `protocol` is `tcp` or `udp`.
     """
 
@@ -94,7 +95,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Service:
-    """Ports of the host's own, `first` to `last`, that guests reach; `protocol` as a Forward's."""
+    """Ports of the host's own that guests reach, `first` to `last`, of `tcp` or `udp`."""
 
     protocol: str
     first: int
@@ -103,7 +104,7 @@ class Service:
 
 @dataclass(frozen=True)
 class Dhcp:
-    """What addresses guests get: a range, None for all of the subnet; and those of known MACs."""
+    """Which addresses guests get: of `range`, None for all the subnet; and by MAC in `hosts`."""
 
     range: tuple[str, str] | None = None
     hosts: tuple[tuple[str, str], ...] = ()
@@ -111,11 +112,12 @@ class Dhcp:
 
 @dataclass(frozen=True)
 class Nat:
-    """A network that we make: `ipv4` and `ipv6` are the host's own, as ADDRESS/LENGTH.
+    """A network that we make, with NAT.
 
-    `dhcp` None: none. `dns` is the domain, empty for none, None where no names are resolved.
-    `host` is what of this host's guests reach beside DHCP and DNS, None all. `mtu` is the bridge's,
-    in bytes.
+    `ipv4` and `ipv6` are the host's own addresses, as ADDRESS/LENGTH. `dhcp` None: there is none.
+    `dns` is the guests' domain: empty for none, None if no names are resolved. `host` are the ports
+    of this host's that guests reach beside DHCP and DNS, None for all. `mtu` is the bridge's, in
+    bytes.
     """
 
     ipv4: str | None = None
@@ -146,10 +148,10 @@ class Port:
 
 @dataclass(frozen=True)
 class Settings:
-    """Port settings as one network or rule gives them: name -> value, absent where not given.
+    """Port settings as one network, rule or NIC gives them: name -> value, absent if not given.
 
-    The value None is the word `none`: it unsets what the network gave. `mtu: bridge` is the
-    string "bridge", `external_ids` a tuple of pairs whose value may be None too.
+    The value None is the word `none`, which unsets what the network gave. `mtu: bridge` is the
+    string "bridge". `external_ids` is a tuple of pairs, whose values may be None too.
     """
 
     given: Mapping[str, object] = field(default_factory=dict)
@@ -157,12 +159,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Network:
-    """A place that guests can be plugged in, and its ports' default settings.
+    """What guests can be plugged in, and the default settings of its ports.
 
-    `place` is where their ports are, in the words of the network's kind. `made` is how the network
-    is made for its first port, None where others make it. `users` and `deny_users` hold login
-    names and `@group`, as the policy has them; `max_taps` and `tap_name` are for the taps that
-    those users get.
+    `place` is where the ports are, in the words of the network's kind. `made` is how the network is
+    made for its first port, None if others make it. `users` and `deny_users` are login names and
+    `@group`, as in the policy. `max_taps` and `tap_name` are for the taps that those users get.
     """
 
     name: str
@@ -177,13 +178,13 @@ class Network:
 
     @property
     def kind(self) -> Kind | None:
-        """The kind that the policy says, None where it is looked up."""
+        """The kind that the policy says, None if it is looked up."""
         spec = spec_at(self.place)
         return spec.name if spec is not None else None
 
     @property
     def bridge(self) -> str:
-        """The name of its bridge, empty where its kind has none."""
+        """The name of its bridge, empty if its kind has none."""
         return str(getattr(self.place, "bridge", ""))
 
     @property
@@ -201,8 +202,8 @@ class Network:
 class Rule:
     """Who goes where: `match` holds each key's globs.
 
-    Exactly one of `network`, `deny` and `leave` is set; `leave`: the tap stays as it is.
-    `of_nic`: a NIC of `vms` is the rule, for its own tap and no other.
+    Exactly one of `network`, `deny` and `leave` is set. `leave`: the tap stays as it is. `of_nic`:
+    the rule is made of a NIC of `vms`, for that NIC's tap.
     """
 
     position: Position
@@ -218,7 +219,7 @@ class Rule:
 class UserMode:
     """QEMU's user-mode network; None is QEMU's own choice.
 
-    `ipv4` and `ipv6` as ADDRESS/LENGTH, False for none.
+    `ipv4` and `ipv6` are ADDRESS/LENGTH, or False for none.
     """
 
     ipv4: str | Literal[False] | None = None
@@ -232,10 +233,10 @@ class UserMode:
 
 @dataclass(frozen=True)
 class Nic:
-    """A NIC of a guest's, on a `network` by its `tap`, or on a user-mode network of its own.
+    """A NIC of a guest's: on a `network`, by its `tap`, or on a user-mode network of its own.
 
-    `mac` None: made of the host, the guest and the NIC. `vectors` None: as many as the queues
-    want.
+    `mac` None: it is made of the host, the guest and the NIC. `vectors` None: as many as the queues
+    need.
     """
 
     position: Position
@@ -256,7 +257,7 @@ class Nic:
 class Vm:
     """A guest and its NICs, in order.
 
-    `users`: who of the users of its networks may have its taps, None for all of them.
+    `users` are those users of its networks who may have its taps, None for all of them.
     """
 
     name: str
@@ -269,8 +270,8 @@ class Vm:
 class Policy:
     """All of a host's policy; `files` in the order read, `rules` from the top.
 
-    `bridge_conf`: QEMU's bridge.conf says too who may use which bridge. The NICs of `vms` that
-    have a tap are the first of the rules.
+    `bridge_conf`: QEMU's bridge.conf says too who may use which bridge. The first rules are made of
+    the NICs of `vms` that have a tap.
     """
 
     files: tuple[str, ...]
@@ -282,7 +283,7 @@ class Policy:
 
     @property
     def databases(self) -> tuple[str, ...]:
-        """The databases of its networks, in each of which a tap's name is looked up."""
+        """The databases of its networks; a tap's name is looked up in each."""
         addresses = (each for it in self.networks.values() for each in it.place.databases)
         return tuple(dict.fromkeys(addresses))
 
@@ -294,9 +295,9 @@ class Policy:
 
 @dataclass(frozen=True)
 class PassedOver:
-    """A rule that did not match, and why: "tap web* does not match db0", "vm is unknown".
+    """A rule that did not decide, and why: "tap web* does not match db0", "vm is unknown".
 
-    Or one that matches and does not count, for it changes settings of an unprivileged user's.
+    A rule that matches does not count if it changes an unprivileged user's settings.
     """
 
     rule: Rule
@@ -305,7 +306,7 @@ class PassedOver:
 
 @dataclass(frozen=True)
 class Attach:
-    """A rule (or the program's own name, rule None) puts the tap on a network."""
+    """The tap is put on a network by `rule`, or by the program's own name (rule None)."""
 
     port: Port
     rule: Rule | None
@@ -314,7 +315,7 @@ class Attach:
 
 @dataclass(frozen=True)
 class Deny:
-    """A `deny` rule, or no rule at all (rule None), refuses the tap; `because` is the text."""
+    """The tap is refused by a `deny` rule, or for lack of a rule (None); `because` says why."""
 
     because: str
     rule: Rule | None
@@ -323,7 +324,7 @@ class Deny:
 
 @dataclass(frozen=True)
 class Leave:
-    """A `leave` rule has the tap stay as it is."""
+    """The tap stays as it is, by a `leave` rule."""
 
     rule: Rule
     passed_over: tuple[PassedOver, ...] = ()
@@ -337,7 +338,7 @@ LEAVE_IS_ROOTS = "leave: is for taps of root's alone"
 def decide(policy: Policy, caller: Caller) -> Decision:
     """Return what the first rule that matches `caller` says; without one, the tap is denied.
 
-    A NIC of `vms` is not passed over: of another tap it says nothing.
+    The rule of a NIC is never among those passed over, for it is about one tap alone.
     """
     passed_over: list[PassedOver] = []
     for rule in policy.rules:
@@ -350,7 +351,7 @@ def decide(policy: Policy, caller: Caller) -> Decision:
 
 
 def choose(policy: Policy, caller: Caller) -> Decision:
-    """Return what `decide` does, but without the rules passed over, nor a look at all of them."""
+    """Return what `decide` does, without the rules passed over: by the index, and so faster."""
     values: dict[MatchKey, str | None] = {key: getattr(caller, key) for key in MATCH_KEYS}
     for number in policy.index.candidates(values):
         rule = policy.rules[number]
@@ -360,7 +361,7 @@ def choose(policy: Policy, caller: Caller) -> Decision:
 
 
 def _outcome(policy: Policy, rule: Rule, caller: Caller) -> Decision:
-    """Return what a rule that matches says."""
+    """Return the decision of a rule that matches."""
     if rule.leave and caller.unprivileged:
         return Deny(LEAVE_IS_ROOTS, rule)
     if rule.leave:
@@ -373,14 +374,14 @@ def _outcome(policy: Policy, rule: Rule, caller: Caller) -> Decision:
 
 
 def is_left(policy: Policy, tap: str) -> bool:
-    """Tell whether a `leave` rule has the tap, if nothing but its name is known."""
+    """Tell whether a `leave` rule decides for the tap when only its name is known."""
     return isinstance(choose(policy, Caller(tap)), Leave)
 
 
 def port_on(policy: Policy, network_name: str, tap: str) -> Port:
     """Return the Port of `tap` on the network that the program's own name says, whatever the rules.
 
-    Raises Failure: 77 where the policy has no such network, 71 where none of its ports is a tap.
+    Raises Failure: 77 if the policy has no such network, 71 if none of its ports is a tap.
     """
     network = policy.networks.get(network_name)
     if network is None:
@@ -398,11 +399,11 @@ def port_on(policy: Policy, network_name: str, tap: str) -> Port:
 
 
 NAME_IN_NIC = "name it in a NIC of vms:"
-"""How a guest gets on a network that no tap can be plugged in."""
+"""How a guest gets on a network whose ports are no taps."""
 
 
 def refuses_taps(network: Network) -> str:
-    """Return why no tap can be plugged in this network, empty where one can."""
+    """Return why no tap can be plugged in this network, or "" if one can."""
     spec = spec_at(network.place)
     if spec is None or spec.endpoint == "tap":
         return ""
@@ -411,7 +412,7 @@ def refuses_taps(network: Network) -> str:
 
 
 def each_port(policy: Policy) -> Iterator[Port]:
-    """Yield what a tap without a name gets on each network, then by each rule that has one."""
+    """Yield the Port of a tap without a name on each network, then by each rule with a network."""
     for network in policy.networks.values():
         yield _port(network, merge(Settings(), network.settings), "", network.position)
     for rule in policy.rules:
@@ -421,7 +422,7 @@ def each_port(policy: Policy) -> Iterator[Port]:
 
 
 def find_nic(policy: Policy, network: str, tap: str) -> tuple[Vm, Nic] | None:
-    """Return the guest of the policy's that has this tap on this network, and its NIC."""
+    """Return the guest and its NIC that have this tap on this network, or None."""
     for vm in policy.vms.values():
         for nic in vm.nics:
             if nic.tap == tap and nic.network == network:
@@ -430,7 +431,7 @@ def find_nic(policy: Policy, network: str, tap: str) -> tuple[Vm, Nic] | None:
 
 
 def nic_rule(nic: Nic) -> Rule:
-    """Return the rule that a NIC on a network is for its tap."""
+    """Return the rule that is made of a NIC on a network, for its tap."""
     return Rule(nic.position, {"tap": (nic.tap,)}, nic.network, settings=nic.settings, of_nic=True)
 
 
@@ -442,12 +443,12 @@ def nic_port(policy: Policy, nic: Nic) -> Port:
 
 
 def policy_asks(policy: Policy, key: MatchKey) -> bool:
-    """Tell whether any rule looks at `key`, so that what nobody asks for is not looked up."""
+    """Tell whether any rule looks at `key`; if none does, its value need not be looked up."""
     return key in policy.index.keys
 
 
 def why_not(rule: Rule, caller: Caller) -> str | None:
-    """Return why `rule` does not match `caller`, None where it does; all its keys must match."""
+    """Return why `rule` does not match `caller`, or None if all its keys match."""
     for key in MATCH_KEYS:
         globs = rule.match.get(key)
         if globs is None:
@@ -463,11 +464,11 @@ def why_not(rule: Rule, caller: Caller) -> str | None:
 
 
 def why_void(policy: Policy, rule: Rule, caller: Caller) -> str | None:
-    """Return why a rule that matches `caller` does not count, None where it does.
+    """Return why a rule that matches `caller` does not count, or None if it does.
 
-    An unprivileged user chooses what the tap is called, and what the process says of itself: by
-    that no settings are had. A `deny` always counts; so does a NIC, whose guest's `users` are asked
-    of whoever gets it.
+    An unprivileged user chooses the tap's name and what the process says of itself. So a rule that
+    matches by these changes no settings for such a user. A `deny` always counts. So does a NIC: the
+    `users` of its guest say who may have it.
     """
     if not caller.unprivileged or rule.network is None or rule.of_nic or "user" in rule.match:
         return None
@@ -484,7 +485,7 @@ def why_void(policy: Policy, rule: Rule, caller: Caller) -> str | None:
 
 
 def changed_settings(policy: Policy, rule: Rule) -> list[str]:
-    """Return the settings that a rule with a network changes from what that network gives."""
+    """Return the names of the settings that a rule gives otherwise than its network does."""
     assert rule.network is not None
     network = policy.networks[rule.network].settings
     before, after = merge(Settings(), network).given, merge(network, rule.settings).given
@@ -505,7 +506,7 @@ def _any_matches(key: MatchKey, globs: tuple[str, ...], value: str) -> bool:
 
 
 def merge(network: Settings, rule: Settings) -> Settings:
-    """Return the settings of `network` overridden by those of `rule`, without what is unset.
+    """Return the settings of `network` overridden by those of `rule`, without those that are unset.
 
     Settings that hold pairs (`external_ids`) are merged key by key.
     """
@@ -519,7 +520,7 @@ def merge(network: Settings, rule: Settings) -> Settings:
 
 
 def _set_pairs(value: object) -> object:
-    """Return `value`, where it holds pairs without those that are unset."""
+    """Return `value`; if it holds pairs, without those that are unset."""
     if isinstance(value, tuple):
         return tuple(pair for pair in value if pair[1] is not None)
     return value
@@ -527,8 +528,8 @@ def _set_pairs(value: object) -> object:
 
 def _port(network: Network, settings: Settings, tap: str, position: Position) -> Port:
     """Return the Port of `tap` on `network` with the merged `settings`."""
-    # NOTE: each setting has the name of its field in PortSettings, so that a new one is a row in
-    # fields.py and a field there.
+    # NOTE: a setting and its field in PortSettings have one name, so nothing is added here for a
+    # new setting.
     given: dict[str, Any] = dict(settings.given)
     if given.get("mtu") == "bridge":
         given["mtu"] = None

@@ -1,7 +1,7 @@
 """The JSON Schema of the policy language, for editors; made from the table of fields.
 
-`python -m pyqemu_ifconf.schema` prints it. It cannot say all that the policy's own check says:
-what needs two places of the text, or the text itself rather than its data, is left out.
+`python -m pyqemu_ifconf.schema` prints it. The policy's own check finds more: a schema cannot
+compare two places of the text, nor see how a value is written.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def _property(field: Field) -> Schema:
 
 
 def _saying(sentence: str, schema: Schema) -> Schema:
-    """Return the schema of a value, with what an editor is to say where it does not hold.
+    """Return the schema of a value, with what an editor is to say if the value is wrong.
 
-    `errorMessage` is a word of the language servers for JSON and YAML; all others pass it over.
+    `errorMessage` is a key of the language servers for JSON and YAML. Others pass it over.
     """
     told: Schema = {"errorMessage": sentence, **schema}
     for key in ("anyOf", "allOf"):
@@ -76,7 +76,7 @@ def _saying(sentence: str, schema: Schema) -> Schema:
 
 
 def _network() -> Schema:
-    """Return the schema of a network: one key names its kind, which excludes what others have."""
+    """Return the schema of a network: one key names its kind, and excludes keys of other kinds."""
     cases: list[tuple[Schema, tuple[KindSpec, ...]]] = [
         ({"required": [key]}, kinds.named_by(key)) for key in kinds.naming_keys()
     ]
@@ -98,7 +98,7 @@ def _network() -> Schema:
 
 
 def _excluded(keys: Set[str]) -> Schema:
-    """Return the schemas of these keys of a network for one that has them not."""
+    """Return the schemas of `keys` for a network that cannot have them."""
     return {
         name: {"const": "none"} if field.where == "port" else False
         for name, field in fields_of("network").items()
@@ -126,7 +126,7 @@ def _rule() -> Schema:
 
 
 def _nat() -> Schema:
-    """Return the schema of nat: one of two addresses; what is for IPv4 needs that."""
+    """Return the schema of nat: it has `ipv4`, `ipv6` or both, and some keys need `ipv4`."""
     needs_ipv4: Schema = {
         "properties": {"dhcp": {"const": False}, "forward": {"type": "array", "maxItems": 0}}
     }

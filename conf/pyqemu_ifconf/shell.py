@@ -1,8 +1,8 @@
-"""Texts of others as they may be printed: quoted for a shell, and without what a terminal obeys.
+"""Texts of others made safe to print: quoted for a shell, and without what a terminal obeys.
 
-Whoever reads a line of ours pastes what stands in it, as root. A tap's name is any 15 visible
-bytes, a guest's name and a path are any bytes at all; so each name in a command goes through `sh`
-or another function of this module, and each in a sentence through `quote` or `readable`.
+A reader may paste any part of a line of ours, as root. A tap's name is any 15 visible bytes, and a
+guest's name and a path are any bytes at all. So each name in a command goes through `sh` or another
+function of this module, and each name in a sentence through `quote` or `readable`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    # NOTE: all that QEMU's bridge helper imports is counted.
+    # NOTE: a test counts what QEMU's bridge helper imports.
     from collections.abc import Sequence
 
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789@%+=:,./-_")
@@ -30,16 +30,16 @@ _UNSEEN = frozenset(
     )
     for number in range(first, last + 1)
 )
-"""What isprintable() takes for printable, and nobody sees: those of Default_Ignorable_Code_Point
+"""What isprintable() takes for printable, and nobody sees: the Default_Ignorable_Code_Point
 (DerivedCoreProperties.txt of Unicode), and the empty braille pattern."""
 _NEWLINE = "${IFS#??}"
-"""A newline: what is left of the default IFS, blank, tab and newline, without the first two."""
+"""A newline alone: the default IFS (blank, tab, newline) without the first two."""
 
 
 class Command(str):
     """A line for bash, dash or another POSIX shell, in which every name is one word.
 
-    Only this module makes one; tests/house/test_house.py holds the rest of the toolkit to it.
+    Only this module makes one, as tests/house/test_house.py checks.
     """
 
     __slots__ = ()
@@ -48,8 +48,8 @@ class Command(str):
 def quote(word: str) -> str:
     """Return `word` as one word of a POSIX shell, in visible ASCII.
 
-    Bytes that are not are written by printf(1) in octal: `$'...'` is not known to each shell
-    (POSIX.1-2017, 2.2), and a terminal would obey some of them.
+    Other bytes are written in octal, for printf(1): a terminal would obey some of them, and not
+    every shell knows `$'...'` (POSIX.1-2017, 2.2).
     """
     if word and _PLAIN.issuperset(word) and word[0] != "=":
         return word
@@ -82,12 +82,12 @@ def readable(name: str) -> str:
 
 
 def sh(*words: str) -> Command:
-    """Return the command of these words; a Command among them stands as it is."""
+    """Return the command of these words, each quoted but for a Command among them."""
     return Command(" ".join(each if isinstance(each, Command) else quote(each) for each in words))
 
 
 def all_of(*commands: Command) -> Command:
-    """Return the command that runs these in turn, as long as each succeeds."""
+    """Return the command that runs these in turn until one fails."""
     return Command(" && ".join(commands))
 
 
@@ -102,7 +102,7 @@ def output(command: Command) -> Command:
 
 
 def joined(*parts: str) -> Command:
-    """Return the one word that is made of these, a Command among them as it is."""
+    """Return the one word that these make together, each quoted but for a Command among them."""
     return Command("".join(each if isinstance(each, Command) else quote(each) for each in parts))
 
 
@@ -129,7 +129,7 @@ def edit(path: str, line: int = 1) -> Command:
 def program(name: str) -> str:
     """Return the word that starts a program of ours: its name if a shell finds it, else its path.
 
-    Where this installation is, the path of its own interpreter tells; the Makefile has it.
+    The path of the interpreter tells where this installation is, as the Makefile sets it up.
     """
     prefix, home, _ = (sys.executable or "").rpartition("/lib/pyqemu-ifup/bin/")
     if not home or prefix in ("/usr", "/usr/local"):
@@ -151,8 +151,8 @@ def takeover(*options: str) -> Command:
 def vsctl(ovsdb: str, *commands: Sequence[str]) -> Command:
     """Return the ovs-vsctl(8) command for one database that does these in one transaction.
 
-    The name of one default database is left out by giving none. ovs-vsctl takes a word `--` for
-    the end of a command wherever it stands: what has that name it cannot be told of.
+    `ovsdb` is empty for the default database. ovs-vsctl takes a word `--` for the end of a command
+    wherever it stands, so what has that name cannot be said to it.
     """
     if any("--" in words for words in commands):
         return Command("# ovs-vsctl cannot be told of a name that is --")
@@ -171,8 +171,8 @@ def ovs_value(value: str) -> str:
 def nft_command(form: str, **names: str) -> Command:
     """Return the nft(8) command of this form, with the names of tables, chains and links in it.
 
-    What stands in quotes there is a link's. nft has no words for a name with other characters than
-    its own, and takes a `*` at the end of a link's for any end.
+    A name in quotes there is a link's. nft cannot name what has other characters than its own words
+    have, and takes a `*` at the end of a link's name for any end.
     """
     for name in names.values():
         link = name[:1] == name[-1:] == '"' and len(name) > 2

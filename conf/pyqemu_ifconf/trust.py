@@ -1,11 +1,11 @@
-"""Opens what the policy is made of, and refuses what others than its owner's could change.
+"""Opens the files of a policy, and refuses those that others could change.
 
-Trusted is what root or the effective user owns and nobody else can write, on a path of such
-folders; a folder of root's with the sticky bit passes. So does, in a user namespace, one above the
-policy's own that nobody has who is mapped there, as a container's `/` that is the host's. A
-symbolic link is followed if its owner, and each step of the way it leads, passes too. What is
-checked is what was opened, never a path that could meanwhile name another thing. ACLs are not
-looked at.
+A file is trusted if root or the effective user owns it and nobody else can write it, and if each
+folder on its path is such a one too. A folder of root's with the sticky bit passes. In a user
+namespace a folder above the policy's own passes as well if its owner is not mapped there: a
+container's `/` may be the host's. A symbolic link is followed if its owner and each step of its own
+way pass. The checks are made on what was opened, never on a path, which could name another thing by
+then. ACLs are not looked at.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from pyqemu_ifconf.policy import POLICY_VARIABLE
 from pyqemu_ifconf.shell import file, sh
 
 LINKS_MAX = 40
-"""Symbolic links on the way to one file: as many as the kernel follows (path_resolution(7))."""
+"""Symbolic links followed on the way to one file: as many as by the kernel (path_resolution(7))."""
 PROTECTED_LINKS = "/proc/sys/fs/protected_hardlinks"
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _OWN = (
     "have a policy of one's own, in a folder where nobody else can write, and name it: "
     f"{POLICY_VARIABLE}=FILE"
 )
-"""What an ordinary user's own root can do, who can change no other's folder."""
+"""What the root of an ordinary user's own namespace can do: it can change no other's folder."""
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def read_trusted(path: str, limit: int, *, folders: bool = True) -> bytes | None:
-    """Return the first `limit` bytes of the regular file `path`, None where it does not exist.
+    """Return the first `limit` bytes of the regular file `path`, None if it does not exist.
 
-    Without `folders`, the file's own owner and mode are checked but not the way to it.
-    Raises Failure: 66 where it cannot be read, 78 where it is not to be trusted.
+    Without `folders`, the file's own owner and mode are checked, and the way to it is not.
+    Raises Failure: 66 if it cannot be read, 78 if it is not to be trusted.
     """
     if not folders:
         try:
@@ -53,11 +53,11 @@ def read_trusted(path: str, limit: int, *, folders: bool = True) -> bytes | None
 
 
 def list_trusted(path: str) -> list[str] | None:
-    """Return the names in the folder `path`, in byte order, None where it does not exist.
+    """Return the names in the folder `path`, in byte order, None if it does not exist.
 
-    Raises Failure: 66 where it cannot be listed, 78 where it is not to be trusted.
+    Raises Failure: 66 if it cannot be listed, 78 if it is not to be trusted.
     """
-    # NOTE: with a name below it, the folder itself is the last one on the way.
+    # NOTE: a name is added below it, so that the folder itself is the last one on the way.
     with closing(_Way(os.path.join(path, "*"))) as way:
         if not way.go():
             return None
@@ -74,8 +74,8 @@ def list_trusted(path: str) -> list[str] | None:
 class _Way:
     """The way to a file, step by step: `folder` is open, and `here` is its name without links.
 
-    Each folder and link is checked when it is come to. Raises Failure: 78 where one is not to be
-    trusted, 66 where the way cannot be gone.
+    Each folder and link is checked as it is reached. Raises Failure: 78 if one is not to be
+    trusted, 66 if one cannot be passed.
     """
 
     def __init__(self, path: str) -> None:
@@ -83,9 +83,9 @@ class _Way:
         self.folder = -1
         self.here = ""
         self._names = steps(path if path.startswith("/") else os.path.join(os.getcwd(), path))
-        """What is still to be gone, the file's own name last."""
+        """The names that are still ahead, the file's own last."""
         self._given = len(self._names)
-        """How many of these are of the path itself, and of no link."""
+        """How many of these are of the path itself, and not of a link."""
         self._links = 0
 
     def close(self) -> None:
@@ -94,18 +94,19 @@ class _Way:
 
     @property
     def last(self) -> str:
-        """The file's own name, with those of the folders that it really is in."""
+        """The file's own path, without links."""
         return os.path.normpath(os.path.join(self.here, self._names[-1]))
 
     def makers(self) -> str:
         """Return who else may make names in this folder, which is sticky then; "" for nobody.
 
-        A group's members may make none for a file of root's if the kernel keeps them from it.
+        The kernel may keep a group's members from linking a file of root's, and then they are not
+        counted.
         """
         found = os.fstat(self.folder)
         if found.st_mode & stat.S_IWOTH:
             return "everybody"
-        # NOTE: /nix/store is a group's, and links files that are alike to each other.
+        # NOTE: /nix/store is a group's, and its equal files are hard links of each other.
         if found.st_mode & stat.S_IWGRP and not _are_links_protected():
             return f"group {found.st_gid}"
         return ""
@@ -113,7 +114,7 @@ class _Way:
     def open_last(self) -> int:
         """Go to the end, and return a descriptor of what is there; -1 if the path does not exist.
 
-        NOTE: opened as a file at once, since of a descriptor of a path nothing can be read.
+        NOTE: it is opened as a file at once, for nothing can be read by an O_PATH descriptor.
         """
         while self.go():
             (name,) = self._names
@@ -182,7 +183,7 @@ class _Way:
             )
 
     def _check_absent(self, path: str) -> None:
-        """Refuse a link to what does not exist, the next name: the policy is not merely absent."""
+        """Refuse a link to a name that does not exist: it is a fault, and not an absent policy."""
         if len(self._names) > self._given:
             raise Failure(
                 Status.NO_POLICY,
@@ -208,8 +209,8 @@ def _check_folder(path: str, found: os.stat_result, *, above: bool) -> None:
 
 
 def _check_hard_links(path: str, found: os.stat_result, makers: str) -> None:
-    # NOTE: where anybody may make names, a hard link can pass an old file of root's off as
-    # the policy; elsewhere only root can make one.
+    # NOTE: in a folder where anybody may make names, a hard link can pass an old file of root's off
+    # as the policy. In any other folder only root can make one.
     if makers and found.st_nlink > 1:
         raise Failure(
             Status.UNSAFE,
@@ -220,7 +221,7 @@ def _check_hard_links(path: str, found: os.stat_result, makers: str) -> None:
 
 
 def _are_links_protected() -> bool:
-    """Tell whether nobody can link a file that is not his (fs.protected_hardlinks of proc(5))."""
+    """Tell whether users can hard-link only their own files (fs.protected_hardlinks of proc(5))."""
     try:
         with open(PROTECTED_LINKS, encoding="ascii") as file:
             return file.read().strip() == "1"
@@ -284,7 +285,7 @@ def _check_owner_and_mode(path: str, found: os.stat_result, *, above: bool = Fal
 
 
 def show_path(path: str) -> str:
-    """Return `path` for a message: one line, whatever bytes it is made of."""
+    """Return `path` for a message, on one line whatever its bytes are."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return text if text.isprintable() else ascii(text)[1:-1]
 

@@ -1,6 +1,6 @@
 """How each type of value of a policy is read, and what it is in a JSON Schema.
 
-A type reports its own errors; the fields that have these types are in fields.py.
+A type reports its own errors. The fields that have these types are in fields.py.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Schema = dict[str, object]
 
 NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 RESERVED_IDS = ("pyqemu-*", "vm-name", "vm-pid")
-"""Keys of external_ids that we write ourselves; see the stamp of an OVS port."""
+"""The keys of external_ids that we write ourselves, as the mark of a port."""
 
 _RANGE = re.compile(r"([1-9][0-9]{0,17})-([1-9][0-9]{0,17})")
 _VID_PATTERN = "([1-9][0-9]{0,2}|[1-3][0-9]{3}|40[0-8][0-9]|409[0-4])"
 _NOT_TEXT: list[Schema] = [{"type": "number"}, {"type": "boolean"}]
-"""What the readers of a schema make of a plain `100` or `true` where we read text."""
+"""What other readers of YAML make of a plain `100` or `true`, which we read as text."""
 
 
 class Bad:
-    """The value of a field that has an error, which has been reported."""
+    """The value of a field with an error, which has been reported."""
 
 
 BAD = Bad()
@@ -42,7 +42,7 @@ class Type(Protocol):
         """What the value must be, as in `mtu must be ...`."""
 
     def read(self, name: str, node: Node, errors: Errors) -> object:
-        """Return the value of `node`; where it has errors, report them and return BAD."""
+        """Return the value of `node`, or report its errors and return BAD."""
 
     def schema(self) -> Schema:
         """Return the JSON Schema of the value."""
@@ -57,7 +57,7 @@ def must_be(name: str, words: str, node: Node, errors: Errors, hint: str = "") -
 
 
 SUGGESTIONS_MAX = 100
-"""Errors of one file that come with a suggestion: looking for one costs more than the error."""
+"""Errors of one file that come with a suggestion, which takes longer to find than the error."""
 
 KNOWN_MAX = 200
 """Words that are looked at for a suggestion."""
@@ -66,7 +66,7 @@ LISTED_MAX = 20
 
 
 def nearest(word: str, known: Sequence[str], errors: Errors) -> str | None:
-    """Return that of `known` which `word` most likely means, None where none is near."""
+    """Return the one of `known` that `word` most likely means, or None if none is near."""
     if len(errors.found) >= SUGGESTIONS_MAX or len(known) > KNOWN_MAX:
         return None
     from difflib import get_close_matches  # only an error needs it
@@ -85,7 +85,7 @@ def listed(words: Sequence[str], last: str = "or") -> str:
 def unknown_key(
     key: Scalar, owner: str, known: Sequence[str], errors: Errors, hint: str = ""
 ) -> None:
-    """Report that `owner` has no such key: `hint`, else the nearest right one, else all of them."""
+    """Report that `owner` has no such key, with `hint`, the nearest right key, or all of them."""
     text = quote(key.text)
     if not hint:
         near = nearest(key.text.replace("-", "_"), known, errors)
@@ -159,12 +159,12 @@ class Flag:
 
 @dataclass(frozen=True)
 class Yes(Flag):
-    """`true`: without it, what it turns on is off."""
+    """`true` and nothing else: leaving the key out is `false`."""
 
     words: str = "true"
 
     def read(self, name: str, node: Node, errors: Errors) -> object:
-        """Return True; of `false`, say that the key is to be left out."""
+        """Return True; for `false`, report that the key is to be left out."""
         if isinstance(node, Scalar) and node.plain and node.text == "false":
             return must_be(name, self.words, node, errors, f"take {name} out")
         return super().read(name, node, errors)
@@ -198,9 +198,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class Text:
-    """A text that `is_good` accepts; `pattern` says the same to a JSON Schema, as far as it can.
+    """A text that `is_good` accepts; `pattern` is the same for a JSON Schema, as far as it can be.
 
-    `length` is the most bytes of it, for those who read a text of digits as a number.
+    `length` is how many bytes it has at most, for readers that take a text of digits for a number.
     """
 
     words: str
@@ -216,7 +216,7 @@ class Text:
         return must_be(name, self.words, node, errors, self.hint)
 
     def schema(self) -> Schema:
-        """Return the pattern, and what readers may take a text for."""
+        """Return the pattern, and the other types that readers may take a text for."""
         number: Schema = {"type": "number"}
         if self.length is not None:
             number = {**number, "maximum": 10**self.length - 1}
@@ -234,17 +234,17 @@ LINE_PATTERN = r"^[^\u0000-\u001f\u007f]*[^\u0000-\u0020\u007f][^\u0000-\u001f\u
 
 @dataclass(frozen=True)
 class Globs:
-    """A glob or a list of globs; `ascii_only` where what it is matched with is so by its nature.
+    """A glob or a list of globs; `ascii_only` if what it is matched with is always ASCII.
 
-    NOTE: an invisible character in a glob would match nothing, and the rule, maybe one that
-    denies, would be passed over.
+    NOTE: a glob with an invisible character matches nothing, so its rule, which may deny, would be
+    passed over.
     """
 
     ascii_only: bool
     words: str = "a glob or a list of globs"
 
     def read(self, name: str, node: Node, errors: Errors) -> object:
-        """Return the globs as a tuple, of one too."""
+        """Return the globs as a tuple, even if there is one."""
         if isinstance(node, Scalar):
             glob = self._glob(name, node, errors)
             return BAD if isinstance(glob, Bad) else (glob,)
@@ -280,7 +280,7 @@ class Globs:
 
     def schema(self) -> Schema:
         """Return one glob, or a list of them that is not empty."""
-        # The characters but [, which must begin a set.
+        # All characters but [, which must begin a set.
         free = r"!-Z\\-~" if self.ascii_only else r"^\[\u0000-\u001f\u007f"
         glob: Schema = {"type": "string", "pattern": rf"^([{free}]|\[(?!!?\])[^\]]+\])+$"}
         if self.ascii_only:
@@ -296,7 +296,7 @@ _USER = re.compile(r"@?[^\s\x00-\x1f\x7f@*?,:\[\]/-][^\s\x00-\x1f\x7f*?,:\[\]/]*
 class Users:
     """A list of login names and `@group`; a number is a user, or a group, without a name.
 
-    NOTE: no globs: who is meant must not depend on who else there is.
+    NOTE: no globs, for who is meant must not depend on which other users there are.
     """
 
     words: str = "a list of login names and @groups"
@@ -367,7 +367,7 @@ class VlanPort:
             errors.add(node, "trunk has no VID; for a port without tagged VLANs, write vlan: VID")
             return BAD
         good = True
-        # NOTE: a bit for each VID, since all the rules of a policy may have all of them.
+        # NOTE: a bit for each VID, for each rule of a policy may have all of them.
         seen = 0
         before: list[tuple[range, Node]] = []
         for item in node.items:
@@ -384,7 +384,7 @@ class VlanPort:
                     item, f"VID {vid} is twice in trunk: in {show(first)} and in {show(item)}"
                 )
             good = good and not twice
-            # NOTE: what adds nothing is nowhere the first.
+            # NOTE: an item without a new VID is never the first that has one.
             if bits & ~seen:
                 before.append((vids, item))
             seen |= bits
@@ -429,7 +429,7 @@ class VlanPort:
 
 @dataclass(frozen=True)
 class ExternalIds:
-    """Keys and values for the external_ids of an OVSDB row; the plain word `none` unsets a key."""
+    """Keys and values for the external_ids of a row; the plain word `none` unsets a key."""
 
     words: str = "a mapping of keys to text"
 

@@ -22,22 +22,23 @@ ADDR_PATTERN = "^(0x)?[01]?[0-9A-Fa-f](\\.[0-7])?$"
 """A slot up to 1f and a function, in hexadecimal (set_pci_devfn of hw/core/qdev-properties-system.c
 of QEMU)."""
 HOSTNAME_MAX = 32
-"""Bytes of a host name that QEMU's DHCP server gives; libslirp cuts a longer one (slirp.h)."""
+"""Bytes of a host name that QEMU's DHCP server gives; libslirp cuts longer ones (slirp.h)."""
 HOSTNAME_PATTERN = f"^[A-Za-z0-9]([A-Za-z0-9.-]{{0,{HOSTNAME_MAX - 2}}}[A-Za-z0-9])?$"
 DOMAIN_PATTERN = "^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$"
 IPV4_LENGTH_MAX = 27
-"""Of a user-mode subnet: its guest is number 15, the broadcast address of a longer one."""
+"""The greatest length of a user-mode subnet: the guest is number 15, which is the broadcast address
+of a longer one."""
 DEFAULT_USER_IPV4 = "10.0.2.0/24"
 """QEMU's own (net_slirp_init of net/slirp.c)."""
 
 
 def fits(pattern: str, text: str) -> bool:
-    """Tell whether `text` is as `pattern` says, which begins with ^ and ends with $."""
+    """Tell whether `text` matches `pattern`, which begins with ^ and ends with $."""
     return re.fullmatch(pattern[1:-1], text) is not None
 
 
 def is_virtio(model: str) -> bool:
-    """Tell whether a NIC of this model is virtio's: with several queues, vectors and an MTU."""
+    """Tell whether a model is virtio's, which has several queues, vectors and an MTU."""
     return model.startswith("virtio-net")
 
 
@@ -92,7 +93,7 @@ def is_host_of(address: str, subnet: str) -> bool:
 
 @dataclass(frozen=True)
 class OrFalse:
-    """What `text` is, or the plain word `false`: without it."""
+    """What `text` is, or the plain word `false` for none."""
 
     text: Text
 
@@ -245,7 +246,7 @@ class Forwards:
         node: Node,
         errors: Errors,
     ) -> re.Match[str] | None:
-        """Return the match of one end of a forward, None where it has an error."""
+        """Return the match of one end of a forward, or None if it is wrong, as is reported."""
         match = form.fullmatch(node.text) if isinstance(node, Scalar) else None
         if (
             match is not None

@@ -42,15 +42,15 @@ from pyqemu_ifconf.values import BAD, listed, must_be, nearest
 from pyqemu_ifconf.vms import DEFAULT_USER_IPV4, is_host_of, is_virtio
 
 ONCE = ("timeout", "bridge_conf")
-"""What may stand in one file of a policy, and holds for all of it."""
+"""The keys that may stand in one file of a policy, and hold for all of them."""
 
 OUTCOMES = ("network", "deny", "leave")
-"""What a rule says of the taps that it matches: one of these."""
+"""The keys of which a rule has one: what becomes of the taps that it matches."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One file of the policy: its root, None where it has none, and its errors so far."""
+    """One file of the policy: its root, None if it has none, and its errors so far."""
 
     root: Node | None
     errors: Errors
@@ -58,7 +58,7 @@ class Document:
 
 @dataclass(frozen=True)
 class _Given:
-    """The keys of one mapping that are known, their nodes, and the values of the right ones."""
+    """The known keys of one mapping, their nodes, and the values of those that are right."""
 
     keys: Mapping[str, Scalar]
     nodes: Mapping[str, Node]
@@ -67,9 +67,9 @@ class _Given:
 
 @dataclass(frozen=True)
 class _Said:
-    """What the keys of a network say of its kind: the kinds that it can be, and the words for it.
+    """What the keys of a network say of its kind: the kinds that it can be, and that in words.
 
-    `lacks`: the keys that it cannot have by that, port settings too. `made`: it has `nat:`.
+    `lacks` are the keys, port settings too, that such a network cannot have. `made`: it has `nat:`.
     """
 
     specs: tuple[KindSpec, ...]
@@ -80,15 +80,15 @@ class _Said:
 
 @dataclass
 class _Draft:
-    """The policy as far as it is read."""
+    """As much of the policy as is read."""
 
     networks: dict[str, Network] = field(default_factory=dict)
     said: dict[str, _Said] = field(default_factory=dict)
-    """What each of the networks says of its kind."""
+    """What each network says of its kind."""
     named: dict[str, Position] = field(default_factory=dict)
     rules: list[tuple[Rule, _Given, Errors]] = field(default_factory=list)
     once: dict[str, Any] = field(default_factory=dict)
-    """The values of what the policy may say once, in one of its files."""
+    """The values of the keys of ONCE."""
     once_positions: dict[str, Position] = field(default_factory=dict)
     nats: dict[str, tuple[Scalar, Errors]] = field(default_factory=dict)
     """The key of each network's nat:, and the errors of its file."""
@@ -97,7 +97,7 @@ class _Draft:
 
 
 def read_policy(documents: Sequence[Document]) -> tuple[Policy, tuple[PolicyError, ...]]:
-    """Return the policy that `documents` are together, and all errors; with any, it is of no use.
+    """Return the policy that `documents` are together, and all errors; with any, it is not used.
 
     The errors are in the order of the documents and of their lines.
     """
@@ -115,7 +115,7 @@ def read_policy(documents: Sequence[Document]) -> tuple[Policy, tuple[PolicyErro
         _check_network(nic.network, nic.settings, given, errors, draft)
     _check_nics(draft)
     _check_nats(draft)
-    # NOTE: the NICs come first: what is said of one tap by its name is about nothing else.
+    # NOTE: the NICs come first, for each is about one tap alone.
     of_nics = [nic_rule(nic) for nic, _, _ in draft.nics if nic.network is not None]
     policy = Policy(
         tuple(document.errors.file for document in documents),
@@ -135,7 +135,7 @@ def _read_document(root: Node, errors: Errors, draft: _Draft) -> None:
     if not isinstance(root, Map):
         must_be("a policy", "a mapping with version, networks and rules", root, errors)
         return
-    # NOTE: a later version may have other keys, of which this program could say nothing true.
+    # NOTE: a later version may have other keys, and what is said of those would be wrong.
     later = next((value for key, value in root.pairs if _is_later(key, value)), None)
     if later is not None:
         errors.add(later, f"version {show(later)} is not known here; this program reads 1")
@@ -248,7 +248,7 @@ def _read_network(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> Non
 
 
 def _read_kind(key: Scalar, given: _Given, errors: Errors) -> _Said:
-    """Return what the keys of the network `key` say of its kind; report what of them cannot be."""
+    """Return what the keys of the network `key` say of its kind; report those that do not fit."""
     name, naming = key.text, kinds.naming_keys()
     there = sorted(
         (each for each in naming if each in given.keys),
@@ -288,7 +288,7 @@ def _read_kind(key: Scalar, given: _Given, errors: Errors) -> _Said:
 
 
 def _place(said: _Said, given: _Given) -> Place:
-    """Return where the ports of a network are; of one with errors, somewhere."""
+    """Return where the ports of a network are, or Nowhere if it has errors."""
     spec = said.specs[0]
     kind = spec.place if len(said.specs) == 1 else spec.found
     found = place_of(kind, given.values) if kind is not None else None
@@ -296,7 +296,7 @@ def _place(said: _Said, given: _Given) -> Place:
 
 
 def _not_for(name: str, network: str, said: _Said) -> str:
-    """Return that a key or a port setting is not for a `network` of this kind."""
+    """Return the error of a key or a port setting that a `network` of this kind cannot have."""
     if not said.words.startswith("kind:"):
         return f"network {network} has {said.words}, and so no {name}; remove it"
     others = owners_of(name) or [each for each in kinds.SPECS if name in each.settings]
@@ -306,7 +306,7 @@ def _not_for(name: str, network: str, said: _Said) -> str:
 
 
 def _faults(said: _Said, settings: Settings) -> Iterable[tuple[SettingName, str]]:
-    """Return what none of the kinds that a network can be of gives of one port's settings."""
+    """Return the settings of one port that no kind the network can be of can give, and why."""
     first, *others = (tuple(spec.faults(settings.given)) for spec in said.specs)
     return [fault for fault in first if all(fault in each for each in others)]
 
@@ -339,7 +339,7 @@ def _check_nats(draft: _Draft) -> None:
                 f"the bridge {quote(bridge)} of a network with nat: has other characters than "
                 "letters, digits, ., _ and -, a letter or digit first",
             )
-        # NOTE: one more is enough to tell; each of them says so itself.
+        # NOTE: one other network is enough to tell of; each has an error of its own.
         other = next((it for it in on_it[bridge] if it.name != name), None)
         if bridge and other is not None:
             errors.add(
@@ -517,7 +517,7 @@ def _read_user(node: Map, errors: Errors) -> UserMode:
 
 
 def _check_nics(draft: _Draft) -> None:
-    """Check that no two NICs of the host have the same tap, or MAC, and none a place's name."""
+    """Check that each NIC's tap and MAC are its own, and that no tap has the name of a place."""
     taps: dict[str, Nic] = {}
     macs: dict[str, Nic] = {}
     places = {network.place.name: network for network in draft.networks.values()}
@@ -541,14 +541,14 @@ def _check_nics(draft: _Draft) -> None:
 
 
 def _at(node: Node | None, position: Position) -> tuple[int, int]:
-    """Return the line and the column of `node`, where there is none of `position`."""
+    """Return the line and the column of `node`, or of `position` if there is no node."""
     return (node.line, node.column) if node is not None else (position.line, position.column)
 
 
 def _check_network(
     name: str | None, settings: Settings, given: _Given, errors: Errors, draft: _Draft
 ) -> None:
-    """Check what a rule or a NIC says of its network, once the networks of all files are known."""
+    """Check what a rule or a NIC says of its network, when the networks of all files are known."""
     if name is None:
         return
     if name not in draft.named:

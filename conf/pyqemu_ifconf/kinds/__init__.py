@@ -1,7 +1,7 @@
 """The kinds of network, one a module: what a policy may say of each.
 
-A new kind is its module, its name in base.KindName and its row in SPECS; the fields, the walk with
-its errors and the JSON Schema are made of these.
+A new kind is a module here, a name in base.KindName and a row in SPECS. The fields, the walk with
+its errors and the JSON Schema are made of these rows.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ def spec_of(name: KindName) -> KindSpec:
 
 
 def spec_at(place: Place) -> KindSpec | None:
-    """Return the kind whose place it is, None where that is looked up."""
+    """Return the kind that `place` is of, or None if the policy does not say it."""
     return next((spec for spec in SPECS if type(place) is spec.place), None)
 
 
 def naming_keys() -> tuple[str, ...]:
-    """Return the keys of which exactly one names a network's kind."""
+    """Return the keys that name a kind: a network has exactly one of them."""
     return tuple(dict.fromkeys(spec.key for spec in SPECS))
 
 
 def named_by(key: str) -> tuple[KindSpec, ...]:
-    """Return the kinds that this key names; of several, one may be said by `kind:`."""
+    """Return the kinds that this key names; if there are several, `kind:` may say which one."""
     return tuple(spec for spec in SPECS if spec.key == key)
 
 
@@ -43,7 +43,7 @@ def said() -> tuple[KindSpec, ...]:
 
 
 def owners(name: str) -> tuple[KindSpec, ...]:
-    """Return the kinds that a key of a network is for, none where it belongs to no kind."""
+    """Return the kinds that a key of a network is for, none if it belongs to no kind."""
     if name == "kind":
         return said()
     return tuple(spec for spec in SPECS if name in spec.own_keys)

@@ -1,4 +1,4 @@
-"""What a kind of network is: the words of its own in a policy, and what its ports can be given.
+"""What a kind of network is: its own words in a policy, and what its ports can be given.
 
 Other modules know the kinds by these values alone, and name none. The hooks import this, so it has
 to cost little: what reads a policy's text is imported when a text is read.
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 KindName = Literal["linux", "openvswitch"]
 
 Endpoint = Literal["tap", "macvtap", "vfio", "vhost-user"]
-"""What QEMU is given: only a `tap` is one that it can open itself and call its hooks for."""
+"""What QEMU is given. Only a `tap` can QEMU open itself, and call its hooks for."""
 
 SettingName = Literal["mtu", "vlan", "isolated", "external_ids", "txqueuelen"]
-"""A port setting: it may stand on a network, on a rule and on a NIC, and means the same there."""
+"""A port setting: it may stand on a network, a rule and a NIC, and means the same on each."""
 
 MadeName = Literal["nat"]
 """A key of a network that has us make it for its first port, and unmake it after the last."""

@@ -1,4 +1,4 @@
-"""What the kinds of network have in common that are a bridge of the host's."""
+"""What is common to the kinds of network that are a bridge of the host's."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class BridgePlace(OnBridge):
 
 
 def faults(settings: Mapping[str, object]) -> Iterable[tuple[SettingName, str]]:
-    """Yield what no bridge gives: a port of it has the VLANs that are named."""
+    """Yield what no bridge can give: all VLANs, without naming them."""
     if settings.get("vlan") == ANY:
         yield "vlan", "its ports have the VLANs that are named; write vlan: VID, or a trunk"
 

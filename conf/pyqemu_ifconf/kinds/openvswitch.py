@@ -37,7 +37,7 @@ class OvsPlace(OnBridge):
 def is_ovsdb_address(text: str) -> bool:
     """Tell whether `text` is `unix:/PATH` or `tcp:ADDRESS:PORT`.
 
-    The address is a number: the ovs library looks no names up, and IPv6 stands in brackets.
+    The address is a number, for the ovs library looks up no names. IPv6 stands in brackets.
     """
     if text.startswith("unix:"):
         return re.fullmatch(r"unix:/[!-~]+", text) is not None

@@ -1,1 +1,1 @@
-"""The networks that are made for their first port, and go with their last: what each may say."""
+"""What a policy says of the networks that are made for their first port, and go with the last."""

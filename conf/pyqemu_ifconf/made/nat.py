@@ -1,4 +1,4 @@
-"""How the parts of a network's `nat:` are read, and what of it must fit together."""
+"""How the parts of a network's `nat:` are read, and which of them must fit together."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Interface
 
 KIND = next(spec for spec in SPECS if "nat" in spec.made)
-"""What is made."""
+"""The kind of network that is made."""
 WITHOUT = ("kind", "vlan")
-"""Keys that such a network has not, though others of its kind have them."""
+"""The keys that such a network cannot have, and others of its kind can."""
 
 _ADDRESS = r"[0-9]{1,3}(\.[0-9]{1,3}){3}"
 _RANGE = re.compile(rf"({_ADDRESS})-({_ADDRESS}|[0-9]{{1,3}})")
@@ -47,7 +47,7 @@ def is_host_address(text: str) -> bool:
 
 
 def is_host6_address(text: str) -> bool:
-    """Tell whether `text` is ADDRESS/64 of a host: what a guest makes an address of is a /64."""
+    """Tell whether `text` is ADDRESS/64 of a host: a guest makes its address of a /64 (SLAAC)."""
     from ipaddress import IPv6Interface  # only a network with nat: needs it
 
     if re.fullmatch(HOST6_PATTERN[1:-1], text) is None:
@@ -83,7 +83,7 @@ class DhcpField:
     words: str = "true, false, or a mapping with range and hosts"
 
     def read(self, name: str, node: Node, errors: Errors) -> object:
-        """Return a Dhcp, its range empty where all the subnet may be given; None for `false`."""
+        """Return a Dhcp, or None for `false`; without a range all the subnet may be given."""
         if isinstance(node, Scalar) and node.plain and node.text in ("true", "false"):
             return Dhcp() if node.text == "true" else None
         if not isinstance(node, Map):
@@ -227,7 +227,7 @@ def show_service(service: Service) -> str:
 def check_nat(
     values: Mapping[str, Any], nodes: Mapping[str, Node], place: Scalar, errors: Errors
 ) -> None:
-    """Report what of one `nat:` does not fit together; `place` is its key."""
+    """Report the parts of one `nat:` that do not fit together; `place` is its key."""
     if "ipv4" not in nodes and "ipv6" not in nodes:
         errors.add(place, "nat has neither ipv4 nor ipv6; write ipv4: 192.168.76.1/24")
         return
@@ -254,7 +254,7 @@ def _interface(text: str) -> IPv4Interface:
 
 
 def _outside(address: str, host: str) -> str:
-    """Return why `address` is no guest's in the subnet of `host`, empty where it can be."""
+    """Return why `address` is no guest's in the subnet of `host`, or "" if it can be one."""
     from ipaddress import IPv4Address
 
     subnet = _interface(host)
@@ -309,7 +309,7 @@ def overlaps(networks: Iterable[Network]) -> list[tuple[Network, Network, str]]:
         if network.made is not None
         for subnet in (ip_interface(each).network for each in _subnets(network.made))
     ]
-    # NOTE: of two subnets that overlap, one lies in the other; each comes after those around it.
+    # NOTE: of two subnets that overlap, one is in the other, and it is sorted after the other.
     subnets.sort(key=lambda row: row[:4])
     around: list[Any] = []
     found = []

@@ -9,10 +9,10 @@ from pyqemu_ifconf.settings.vlan import Vlan
 
 @dataclass(frozen=True)
 class PortSettings:
-    """What one port is given, each by the name of its key in the policy.
+    """What one port is given; a field has the name of its key in the policy.
 
-    `mtu` is in bytes, None for that of what the port is on. `vlan` None is the untagged network.
-    `txqueuelen` None: left alone.
+    `mtu` is in bytes; None is the MTU of what the port is on. `vlan` None is the untagged network.
+    `txqueuelen` None: it is left alone.
     """
 
     mtu: int | None = None

@@ -11,7 +11,7 @@ VID_MIN, VID_MAX = 1, 4094
 
 @dataclass(frozen=True, repr=False)
 class Vids(Sequence[int]):
-    """VIDs, ascending, each a bit: the rules of one policy may have millions of them together."""
+    """VIDs, ascending. Each is one bit, for the rules of a policy may have millions of them."""
 
     bits: int
 
@@ -35,8 +35,8 @@ class Vids(Sequence[int]):
 class Vlan:
     """The VIDs of one port: `native` untagged both ways, `trunk` tagged, ascending.
 
-    An access port is `native` alone; a trunk without a native VLAN has native None. `trunk` may be
-    given as any numbers, and is Vids then.
+    An access port has `native` alone. A trunk without a native VLAN has native None. `trunk` may be
+    given as any sequence of numbers, which becomes Vids.
     """
 
     native: int | None
