@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pyqemu_ifconf.failure import Failure, Status, for_user
 from pyqemu_ifconf.names import check_tap_name
+from pyqemu_ifconf.policy import Policy
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifd.asking import Process, find_asking
 from pyqemu_ifd.cache import PolicyCache
@@ -78,6 +79,13 @@ class Context:
             late=f"try again; {left}" if left else TOO_LATE,
         )
 
+    def follow(self, deadline: Deadline, policy: Policy) -> Deadline:
+        """Return the request's deadline by a policy that may have come since it was made."""
+        if policy.timeout == deadline.seconds:
+            return deadline
+        self.client.allow(policy.timeout)
+        return deadline.allowing(policy.timeout)
+
     def process(self, find: Callable[[int], int | None]) -> Process:
         """Return the process for which the client asks. Raises Failure as `find_asking`."""
         return find_asking(self.client.socket, self.client.peer, find)
@@ -135,6 +143,7 @@ async def _up(tap: str, network: str, debug: str, place: Place | None, context: 
         deadline = context.begin(deadline)
         await ticket.acquire(deadline)
         policy = await context.cache.current(deadline)
+        deadline = context.follow(deadline, policy)
         asked = find_asked(policy, parent, uid)
         user = (await context.users.find(asked, deadline)) if asked is not None else None
         link = kernel.look_up(tap) if uid is not None else None
@@ -193,6 +202,7 @@ async def _tap(fields: tuple[str, ...], context: Context) -> None:
     user = await context.users.find(peer.uid, deadline)
     deadline.check()
     policy = await context.cache.current(deadline)
+    deadline = context.follow(deadline, policy)
     new = make_tap(context.pool.kernel, policy, user, process.pid, wish)
     context.name(new.name)
     # NOTE: it has its name alone, so that it waits for nobody; others may have to wait for it.

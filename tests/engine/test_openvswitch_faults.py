@@ -733,7 +733,8 @@ def test_row_that_is_written_meanwhile_is_waited_for(inside: Namespace, ovs: Ope
         began = time.monotonic()
         finish(database.del_port(DelPort(proxy.address, "br-int", "web0", ids), deadline), wait)
         assert time.monotonic() > began + 0.9
-        assert len(proxy.requests("transact")) == 2
+        # NOTE: it may be tried anew for each update that has come, whatever that was of.
+        assert 2 <= len(proxy.requests("transact")) <= 1 + len(late)
         for timer in late:
             timer.join()
     assert ovs.find("Port", "web0") is None

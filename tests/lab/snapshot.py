@@ -170,7 +170,8 @@ def _read(path: Path) -> str | None:
 def _unpinned(namespace: Namespace, names: set[str]) -> set[str]:
     """Return those of `names` whose MAC nobody has set (NET_ADDR_SET, linux/netdevice.h)."""
     # NOTE: no netlink attribute tells it, and only `ip netns exec` shows the namespace's own /sys.
-    script = 'for name; do cat "/sys/class/net/$name/addr_assign_type"; done'
+    # One that goes just now, as a switch's of userspace does, cannot be asked any more.
+    script = 'for name; do cat "/sys/class/net/$name/addr_assign_type" 2>/dev/null || echo -; done'
     ordered = sorted(names)
     argv = ["ip", "netns", "exec", namespace.name, "sh", "-c", script, "sh", *ordered]
     kinds = namespace.run(argv).stdout.split()
