@@ -35,6 +35,7 @@ from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.drivers.tun import require_tun
 from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.kinds import vswitchd
 from pyqemu_ifup.kinds.base import TapKind
 from pyqemu_ifup.look import FRESH, Link, Seen, show_vlan
 from pyqemu_ifup.made.nat import marking_command
@@ -219,17 +220,13 @@ def _making(host: Host, port: Port, nat: Nat) -> list[Command]:
 
 def _vswitchd_remarks(host: Host, ovsdb: str) -> tuple[str, ...]:
     """Return why the ovs-vswitchd of a database would not see to the port in time."""
-    from pyqemu_ifctl.doctor.daemons import find_daemons, find_ovs_service, settled
-    from pyqemu_ifctl.doctor.openvswitch import vswitchd_fault
-
-    switch = settled(host, {}).get(ovsdb)
+    switch = vswitchd.settled(host, {}).get(ovsdb)
     if switch is None:
         return ()
-    daemon = find_daemons([switch]).get(ovsdb, ("running", 0))
-    fault = vswitchd_fault(switch, daemon, find_ovs_service())
-    if fault is None:
+    finding = vswitchd.find_fault(switch, vswitchd.look([switch]))
+    if finding is None:
         return ()
-    return (f"an up would wait until its deadline (75): {fault.what}; {fault.command}",)
+    return (f"an up would wait until its deadline (75): {finding.what}; {finding.command}",)
 
 
 def _tun_remarks() -> tuple[str, ...]:

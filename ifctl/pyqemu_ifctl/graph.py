@@ -14,10 +14,12 @@ from pyqemu_ifconf.kinds import SPECS
 from pyqemu_ifconf.policy import Vlan
 from pyqemu_ifconf.shell import shown
 from pyqemu_ifctl.answer import width
-from pyqemu_ifctl.taps import Row, State, System
+from pyqemu_ifctl.taps import Row, State
+from pyqemu_ifup import kinds
 from pyqemu_ifup.drivers.programs import run_as_is
-from pyqemu_ifup.kinds.openvswitch import vlan_of_columns
-from pyqemu_ifup.look import Link, OvsPort, show_vlan, vlan_of_vids
+from pyqemu_ifup.kinds.snapshot import Snapshot
+from pyqemu_ifup.kinds.view import UNTAGGED, Uplink
+from pyqemu_ifup.look import show_vlan
 
 NAME_MAX = 40
 """Columns of a guest's name that are drawn."""
@@ -40,16 +42,6 @@ graph taps {
   edge [color="#757575", tailport=e, headport=w];
   left [style=invis]; middle [style=invis]; left -- middle [style=invis];
 """
-UNTAGGED = 0
-"""Stands for no VLAN among VIDs."""
-
-
-@dataclass(frozen=True)
-class Uplink:
-    """A port of a bridge that is no tap; `vids` are those that it carries, None for all."""
-
-    name: str
-    vids: frozenset[int] | None
 
 
 @dataclass(frozen=True)
@@ -61,7 +53,7 @@ class Bridge:
     uplinks: tuple[Uplink, ...]
 
 
-def as_dot(rows: Iterable[Row], system: System) -> str:
+def as_dot(rows: Iterable[Row], snapshot: Snapshot) -> str:
     """Return the picture in graphviz's language: what a guest named itself is text and no more."""
     rows = list(rows)
     lines = [HEAD]
@@ -93,7 +85,7 @@ def as_dot(rows: Iterable[Row], system: System) -> str:
             isolated = ' [style=dashed, tooltip="isolated"]' if row.isolated else ""
             lines.append(f"  tap{number} -- {vlans[place]}{isolated};")
     places = {(kind, name) for kind, name, _ in vlans}
-    for number, bridge in enumerate(find_bridges(places, system)):
+    for number, bridge in enumerate(find_bridges(places, snapshot)):
         own = {
             vlan: node
             for (kind, name, vlan), node in vlans.items()
@@ -128,61 +120,25 @@ def _bridge_lines(number: int, bridge: Bridge, vlans: dict[Vlan | None, str]) ->
     return lines
 
 
-def find_bridges(places: Iterable[tuple[str, str]], system: System) -> list[Bridge]:
+def find_bridges(places: Iterable[tuple[str, str]], snapshot: Snapshot) -> list[Bridge]:
     """Return the bridges that taps are on and those that the policy names, with their uplinks."""
     wanted = set(places)
-    for name, addresses in system.ovs_bridges.items():
-        if addresses:
-            wanted.add(("openvswitch", name))
-        if any(link.name == name and link.kind == "bridge" for link in system.links):
-            wanted.add(("linux", name))
-    taps = {link.name for link in system.links if link.tap}
+    for view in kinds.views():
+        named = snapshot.networks_on(view.kind)
+        wanted.update((view.kind.name, network.bridge) for network in named)
+    uplinks = {view.kind.name: view.uplinks for view in kinds.views()}
     return [
         Bridge(
             name,
             kind,
             tuple(
-                _linux_uplinks(name, system)
-                if kind == "linux"
-                else _ovs_uplinks(name, taps, system)
+                sorted(uplinks[kind](snapshot, name, None), key=lambda each: each.name)
+                if kind in uplinks
+                else ()
             ),
         )
         for kind, name in sorted(wanted)
     ]
-
-
-def _linux_uplinks(bridge: str, system: System) -> list[Uplink]:
-    found: list[Uplink] = []
-    master = next((link for link in system.links if link.name == bridge), None)
-    for link in system.links:
-        if master is not None and link.master == master.index and not link.tap:
-            found.append(Uplink(link.name, _link_vids(link, master, system)))
-    return sorted(found, key=lambda uplink: uplink.name)
-
-
-def _link_vids(link: Link, master: Link, system: System) -> frozenset[int] | None:
-    if not master.vlan_filtering:
-        return None
-    vlan = vlan_of_vids(system.vids.get(link.index, ()))
-    return _vids(vlan) if vlan is not None else frozenset()
-
-
-def _ovs_uplinks(bridge: str, taps: set[str], system: System) -> list[Uplink]:
-    ports = [
-        port
-        for port in system.ports
-        if port.bridge == bridge and port.name != bridge and port.name not in taps and not port.ours
-    ]
-    return sorted(
-        {Uplink(port.name, _row_vids(port)) for port in ports}, key=lambda uplink: uplink.name
-    )
-
-
-def _row_vids(port: OvsPort) -> frozenset[int] | None:
-    vlan = vlan_of_columns(port)
-    if not port.trunks and vlan is not None and vlan.trunk:
-        return None
-    return _vids(vlan)
 
 
 def _vids(vlan: Vlan | None) -> frozenset[int]:

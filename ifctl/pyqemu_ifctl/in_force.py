@@ -18,8 +18,9 @@ from pyqemu_ifctl.bounded import attempt, within
 from pyqemu_ifctl.databases import addresses, open_each
 from pyqemu_ifctl.qemu.running import guest_of, is_qemu, leads_to, runs_qemu, tap_of
 from pyqemu_ifctl.rights import cut_command
-from pyqemu_ifctl.taps import natural, stamp_of
+from pyqemu_ifctl.taps import natural
 from pyqemu_ifdown.detach import detach_alone
+from pyqemu_ifup import kinds
 from pyqemu_ifup.access import ROOT, check_given, find_user, is_root_made, may_still
 from pyqemu_ifup.attach import success_line
 from pyqemu_ifup.change import Change, change, find_change
@@ -29,7 +30,7 @@ from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.base import Difference
 from pyqemu_ifup.leave import leave_networks
-from pyqemu_ifup.look import Link
+from pyqemu_ifup.look import Link, Seen
 from pyqemu_ifup.made.nat import marking_command
 from pyqemu_ifup.made.network import commands_to_make, differing, making
 from pyqemu_ifup.main import Left
@@ -192,8 +193,7 @@ def _guest(host: Host, tap: str, link: Link | None, pids: Sequence[int], here: H
     stamp = link.stamp if link is not None else None
     if stamp is None and link is not None and not link.alias:
         # A tap that has lost its mark, but not its port.
-        rows = [row for row in host.ports(tap) if row.ours and row.is_of(link.index, here)]
-        stamp = stamp_of(rows[0]) if rows else None
+        stamp = kinds.lost_mark(Seen(link, ports=tuple(host.ports(tap))), here)
     if stamp is None:
         # NOTE: what it gets is what those may have who are not root.
         pids = [pid for pid in pids if real_uid(pid) not in (ROOT, None)] or pids

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Deny, Policy, Port
 from pyqemu_ifconf.shell import Command, ifctl
 from pyqemu_ifdown.gc import find_ended
+from pyqemu_ifup import kinds
 from pyqemu_ifup.access import check_given, find_user, may_still
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.look import Link, OvsPort
+from pyqemu_ifup.look import Link
 from pyqemu_ifup.qemu.caller import find_hook_at_work
 from pyqemu_ifup.stamp import Stamp, is_alive
+
+if TYPE_CHECKING:
+    from pyqemu_ifup.drivers.ovsdb import Database
 
 
 @dataclass(frozen=True)
@@ -62,29 +67,22 @@ def _denied(
 
 
 def find_off(
-    links: Sequence[Link],
-    ports: Iterable[OvsPort],
-    answered: Collection[str],
-    want: Callable[[str, Stamp], object],
+    links: Sequence[Link], databases: Mapping[str, Database], want: Callable[[str, Stamp], object]
 ) -> list[Link]:
     """Return the taps of running guests that the policy attaches, and that are down or nowhere.
 
-    Of a database that is not among those that `answered` nothing is known. A bridge that is not
-    there, or is down, is another fault; a tap that a script of its QEMU's has in hand is on its
-    way.
+    `databases` are those that answer, by their addresses: of others nothing is known. A bridge that
+    is not there, or is down, is another fault; a tap that a script of its QEMU's has in hand is on
+    its way.
     """
     by_name = {link.name: link for link in links}
-    ported = {port.name for port in ports if port.ours}
     found = []
     for link in links:
         stamp = link.stamp
         if stamp is None or not link.tap or not is_alive(stamp):
             continue
-        if stamp.kind == "openvswitch":
-            nowhere = stamp.ovsdb in answered and link.name not in ported
-        else:
-            bridge = by_name.get(stamp.bridge)
-            nowhere = link.master is None and bridge is not None and bridge.up
+        database = databases.get(stamp.ovsdb or "")
+        nowhere = kinds.load(stamp.kind).is_lost(link, by_name.get(stamp.bridge), database)
         if (link.up and not nowhere) or not isinstance(want(link.name, stamp), Port):
             continue
         if find_hook_at_work(link.name, stamp.pid) is None:

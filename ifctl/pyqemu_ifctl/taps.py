@@ -20,7 +20,7 @@ from pyqemu_ifconf.policy import (
     policy_asks,
     port_on,
 )
-from pyqemu_ifconf.shell import ifctl, quote, readable
+from pyqemu_ifconf.shell import ifctl, readable
 from pyqemu_ifctl.agents import remark
 from pyqemu_ifctl.bounded import ALL, Parts
 from pyqemu_ifctl.databases import addresses, in_patience, open_each, take_policy, take_sights
@@ -37,39 +37,19 @@ from pyqemu_ifup.guest import (
     said_by,
     tell_otherwise,
 )
-from pyqemu_ifup.host import Host, filters
-from pyqemu_ifup.kinds.base import Difference
-from pyqemu_ifup.kinds.openvswitch import vlan_of_columns
-from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, has_networks, vlan_of_vids
-from pyqemu_ifup.on_port import NOTHING, Sights, find_sitting
+from pyqemu_ifup.host import Host, filters, is_there
+from pyqemu_ifup.kinds import vswitchd
+from pyqemu_ifup.kinds.base import Difference, Leftover
+from pyqemu_ifup.kinds.snapshot import Snapshot
+from pyqemu_ifup.kinds.view import PortView, TapView
+from pyqemu_ifup.look import Link, OvsSwitch, Seen, has_networks
+from pyqemu_ifup.on_port import find_sitting
 from pyqemu_ifup.plan import differences
-from pyqemu_ifup.stamp import KEY_NETWORK, KEY_VM_NAME, KEY_VM_PID, Here, Stamp, find_here, is_alive
-from pyqemu_ifup.system.process import PID_MAX, read_number
+from pyqemu_ifup.stamp import Stamp, find_here, is_alive
+from pyqemu_ifup.system.own_mac import this_host
 from pyqemu_ifup.system.users import login_of
 
 State = Literal["ok", "differs", "foreign", "left", "loose", "stale", "elsewhere"]
-DATAPATH_TAP = "ovs-netdev"
-"""The tap that ovs-vswitchd itself makes for its userspace datapath."""
-
-
-@dataclass(frozen=True)
-class System:
-    """This host at one moment: its links, and the ports of the databases that answered.
-
-    `vids` are those of the ports of a Linux bridge that filters VLANs, `ovs_bridges` the databases
-    that have a bridge of the name. `unasked` are the databases that are there and did not answer.
-    `left` are the taps without a mark of ours that a `leave` rule has by their name. `sights` is
-    None where there was no time for them.
-    """
-
-    links: tuple[Link, ...]
-    ports: tuple[OvsPort, ...]
-    vids: Mapping[int, tuple[Vid, ...]]
-    ovs_bridges: Mapping[str, tuple[str, ...]]
-    unasked: frozenset[str]
-    here: Here
-    left: frozenset[str] = frozenset()
-    sights: Sights | None = NOTHING
 
 
 @dataclass(frozen=True)
@@ -109,7 +89,7 @@ class View:
     """
 
     rows: list[Row]
-    system: System
+    snapshot: Snapshot
     remarks: tuple[str, ...]
     failures: tuple[Failure, ...]
     unknown: tuple[Failure, ...]
@@ -124,10 +104,11 @@ def find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
 def _find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
     parts = Parts(host.deadline)
     policy = take_policy(parts, environ)
-    system, failed = look(host, policy, parts)
-    shown = rows(system, lambda name, stamp: wanted(policy, name, stamp))
+    snapshot = look(host, policy, parts)
+    failed = snapshot.failed
+    shown = rows(snapshot, lambda name, stamp: wanted(policy, name, stamp))
     found = (
-        parts.take("whose right has ended", lambda: _with_rights(host, policy, system, shown))
+        parts.take("whose right has ended", lambda: _with_rights(host, policy, snapshot, shown))
         or shown
     )
     remarks = [str(failure) for failure in failed.values()]
@@ -136,7 +117,7 @@ def _find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
         remarks.insert(0, f"what is wanted is not known: {policy}")
         unknown.append(policy)
     found, unread = parts.take(
-        "the nft tables of networks", lambda: _with_tables(host, policy, system, found)
+        "the nft tables of networks", lambda: _with_tables(host, policy, snapshot, found)
     ) or (found, {})
     parts.end()
     late = [Failure(Status.TRY_AGAIN, "not seen", each) for each in parts.missed]
@@ -147,14 +128,14 @@ def _find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
     remarks += remark(host.deadline.remaining())
     if tap is not None:
         found = [row for row in found if row.tap == tap]
-    return View(found, system, tuple(remarks), (*failed.values(), *late), tuple(unknown))
+    return View(found, snapshot, tuple(remarks), (*failed.values(), *late), tuple(unknown))
 
 
 def _with_rights(
-    host: Host, policy: Policy | Failure, system: System, found: list[Row]
+    host: Host, policy: Policy | Failure, snapshot: Snapshot, found: list[Row]
 ) -> list[Row]:
     """Return the rows, those of taps whose right has ended with why, and what ends them."""
-    lost = find_lost(host, policy, system.links, lambda name, stamp: wanted(policy, name, stamp))
+    lost = find_lost(host, policy, snapshot.links, lambda name, stamp: wanted(policy, name, stamp))
     by_index = {each.link.index: each for each in lost}
     return [
         row
@@ -173,19 +154,19 @@ def _with_rights(
 
 
 def _with_tables(
-    host: Host, policy: Policy | Failure, system: System, found: list[Row]
+    host: Host, policy: Policy | Failure, snapshot: Snapshot, found: list[Row]
 ) -> tuple[list[Row], dict[str, Failure]]:
     """Return the rows, those of taps on a network with `nat:` with what its table differs in.
 
     And, by network, why a table could not be read.
     """
-    if not has_networks(system.links):
+    if not has_networks(snapshot.links):
         return found, {}
     from pyqemu_ifup.made.network import find_table_faults
 
     faults, unread = {}, {}
     in_force = policy if isinstance(policy, Policy) else None
-    looks = find_table_faults(host, in_force, system.links)
+    looks = find_table_faults(host, in_force, snapshot.links)
     with in_patience(host):
         told = host.finish(looks)
     for name, fault in told.items():
@@ -202,52 +183,58 @@ def _with_tables(
     return rows, unread
 
 
-def look(host: Host, policy: Policy | Failure, parts: Parts) -> tuple[System, dict[str, Failure]]:
-    """Look at all there is; return it with the databases that failed."""
+def look(host: Host, policy: Policy | Failure, parts: Parts, *, details: bool = False) -> Snapshot:
+    """Look at all there is: for status, info, graph and doctor.
+
+    `details` are those that doctor alone needs; the host's databases are opened with them then.
+    Raises Failure if not even the links can be listed.
+    """
     stamps = [link.stamp for link in host.kernel.links()]
     named = [stamp.ovsdb for stamp in stamps if stamp is not None and stamp.ovsdb is not None]
     failed = open_each(host, dict.fromkeys([*addresses(policy), *named]))
+    switches: dict[str, OvsSwitch] | None = {}
+    if details:
+        switches = parts.take(vswitchd.LOOKING, lambda: vswitchd.settled(host, failed))
+    unknown = tuple(host.databases) if switches is None else ()
     # NOTE: ports before links: a tap is there before its port is.
     ports = host.ports()
     for address, database in host.databases.items():
         if not database.is_connected:
-            failed[address] = Failure(
-                Status.UNAVAILABLE,
-                f"Open vSwitch is not there: nothing answers at {quote(address)}",
-                "it has ended meanwhile",
-                "start Open vSwitch by its own service",
-            )
+            failed[address] = vswitchd.has_ended(address)
     ports = tuple(port for port in ports if port.ovsdb not in failed)
     links = tuple(host.kernel.links())
-    by_index = {link.index: link for link in links}
-    marked = {port.name for port in ports if port.ours}
+    filtering = {link.index for link in links if filters(link)}
+    vids = parts.take(
+        "the VLANs of ports",
+        lambda: {
+            link.index: host.kernel.vids(link.index) for link in links if link.master in filtering
+        },
+    )
+    rowed = {port.name for port in ports if details or port.ours}
+    if details:
+        shown = {each.index for each in links if each.master is not None or each.name in rowed}
+    else:
+        ours = (each for each in links if each.stamp is not None or each.name in rowed)
+        shown = {each.index for each in ours if each.tap}
     networks = policy.networks.values() if isinstance(policy, Policy) else ()
-    bridges = {network.bridge for network in networks}
-    system = System(
+    unasked = frozenset({*failed, *unknown})
+    said = {
+        address for each in networks if each.kind is not None for address in each.place.databases
+    }
+    return Snapshot(
+        policy=policy,
+        here=find_here(),
         links=links,
         ports=ports,
-        vids={
-            link.index: host.kernel.vids(link.index)
-            for link in links
-            if link.master is not None and filters(by_index.get(link.master))
-        },
+        vids=vids,
         ovs_bridges={
             bridge: tuple(
                 address for address, each in host.databases.items() if each.has_bridge(bridge)
             )
-            for bridge in bridges
+            for bridge in {network.bridge for network in networks}
         },
-        unasked=frozenset(failed),
-        here=find_here(),
-        sights=take_sights(
-            parts,
-            links,
-            {
-                link.index
-                for link in links
-                if link.tap and (link.stamp is not None or link.name in marked)
-            },
-        ),
+        failed=failed,
+        unasked=unasked,
         left=frozenset(
             link.name
             for link in links
@@ -256,8 +243,28 @@ def look(host: Host, policy: Policy | Failure, parts: Parts) -> tuple[System, di
             and isinstance(policy, Policy)
             and is_left(policy, link.name)
         ),
+        sights=take_sights(parts, links, shown),
+        pinned={link.name: _is_pinned(link) for link in links if details and link.kind == "bridge"},
+        switches=switches or {},
+        absent=frozenset(each for each in said - unasked if not is_there(each)),
+        host_id=this_host() if details else "",
     )
-    return system, failed
+
+
+def _is_pinned(bridge: Link) -> bool | None:
+    """Tell whether somebody has set the bridge's MAC (NET_ADDR_SET of linux/netdevice.h).
+
+    NOTE: rtnetlink does not tell, and /sys is of the network namespace that it was mounted in.
+    """
+    folder = f"/sys/class/net/{bridge.name}"
+    found = []
+    try:
+        for name in ("ifindex", "address", "addr_assign_type"):
+            with open(f"{folder}/{name}", encoding="ascii", errors="replace") as file:
+                found.append(file.read().strip())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found[2] == "3" if found[:2] == [str(bridge.index), bridge.mac] else None
 
 
 def wanted(policy: Policy | Failure, tap: str, stamp: Stamp) -> Port | Deny | Leave | Unsaid | None:
@@ -287,22 +294,43 @@ def wanted(policy: Policy | Failure, tap: str, stamp: Stamp) -> Port | Deny | Le
     return decision.port
 
 
-def rows(system: System, want: Want) -> list[Row]:
+def rows(snapshot: Snapshot, want: Want) -> list[Row]:
     """Return a row for each tap, and one for each port of ours whose tap is not here."""
     patience = Patience()
     found = [
-        _tap_row(link, system, want, patience)
-        for link in system.links
-        if link.tap and not _is_of_openvswitch(link, system)
+        _tap_row(link, snapshot, want, patience)
+        for link in snapshot.links
+        if link.tap and not any(each.is_own(link, snapshot) for each in kinds.views())
     ]
-    for leftover in kinds.judge(system.ports, system.links, system.here):
-        port = leftover.port
-        if port.is_elsewhere(system.here):
-            found.append(_port_row(port, "elsewhere", leftover.because))
-        elif leftover.remove is not None:
-            because = f"{leftover.because}; {ifctl('gc')} removes it"
-            found.append(_port_row(port, "stale", because))
+    for view in kinds.views():
+        for leftover in view.kind.judge(snapshot.ports, snapshot.links, snapshot.here):
+            row = _left_row(view, leftover)
+            if leftover.port.is_elsewhere(snapshot.here):
+                found.append(replace(row, state="elsewhere", because=leftover.because))
+            elif leftover.remove is not None:
+                because = f"{leftover.because}; {ifctl('gc')} removes it"
+                found.append(replace(row, state="stale", because=because))
     return sorted(found, key=lambda row: (natural(row.tap), row.state or ""))
+
+
+def _left_row(view: TapView, leftover: Leftover) -> Row:
+    """Return the row of a port whose tap is not here."""
+    place, stamp = view.left(leftover)
+    row = Row(
+        leftover.port.name,
+        None,
+        network=stamp.network or None,
+        vm=stamp.vm or None,
+        pid=stamp.pid or None,
+    )
+    return _at(row, place)
+
+
+def _at(row: Row, place: PortView) -> Row:
+    """Return the row of a tap that is there."""
+    return replace(
+        row, kind=place.kind, bridge=place.bridge, vlan=place.vlan, isolated=place.isolated
+    )
 
 
 def natural(name: str) -> list[tuple[int, str, str]]:
@@ -315,39 +343,21 @@ def natural(name: str) -> list[tuple[int, str, str]]:
     return key
 
 
-def _is_of_openvswitch(link: Link, system: System) -> bool:
-    """Tell whether Open vSwitch made the tap itself, as it does on its userspace datapath."""
-    if link.stamp is not None:
-        return False
-    # NOTE: one that it could not make, as a guest's tap has the name, has no ifindex.
-    is_its_port = any(
-        port.internal
-        and port.name == link.name
-        and (port.ifindex == link.index or port.name == port.bridge)
-        for port in system.ports
+def _tap_row(link: Link, snapshot: Snapshot, want: Want, patience: Patience) -> Row:
+    seen = Seen(
+        link,
+        next((each for each in snapshot.links if each.index == link.master), None),
+        vids=snapshot.vids_of(link),
+        ports=tuple(port for port in snapshot.ports if port.name == link.name),
     )
-    return is_its_port or (link.name == DATAPATH_TAP and not link.alias)
-
-
-def _tap_row(link: Link, system: System, want: Want, patience: Patience) -> Row:
-    ports = [port for port in system.ports if port.name == link.name]
-    master = next((each for each in system.links if each.index == link.master), None)
     row = Row(link.name, None, ifindex=link.index, mtu=link.mtu, mac=link.mac)
-    if master is not None and master.kind == "bridge":
-        vids = system.vids.get(link.index, ())
-        row = replace(
-            row, kind="linux", bridge=master.name, vlan=vlan_of_vids(vids), isolated=link.isolated
-        )
-    stamp = link.stamp
-    marked = next((p for p in ports if p.ours and p.is_of(link.index, system.here)), None)
-    lost = stamp is None and marked is not None
-    if lost and marked is not None:
-        stamp = stamp_of(marked)
+    stamp = link.stamp or kinds.lost_mark(seen, snapshot.here)
+    places = [each.view(seen, snapshot.here, ours=stamp is not None) for each in kinds.views()]
+    place = next((each for each in places if each is not None), None)
+    if place is not None:
+        row = _at(row, place)
     if stamp is None:
-        return _others_row(row, link, master, ports, system)
-    port = marked if stamp.kind == "openvswitch" else None
-    if port is not None and row.kind is None:
-        row = _with_port(row, port)
+        return _others_row(row, link, seen.master, snapshot)
     vm = None if "vm" in stamp.unsaid else stamp.vm or None
     others = find_otherwise(link.name, stamp, patience)
     row = replace(
@@ -359,51 +369,35 @@ def _tap_row(link: Link, system: System, want: Want, patience: Patience) -> Row:
         otherwise=others,
         because=_ended(stamp) or tell_otherwise(stamp, others),
     )
-    if stamp.ovsdb in system.unasked:
+    if stamp.ovsdb in snapshot.unasked:
         return replace(
             row,
             kind=row.kind or stamp.kind,
             bridge=row.bridge or stamp.bridge,
             because="its database does not answer",
         )
-    seen = Seen(link, master, vids=system.vids.get(link.index, ()), ports=tuple(ports))
+    if snapshot.vids is None and filters(seen.master):
+        return replace(row, because="there was no time to see its VLANs")
     wish = want(link.name, stamp)
     if isinstance(wish, Unsaid):
         row, wish = replace(row, because="; ".join(filter(None, [row.because, str(wish)]))), None
-    found = _compare(wish, stamp, seen, system)
+    found = _compare(wish, stamp, seen, snapshot)
     if found is None:
         attached = row.bridge == stamp.bridge
         because = "" if attached else f"its mark says that it is on {readable(stamp.bridge)}"
         return replace(row, state="ok" if attached else "differs", because=because or row.because)
-    if lost:
+    if link.stamp is None:
         found = (*found, Difference("alias", "our mark", link.alias or "none"))
-    if system.sights is None:
+    if snapshot.sights is None:
         because = "there was no time to see what of this host's is on it"
         return replace(
             row, state="differs" if found else None, differences=found or None, because=because
         )
     found += tuple(
         Difference(each.setting, "none", each.name, f"{each.why}; {each.remedy}")
-        for each in find_sitting(link, row.bridge or stamp.bridge, system.sights)
+        for each in find_sitting(link, row.bridge or stamp.bridge, snapshot.sights)
     )
     return replace(row, state="differs" if found else "ok", differences=found)
-
-
-def stamp_of(port: OvsPort) -> Stamp:
-    """Return the stamp of a tap whose alias is lost, from its port."""
-    ids = port.ids
-    # NOTE: its vm-name is left out where it had no room.
-    unsaid = {"netdev", "mac", "user", "by"} | ({"vm"} if KEY_VM_NAME not in ids else set())
-    return Stamp(
-        ids.get(KEY_NETWORK, ""),
-        "openvswitch",
-        port.bridge or "",
-        ids.get(KEY_VM_NAME, ""),
-        read_number(ids.get(KEY_VM_PID, ""), PID_MAX) or 0,
-        0,
-        port.ovsdb,
-        unsaid=frozenset(unsaid),
-    )
 
 
 def _ended(stamp: Stamp) -> str:
@@ -411,7 +405,7 @@ def _ended(stamp: Stamp) -> str:
 
 
 def _compare(
-    want: Port | Deny | Leave | None, stamp: Stamp, seen: Seen, system: System
+    want: Port | Deny | Leave | None, stamp: Stamp, seen: Seen, snapshot: Snapshot
 ) -> tuple[Difference, ...] | None:
     """Return what is not as the policy wants it now; None where that cannot be told."""
     if want is None:
@@ -421,16 +415,18 @@ def _compare(
     if isinstance(want, Leave):
         left = f"left alone from its next start on: {want.rule.position}"
         return (Difference("network", "none", stamp.network, left),)
-    is_unasked = not system.unasked.isdisjoint(want.place.databases)
-    if is_unasked and stamp.kind == "openvswitch":
+    if (
+        not snapshot.unasked.isdisjoint(want.place.databases)
+        and not kinds.load(stamp.kind).has_link
+    ):
         return None
-    bridge = next((link for link in system.links if link.name == want.place.name), None)
+    bridge = next((link for link in snapshot.links if link.name == want.place.name), None)
     seen = replace(
         seen,
         bridge=bridge,
-        ovs_bridges=system.ovs_bridges.get(want.place.name, ()),
+        ovs_bridges=snapshot.ovs_bridges.get(want.place.name, ()),
         other_name_of=next(
-            (link.name for link in system.links if want.place.name in link.altnames), ""
+            (link.name for link in snapshot.links if want.place.name in link.altnames), ""
         ),
     )
     try:
@@ -444,44 +440,16 @@ def _compare(
     return found
 
 
-def _others_row(
-    row: Row, link: Link, master: Link | None, ports: list[OvsPort], system: System
-) -> Row:
+def _others_row(row: Row, link: Link, master: Link | None, snapshot: Snapshot) -> Row:
     """Return the row of a tap that is not ours: somebody else's, or nobody's."""
-    foreign = next((port for port in ports if not port.ours), None)
-    if master is None and foreign is None:
-        if link.name in system.left:
+    is_left = link.name in snapshot.left
+    if row.kind is None and master is None:
+        if is_left:
             return replace(row, state="left")
-        if system.unasked:
+        if snapshot.unasked:
             because = "a database that does not answer may hold it"
             return replace(row, because=because, differences=None)
         return replace(row, state="loose")
-    if foreign is not None and row.kind is None:
-        row = _with_port(row, foreign)
-    elif master is not None and row.kind is None:
-        kind: Kind | None = "openvswitch" if master.kind == "openvswitch" else None
-        row = replace(row, kind=kind, bridge=ports[0].bridge if ports else master.name)
-    return replace(row, state="left" if link.name in system.left else "foreign")
-
-
-def _with_port(row: Row, port: OvsPort) -> Row:
-    return replace(
-        row,
-        kind="openvswitch",
-        bridge=port.bridge,
-        vlan=vlan_of_columns(port),
-        isolated=port.protected,
-    )
-
-
-def _port_row(port: OvsPort, state: State, because: str) -> Row:
-    stamp = stamp_of(port)
-    row = Row(
-        port.name,
-        state,
-        network=stamp.network or None,
-        vm=stamp.vm or None,
-        pid=stamp.pid or None,
-        because=because,
-    )
-    return _with_port(row, port)
+    if row.kind is None and master is not None:
+        row = replace(row, bridge=master.name)
+    return replace(row, state="left" if is_left else "foreign")

@@ -15,7 +15,6 @@ from pyqemu_ifconf.failure import PolicyError, PolicyInvalid
 from pyqemu_ifconf.load import SIZE_MAX, Source, parse_policy
 from pyqemu_ifconf.nodes import ERRORS_MAX
 from pyqemu_ifconf.policy import Caller, Policy, choose
-from pyqemu_ifconf.shell import sh
 from pyqemu_ifctl.doctor.checks import find_all
 from pyqemu_ifctl.doctor.scene import Scene
 from pyqemu_ifctl.verbs.check import find_warnings
@@ -51,26 +50,7 @@ def judge(policy: Policy, shape: str, most: float) -> None:
     before = time.process_time()
     find_warnings(policy)
     assert time.process_time() - before < most
-    scene = Scene(
-        policy,
-        Here("boot", "4:42"),
-        (),
-        {},
-        {},
-        {},
-        (),
-        {},
-        frozenset(),
-        {},
-        frozenset(),
-        (),
-        {},
-        0o666,
-        (),
-        None,
-        sh("true"),
-        (),
-    )
+    scene = Scene(policy=policy, here=Here("boot", "4:42"), tun_mode=0o666)
     before = time.process_time()
     found, failed = find_all(scene)
     assert time.process_time() - before < most

@@ -17,9 +17,11 @@ from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.sites import both_switches
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Vlan
-from pyqemu_ifctl.graph import NAME_MAX, Bridge, Uplink, as_dot, as_svg, find_bridges
-from pyqemu_ifctl.taps import Row, System
+from pyqemu_ifctl.graph import NAME_MAX, as_dot, as_svg, find_bridges
+from pyqemu_ifctl.taps import Row
+from pyqemu_ifup.kinds.snapshot import Snapshot
 from pyqemu_ifup.look import Link, OvsPort, Vid
 from pyqemu_ifup.stamp import Here
 
@@ -56,6 +58,13 @@ UPLINK = OvsPort(
 )
 
 
+POLICY = parse_policy([
+    Source(
+        "policy.yaml",
+        b"version: 1\nnetworks: {sw: {bridge: br-int, ovsdb: 'unix:/run/db'}}\nrules: []\n",
+    )
+])  # fmt: skip
+
 pytestmark = pytest.mark.usefixtures("graphviz")
 
 
@@ -64,8 +73,9 @@ def graphviz() -> None:
     require("graphviz")
 
 
-def system(*links: Link, ports: tuple[OvsPort, ...] = (), **more: object) -> System:
-    found = System(
+def system(*links: Link, ports: tuple[OvsPort, ...] = (), **more: object) -> Snapshot:
+    found = Snapshot(
+        policy=POLICY,
         links=links,
         ports=ports,
         vids={3: (Vid(10), Vid(20))},
@@ -89,21 +99,34 @@ def edges(dot: str) -> set[tuple[str, str]]:
     return found
 
 
+def shown(
+    places: list[tuple[str, str]], looked: Snapshot
+) -> list[tuple[str, str, list[tuple[str, frozenset[int] | None]]]]:
+    """Return the name, the kind and the uplinks of each bridge, with what these carry."""
+    return [
+        (each.name, each.kind, [(uplink.name, uplink.vids) for uplink in each.uplinks])
+        for each in find_bridges(places, looked)
+    ]
+
+
 def test_uplinks_of_each_kind_of_bridge() -> None:
     tagged = replace(UPLINK, name="vxlan0", vlan_mode="access", tag=100)
     ours = replace(UPLINK, name="web9", external_ids=(("pyqemu-ifup", "1"),))
     local = replace(UPLINK, name="br-int")
     looked = system(BR0, ETH0, replace(TAP, master=2), ports=(UPLINK, tagged, ours, local))
-    assert find_bridges([("linux", "br0")], looked) == [
-        Bridge("br0", "linux", (Uplink("eth0", frozenset({10, 20})),)),
-        Bridge(
-            "br-int", "openvswitch", (Uplink("enp3s0", None), Uplink("vxlan0", frozenset({100})))
-        ),
+    assert shown([("linux", "br0")], looked) == [
+        ("br0", "linux", [("eth0", {10, 20})]),
+        ("br-int", "openvswitch", [("enp3s0", None), ("vxlan0", {100})]),
     ]
     plain = system(replace(BR0, vlan_filtering=False), ETH0)
-    assert find_bridges([("linux", "br0")], plain) == [
-        Bridge("br0", "linux", (Uplink("eth0", None),))
-    ]
+    assert shown([("linux", "br0")], plain) == [("br0", "linux", [("eth0", None)])]
+
+
+def test_what_leads_nowhere_else_is_no_uplink() -> None:
+    """Neither what Open vSwitch made for this host, nor what it could not make."""
+    inner = replace(UPLINK, name="mgmt0", internal=True)
+    broken = replace(UPLINK, name="gone0", ofport=-1, error="could not open network device")
+    assert shown([], system(ports=(inner, broken))) == [("br-int", "openvswitch", [])]
 
 
 def test_a_vlan_is_joined_to_the_uplinks_that_carry_it() -> None:

@@ -34,6 +34,7 @@ from pyqemu_ifctl import bounded
 bounded.ALL = {seconds}
 from pyqemu_ifctl import taps
 from pyqemu_ifctl.doctor import chains, running, scene
+from pyqemu_ifup.kinds import vswitchd
 from pyqemu_ifup.manners import waiting_for
 
 def hang(*_arguments):
@@ -186,7 +187,7 @@ def test_what_there_was_no_time_for_is_not_taken_for_absent(
     inside.tap("web0")
     assert hooks.up("web0").returncode == 0
     found = checks(json.loads(hooks.ctl("doctor", "--json").stdout))
-    done = hanging(hooks, "doctor", "--json", part="scene.settled = hang")
+    done = hanging(hooks, "doctor", "--json", part="vswitchd.settled = hang")
     told = json.loads(done.stdout)
     assert any(each.startswith("how Open vSwitch is: not done") for each in told["unseen"]), told
     assert checks(told) <= found, told

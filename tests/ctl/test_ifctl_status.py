@@ -22,22 +22,25 @@ from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.ports import giving
 from lab.told import run_told
+from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.kinds.bridge import BridgePlace
 from pyqemu_ifconf.kinds.linux import LinuxPlace
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Deny, Leave, Policy, Port, PortSettings, Position, Vlan
 from pyqemu_ifctl import answer
 from pyqemu_ifctl.answer import width
-from pyqemu_ifctl.taps import Row, State, System, rows, wanted
+from pyqemu_ifctl.taps import Row, State, rows, wanted
 from pyqemu_ifctl.verbs.status import as_list, as_object, as_table
 from pyqemu_ifup.guest import Unsaid
 from pyqemu_ifup.kinds.base import Difference
+from pyqemu_ifup.kinds.snapshot import Snapshot
 from pyqemu_ifup.look import Link, OvsPort
 from pyqemu_ifup.stamp import Here, Stamp, find_here, format_alias
 from pyqemu_ifup.system.process import process_start
 
 DB = "unix:/run/db"
 HERE = Here("b007-1d", "4:42")
+NO_POLICY = Failure(Status.NO_POLICY, "there is none")
 POSITION = Position("policy.yaml", 5, 5)
 LAN = Stamp("lan", "linux", "br0", "web1", 0, 0)
 SW = Stamp("sw", "openvswitch", "br-int", "web1", 0, 0, DB)
@@ -101,8 +104,9 @@ LOCAL = replace(port(name="br-int"), external_ids=(), internal=True)
 
 def system(
     *links: Link, ports: tuple[OvsPort, ...] = (), unasked: frozenset[str] = frozenset()
-) -> System:
-    return System(
+) -> Snapshot:
+    return Snapshot(
+        policy=NO_POLICY,
         links=(BR0, OTHER, BOND, DATAPATH, *links),
         ports=ports,
         vids={},
@@ -112,7 +116,7 @@ def system(
     )
 
 
-def found(seen: System, want: Port | Deny | None) -> list[tuple[str, State | None, str]]:
+def found(seen: Snapshot, want: Port | Deny | None) -> list[tuple[str, State | None, str]]:
     """Return tap, state and differences of each row, unknown ones as "?"."""
     return [
         (
@@ -124,7 +128,7 @@ def found(seen: System, want: Port | Deny | None) -> list[tuple[str, State | Non
     ]
 
 
-STATES: list[tuple[str, System, Port | Deny | None, list[tuple[str, State | None, str]]]] = [
+STATES: list[tuple[str, Snapshot, Port | Deny | None, list[tuple[str, State | None, str]]]] = [
     ("no tap", system(), None, []),
     ("on a Linux bridge", system(ON_LAN), LAN_PORT, [("tap0", "ok", "")]),
     (
@@ -275,7 +279,7 @@ STATES: list[tuple[str, System, Port | Deny | None, list[tuple[str, State | None
     ("seen", "want", "expected"), [row[1:] for row in STATES], ids=[row[0] for row in STATES]
 )
 def test_state(
-    seen: System, want: Port | Deny | None, expected: list[tuple[str, State | None, str]]
+    seen: Snapshot, want: Port | Deny | None, expected: list[tuple[str, State | None, str]]
 ) -> None:
     assert found(seen, want) == expected
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lab.checkout import ROOT, files
+from pyqemu_ifconf.kinds import SPECS
 
 pytestmark = pytest.mark.host("it reads every file of the checkout")
 
@@ -197,6 +198,67 @@ def test_no_imports_run_in_a_circle() -> None:
     imports = imported_by()
     assert "pyqemu_ifd.server" in imports["pyqemu_ifd.main"]
     assert circles(imports) == []
+
+
+OVSDB = "a database is a driver: of a kind of its own or not, it is Open vSwitch's"
+OTHER_WORDS = {
+    ("ifup/pyqemu_ifup/drivers/ovsdb.py", "Open vSwitch"): OVSDB,
+    ("ifup/pyqemu_ifup/host.py", "Open vSwitch"): f"{OVSDB}; it looks whether there is one",
+    ("ifctl/pyqemu_ifctl/verbs/decode.py", "Open vSwitch"): "it is what an exit status means",
+    ("ifctl/pyqemu_ifctl/verbs/decode.py", "Linux bridge"): "likewise",
+    ("ifctl/pyqemu_ifctl/doctor/filters.py", "Linux bridge"): "nftables filters on these alone",
+}
+"""(file, word) -> why it is not the kind that is meant, or is meant there."""
+OF_KINDS = {
+    ("conf/pyqemu_ifconf/made/nat.py", "linux"): "a network with NAT is made of such a bridge"
+}
+"""(file, kind) -> why it imports the module of a kind."""
+
+
+def kinds_named(tree: ast.AST) -> Iterator[str]:
+    """Yield each name or label of a kind that a text of the product's has, docstrings apart."""
+    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    words = "|".join(re.escape(word) for spec in SPECS for word in (spec.name, spec.label))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
+            yield from re.findall(rf"(?<![\w-])(?:{words})(?![\w-])", node.value)
+
+
+NAMING = [
+    ("kind == 'linux'", ["linux"]),
+    ("wanted = ('openvswitch', None)", ["openvswitch"]),
+    ("f'{name} is no Linux bridge'", ["Linux bridge"]),
+    ("match kind:\n    case 'linux': f()", ["linux"]),
+    ('"Of Open vSwitch."', []),
+    ("program = 'ld-linux'", []),
+]
+
+
+@pytest.mark.parametrize(("source", "names"), NAMING)
+def test_each_spelling_of_a_kind_is_seen(source: str, names: list[str]) -> None:
+    assert list(kinds_named(ast.parse(source))) == names
+
+
+@each_module
+def test_no_module_outside_kinds_names_a_kind(path: Path) -> None:
+    """What differs from kind to kind lies in that kind's modules, and SPECS has its words."""
+    if path.parent.name == "kinds":
+        return
+    tree = ast.parse(path.read_text())
+    words = {(named(path), word) for word in kinds_named(tree)}
+    of_kinds = {f"{package}.kinds.{spec.name}" for package in MAY_IMPORT for spec in SPECS}
+    imported = {
+        (named(path), found.name.split(".")[2].removesuffix("_view"))
+        for found in imports_of(tree, package_of(path))
+        if found.name is not None
+        and any(re.fullmatch(rf"{kind}(_view)?(\..*)?", found.name) for kind in of_kinds)
+    }
+    assert words <= OTHER_WORDS.keys() and imported <= OF_KINDS.keys()
+
+
+def test_what_names_a_kind_still_does() -> None:
+    for file, word in OTHER_WORDS:
+        assert word in kinds_named(ast.parse((ROOT / file).read_text())), (file, word)
 
 
 VERBS = "pyqemu_ifctl.verbs"

@@ -33,7 +33,6 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import POLICY_VARIABLE
 from pyqemu_ifctl.answer import wrap
 from pyqemu_ifctl.bounded import within
-from pyqemu_ifctl.doctor.daemons import find_daemons
 from pyqemu_ifctl.in_force import _guest
 from pyqemu_ifctl.qemu.cards import ask_each
 from pyqemu_ifctl.qemu.qmp import ask_nics
@@ -44,6 +43,7 @@ from pyqemu_ifd.thin import may_change_links
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.guest import Patience, find_otherwise, tell_otherwise
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.kinds.vswitchd import find_states
 from pyqemu_ifup.look import OvsSwitch
 from pyqemu_ifup.qemu.caller import find_hook_at_work
 from pyqemu_ifup.stamp import Stamp, find_here
@@ -333,7 +333,7 @@ def test_command_lines_of_no_qemu_take_no_time(netns: Namespace, folder: Path) -
     ):
         begun = time.thread_time()
         found = find_guests()
-        assert find_daemons([switch]) == {switch.ovsdb: ("gone", 0)}
+        assert find_states([switch]) == {switch.ovsdb: ("gone", 0)}
         assert find_hook_at_work("web0", idle[0]) is None
         assert time.thread_time() - begun < 2
         assert [guest.pid for guest in found.found] == honest

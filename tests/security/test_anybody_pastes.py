@@ -85,6 +85,7 @@ from pyqemu_ifup.entitled import check_owner
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.linux import JoinBridge, LeaveBridge, SetIsolated, SetVlans, target_vids
 from pyqemu_ifup.kinds.openvswitch import AddPort, DelPort, SetPort
+from pyqemu_ifup.kinds.vswitchd import Vswitchd
 from pyqemu_ifup.look import Link, OvsBridge, OvsPort, OvsSwitch, Seen, Vid
 from pyqemu_ifup.made.nat import bridge_alias
 from pyqemu_ifup.made.network import Held, _telling_of_firewalls, leaving
@@ -126,25 +127,9 @@ def a_policy(bridge: str) -> Policy:
 
 
 def a_scene(bridge: str, **changes: Any) -> Scene:
+    databases = tuple(changes.get("switches", ()))
     scene = Scene(
-        a_policy(bridge),
-        HERE,
-        (),
-        {},
-        {},
-        {},
-        (),
-        {},
-        frozenset(),
-        {},
-        frozenset(),
-        (),
-        {},
-        0o666,
-        (),
-        None,
-        sh("apt-get", "install", "x"),
-        (),
+        policy=a_policy(bridge), here=HERE, ovs_bridges={bridge: databases}, tun_mode=0o666
     )
     return replace(scene, **changes)
 
@@ -191,9 +176,13 @@ def each_scene(name: str) -> Iterator[Scene]:
         switches={database: switch},
         ports=(replace(port, tag=None, error=None),),
     )
+    yield a_scene(name, switches={database: switch}, ovs_bridges={})
     local = a_link(name, kind="openvswitch", tap=False)
     yield a_scene(
-        name, links=(local,), switches={database: switch}, daemons={database: ("stopped", 7)}
+        name,
+        links=(local,),
+        switches={database: switch},
+        vswitchd=Vswitchd({database: ("stopped", 7)}),
     )
     for changes in ({"tag": None, "vlan_mode": "access"}, {"tag": None, "trunks": (5,)}):
         yield a_scene(name, switches={database: switch}, ports=(replace(port, **changes),))
@@ -488,7 +477,7 @@ NO_NAME = {
     ("ifctl/pyqemu_ifctl/agents.py", "_no_agent"): "likewise",
     ("ifup/pyqemu_ifup/tap_client.py", "_connect"): "likewise",
     ("ifup/pyqemu_ifup/main.py", "by_the_agent"): "likewise",
-    ("ifctl/pyqemu_ifctl/doctor/openvswitch.py", "start_ovs"): "a unit of the distribution's",
+    ("ifup/pyqemu_ifup/kinds/vswitchd.py", "start"): "a unit of the distribution's",
     ("ifup/pyqemu_ifup/drivers/tun.py", "no_tun"): "/dev/net/tun",
     ("ifup/pyqemu_ifup/drivers/tun.py", "require_tun"): "likewise",
     ("ifup/pyqemu_ifup/drivers/tun.py", "_making"): "likewise",

@@ -12,9 +12,9 @@ from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.taps import carries
 from pyqemu_ifconf.policy import POLICY_VARIABLE
-from pyqemu_ifctl.doctor import scene
 from pyqemu_ifctl.verbs.doctor import doctor
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.kinds import vswitchd
 
 VLANS = (
     "networks: {lan: {bridge: br0}}\n"
@@ -125,7 +125,7 @@ def test_vlans_that_there_was_no_time_for_are_not_taken_for_absent(
             monkeypatch.setattr(Deadline, "remaining", lambda _: 0.0)
             return {}
 
-        monkeypatch.setattr(scene, "settled", use_up_the_time)
+        monkeypatch.setattr(vswitchd, "settled", use_up_the_time)
         with netns.enter():
             answer = doctor(
                 {POLICY_VARIABLE: str(clinic.hooks.policy)}, Deadline(60.0), print, as_json=True

@@ -10,6 +10,7 @@ from pyqemu_ifconf.policy import Policy, is_left
 from pyqemu_ifconf.shell import quote, readable, takeover
 from pyqemu_ifctl.doctor.running import DEFAULT_SCRIPTS, HELPERS, Qemu, helpers_of, script_of
 from pyqemu_ifctl.doctor.scene import Scene
+from pyqemu_ifup import kinds
 from pyqemu_ifup.kinds.check import Finding
 from pyqemu_ifup.qemu.command_line import Option
 from pyqemu_ifup.qemu.hubs import tap_name
@@ -106,8 +107,8 @@ def find_no_downscripts(scene: Scene) -> Iterator[Finding]:
                 what = f"the downscript{_path(qemu, down)} of {qemu.name} is "
                 what += "missing" if is_missing else "not ours"
             why = (
-                "when it ends, nobody takes its tap away: a port of Open vSwitch, and a persistent "
-                "tap on its bridge, stays until gc"
+                f"when it ends, nobody takes its tap away: a port of {kinds.outliving()}, and a "
+                "persistent tap on its bridge, stays until gc"
             )
             if down == DEFAULT_SCRIPTS["downscript"]:
                 yield Finding(what, why, takeover())
@@ -124,7 +125,7 @@ def _stays(scene: Scene, qemu: Qemu, option: Option) -> bool:
     name = tap_name(option)
     links = filter(None, map(scene.link, [name] if name else qemu.guest.taps.values()))
     return any(
-        link.persistent or link.stamp.kind == "openvswitch"
+        link.persistent or kinds.load_view(link.stamp.kind).outlives
         for link in links
         if link.stamp is not None
     )

@@ -7,134 +7,77 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, fields
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.policy import Network, Policy
-from pyqemu_ifconf.shell import Command, sh
 from pyqemu_ifctl.bounded import ALL, Parts
-from pyqemu_ifctl.databases import (
-    addresses,
-    in_patience,
-    look_for_unmet,
-    open_each,
-    take_policy,
-    take_sights,
-)
+from pyqemu_ifctl.databases import in_patience, look_for_unmet, take_policy
 from pyqemu_ifctl.doctor.chains import called_tables, look_at_filters
-from pyqemu_ifctl.doctor.daemons import Daemon, find_daemons, find_ovs_service, settled
 from pyqemu_ifctl.doctor.running import Qemu, look_at_qemus, look_at_words
-from pyqemu_ifctl.doctor.wanted import Wanted, wants
 from pyqemu_ifctl.place import Hooks, know_hooks
 from pyqemu_ifctl.rights import Lost, find_lost, find_off
+from pyqemu_ifctl.taps import look as look_at_taps
 from pyqemu_ifctl.taps import wanted as is_wanted
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.drivers.nft_program import DroppingChain
 from pyqemu_ifup.drivers.tun import TUN, require_tun
-from pyqemu_ifup.host import Host, filters, is_there
-from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Vid, has_networks
-from pyqemu_ifup.made.needs import is_ours
-from pyqemu_ifup.manners import SAFE_PATH
-from pyqemu_ifup.on_port import Sights
-from pyqemu_ifup.stamp import Here, find_here
-from pyqemu_ifup.system.own_mac import this_host
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.kinds.snapshot import Snapshot
+from pyqemu_ifup.kinds.vswitchd import LOOKING_FOR_IT, Vswitchd
+from pyqemu_ifup.kinds.vswitchd import look as look_at_vswitchd
+from pyqemu_ifup.look import Link, has_networks
 
 
-@dataclass(frozen=True)
-class Scene:
-    """This host at one moment.
+@dataclass(frozen=True, kw_only=True)
+class Scene(Snapshot):
+    """This host at one moment, and all else that doctor judges.
 
-    `vids` are those of every port of a Linux bridge that filters VLANs, None where there was no
-    time to look, as with `sights`. `pinned` tells of a Linux bridge whether its MAC was set (None:
-    not known). `switches` are the databases that answered, `failed` those that did not, `unasked`
-    those that there was no time for, `absent` those of the policy that are not there at all;
-    `daemons` tells of the ovs-vswitchd of each, as far as it is known. `call_iptables` are the
-    kinds of tables that bridged frames go through ("iptables", "ip6tables"). `chains` are those
-    that drop.
-    `tables` tells of each network with NAT that taps are on what has become of its nft table, ""
-    for nothing, `unmet` of each network with NAT of the policy's why an up could not make it.
-    `tun` is why no tap can be made, `tun_mode` the mode of /dev/net/tun, None where there is none;
-    `right` is why root may change no link. `ovs_service` is the unit of Open vSwitch, None without
-    systemd, and `install_ovs` the command that installs its package. `unseen` is what may not be
-    looked at, `unread` are the processes that do not let themselves be. `otherwise` is what the
-    process of a tap says of itself by now that the tap's mark says otherwise. `hooks` are those of
-    this installation, None for none. `host_id` is no other host's. `sights` are
-    its links with their addresses, and its routes. `off` are the taps of running guests that the
-    policy attaches, and that are down or nowhere.
+    `call_iptables` are the kinds of tables that bridged frames go through ("iptables",
+    "ip6tables"). `chains` are those that drop. `tables` tells of each network with NAT that taps
+    are on what has become of its nft table, "" for nothing, `unmet` of each network with NAT of the
+    policy's why an up could not make it. `tun` is why no tap can be made, `tun_mode` the mode of
+    /dev/net/tun, None if there is none; `right` is why root may change no link. `unseen` is what
+    may not be looked at, `unread` are the processes that do not let themselves be. `otherwise` is
+    what the process of a tap says of itself by now that the tap's mark says otherwise. `hooks` are
+    those of this installation, None for none. `lost` are the taps whose right has ended, `off`
+    those of running guests that the policy attaches, and that are down or nowhere. `away` are the
+    QEMUs whose guest runs elsewhere just now.
     """
 
-    policy: Policy | Failure
-    here: Here
-    links: tuple[Link, ...]
-    vids: Mapping[int, tuple[Vid, ...]] | None
-    pinned: Mapping[str, bool | None]
-    switches: Mapping[str, OvsSwitch]
-    ports: tuple[OvsPort, ...]
-    failed: Mapping[str, Failure]
-    absent: frozenset[str]
-    daemons: Mapping[str, tuple[Daemon, int]]
-    call_iptables: frozenset[str]
-    chains: tuple[DroppingChain, ...]
-    tables: Mapping[str, str]
-    tun_mode: int | None
-    qemus: tuple[Qemu, ...]
-    ovs_service: str | None
-    install_ovs: Command
-    unseen: tuple[str, ...]
-    unread: tuple[str, ...] = ()
-    lost: tuple[Lost, ...] = ()
-    off: tuple[Link, ...] = ()
-    away: frozenset[int] = frozenset()
-    otherwise: Mapping[str, str] = field(default_factory=dict)
-    host_id: str = ""
-    sights: Sights | None = None
-    unasked: frozenset[str] = frozenset()
-    hooks: Hooks | None = None
+    call_iptables: frozenset[str] = frozenset()
+    chains: tuple[DroppingChain, ...] = ()
+    tables: Mapping[str, str] = field(default_factory=dict)
     unmet: Mapping[str, list[Failure]] = field(default_factory=dict)
     tun: Failure | None = None
+    tun_mode: int | None = None
     right: Failure | None = None
-
-    @cached_property
-    def wanted(self) -> dict[str, list[Wanted]]:
-        """What the policy wants of each bridge."""
-        found: dict[str, list[Wanted]] = {}
-        for want in wants(self.policy):
-            found.setdefault(want.network.bridge, []).append(want)
-        return found
+    qemus: tuple[Qemu, ...] = ()
+    away: frozenset[int] = frozenset()
+    lost: tuple[Lost, ...] = ()
+    off: tuple[Link, ...] = ()
+    otherwise: Mapping[str, str] = field(default_factory=dict)
+    hooks: Hooks | None = None
+    unseen: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     def may_be_on(self, network: Network) -> bool:
         """Tell whether a network's bridge may be in a database that has not told what it has."""
-        if network.ovsdb in self.failed or network.ovsdb in self.unasked:
-            return network.kind != "linux"
-        return network.kind == "openvswitch" and network.ovsdb in self.absent
-
-    def link(self, name: str) -> Link | None:
-        """Return the link of this name."""
-        return next((link for link in self.links if link.name == name), None)
-
-    def is_other_s(self, network: Network) -> bool:
-        """Tell whether what has the name of the bridge that a network makes is somebody else's."""
-        link = self.link(network.bridge) if network.nat is not None else None
-        return link is not None and not is_ours(link, network.name)
+        silent = self.unasked | (self.absent if network.kind is not None else frozenset())
+        return not silent.isdisjoint(network.place.databases)
 
     def bridges(self) -> dict[str, Link]:
-        """Return the Linux bridges that the policy's taps are on, or are to be."""
-        if isinstance(self.policy, Failure):
-            return {}
-        networks = self.policy.networks.values()
-        names = {network.bridge for network in networks if not self.is_other_s(network)}
+        """Return the links that are bridges, of those that the policy's taps are on or are to be.
+
+        It is through these that the kernel's packet filters see frames.
+        """
+        names = {network.bridge for network in self.networks}
         return {
             link.name: link for link in self.links if link.kind == "bridge" and link.name in names
         }
-
-    def uplinks(self, bridge: Link) -> list[Link]:
-        """Return the ports of a Linux bridge that are no taps: they lead elsewhere."""
-        return [link for link in self.links if link.master == bridge.index and link.kind != "tun"]
 
 
 def look(environ: Mapping[str, str], deadline: Deadline, tell: Callable[[str], None]) -> Scene:
@@ -145,26 +88,8 @@ def look(environ: Mapping[str, str], deadline: Deadline, tell: Callable[[str], N
     unseen: list[str] = []
     late: list[str] = []
     with Host(None, deadline, tell, details=True) as host:
-        failed = open_each(host, addresses(policy))
-        looked = parts.take("how Open vSwitch is", lambda: settled(host, failed))
-        switches = looked or {}
-        unasked = frozenset(host.databases if looked is None else ())
-        # NOTE: ports before links: a tap is there before its port is.
-        ports = host.ports()
-        links = tuple(host.kernel.links())
-        aware = {link.index for link in links if filters(link)}
-        vids = parts.take(
-            "the VLANs of ports",
-            lambda: {
-                link.index: host.kernel.vids(link.index) for link in links if link.master in aware
-            },
-        )
-        ported = {port.name for port in ports}
-        sights = take_sights(
-            parts,
-            links,
-            {link.index for link in links if link.master is not None or link.name in ported},
-        )
+        seen = look_at_taps(host, policy, parts, details=True)
+        links = seen.links
         tables = (
             parts.take(
                 "the nft tables of networks",
@@ -194,23 +119,19 @@ def look(environ: Mapping[str, str], deadline: Deadline, tell: Callable[[str], N
                 "whose tap is down",
                 lambda: find_off(
                     [link for link in links if link.index not in gone],
-                    ports,
-                    {each for each, database in host.databases.items() if database.is_connected},
+                    {each: known for each, known in host.databases.items() if known.is_connected},
                     lambda tap, stamp: is_wanted(policy, tap, stamp),
                 ),
             )
             or []
         )
-    networks = policy.networks.values() if isinstance(policy, Policy) else ()
-    wanted = {each.ovsdb for each in networks if each.kind == "openvswitch"}
-    unseen += [str(each) for each in failed.values() if each.status == Status.DENIED]
+    unseen += [str(each) for each in seen.failed.values() if each.status == Status.DENIED]
     if isinstance(policy, Failure) and is_closed(policy):
         unseen.append(str(policy))
-    pinned = {link.name: _is_pinned(link) for link in links if link.kind == "bridge"}
-    named = {network.bridge for network in networks}
+    named = {network.bridge for network in seen.networks}
     unseen += [
         f"whether the MAC of {name} is set: /sys is of another network namespace"
-        for name, known in pinned.items()
+        for name, known in seen.pinned.items()
         if known is None and name in named
     ]
     chains, hidden = look_at_filters(parts, deadline)
@@ -218,48 +139,29 @@ def look(environ: Mapping[str, str], deadline: Deadline, tell: Callable[[str], N
     running = look_at_qemus(parts, policy, deadline)
     words = parts.take_apart("what guests say of themselves", lambda: look_at_words(links))
     otherwise, silent = words or (dict[str, str](), [])
-    daemons = parts.take_apart("ovs-vswitchd", lambda: find_daemons(switches.values())) or {}
+    switches = tuple(seen.switches.values())
+    vswitchd = parts.take_apart(LOOKING_FOR_IT, lambda: look_at_vswitchd(switches))
     tun = parts.take_apart("/dev/net/tun", _tun_fault)
     parts.end()
+    # NOTE: not asdict(), which would take the values in it apart too.
+    known = {each.name: getattr(seen, each.name) for each in fields(Snapshot)}
     return Scene(
-        policy=policy,
-        here=find_here(),
-        links=links,
-        vids=vids,
-        pinned=pinned,
-        switches=switches,
-        ports=ports,
-        failed=failed,
-        absent=frozenset(
-            each
-            for each in wanted - switches.keys() - failed.keys() - unasked
-            if not is_there(each)
-        ),
-        daemons=daemons,
+        **{**known, "vswitchd": vswitchd or Vswitchd()},
         call_iptables=called_tables(),
         chains=chains,
         tables=tables,
-        sights=sights,
         unmet=unmet,
         tun=tun,
         tun_mode=_tun_mode(),
         right=right,
         qemus=running.qemus,
         away=running.away,
-        ovs_service=find_ovs_service(),
-        install_ovs=(
-            sh("dnf", "install", "openvswitch")
-            if shutil.which("dnf", path=SAFE_PATH)
-            else sh("apt-get", "install", "openvswitch-switch")
-        ),
-        unseen=(*unseen, *running.unseen),
-        unread=(*parts.missed, *late, *running.unread, *silent),
         lost=tuple(lost),
         off=tuple(off),
-        unasked=unasked,
         otherwise=otherwise,
-        host_id=this_host(),
         hooks=know_hooks(sys.argv[0]),
+        unseen=(*unseen, *running.unseen),
+        unread=(*parts.missed, *late, *running.unread, *silent),
     )
 
 
@@ -331,26 +233,6 @@ def _find_right(host: Host) -> Failure | None:
 def is_closed(failure: Failure) -> bool:
     """Tell whether it is only that this user may not read the policy."""
     return failure.status == Status.NO_POLICY and failure.why.endswith(os.strerror(errno.EACCES))
-
-
-def _is_pinned(bridge: Link) -> bool | None:
-    """Tell whether somebody has set the bridge's MAC (NET_ADDR_SET of linux/netdevice.h).
-
-    NOTE: rtnetlink does not tell, and /sys is of the network namespace that it was mounted in.
-    """
-    folder = f"/sys/class/net/{bridge.name}"
-    try:
-        found = [_read(f"{folder}/{name}") for name in ("ifindex", "address", "addr_assign_type")]
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    if found[:2] != [str(bridge.index), bridge.mac]:
-        return None
-    return found[2] == "3"
-
-
-def _read(path: str) -> str:
-    with open(path, encoding="ascii", errors="replace") as file:
-        return file.read().strip()
 
 
 def _tun_mode() -> int | None:

@@ -25,9 +25,10 @@ from pyqemu_ifctl.qemu.running import (
     is_left_for,
     tap_of,
 )
-from pyqemu_ifctl.taps import Row, System, look, rows, wanted
+from pyqemu_ifctl.taps import Row, look, rows, wanted
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.kinds.snapshot import Snapshot
 from pyqemu_ifup.look import Counters
 from pyqemu_ifup.qemu.hubs import NAMED_MAX, WHY, WHY_MIXED
 from pyqemu_ifup.system.holders import Holders, all_holders
@@ -129,10 +130,10 @@ def find_views(
     with Host(None, deadline, tell) as host:
         # NOTE: on a clock of its own: the QEMUs have the time of the whole.
         parts = Parts(deadline.child(ALL))
-        system, failed = look(host, policy, parts)
+        snapshot = look(host, policy, parts)
         found = {
             row.tap: Side(row, host.kernel.counters(row.ifindex) if row.ifindex else None)
-            for row in rows(system, lambda name, stamp: wanted(policy, name, stamp))
+            for row in rows(snapshot, lambda name, stamp: wanted(policy, name, stamp))
         }
     views = []
     answers = ask_each(guests, qmp, deadline)
@@ -150,7 +151,7 @@ def find_views(
     )
     away, unknown = find_away(migrating, find_states(migrating))
     views = _with_twins(views, away)
-    remarks = [str(failure) for failure in failed.values()]
+    remarks = [str(failure) for failure in snapshot.failed.values()]
     remarks += [f"not seen: {each}" for each in running.unread]
     remarks += [
         f"whether QEMU {pid} waits for a migration is not known: {why}"
@@ -159,8 +160,8 @@ def find_views(
     if isinstance(policy, Failure):
         remarks.insert(0, f"what is wanted is not known: {policy}")
     remarks += [f"not seen: {each}" for each in parts.missed]
-    remarks += _hidden(holders, views, system)
-    status = worst(failed.values())
+    remarks += _hidden(holders, views, snapshot)
+    status = worst(snapshot.failed.values())
     if status is Status.DONE:
         late = running.unread or parts.missed or NO_TIME in answers
         unread = Status.TRY_AGAIN if late else Status.DONE
@@ -205,12 +206,12 @@ def _is_called(guest: Guest, vm: str, policy: Policy | Failure) -> bool:
     return not taps.isdisjoint(guest.taps.values())
 
 
-def _hidden(holders: Holders, views: list[View], system: System) -> list[str]:
+def _hidden(holders: Holders, views: list[View], snapshot: Snapshot) -> list[str]:
     """Return what could not be seen: the taps here that nobody who can be looked into holds."""
     if not holders.hidden:
         return []
     held = {held.tap for held in holders.held}
-    taps = [link.name for link in system.links if link.tap and link.carrier]
+    taps = [link.name for link in snapshot.links if link.tap and link.carrier]
     unseen = [tap for tap in taps if tap not in held]
     if not unseen:
         return []

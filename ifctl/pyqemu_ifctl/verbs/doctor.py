@@ -16,8 +16,8 @@ from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.manners import narrator, within_deadline
 
 if TYPE_CHECKING:
-    from pyqemu_ifctl.doctor.checks import Check
-    from pyqemu_ifup.kinds.check import Finding
+    from pyqemu_ifctl.doctor.scene import Scene
+    from pyqemu_ifup.kinds.check import Check, Finding
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +90,7 @@ def doctor(
     return Answer(out, status, tuple(f"not seen: {each}" for each in unseen))
 
 
-def as_text(found: list[tuple[Check, Finding]], *, all_seen: bool) -> str:
+def as_text(found: list[tuple[Check[Scene], Finding]], *, all_seen: bool) -> str:
     """Return the findings for a person: what, why, and the command on a line of its own.
 
     NOTE: the command is never broken, so that it can be copied.

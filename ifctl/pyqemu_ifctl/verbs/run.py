@@ -144,7 +144,9 @@ class OwnTaps:
         if policy.networks[new.network].nat is not None:
             self.leftovers.append(f"network {quote(new.network)}")
         if any(database.ports(new.name) for database in host.databases.values()):
-            self.leftovers.append(f"the port {quote(new.name)} of Open vSwitch")
+            from pyqemu_ifup import kinds
+
+            self.leftovers.append(f"the port {quote(new.name)} of {kinds.outliving()}")
 
     def tell_what_stays(self) -> None:
         """Say what is left when QEMU ends, where nobody takes it away."""

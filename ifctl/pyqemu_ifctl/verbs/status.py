@@ -120,7 +120,7 @@ def status(
     if graph is not None:
         from pyqemu_ifctl.graph import as_dot, as_svg
 
-        out = as_dot(view.rows, view.system)
+        out = as_dot(view.rows, view.snapshot)
         out = as_svg(out, deadline.remaining()) if graph == "svg" else out
     else:
         out = as_shown(view.rows, tap, as_json=as_json)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 from functools import cache
+from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.kinds import SPECS, spec_at
+from pyqemu_ifconf.kinds import SPECS, spec_at, spec_of
 from pyqemu_ifconf.policy import Kind as KindName
 from pyqemu_ifconf.policy import Port
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifup.kinds.base import Leftover, TapKind
 from pyqemu_ifup.look import Link, OvsPort, Seen
-from pyqemu_ifup.stamp import Here
+from pyqemu_ifup.stamp import Here, Stamp
+
+if TYPE_CHECKING:
+    from pyqemu_ifup.kinds.view import TapView
 
 
 def load(name: KindName) -> TapKind:
@@ -26,6 +30,36 @@ def load(name: KindName) -> TapKind:
             from pyqemu_ifup.kinds import openvswitch
 
             return openvswitch
+
+
+def load_view(name: KindName) -> TapView:
+    """Return the module that shows a kind of bridge to operators: the hooks do without."""
+    match name:
+        case "linux":
+            from pyqemu_ifup.kinds import linux_view
+
+            return linux_view
+        case "openvswitch":
+            from pyqemu_ifup.kinds import openvswitch_view
+
+            return openvswitch_view
+
+
+@cache
+def views() -> tuple[TapView, ...]:
+    """Return what shows each kind of bridge that a tap can be a port of."""
+    return tuple(load_view(kind.name) for kind in tap_kinds())
+
+
+def outliving() -> str:
+    """Return the kinds whose ports stay when their taps have gone, in words."""
+    return " or ".join(spec_of(view.kind.name).label for view in views() if view.outlives)
+
+
+def lost_mark(seen: Seen, here: Here) -> Stamp | None:
+    """Return the mark of a tap whose own is lost, from what else tells of it, None if nothing."""
+    found = (view.lost_mark(seen, here) for view in views())
+    return next((each for each in found if each is not None), None)
 
 
 @cache

@@ -1,11 +1,19 @@
-"""What a check of doctor's finds: the same of a kind of network as of all else."""
+"""What a check of doctor's is and finds: the same of a kind of network as of all else."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
 
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.shell import Command
+
+S = TypeVar("S", contravariant=True)
+"""What a check looks at: the host's snapshot, or all that doctor sees."""
+
+Severity = Literal["error", "warning", "advice"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "advice")
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,18 @@ class Finding:
     why: str
     command: Command | None
     do: str | None = None
+
+
+@dataclass(frozen=True)
+class Check(Generic[S]):
+    """One check: `find` is pure, and yields a finding for each thing that is wrong.
+
+    Several checks of the same name look for the same on several kinds.
+    """
+
+    name: str
+    severity: Severity
+    find: Callable[[S], Iterator[Finding]]
 
 
 def finding_of(failure: Failure, why: str) -> Finding:

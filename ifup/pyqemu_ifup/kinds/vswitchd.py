@@ -1,16 +1,22 @@
-"""How the Open vSwitch of each database is: its daemon, and whether it does what it is told."""
+"""How ovs-vswitchd is, and how it is run here: for doctor and explain."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import time
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
-from pyqemu_ifconf.failure import Failure
+from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import DEFAULT_OVSDB
+from pyqemu_ifconf.shell import Command, quote, sh
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.kinds.check import Finding
 from pyqemu_ifup.look import OvsSwitch, is_local
+from pyqemu_ifup.manners import SAFE_PATH
 from pyqemu_ifup.system.process import as_seen_by, command_line, read_program, read_stat, real_uid
 
 OVS_RUN = os.path.dirname(DEFAULT_OVSDB[len("unix:") :])
@@ -18,7 +24,72 @@ SETTLE = 1.0
 """Seconds in which a healthy ovs-vswitchd has taken in what is configured."""
 
 
-Daemon = Literal["running", "stopped", "gone"]
+OVS_CTL = "/usr/share/openvswitch/scripts/ovs-ctl"
+
+LOOKING = "how Open vSwitch is"
+"""What `settled` looks at, for whom it is too late."""
+LOOKING_FOR_IT = "ovs-vswitchd"
+"""What `look` looks at, likewise."""
+
+State = Literal["running", "stopped", "gone"]
+RUNNING: tuple[State, int] = ("running", 0)
+
+
+@dataclass(frozen=True)
+class Vswitchd:
+    """How ovs-vswitchd is run on this host.
+
+    `states` tells how the one of each local database is, and its process (0: none), as far as it is
+    known. `service` is its unit, None without systemd. `install` is the
+    command that installs its package.
+    """
+
+    states: Mapping[str, tuple[State, int]] = field(default_factory=dict)
+    service: str | None = None
+    install: Command | None = None
+
+    def start(self, verb: Literal["start", "restart"] = "start") -> Command:
+        """Return the command that starts it: its service, or the script of Open vSwitch's own."""
+        if self.service is None:
+            return sh(OVS_CTL, "--system-id=random", verb)
+        return sh("systemctl", verb, self.service)
+
+
+def look(switches: Collection[OvsSwitch]) -> Vswitchd:
+    """Return how it is run here, of these databases."""
+    install = sh("apt-get", "install", "openvswitch-switch")
+    if shutil.which("dnf", path=SAFE_PATH):
+        install = sh("dnf", "install", "openvswitch")
+    return Vswitchd(find_states(switches), find_service(), install)
+
+
+def find_fault(switch: OvsSwitch, vswitchd: Vswitchd) -> Finding | None:
+    """Return why the ovs-vswitchd of a database would not see to a new port."""
+    why = "a tap that is to be attached waits until the deadline (status 75)"
+    where = f"({quote(switch.ovsdb)})"
+    state, pid = vswitchd.states.get(switch.ovsdb, RUNNING)
+    if state == "gone":
+        return Finding(f"ovs-vswitchd does not run {where}", why, vswitchd.start())
+    if state == "stopped":
+        mend = sh("kill", "-CONT", str(pid))
+        return Finding(f"ovs-vswitchd is stopped, process {pid} {where}", why, mend)
+    if switch.behind:
+        return Finding(
+            f"ovs-vswitchd has not taken in what is configured {where}",
+            why,
+            vswitchd.start("restart"),
+        )
+    return None
+
+
+def has_ended(address: str) -> Failure:
+    """Return why a database that has answered tells no more."""
+    return Failure(
+        Status.UNAVAILABLE,
+        f"Open vSwitch is not there: nothing answers at {quote(address)}",
+        "it has ended meanwhile",
+        "start Open vSwitch by its own service",
+    )
 
 
 def settled(host: Host, failed: dict[str, Failure]) -> dict[str, OvsSwitch]:
@@ -43,9 +114,9 @@ def settled(host: Host, failed: dict[str, Failure]) -> dict[str, OvsSwitch]:
         host.ports()
 
 
-def find_daemons(switches: Any) -> dict[str, tuple[Daemon, int]]:
+def find_states(switches: Iterable[OvsSwitch]) -> dict[str, tuple[State, int]]:
     """Return how the ovs-vswitchd of each local database is, and its process (0: none)."""
-    found: dict[str, tuple[Daemon, int]] = {}
+    found: dict[str, tuple[State, int]] = {}
     local = [each for each in switches if is_local(each.ovsdb) and each.ovsdb.startswith("unix:")]
     if not local:
         return found
@@ -123,7 +194,7 @@ def _answers(switch: OvsSwitch) -> bool:
     return False
 
 
-def find_ovs_service() -> str | None:
+def find_service() -> str | None:
     """Return the unit of Open vSwitch, None without systemd."""
     if not os.path.isdir("/run/systemd/system"):
         return None

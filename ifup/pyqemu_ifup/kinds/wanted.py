@@ -1,4 +1,4 @@
-"""What the policy wants of each bridge: pure."""
+"""What the policy wants of each bridge."""
 
 from __future__ import annotations
 
@@ -40,11 +40,3 @@ def wants(policy: Policy | Failure) -> Iterator[Wanted]:
             vlan if isinstance(vlan, Vlan) else None,
             mtu if isinstance(mtu, int) else None,
         )
-
-
-def wanted_kind(network: Network) -> str | None:
-    """Return what kind of bridge a network is to be on, None where that is looked up.
-
-    One with `nat` makes a Linux bridge.
-    """
-    return "linux" if network.nat is not None else network.kind
