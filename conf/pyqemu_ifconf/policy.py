@@ -130,6 +130,10 @@ class Nat:
     mtu: int = DEFAULT_MTU
 
 
+Made = Nat
+"""How a network is made for its first port; each way is a value of its own."""
+
+
 @dataclass(frozen=True)
 class Port:
     """The complete wanted state of one port.
@@ -143,7 +147,7 @@ class Port:
     place: Place
     position: Position
     settings: PortSettings = field(default_factory=PortSettings)
-    made: Nat | None = None
+    made: Made | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,7 @@ class Network:
     deny_users: tuple[str, ...] = ()
     max_taps: int = DEFAULT_MAX_TAPS
     tap_name: str = DEFAULT_TAP_NAME
-    made: Nat | None = None
+    made: Made | None = None
 
     @property
     def kind(self) -> Kind | None:

@@ -417,7 +417,7 @@ class Reconciler:
             raise
         self._again = AGAIN_FIRST
         self._denied.pop(link.name, None)
-        log(syslog.LOG_NOTICE, f"{success_line(port, caller)}: its bridge had lost it")
+        log(syslog.LOG_NOTICE, f"{success_line(port, caller)}: its {port.place.noun} had lost it")
 
     async def _leave_lost(self, host: Host, before: Link) -> None:
         """Give a tap that could not be attached again its mark and link back, to be tried again."""

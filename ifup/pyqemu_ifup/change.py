@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from pyqemu_ifconf.failure import Failure
+from pyqemu_ifconf.kinds import spec_of
 from pyqemu_ifconf.policy import Port
 from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifup import kinds
@@ -112,7 +113,8 @@ def _told(stamp: Stamp | None) -> str:
     if stamp is None:
         return "none"
     vm = f", vm {readable(stamp.guest)}" if stamp.guest else ""
-    return f"{stamp.kind} bridge {readable(stamp.bridge)}, process {stamp.pid}{vm}"
+    noun = spec_of(stamp.kind).place.noun
+    return f"{stamp.kind} {noun} {readable(stamp.bridge)}, process {stamp.pid}{vm}"
 
 
 async def change(host: Host, wanted: Change) -> None:

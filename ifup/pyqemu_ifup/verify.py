@@ -47,7 +47,7 @@ async def verify(
                 Status.REFUSED,
                 "what was read back differs",
                 "; ".join(map(str, found)),
-                "see who else manages this bridge",
+                f"see who else manages this {port.place.noun}",
             )
         host.deadline.check("; ".join(map(str, found)))
     if up:
