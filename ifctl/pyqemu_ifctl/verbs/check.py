@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pyqemu_ifconf.failure import Failure, PolicyInvalid
 from pyqemu_ifconf.globs import literal_start, matches
 from pyqemu_ifconf.policy import (
     SAID_KEYS,
     Caller,
+    Network,
     Policy,
     Position,
     changed_settings,
@@ -66,10 +67,14 @@ def check(files: Sequence[str], environ: Mapping[str, str], *, as_json: bool) ->
 
 
 def find_warnings(policy: Policy) -> list[tuple[Position, str]]:
-    """Return the rules that do not count for the users of their network, and why.
+    """Return rules that do not count for users, and NICs that any user may have, and why."""
+    return [*_warn_of_rules(policy), *_warn_of_nics(policy)]
 
-    A rule by the tap's name alone is one where a user can have a tap of such a name from us. And
-    the NICs whose settings each of those users has, since their guest names none.
+
+def _warn_of_rules(policy: Policy) -> Iterator[tuple[Position, str]]:
+    """Yield the rules that do not count for the users of their network.
+
+    One that matches by the tap's name alone is among them if we give a user a tap of such a name.
     """
     user = Caller("", unprivileged=True)
     names = [each.tap_name.partition("%d")[0] for each in policy.networks.values() if each.users]
@@ -84,34 +89,38 @@ def find_warnings(policy: Policy) -> list[tuple[Position, str]]:
             start[:at] in begins and start[at].isdigit() for at in range(len(start))
         )
 
-    found = []
     for rule in policy.rules:
-        network = policy.networks[rule.network] if rule.network is not None else None
-        if network is None or not (network.users or policy.bridge_conf):
-            continue
-        because = why_void(policy, rule, user)
-        if because is None:
+        network = _open_to_users(policy, rule.network)
+        because = why_void(policy, rule, user) if network is not None else None
+        if network is None or because is None:
             continue
         taps = rule.match.get("tap", ())
         if any(key in rule.match for key in SAID_KEYS) or any(
             is_ours(glob, network.tap_name) for glob in taps
         ):
             text = f"network {network.name} is open to users: {because}; name them by a user key"
-            found.append((rule.position, text))
+            yield rule.position, text
+
+
+def _warn_of_nics(policy: Policy) -> Iterator[tuple[Position, str]]:
+    """Yield the NICs whose settings each user of their network has, as their guest names none."""
     for vm in policy.vms.values():
         for nic in vm.nics if vm.users is None else ():
-            network = policy.networks[nic.network] if nic.network is not None else None
-            if network is None or not (network.users or policy.bridge_conf):
-                continue
-            changed = changed_settings(policy, nic_rule(nic))
-            if changed:
+            network = _open_to_users(policy, nic.network)
+            changed = changed_settings(policy, nic_rule(nic)) if network is not None else []
+            if network is not None and changed:
                 text = (
                     f"network {network.name} is open to users: each of them may have this tap of "
                     f"guest {readable(vm.name)}, and with it another {', '.join(changed)}; name "
                     "those who may by the guest's users"
                 )
-                found.append((nic.position, text))
-    return found
+                yield nic.position, text
+
+
+def _open_to_users(policy: Policy, name: str | None) -> Network | None:
+    """Return the network of this name if users may be plugged in there, or None."""
+    network = policy.networks[name] if name is not None else None
+    return network if network is not None and (network.users or policy.bridge_conf) else None
 
 
 def _written(policy: Policy) -> int:
