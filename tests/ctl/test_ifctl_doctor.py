@@ -1040,6 +1040,15 @@ def of_a_trunk(clinic: Clinic) -> Faulty:
     clinic.ip("link", "del", "eth0")
 
 
+def ovs_uplink_down(clinic: Clinic) -> Faulty:
+    add_ovs_uplink(clinic)
+    yield
+    clinic.ip("link", "set", "eth0", "down")
+    yield
+    clinic.switch.del_port("eth0")
+    clinic.ip("link", "del", "eth0")
+
+
 def of_an_access_port(clinic: Clinic) -> Faulty:
     set_policy(clinic, "vlan: 10")
     add_ovs_uplink(clinic, "tag=10")
@@ -1167,6 +1176,7 @@ def without_its_socket(clinic: Clinic) -> Faulty:
 
 OVS_ROWS = (
     Row("bridge-missing", no_such_bridge, "there is no bridge br-int, which network sw is on ("),
+    Row("uplink-down", ovs_uplink_down, "eth0, an uplink of br-int, is down"),
     Row("bridge-kind", of_both_kinds, "br0 is both a Linux bridge and an Open vSwitch bridge"),
     Row("tap-off", ovs_taken_off, "the tap web0 is not on br-int, and the policy has it attached"),
     Row("bridge-mac", ovs_loose_mac, "the MAC of br-int is not set, and it has no uplink"),
