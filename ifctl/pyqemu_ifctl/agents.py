@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import json
 import os
-import socket
-import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,17 +17,15 @@ from pyqemu_ifup.agent import (
     ROOT_SOCKET,
     SOCKET_VARIABLE,
     USERS_SOCKET,
-    WIRE,
     default_socket,
     find_socket,
 )
+from pyqemu_ifup.wire import connect, open_socket, receive, send
 
 PATIENCE = 2.5
 """Seconds that the agent may take for its answer."""
 LEAST = 0.001
 """No time at all would be no limit to connect(2)."""
-PACKET_MAX = 1 << 20
-TIMEVAL = struct.Struct("@ll")
 
 
 @dataclass(frozen=True)
@@ -119,28 +116,26 @@ def ask(path: str, seconds: float = PATIENCE) -> Told:
         )
     seconds = max(seconds, LEAST)
     end = time.monotonic() + seconds
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        _connect(connection, path, seconds)
-        try:
-            connection.send(f"{WIRE}\0agent".encode(), socket.MSG_NOSIGNAL)
-            data = _receive(connection, path, end)
-        except (TimeoutError, BlockingIOError):
-            raise _mute(path, seconds) from None
-        except (BrokenPipeError, ConnectionResetError):
-            raise _gone(path) from None
+    connection = _connect(path, seconds)
+    try:
+        send(connection, "agent")
+        data = _receive(connection, path, end)
+    except (TimeoutError, BlockingIOError):
+        raise _mute(path, seconds) from None
+    except (BrokenPipeError, ConnectionResetError):
+        raise _gone(path) from None
+    finally:
+        connection.close()
     try:
         return _read(json.loads(data))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _no_agent(path, "what it says of itself is not to be understood") from error
 
 
-def _connect(connection: socket.socket, path: str, seconds: float) -> None:
-    # NOTE: where its queue is full, connect(2) waits that long, and a socket with a timeout of
-    # Python's would not.
-    limit = TIMEVAL.pack(int(seconds), int(seconds % 1 * 1e6))
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+def _connect(path: str, seconds: float) -> _socket.socket:
+    connection = open_socket(seconds)
     try:
-        connection.connect(path)
+        connect(connection, path)
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)
         if error.errno == errno.EAGAIN:
@@ -158,17 +153,16 @@ def _connect(connection: socket.socket, path: str, seconds: float) -> None:
             f"start it: {sh('systemctl', 'start', _unit(path))}, or pyqemu-ifd"
             f"{' --users' if path == USERS_SOCKET else ''}; the hooks do without",
         ) from error
+    return connection
 
 
-def _receive(connection: socket.socket, path: str, end: float) -> bytes:
+def _receive(connection: _socket.socket, path: str, end: float) -> bytes:
     """Return the data of the answer. Raises Failure, and OSError as recv(2) does."""
     data = b""
     lines: list[str] = []
     while True:
-        connection.settimeout(max(LEAST, end - time.monotonic()))
-        packet = connection.recv(PACKET_MAX)
-        kind, rest = packet[:1], packet[1:]
-        if not packet:
+        kind, rest, _ = receive(connection, max(LEAST, end - time.monotonic()))
+        if not kind:
             raise _gone(path)
         if kind == b"+":
             data += rest

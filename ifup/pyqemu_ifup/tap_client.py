@@ -6,24 +6,19 @@ Imports nothing but what the interpreter has loaded anyway, and small C modules:
 from __future__ import annotations
 
 import _socket
-import _struct
 import errno
 import os
-import sys
 import time
 
 from pyqemu_ifconf.shell import ifctl, readable, sh
-from pyqemu_ifup.agent import SOCKET_VARIABLE, USERS_UNIT, WIRE
+from pyqemu_ifup.agent import SOCKET_VARIABLE, USERS_UNIT
 from pyqemu_ifup.agent import find_socket as find_agent
+from pyqemu_ifup.wire import QUEUES_MAX, connect, open_socket, receive, send
 
-PACKET_MAX = 65536
-QUEUES_MAX = 64
 SLICE = 0.25
 """Seconds of the longest wait: the end of the parent turns no descriptor ready."""
 ACCEPT = 2.0
 """Seconds in which the agent must take the connection, and then the request."""
-TIMEVAL = _struct.pack("@ll", int(ACCEPT), 0)
-"""The same as a struct timeval."""
 MARGIN = 3.0
 """Seconds beyond the agent's own deadline in which it may still answer."""
 UNAVAILABLE, TRY_AGAIN, DENIED, REFUSED = 69, 75, 77, 71
@@ -86,14 +81,10 @@ def ask_for_tap(
 
 
 def _connect(path: str) -> _socket.socket:
-    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    # NOTE: where its queue is full, connect(2) waits that long, and a socket with a timeout of
-    # Python's would not.
-    connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, TIMEVAL)
+    connection = open_socket(ACCEPT)
     try:
-        connection.connect(os.fsencode(path))
+        connect(connection, path)
     except (ValueError, OSError) as error:
-        connection.close()
         code = getattr(error, "errno", None)
         why = os.strerror(code) if code else str(error)
         if code in (errno.EACCES, errno.EPERM):
@@ -108,18 +99,13 @@ def _connect(path: str) -> _socket.socket:
             UNAVAILABLE,
             f"no agent at {readable(path)}: {why}; start one: " + sh("systemctl", "start", unit),
         ) from error
-    connection.settimeout(SLICE)
     return connection
 
 
 def _send(connection: _socket.socket, fields: list[str]) -> None:
-    request = b"\0".join(os.fsencode(word) for word in (WIRE, "tap", *fields))
     namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        rights = namespace.to_bytes(4, sys.byteorder)
-        connection.sendmsg(
-            [request], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)], _socket.MSG_NOSIGNAL
-        )
+        send(connection, "tap", *fields, descriptor=namespace)
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ECONNRESET):
             raise
@@ -147,10 +133,10 @@ def _wait(
                     f"the agent does not answer: waited {seconds:g} s; "
                     f"{'see ' + ifctl('agent') if accepted else 'try again'}",
                 )
-            packet, came = _receive(connection)
+            kind, said, came = _receive(connection)
             descriptors += came
-            kind, text = packet[:1], os.fsdecode(packet[1:])
-            if packet == b"":
+            text = os.fsdecode(said)
+            if kind == b"":
                 raise NoTap(TRY_AGAIN, "the agent has gone; try again")
             if kind == b"!" and text.isdigit():
                 seconds, start, accepted = int(text) + MARGIN, time.monotonic(), True
@@ -179,18 +165,10 @@ def _wait(
         raise
 
 
-def _receive(connection: _socket.socket) -> tuple[bytes, list[int]]:
-    """Return the next packet and its descriptors; a space where none has come in time."""
-    room = _socket.CMSG_SPACE(4 * QUEUES_MAX)
+def _receive(connection: _socket.socket) -> tuple[bytes, bytes, list[int]]:
+    """Return the next packet as `receive`; its kind is a space if none has come in time."""
     try:
-        packet, ancillary, _, _ = connection.recvmsg(PACKET_MAX, room, _socket.MSG_CMSG_CLOEXEC)
+        return receive(connection, SLICE, QUEUES_MAX)
     except (TimeoutError, ConnectionResetError):
         # NOTE: a reset is told once and first; what the agent sent is still to be read.
-        return b" ", []
-    descriptors = [
-        int.from_bytes(data[at : at + 4], sys.byteorder)
-        for level, kind, data in ancillary
-        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS)
-        for at in range(0, len(data) - len(data) % 4, 4)
-    ]
-    return packet, descriptors
+        return b" ", b"", []

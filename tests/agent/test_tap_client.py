@@ -481,4 +481,5 @@ def test_the_helper_imports_nothing_heavy() -> None:
         "__future__", "pyqemu_ifconf", "pyqemu_ifconf.shell", "pyqemu_ifd",
         "pyqemu_ifd.bridge_helper", "pyqemu_ifd.thin", "pyqemu_ifup", "pyqemu_ifup.agent",
         "pyqemu_ifup.tap_client",
+        "pyqemu_ifup.wire",
     }  # fmt: skip

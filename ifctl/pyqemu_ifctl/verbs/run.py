@@ -31,7 +31,8 @@ from pyqemu_ifctl.qemu.arguments import (
 )
 from pyqemu_ifup.deadline import GRACE, Deadline
 from pyqemu_ifup.manners import STOP_SIGNALS, log, narrator, say, within_deadline
-from pyqemu_ifup.tap_client import QUEUES_MAX, NoAgent, NoTap, ask_for_tap, find_socket
+from pyqemu_ifup.tap_client import NoAgent, NoTap, ask_for_tap, find_socket
+from pyqemu_ifup.wire import QUEUES_MAX
 
 if TYPE_CHECKING:
     from pyqemu_ifconf.policy import Policy
