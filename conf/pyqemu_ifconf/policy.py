@@ -186,21 +186,6 @@ class Network:
         spec = spec_at(self.place)
         return spec.name if spec is not None else None
 
-    @property
-    def bridge(self) -> str:
-        """The name of its bridge, empty if its kind has none."""
-        return str(getattr(self.place, "bridge", ""))
-
-    @property
-    def ovsdb(self) -> str:
-        """The address of the database that has its bridge, or may have it."""
-        return str(getattr(self.place, "ovsdb", DEFAULT_OVSDB))
-
-    @property
-    def nat(self) -> Nat | None:
-        """The NAT that it is made with, None for none."""
-        return self.made
-
 
 @dataclass(frozen=True)
 class Rule:

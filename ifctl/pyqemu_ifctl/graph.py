@@ -125,14 +125,14 @@ def find_bridges(places: Iterable[tuple[str, str]], snapshot: Snapshot) -> list[
     wanted = set(places)
     for view in kinds.views():
         named = snapshot.networks_on(view.kind)
-        wanted.update((view.kind.name, network.bridge) for network in named)
+        wanted.update((view.kind.name, network.place.name) for network in named)
     uplinks = {view.kind.name: view.uplinks for view in kinds.views()}
     return [
         Bridge(
             name,
             kind,
             tuple(
-                sorted(uplinks[kind](snapshot, name, None), key=lambda each: each.name)
+                sorted(uplinks[kind](snapshot, name, ()), key=lambda each: each.name)
                 if kind in uplinks
                 else ()
             ),

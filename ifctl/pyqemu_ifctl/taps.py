@@ -231,7 +231,7 @@ def look(host: Host, policy: Policy | Failure, parts: Parts, *, details: bool = 
             bridge: tuple(
                 address for address, each in host.databases.items() if each.has_bridge(bridge)
             )
-            for bridge in {network.bridge for network in networks}
+            for bridge in {network.place.name for network in networks}
         },
         failed=failed,
         unasked=unasked,

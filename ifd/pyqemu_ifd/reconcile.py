@@ -206,7 +206,7 @@ class Reconciler:
     def _makes_networks(self) -> bool:
         """Tell whether the policy has networks that are made for taps."""
         policy = self.cache.policy
-        return policy is not None and any(each.nat for each in policy.networks.values())
+        return policy is not None and any(each.made for each in policy.networks.values())
 
     def _look_for_networks(self, links: list[Link]) -> Iterator[tuple[str, Chore]]:
         """Return the bridges that were made for taps and have none, and what takes them away."""
@@ -303,7 +303,7 @@ class Reconciler:
         # NOTE: one that is made for taps is made, and brought up, as a tap is attached.
         policy = self.cache.policy
         network = policy.networks.get(stamp.network) if policy is not None else None
-        is_made = network is not None and network.nat is not None
+        is_made = network is not None and network.made is not None
         is_off = bridge is None or (bridge.kind == kind.master_kind and not bridge.up)
         return link.master is None and is_made and is_off
 

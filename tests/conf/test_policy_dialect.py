@@ -7,8 +7,9 @@ import yaml
 
 from pyqemu_ifconf import load
 from pyqemu_ifconf.failure import PolicyInvalid
+from pyqemu_ifconf.kinds.bridge import BridgePlace
 from pyqemu_ifconf.load import Source, parse_policy
-from pyqemu_ifconf.policy import DEFAULT_OVSDB, DEFAULT_TIMEOUT, Network, Policy, Rule, Vlan
+from pyqemu_ifconf.policy import DEFAULT_TIMEOUT, Network, Policy, Rule, Vlan
 
 pytestmark = pytest.mark.each_python
 
@@ -86,7 +87,7 @@ def test_setting(settings: str, name: str, value: object) -> None:
     ],
 )
 def test_ovsdb_address(address: str) -> None:
-    assert network_of(f'ovsdb: "{address}"').ovsdb == address
+    assert network_of(f'ovsdb: "{address}"').place.databases == (address,)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_defaults() -> None:
     policy = policy_of("version: 1\nnetworks: {lan: {bridge: br0}}")
     assert (policy.timeout, policy.rules) == (DEFAULT_TIMEOUT, ())
     network = policy.networks["lan"]
-    assert (network.kind, network.ovsdb, network.settings.given) == (None, DEFAULT_OVSDB, {})
+    assert (network.place, network.settings.given) == (BridgePlace("br0"), {})
 
 
 @pytest.mark.parametrize(

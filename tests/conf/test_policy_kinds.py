@@ -129,9 +129,9 @@ PLACES: list[tuple[str, Place, str | None]] = [
 @pytest.mark.parametrize(("body", "place", "kind"), PLACES)
 def test_where_the_ports_of_a_network_are(body: str, place: Place, kind: str | None) -> None:
     network = network_of(body)
-    assert (network.place, network.kind, network.bridge) == (place, kind, "br0")
-    assert network.ovsdb == getattr(place, "ovsdb", DEFAULT_OVSDB)
-    assert (network.made is not None, network.nat) == ("nat" in body, network.made)
+    assert (network.place, network.kind) == (place, kind)
+    assert place.databases == ((place.ovsdb,) if isinstance(place, (BridgePlace, OvsPlace)) else ())
+    assert (network.made is not None) == ("nat" in body)
     port = port_on(Policy(("p",), {"lan": network}, ()), "lan", "t0")
     assert (port.place, port.made) == (place, network.made)
     assert (place.name, place.words) == ("br0", "bridge br0")
@@ -302,7 +302,7 @@ def test_a_third_kind_is_read_and_so_is_the_schema(body: str, errors: list[str])
 def test_a_third_kind_has_its_own_place() -> None:
     network = network_of("peer: a, vlan: 7")
     assert (network.place, network.kind) == (TunnelPlace("a"), TUNNEL.name)
-    assert (network.bridge, network.ovsdb, network.made) == ("", DEFAULT_OVSDB, None)
+    assert (network.place.name, network.place.databases, network.made) == ("a", (), None)
     assert network_of("bridge: br0").place == BridgePlace("br0")
 
 

@@ -704,7 +704,7 @@ def test_a_dnsmasq_that_starts_while_doctor_looks_takes_nobody_s_ports(
 ) -> None:
     inside.tap("web0")
     network = parse_policy([Source("p", calls.hooks.policy.read_bytes())]).networks["lab"]
-    assert network.nat is not None
+    assert network.made is not None
     real, found = nat_needs._is_taken, list[bool]()
 
     def is_taken(*of: Any) -> bool:
@@ -715,7 +715,7 @@ def test_a_dnsmasq_that_starts_while_doctor_looks_takes_nobody_s_ports(
 
     monkeypatch.setattr(nat_needs, "_is_taken", is_taken)
     with Host(None, Deadline(60), print) as host:
-        wanted = nat_needs.Wanted("lab", "labbr0", network.nat)
+        wanted = nat_needs.Wanted("lab", "labbr0", network.made)
         assert [str(each) for each in host.finish(nat_needs.find_unmet(host, wanted))] == []
     assert any(found)
     assert calls.down("web0").status == 0
@@ -961,7 +961,7 @@ def test_an_up_waits_for_no_firewall_that_cannot_be_read(calls: Calls, inside: N
 
 def nat_of(text: str) -> Any:
     policy = f"version: 1\nnetworks: {{lab: {{bridge: labbr0, nat: {text}}}}}\n"
-    return parse_policy([Source("p", policy.encode())]).networks["lab"].nat
+    return parse_policy([Source("p", policy.encode())]).networks["lab"].made
 
 
 SETTINGS = [

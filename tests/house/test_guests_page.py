@@ -65,7 +65,7 @@ def test_the_page_has_an_example_of_each_way() -> None:
         ("-netdev", "tap"),
     ]
     assert [
-        bool(network.nat) for each in examples() for network in each.policy.networks.values()
+        bool(network.made) for each in examples() for network in each.policy.networks.values()
     ] == [False, True, False, False]
 
 

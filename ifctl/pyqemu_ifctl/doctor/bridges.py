@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.kinds import spec_of
-from pyqemu_ifconf.policy import Network, Position, each_port
+from pyqemu_ifconf.policy import Network, Position, each_port, refuses_taps
 from pyqemu_ifconf.shell import edit, quote
 from pyqemu_ifctl.doctor.scene import Scene
 from pyqemu_ifup import kinds
@@ -38,8 +38,8 @@ def _each_bridge(snapshot: Snapshot) -> Iterator[tuple[Network, TapView]]:
     seen = set()
     for network in snapshot.networks:
         for view in kinds.views():
-            database = "" if view.kind.has_link else network.ovsdb
-            place = (view.kind.name, network.bridge, database)
+            databases = () if view.kind.has_link else network.place.databases
+            place = (view.kind.name, network.place.name, databases)
             if place not in seen and snapshot.is_on(network, view.kind):
                 seen.add(place)
                 yield network, view
@@ -48,15 +48,15 @@ def _each_bridge(snapshot: Snapshot) -> Iterator[tuple[Network, TapView]]:
 def find_missing_bridges(scene: Scene) -> Iterator[Finding]:
     """A bridge that the policy names and that is not there, but one that its first tap makes."""
     for network in scene.networks:
-        if network.nat is not None:
+        if network.made is not None:
             continue
-        if _kinds_of(scene, network) or scene.link(network.bridge) is not None:
+        if _kinds_of(scene, network) or scene.link(network.place.name) is not None:
             continue
         if scene.may_be_on(network):
             continue
-        what = f"there is no bridge {quote(network.bridge)}"
+        what = f"there is no bridge {quote(network.place.name)}"
         fails = "each start of a QEMU with a tap on this network fails (status 69)"
-        link = next((link for link in scene.links if network.bridge in link.altnames), None)
+        link = next((link for link in scene.links if network.place.name in link.altnames), None)
         if link is not None:
             place = edit(network.position.file, network.position.line)
             yield Finding(
@@ -77,15 +77,15 @@ def find_other_kinds(scene: Scene) -> Iterator[Finding]:
     if isinstance(scene.policy, Failure):
         return
     for network in scene.policy.networks.values():
-        if not network.bridge or scene.is_other_s(network):
+        if refuses_taps(network) or scene.is_other_s(network):
             continue
-        there, link = _kinds_of(scene, network), scene.link(network.bridge)
+        there, link = _kinds_of(scene, network), scene.link(network.place.name)
         why = f"no tap is attached to network {quote(network.name)}: what is meant is not guessed"
         command = edit(network.position.file, network.position.line)
         titles = [kind.title for kind in there]
         if len(there) > 1 and network.kind is None:
             yield Finding(
-                f"{quote(network.bridge)} is both {' and '.join(titles)}, and network "
+                f"{quote(network.place.name)} is both {' and '.join(titles)}, and network "
                 f"{quote(network.name)} gives no kind ({network.position})",
                 why,
                 command,
@@ -93,15 +93,15 @@ def find_other_kinds(scene: Scene) -> Iterator[Finding]:
         elif there and network.kind not in (None, *(kind.name for kind in there)):
             wanted = spec_of(network.kind).title if network.kind is not None else ""
             yield Finding(
-                f"{quote(network.bridge)} is {titles[0]}, and network {quote(network.name)} wants "
-                f"{wanted} ({network.position})",
+                f"{quote(network.place.name)} is {titles[0]}, and network {quote(network.name)} "
+                f"wants {wanted} ({network.position})",
                 why,
                 command,
             )
         elif not there and link is not None and not scene.may_be_on(network):
             yield Finding(
-                f"{quote(network.bridge)} is no bridge, and network {quote(network.name)} is on it "
-                f"({network.position})",
+                f"{quote(network.place.name)} is no bridge, and network {quote(network.name)} is "
+                f"on it ({network.position})",
                 why,
                 command,
             )
@@ -154,7 +154,7 @@ def find_port_devices(snapshot: Snapshot) -> Iterator[Finding]:
         if found.setting != "device" or link is None:
             continue
         # NOTE: a VLAN of an uplink's may be for this host alone.
-        if port.kind == "tun" or link.vid in snapshot.vids_wanted(network.bridge):
+        if port.kind == "tun" or link.vid in snapshot.vids_wanted(network.place.name):
             yield Finding(found.what, found.why, found.command, found.do or None)
 
 
@@ -164,17 +164,17 @@ def _sitting(snapshot: Snapshot) -> Iterator[tuple[Network, Link, Sitting]]:
         return
     for network, view in _each_bridge(snapshot):
         for link in view.ports(snapshot, network):
-            for found in find_sitting(link, network.bridge, snapshot.sights):
+            for found in find_sitting(link, network.place.name, snapshot.sights):
                 yield network, link, found
 
 
 def find_uplinks_down(snapshot: Snapshot) -> Iterator[Finding]:
     """An uplink that is down."""
     for network, view in _each_bridge(snapshot):
-        for uplink in view.uplinks(snapshot, network.bridge, network.ovsdb):
+        for uplink in view.uplinks(snapshot, network.place.name, network.place.databases):
             if uplink.link is not None and not uplink.link.up:
                 yield Finding(
-                    f"{quote(uplink.name)}, an uplink of {quote(network.bridge)}, is down",
+                    f"{quote(uplink.name)}, an uplink of {quote(network.place.name)}, is down",
                     "the guests reach nobody beyond it",
                     set_link(uplink.name, "up"),
                 )
@@ -191,8 +191,8 @@ def find_lonely_bridges(snapshot: Snapshot) -> Iterator[Finding]:
         # NOTE: such a link may be on a bridge, and the host's way onto it.
         return
     for network, view in _each_bridge(snapshot):
-        bridge = snapshot.link(network.bridge)
-        if network.nat is not None or bridge is None or bridge.index in addressed:
+        bridge = snapshot.link(network.place.name)
+        if network.made is not None or bridge is None or bridge.index in addressed:
             continue
         guests = [
             link
@@ -200,13 +200,13 @@ def find_lonely_bridges(snapshot: Snapshot) -> Iterator[Finding]:
             if link.tap
             and link.carrier
             and link.stamp is not None
-            and link.stamp.bridge == network.bridge
+            and link.stamp.bridge == network.place.name
         ]
-        leads_on = view.uplinks(snapshot, network.bridge, network.ovsdb)
+        leads_on = view.uplinks(snapshot, network.place.name, network.place.databases)
         if guests and not leads_on and not view.has_host_ends(snapshot, network):
             yield Finding(
-                f"{quote(network.bridge)} of network {quote(network.name)} has guests, and neither "
-                "an uplink nor an address of this host's",
+                f"{quote(network.place.name)} of network {quote(network.name)} has guests, and "
+                "neither an uplink nor an address of this host's",
                 "its guests reach each other alone: no DHCP, no way out, unless one of them has it",
                 None,
                 "if they shall have that, give the network nat: in place of a bridge of the "
@@ -217,15 +217,15 @@ def find_lonely_bridges(snapshot: Snapshot) -> Iterator[Finding]:
 def find_lost_vlans(snapshot: Snapshot) -> Iterator[Finding]:
     """A VLAN that no uplink of its bridge carries."""
     for network, view in _each_bridge(snapshot):
-        uplinks = view.uplinks(snapshot, network.bridge, network.ovsdb)
+        uplinks = view.uplinks(snapshot, network.place.name, network.place.databases)
         lost = [
             vid
-            for vid in sorted(snapshot.vids_wanted(network.bridge))
+            for vid in sorted(snapshot.vids_wanted(network.place.name))
             if all(each.vids is not None and vid not in each.vids for each in uplinks)
         ]
         if uplinks and lost:
             yield Finding(
-                f"no uplink of {quote(network.bridge)} carries VLAN {', '.join(spans(lost))}",
+                f"no uplink of {quote(network.place.name)} carries VLAN {', '.join(spans(lost))}",
                 "guests in it reach each other on this host, and nobody beyond it",
                 view.carrying(uplinks[0], lost),
             )
@@ -235,12 +235,11 @@ def find_small_uplinks(snapshot: Snapshot) -> Iterator[Finding]:
     """An uplink whose MTU is less than that of the taps, or of their bridge."""
     for network, view in _each_bridge(snapshot):
         most, who = _largest(snapshot, network, view)
-        for uplink in view.uplinks(snapshot, network.bridge, network.ovsdb):
+        for uplink in view.uplinks(snapshot, network.place.name, network.place.databases):
             if uplink.link is not None and uplink.link.mtu < most:
                 yield Finding(
-                    f"{quote(uplink.name)}, an uplink of {quote(network.bridge)}, has an MTU of "
-                    f"{uplink.link.mtu}, "
-                    f"and {who} one of {most}",
+                    f"{quote(uplink.name)}, an uplink of {quote(network.place.name)}, has an MTU "
+                    f"of {uplink.link.mtu}, and {who} one of {most}",
                     "what a guest sends in larger frames than the uplink takes is lost in silence",
                     set_link(uplink.name, "mtu", str(most)),
                 )
@@ -250,7 +249,7 @@ def _largest(snapshot: Snapshot, network: Network, view: TapView) -> tuple[int, 
     """Return the largest MTU that a tap on the bridge has or is to have, and who has it."""
     found = [
         (want.mtu, f"network {quote(want.network.name)} ({want.position})")
-        for want in snapshot.wanted.get(network.bridge, ())
+        for want in snapshot.wanted.get(network.place.name, ())
         if want.mtu is not None
     ]
     found += [
@@ -264,7 +263,7 @@ def _largest(snapshot: Snapshot, network: Network, view: TapView) -> tuple[int, 
 def find_small_bridges(snapshot: Snapshot) -> Iterator[Finding]:
     """A bridge whose own MTU is less than that of its taps."""
     for network, view in _each_bridge(snapshot):
-        bridge = snapshot.link(network.bridge)
+        bridge = snapshot.link(network.place.name)
         most, who = _largest(snapshot, network, view)
         if bridge is not None and bridge.mtu < most:
             yield Finding(

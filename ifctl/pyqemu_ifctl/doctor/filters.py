@@ -83,17 +83,17 @@ def find_nat_filters(scene: Scene) -> Iterator[Finding]:
     """A FORWARD chain that drops what is forwarded for a network with NAT."""
     networks = [] if isinstance(scene.policy, Failure) else list(scene.policy.networks.values())
     for network in networks:
-        if network.nat is None:
+        if network.made is None:
             continue
         for chain in scene.chains:
-            ways = chain.ways_of(network.bridge, network.nat)
+            ways = chain.ways_of(network.place.name, network.made)
             if not ways:
                 continue
             yield Finding(
                 f"the chain {chain.family} {readable(chain.table)} {readable(chain.name)} drops "
                 f"what is forwarded for network {quote(network.name)}",
                 "its guests reach each other and this host, and nobody beyond it",
-                chain.accepting(network.bridge, ways),
+                chain.accepting(network.place.name, ways),
             )
 
 

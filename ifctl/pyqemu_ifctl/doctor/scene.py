@@ -74,7 +74,7 @@ class Scene(Snapshot):
 
         It is through these that the kernel's packet filters see frames.
         """
-        names = {network.bridge for network in self.networks}
+        names = {network.place.name for network in self.networks}
         return {
             link.name: link for link in self.links if link.kind == "bridge" and link.name in names
         }
@@ -128,7 +128,7 @@ def look(environ: Mapping[str, str], deadline: Deadline, tell: Callable[[str], N
     unseen += [str(each) for each in seen.failed.values() if each.status == Status.DENIED]
     if isinstance(policy, Failure) and is_closed(policy):
         unseen.append(str(policy))
-    named = {network.bridge for network in seen.networks}
+    named = {network.place.name for network in seen.networks}
     unseen += [
         f"whether the MAC of {name} is set: /sys is of another network namespace"
         for name, known in seen.pinned.items()
@@ -201,14 +201,14 @@ def _look_at_needs(
     found = {}
     with in_patience(host):
         for network in policy.networks.values() if isinstance(policy, Policy) else ():
-            if network.nat is None:
+            if network.made is None:
                 continue
             what = f"whether network {network.name} can be made"
             if not host.deadline.remaining():
                 late.append(f"{what}: the time was up before")
                 continue
             known = []
-            for each in look_for_unmet(host, network.name, network.bridge, network.nat):
+            for each in look_for_unmet(host, network.name, network.place.name, network.made):
                 if isinstance(each, Forbidden):
                     unseen.append(f"{what}: {each}")
                 elif each.status == Status.TRY_AGAIN:

@@ -142,7 +142,7 @@ class OwnTaps:
 
     def _note(self, host: Host, policy: Policy, new: NewTap) -> None:
         """Note what of the tap is left when its QEMU ends."""
-        if policy.networks[new.network].nat is not None:
+        if policy.networks[new.network].made is not None:
             self.leftovers.append(f"network {quote(new.network)}")
         if any(database.ports(new.name) for database in host.databases.values()):
             from pyqemu_ifup import kinds

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
+from pyqemu_ifconf.kinds.bridge import BridgePlace
+from pyqemu_ifconf.kinds.linux import LinuxPlace
 from pyqemu_ifconf.policy import Network
 from pyqemu_ifconf.shell import Command, all_of, quote, sh
 from pyqemu_ifup.kinds import linux
@@ -48,11 +50,11 @@ def is_own(link: Link, snapshot: Snapshot) -> bool:
 
 def ports(snapshot: Snapshot, network: Network) -> list[Link]:
     """Return the links whose master is the bridge."""
-    bridge = snapshot.link(network.bridge)
+    bridge = snapshot.link(network.place.name)
     return [each for each in snapshot.links if bridge is not None and each.master == bridge.index]
 
 
-def uplinks(snapshot: Snapshot, bridge: str, ovsdb: str | None) -> list[Uplink]:
+def uplinks(snapshot: Snapshot, bridge: str, databases: Collection[str]) -> list[Uplink]:
     """Return the ports of the bridge that are no taps."""
     master = snapshot.link(bridge)
     if master is None:
@@ -84,21 +86,21 @@ def carrying(uplink: Uplink, vids: Sequence[int]) -> Command:
 
 def adding(snapshot: Snapshot, network: Network) -> Command | None:
     """Return what ip-link(8) is told: the bridge filters VLANs if one is wanted there."""
-    if network.kind not in (None, linux.name):
+    if not isinstance(network.place, (LinuxPlace, BridgePlace)):
         return None
-    mac = mac_for(network.bridge, snapshot.host_id)
-    filtering = bool(snapshot.vids_wanted(network.bridge))
-    return linux.adding_bridge(network.bridge, mac, filtering=filtering)
+    name = network.place.bridge
+    filtering = bool(snapshot.vids_wanted(name))
+    return linux.adding_bridge(name, mac_for(name, snapshot.host_id), filtering=filtering)
 
 
 def raising(network: Network, mtu: int) -> Command:
     """Return what ip-link(8) is told."""
-    return set_link(network.bridge, "mtu", str(mtu))
+    return set_link(network.place.name, "mtu", str(mtu))
 
 
 def _bridges(snapshot: Snapshot) -> list[Link]:
     """Return the Linux bridges that the policy names."""
-    found = (snapshot.link(network.bridge) for network in snapshot.networks_on(linux))
+    found = (snapshot.link(network.place.name) for network in snapshot.networks_on(linux))
     return list({link.index: link for link in found if link is not None}.values())
 
 
@@ -135,7 +137,7 @@ def find_loose_macs(snapshot: Snapshot) -> Iterator[Finding]:
     """A Linux bridge without an uplink whose MAC nobody has set: it takes that of a tap."""
     for bridge in _bridges(snapshot):
         name = bridge.name
-        if snapshot.pinned.get(name) is False and not uplinks(snapshot, name, None):
+        if snapshot.pinned.get(name) is False and not uplinks(snapshot, name, ()):
             yield Finding(
                 f"the MAC of {quote(name)} is not set, and it has no uplink",
                 "its MAC changes with the guests that come and go, and the host is cut off "
@@ -167,7 +169,7 @@ def find_slow_bridges(snapshot: Snapshot) -> Iterator[Finding]:
         delay = bridge.forward_delay or 0
         if bridge.stp and delay > QUICK:
             words = ["stp_state", "0"]
-            if len(uplinks(snapshot, bridge.name, None)) > 1:
+            if len(uplinks(snapshot, bridge.name, ())) > 1:
                 # NOTE: without it there may be a loop; the least that IEEE 802.1D allows.
                 words = ["hello_time", "100", "max_age", "600", "forward_delay", str(QUICK)]
             yield Finding(

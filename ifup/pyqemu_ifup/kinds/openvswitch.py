@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.kinds.base import Place
 from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB, BridgePlace
 from pyqemu_ifconf.kinds.openvswitch import SPEC, OvsPlace
 from pyqemu_ifconf.policy import Kind as KindName
@@ -201,21 +202,21 @@ def _columns(row: OvsPort) -> tuple[str | None, int | None, tuple[int, ...]]:
     return row.vlan_mode, row.tag, row.trunks
 
 
-def _bridge_of(port: Port) -> OvsPlace:
-    """Return where the port is on Open vSwitch, be its kind said or looked up."""
-    if isinstance(port.place, OvsPlace):
-        return port.place
-    return OvsPlace(port.place.name, next(iter(port.place.databases), DEFAULT_OVSDB))
+def bridge_at(place: Place) -> OvsPlace:
+    """Return the bridge of Open vSwitch that a place is, whether its kind is said or looked up."""
+    if isinstance(place, OvsPlace):
+        return place
+    return OvsPlace(place.name, next(iter(place.databases), DEFAULT_OVSDB))
 
 
 def is_there(port: Port, seen: Seen) -> bool:
     """Tell whether the wanted database has a bridge with the wanted name."""
-    return _bridge_of(port).ovsdb in seen.ovs_bridges
+    return bridge_at(port.place).ovsdb in seen.ovs_bridges
 
 
 def require(databases: Container[str], port: Port, seen: Seen) -> None:
     """Raise Failure (69) where the bridge can only be Open vSwitch's, and that does not run."""
-    bridge, address = seen.bridge, _bridge_of(port).ovsdb
+    bridge, address = seen.bridge, bridge_at(port.place).ovsdb
     is_link = bridge is not None and bridge.kind == "bridge"
     wanted = (
         isinstance(port.place, OvsPlace)
@@ -260,7 +261,7 @@ def join(port: Port, seen: Seen, stamp: Stamp, here: Here) -> Plan:
     tap = seen.tap
     assert tap is not None
     ids = _wanted_ids(port, stamp, tap.index, here)
-    at, settings = _bridge_of(port), port.settings
+    at, settings = bridge_at(port.place), port.settings
     return (
         AddPort(at.ovsdb, at.bridge, tap.name, tap.index, settings.vlan, settings.isolated, ids),
     )
@@ -273,7 +274,7 @@ def _wanted_ids(port: Port, stamp: Stamp, index: int, here: Here) -> tuple[tuple
 
 def is_in_place(port: Port, seen: Seen, here: Here) -> bool:
     """Tell whether the only row of ours is the wanted one, made for this tap and in use."""
-    tap, master, rows, at = seen.tap, seen.master, seen.our_rows(here), _bridge_of(port)
+    tap, master, rows, at = seen.tap, seen.master, seen.our_rows(here), bridge_at(port.place)
     return (
         tap is not None
         and (master is None or master.kind == master_kind)
@@ -321,7 +322,7 @@ def releasing(seen: Seen, master: Link) -> tuple[str, Command] | None:
 
 def ovsdb(port: Port) -> str | None:
     """Return the database of the wanted bridge."""
-    return _bridge_of(port).ovsdb
+    return bridge_at(port.place).ovsdb
 
 
 def del_port(port: OvsPort) -> DelPort:
@@ -441,7 +442,7 @@ def _reach(row: OvsPort) -> tuple[object, ...]:
 def differences(port: Port, seen: Seen, *, up: bool) -> tuple[Difference, ...]:
     """Return which columns of the port are not as wanted."""
     tap = seen.tap
-    wanted = _bridge_of(port)
+    wanted = bridge_at(port.place)
     row = next((row for row in seen.ports if row.ovsdb == wanted.ovsdb), None)
     if row is None or tap is None:
         return differing("bridge", wanted.bridge, None)
@@ -468,7 +469,7 @@ def differences(port: Port, seen: Seen, *, up: bool) -> tuple[Difference, ...]:
 
 async def settle(host: Host, port: Port, *, up: bool, told: bool) -> None:
     """Wait until ovs-vswitchd sees the link up, and the server has told all that there is."""
-    database = host.databases[_bridge_of(port).ovsdb]
+    database = host.databases[bridge_at(port.place).ovsdb]
     tap = host.kernel.look_up(port.tap)
     # NOTE: a persistent tap that nobody has opened yet has no carrier, so no link to wait for.
     if up and tap is not None and tap.carrier:
@@ -480,13 +481,13 @@ async def settle(host: Host, port: Port, *, up: bool, told: bool) -> None:
 
 def adding(port: Port) -> Command:
     """Return the command that makes the bridge."""
-    at = _bridge_of(port)
+    at = bridge_at(port.place)
     return vsctl(_shortest(at.ovsdb), ("add-br", at.bridge))
 
 
 def pinning(port: Port, mtu: int) -> Command:
     """Return the command that pins the bridge's MTU."""
-    at = _bridge_of(port)
+    at = bridge_at(port.place)
     return vsctl(_shortest(at.ovsdb), ("set", "interface", at.bridge, f"mtu_request={mtu}"))
 
 

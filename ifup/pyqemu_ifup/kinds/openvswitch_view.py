@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from pyqemu_ifconf.failure import Status
-from pyqemu_ifconf.policy import DEFAULT_OVSDB, Network, Policy
+from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB, BridgePlace
+from pyqemu_ifconf.kinds.openvswitch import OvsPlace
+from pyqemu_ifconf.policy import Network, Policy
 from pyqemu_ifconf.shell import Command, ifctl, quote, readable, vsctl
 from pyqemu_ifup.kinds import openvswitch
 from pyqemu_ifup.kinds.base import Leftover, TapKind
 from pyqemu_ifup.kinds.check import Check, Finding
-from pyqemu_ifup.kinds.openvswitch import vlan_of_columns
+from pyqemu_ifup.kinds.openvswitch import bridge_at, vlan_of_columns
 from pyqemu_ifup.kinds.snapshot import Snapshot
 from pyqemu_ifup.kinds.view import UNTAGGED, PortView, Uplink
 from pyqemu_ifup.kinds.vswitchd import find_fault
@@ -101,11 +103,8 @@ def is_own(link: Link, snapshot: Snapshot) -> bool:
 
 def _rows(snapshot: Snapshot, network: Network) -> list[OvsPort]:
     """Return the rows of the ports of a network's bridge."""
-    return [
-        port
-        for port in snapshot.ports
-        if port.bridge == network.bridge and port.ovsdb == network.ovsdb
-    ]
+    at = bridge_at(network.place)
+    return [port for port in snapshot.ports if (port.bridge, port.ovsdb) == (at.bridge, at.ovsdb)]
 
 
 def ports(snapshot: Snapshot, network: Network) -> list[Link]:
@@ -114,14 +113,14 @@ def ports(snapshot: Snapshot, network: Network) -> list[Link]:
     return [link for link in snapshot.links if link.name in names]
 
 
-def uplinks(snapshot: Snapshot, bridge: str, ovsdb: str | None) -> list[Uplink]:
+def uplinks(snapshot: Snapshot, bridge: str, databases: Collection[str]) -> list[Uplink]:
     """Return the ports of the bridge that lead elsewhere, and that ovs-vswitchd could make.
 
     A patch port or a tunnel has no link in this namespace.
     """
     found = []
     for port in snapshot.ports:
-        if port.bridge != bridge or ovsdb not in (None, port.ovsdb):
+        if port.bridge != bridge or (databases and port.ovsdb not in databases):
             continue
         link = snapshot.link(port.name)
         is_tap = link is not None and link.kind == "tun"
@@ -163,23 +162,25 @@ def carrying(uplink: Uplink, vids: Sequence[int]) -> Command:
 
 def adding(snapshot: Snapshot, network: Network) -> Command | None:
     """Return what ovs-vsctl(8) is told, if the policy says this kind, or the database answers."""
-    if network.kind == openvswitch.name or (
-        network.kind is None and network.ovsdb in snapshot.switches
-    ):
-        return vsctl(network.ovsdb, ("add-br", network.bridge))
+    at = bridge_at(network.place)
+    answers = isinstance(network.place, BridgePlace) and at.ovsdb in snapshot.switches
+    if answers or isinstance(network.place, OvsPlace):
+        return vsctl(at.ovsdb, ("add-br", at.bridge))
     return None
 
 
 def raising(network: Network, mtu: int) -> Command:
     """Return what ovs-vsctl(8) is told."""
-    return vsctl(network.ovsdb, ("set", "Interface", network.bridge, f"mtu_request={mtu}"))
+    at = bridge_at(network.place)
+    return vsctl(at.ovsdb, ("set", "Interface", at.bridge, f"mtu_request={mtu}"))
 
 
 def find_slow_bridges(snapshot: Snapshot) -> Iterator[Finding]:
     """A bridge of Open vSwitch that runs STP, and lets a guest wait for it."""
     for network in snapshot.networks_on(openvswitch):
-        for row in snapshot.switches[network.ovsdb].bridges:
-            if row.name == network.bridge and row.stp:
+        at = bridge_at(network.place)
+        for row in snapshot.switches[at.ovsdb].bridges:
+            if row.name == at.bridge and row.stp:
                 yield Finding(
                     f"{quote(row.name)} runs STP, with a forward delay of 15 s by default",
                     "a guest's network is silent that long, twice, after its start: DHCP and PXE "
@@ -194,10 +195,11 @@ def find_slow_bridges(snapshot: Snapshot) -> Iterator[Finding]:
 def find_loose_macs(snapshot: Snapshot) -> Iterator[Finding]:
     """A bridge of Open vSwitch without an uplink whose MAC nobody has set."""
     for network in snapshot.networks_on(openvswitch):
-        for row in snapshot.switches[network.ovsdb].bridges:
-            if row.name != network.bridge or row.pinned or snapshot.link(row.name) is None:
+        at = bridge_at(network.place)
+        for row in snapshot.switches[at.ovsdb].bridges:
+            if row.name != at.bridge or row.pinned or snapshot.link(row.name) is None:
                 continue
-            if not uplinks(snapshot, row.name, row.ovsdb):
+            if not uplinks(snapshot, row.name, (row.ovsdb,)):
                 mac = mac_for(row.name, snapshot.host_id)
                 yield Finding(
                     f"the MAC of {quote(row.name)} is not set, and it has no uplink",
@@ -223,17 +225,12 @@ def find_down(snapshot: Snapshot) -> Iterator[Finding]:
                 start,
             )
     for address in sorted(snapshot.absent):
-        needed = next(each for each in networks if each.ovsdb == address and may_be_on(each))
+        needed = next(each for each in networks if address in each.place.databases)
         yield Finding(
             f"Open vSwitch does not run: there is no {quote(address)}",
             f"each start of a QEMU with a tap on network {quote(needed.name)} fails (status 69)",
             start,
         )
-
-
-def may_be_on(network: Network) -> bool:
-    """Tell whether a network's bridge can be of this kind by what the policy says."""
-    return network.kind in (None, openvswitch.name)
 
 
 def find_vswitchd_down(snapshot: Snapshot) -> Iterator[Finding]:
@@ -294,8 +291,8 @@ def _stale(snapshot: Snapshot) -> list[OvsPort]:
 
 def _concerns(snapshot: Snapshot, port: OvsPort) -> bool:
     """Tell whether a port is ours, or on a bridge that the policy names."""
-    bridges = {(each.bridge, each.ovsdb) for each in snapshot.networks}
-    return port.ours or (port.bridge, port.ovsdb) in bridges
+    bridges = (bridge_at(each.place) for each in snapshot.networks)
+    return port.ours or (port.bridge, port.ovsdb) in {(at.bridge, at.ovsdb) for at in bridges}
 
 
 def find_trunks(snapshot: Snapshot) -> Iterator[Finding]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from pyqemu_ifconf.failure import Failure
-from pyqemu_ifconf.policy import Network, Policy, Port
+from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
+from pyqemu_ifconf.policy import Network, Policy, Port, refuses_taps
 from pyqemu_ifconf.settings.vlan import VID_MAX
 from pyqemu_ifup.kinds.base import TapKind
 from pyqemu_ifup.kinds.vswitchd import Vswitchd
@@ -67,7 +68,7 @@ class Snapshot:
         """What the policy wants of each bridge, by its name."""
         found: dict[str, list[Wanted]] = {}
         for want in wants(self.policy):
-            found.setdefault(want.network.bridge, []).append(want)
+            found.setdefault(want.network.place.name, []).append(want)
         return found
 
     def vids_wanted(self, bridge: str) -> dict[int, Wanted]:
@@ -85,23 +86,26 @@ class Snapshot:
 
     def is_other_s(self, network: Network) -> bool:
         """Tell whether what has the name of the bridge that a network makes is somebody else's."""
-        link = self.link(network.bridge) if network.nat is not None else None
+        link = self.link(network.place.name) if network.made is not None else None
         return link is not None and not is_ours(link, network.name)
 
     @cached_property
     def networks(self) -> tuple[Network, ...]:
         """The first network of the policy on each bridge, but on one of somebody else's."""
-        found: dict[tuple[str, str], Network] = {}
+        found: dict[tuple[str, tuple[str, ...]], Network] = {}
         if isinstance(self.policy, Policy):
             for network in self.policy.networks.values():
-                if network.bridge and not self.is_other_s(network):
-                    found.setdefault((network.bridge, network.ovsdb), network)
+                if refuses_taps(network) or self.is_other_s(network):
+                    continue
+                # NOTE: whatever kind it says, its bridge may be in the host's own database.
+                databases = network.place.databases or (DEFAULT_OVSDB,)
+                found.setdefault((network.place.name, databases), network)
         return tuple(found.values())
 
     def is_on(self, network: Network, kind: TapKind) -> bool:
         """Tell whether there is a bridge of this kind with the name of the network's."""
-        databases = self.ovs_bridges.get(network.bridge, ())
-        seen = Seen(None, bridge=self.link(network.bridge), ovs_bridges=databases)
+        databases = self.ovs_bridges.get(network.place.name, ())
+        seen = Seen(None, bridge=self.link(network.place.name), ovs_bridges=databases)
         port = Port("", network.name, network.place, network.position)
         return kind.is_there(port, seen)
 

@@ -5,7 +5,7 @@ A module a kind, beside the one that does the work: the hooks need none of this.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,8 +72,8 @@ class TapView(Protocol):
     def ports(self, snapshot: Snapshot, network: Network) -> list[Link]:
         """Return the links that are ports of the network's bridge, but what is the host's end."""
 
-    def uplinks(self, snapshot: Snapshot, bridge: str, ovsdb: str | None) -> list[Uplink]:
-        """Return the uplinks of a bridge; `ovsdb` None: in whichever database it is."""
+    def uplinks(self, snapshot: Snapshot, bridge: str, databases: Collection[str]) -> list[Uplink]:
+        """Return the uplinks of a bridge that is in one of `databases`, if any, else in any."""
 
     def has_host_ends(self, snapshot: Snapshot, network: Network) -> bool:
         """Tell whether the bridge has a port that the switch made for this host, but its own."""

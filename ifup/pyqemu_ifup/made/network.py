@@ -412,8 +412,8 @@ def guarded(policy: Policy | None, links: Iterable[Link]) -> dict[str, Guarded]:
         name = network_of(link.alias) if link.kind == "bridge" else None
         if name is not None and is_network_name(name) and link.index in masters:
             network = policy.networks.get(name) if policy is not None else None
-            wanted = network is not None and network.bridge == link.name
-            found[name] = Guarded(link.name, network.nat if network and wanted else None)
+            wanted = network is not None and network.place.name == link.name
+            found[name] = Guarded(link.name, network.made if network and wanted else None)
     return found
 
 
