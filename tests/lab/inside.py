@@ -21,7 +21,8 @@ import pytest
 from lab import needs
 
 LAB = Path(__file__).parent
-ROOT = LAB.parents[1]
+TESTS = LAB.parent
+ROOT = TESTS.parent
 INSIDE = "PYQEMU_IFUP_INSIDE"
 """Set inside such a Linux, to its name."""
 
@@ -31,30 +32,34 @@ class Machine:
     """A Linux for the tests of tests/NAME: tests/lab/NAME has what makes it ready, and runs it.
 
     `title` is what it is called, `memory` the megabytes that it may use, `seconds` the longest that
-    its tests may take on a busy machine.
+    its tests may take on a busy machine. `more` are further files of tests, below tests/, that run
+    inside as well.
     """
 
     name: str
     title: str
     memory: int
     seconds: int
+    more: tuple[str, ...] = ()
 
     @property
     def tests(self) -> Path:
         """The folder of the tests that run inside."""
-        return ROOT / "tests" / self.name
+        return TESTS / self.name
 
     @property
     def results(self) -> Path:
         """The file whose tests are their results."""
-        return ROOT / "tests" / f"test_in_{self.name}.py"
+        return TESTS / "house" / f"test_in_{self.name}.py"
 
     def script(self, what: str) -> Path:
         """Return the program that makes it ready ("setup"), or runs a command inside ("run")."""
         return LAB / self.name / f"{self.name}-{what}"
 
 
-UML = Machine("uml", "User Mode Linux", 768, 1200)
+KINDS = "kinds/test_conformance.py"
+"""The suite of all kinds of network, which runs on each lab that has a row in its table."""
+UML = Machine("uml", "User Mode Linux", 768, 1200, (KINDS,))
 VM = Machine("vm", "virtual machine", 768, 600)
 MACHINES = (UML, VM)
 PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
@@ -63,7 +68,7 @@ PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
 def collect(machine: Machine) -> list[str]:
     """Return the ids of the tests that run inside, or what was printed where that fails."""
     done = subprocess.run(
-        [*PYTEST, "--collect-only", "-q", machine.tests],
+        [*PYTEST, "--collect-only", "-q", machine.tests, *(TESTS / more for more in machine.more)],
         cwd=ROOT,
         # NOTE: who wants more words of a run would not have them in this list.
         env=os.environ | {INSIDE: machine.name, "PYTEST_ADDOPTS": ""},
@@ -152,7 +157,7 @@ def parametrize(metafunc: pytest.Metafunc, machine: Machine) -> None:
     ids = [
         "collect"
         if test.startswith("cannot collect")
-        else test.removeprefix(f"tests/{machine.name}/")
+        else test.removeprefix(f"tests/{machine.name}/").removeprefix("tests/")
         for test in inner
     ]
     metafunc.parametrize("inner", inner, ids=ids)

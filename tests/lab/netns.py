@@ -25,7 +25,7 @@ _numbers = itertools.count(1)
 
 
 def prefix() -> str:
-    """Return what the names of all namespaces that this process makes begin with."""
+    """Return what the names of all namespaces begin with that this process makes for one test."""
     return f"ifup-{os.getpid()}-"
 
 
@@ -64,11 +64,12 @@ class Namespace:
     """A network namespace with `lo` up; a context manager that takes it away again.
 
     What `keep` was given, taps made by `tap` among it, is closed by `close_kept` or at the end.
-    Processes that still run in the namespace at its end are killed.
+    Processes that still run in the namespace at its end are killed. One that is `lasting` serves
+    several tests.
     """
 
-    def __init__(self) -> None:
-        self.name = f"{prefix()}{next(_numbers)}"
+    def __init__(self, *, lasting: bool = False) -> None:
+        self.name = f"{'lasting-' if lasting else ''}{prefix()}{next(_numbers)}"
         self.path = RUN_NETNS / self.name
         self.inode = 0
         self.kept = ExitStack()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 TUNSETIFF = 0x400454CA
 TUNSETPERSIST = 0x400454CB
 TUNSETOWNER = 0x400454CC
+TUNSETIFINDEX = 0x400454DA
 SIOCGIFHWADDR, SIOCSIFHWADDR = 0x8927, 0x8924
 IFF_TAP = 0x0002
 IFF_MULTI_QUEUE = 0x0100
@@ -96,7 +97,8 @@ def holds(payload: bytes) -> Want:
 class Tap:
     """A tap, held by a descriptor that `close` closes; a context manager.
 
-    A name that is already there attaches to it, as TUNSETIFF does. Raises OSError.
+    A name that is already there attaches to it, as TUNSETIFF does; a new one gets the ifindex
+    `index`, if that is given and free. Raises OSError.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Tap:
         vnet_hdr: bool = False,
         multi_queue: bool = False,
         owner: int | None = None,
+        index: int | None = None,
     ) -> None:
         flags = IFF_TAP | IFF_NO_PI
         flags |= IFF_VNET_HDR if vnet_hdr else 0
@@ -114,6 +117,8 @@ class Tap:
         self.header = bytes(VNET_HDR_LEN if vnet_hdr else 0)
         self.fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
+            if index is not None:
+                fcntl.ioctl(self.fd, TUNSETIFINDEX, struct.pack("I", index))
             request = struct.pack("16sH22x", name.encode(), flags)
             answer = fcntl.ioctl(self.fd, TUNSETIFF, request)
             self.name = answer[:16].split(b"\0", 1)[0].decode()
