@@ -891,18 +891,31 @@ def test_crash_and_the_guest_s_end(both: Site) -> None:
             wait_until_clean(both, "ten0")
 
 
+def is_killed_at(agent: Agent, step: str) -> bool:
+    """Kill the agent at a step on a tap that it makes; tell whether there was that step."""
+    with (
+        held(agent, "tap0", step) as reached,
+        asking(agent, "tap", "tenants", "", "1", "", "") as client,
+    ):
+        try:
+            reached()
+        except TimeoutError:
+            client.answer().close()
+            return False
+        agent.kill()
+        answer = client.answer()
+        assert answer.status is None and answer.tap is None
+        return True
+
+
 @pytest.mark.parametrize("step", UP["ten0"])
 def test_crash_while_it_makes_a_tap(both: Site, step: str) -> None:
     with both.start() as agent:
         wait_connected(agent)
-        with (
-            held(agent, "tap0", step) as reached,
-            asking(agent, "tap", "tenants", "", "1", "", "") as client,
-        ):
-            reached()
-            agent.kill()
-            answer = client.answer()
-            assert answer.status is None and answer.tap is None
+        while not is_killed_at(agent, step):
+            # NOTE: one in 64 of the kernel's MACs begins as ours do, and is left as it is.
+            assert step == "SetMac"
+            wait_until_clean(both, "tap0")
         # The agent alone held it.
         assert "tap0" not in both.netns.links()
         agent.start()
