@@ -108,7 +108,7 @@ class Pool:
 
         Raises Failure as Host.open_databases does.
         """
-        from pyqemu_ifup.drivers.ovsdb import try_connect
+        from pyqemu_ifup.drivers.ovsdb_connection import try_connect
 
         database = self.databases.get(address)
         if database is None or self._give_up(address, database) or not database.is_connected:

@@ -63,7 +63,8 @@ class Own:
 
     async def connect(self, address: str, deadline: Deadline) -> Database:
         """Connect anew."""
-        from pyqemu_ifup.drivers.ovsdb import Database, try_connect
+        from pyqemu_ifup.drivers.ovsdb import Database
+        from pyqemu_ifup.drivers.ovsdb_connection import try_connect
 
         await try_connect(address, deadline)
         database = Database(address, self._tap, details=self._details)
@@ -146,7 +147,7 @@ class Host:
 
     def _wait(self, seconds: float) -> None:
         if self.databases:
-            from pyqemu_ifup.drivers.ovsdb import wait
+            from pyqemu_ifup.drivers.ovsdb_connection import wait
 
             wait(self.databases.values(), self.deadline, seconds)
         else:
@@ -155,7 +156,7 @@ class Host:
     def wait_for(self, descriptor: int, seconds: float) -> None:
         """Block until `descriptor` can be read, a database has something new, or time is up."""
         if self.databases:
-            from pyqemu_ifup.drivers.ovsdb import wait
+            from pyqemu_ifup.drivers.ovsdb_connection import wait
 
             wait(self.databases.values(), self.deadline, seconds, descriptor)
             return

@@ -39,6 +39,7 @@ from lab.told import run_told
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifdown.gc import collect
 from pyqemu_ifup.deadline import GRACE, Deadline
+from pyqemu_ifup.drivers import ovsdb_connection
 from pyqemu_ifup.drivers.ovsdb import Database
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.openvswitch import AddPort, DelPort
@@ -725,7 +726,7 @@ def test_row_that_is_written_meanwhile_is_waited_for(inside: Namespace, ovs: Ope
     with Proxy(ovs.db, delay) as proxy, Database(proxy.address, "web0") as database:
 
         def wait(seconds: float) -> None:
-            pyqemu_ifup.drivers.ovsdb.wait([database], deadline, seconds)
+            ovsdb_connection.wait([database], deadline, seconds)
 
         finish(database.connected(deadline), wait)
         hold.set()

@@ -30,7 +30,7 @@ MAY_IMPORT = {
 OWNER = {
     "yaml": "conf/pyqemu_ifconf/load.py",
     "pyroute2": "ifup/pyqemu_ifup/drivers/rtnetlink.py",
-    "ovs": "ifup/pyqemu_ifup/drivers/ovsdb.py",
+    "ovs": "ifup/pyqemu_ifup/drivers/ovsdb_connection.py",
     "qemu": "ifctl/pyqemu_ifctl/qemu/qmp.py",
     "subprocess": "ifup/pyqemu_ifup/drivers/programs.py",
 }
@@ -203,6 +203,7 @@ def test_no_imports_run_in_a_circle() -> None:
 OVSDB = "a database is a driver: of a kind of its own or not, it is Open vSwitch's"
 OTHER_WORDS = {
     ("ifup/pyqemu_ifup/drivers/ovsdb.py", "Open vSwitch"): OVSDB,
+    ("ifup/pyqemu_ifup/drivers/ovsdb_connection.py", "Open vSwitch"): OVSDB,
     ("ifup/pyqemu_ifup/host.py", "Open vSwitch"): f"{OVSDB}; it looks whether there is one",
     ("ifctl/pyqemu_ifctl/verbs/decode.py", "Open vSwitch"): "it is what an exit status means",
     ("ifctl/pyqemu_ifctl/verbs/decode.py", "Linux bridge"): "likewise",

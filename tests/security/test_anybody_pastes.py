@@ -78,7 +78,7 @@ from pyqemu_ifup.claims import refuse_foreign_ports, refuse_shared, refuse_stran
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.drivers.nft_program import DroppingChain
 from pyqemu_ifup.drivers.ovsdb import Database
-from pyqemu_ifup.drivers.ovsdb import wait as wait_for
+from pyqemu_ifup.drivers.ovsdb_connection import wait as wait_for
 from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.drivers.tun import making_anew
 from pyqemu_ifup.entitled import check_owner
