@@ -104,8 +104,8 @@ def _in_force(told: Told) -> str:
 def ask(path: str, seconds: float = PATIENCE) -> Told:
     """Ask the agent at `path`, which may take so many seconds.
 
-    Raises Failure: 69 where there is none, 75 where it does not answer, 77 where it is not to be
-    asked, 71 where what answers is no agent of this version.
+    Raises Failure: 69 if there is none, 75 if it does not answer, 77 if this user may not ask it,
+    71 if what answers is no agent of this version.
     """
     if not path:
         raise Failure(
@@ -209,7 +209,7 @@ def _no_agent(path: str, why: str) -> Failure:
 
 
 def _read(told: Any) -> Told:
-    """Return what the agent's JSON says. Raises KeyError and others where it is of another form."""
+    """Return what the agent's JSON says. Raises KeyError and others if it has another form."""
     if told.pop("version") != 1:
         raise ValueError("version")
     policy = told["policy"]

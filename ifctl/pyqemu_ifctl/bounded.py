@@ -35,7 +35,7 @@ def attempt(call: Callable[[], T]) -> T | Failure:
 def within(seconds: float, call: Callable[[], T]) -> T:
     """Return what `call` returns, or raise what it raises.
 
-    Raises TimeoutError where it has not ended after so long, with a clause on who holds it up; it
+    Raises TimeoutError if it has not ended after so long, with a clause on who holds it up; it
     is left behind then, in a thread that ends with this process.
     """
     answer: Future[T] = Future()
@@ -64,7 +64,7 @@ class Parts:
         self._deadline = deadline
 
     def take(self, what: str, call: Callable[[], T]) -> T | None:
-        """Return what `call` returns, None where it is not done in time. Raises Failure."""
+        """Return what `call` returns, None if it is not done in time. Raises Failure."""
         if not self._deadline.remaining():
             self.missed.append(f"{what}: the time was up before")
             return None

@@ -43,9 +43,9 @@ def take_policy(parts: Parts, environ: Mapping[str, str]) -> Policy | Failure:
 
 
 def take_sights(parts: Parts, links: Sequence[Link], routes_of: Collection[int]) -> Sights | None:
-    """Return links with addresses and routes as a part of a look, None where that takes too long.
+    """Return links with addresses and routes as a part of a look, None if that takes too long.
 
-    The routes are read only where one of the links `routes_of` has an address.
+    The routes are read only if one of the links `routes_of` has an address.
     """
 
     def read() -> Sights:

@@ -142,7 +142,7 @@ def find_bridges(places: Iterable[tuple[str, str]], snapshot: Snapshot) -> list[
 
 
 def _vids(vlan: Vlan | None) -> frozenset[int]:
-    """Return the VIDs of a port, UNTAGGED where it has no VLAN."""
+    """Return the VIDs of a port, UNTAGGED if it has no VLAN."""
     if vlan is None:
         return frozenset({UNTAGGED})
     native = {vlan.native} if vlan.native is not None else set()
@@ -170,7 +170,7 @@ def _quoted(*lines: str) -> str:
 def as_svg(dot: str, seconds: float) -> str:
     """Return the picture as SVG, drawn by graphviz.
 
-    Raises Failure: 69 where that is not installed, 71 where it fails, 75 after so long.
+    Raises Failure: 69 if that is not installed, 71 if it fails, 75 after so long.
     """
     program = shutil.which("dot")
     if program is None:

@@ -1,4 +1,4 @@
-"""The taps of this host: one look at it, and at the policy, and what they make of each tap."""
+"""The taps of this host: what one look at it, and the policy, make of each."""
 
 from __future__ import annotations
 
@@ -8,22 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import (
-    Deny,
-    Kind,
-    Leave,
-    Policy,
-    Port,
-    Vlan,
-    decide,
-    is_left,
-    policy_asks,
-    port_on,
-)
+from pyqemu_ifconf.policy import Deny, Kind, Leave, Policy, Port, Vlan, decide, policy_asks, port_on
 from pyqemu_ifconf.shell import ifctl, readable
 from pyqemu_ifctl.agents import remark
 from pyqemu_ifctl.bounded import ALL, Parts
-from pyqemu_ifctl.databases import addresses, in_patience, open_each, take_policy, take_sights
+from pyqemu_ifctl.databases import in_patience, take_policy
+from pyqemu_ifctl.look import look
 from pyqemu_ifctl.rights import find_lost
 from pyqemu_ifup import kinds
 from pyqemu_ifup.guest import (
@@ -37,16 +27,14 @@ from pyqemu_ifup.guest import (
     said_by,
     tell_otherwise,
 )
-from pyqemu_ifup.host import Host, filters, is_there
-from pyqemu_ifup.kinds import vswitchd
+from pyqemu_ifup.host import Host, filters
 from pyqemu_ifup.kinds.base import Difference, Leftover
 from pyqemu_ifup.kinds.snapshot import Snapshot
 from pyqemu_ifup.kinds.view import PortView, TapView
-from pyqemu_ifup.look import Link, OvsSwitch, Seen, has_networks
+from pyqemu_ifup.look import Link, Seen, has_networks
 from pyqemu_ifup.on_port import find_sitting
 from pyqemu_ifup.plan import differences
-from pyqemu_ifup.stamp import Stamp, find_here, is_alive
-from pyqemu_ifup.system.own_mac import this_host
+from pyqemu_ifup.stamp import Stamp, is_alive
 from pyqemu_ifup.system.users import login_of
 
 State = Literal["ok", "differs", "foreign", "left", "loose", "stale", "elsewhere"]
@@ -56,7 +44,7 @@ State = Literal["ok", "differs", "foreign", "left", "loose", "stale", "elsewhere
 class Row:
     """One tap. What is unknown is None, `differences` as a whole too.
 
-    `otherwise` is what its process says of itself by now and its mark does not, None where there is
+    `otherwise` is what its process says of itself by now and its mark does not, None if there is
     no mark, no process, or no time. `because` tells a person more about the state.
     """
 
@@ -78,7 +66,7 @@ class Row:
 
 
 Want = Callable[[str, Stamp], Port | Deny | Leave | Unsaid | None]
-"""What the policy says now of a tap with this stamp; None or Unsaid where that cannot be told."""
+"""What the policy says now of a tap with this stamp; None or Unsaid if that is not known."""
 
 
 @dataclass(frozen=True)
@@ -183,94 +171,10 @@ def _with_tables(
     return rows, unread
 
 
-def look(host: Host, policy: Policy | Failure, parts: Parts, *, details: bool = False) -> Snapshot:
-    """Look at all there is: for status, info, graph and doctor.
-
-    `details` are those that doctor alone needs; the host's databases are opened with them then.
-    Raises Failure if not even the links can be listed.
-    """
-    stamps = [link.stamp for link in host.kernel.links()]
-    named = [stamp.ovsdb for stamp in stamps if stamp is not None and stamp.ovsdb is not None]
-    failed = open_each(host, dict.fromkeys([*addresses(policy), *named]))
-    switches: dict[str, OvsSwitch] | None = {}
-    if details:
-        switches = parts.take(vswitchd.LOOKING, lambda: vswitchd.settled(host, failed))
-    unknown = tuple(host.databases) if switches is None else ()
-    # NOTE: ports before links: a tap is there before its port is.
-    ports = host.ports()
-    for address, database in host.databases.items():
-        if not database.is_connected:
-            failed[address] = vswitchd.has_ended(address)
-    ports = tuple(port for port in ports if port.ovsdb not in failed)
-    links = tuple(host.kernel.links())
-    filtering = {link.index for link in links if filters(link)}
-    vids = parts.take(
-        "the VLANs of ports",
-        lambda: {
-            link.index: host.kernel.vids(link.index) for link in links if link.master in filtering
-        },
-    )
-    rowed = {port.name for port in ports if details or port.ours}
-    if details:
-        shown = {each.index for each in links if each.master is not None or each.name in rowed}
-    else:
-        ours = (each for each in links if each.stamp is not None or each.name in rowed)
-        shown = {each.index for each in ours if each.tap}
-    networks = policy.networks.values() if isinstance(policy, Policy) else ()
-    unasked = frozenset({*failed, *unknown})
-    said = {
-        address for each in networks if each.kind is not None for address in each.place.databases
-    }
-    return Snapshot(
-        policy=policy,
-        here=find_here(),
-        links=links,
-        ports=ports,
-        vids=vids,
-        ovs_bridges={
-            bridge: tuple(
-                address for address, each in host.databases.items() if each.has_bridge(bridge)
-            )
-            for bridge in {network.place.name for network in networks}
-        },
-        failed=failed,
-        unasked=unasked,
-        left=frozenset(
-            link.name
-            for link in links
-            if link.tap
-            and link.stamp is None
-            and isinstance(policy, Policy)
-            and is_left(policy, link.name)
-        ),
-        sights=take_sights(parts, links, shown),
-        pinned={link.name: _is_pinned(link) for link in links if details and link.kind == "bridge"},
-        switches=switches or {},
-        absent=frozenset(each for each in said - unasked if not is_there(each)),
-        host_id=this_host() if details else "",
-    )
-
-
-def _is_pinned(bridge: Link) -> bool | None:
-    """Tell whether somebody has set the bridge's MAC (NET_ADDR_SET of linux/netdevice.h).
-
-    NOTE: rtnetlink does not tell, and /sys is of the network namespace that it was mounted in.
-    """
-    folder = f"/sys/class/net/{bridge.name}"
-    found = []
-    try:
-        for name in ("ifindex", "address", "addr_assign_type"):
-            with open(f"{folder}/{name}", encoding="ascii", errors="replace") as file:
-                found.append(file.read().strip())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return found[2] == "3" if found[:2] == [str(bridge.index), bridge.mac] else None
-
-
 def wanted(policy: Policy | Failure, tap: str, stamp: Stamp) -> Port | Deny | Leave | Unsaid | None:
     """Return what the policy says now of the tap, for the QEMU that its stamp tells of.
 
-    None without a policy; Unsaid where a rule asks for what the stamp does not say.
+    None without a policy; Unsaid if a rule asks for what the stamp does not say.
     """
     if isinstance(policy, Failure):
         return None
@@ -407,7 +311,7 @@ def _ended(stamp: Stamp) -> str:
 def _compare(
     want: Port | Deny | Leave | None, stamp: Stamp, seen: Seen, snapshot: Snapshot
 ) -> tuple[Difference, ...] | None:
-    """Return what is not as the policy wants it now; None where that cannot be told."""
+    """Return what is not as the policy wants it now, None if that is not known."""
     if want is None:
         return None
     if isinstance(want, Deny):

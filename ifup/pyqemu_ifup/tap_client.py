@@ -43,7 +43,7 @@ class NoAgent(NoTap):
 
 
 def find_socket() -> str:
-    """Return the path of the agent's socket. Raises NoAgent where there shall be no agent."""
+    """Return the path of the agent's socket. Raises NoAgent if none is wanted."""
     path = find_agent()
     if not path:
         raise NoAgent(
@@ -59,7 +59,7 @@ def ask_for_tap(
     """Have the agent at `path` make a tap on `network`; return its name and its descriptors.
 
     `name` may be empty. `for_parent`: the tap is for the process that started this one, and its
-    end ends the request. Raises NoTap, NoAgent where none listens there.
+    end ends the request. Raises NoTap, NoAgent if none listens there.
     """
     parent = os.getppid() if for_parent else None
     start = time.monotonic()

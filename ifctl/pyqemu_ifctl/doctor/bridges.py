@@ -141,7 +141,7 @@ def find_refusing_bridges(snapshot: Snapshot) -> Iterator[Finding]:
 
 
 def find_port_addresses(snapshot: Snapshot) -> Iterator[Finding]:
-    """An address of this host's on a port of a bridge, where it answers nobody."""
+    """An address of this host's on a port of a bridge: it answers nobody there."""
     for _, _, found in _sitting(snapshot):
         if found.setting == "address":
             yield Finding(found.what, found.why, found.command, found.do or None)

@@ -19,7 +19,7 @@ from pyqemu_ifup.task import finish
 FILTER_SECONDS = 2.0
 """Seconds that nft may take, and each program of iptables: less than a part, which kills none."""
 KILLING = 0.2
-"""Seconds that are left to kill it where the time is up."""
+"""Seconds that are left to kill a program when the time is up."""
 
 
 def _read(path: str) -> str:
@@ -80,7 +80,7 @@ def _legacy_chains(kind: str, family: str, limit: Deadline) -> list[DroppingChai
 
 
 def read_forward(family: str, printed: str) -> list[DroppingChain]:
-    """Return the chain FORWARD where it drops, of what `iptables-legacy -S FORWARD` prints."""
+    """Return the chain FORWARD, if it drops, from what `iptables-legacy -S FORWARD` prints."""
     lines = [line.split() for line in printed.split("\n")]
     if ["-P", "FORWARD", "DROP"] not in lines:
         return []

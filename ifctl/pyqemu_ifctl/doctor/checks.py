@@ -1,4 +1,4 @@
-"""The table of doctor's checks, and what they find in a Scene. Nothing here looks at the host."""
+"""The table of doctor's checks, and what they find in a Scene. All is pure."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def find_all(
 
 
 def checks_of(names: Sequence[str]) -> list[Check[Scene]]:
-    """Return the checks of these names. Raises Failure (64) where there is none of a name."""
+    """Return the checks of these names. Raises Failure (64) if a name has none."""
     known = {check.name: check for check in CHECKS}
     for name in names:
         if name not in known:

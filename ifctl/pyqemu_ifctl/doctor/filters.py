@@ -98,7 +98,7 @@ def find_nat_filters(scene: Scene) -> Iterator[Finding]:
 
 
 def find_nat_tables(scene: Scene) -> Iterator[Finding]:
-    """A network with NAT whose nft table is gone, or is not as it was loaded, or as it shall be."""
+    """A network with NAT whose nft table is gone, not as loaded, or not as the policy says."""
     in_force = scene.policy if isinstance(scene.policy, Policy) else None
     networks = guarded(in_force, scene.links)
     for network, fault in scene.tables.items():

@@ -71,7 +71,7 @@ def find_mixed_hubs(scene: Scene) -> Iterator[Finding]:
 
 
 def _held(scene: Scene, qemu: Qemu) -> frozenset[str]:
-    """Return the taps that a QEMU holds; those whose mark names it, where that cannot be seen.
+    """Return the taps that a QEMU holds, or if that cannot be seen those whose mark names it.
 
     NOTE: anybody can write any name on a command line; which taps are held, the kernel tells.
     """

@@ -91,7 +91,7 @@ class Comparison:
     def find_wider(self, later: Rule) -> Rule | None:
         """Return a rule of those given before that matches each caller that this one does.
 
-        Raises OverflowError where that is too much work by now.
+        Raises OverflowError if that is too much work by now.
         """
         words = {key: {fold(key, glob) for glob in globs} for key, globs in later.match.items()}
         found = next(

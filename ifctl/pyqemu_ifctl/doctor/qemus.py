@@ -132,7 +132,7 @@ def _stays(scene: Scene, qemu: Qemu, option: Option) -> bool:
 
 
 def _path(qemu: Qemu, script: str) -> str:
-    """Return a script's path for a sentence, empty where another user has chosen it.
+    """Return a script's path for a sentence, empty if another user has chosen it.
 
     NOTE: what comes from another user's command line is nothing that root should have in hand.
     """
@@ -153,7 +153,7 @@ def find_unconfined(scene: Scene) -> Iterator[Finding]:
 
 
 def find_twins(scene: Scene) -> Iterator[Finding]:
-    """Two running QEMUs with the same MAC on one bridge, or where that cannot be told."""
+    """Two running QEMUs with the same MAC on one bridge, or on bridges that are not known."""
     places = _find_places(scene)
     taken = {nic.mac for qemu in scene.qemus for nic in qemu.nics}
     seen: dict[str, dict[str | None, Qemu]] = {}

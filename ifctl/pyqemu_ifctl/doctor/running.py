@@ -34,7 +34,7 @@ from pyqemu_ifup.system.process import read_status
 if TYPE_CHECKING:
     from pyqemu_ifctl.qemu.qmp import Joint
 DEFAULT_SCRIPTS = {"script": "/etc/qemu-ifup", "downscript": "/etc/qemu-ifdown"}
-"""What QEMU calls for a tap where it is told nothing (configure, --sysconfdir=/etc)."""
+"""What QEMU calls for a tap if it is told nothing (configure, --sysconfdir=/etc)."""
 HELPERS = (
     "/usr/lib/qemu/qemu-bridge-helper",
     "/usr/libexec/qemu-bridge-helper",
@@ -45,7 +45,7 @@ HELPERS = (
 NICS_MAX = 64
 """NICs of one guest that are looked at."""
 PATHS_SECONDS = 1.5
-"""What all guests together may take to be looked at: where a path leads, its maker decides."""
+"""Seconds that all guests together may take: whoever makes a path decides what it leads to."""
 HOLDERS_SECONDS = LONGEST + 0.5
 
 
@@ -53,11 +53,11 @@ HOLDERS_SECONDS = LONGEST + 0.5
 class Qemu:
     """One running QEMU.
 
-    `scripts` holds each script=, downscript= and helper= that it has: what the path leads to, None
-    where there is no such program. `confined`: system calls are filtered, and no privilege can be
-    gained; None where that cannot be told. `nics` are the first of its NICs. `joints` is what its
-    hubs join just now, None where its command line alone is known. `hidden`: which taps it holds
-    could not be seen.
+    `scripts` tells of each script=, downscript= and helper= what its path leads to, None if there
+    is no such program. `confined`: its system calls are filtered, and it can gain no privilege;
+    None if that is not known. `nics` are the first of its NICs. `left` are its taps that a `leave`
+    rule has. `joints` is what its hubs join just now, None if only its command line is known.
+    `hidden`: which taps it holds could not be seen.
     """
 
     guest: Guest
@@ -170,7 +170,7 @@ def script_of(option: Option, key: str) -> str | None:
 
 
 def helpers_of(option: Option) -> tuple[str, ...]:
-    """Return the bridge helper that QEMU calls for a tap; where none is named, all it may be."""
+    """Return the bridge helper that QEMU calls for a tap, or if none is named all it may be."""
     kind, words = option.keys.get("type"), option.keys.get("helper", "").split()
     if kind not in ("bridge", "tap") or (kind == "tap" and not words):
         return ()
@@ -199,7 +199,7 @@ def _ask_qemus(parts: Parts, guests: Sequence[Guest], migrating: Sequence[Guest]
 
 
 def _joints_of(told: States, pid: int) -> tuple[Joint, ...] | None:
-    """Return what the hubs of a QEMU join, None where it has not told."""
+    """Return what the hubs of a QEMU join, None if it has not told."""
     state = told.get(pid)
     return None if isinstance(state, Failure) or state is None else state.joints
 

@@ -18,9 +18,9 @@ from pyqemu_ifctl.bounded import ALL, Parts
 from pyqemu_ifctl.databases import in_patience, look_for_unmet, take_policy
 from pyqemu_ifctl.doctor.chains import called_tables, look_at_filters
 from pyqemu_ifctl.doctor.running import Qemu, look_at_qemus, look_at_words
+from pyqemu_ifctl.look import look as look_at_taps
 from pyqemu_ifctl.place import Hooks, know_hooks
 from pyqemu_ifctl.rights import Lost, find_lost, find_off
-from pyqemu_ifctl.taps import look as look_at_taps
 from pyqemu_ifctl.taps import wanted as is_wanted
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.drivers.nft_program import DroppingChain
@@ -81,7 +81,7 @@ class Scene(Snapshot):
 
 
 def look(environ: Mapping[str, str], deadline: Deadline, tell: Callable[[str], None]) -> Scene:
-    """Look at all there is. Raises Failure where not even the links can be listed."""
+    """Look at all there is. Raises Failure if not even the links can be listed."""
     deadline = deadline.allowing(min(ALL, deadline.seconds))
     parts = Parts(deadline)
     policy = take_policy(parts, environ)

@@ -14,6 +14,7 @@ from pyqemu_ifconf.shell import readable
 from pyqemu_ifctl.answer import count
 from pyqemu_ifctl.bounded import ALL, Parts, attempt
 from pyqemu_ifctl.databases import read_policy, worst
+from pyqemu_ifctl.look import look
 from pyqemu_ifctl.qemu.arguments import host_id, macs_of
 from pyqemu_ifctl.qemu.migration import find_away, find_states, may_be_away
 from pyqemu_ifctl.qemu.qmp import Address, Backend, GuestNic, Joint, ask_nics
@@ -25,7 +26,7 @@ from pyqemu_ifctl.qemu.running import (
     is_left_for,
     tap_of,
 )
-from pyqemu_ifctl.taps import Row, look, rows, wanted
+from pyqemu_ifctl.taps import Row, rows, wanted
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.snapshot import Snapshot

@@ -68,7 +68,7 @@ def lost_mark(seen: Seen, here: Here) -> Stamp | None:
 def stamp_of(port: OvsPort) -> Stamp:
     """Return the stamp of a tap whose alias is lost, from its port."""
     ids = port.ids
-    # NOTE: its vm-name is left out where it had no room.
+    # NOTE: its vm-name is left out if it had no room.
     unsaid = {"netdev", "mac", "user", "by"} | ({"vm"} if KEY_VM_NAME not in ids else set())
     return Stamp(
         ids.get(KEY_NETWORK, ""),
