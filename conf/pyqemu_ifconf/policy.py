@@ -16,7 +16,6 @@ from pyqemu_ifconf.index import MatchKey as MatchKey
 from pyqemu_ifconf.index import RuleIndex, fold
 from pyqemu_ifconf.kinds import spec_at
 from pyqemu_ifconf.kinds.base import KindName, Place
-from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB as DEFAULT_OVSDB
 from pyqemu_ifconf.settings.port import PortSettings as PortSettings
 from pyqemu_ifconf.settings.vlan import Vids as Vids
 from pyqemu_ifconf.settings.vlan import Vlan as Vlan

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import DEFAULT_OVSDB, Nat, Policy
+from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
+from pyqemu_ifconf.policy import Nat, Policy
 from pyqemu_ifctl.bounded import Parts
 from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.host import Host

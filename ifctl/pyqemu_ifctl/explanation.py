@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields, replace
 
 from pyqemu_ifconf.failure import Failure, Forbidden
 from pyqemu_ifconf.kinds import spec_of
+from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
 from pyqemu_ifconf.made.nat import show_service
 from pyqemu_ifconf.policy import (
-    DEFAULT_OVSDB,
     Attach,
     Caller,
     Decision,
@@ -379,7 +379,7 @@ def _wanted(port: Port, kind: TapKind | None, seen: Seen, ipv6: bool) -> tuple[W
             found.append(_wanted_mtu(port, seen))
         elif isinstance(value, Vlan) or field.name == "vlan":
             vlan = port.settings.vlan
-            words = show_vlan(vlan) if vlan else "none: the bridge's untagged network"
+            words = show_vlan(vlan) if vlan else f"none: the {port.place.noun}'s untagged network"
             found.append(Wanted("vlan", json_vlan(vlan), words))
         elif isinstance(value, tuple):
             pairs = dict(value)

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import DEFAULT_OVSDB
+from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
 from pyqemu_ifconf.shell import readable
 from pyqemu_ifd import wire
 from pyqemu_ifd.cache import PolicyCache

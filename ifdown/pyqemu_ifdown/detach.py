@@ -5,7 +5,7 @@ from __future__ import annotations
 import syslog
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import DEFAULT_OVSDB
+from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
 from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifup.deadline import Unconfirmed
 from pyqemu_ifup.host import Host

@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure
-from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Port
+from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
+from pyqemu_ifconf.policy import Caller, Port
 from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifup import kinds
 from pyqemu_ifup.claims import (

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.ids import is_alone
-from pyqemu_ifconf.policy import DEFAULT_OVSDB
+from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
 from pyqemu_ifconf.shell import Command, quote, vsctl
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.drivers.rtnetlink import Netlink

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import syslog
 
+from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
 from pyqemu_ifconf.names import is_network_name
-from pyqemu_ifconf.policy import DEFAULT_OVSDB, Rule
+from pyqemu_ifconf.policy import Rule
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifup.claims import no_such_tap, refuse_anothers
 from pyqemu_ifup.host import Host

@@ -134,7 +134,7 @@ def test_where_the_ports_of_a_network_are(body: str, place: Place, kind: str | N
     assert (network.made is not None) == ("nat" in body)
     port = port_on(Policy(("p",), {"lan": network}, ()), "lan", "t0")
     assert (port.place, port.made) == (place, network.made)
-    assert (place.name, place.words) == ("br0", "bridge br0")
+    assert (place.noun, place.name) == ("bridge", "br0")
 
 
 # What a kind has not

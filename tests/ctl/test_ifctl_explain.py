@@ -17,8 +17,9 @@ from lab.hooks import CHECKOUT, Hooks
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
 from lab.public import NOBODY, as_user
+from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
 from pyqemu_ifconf.load import Source, parse_policy
-from pyqemu_ifconf.policy import DEFAULT_OVSDB, Attach, Caller, decide, port_on
+from pyqemu_ifconf.policy import Attach, Caller, decide, port_on
 from pyqemu_ifctl.explanation import Explanation, View, explain_port
 from pyqemu_ifctl.verbs.explain import as_object, as_text
 from pyqemu_ifup.kinds import tap_kinds

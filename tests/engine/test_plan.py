@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 import pyqemu_ifup.stamp
 from lab.ports import giving
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.kinds.bridge import BridgePlace
+from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB, BridgePlace
 from pyqemu_ifconf.kinds.linux import LinuxPlace
 from pyqemu_ifconf.kinds.openvswitch import OvsPlace
-from pyqemu_ifconf.policy import DEFAULT_OVSDB, Caller, Kind, Port, Position, Vlan
+from pyqemu_ifconf.policy import Caller, Kind, Port, Position, Vlan
 from pyqemu_ifup import kinds
 from pyqemu_ifup.claims import refuse_foreign_ports, refuse_shared, refuse_strangers
 from pyqemu_ifup.drivers.links import NO_ADDRESS

@@ -26,7 +26,8 @@ from test_plan import (
 
 from lab.ports import giving
 from pyqemu_ifconf.failure import Failure
-from pyqemu_ifconf.policy import DEFAULT_OVSDB, Kind, Port, Vlan
+from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
+from pyqemu_ifconf.policy import Kind, Port, Vlan
 from pyqemu_ifup import kinds
 from pyqemu_ifup.kinds.linux import JoinBridge, SetIsolated, SetVlans
 from pyqemu_ifup.kinds.openvswitch import AddPort, SetPort

@@ -22,16 +22,8 @@ from lab.netns import Namespace
 from lab.ports import place_on
 from lab.taps import FRAME_MAX, Tap, frame, mac, tags
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import (
-    DEFAULT_OVSDB,
-    Caller,
-    Kind,
-    Policy,
-    Port,
-    PortSettings,
-    Position,
-    Vlan,
-)
+from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
+from pyqemu_ifconf.policy import Caller, Kind, Policy, Port, PortSettings, Position, Vlan
 from pyqemu_ifctl.in_force import Outcome, apply_policy
 from pyqemu_ifdown.detach import detach
 from pyqemu_ifup.attach import attach

@@ -12,8 +12,6 @@ from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pyqemu_ifconf.shell import quote
-
 if TYPE_CHECKING:
     from pyqemu_ifconf.field import Field
 
@@ -42,11 +40,6 @@ class Place(ABC):
     @abstractmethod
     def name(self) -> str:
         """The name of what the ports are on, as the host has it."""
-
-    @property
-    def words(self) -> str:
-        """The place as operators are told of it: `bridge br0`."""
-        return f"{self.noun} {quote(self.name)}"
 
     @property
     def databases(self) -> tuple[str, ...]:

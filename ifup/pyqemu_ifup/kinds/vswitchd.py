@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import DEFAULT_OVSDB
+from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
 from pyqemu_ifconf.shell import Command, quote, sh
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.check import Finding
