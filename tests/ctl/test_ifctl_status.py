@@ -132,6 +132,14 @@ STATES: list[tuple[str, Snapshot, Port | Deny | None, list[tuple[str, State | No
     ("no tap", system(), None, []),
     ("on a Linux bridge", system(ON_LAN), LAN_PORT, [("tap0", "ok", "")]),
     (
+        "there was no time for VLANs",
+        replace(
+            system(replace(ON_LAN, master=9), replace(BR0, index=9, vlan_filtering=True)), vids=None
+        ),
+        LAN_PORT,
+        [("tap0", None, "?")],
+    ),
+    (
         "on Open vSwitch",
         system(ON_SW, BR_INT, ports=(port(), LOCAL)),
         SW_PORT,
