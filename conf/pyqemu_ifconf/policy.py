@@ -366,10 +366,11 @@ def is_left(policy: Policy, tap: str) -> bool:
     return isinstance(choose(policy, Caller(tap)), Leave)
 
 
-def port_on(policy: Policy, network_name: str, tap: str) -> Port:
+def port_on(policy: Policy, network_name: str, tap: str, *, made: bool = False) -> Port:
     """Return the Port of `tap` on the network that the program's own name says, whatever the rules.
 
-    Raises Failure: 77 if the policy has no such network, 71 if none of its ports is a tap.
+    `made`: it is no tap that somebody has opened, but the link that the network's kind makes for a
+    port. Raises Failure: 77 if the policy has no such network, 71 if none of its ports is a tap.
     """
     network = policy.networks.get(network_name)
     if network is None:
@@ -381,7 +382,7 @@ def port_on(policy: Policy, network_name: str, tap: str) -> Port:
             f"the networks are {known}" if known else "the policy defines no network at all",
         )
     why = refuses_taps(network)
-    if why:
+    if why and not made:
         raise Failure(Status.REFUSED, why, "", NAME_IN_NIC)
     return _port(network, merge(Settings(), network.settings), tap, network.position)
 

@@ -274,6 +274,8 @@ def _read_kind(key: Scalar, given: _Given, errors: Errors) -> _Said:
     foreign = lacking(can_be)
     for each, at in given.keys.items():
         unset = each in PORT_SETTINGS and given.values.get(each) is None
+        if len(there) > 1 and each in there:
+            continue
         if unset or (each not in said.lacks and each not in foreign):
             continue
         if each in foreign and each not in PORT_SETTINGS:

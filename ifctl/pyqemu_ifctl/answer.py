@@ -87,7 +87,9 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def json_vlan(vlan: Vlan | None) -> object:
-    """Return a VLAN for JSON: null, an integer, or native and trunk, ranges as `"30-39"`."""
+    """Return a VLAN for JSON: null, an integer, `"any"`, or native and trunk with its ranges."""
+    if vlan is not None and vlan.takes_all:
+        return "any"
     if vlan is None or not vlan.trunk:
         return vlan.native if vlan is not None else None
     trunk = [low if low == high else f"{low}-{high}" for low, high in ranges(vlan.trunk)]

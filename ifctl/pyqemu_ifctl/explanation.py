@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
 from pyqemu_ifconf.failure import Failure, Forbidden
-from pyqemu_ifconf.kinds import spec_of
+from pyqemu_ifconf.kinds import named_by, said, spec_at, spec_of
 from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
 from pyqemu_ifconf.made.nat import show_service
 from pyqemu_ifconf.policy import (
@@ -22,6 +22,7 @@ from pyqemu_ifconf.policy import (
     PortSettings,
     Vlan,
     decide,
+    find_nic,
     port_on,
 )
 from pyqemu_ifconf.shell import Command, output, piped, quote, sh
@@ -36,13 +37,13 @@ from pyqemu_ifup.drivers.tun import require_tun
 from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds import vswitchd
-from pyqemu_ifup.kinds.base import TapKind
+from pyqemu_ifup.kinds.base import PortKind, host_mac
 from pyqemu_ifup.look import FRESH, Link, Seen, show_vlan
 from pyqemu_ifup.made.nat import marking_command
+from pyqemu_ifup.nic_macs import find_macs
 from pyqemu_ifup.on_port import find_sitting
-from pyqemu_ifup.ops import Op, SetMtu, set_link
+from pyqemu_ifup.ops import Op, Plan, SetMtu, set_link
 from pyqemu_ifup.plan import plan_leaving, plan_up
-from pyqemu_ifup.settings import host_mac
 from pyqemu_ifup.stamp import Here, find_here
 from pyqemu_ifup.tap_request import may_attach
 
@@ -127,6 +128,11 @@ def explain(
         return Explanation(caller, decision)
     if isinstance(decision, Leave):
         return _explain_leave(caller, decision, policy, deadline, tell)
+    if caller.mac is None and kinds.maker_at(decision.port) is not None:
+        found = find_nic(policy, decision.port.network, caller.tap)
+        if found is not None:
+            vm, nic = found
+            caller = replace(caller, vm=vm.name, mac=find_macs(policy, vm)[vm.name, nic.id])
     view = look(decision.port, policy, deadline, tell)
     view = replace(view, uid=user.uid if user is not None else ROOT)
     explanation = explain_port(caller, decision, view)
@@ -148,7 +154,7 @@ def _explain_leave(
         marked = link.stamp.ovsdb if link is not None and link.stamp is not None else None
         named = [marked] if marked is not None else []
         failed = open_each(host, dict.fromkeys([*addresses(policy), *named]))
-        seen = host.look(caller.tap, None)
+        seen = kinds.look(host, caller.tap, None)
     notes = tuple(f"could not tell: {failure}" for failure in failed.values())
     steps = plan_leaving(seen, find_here())
     lines = tuple(line for step in steps for line in step.commands())
@@ -175,7 +181,7 @@ def look(port: Port, policy: Policy, deadline: Deadline, tell: Callable[[str], N
     """Look at the tap, its bridge and its rows, as far as that is to be had."""
     with Host(port.tap, deadline, tell, details=True) as host:
         failed = open_each(host, [*port.place.databases, *addresses(policy)])
-        seen = host.look(port.tap, port.place.name)
+        seen = kinds.look(host, port.tap, port.place.name)
         databases = frozenset(host.databases)
         failures = list(failed.values())
         making: list[Command] = []
@@ -199,7 +205,10 @@ def look(port: Port, policy: Policy, deadline: Deadline, tell: Callable[[str], N
         for address in kinds.databases(port, seen):
             if address in seen.ovs_bridges:
                 remarks += _vswitchd_remarks(host, address)
-    remarks += sitting if seen.tap is not None else _tun_remarks()
+    if seen.tap is not None:
+        remarks += sitting
+    elif kinds.maker_at(port) is None:
+        remarks += _tun_remarks()
     unmet = tuple(each for each in failures if not isinstance(each, Forbidden))
     ipv6 = os.path.exists("/proc/sys/net/ipv6")
     return View(
@@ -269,7 +278,7 @@ def explain_port(caller: Caller, decision: Attach, view: View) -> Explanation:
     )
 
 
-def _find_kind(port: Port, view: View) -> tuple[TapKind | None, bool, list[str]]:
+def _find_kind(port: Port, view: View) -> tuple[PortKind | None, bool, list[str]]:
     """Return the bridge's kind, whether that was seen, and what speaks against it."""
     seen = view.seen
     said = kinds.said(port)
@@ -313,7 +322,7 @@ def _would_fail(failure: Failure) -> str:
 
 
 def _form(
-    port: Port, kind: TapKind, caller: Caller, view: View, *, live: bool, by_name: bool
+    port: Port, kind: PortKind, caller: Caller, view: View, *, live: bool, by_name: bool
 ) -> tuple[Form, str | None]:
     """Return the commands for a bridge of this kind, and why an up would fail on the live one.
 
@@ -322,6 +331,15 @@ def _form(
     seen = view.seen
     fresh = seen.tap is None
     tap = seen.tap or replace(FRESH, name=port.tap)
+    making: Plan = ()
+    maker = kinds.maker(kind.name)
+    if fresh and maker is not None:
+        if caller.mac is None:
+            what = "the MAC of the guest's device is not known; give it by --mac"
+            return Form(kind.title, (), what), None
+        parent = seen.bridge or replace(FRESH, name=port.place.name)
+        tap = replace(tap, kind=maker.link_kind, tap=False, mac=caller.mac)
+        making = maker.making(port, parent, caller.mac)
     if fresh and view.ipv6:
         tap = replace(tap, ipv6_disabled=False)
     seen = replace(seen, tap=tap)
@@ -332,18 +350,18 @@ def _form(
         stamp = Holder(caller, pid, by_name=by_name).mark(port, kind)
         if live:
             try:
-                plan = plan_up(port, kind, seen, stamp, view.here)
+                plan = (*making, *plan_up(port, kind, seen, stamp, view.here))
                 return Form(kind.title, _lines(plan, port, seen, view, fresh=fresh)), None
             except Failure as failure:
                 fault = _would_fail(failure)
         able = replace(seen, bridge=_able_bridge(port, kind, seen.bridge))
-        plan = plan_up(port, kind, able, stamp, view.here)
+        plan = (*making, *plan_up(port, kind, able, stamp, view.here))
     except Failure as failure:
         return Form(kind.title, (), str(failure)), fault
     return Form(kind.title, _lines(plan, port, seen, view, fresh=fresh)), fault
 
 
-def _able_bridge(port: Port, kind: TapKind, bridge: Link | None) -> Link:
+def _able_bridge(port: Port, kind: PortKind, bridge: Link | None) -> Link:
     """Return a bridge that can do what `port` wants, as like the one seen as may be."""
     if bridge is None or bridge.kind != "bridge":
         mtu = bridge.mtu if bridge is not None else FRESH.mtu
@@ -370,11 +388,14 @@ def _lines(
     return tuple(lines)
 
 
-def _wanted(port: Port, kind: TapKind | None, seen: Seen, ipv6: bool) -> tuple[Wanted, ...]:
+def _wanted(port: Port, kind: PortKind | None, seen: Seen, ipv6: bool) -> tuple[Wanted, ...]:
     """Return every setting of the wanted state, those of `port` first."""
     found = [Wanted("network", port.network, port.network), *_wanted_place(port, kind)]
+    given = _given(port)
     for field in fields(PortSettings):
         value: object = getattr(port.settings, field.name)
+        if field.name not in given:
+            continue
         if field.name == "mtu":
             found.append(_wanted_mtu(port, seen))
         elif isinstance(value, Vlan) or field.name == "vlan":
@@ -390,8 +411,7 @@ def _wanted(port: Port, kind: TapKind | None, seen: Seen, ipv6: bool) -> tuple[W
         else:
             found.append(Wanted(field.name, value, "left alone" if value is None else str(value)))
     found += [_wanted_nat(port.made)] if port.made is not None else []
-    mac = host_mac(seen.tap.mac) if seen.tap is not None and seen.tap.mac else None
-    found.append(Wanted("mac", mac, mac or "fe: and the other five bytes of the tap's own"))
+    found.append(_wanted_mac(port, seen))
     none = "this kernel has no IPv6"
     found.append(Wanted("addrgenmode", "none" if ipv6 else None, "none" if ipv6 else none))
     written = ipv6 and seen.sysctl
@@ -401,7 +421,24 @@ def _wanted(port: Port, kind: TapKind | None, seen: Seen, ipv6: bool) -> tuple[W
     return tuple(found)
 
 
-def _wanted_place(port: Port, kind: TapKind | None) -> list[Wanted]:
+def _given(port: Port) -> frozenset[str]:
+    """Return the settings that such a network's port may have, whatever kind it is found to be."""
+    own = spec_at(port.place)
+    specs = named_by(own.key) if own is not None else said()
+    return frozenset[str]().union(*(spec.settings for spec in specs))
+
+
+def _wanted_mac(port: Port, seen: Seen) -> Wanted:
+    """Return the MAC that the link is to have."""
+    maker, tap = kinds.maker_at(port), seen.tap
+    if maker is not None:
+        mac = maker.mac(port, tap) if tap is not None else None
+        return Wanted("mac", mac, mac or "that of the guest's device")
+    mac = host_mac(tap.mac) if tap is not None and tap.mac else None
+    return Wanted("mac", mac, mac or "fe: and the other five bytes of the tap's own")
+
+
+def _wanted_place(port: Port, kind: PortKind | None) -> list[Wanted]:
     """Return where the port is to be, each of its place's keys; the kind is the second.
 
     A key that others of the same key have, and this kind has not, is told of as such.

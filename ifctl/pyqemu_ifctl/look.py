@@ -6,6 +6,7 @@ from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Policy, is_left
 from pyqemu_ifctl.bounded import Parts
 from pyqemu_ifctl.databases import addresses, open_each, take_sights
+from pyqemu_ifup import kinds
 from pyqemu_ifup.host import Host, filters, is_there
 from pyqemu_ifup.kinds import vswitchd
 from pyqemu_ifup.kinds.snapshot import Snapshot
@@ -46,7 +47,7 @@ def look(host: Host, policy: Policy | Failure, parts: Parts, *, details: bool = 
         shown = {each.index for each in links if each.master is not None or each.name in rowed}
     else:
         ours = (each for each in links if each.stamp is not None or each.name in rowed)
-        shown = {each.index for each in ours if each.tap}
+        shown = {each.index for each in ours if kinds.is_ports(each)}
     networks = policy.networks.values() if isinstance(policy, Policy) else ()
     unasked = frozenset({*failed, *unknown})
     said = {
@@ -74,6 +75,7 @@ def look(host: Host, policy: Policy | Failure, parts: Parts, *, details: bool = 
             and isinstance(policy, Policy)
             and is_left(policy, link.name)
         ),
+        own={link.index: kinds.see(host, link) for link in links if kinds.maker_of(link)},
         sights=take_sights(parts, links, shown),
         pinned={link.name: _is_pinned(link) for link in links if details and link.kind == "bridge"},
         switches=switches or {},

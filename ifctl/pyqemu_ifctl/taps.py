@@ -180,7 +180,7 @@ def wanted(policy: Policy | Failure, tap: str, stamp: Stamp) -> Port | Deny | Le
         return None
     if stamp.by_name:
         try:
-            return port_on(policy, stamp.network, tap)
+            return port_on(policy, stamp.network, tap, made=stamp.made)
         except Failure as failure:
             return Deny(str(failure), None)
     # NOTE: a user's tap that is not asked for by a network's name is one that root has made.
@@ -204,7 +204,7 @@ def rows(snapshot: Snapshot, want: Want) -> list[Row]:
     found = [
         _tap_row(link, snapshot, want, patience)
         for link in snapshot.links
-        if link.tap and not any(each.is_own(link, snapshot) for each in kinds.views())
+        if kinds.is_ports(link) and not any(each.is_own(link, snapshot) for each in kinds.views())
     ]
     for view in kinds.views():
         for leftover in view.kind.judge(snapshot.ports, snapshot.links, snapshot.here):
@@ -253,10 +253,13 @@ def _tap_row(link: Link, snapshot: Snapshot, want: Want, patience: Patience) -> 
         next((each for each in snapshot.links if each.index == link.master), None),
         vids=snapshot.vids_of(link),
         ports=tuple(port for port in snapshot.ports if port.name == link.name),
+        own=snapshot.own.get(link.index),
     )
     row = Row(link.name, None, ifindex=link.index, mtu=link.mtu, mac=link.mac)
     stamp = link.stamp or kinds.lost_mark(seen, snapshot.here)
     places = [each.view(seen, snapshot.here, ours=stamp is not None) for each in kinds.views()]
+    maker = kinds.maker_of(link)
+    places += [each.view(seen) for each in kinds.link_views() if each.kind is maker]
     place = next((each for each in places if each is not None), None)
     if place is not None:
         row = _at(row, place)

@@ -18,6 +18,7 @@ from pyqemu_ifconf.names import is_network_name, is_valid_name
 from pyqemu_ifconf.policy import Caller, Nat, Policy, Port
 from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifd.cache import PolicyCache
+from pyqemu_ifd.ends import Ends
 from pyqemu_ifd.guard import Guard
 from pyqemu_ifd.keyed_lock import KeyedLock
 from pyqemu_ifd.pool import Pool
@@ -58,13 +59,16 @@ AGAIN_FIRST, AGAIN_LAST = 1.0, 60.0
 def _may_have_ended(link: Link) -> bool:
     """Tell whether a tap of ours is to be taken away when its process has ended.
 
-    That is a user's; one that a QEMU of root's does not hold any more, whose down may have had
-    no privilege (-runas); and one of root's whose down a user has asked for, which leaves the mark.
-    What a script of root's has attached waits for who shall open it.
+    That is one of our making which does not go by itself; a user's; one that a QEMU of root's does
+    not hold any more, whose down may have had no privilege (-runas); and one of root's whose down a
+    user has asked for, which leaves the mark. What a script of root's has attached waits for who
+    shall open it.
     """
     stamp = link.stamp
     if stamp is None:
         return False
+    if kinds.maker_of(link) is not None:
+        return True
     if stamp.uid is not None or (not link.up and link.master is None):
         return True
     return not link.carrier and bool(stamp.vm or stamp.netdev)
@@ -102,6 +106,11 @@ class Reconciler:
         self._networks = False
         """Whether to look for networks that were made for taps, and have none."""
         self._bridges: dict[int, tuple[str, bool]] = {}
+        self.ends = Ends()
+        """The processes that have links of our making, which do not go by themselves."""
+        self._made = frozenset(kind.link_kind for kind in kinds.makers())
+        self._links_changed = False
+        """Whether such a link has come, changed or gone."""
         self.guard = Guard()
         """Which tables of networks to look at, and when."""
         self._astray: dict[str, Nat] = {}
@@ -139,7 +148,9 @@ class Reconciler:
             self.everything()
             return
         for event in events:
-            if event.kind == "tun" and event.gone:
+            if event.kind in self._made:
+                self._links_changed = True
+            elif event.kind == "tun" and event.gone:
                 self._gone.add(event.name)
                 self._denied.pop(event.name, None)
                 self._networks = True
@@ -159,10 +170,17 @@ class Reconciler:
                     self._bridges[event.index] = now
                     self.everything()
 
+    def take_ends(self) -> None:
+        """Take in that processes have ended that have links of our making."""
+        if self.ends.take():
+            self._look_at_ends(0.0)
+
     def work(self) -> Iterator[tuple[str, Chore]]:
         """Yield the taps that something is to be done about now, and what. Raises Failure."""
         now = time.monotonic()
         self._take_news_of_databases(now)
+        if self._links_changed:
+            self._watch_processes()
         if self._networks and self._makes_networks():
             yield from self._look_for_networks(self.pool.kernel.links())
         self._networks = False
@@ -178,7 +196,10 @@ class Reconciler:
             # NOTE: what was flushed while nobody listened.
             self.guard.take(None)
             self._look_at_ends(0.0)
+            self._watch_processes()
             yield from self._sweep()
+            strays = "what a crash has left"
+            yield strays, partial(self._do, strays, self._end_strays)
         if self._ends_due is not None and now >= self._ends_due:
             self._ends_due = None
             taps = list(filter(_may_have_ended, self.pool.kernel.links()))
@@ -188,6 +209,13 @@ class Reconciler:
             yield from self._guard(now)
         while self._astray:
             yield self._forget_flows(*self._astray.popitem())
+
+    def _watch_processes(self) -> None:
+        """Watch for the end of each process that has a link of our making. Raises Failure."""
+        self._links_changed = False
+        stamps = [link.stamp for link in self.pool.kernel.links() if kinds.maker_of(link)]
+        if self.ends.watch({(stamp.pid, stamp.start) for stamp in stamps if stamp is not None}):
+            self._look_at_ends(0.0)
 
     def _take_news_of_databases(self, now: float) -> None:
         """Note which taps are to be looked at for what the databases tell. Raises Failure."""
@@ -297,15 +325,22 @@ class Reconciler:
             return False
         bridge = self.pool.kernel.look_up(stamp.bridge)
         database = self._databases().get(stamp.ovsdb or "")
-        kind = kinds.load(stamp.kind)
-        if kind.is_lost(link, bridge, database):
+        if kinds.load(stamp.kind).is_lost(link, bridge, database):
             return True
         # NOTE: one that is made for taps is made, and brought up, as a tap is attached.
         policy = self.cache.policy
         network = policy.networks.get(stamp.network) if policy is not None else None
         is_made = network is not None and network.made is not None
-        is_off = bridge is None or (bridge.kind == kind.master_kind and not bridge.up)
+        is_off = bridge is None or (bridge.kind in kinds.master_kinds(stamp.kind) and not bridge.up)
         return link.master is None and is_made and is_off
+
+    async def _end_strays(self, host: Host) -> None:
+        """Take away what a crash has left that no port tells of."""
+        for kind in kinds.makers():
+            for stray in await kind.find_strays(host):
+                for op in stray.plan:
+                    await host.run(op)
+                log(syslog.LOG_NOTICE, f"{quote(stray.name)}: taken away: {stray.because}")
 
     async def _end_taps(self, taps: list[Link]) -> None:
         """Take away the taps whose process has ended, a user's where his right to it has."""

@@ -30,6 +30,7 @@ from pyqemu_ifd import wire
 from pyqemu_ifd.cache import PolicyCache
 from pyqemu_ifd.closer import PROD, Closer
 from pyqemu_ifd.connection import Connection
+from pyqemu_ifd.ends import Ends
 from pyqemu_ifd.keyed_lock import KeyedLock
 from pyqemu_ifd.pool import Interest, Pool
 from pyqemu_ifd.reconcile import Chore, Reconciler
@@ -39,7 +40,7 @@ from pyqemu_ifd.users import Users
 from pyqemu_ifup import kinds
 from pyqemu_ifup.access import ROOT
 from pyqemu_ifup.drivers.links import LinkEvents
-from pyqemu_ifup.drivers.nft_events import open_events
+from pyqemu_ifup.drivers.nft_events import NftEvents, open_events
 from pyqemu_ifup.manners import explain_bug, log
 from pyqemu_ifup.stamp import find_here
 from pyqemu_ifup.system.lock import open_lock
@@ -106,6 +107,7 @@ class Server:
         self.for_users = for_users
         # NOTE: imported now: later there may be no descriptor left to read a module by.
         kinds.tap_kinds()
+        kinds.makers()
         self.pool = Pool()
         self.events = None if for_users else LinkEvents()
         self.rules = None if for_users else open_events()
@@ -158,9 +160,8 @@ class Server:
         for descriptor in (self.listener, self.cache, wakeup):
             self._poll.register(descriptor, select.EPOLLIN)
         self._look_for_databases()
-        for events in (self.events, self.rules):
-            if events is not None:
-                self._poll.register(events, select.EPOLLIN)
+        for events in self._sources():
+            self._poll.register(events, select.EPOLLIN)
         self._look_at_everything()
         # NOTE: all that is imported stays; each pass over it would be in a hook's way.
         gc.collect()
@@ -183,13 +184,17 @@ class Server:
         os.close(write_end)
         self._close()
 
+    def _sources(self) -> list[LinkEvents | NftEvents | Ends]:
+        """Return what tells of what happens on this host."""
+        ends = self.reconciler.ends if self.reconciler is not None else None
+        return [each for each in (self.events, self.rules, ends) if each is not None]
+
     def _close(self) -> None:
         """Hang up on everybody."""
         for connection in list(self.connections.values()):
             self._drop(connection)
-        for events in (self.events, self.rules):
-            if events is not None:
-                events.close()
+        for events in self._sources():
+            events.close()
         self.pool.close()
         self.cache.close()
         self._poll.close()
@@ -247,6 +252,8 @@ class Server:
             elif self.events is not None and descriptor == self.events.fileno():
                 assert self.reconciler is not None
                 self.reconciler.take(self.events.read())
+            elif self.reconciler is not None and descriptor == self.reconciler.ends.fileno():
+                self.reconciler.take_ends()
             elif self.rules is not None and descriptor == self.rules.fileno():
                 assert self.reconciler is not None
                 self.reconciler.guard.take(self.rules.read())

@@ -34,6 +34,8 @@ SO_PEERPIDFD = 77
 Verb = Literal["up", "down", "tap", "agent"]
 FIELDS: dict[Verb, int] = {"up": 3, "down": 2, "tap": 5, "agent": 0}
 """How many fields follow each verb."""
+OPTIONAL: dict[Verb, int] = {"tap": 1}
+"""How many more may follow it."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def parse_request(data: bytes, descriptors: int) -> Request:
     if verb is None:
         raise _bad("its verb is unknown")
     fields = tuple(os.fsdecode(field) for field in rest[1:])
-    if len(fields) != FIELDS[verb]:
+    if not FIELDS[verb] <= len(fields) <= FIELDS[verb] + OPTIONAL.get(verb, 0):
         raise _bad(f"{verb} takes {FIELDS[verb]} fields, not {len(fields)}")
     wanted = 0 if verb == "agent" else 1
     if descriptors != wanted:

@@ -7,6 +7,7 @@ import syslog
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
 from pyqemu_ifconf.shell import ifctl, quote, readable
+from pyqemu_ifup import kinds
 from pyqemu_ifup.deadline import Unconfirmed
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.leave import leave_networks
@@ -58,7 +59,7 @@ async def detach_alone(
         await _run(host, SetDown(tap, link.index))
     await host.open_databases(_databases(link))
     await host.catch_up(link)
-    plan = plan_down(host.look(tap, None), find_here(), by_user=by_user)
+    plan = plan_down(kinds.look(host, tap, None), find_here(), by_user=by_user)
     allowed = True
     for op in plan:
         host.deadline.check()

@@ -17,7 +17,7 @@ from pyqemu_ifup.qemu.caller import find_hook_at_work
 from pyqemu_ifup.stamp import find_here, is_alive
 from pyqemu_ifup.system.holders import OTHERS, Holders, find_holders
 from pyqemu_ifup.system.lock import lock_by_name
-from pyqemu_ifup.system.process import real_uid
+from pyqemu_ifup.system.process import process_start, real_uid
 
 PATIENCE = 2.0
 """Seconds that a mute ovs-vswitchd is waited for, once a port is out of its database."""
@@ -43,9 +43,9 @@ async def find_ended(
     left = [
         link
         for link in links
-        if link.tap
+        if kinds.is_ports(link)
         and (stamp := link.stamp) is not None
-        and (stamp.uid is not None or (roots and not link.carrier))
+        and (stamp.uid is not None or (roots and not _tells_holder(link)))
         and not is_alive(stamp)
     ]
     if not left:
@@ -67,8 +67,8 @@ async def find_let_go(links: Iterable[Link], *, named: bool = False) -> list[End
     left = [
         link
         for link in links
-        if link.tap
-        and not link.carrier
+        if kinds.is_ports(link)
+        and not _tells_holder(link)
         and (named or not link.up)
         and (stamp := link.stamp) is not None
         and is_alive(stamp)
@@ -99,7 +99,17 @@ async def find_why_held(link: Link) -> str:
         return f"process {pids[0]} holds it"
     if holders.hidden or holders.unread:
         return "a process that cannot be looked into may hold it"
-    return "somebody holds it" if link.carrier else "a script has, or has just had, it in hand"
+    return (
+        "somebody holds it" if _tells_holder(link) else "a script has, or has just had, it in hand"
+    )
+
+
+def _tells_holder(link: Link) -> bool:
+    """Tell whether a tap has a carrier, which it has while somebody holds it.
+
+    That of another link is its parent's.
+    """
+    return link.tap and link.carrier
 
 
 def _why_ended(link: Link, holders: Holders) -> str | None:
@@ -111,7 +121,11 @@ def _why_ended(link: Link, holders: Holders) -> str | None:
         return None
     if stamp.uid is not None and stamp.uid in uids.values():
         return None
-    if not pids and link.carrier:
+    # NOTE: no carrier tells of who holds such a link. Whoever has it of its process began later.
+    unseen = () if link.tap else (*holders.hidden, *holders.unread)
+    if stamp.uid is None and any((process_start(pid) or 0) > stamp.start for pid in unseen):
+        return None
+    if not pids and _tells_holder(link):
         # NOTE: somebody holds it, or it is on its way, in a message.
         return None
     by = f"process {pids[0]} of user {uids[pids[0]]}, not of user {stamp.uid}" if pids else "nobody"

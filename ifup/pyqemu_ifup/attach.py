@@ -24,7 +24,7 @@ from pyqemu_ifup.claims import (
 from pyqemu_ifup.deadline import Unconfirmed
 from pyqemu_ifup.holder import Admit, Holder, anyone
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.kinds.base import TapKind
+from pyqemu_ifup.kinds.base import PortKind
 from pyqemu_ifup.look import Link, Seen, show_vlan
 from pyqemu_ifup.manners import log, tell_left
 from pyqemu_ifup.ops import Op, Plan, SetDown
@@ -61,7 +61,7 @@ async def attach_alone(host: Host, port: Port, holder: Holder, admit: Admit = an
     link = host.kernel.look_up(port.tap)
     async with _undoing(host, port, holder, admit):
         await _open_databases(host, port, link)
-    before = host.look(port.tap, port.place.name)
+    before = kinds.look(host, port.tap, port.place.name)
     link = refuse_strangers(port.tap, before, holder.pid)
     admit(link)
     refuse_shared(link, holder.uid if holder.uid is not None else os.getuid())
@@ -98,7 +98,7 @@ async def _join(host: Host, port: Port, holder: Holder, before: Seen) -> None:
     try:
         if port.made is not None:
             # NOTE: its bridge may have been made meanwhile.
-            before = host.look(port.tap, port.place.name)
+            before = kinds.look(host, port.tap, port.place.name)
         kinds.require(host.databases, port, before)
         kind = kinds.find(port, before)
         stamp = holder.mark(port, kind)
@@ -116,7 +116,7 @@ async def _join(host: Host, port: Port, holder: Holder, before: Seen) -> None:
     tell_of_sitting(host, port, before.tap)
 
 
-async def take(host: Host, port: Port, kind: TapKind, before: Seen, plan: Plan) -> None:
+async def take(host: Host, port: Port, kind: PortKind, before: Seen, plan: Plan) -> None:
     """Take the steps of a plan; before frames may pass, and at the end, prove that all is so.
 
     Raises Failure.
@@ -207,8 +207,9 @@ async def _undo(host: Host, port: Port, holder: Holder, admit: Admit) -> bool:
 def _may_be_port(host: Host, link: Link, stamp: Stamp) -> bool:
     """Tell whether the tap may be where its mark says, though the kernel does not tell."""
     master = host.kernel.look_at(link.master) if link.master is not None else None
-    kind = kinds.load(stamp.kind)
-    return link.master is None or (master is not None and master.kind == kind.master_kind)
+    return link.master is None or (
+        master is not None and master.kind in kinds.master_kinds(stamp.kind)
+    )
 
 
 async def _undo_join(host: Host, port: Port, holder: Holder, before: Seen) -> bool:
@@ -229,7 +230,7 @@ async def _undo_join(host: Host, port: Port, holder: Holder, before: Seen) -> bo
 def _look_back(host: Host, port: Port) -> Seen | None:
     """Look at what there is to take back; None where that cannot be told, as syslog is."""
     try:
-        return host.look(port.tap, port.place.name)
+        return kinds.look(host, port.tap, port.place.name)
     except Failure as failure:
         log(syslog.LOG_ERR, f"{quote(port.tap)}: cannot look at what is left: {failure}")
         return None

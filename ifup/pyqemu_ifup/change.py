@@ -16,7 +16,7 @@ from pyqemu_ifup.attach import ask_again, own_it, take, take_back
 from pyqemu_ifup.claims import is_open_to_all, refuse_foreign_ports, refuse_shared, refuse_strangers
 from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.kinds.base import Difference, TapKind
+from pyqemu_ifup.kinds.base import Difference, PortKind
 from pyqemu_ifup.look import Link, Seen
 from pyqemu_ifup.manners import log
 from pyqemu_ifup.ops import Plan, SetDown
@@ -35,7 +35,7 @@ class Change:
 
     holder: Holder
     port: Port
-    kind: TapKind
+    kind: PortKind
     before: Seen
     differences: tuple[Difference, ...]
     plan: Plan
@@ -65,7 +65,7 @@ def find_change(
     Failure: 69 where the bridge is not there, 71 where the switch cannot do what is wanted, 77
     where somebody else has a claim to the tap or its name, and that of a database.
     """
-    before = host.look(port.tap, port.place.name)
+    before = kinds.look(host, port.tap, port.place.name)
     if before.bridge is None and assumed is not None:
         before = replace(before, bridge=assumed)
     tap = refuse_strangers(port.tap, before, holder.pid)
@@ -93,7 +93,7 @@ def find_change(
     return Change(holder, port, kind, before, found, plan)
 
 
-def _find_stamp(port: Port, kind: TapKind, holder: Holder, before: Seen) -> Stamp:
+def _find_stamp(port: Port, kind: PortKind, holder: Holder, before: Seen) -> Stamp:
     """Return the mark that the tap shall have: what it says of its process stays.
 
     The place of the rule alone, which may stand on another line by now, is no change.
@@ -145,7 +145,7 @@ async def _restore(host: Host, change: Change) -> None:
             # NOTE: first of all, for a mute server may take all the time there is.
             await take_back(host, SetDown(tap, link.index), _again(tap))
         await ask_again(host, tap, _again(tap))
-        now = host.look(tap, change.port.place.name)
+        now = kinds.look(host, tap, change.port.place.name)
         plan = plan_back(change.port, change.before, now, find_here())
     except Failure as failure:
         log(syslog.LOG_ERR, f"{quote(tap)}: cannot look at what is left: {failure}")
@@ -169,7 +169,7 @@ def _is_safe(host: Host, change: Change) -> bool:
     """Tell whether the tap has no more than it had, so that its link may come up again."""
     before = change.before
     try:
-        now = host.look(change.port.tap, change.port.place.name)
+        now = kinds.look(host, change.port.tap, change.port.place.name)
     except Failure:
         return False
     return (

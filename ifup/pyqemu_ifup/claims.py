@@ -20,7 +20,7 @@ def refuse_strangers(tap: str, seen: Seen, parent: int) -> Link:
     link = seen.tap
     if link is None:
         raise no_such_tap()
-    if not link.tap:
+    if not kinds.is_ports(link):
         what = f"a {link.kind} interface" if link.kind else "a network card"
         raise Failure(Status.DENIED, f"not a tap but {what}", "", "give the name of a tap")
     stamp = link.stamp

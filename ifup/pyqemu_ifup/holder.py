@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pyqemu_ifconf.policy import Caller, Port
-from pyqemu_ifup.kinds.base import TapKind
+from pyqemu_ifup.kinds.base import PortKind
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.stamp import Stamp
 from pyqemu_ifup.system.process import process_start, real_uid
@@ -47,7 +47,7 @@ class Holder:
         """When the process started, in clock ticks since boot, 0 where that is not known."""
         return process_start(self.pid) or 0
 
-    def mark(self, port: Port, kind: TapKind) -> Stamp:
+    def mark(self, port: Port, kind: PortKind) -> Stamp:
         """Return the mark of a tap that is attached to a bridge of this kind as `port` says.
 
         One that is there goes on saying what it says of its process.

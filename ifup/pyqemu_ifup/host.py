@@ -242,6 +242,8 @@ class Host:
         if link is not None and link.master is not None:
             master = self.kernel.look_at(link.master)
         found = self.kernel.look_up(bridge) if bridge is not None else None
+        above = found.master if found is not None else None
+        over = self.kernel.look_at(above) if above is not None else None
         missing = bridge if found is None else None
         return Seen(
             tap=link,
@@ -256,6 +258,7 @@ class Host:
                 if bridge is not None and database.has_bridge(bridge)
             ),
             sysctl=is_writable("ipv6/conf/default/disable_ipv6"),
+            above=over.name if over is not None else "",
         )
 
     async def run(self, op: Runnable) -> None:

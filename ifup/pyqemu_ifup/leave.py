@@ -8,6 +8,7 @@ from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifconf.policy import Rule
 from pyqemu_ifconf.shell import quote
+from pyqemu_ifup import kinds
 from pyqemu_ifup.claims import no_such_tap, refuse_anothers
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.manners import log
@@ -34,7 +35,7 @@ async def leave(host: Host, tap: str, rule: Rule, parent: int) -> None:
         # NOTE: the frames of a port of ours that a dead tap has left would reach this one.
         await host.open_databases([DEFAULT_OVSDB, *host.ovsdbs, *marked])
         await host.catch_up(link)
-        for op in plan_leaving(host.look(tap, None), find_here()):
+        for op in plan_leaving(kinds.look(host, tap, None), find_here()):
             host.deadline.check()
             await host.run(op)
     if stamp is not None:

@@ -33,8 +33,10 @@ class Link:
     second) and `calls_iptables`, whether it by itself has frames go through iptables, are a
     bridge's. `ipv6_disabled` and `addrgenmode` (IN6_ADDR_GEN_MODE_* of linux/if_link.h) are a
     tap's or a bridge's, None where it or the kernel has no IPv6. `under` is the ifindex of the link
-    that it is made on, as a VLAN device, whose VLAN is `vid`. `altnames` are the other names that
-    the kernel knows it by.
+    that it is made on, as a VLAN device, whose VLAN is `vid`; one that `reorders` takes the tag
+    off what comes in. `altnames` are the other names that the kernel knows it by. `flags` are IFF_*
+    of linux/if.h, `group_number` that of ip-link(8)'s `group`. `data` is IFLA_INFO_DATA of a kind
+    that has none of the above.
     """
 
     index: int
@@ -64,6 +66,10 @@ class Link:
     under: int | None = None
     vid: int | None = None
     altnames: tuple[str, ...] = ()
+    reorders: bool | None = None
+    flags: int = 0
+    group_number: int = 0
+    data: bytes = b""
 
     @property
     def stamp(self) -> Stamp | None:
@@ -74,10 +80,11 @@ class Link:
     def given_away(self) -> bool:
         """Whether a tap of our making, which is root's, has been given another owner.
 
-        Whoever holds a tap can do that (TUNSETOWNER), and none at all lets anybody open it.
+        Whoever holds a tap can do that (TUNSETOWNER), and none at all lets anybody open it. No
+        other link of our making has an owner.
         """
         stamp = self.stamp
-        return stamp is not None and stamp.made and self.owner != 0
+        return stamp is not None and stamp.made and self.tap and self.owner != 0
 
 
 @dataclass(frozen=True)
@@ -210,8 +217,10 @@ class Seen:
     `tap` is None where there is no such link. `bridge` is the link that has the wanted bridge's
     name, `vids` the tap's own on a Linux bridge, `ports` every row of the tap's name in the
     databases looked at, and `ovs_bridges` those databases which have a bridge of the wanted name.
-    `other_name_of` is the link that has the wanted bridge's name as an alternative one, empty where
-    there is none. `sysctl`: what is below /proc/sys/net can be written here.
+    `own` is what a kind that makes its links sees of the port beside, `above` the master of the
+    link that `bridge` is. `other_name_of` is the link that has the wanted bridge's name as an
+    alternative one, empty where there is none. `sysctl`: what is below /proc/sys/net can be
+    written here.
     """
 
     tap: Link | None
@@ -222,6 +231,8 @@ class Seen:
     ovs_bridges: tuple[str, ...] = ()
     sysctl: bool = True
     other_name_of: str = ""
+    own: object = None
+    above: str = ""
 
     def our_rows(self, here: Here) -> list[OvsPort]:
         """Return those of `ports` that are ours to judge, from this network namespace."""
@@ -263,6 +274,8 @@ def show_vlan(vlan: Vlan | None) -> str:
     """Return a VLAN as a person reads it: `none`, `100`, `trunk 20,30-39`, `native 10 trunk 20`."""
     if vlan is None:
         return "none"
+    if vlan.takes_all:
+        return "any"
     trunk = ",".join(spans(vlan.trunk))
     if vlan.native is None:
         return f"trunk {trunk}"

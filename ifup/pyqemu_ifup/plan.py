@@ -11,13 +11,13 @@ from pyqemu_ifconf.policy import Port
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifup import kinds, settings
 from pyqemu_ifup.claims import is_our_master, is_ours_to_leave
-from pyqemu_ifup.kinds.base import Difference, TapKind, all_steps, differing
+from pyqemu_ifup.kinds.base import Difference, PortKind, all_steps, differing
 from pyqemu_ifup.look import Seen
 from pyqemu_ifup.ops import DelTap, Op, Plan, SetAlias, SetDown, SetUp
 from pyqemu_ifup.stamp import Here, Stamp, format_alias
 
 
-def plan_up(port: Port, kind: TapKind, seen: Seen, stamp: Stamp, here: Here) -> Plan:
+def plan_up(port: Port, kind: PortKind, seen: Seen, stamp: Stamp, here: Here) -> Plan:
     """Return the steps that attach the tap of `seen` as `port` wants it.
 
     Isolation comes before connectivity: it joins while it is down, and comes up last. Raises
@@ -27,15 +27,18 @@ def plan_up(port: Port, kind: TapKind, seen: Seen, stamp: Stamp, here: Here) -> 
     assert tap is not None  # refuse_strangers came before
     kind.claim(port, seen)
     mark = SetAlias(tap.name, tap.index, format_alias(stamp))
-    leave = plan_leave(seen, here)
+    # NOTE: what has just been made is nowhere else yet.
+    leave = plan_leave(seen, here) if kinds.maker_of(tap) is None else ()
     # NOTE: wherever this ends, the tap carries a mark that tells where it is now: an older one of
     # ours stays until it has left that place.
     begin = (mark, *leave) if tap.stamp is None else (*leave, mark)
-    join = (*settings.join(port, seen), *kind.join(port, seen, stamp, here))
+    if kinds.maker_of(tap) is not None and tap.stamp == stamp:
+        begin = ()
+    join = (*settings.join(port, kind, seen), *kind.join(port, seen, stamp, here))
     return (*begin, *join, SetUp(tap.name, tap.index))
 
 
-def plan_change(port: Port, kind: TapKind, seen: Seen, stamp: Stamp, here: Here) -> Plan:
+def plan_change(port: Port, kind: PortKind, seen: Seen, stamp: Stamp, here: Here) -> Plan:
     """Return the steps that make a running guest's tap what `port` wants; none where it is so.
 
     A tap that is elsewhere is attached anew, as by plan_up. On its own bridge it changes where it
@@ -49,7 +52,7 @@ def plan_change(port: Port, kind: TapKind, seen: Seen, stamp: Stamp, here: Here)
     kind.claim(port, seen)
     marks = (SetAlias(tap.name, tap.index, format_alias(stamp)),) if tap.stamp != stamp else ()
     steps, moves = kind.change(port, seen, stamp, here)
-    plan: Plan = (*marks, *settings.join(port, seen, anew=False), *steps)
+    plan: Plan = (*marks, *settings.join(port, kind, seen, anew=False), *steps)
     if moves and tap.up:
         plan = (SetDown(tap.name, tap.index), *plan)
     if moves or not tap.up:
@@ -94,10 +97,19 @@ def plan_leaving(seen: Seen, here: Here) -> Plan:
     tap, master = seen.tap, seen.master
     if tap is None or tap.stamp is None:
         return plan_rows(seen, here)
+    if kinds.maker_of(tap) is not None:
+        return plan_unmade(seen)
     has_rows = any(kind.has_rows(seen, here) for kind in kinds.tap_kinds())
     if not has_rows and (master is None or not is_our_master(seen, master)):
         return (SetAlias(tap.name, tap.index, ""),)
     return (*plan_leave(seen, here), *plan_given_back(seen))
+
+
+def plan_unmade(seen: Seen) -> Plan:
+    """Return the steps that take away a link that its kind has made, and what was made for it."""
+    tap, kind = seen.tap, kinds.maker_of(seen.tap)
+    assert tap is not None and kind is not None
+    return (*([SetDown(tap.name, tap.index)] if tap.up else ()), *kind.unmake(seen))
 
 
 def plan_rows(seen: Seen, here: Here) -> Plan:
@@ -116,6 +128,8 @@ def plan_down(seen: Seen, here: Here, *, by_user: bool = False) -> Plan:
     tap = seen.tap
     if tap is None or tap.stamp is None:
         return plan_rows(seen, here)
+    if kinds.maker_of(tap) is not None:
+        return plan_unmade(seen)
     steps = plan_leave(seen, here)
     if tap.stamp.made and tap.stamp.uid is not None:
         return (*steps, DelTap(tap.name, tap.index))
@@ -134,6 +148,8 @@ def plan_undo(before: Seen, now: Seen, here: Here, *, again: bool = False) -> Pl
     assert old is not None
     if tap is None or tap.index != old.index:
         return all_steps(*(kind.leftovers(before, now, here) for kind in kinds.tap_kinds()))
+    if kinds.maker_of(tap) is not None:
+        return plan_unmade(now)
     was = before if again else settings.as_it_was(before)
     plan: Plan = (*plan_leave(now, here), *settings.restore(was, now))
     alias = old.alias if old.stamp is not None and old.stamp.made else ""
@@ -164,6 +180,8 @@ def plan_back(port: Port, before: Seen, now: Seen, here: Here) -> Plan:
         plan.append(SetAlias(name, index, old.alias))
     plan += settings.restore(before, now)
     plan += all_steps(*(kind.restore(port, before, now, here, moved=moved) for kind in each))
+    if (maker := kinds.maker_of(old)) is not None:
+        plan += maker.restore(before, now)
     if not old.alias and tap.alias:
         plan.append(SetAlias(name, index, ""))
     is_up = tap.up and SetDown(name, index) not in plan
@@ -174,7 +192,7 @@ def plan_back(port: Port, before: Seen, now: Seen, here: Here) -> Plan:
     return tuple(plan)
 
 
-def differences(port: Port, kind: TapKind, seen: Seen, *, up: bool) -> tuple[Difference, ...]:
+def differences(port: Port, kind: PortKind, seen: Seen, *, up: bool) -> tuple[Difference, ...]:
     """Return what of the tap is not as `port` wants it; `up`: its link's state counts too.
 
     What differs because the policy cannot be had on this bridge is a difference as well.
@@ -182,11 +200,11 @@ def differences(port: Port, kind: TapKind, seen: Seen, *, up: bool) -> tuple[Dif
     tap = seen.tap
     if tap is None:
         return (Difference("tap", "there", "gone"),)
-    found = (*kind.differences(port, seen, up=up), *settings.differences(port, seen))
+    found = (*kind.differences(port, seen, up=up), *settings.differences(port, kind, seen))
     return (*found, *differing("link", "up", "up" if tap.up else "down")) if up else found
 
 
-def check_bridge_mtu(port: Port, kind: TapKind, before: Seen, now: Seen) -> None:
+def check_bridge_mtu(port: Port, kind: PortKind, before: Seen, now: Seen) -> None:
     """Raise Failure (71) where the tap has lowered the bridge's own MTU."""
     if before.bridge is None or now.bridge is None or now.bridge.mtu >= before.bridge.mtu:
         return

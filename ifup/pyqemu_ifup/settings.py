@@ -8,7 +8,7 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.policy import Port
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifup.drivers.links import NO_ADDRESS
-from pyqemu_ifup.kinds.base import Difference, differing
+from pyqemu_ifup.kinds.base import Difference, PortKind, differing
 from pyqemu_ifup.look import Link, Seen
 from pyqemu_ifup.ops import Op, Plan, SetIpv6, SetMac, SetMtu, SetTxQueueLen
 from pyqemu_ifup.stamp import Was
@@ -17,15 +17,6 @@ IPV6_MTU_MIN = 1280
 """Bytes; IPV6_MIN_MTU of linux/ipv6.h (RFC 8200, 5)."""
 IPV6 = "disable_ipv6"
 """What a Difference calls it that the host's end may get an IPv6 address."""
-
-
-def host_mac(mac: str) -> str:
-    """Return the MAC of the host's end: `fe:` and the other five bytes of the tap's own.
-
-    A Linux bridge takes the lowest MAC among its ports (net/bridge/br_stp_if.c), so that a high
-    one leaves it what it was.
-    """
-    return "fe" + mac[2:]
 
 
 def target_mtu(port: Port, seen: Seen) -> int:
@@ -79,8 +70,8 @@ def _set_ipv6(tap: Link, disabled: bool | None, mode: int | None) -> tuple[SetIp
     return (SetIpv6(tap.name, tap.index, disabled, mode),)
 
 
-def join(port: Port, seen: Seen, *, anew: bool = True) -> Plan:
-    """Return the steps that give a tap, which is down, its settings, before it joins a bridge.
+def join(port: Port, kind: PortKind, seen: Seen, *, anew: bool = True) -> Plan:
+    """Return the steps that give a link, which is down, its settings, before it joins its place.
 
     One that is not attached `anew`, but in place, is given those alone that it has not. Raises
     Failure (71) where the bridge's MTU cannot be told.
@@ -89,8 +80,9 @@ def join(port: Port, seen: Seen, *, anew: bool = True) -> Plan:
     assert tap is not None
     mtu = target_mtu(port, seen)
     plan: list[Op] = []
-    if host_mac(tap.mac) != tap.mac:
-        plan.append(SetMac(tap.name, tap.index, host_mac(tap.mac)))
+    mac = kind.mac(port, tap)
+    if mac != tap.mac:
+        plan.append(SetMac(tap.name, tap.index, mac))
     if anew or tap.mtu != mtu:
         plan.append(SetMtu(tap.name, tap.index, mtu))
     if port.settings.txqueuelen is not None and (
@@ -102,7 +94,7 @@ def join(port: Port, seen: Seen, *, anew: bool = True) -> Plan:
     return tuple(plan)
 
 
-def differences(port: Port, seen: Seen) -> tuple[Difference, ...]:
+def differences(port: Port, kind: PortKind, seen: Seen) -> tuple[Difference, ...]:
     """Return what of the tap's own settings is not as wanted."""
     tap = seen.tap
     assert tap is not None
@@ -111,7 +103,7 @@ def differences(port: Port, seen: Seen) -> tuple[Difference, ...]:
         found += differing("mtu", target_mtu(port, seen), tap.mtu)
     if port.settings.txqueuelen is not None:
         found += differing("txqueuelen", port.settings.txqueuelen, tap.txqueuelen)
-    found += differing("mac", host_mac(tap.mac), tap.mac)
+    found += differing("mac", kind.mac(port, tap), tap.mac)
     if gets_address(tap):
         found += differing(IPV6, True, tap.ipv6_disabled)
     return tuple(found)

@@ -54,12 +54,20 @@ def find_socket() -> str:
 
 
 def ask_for_tap(
-    path: str, network: str, name: str, queues: int, *, vnet_hdr: bool, for_parent: bool
+    path: str,
+    network: str,
+    name: str,
+    queues: int,
+    *,
+    vnet_hdr: bool,
+    for_parent: bool,
+    mac: str = "",
 ) -> tuple[str, list[int]]:
     """Have the agent at `path` make a tap on `network`; return its name and its descriptors.
 
-    `name` may be empty. `for_parent`: the tap is for the process that started this one, and its
-    end ends the request. Raises NoTap, NoAgent if none listens there.
+    `name` may be empty, and `mac`, that of the guest's device. `for_parent`: the tap is for the
+    process that started this one, and its end ends the request. Raises NoTap, NoAgent if none
+    listens there.
     """
     parent = os.getppid() if for_parent else None
     start = time.monotonic()
@@ -73,6 +81,7 @@ def ask_for_tap(
                 str(queues),
                 "vnet_hdr" if vnet_hdr else "",
                 "parent" if for_parent else "",
+                *([mac] if mac else []),
             ],
         )
         return _wait(connection, queues, parent, start)

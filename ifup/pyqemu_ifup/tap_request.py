@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import syslog
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import count
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.policy import Caller, Network, Nic, Policy, Port, Vm, nic_port, port_on
-from pyqemu_ifconf.shell import readable
+from pyqemu_ifconf.policy import (
+    Caller,
+    Network,
+    Nic,
+    Policy,
+    Port,
+    Vm,
+    nic_port,
+    port_on,
+    refuses_taps,
+)
+from pyqemu_ifconf.shell import ifctl, quote, readable
+from pyqemu_ifconf.vms import is_mac
+from pyqemu_ifup import kinds
 from pyqemu_ifup.access import ROOT, User, heeded_bridge_conf, may_still, may_use
-from pyqemu_ifup.attach import attach, success_line
+from pyqemu_ifup.attach import attach, success_line, take_back
 from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.entitled import (
     check_owner,
@@ -24,6 +38,8 @@ from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import log
+from pyqemu_ifup.nic_macs import find_macs
+from pyqemu_ifup.plan import plan_unmade
 from pyqemu_ifup.qemu.caller import find_caller
 from pyqemu_ifup.qemu.hubs import refuse_joined
 from pyqemu_ifup.taps import QUEUES_MAX, close_all, open_taps
@@ -36,7 +52,8 @@ _under_way: dict[str, tuple[str, int]] = {}
 class Wish:
     """What a `tap` request asks for; `name` is empty where any will do.
 
-    `for_parent`: the tap is for the process that started the client.
+    `for_parent`: the tap is for the process that started the client. `mac` is that of the guest's
+    device, empty where it is not told.
     """
 
     network: str
@@ -44,13 +61,14 @@ class Wish:
     queues: int
     vnet_hdr: bool
     for_parent: bool
+    mac: str = ""
 
 
 def parse_wish(fields: Sequence[str]) -> Wish:
     """Return the wish of a request's fields after `tap`. Raises Failure (64)."""
-    if len(fields) != 5:
-        raise _bad(f"tap takes 5 fields, not {len(fields)}")
-    network, name, queues, vnet_hdr, parent = fields
+    if len(fields) not in (5, 6):
+        raise _bad(f"tap takes 5 or 6 fields, not {len(fields)}")
+    network, name, queues, vnet_hdr, parent, mac = (*fields, "")[:6]
     if not network:
         raise _bad("it names no network")
     if not (queues.isascii() and queues.isdigit() and len(queues) <= 3):
@@ -61,7 +79,9 @@ def parse_wish(fields: Sequence[str]) -> Wish:
         raise _bad(f"{ascii(vnet_hdr)} stands for vnet_hdr")
     if parent not in ("", "parent"):
         raise _bad(f"{ascii(parent)} stands for parent")
-    return Wish(network, name, int(queues), bool(vnet_hdr), bool(parent))
+    if mac and not is_mac(mac):
+        raise _bad(f"{ascii(mac)} is not the MAC of a device")
+    return Wish(network, name, int(queues), bool(vnet_hdr), bool(parent), mac.lower())
 
 
 def _bad(why: str) -> Failure:
@@ -73,6 +93,8 @@ class NewTap:
     """A tap that has just been made: whose it is, and which process is to hold it.
 
     `nic` is that of a guest of the policy's for which it was asked by name, None for any other.
+    `mac` is that of the guest's device, None where it is not known. Where the network's kind makes
+    the links of its ports, there is none yet, and `descriptors` are to come: as `wish` asks.
     """
 
     name: str
@@ -81,7 +103,9 @@ class NewTap:
     uid: int
     login: str
     holder: int
+    wish: Wish
     nic: tuple[Vm, Nic] | None = None
+    mac: str | None = None
 
 
 def make_tap(kernel: Netlink, policy: Policy, user: User, holder: int, wish: Wish) -> NewTap:
@@ -99,14 +123,42 @@ def make_tap(kernel: Netlink, policy: Policy, user: User, holder: int, wish: Wis
     # NOTE: nothing waits between the count and _under_way, so that no two requests count the same.
     if uid != ROOT:
         check_quota(network, uid, login, _taps(kernel.links(), network, uid))
-    name, descriptors = open_taps(kernel, pattern, wish.queues, wish.vnet_hdr)
+    mac: str | None = None
+    descriptors: list[int] = []
+    if refuses_taps(network):
+        name, mac = _pick_free(kernel, pattern), _mac_of(policy, network, found, wish)
+    else:
+        name, descriptors = open_taps(kernel, pattern, wish.queues, wish.vnet_hdr)
     try:
         refuse_bridge_name(policy, name)
     except Failure:
         close_all(descriptors)
         raise
     _under_way[name] = (network.name, uid)
-    return NewTap(name, descriptors, network.name, uid, login, holder, found)
+    return NewTap(name, descriptors, network.name, uid, login, holder, wish, found, mac)
+
+
+def _pick_free(kernel: Netlink, pattern: str) -> str:
+    """Return the name that a pattern makes with the first number that is free."""
+    taken = {link.name for link in kernel.links()} | _under_way.keys()
+    if "%d" not in pattern:
+        return pattern
+    return next(name for n in count() if (name := pattern.replace("%d", str(n))) not in taken)
+
+
+def _mac_of(policy: Policy, network: Network, found: tuple[Vm, Nic] | None, wish: Wish) -> str:
+    """Return the MAC of the guest's device. Raises Failure (71) where it is not known."""
+    if found is not None:
+        return find_macs(policy, found[0])[found[0].name, found[1].id]
+    if wish.mac:
+        return wish.mac
+    run = ifctl("run", options=[f"--nic={network.name},mac=52:54:00:12:34:56"])
+    raise Failure(
+        Status.REFUSED,
+        "the MAC of the guest's device is not known",
+        f"network {quote(network.name)} ({network.position}) passes no other",
+        f"give it, to -device as well: {run}",
+    )
 
 
 async def attach_tap(host: Host, policy: Policy, tap: NewTap) -> None:
@@ -123,17 +175,43 @@ async def attach_tap(host: Host, policy: Policy, tap: NewTap) -> None:
             guest, nic = tap.nic
             port, vm = nic_port(policy, nic), vm or guest.name
         else:
-            port = port_on(policy, tap.network, tap.name)
-        caller = Caller(tap.name, vm=vm, user=tap.login)
+            port = port_on(policy, tap.network, tap.name, made=True)
+        caller = Caller(tap.name, vm=vm, mac=tap.mac, user=tap.login)
         uid = tap.uid if tap.uid != ROOT else None
         holder = Holder(caller, tap.holder, uid, by_name=tap.nic is None, made=True)
-        await attach(host, port, holder)
+        async with _made(host, port, holder, tap):
+            await attach(host, port, holder)
     except BaseException:
         close_all(tap.descriptors)
         raise
     finally:
         del _under_way[tap.name]
     log(syslog.LOG_INFO, f"{success_line(port, caller)}, user {readable(tap.login)}")
+
+
+@asynccontextmanager
+async def _made(host: Host, port: Port, holder: Holder, tap: NewTap) -> AsyncIterator[None]:
+    """Make the link of a port whose kind does that; where the block fails, nothing is left of it.
+
+    Raises Failure as `LinkKind.make`.
+    """
+    kind = kinds.maker_at(port)
+    if kind is None:
+        yield
+        return
+    stamp = holder.mark(port, kind)
+    wish = tap.wish
+    tap.descriptors.extend(await kind.make(host, port, stamp, wish.queues, vnet_hdr=wish.vnet_hdr))
+    try:
+        yield
+    except BaseException:
+        with host.until(host.deadline.undo()):
+            seen = kinds.look(host, tap.name, port.place.name)
+            has = seen.tap.stamp if seen.tap is not None else None
+            if has is not None and (has.pid, has.start) == (stamp.pid, stamp.start):
+                for op in plan_unmade(seen):
+                    await take_back(host, op)
+        raise
 
 
 def may_attach(

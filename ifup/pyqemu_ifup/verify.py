@@ -7,9 +7,10 @@ import syslog
 from pyqemu_ifconf.failure import Failure, OfCaller, Status
 from pyqemu_ifconf.policy import Port
 from pyqemu_ifconf.shell import quote, sh
+from pyqemu_ifup import kinds
 from pyqemu_ifup.claims import is_taken_over
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.kinds.base import TapKind
+from pyqemu_ifup.kinds.base import PortKind
 from pyqemu_ifup.look import Link, Seen
 from pyqemu_ifup.manners import log
 from pyqemu_ifup.plan import check_bridge_mtu, differences
@@ -17,7 +18,7 @@ from pyqemu_ifup.settings import ADDRESS_MAY_COME, IPV6, OF_CONTAINER, UNWRITABL
 
 
 async def verify(
-    host: Host, port: Port, kind: TapKind, before: Seen, *, up: bool, told: bool = False
+    host: Host, port: Port, kind: PortKind, before: Seen, *, up: bool, told: bool = False
 ) -> None:
     """Look again. Raises Failure where what is differs from what was wanted: 71, or as `claim`.
 
@@ -26,7 +27,7 @@ async def verify(
     """
     while True:
         await kind.settle(host, port, up=up, told=told)
-        now = host.look(port.tap, port.place.name)
+        now = kinds.look(host, port.tap, port.place.name)
         if now.tap is None or before.tap is None or now.tap.index != before.tap.index:
             raise OfCaller(
                 Status.REFUSED,
@@ -100,7 +101,7 @@ def _tell_of_ipv6(port: Port, now: Seen) -> None:
 
 def _tell_of_mac(port: Port, before: Seen, now: Seen) -> None:
     """Say how to pin the MAC of a bridge that has none of its own and has taken the tap's."""
-    if before.bridge is None or now.bridge is None or now.tap is None:
+    if before.bridge is None or now.bridge is None or now.tap is None or not now.tap.tap:
         return
     if now.bridge.mac == now.tap.mac != before.bridge.mac:
         from pyqemu_ifup.system.own_mac import mac_for, this_host  # rare

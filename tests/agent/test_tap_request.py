@@ -148,7 +148,7 @@ def test_a_name_that_cannot_be(name: str, status: Status) -> None:
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        (("lan", "", "1", ""), "tap takes 5 fields, not 4"),
+        (("lan", "", "1", ""), "tap takes 5 or 6 fields, not 4"),
         (("", "", "1", "", ""), "it names no network"),
         (("lan", "", "", "", ""), "queues is '', not a number"),
         (("lan", "", "1e1", "", ""), "queues is '1e1', not a number"),

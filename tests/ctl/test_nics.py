@@ -18,17 +18,15 @@ from pyqemu_ifconf.policy import Attach, Caller, Policy, Vlan, choose, decide
 from pyqemu_ifctl.place import Hooks, find_hooks
 from pyqemu_ifctl.qemu.arguments import (
     by_hooks,
-    find_macs,
     find_vm,
     legacy,
     legacy_on_netdevs,
-    macs_of,
-    made_mac,
     modern,
     on_hubs,
     tap_by_descriptors,
 )
 from pyqemu_ifctl.qemu.binary import check_arguments, find_qemu, models_of
+from pyqemu_ifup.nic_macs import find_macs, macs_of, made_mac
 from pyqemu_ifup.system import own_mac
 
 HOOKS = Hooks("/opt/a,b/pyqemu-ifup", "/opt/a,b/pyqemu-ifdown")

@@ -36,7 +36,7 @@ from pyqemu_ifup.drivers.nft_rules import (
     read_rule,
 )
 from pyqemu_ifup.drivers.nft_words import commands, rule_words
-from pyqemu_ifup.guards.nft import macvtap_chains
+from pyqemu_ifup.guards.nft import link_chains
 
 VARIANTS = {
     "both": (OWN, True),
@@ -78,7 +78,7 @@ def wired(inside: Namespace) -> Namespace:
 
 def both(index: int, name: str = "mv0") -> tuple[Chain, ...]:
     """Return the chains of a macvtap that filters all that it can."""
-    return macvtap_chains(name, index, mac=OWN, tags=True)
+    return link_chains(name, index, mac=OWN, tags=True)
 
 
 def ruleset(namespace: Namespace) -> str:
@@ -100,7 +100,7 @@ def passing() -> dict[str, set[str]]:
             add_wire(namespace)
             index = add_macvtap(namespace)
             with namespace.enter(), Macvtap(namespace, "mv0") as macvtap:
-                chains = macvtap_chains("mv0", index, mac=mac, tags=tags)
+                chains = link_chains("mv0", index, mac=mac, tags=tags)
                 nft.load("mv0", index, chains)
                 nft.prove("mv0", index, chains)
                 found[variant] = arriving(macvtap, namespace.raw("v1"))
@@ -175,7 +175,7 @@ def test_what_is_loaded_is_read_back_and_shown(wired: Namespace) -> None:
 def test_what_is_printed_loads_the_same(variant: str, wired: Namespace) -> None:
     mac, tags = VARIANTS[variant]
     index = add_macvtap(wired)
-    wanted = macvtap_chains("mv0", index, mac=mac, tags=tags)
+    wanted = link_chains("mv0", index, mac=mac, tags=tags)
     nft.load("mv0", index, wanted)
     shown = ruleset(wired)
     nft.remove("mv0", index)
@@ -306,7 +306,7 @@ def test_chains_of_an_older_link_go_with_the_load(wired: Namespace) -> None:
     wired.ip("link", "del", "mv0")
     new = add_macvtap(wired)
     assert new != old
-    nft.load("mv0", new, macvtap_chains("mv0", new, mac=FOREIGN, tags=False))
+    nft.load("mv0", new, link_chains("mv0", new, mac=FOREIGN, tags=False))
     kept = {chain.name for chain in nft.read_all()}
     # Older ones let the base chains go with their link; what they jump to is found by its number.
     assert {name for name in kept if is_of_link(name, new)} == {
@@ -321,8 +321,8 @@ def test_chains_of_an_older_link_go_with_the_load(wired: Namespace) -> None:
 
 def test_chains_of_the_link_s_number_go_with_the_load_and_no_others(wired: Namespace) -> None:
     index = add_macvtap(wired)
-    left_over = macvtap_chains("v1", index, mac=FOREIGN, tags=True)
-    another_s = macvtap_chains("v0", index * 10, mac=FOREIGN, tags=True)
+    left_over = link_chains("v1", index, mac=FOREIGN, tags=True)
+    another_s = link_chains("v0", index * 10, mac=FOREIGN, tags=True)
     wired.run(["sh", "-e"], input="\n".join((*commands(left_over), *commands(another_s))))
     nft.load("mv0", index, both(index))
     nft.prove("mv0", index, both(index))

@@ -12,15 +12,9 @@ from lab.versions import VERSIONS, qemu_of
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Policy
 from pyqemu_ifctl.place import Hooks
-from pyqemu_ifctl.qemu.arguments import (
-    by_hooks,
-    legacy,
-    legacy_on_netdevs,
-    macs_of,
-    modern,
-    on_hubs,
-)
+from pyqemu_ifctl.qemu.arguments import by_hooks, legacy, legacy_on_netdevs, modern, on_hubs
 from pyqemu_ifctl.qemu.binary import check_arguments, find_qemu
+from pyqemu_ifup.nic_macs import macs_of
 
 PAGE = ROOT / "docs" / "guests.md"
 HOOKS = Hooks("/usr/local/bin/pyqemu-ifup", "/usr/local/bin/pyqemu-ifdown")

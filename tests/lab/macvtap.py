@@ -28,6 +28,7 @@ from lab.taps import (
 )
 
 ARPHRD_ETHER = 1
+TUNGETIFF = 0x800454D2
 OWN, FOREIGN, PEER = mac(6), mac(0x99), mac(0x77)
 """The MAC that the guest is given, one that it takes, and that of somebody on the wire."""
 GROUP = bytes.fromhex("333300000001")
@@ -58,6 +59,20 @@ class Macvtap(Tap):
         self.header = bytes(VNET_HDR_LEN)
         request = struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
         fcntl.ioctl(self.fd, TUNSETIFF, request)
+
+    @classmethod
+    def held(cls, name: str, descriptor: int) -> Macvtap:
+        """Return the macvtap of a queue that is open already, with the header that it has."""
+        macvtap = cls.__new__(cls)
+        macvtap.fd, macvtap.name = descriptor, name
+        macvtap.header = bytes(VNET_HDR_LEN if macvtap.has_header() else 0)
+        return macvtap
+
+    def has_header(self) -> bool:
+        """Tell whether a header with the guest's offloads stands before each frame."""
+        told = fcntl.ioctl(self.fd, TUNGETIFF, bytes(40))
+        (flags,) = struct.unpack_from("H", told, 16)
+        return bool(flags & IFF_VNET_HDR)
 
     def __enter__(self) -> Macvtap:
         return self

@@ -8,13 +8,13 @@ from lab.macvtap import OWN
 from lab.netns import Namespace
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup.drivers import nft
-from pyqemu_ifup.guards.nft import macvtap_chains
+from pyqemu_ifup.guards.nft import link_chains
 
 
 def test_a_kernel_without_such_chains_has_none_of_ours_and_takes_none(inside: Namespace) -> None:
     inside.ip("link", "add", "v0", "type", "veth", "peer", "name", "v1")
     index = inside.link("v0")["ifindex"]
-    wanted = macvtap_chains("v0", index, mac=OWN, tags=True)
+    wanted = link_chains("v0", index, mac=OWN, tags=True)
     assert nft.read("v0", index) == nft.read_all() == ()
     nft.remove("v0", index)
     nft.load("v0", index, ())

@@ -23,7 +23,7 @@ from lab.macvtap import (
 from lab.netns import Namespace
 from lab.taps import BROADCAST, holds
 from pyqemu_ifup.drivers import nft
-from pyqemu_ifup.guards.nft import macvtap_chains
+from pyqemu_ifup.guards.nft import link_chains
 
 VID = 30
 ON_WIRE = tag(VID)
@@ -64,7 +64,7 @@ def test_frames_pass_in_the_vlan(
     mac: bytes | None, tags: bool, filters: set[str], on_vlan: Namespace
 ) -> None:
     index = add_macvtap(on_vlan)
-    chains = macvtap_chains("mv0", index, mac=mac, tags=tags)
+    chains = link_chains("mv0", index, mac=mac, tags=tags)
     nft.load("mv0", index, chains)
     nft.prove("mv0", index, chains)
     with Macvtap(on_vlan, "mv0") as macvtap:
@@ -92,7 +92,7 @@ def test_a_link_of_a_vlan_that_keeps_headers_lets_the_guest_out_of_it(on_vlan: N
     """
     on_vlan.ip("link", "set", f"v0.{VID}", "type", "vlan", "reorder_hdr", "off")
     index = add_macvtap(on_vlan)
-    chains = macvtap_chains("mv0", index, mac=OWN, tags=True)
+    chains = link_chains("mv0", index, mac=OWN, tags=True)
     nft.load("mv0", index, chains)
     wire = on_vlan.raw("v1")
     with Macvtap(on_vlan, "mv0") as macvtap:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from pyqemu_ifconf.kinds.base import Place
-from pyqemu_ifconf.settings.vlan import ANY
+from pyqemu_ifconf.settings.vlan import Vlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -46,7 +46,8 @@ class BridgePlace(OnBridge):
 
 def faults(settings: Mapping[str, object]) -> Iterable[tuple[SettingName, str]]:
     """Yield what no bridge can give: all VLANs, without naming them."""
-    if settings.get("vlan") == ANY:
+    vlan = settings.get("vlan")
+    if isinstance(vlan, Vlan) and vlan.takes_all:
         yield "vlan", "its ports have the VLANs that are named; write vlan: VID, or a trunk"
 
 

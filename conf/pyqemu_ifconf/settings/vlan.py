@@ -46,6 +46,11 @@ class Vlan:
         if not isinstance(self.trunk, Vids):
             object.__setattr__(self, "trunk", Vids(sum(1 << vid for vid in set(self.trunk))))
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether all frames pass as they are, tagged or not: it is `any`."""
+        return self == ANY
+
 
 ANY = Vlan(None, Vids((1 << (VID_MAX + 1)) - 1))
 """`any`: all frames pass as they are, tagged or not. No other Vlan has VID 0, which is no VLAN."""

@@ -84,5 +84,6 @@ CHECKS: tuple[Check[Scene], ...] = (
     Check("qemu-otherwise", "warning", policy.find_otherwise),
     Check("qemu-sandbox", "advice", qemus.find_unconfined),
     *(check for view in kinds.views() for check in view.checks),
+    *(check for view in kinds.link_views() for check in view.checks),
 )
 """The kinds' own come last."""

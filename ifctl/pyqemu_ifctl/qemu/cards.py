@@ -15,7 +15,6 @@ from pyqemu_ifctl.answer import count
 from pyqemu_ifctl.bounded import ALL, Parts, attempt
 from pyqemu_ifctl.databases import read_policy, worst
 from pyqemu_ifctl.look import look
-from pyqemu_ifctl.qemu.arguments import host_id, macs_of
 from pyqemu_ifctl.qemu.migration import find_away, find_states, may_be_away
 from pyqemu_ifctl.qemu.qmp import Address, Backend, GuestNic, Joint, ask_nics
 from pyqemu_ifctl.qemu.running import (
@@ -31,6 +30,7 @@ from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.snapshot import Snapshot
 from pyqemu_ifup.look import Counters
+from pyqemu_ifup.nic_macs import host_id, macs_of
 from pyqemu_ifup.qemu.hubs import NAMED_MAX, WHY, WHY_MIXED
 from pyqemu_ifup.system.holders import Holders, all_holders
 

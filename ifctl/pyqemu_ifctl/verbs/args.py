@@ -7,12 +7,13 @@ import os
 import sys
 from collections.abc import Mapping
 
-from pyqemu_ifconf.shell import sh
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.policy import Policy, Vm, refuses_taps
+from pyqemu_ifconf.shell import ifctl, quote, sh
 from pyqemu_ifctl.answer import Answer, add_json, to_json
 from pyqemu_ifctl.place import find_hooks
 from pyqemu_ifctl.qemu.arguments import (
     by_hooks,
-    find_macs,
     find_vm,
     legacy,
     legacy_on_netdevs,
@@ -20,6 +21,7 @@ from pyqemu_ifctl.qemu.arguments import (
     on_hubs,
 )
 from pyqemu_ifctl.qemu.binary import DEFAULT_QEMU, check_arguments, find_qemu
+from pyqemu_ifup.nic_macs import find_macs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +54,19 @@ def run(args: argparse.Namespace) -> Answer:
     )
 
 
+def _refuse_made(policy: Policy, vm: Vm) -> None:
+    """Raise Failure (71) for a guest that has a NIC whose link QEMU can neither make nor open."""
+    for nic in vm.nics:
+        network = policy.networks.get(nic.network or "")
+        if network is not None and (why := refuses_taps(network)):
+            raise Failure(
+                Status.REFUSED,
+                f"{nic.id} of {quote(vm.name)} ({nic.position}) is nothing that QEMU opens itself",
+                why,
+                f"start the guest with {ifctl('run', vm.name)}",
+            )
+
+
 def arguments(
     name: str,
     environ: Mapping[str, str],
@@ -70,6 +85,7 @@ def arguments(
 
     policy = load_host_policy(environ)
     vm = find_vm(policy, name)
+    _refuse_made(policy, vm)
     macs = find_macs(policy, vm)
     form = legacy if as_legacy else modern
     found = form(policy, vm, macs, by_hooks(find_hooks(sys.argv[0])))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.kinds import spec_at
 from pyqemu_ifconf.names import check_tap_name
 from pyqemu_ifconf.policy import MATCH_KEYS, Attach, Caller, Decision, Deny, Leave
 from pyqemu_ifconf.shell import Command, quote, readable, shown
@@ -151,4 +152,7 @@ def _title(form: Form, decision: Decision) -> str:
     bridge = decision.port.place.name if isinstance(decision, Attach) else ""
     if form.cannot:
         return f"cannot be on {form.title}: {form.cannot}"
+    spec = spec_at(decision.port.place) if isinstance(decision, Attach) else None
+    if spec is not None and spec.endpoint != "tap":
+        return f"commands, for {form.title} on {quote(bridge)}"
     return f"commands, {quote(bridge)} being {form.title}"

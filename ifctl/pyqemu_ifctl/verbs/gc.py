@@ -19,7 +19,7 @@ from pyqemu_ifup.manners import narrator, within_deadline
 if TYPE_CHECKING:
     from pyqemu_ifdown.gc import Ended
     from pyqemu_ifup.host import Host
-    from pyqemu_ifup.kinds.base import Leftover
+    from pyqemu_ifup.kinds.base import Leftover, Stray
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +65,7 @@ def gc(
     found: list[Leftover] = []
     ended: list[Ended] = []
     held: list[Ended] = []
+    strays: list[Stray] = []
     networks: list[tuple[str, str]] = []
     tables: list[tuple[str, str]] = []
     failures: list[Failure] = []
@@ -87,6 +88,7 @@ def gc(
                 ]
             networks = host.finish(_networks(host, dry_run=dry_run))
             if tap is None:
+                strays = _strays(host, failures, dry_run=dry_run)
                 tables += _tables(host, policy, failures, dry_run=dry_run)
         except Failure as failure:
             failures.append(failure)
@@ -94,9 +96,11 @@ def gc(
     if isinstance(policy, Failure):
         remarks.insert(0, f"only the default database is looked at: {policy}")
     if as_json:
-        out = as_object(ended, found, networks, tables, held)
+        out = as_object(ended, found, networks, tables, held, strays)
     else:
-        out = as_text(ended, found, networks, tables, held, dry_run=dry_run, all_seen=not failures)
+        out = as_text(
+            ended, found, networks, tables, held, strays, dry_run=dry_run, all_seen=not failures
+        )
     return Answer(out, worst(failures), tuple(remarks))
 
 
@@ -114,6 +118,21 @@ def _end(host: Host, tap: str | None, failures: list[Failure], *, dry_run: bool)
                 done.append(each)
         except Failure as failure:
             failures.append(Failure(failure.status, f"{readable(each.link.name)}: {failure}"))
+    return done
+
+
+def _strays(host: Host, failures: list[Failure], *, dry_run: bool) -> list[Stray]:
+    """Take away what a crash has left that no port tells of; return that, and add what failed."""
+    from pyqemu_ifup import kinds
+
+    done = []
+    for each in [it for kind in kinds.makers() for it in host.finish(kind.find_strays(host))]:
+        try:
+            for op in () if dry_run else each.plan:
+                host.finish(host.run(op))
+            done.append(each)
+        except Failure as failure:
+            failures.append(Failure(failure.status, f"{readable(each.name)}: {failure}"))
     return done
 
 
@@ -173,6 +192,7 @@ def as_object(
     networks: list[tuple[str, str]],
     tables: list[tuple[str, str]],
     held: list[Ended],
+    strays: list[Stray],
 ) -> str:
     """Return what was found as JSON."""
 
@@ -188,6 +208,7 @@ def as_object(
                     for each in ended
                 ),
                 *(entry(leftover) for leftover in found if leftover.remove is not None),
+                *({"tap": each.name, "bridge": None, "because": each.because} for each in strays),
             ],
             "kept": [
                 *(entry(leftover) for leftover in found if leftover.remove is None),
@@ -213,6 +234,7 @@ def as_text(
     networks: list[tuple[str, str]],
     tables: list[tuple[str, str]],
     held: list[Ended],
+    strays: list[Stray],
     *,
     dry_run: bool,
     all_seen: bool,
@@ -226,6 +248,7 @@ def as_text(
         f"{did} {readable(each.link.name)} from {readable(bridge_of(each) or '')}: {each.because}"
         for each in ended
     ]
+    lines += [f"{did} {readable(each.name)}: {each.because}" for each in strays]
     for leftover in sorted(found, key=lambda each: each.remove is None):
         if leftover.remove is None:
             did, where = "kept", "on"

@@ -21,16 +21,10 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifctl.answer import Answer
 from pyqemu_ifctl.program import PROGRAM
-from pyqemu_ifctl.qemu.arguments import (
-    NO_NIC,
-    device,
-    find_macs,
-    find_vm,
-    tap_by_descriptors,
-    user_mode,
-)
+from pyqemu_ifctl.qemu.arguments import NO_NIC, device, find_vm, tap_by_descriptors, user_mode
 from pyqemu_ifup.deadline import GRACE, Deadline
 from pyqemu_ifup.manners import STOP_SIGNALS, log, narrator, say, within_deadline
+from pyqemu_ifup.nic_macs import find_macs
 from pyqemu_ifup.tap_client import NoAgent, NoTap, ask_for_tap, find_socket
 from pyqemu_ifup.wire import QUEUES_MAX
 
@@ -40,7 +34,7 @@ if TYPE_CHECKING:
     from pyqemu_ifup.tap_request import NewTap
 
 VHOST = "/dev/vhost-net"
-KEYS = ("tap", "id", "queues")
+KEYS = ("tap", "id", "queues", "mac")
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 """What QEMU takes for an id (id_wellformed of util/id.c)."""
 
@@ -48,7 +42,8 @@ _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the verb its options and arguments."""
     parser.usage = (
-        f"{PROGRAM} run [VM] [--nic NETWORK[,tap=NAME][,id=ID][,queues=N] ...] -- QEMU ..."
+        f"{PROGRAM} run [VM] [--nic NETWORK[,tap=NAME][,id=ID][,queues=N][,mac=MAC] ...] "
+        "-- QEMU ..."
     )
     parser.add_argument("vm", metavar="VM", nargs="?", help="a guest of the policy's, for its NICs")
     parser.add_argument(
@@ -72,7 +67,8 @@ def run(args: argparse.Namespace) -> Answer:
 class Nic:
     """A tap on `network`, which QEMU is to know as the netdev `id`, or a `backend` without one.
 
-    `device` are the words that give the guest a device on it; none where the caller writes them.
+    `mac` is that of its device, empty where only the command line has it. `device` are the words
+    that give the guest a device on it; none where the caller writes them.
     """
 
     network: str
@@ -81,6 +77,7 @@ class Nic:
     queues: int = 1
     backend: str = ""
     device: tuple[str, ...] = ()
+    mac: str = ""
 
 
 class OwnTaps:
@@ -118,7 +115,7 @@ class OwnTaps:
 
         self.check()
         policy = load_host_policy(self.environ)
-        wish = Wish(nic.network, nic.tap, nic.queues, vnet_hdr=True, for_parent=False)
+        wish = Wish(nic.network, nic.tap, nic.queues, vnet_hdr=True, for_parent=False, mac=nic.mac)
         try:
             with within_deadline(policy.timeout, hook=False) as deadline, Netlink() as kernel:
                 # NOTE: what came while the policy was read was noted for the tap before.
@@ -142,11 +139,13 @@ class OwnTaps:
 
     def _note(self, host: Host, policy: Policy, new: NewTap) -> None:
         """Note what of the tap is left when its QEMU ends."""
+        from pyqemu_ifup import kinds
+
         if policy.networks[new.network].made is not None:
             self.leftovers.append(f"network {quote(new.network)}")
+        if kinds.maker_of(host.kernel.look_up(new.name)) is not None:
+            self.leftovers.append(f"the link {quote(new.name)}")
         if any(database.ports(new.name) for database in host.databases.values()):
-            from pyqemu_ifup import kinds
-
             self.leftovers.append(f"the port {quote(new.name)} of {kinds.outliving()}")
 
     def tell_what_stays(self) -> None:
@@ -226,7 +225,13 @@ def _open(nic: Nic, own: OwnTaps) -> list[int]:
     """Return the descriptors of a new tap. Raises NoTap, and Failure where there is no agent."""
     try:
         return ask_for_tap(
-            find_socket(), nic.network, nic.tap, nic.queues, vnet_hdr=True, for_parent=False
+            find_socket(),
+            nic.network,
+            nic.tap,
+            nic.queues,
+            vnet_hdr=True,
+            for_parent=False,
+            mac=nic.mac,
         )[1]
     except NoAgent:
         if os.geteuid() != 0:
@@ -302,7 +307,9 @@ def _of_vm(name: str, environ: Mapping[str, str]) -> list[Nic]:
 
 
 def parse_nic(text: str, default_id: str) -> Nic:
-    """Return what `NETWORK[,tap=NAME][,id=ID][,queues=N]` asks for. Raises Failure (64).
+    """Return what `NETWORK[,tap=NAME][,id=ID][,queues=N][,mac=MAC]` asks for.
+
+    Raises Failure (64).
 
     NOTE: a doubled comma, which QEMU takes for one in a value, is refused: no value has one.
     """
@@ -314,7 +321,7 @@ def parse_nic(text: str, default_id: str) -> Nic:
         key, equals, value = part.partition("=")
         if key not in KEYS or not equals:
             word = readable(part) if part else "an empty word"
-            raise _bad(text, f"{word} is none of tap=, id= and queues=")
+            raise _bad(text, f"{word} is none of tap=, id=, queues= and mac=")
         if key in given:
             raise _bad(text, f"{key}= is given twice")
         if not value:
@@ -326,12 +333,21 @@ def parse_nic(text: str, default_id: str) -> Nic:
     queues = given.get("queues", "1")
     if not re.fullmatch("[1-9][0-9]?", queues) or int(queues) > QUEUES_MAX:
         raise _bad(text, f"queues= is a number from 1 to {QUEUES_MAX}, not {readable(queues)}")
-    return Nic(network, id, given.get("tap", ""), int(queues))
+    mac = given.get("mac", "")
+    if mac:
+        from pyqemu_ifconf.vms import is_mac  # rare
+
+        if not is_mac(mac):
+            raise _bad(text, f"mac= is the MAC of the guest's device, not {readable(mac)}")
+    return Nic(network, id, given.get("tap", ""), int(queues), mac=mac.lower())
 
 
 def _bad(text: str, why: str) -> Failure:
     return Failure(
-        Status.USAGE, f"--nic {readable(text)}", why, "write NETWORK[,tap=NAME][,id=ID][,queues=N]"
+        Status.USAGE,
+        f"--nic {readable(text)}",
+        why,
+        "write NETWORK[,tap=NAME][,id=ID][,queues=N][,mac=MAC]",
     )
 
 

@@ -32,6 +32,7 @@ from pyqemu_ifup.look import Counters, Link
 from pyqemu_ifup.stamp import ALIAS_MARK
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
 RTMGRP_LINK = 1
 IFINFOMSG = struct.Struct("BxHiII")
 U8, U16, U32 = struct.Struct("B"), struct.Struct("H"), struct.Struct("I")
@@ -52,7 +53,9 @@ IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING = 1, 5, 7
 IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_VLAN_DEFAULT_PVID = 36, 39
 IFLA_BRPORT_ISOLATED = 33
 IFLA_PROP_LIST, IFLA_ALT_IFNAME = 52, 53
-IFLA_LINK, IFLA_LINK_NETNSID, IFLA_VLAN_ID = 5, 37, 1
+IFLA_LINK, IFLA_LINK_NETNSID, IFLA_VLAN_ID, IFLA_VLAN_FLAGS = 5, 37, 1, 2
+VLAN_FLAG_REORDER_HDR = 1
+IFLA_GROUP = 27
 IFLA_TUN_OWNER, IFLA_TUN_GROUP, IFLA_TUN_TYPE = 1, 2, 3
 IFLA_TUN_PERSIST, IFLA_TUN_MULTI_QUEUE = 6, 7
 IFLA_TUN_NUM_QUEUES, IFLA_TUN_NUM_DISABLED_QUEUES = 8, 9
@@ -100,6 +103,10 @@ class LinkReader:
     def change(self, body: bytes) -> None:
         """Have a link changed as the body of an RTM_NEWLINK message says. Raises OSError."""
         self._socket.ask(RTM_NEWLINK, NLM_F_ACK, body)
+
+    def add(self, body: bytes) -> None:
+        """Have a link made as the body of an RTM_NEWLINK message says. Raises OSError, EEXIST."""
+        self._socket.ask(RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, body)
 
     def _read_one(self, index: int, name: bytes, read: Callable[[bytes, int, int], T]) -> T | None:
         body = IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0) + name
@@ -247,10 +254,11 @@ def _link(data: bytes, body: int, end: int) -> Link:
     found = attributes_between(data, body + IFINFOMSG.size, end)
     info = _nested(found, IFLA_LINKINFO)
     kind = _text(info, IFLA_INFO_KIND) or None
-    own = _nested(info, IFLA_INFO_DATA) if kind in ("bridge", "tun", "vlan") else {}
+    data_of_kind = info.get(IFLA_INFO_DATA, b"")
+    own = attributes(data_of_kind) if kind in ("bridge", "tun", "vlan") else {}
     bridge = own if kind == "bridge" else {}
     tun = own if kind == "tun" else {}
-    ipv6 = _nested(_nested(found, IFLA_AF_SPEC), socket.AF_INET6) if own else {}
+    ipv6 = _nested(_nested(found, IFLA_AF_SPEC), socket.AF_INET6) if data_of_kind else {}
     on_bridge = _text(info, IFLA_INFO_SLAVE_KIND) == "bridge"
     port = _nested(info, IFLA_INFO_SLAVE_DATA) if on_bridge else {}
     filtering = _number(U8, bridge, IFLA_BR_VLAN_FILTERING)
@@ -285,8 +293,17 @@ def _link(data: bytes, body: int, end: int) -> Link:
         addrgenmode=_number(U8, ipv6, IFLA_INET6_ADDR_GEN_MODE),
         under=None if IFLA_LINK_NETNSID in found else _number(U32, found, IFLA_LINK),
         vid=_number(U16, own, IFLA_VLAN_ID) if kind == "vlan" else None,
+        reorders=_reorders(own) if kind == "vlan" else None,
         altnames=_altnames(found),
+        flags=flags,
+        group_number=_number(U32, found, IFLA_GROUP) or 0,
+        data=data_of_kind if not own else b"",
     )
+
+
+def _reorders(vlan: dict[int, bytes]) -> bool:
+    """Tell whether a VLAN device takes the tag off what it hands on (struct ifla_vlan_flags)."""
+    return bool((_number(U32, vlan, IFLA_VLAN_FLAGS) or 0) & VLAN_FLAG_REORDER_HDR)
 
 
 def _is_ipv6_disabled(ipv6: dict[int, bytes]) -> bool | None:

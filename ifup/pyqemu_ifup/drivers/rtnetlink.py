@@ -65,6 +65,13 @@ def _failure(what: str, code: int) -> Failure:
             "the tap or the bridge has gone meanwhile",
             "see whether the calling process still runs",
         )
+    if code == errno.EADDRINUSE:
+        return OfCaller(
+            Status.DENIED,
+            what,
+            "another link there, or what it is on, has its MAC",
+            "give the NIC another mac",
+        )
     if code == errno.EOPNOTSUPP:
         return Failure(
             Status.REFUSED,
@@ -187,6 +194,13 @@ class Netlink:
         """
         with _explained(f"cannot make the bridge {quote(name)}"):
             self._route.link("add", ifname=name, kind="bridge", address=mac, mtu=mtu)
+
+    def add_link(self, body: bytes) -> None:
+        """Make a link as the body of an RTM_NEWLINK message says. Raises NetlinkError."""
+        try:
+            self._reader.add(body)
+        except OSError as error:
+            raise NetlinkError(error.errno) from error
 
     def delete_link(self, index: int) -> None:
         """Delete the link with this ifindex; gone already is success. Raises Failure."""

@@ -1,7 +1,7 @@
-"""What a guest on a macvtap may send and hears, as chains of nftables at that link.
+"""What a guest whose link is its own may send and hears, as chains of nftables at that link.
 
-What the guest sends passes the macvtap's egress hook, what comes to it the ingress hook. The
-holder of its descriptor may change the link's MAC (SIOCSIFHWADDR of macvtap): so the filters name
+What the guest sends passes the link's egress hook, what comes to it the ingress hook. The holder of
+its descriptor may change the link's MAC (SIOCSIFHWADDR of drivers/net/tap.c): so the filters name
 the MAC that the guest has been given, and with another it neither sends nor hears more.
 """
 
@@ -51,8 +51,8 @@ PRIORITY_TAGGED: Match = (
 """One 802.1Q tag of VID 0, and no other behind it: such a frame is in no VLAN."""
 
 
-def macvtap_chains(device: str, index: int, *, mac: bytes | None, tags: bool) -> tuple[Chain, ...]:
-    """Return the chains for a macvtap, with our mark; none where nothing is to be filtered.
+def link_chains(device: str, index: int, *, mac: bytes | None, tags: bool) -> tuple[Chain, ...]:
+    """Return the chains for a guest's own link, with our mark; none if nothing is to be filtered.
 
     `device` is the link's name, `index` its ifindex. `mac`: the guest sends with no other source,
     and hears what is for it or for a group of receivers; None lets all else pass too. `tags`: a

@@ -51,6 +51,15 @@ def differing(
     return (Difference(setting, in_words(wanted), in_words(is_now), passing=passing),)
 
 
+def host_mac(mac: str) -> str:
+    """Return the MAC of a tap's host's end: `fe:` and the other five bytes of the tap's own.
+
+    A Linux bridge takes the lowest MAC among its ports (net/bridge/br_stp_if.c), so that a high
+    one leaves it what it was.
+    """
+    return "fe" + mac[2:]
+
+
 def in_words(value: object) -> str:
     """Return a value as a person reads it."""
     if isinstance(value, bool):
@@ -71,18 +80,116 @@ class Leftover:
     remove: Op | None
 
 
-class TapKind(Protocol):
-    """A kind of bridge that a tap can be a port of: what differs from one to the other.
+@dataclass(frozen=True)
+class Stray:
+    """What a crash has left of a kind that makes links, and no port tells of: why, and its end."""
 
-    All but `settle` and `require` are pure. The engine surrounds its steps with those that each tap
-    needs: down first, the mark, the settings of the tap itself, and up when all is proven.
+    name: str
+    because: str
+    plan: Plan
+
+
+class PortKind(Protocol):
+    """A kind of network: what differs from one to the other, wherever its ports are.
+
+    All but `settle` are pure. The engine surrounds its steps with those that each port needs: down
+    first, the mark, the settings of the link itself, and up when all is proven.
     """
 
     name: KindName
     title: str
-    """What such a bridge is, with its article, in a sentence."""
+    """What such a place is, with its article, in a sentence."""
     has_link: bool
-    """Whether such a bridge is known by a link of its name, and by nothing else."""
+    """Whether such a place is known by a link of its name, and by nothing else."""
+
+    def is_there(self, port: Port, seen: Seen) -> bool:
+        """Tell whether there is a place of this kind with the wanted name."""
+
+    def claim(self, port: Port, seen: Seen) -> None:
+        """Check that the place can have ports that work. Raises Failure: 69, 71, 77."""
+
+    def join(self, port: Port, seen: Seen, stamp: Stamp, here: Here) -> Plan:
+        """Return the steps that make the link, which is down, a port with all its settings.
+
+        Raises Failure (71) where the place cannot do what is wanted.
+        """
+
+    def is_in_place(self, port: Port, seen: Seen, here: Here) -> bool:
+        """Tell whether the link is at the wanted place already, and its port there is whole."""
+
+    def change(self, port: Port, seen: Seen, stamp: Stamp, here: Here) -> tuple[Plan, bool]:
+        """Return the steps that give a port in place its settings, and whether its VLAN changes.
+
+        Raises Failure (71) where the place cannot do what is wanted.
+        """
+
+    def mac(self, port: Port, link: Link) -> str:
+        """Return the MAC that the port's link shall have."""
+
+    def ovsdb(self, port: Port) -> str | None:
+        """Return the database that the port is in, for the mark; None where there is none."""
+
+    def differences(self, port: Port, seen: Seen, *, up: bool) -> tuple[Difference, ...]:
+        """Return what of the port is not as wanted; `up`: its link's state counts too."""
+
+    async def settle(self, host: Host, port: Port, *, up: bool, told: bool) -> None:
+        """Wait until what was done is in force, and what is to be seen of it is true.
+
+        `told`: whoever serves the place has just told all that there was. Raises Failure (75).
+        """
+
+    def adding(self, port: Port) -> Command:
+        """Return the command that makes a place which can do what is wanted, or shows them all."""
+
+    def pinning(self, port: Port, mtu: int) -> Command:
+        """Return the command that pins the MTU of the place, in bytes."""
+
+    def able(self, port: Port, bridge: Link) -> Link:
+        """Return the place's link as one would be that can do what is wanted."""
+
+    def is_lost(self, link: Link, bridge: Link | None, database: Database | None) -> bool:
+        """Tell whether a running guest's port is not at its place, which is there again.
+
+        `bridge` is the link of the place's name, `database` the one that the mark names, which is
+        connected. Raises Failure as the database.
+        """
+
+
+class LinkKind(PortKind, Protocol):
+    """A kind that makes the links of its ports, and opens them for QEMU."""
+
+    link_kind: str
+    """What rtnetlink(7) calls the kind of such a link (IFLA_INFO_KIND)."""
+
+    def see(self, host: Host, link: Link) -> object:
+        """Look at what else there is of such a link, for `Seen.own`. Raises Failure."""
+
+    async def make(
+        self, host: Host, port: Port, stamp: Stamp, queues: int, *, vnet_hdr: bool
+    ) -> list[int]:
+        """Make the port's link, down and with its mark; return a descriptor for each queue.
+
+        Raises Failure: 69, 71, 77; then nothing is left of it.
+        """
+
+    def making(self, port: Port, parent: Link, mac: str) -> Plan:
+        """Return the steps that make the port's link, where nothing of it is there yet."""
+
+    def unmake(self, seen: Seen) -> Plan:
+        """Return the steps that take away the link, which is down, and what was made for it."""
+
+    def restore(self, before: Seen, now: Seen) -> Plan:
+        """Return the steps that give a link in place what it had before, its settings apart."""
+
+    async def find_strays(self, host: Host) -> list[Stray]:
+        """Return what a crash has left that no port tells of. Raises Failure."""
+
+
+class TapKind(PortKind, Protocol):
+    """A kind of bridge that a tap can be a port of.
+
+    All but `settle` and `require` are pure.
+    """
 
     master_kind: str
     """What rtnetlink(7) calls the kind of a port's master (IFLA_INFO_KIND)."""
@@ -90,35 +197,14 @@ class TapKind(Protocol):
     lingers: bool
     """Whether a port's master may stay for a moment when the port has gone."""
 
-    def is_there(self, port: Port, seen: Seen) -> bool:
-        """Tell whether there is a bridge of this kind with the wanted name."""
-
     def require(self, databases: Container[str], port: Port, seen: Seen) -> None:
         """Check that what serves the bridge runs, where it can only be of this kind.
 
         `databases` are those that this host has. Raises Failure (69).
         """
 
-    def claim(self, port: Port, seen: Seen) -> None:
-        """Check that the bridge can have ports that work. Raises Failure: 69, 71."""
-
     def refuse_foreign(self, seen: Seen, here: Here) -> None:
         """Check that nothing of somebody else's has the tap's name. Raises Failure (77)."""
-
-    def join(self, port: Port, seen: Seen, stamp: Stamp, here: Here) -> Plan:
-        """Return the steps that make the tap, which is down, a port with all its settings.
-
-        Raises Failure (71) where the bridge cannot do what is wanted.
-        """
-
-    def is_in_place(self, port: Port, seen: Seen, here: Here) -> bool:
-        """Tell whether the tap is on the wanted bridge already, and its port there is whole."""
-
-    def change(self, port: Port, seen: Seen, stamp: Stamp, here: Here) -> tuple[Plan, bool]:
-        """Return the steps that give a port in place its settings, and whether its VLAN changes.
-
-        Raises Failure (71) where the bridge cannot do what is wanted.
-        """
 
     def holds(self, seen: Seen, master: Link) -> bool:
         """Tell whether the tap is a port of its master because we have put it there."""
@@ -128,9 +214,6 @@ class TapKind(Protocol):
 
         None where it is no master of this kind.
         """
-
-    def ovsdb(self, port: Port) -> str | None:
-        """Return the database that the port is in, for the mark; None where there is none."""
 
     def leave(self, seen: Seen, here: Here, *, taken: bool) -> Plan:
         """Return the steps that take a tap, which is down, from where we had put it.
@@ -159,37 +242,12 @@ class TapKind(Protocol):
     def is_no_worse(self, before: Seen, now: Seen) -> bool:
         """Tell whether the tap reaches nobody whom it did not reach before."""
 
-    def differences(self, port: Port, seen: Seen, *, up: bool) -> tuple[Difference, ...]:
-        """Return what of the port is not as wanted; `up`: its link's state counts too."""
-
-    async def settle(self, host: Host, port: Port, *, up: bool, told: bool) -> None:
-        """Wait until what was done is in force, and what is to be seen of it is true.
-
-        `told`: whoever serves the bridge has just told all that there was. Raises Failure (75).
-        """
-
-    def adding(self, port: Port) -> Command:
-        """Return the command that makes a bridge which can do what is wanted."""
-
-    def pinning(self, port: Port, mtu: int) -> Command:
-        """Return the command that pins the bridge's MTU, in bytes."""
-
-    def able(self, port: Port, bridge: Link) -> Link:
-        """Return the bridge as one would be that can do what is wanted."""
-
     def judge(
         self, ports: Iterable[OvsPort], links: Iterable[Link], here: Here
     ) -> tuple[Leftover, ...]:
         """Return what is to become of every port that carries our mark and outlives its link.
 
         `links` must have been looked at after `ports`: a tap is there before its port is.
-        """
-
-    def is_lost(self, link: Link, bridge: Link | None, database: Database | None) -> bool:
-        """Tell whether a running guest's tap is not on its bridge, which is there again.
-
-        `bridge` is the link of the bridge's name, `database` the one that the mark names, which is
-        connected. Raises Failure as the database.
         """
 
 

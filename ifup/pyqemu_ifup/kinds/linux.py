@@ -11,7 +11,7 @@ from pyqemu_ifconf.kinds.linux import SPEC
 from pyqemu_ifconf.policy import Kind as KindName
 from pyqemu_ifconf.policy import Port, Vlan
 from pyqemu_ifconf.shell import Command, all_of, quote, sh
-from pyqemu_ifup.kinds.base import Difference, Leftover, differing
+from pyqemu_ifup.kinds.base import Difference, Leftover, differing, host_mac
 from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, ranges, show_vlan, vlan_of_vids, wanted_vids
 from pyqemu_ifup.ops import LinkOp, Op, Plan, set_link
 from pyqemu_ifup.stamp import Here, Stamp
@@ -240,6 +240,11 @@ def releasing(seen: Seen, master: Link) -> tuple[str, Command] | None:
     if master.kind != master_kind or seen.tap is None:
         return None
     return quote(master.name), set_link(seen.tap.name, "nomaster")
+
+
+def mac(port: Port, link: Link) -> str:
+    """Return the MAC of the host's end of a tap."""
+    return host_mac(link.mac)
 
 
 def ovsdb(port: Port) -> str | None:

@@ -16,7 +16,7 @@ from pyqemu_ifconf.kinds.openvswitch import SPEC, OvsPlace
 from pyqemu_ifconf.policy import Kind as KindName
 from pyqemu_ifconf.policy import Port, Vlan
 from pyqemu_ifconf.shell import Command, joined, output, ovs_value, piped, quote, sh, vsctl
-from pyqemu_ifup.kinds.base import Difference, Leftover, differing
+from pyqemu_ifup.kinds.base import Difference, Leftover, differing, host_mac
 from pyqemu_ifup.look import Link, OvsPort, Seen, show_vlan
 from pyqemu_ifup.ops import Op, Plan, SetDown
 from pyqemu_ifup.stamp import KEY_BOOT_ID, KEY_IFINDEX, OUR_KEYS, Here, Stamp, row_ids
@@ -318,6 +318,11 @@ def releasing(seen: Seen, master: Link) -> tuple[str, Command] | None:
     for row in seen.ports:
         holder, remedy = row.owner, vsctl(row.ovsdb, ("del-port", seen.tap.name))
     return holder, remedy
+
+
+def mac(port: Port, link: Link) -> str:
+    """Return the MAC of the host's end of a tap."""
+    return host_mac(link.mac)
 
 
 def ovsdb(port: Port) -> str | None:

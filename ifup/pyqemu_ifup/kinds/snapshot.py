@@ -29,7 +29,8 @@ class Snapshot:
     of the databases that answered, and `ovs_bridges` tells which of these have a bridge, by the
     name of each bridge of the policy. `failed` are the databases that did not answer, and `unasked`
     these and those that there was no time for. `left` are the taps without a mark of ours that a
-    `leave` rule has by their name. `sights` are the links with their addresses, and the routes.
+    `leave` rule has by their name. `own` is what the kinds that make links see of each beside, by
+    its ifindex. `sights` are the links with their addresses, and the routes.
     `vids` and `sights` are None if there was no time for them.
 
     The rest is there if details were asked for. `pinned` tells of a Linux bridge whether its MAC
@@ -47,6 +48,7 @@ class Snapshot:
     failed: Mapping[str, Failure] = field(default_factory=dict)
     unasked: frozenset[str] = frozenset()
     left: frozenset[str] = frozenset()
+    own: Mapping[int, object] = field(default_factory=dict)
     sights: Sights | None = NOTHING
     pinned: Mapping[str, bool | None] = field(default_factory=dict)
     switches: Mapping[str, OvsSwitch] = field(default_factory=dict)

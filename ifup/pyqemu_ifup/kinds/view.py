@@ -12,7 +12,7 @@ from typing import Protocol
 from pyqemu_ifconf.policy import Kind as KindName
 from pyqemu_ifconf.policy import Network, Vlan
 from pyqemu_ifconf.shell import Command
-from pyqemu_ifup.kinds.base import Leftover, TapKind
+from pyqemu_ifup.kinds.base import Leftover, LinkKind, TapKind
 from pyqemu_ifup.kinds.check import Check
 from pyqemu_ifup.kinds.snapshot import Snapshot
 from pyqemu_ifup.look import Link, OvsPort, Seen
@@ -45,6 +45,20 @@ class Uplink:
     vids: frozenset[int] | None
     link: Link | None = None
     port: OvsPort | None = None
+
+
+class LinkView(Protocol):
+    """A kind that makes the links of its ports, as operators are shown it. All is pure."""
+
+    kind: LinkKind
+    """The kind that is shown."""
+    checks: tuple[Check[Snapshot], ...]
+    """Its part of doctor."""
+    outlives: bool
+    """Whether a link stays when its process has ended."""
+
+    def view(self, seen: Seen) -> PortView:
+        """Return where a link of its making is; its `bridge` is what the link is on."""
 
 
 class TapView(Protocol):

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import signal
 import socket
 import time
@@ -43,17 +44,24 @@ ELSEWHERE, LET_GO = 1, 2
 """The bytes that stand for a tap that is elsewhere, and for one that is held no longer."""
 _children: list[int] = []
 """Those of this process."""
+_NODE = re.compile(r".*/tap([1-9][0-9]{0,9})( \(deleted\))?")
+"""A link's own device, /dev/tapN, which devtmpfs has for root alone; N is the link's ifindex
+(drivers/net/tap.c). It is /tapN where whoever opened it had mounts of his own, which are gone."""
 _HIDDEN = (errno.EACCES, errno.EPERM)
 _GONE = (errno.ENOENT, errno.ESRCH)
 
 
 @dataclass(frozen=True)
 class Held:
-    """One descriptor of a tap's: its process, its number there, and the tap's name."""
+    """One descriptor of a tap's: its process, its number there, and the tap's name.
+
+    `by_node`: it is of a link's own device, /dev/tapN, whose link is the one with the ifindex N.
+    """
 
     pid: int
     descriptor: int
     tap: str
+    by_node: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,16 +206,26 @@ async def _look_into(pid: int, until: float | None, held: list[Held]) -> bool:
                 await pause(0.0)
             # NOTE: the name of the link alone asks no file, and all but a few are none of a tap's.
             try:
-                if not os.readlink(entry.path).endswith("/net/tun"):
+                path = os.readlink(entry.path)
+                by_node = _NODE.fullmatch(path)
+                if by_node is None and not path.endswith("/net/tun"):
                     continue
-                tap = _tap_of(pid, entry.name)
+                tap = _link_of(int(by_node[1])) if by_node else _tap_of(pid, entry.name)
             except OSError as error:
                 if error.errno not in _GONE:
                     raise
                 continue
             if tap:
-                held.append(Held(pid, int(entry.name), tap))
+                held.append(Held(pid, int(entry.name), tap, by_node is not None))
     return True
+
+
+def _link_of(index: int) -> str:
+    """Return the name of the link with this ifindex, empty for none."""
+    try:
+        return socket.if_indextoname(index)
+    except (OSError, OverflowError):
+        return ""
 
 
 def _tap_of(pid: int | str, number: str) -> str:
@@ -226,10 +244,10 @@ async def _find_elsewhere(held: Iterable[Held], lookers: int) -> tuple[set[Held]
     found: set[Held] = set()
     asked: list[Held] = []
     for number, each in enumerate(held):
-        if each.tap in links:
-            asked.append(each)
-        else:
+        if each.tap not in links:
             found.add(each)
+        elif not each.by_node:
+            asked.append(each)
         if number % BATCH == BATCH - 1:
             await pause(0.0)
     _wait_for_children()
