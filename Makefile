@@ -151,7 +151,7 @@ install: ## install into PREFIX (/usr/local), under DESTDIR
 		sed "s|@bin@|$$bin|" "$$unit" >"$$tree/unit"
 		put 0644 "$$tree/unit" "$$PREFIX/lib/systemd/system/$${unit##*/}"
 	done
-	for file in $(SCHEMAS) conf/policy.yaml conf/first.yaml conf/constraints.txt; do
+	for file in $(SCHEMAS) conf/policy.yaml conf/first.yaml conf/macvtap.conf conf/constraints.txt; do
 		put_page "$$file" "$$PREFIX/share/pyqemu-ifup/$${file##*/}"
 	done
 	for file in $(DOCS); do

@@ -26,6 +26,7 @@ from pyqemu_ifconf.names import NAME_MAX, NUMBER_ROOM, USER_NAME, is_plain_tap_n
 from pyqemu_ifconf.nodes import Errors, Scalar, quote
 from pyqemu_ifconf.values import (
     LINE_PATTERN,
+    Choice,
     ExternalIds,
     Flag,
     Globs,
@@ -174,6 +175,12 @@ FIELDS: tuple[Field, ...] = (
         f"Keys for the external_ids of the Interface row; {_labels('external_ids')} only.",
     ),
     Field("txqueuelen", "port", Number(0, 1_000_000), "The tap's queue length, in packets."),
+    Field(
+        "macs",
+        "port",
+        Choice(("nic",)),
+        "The MACs that a guest sends with and is sent to: nic, its own; none, any.",
+    ),
     Field("nics", "vm", Nics(), "The guest's NICs, in the order in which it gets them.", True),
     Field(
         "users",

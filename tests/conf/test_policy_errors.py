@@ -78,6 +78,14 @@ SAMPLE_ERRORS = [
     ("bad-isolated-yes", "3:32: isolated must be true or false, not yes; write true"),
     ("bad-kind", "3:28: kind must be linux or openvswitch, not ovs"),
     ("bad-list", "1:1: a policy must be a mapping with version, networks and rules, not a list"),
+    ("bad-macvtap-bridge", "3:23: network dmz has both parent and bridge; keep one of them"),
+    ("bad-macvtap-isolated", "3:23: network dmz has parent:, and so no isolated; remove it"),
+    ("bad-macvtap-mode", "3:29: mode must be bridge, vepa, private or passthru, not hairpin"),
+    (
+        "beyond-macvtap-trunk",
+        "4:23: network dmz has parent:, and its guests are in one VLAN, or in all; write vlan: "
+        "VID, or vlan: any",
+    ),
     ("bad-mtu-65522", "3:27: mtu must be a whole number from 68 to 65521 or bridge, not 65522"),
     ("bad-mtu-67", "3:27: mtu must be a whole number from 68 to 65521 or bridge, not 67"),
     (
@@ -101,9 +109,9 @@ SAMPLE_ERRORS = [
         "3:3: a network cannot be named a/b; a name is 1 to 63 ASCII letters, digits, dots, "
         "hyphens and underscores, a letter or digit first",
     ),
-    ("bad-network-scalar", "3:8: network lan must be a mapping with bridge, not br0"),
+    ("bad-network-scalar", "3:8: network lan must be a mapping with bridge or parent, not br0"),
     ("bad-networks-list", "2:11: networks must be a mapping of names to networks, not a list"),
-    ("bad-no-bridge", "3:3: network lan has no bridge; write bridge: NAME"),
+    ("bad-no-bridge", "3:3: network lan has none of bridge and parent; give one of them"),
     ("bad-no-version", "1:1: version is missing; write version: 1"),
     (
         "bad-ovsdb-host-name",
@@ -714,7 +722,7 @@ TEXT_ERRORS = [
         "5:9: mtu is empty; it must be a whole number from 68 to 65521 or bridge",
     ]),
     ("network missing", HEAD + "networks:\n  lan:\n", [
-        "3:7: network lan must be a mapping with bridge, not empty"
+        "3:7: network lan must be a mapping with bridge or parent, not empty"
     ]),
     ("version of later days", "version: 2\nplaces: {}\n", [
         "1:10: version 2 is not known here; this program reads 1"
@@ -753,7 +761,7 @@ TEXT_ERRORS = [
     ]),
     ("key of no kind", LAN + "rules: [{tap: a, network: lan, 日本: 1}]", [
         "3:32: a rule has no key 日本; the keys are tap, vm, netdev, mac, user, network, deny, "
-        "leave, mtu, vlan, isolated, external_ids and txqueuelen"
+        "leave, mtu, vlan, isolated, external_ids, txqueuelen and macs"
     ]),
     ("port setting at the top", HEAD + "mtu: 1500\n", [
         "2:1: the policy has no key mtu; mtu belongs to a network, a rule or a NIC"
@@ -788,7 +796,9 @@ TEXT_ERRORS = [
         "3:27: there is no network dmz; the networks are lan"
     ]),
     ("a broken network is known all the same", HEAD + "networks: {l: x}\nrules: "
-        "[{tap: a, network: l}]", ["2:15: network l must be a mapping with bridge, not x"]),
+        "[{tap: a, network: l}]", [
+        "2:15: network l must be a mapping with bridge or parent, not x"
+    ]),
     ("invisible network name", HEAD + 'networks: {"l\u200bn": {bridge: b}}', [
         '2:12: a network cannot be named "l\\u200bn"; a name is 1 to 63 ASCII letters, digits, '
         "dots, hyphens and underscores, a letter or digit first"
@@ -798,7 +808,7 @@ TEXT_ERRORS = [
     ]),
     ("all at once", HEAD + "timeout: 0\nnetworks: {l: {mtu: 1}}\nrules: [{}, {tap: '['}]\n", [
         "2:10: timeout must be a whole number from 1 to 300, not 0",
-        "3:12: network l has no bridge; write bridge: NAME",
+        "3:12: network l has none of bridge and parent; give one of them",
         "3:21: mtu must be a whole number from 68 to 65521 or bridge, not 1",
         "4:9: the rule has none of network, deny and leave; give one of them",
         "4:9: the rule has no match key; give at least one of tap, vm, netdev, mac or user",
@@ -925,9 +935,9 @@ def test_size_is_of_all_files() -> None:
         ),
         (
             'version: 1\nnetworks: {"l": {bridge: br0, 日本: 1}}\n',
-            "p:2:31: network l has no key 日本; the keys are bridge, kind, ovsdb, users, "
-            "deny_users, max_taps, tap_name, nat, mtu, vlan, isolated, external_ids and "
-            "txqueuelen\n"
+            "p:2:31: network l has no key 日本; the keys are bridge, parent, kind, ovsdb, mode, "
+            "users, deny_users, max_taps, tap_name, nat, mtu, vlan, isolated, external_ids, "
+            "txqueuelen and macs\n"
             '  networks: {"l": {bridge: br0, 日本: 1}}\n'
             "                                ^",
         ),

@@ -39,9 +39,10 @@ GIVEN = {
     "isolated": "true",
     "external_ids": "{a: b}",
     "txqueuelen": "10",
+    "macs": "nic",
 }
 """Each port setting with a value."""
-KEYS = {"bridge": "br0", "ovsdb": "unix:/run/db"}
+KEYS = {"bridge": "br0", "ovsdb": "unix:/run/db", "parent": "eth1", "mode": "vepa"}
 """Each key of a kind's own with a value."""
 
 
@@ -88,7 +89,7 @@ def test_each_setting_is_a_field_and_some_kind_gives_it() -> None:
 
 @each_kind
 def test_a_kind_is_whole(spec: KindSpec) -> None:
-    assert re.fullmatch("an? [A-Z].*", spec.title) and spec.label in spec.title
+    assert re.fullmatch(r"an? \w.*", spec.title) and spec.label in spec.title
     assert spec.key in spec.own_keys
     assert all(field.where == "network" and not field.required for field in spec.fields())
     assert {field.name for field in fields(spec.place)} <= spec.own_keys
@@ -151,7 +152,7 @@ def test_a_setting_is_given_or_refused(spec: KindSpec, setting: SettingName) -> 
     rule = policy(said, f"rules:\n  - {{tap: a, network: lan, {given}}}\n")
     nic = policy(said, f"vms:\n  a: {{nics: [{{network: lan, {given}}}]}}\n")
     whose = [each.label for each in kinds.SPECS if setting in each.settings]
-    verb = "are" if setting == "external_ids" else "is"
+    verb = "are" if setting.endswith("s") else "is"
     why = f"{setting} {verb} for {' and '.join(whose)}, but network lan"
     told = f"has kind: {spec.name}; remove one"
     expected = [
@@ -168,7 +169,7 @@ def test_a_setting_is_given_or_refused(spec: KindSpec, setting: SettingName) -> 
 
 
 @pytest.mark.parametrize("spec", WITH_KIND, ids=lambda spec: spec.name)
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", [key for key in KEYS if {*kinds.owners(key)} & {*WITH_KIND}])
 def test_a_key_of_another_kind_is_refused(spec: KindSpec, key: str) -> None:
     said = f"{spec.key}: {KEYS[spec.key]}, kind: {spec.name}"
     text = policy(said if key == spec.key else f"{said}, {key}: {KEYS[key]}")
@@ -193,6 +194,51 @@ def test_no_bridge_takes_any_vlan(said: str) -> None:
     ]
 
 
+ALONE: list[tuple[str, list[str]]] = [
+    ("parent: eth1", []),
+    ("parent: eth1, mode: vepa, vlan: 7, mtu: 1400, txqueuelen: 10, macs: nic", []),
+    ("parent: eth1, vlan: any, macs: none", []),
+    (
+        "parent: eth1, bridge: br0",
+        ["3:23: network lan has both parent and bridge; keep one of them"],
+    ),
+    ("parent: eth1, kind: linux", ["3:23: kind is for bridge:; remove one"]),
+    ("parent: eth1, ovsdb: unix:/run/db", ["3:23: ovsdb is for bridge:; remove one"]),
+    ("parent: eth1, nat: {ipv4: 192.168.7.1/24}", ["3:23: nat is for bridge:; remove one"]),
+    ("bridge: br0, mode: vepa", ["3:22: mode is for parent:; remove one"]),
+    ("bridge: br0, macs: nic", ["3:22: network lan has bridge:, and so no macs; remove it"]),
+    (
+        "parent: eth1, isolated: true",
+        ["3:23: network lan has parent:, and so no isolated; remove it"],
+    ),
+    (
+        "parent: eth1, vlan: {trunk: [7]}",
+        [
+            "3:23: network lan has parent:, and its guests are in one VLAN, or in all; write vlan: "
+            "VID, or vlan: any"
+        ],
+    ),
+    (
+        "parent: eth1, mtu: bridge",
+        [
+            "3:23: network lan has parent:, and there is no bridge; without mtu, a guest has the "
+            "parent's"
+        ],
+    ),
+    ("parent: eth1, mode: hairpin", [
+        "3:29: mode must be bridge, vepa, private or passthru, not hairpin"
+    ]),
+    ("mtu: 1400", ["3:3: network lan has none of bridge and parent; give one of them"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "errors"), ALONE, ids=[body for body, _ in ALONE])
+def test_what_a_network_on_an_interface_may_say(body: str, errors: list[str]) -> None:
+    assert errors_of(policy(body)) == errors
+    if not errors:
+        assert is_in_schema(policy(body))
+
+
 # A kind that only this test knows
 
 
@@ -202,7 +248,7 @@ class TunnelPlace(Place):
 
     noun: ClassVar[str] = "peer"
     peer: str
-    mode: str = "fast"
+    speed: str = "fast"
 
     @property
     def name(self) -> str:
@@ -213,7 +259,7 @@ def tunnel_fields() -> tuple[Field, ...]:
     peer = Text("the name of a peer", str.isalnum, "^[A-Za-z0-9]+$")
     return (
         Field("peer", "network", peer, "The peer."),
-        Field("mode", "network", Choice(("fast", "safe")), "How; fast."),
+        Field("speed", "network", Choice(("fast", "safe")), "How; fast."),
     )
 
 
@@ -260,18 +306,18 @@ def with_row(monkeypatch: pytest.MonkeyPatch, spec: KindSpec) -> Iterator[pytest
 
 TUNNELS: list[tuple[str, list[str]]] = [
     ("peer: a", []),
-    ("peer: a, mode: safe, mtu: 1400, vlan: 7", []),
+    ("peer: a, speed: safe, mtu: 1400, vlan: 7", []),
     ("bridge: br0, kind: linux, isolated: true", []),
     ("bridge: br0, nat: {ipv4: 192.168.7.1/24}", []),
-    ("mtu: 1400", ["3:3: network lan has none of bridge and peer; give one of them"]),
+    ("mtu: 1400", ["3:3: network lan has none of bridge, parent and peer; give one of them"]),
     ("peer: a, bridge: br0", ["3:18: network lan has both peer and bridge; keep one of them"]),
     ("bridge: br0, peer: a", ["3:22: network lan has both bridge and peer; keep one of them"]),
     ("peer: a, ovsdb: unix:/run/db", ["3:18: ovsdb is for bridge:; remove one"]),
     ("peer: a, kind: linux", ["3:18: kind is for bridge:; remove one"]),
-    ("bridge: br0, mode: safe", ["3:22: mode is for peer:; remove one"]),
+    ("bridge: br0, speed: safe", ["3:22: speed is for peer:; remove one"]),
     (
-        "bridge: br0, nat: {ipv4: 192.168.7.1/24}, mode: safe",
-        ["3:51: mode is for peer:; remove one"],
+        "bridge: br0, nat: {ipv4: 192.168.7.1/24}, speed: safe",
+        ["3:51: speed is for peer:; remove one"],
     ),
     ("peer: a, nat: {ipv4: 192.168.7.1/24}", ["3:18: nat is for bridge:; remove one"]),
     (
@@ -332,7 +378,9 @@ def test_what_a_kind_gives_by_default(body: str, rest: str, mtu: int | None) -> 
 @pytest.mark.usefixtures("third")
 def test_what_is_no_network_is_told_of_all_that_names_one() -> None:
     text = "version: 1\nnetworks: {lan: br0}\n"
-    assert errors_of(text) == ["2:17: network lan must be a mapping with bridge or peer, not br0"]
+    assert errors_of(text) == [
+        "2:17: network lan must be a mapping with bridge, parent or peer, not br0"
+    ]
 
 
 NO_TAP = "network lan (p:3) has peer:, and a tap cannot be plugged in; name it in a NIC of vms:"

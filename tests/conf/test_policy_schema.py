@@ -92,7 +92,7 @@ def test_what_is_beyond_a_schema_is_wrong_all_the_same(path: Path) -> None:
 def test_the_sample_policy_is_right() -> None:
     path = CONF / "policy.yaml"
     policy = parse_policy([Source("policy.yaml", path.read_bytes())])
-    assert (len(policy.networks), len(policy.rules), len(policy.vms)) == (4, 8, 1)
+    assert (len(policy.networks), len(policy.rules), len(policy.vms)) == (5, 8, 1)
     assert schema_says(path)
     for field in all_fields():
         assert f"{field.name} " in path.read_text() or f"{field.name}:" in path.read_text()

@@ -208,6 +208,7 @@ OTHER_WORDS = {
     ("ifctl/pyqemu_ifctl/verbs/decode.py", "Open vSwitch"): "it is what an exit status means",
     ("ifctl/pyqemu_ifctl/verbs/decode.py", "Linux bridge"): "likewise",
     ("ifctl/pyqemu_ifctl/doctor/filters.py", "Linux bridge"): "nftables filters on these alone",
+    ("ifup/pyqemu_ifup/on_port.py", "macvtap"): "a link of the kernel's, whoever has made it",
 }
 """(file, word) -> why it is not the kind that is meant, or is meant there."""
 OF_KINDS = {

@@ -70,6 +70,9 @@ PORT_NOT_TAKEN_BACK = "test_half_made.py::test_a_port_that_is_not_taken_back"
 HALF_DOWN = "test_half_made.py::test_a_down_that_was_stopped"
 AGENT = "test_systemd.py::test_what_is_told_of_an_agent_brings_it_back"
 AGENT_OF_USERS = "test_systemd.py::test_what_a_user_is_told_where_no_agent_is_has_it_do_the_work"
+OF_RUN = "test_macvtap.py::test_qemu_cannot_open_it_itself"
+OF_NETWORK = "test_macvtap.py::test_a_nic_by_its_network_has_the_mac_that_is_given"
+OF_LINK = "test_macvtap.py::test_what_explain_prints_makes_the_same"
 PLAN = "test_ifctl_explain.py::test_its_commands_do_what_up_does_on_open_vswitch"
 NETWORK = "test_explain_nat.py::test_the_look_afterwards_is_that_after_an_up"
 USER = "security/test_user.py::test_what_the_policy_denies_by_now_is_told_and_cut"
@@ -101,6 +104,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFCTL}in_force.py", "_network"): (1, (NETWORK_LEFT,)),
     (f"{IFCTL}in_force.py", "_unmarked"): (1, (UNMARKED,)),
     (f"{IFCTL}in_force.py", "_left"): (1, (UNCALLED,)),
+    (f"{IFCTL}verbs/args.py", "_refuse_made"): (1, (OF_RUN,)),
     (f"{IFCTL}verbs/args.py", "arguments"): (1, (SHOWS,)),
     (f"{IFCTL}doctor/bridges.py", "find_missing_bridges"): (1, (DOCTOR,)),
     (f"{IFCTL}doctor/bridges.py", "find_other_kinds"): (1, (DOCTOR,)),
@@ -181,6 +185,12 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}claims.py", "refuse_shared"): (1, (HERE,)),
     (f"{IFUP}kinds/linux.py", "adding_bridge"): (1, (HERE, DOCTOR)),
     (f"{IFUP}kinds/linux.py", "commands"): (3, (PLAN,)),
+    (f"{IFUP}kinds/__init__.py", "_require_link"): (1, (OF_RUN,)),
+    (f"{IFUP}kinds/macvtap.py", "_explain"): (1, (KERNEL,)),
+    (f"{IFUP}kinds/macvtap.py", "_find_lower"): (1, (KERNEL,)),
+    (f"{IFUP}kinds/macvtap.py", "adding"): (1, (SHOWS,)),
+    (f"{IFUP}kinds/macvtap.py", "commands"): (4, (OF_LINK, TOLD)),
+    (f"{IFUP}kinds/macvtap.py", "taken"): (1, (SHOWS,)),
     (f"{IFUP}kinds/openvswitch.py", "adding"): (1, (OF_OVS,)),
     (f"{IFUP}kinds/openvswitch.py", "commands"): (3, (PLAN, TOLD)),
     (f"{IFUP}kinds/openvswitch.py", "commands_of_new"): (3, (PLAN,)),
@@ -192,6 +202,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}ops.py", "set_link"): (1, (PLAN, HERE, LOWERED, FILTERING)),
     (f"{IFUP}tap_client.py", "_connect"): (2, (AGENT_OF_USERS, SHOWS)),
     (f"{IFUP}tap_client.py", "_wait"): (1, (SHOWS,)),
+    (f"{IFUP}tap_request.py", "_mac_of"): (1, (OF_NETWORK,)),
     (f"{IFUP}taps.py", "_failure"): (1, (SHOWS,)),
     (f"{IFUP}drivers/tun.py", "require_tun"): (1, (KERNEL,)),
     (f"{IFUP}drivers/tun.py", "no_tun"): (2, (DOCTOR, KERNEL)),
@@ -285,6 +296,8 @@ HELP = "no remedy: it describes a verb, or a key of the policy"
 CONTAINER = "test_container.py::test_a_network_with_nat_in_a_container"
 DECODED = "test_remedies.py::test_what_decode_sends_to_says_why"
 IN_WORDS = {
+    "mount /sys in the network namespace that this runs in": KERNEL,
+    "mount devtmpfs on /dev": KERNEL,
     # Failures and findings.
     "run as root": AS_ROOT,
     "run as root, or with {}": WITHOUT,
@@ -378,6 +391,7 @@ UNTOLD = {
     (f"{IFCTL}bounded.py", "bounded"): PASSED_ON,
     (f"{IFCTL}bounded.py", "attempt"): PASSED_ON,
     (f"{IFCTL}verbs/gc.py", "_end"): PASSED_ON,
+    (f"{IFCTL}verbs/gc.py", "_strays"): PASSED_ON,
     (f"{IFCTL}qemu/running.py", "ask_any"): PASSED_ON,
     (f"{IFCTL}doctor/chains.py", "_nft_chains"): SEEN,
     (f"{IFCTL}doctor/chains.py", "_legacy_chains"): SEEN,

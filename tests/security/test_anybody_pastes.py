@@ -84,6 +84,7 @@ from pyqemu_ifup.drivers.tun import making_anew
 from pyqemu_ifup.entitled import check_owner
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.linux import JoinBridge, LeaveBridge, SetIsolated, SetVlans, target_vids
+from pyqemu_ifup.kinds.macvtap import AddMacvtap, AddVlan, DropVlan, KeepFromHost, taken
 from pyqemu_ifup.kinds.openvswitch import AddPort, DelPort, SetPort
 from pyqemu_ifup.kinds.vswitchd import Vswitchd
 from pyqemu_ifup.look import Link, OvsBridge, OvsPort, OvsSwitch, Seen, Vid
@@ -234,6 +235,10 @@ def each_command(name: str) -> Iterator[Command]:
         SetMtu(name, 7, 9),
         SetIpv6(name, 7, True, 1),
         JoinBridge(name, 7, name, 8),
+        AddMacvtap(name, name, 7, "vepa", "52:54:00:aa:00:01"),
+        AddVlan(name, name, 7, 30),
+        KeepFromHost(name, 7),
+        DropVlan(name, 7, 8),
         SetIsolated(name, 7, True),
         DelPort(DB, name, name, ids),
         SetVlans(name, 7, (Vid(5, True, True),)),
@@ -306,6 +311,11 @@ def compare(lines: Mapping[str, Sequence[str]], folder: Path, shell: tuple[str, 
                 assert len(words) == 2 and ";" not in words[1].replace("policy accept;", "")
 
 
+def fail(failure: Failure) -> None:
+    """Raise it."""
+    raise failure
+
+
 def failures(name: str) -> Iterator[tuple[Failure, list[str]]]:
     """Yield what is refused about a tap or a bridge of this name, and what is told to do."""
     where, vlan = Position("p.yaml", 1, 1), PortSettings(vlan=Vlan(10))
@@ -320,6 +330,7 @@ def failures(name: str) -> Iterator[tuple[Failure, list[str]]]:
             lambda: kinds.load("linux").claim(port, Seen(None, bridge=replace(bridge, up=False))),
             ["ip", "link", "set", "dev", name, "up"],
         ),
+        (lambda: fail(taken(name)), ["ip", "-d", "link", "show", "dev", name]),
         (
             lambda: refuse_strangers(name, Seen(replace(tap, alias=name)), 0),
             ["ip", "link", "set", "dev", name, "alias", ""],
@@ -486,6 +497,8 @@ NO_NAME = {
         "ifctl/pyqemu_ifctl/doctor/hubs.py",
         "find_joined_taps",
     ): "a tap that its QEMU holds: the kernel tells its name, sh() quotes it",
+    ("ifctl/pyqemu_ifctl/verbs/args.py", "_refuse_made"): "a guest of the policy's",
+    ("ifup/pyqemu_ifup/kinds/macvtap.py", "_explain"): "a module of the kernel's",
     ("ifctl/pyqemu_ifctl/verbs/run.py", "take_back"): "a tap that we make, of a plain name",
     ("ifup/pyqemu_ifup/drivers/nft.py", "_check_owner"): "a chain of a name that ours have",
     ("ifup/pyqemu_ifup/drivers/nft_words.py", "commands"): "likewise",

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyqemu_ifconf.kinds import linux, openvswitch
+from pyqemu_ifconf.kinds import linux, macvtap, openvswitch
 from pyqemu_ifconf.kinds.base import KindName, KindSpec, Place
 
 if TYPE_CHECKING:
     from pyqemu_ifconf.field import Field
 
-SPECS: tuple[KindSpec, ...] = (linux.SPEC, openvswitch.SPEC)
+SPECS: tuple[KindSpec, ...] = (linux.SPEC, openvswitch.SPEC, macvtap.SPEC)
 
 
 def spec_of(name: KindName) -> KindSpec:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 if TYPE_CHECKING:
     from pyqemu_ifconf.field import Field
 
-KindName = Literal["linux", "openvswitch"]
+KindName = Literal["linux", "openvswitch", "macvtap"]
 
 Endpoint = Literal["tap", "macvtap", "vfio", "vhost-user"]
 """What QEMU is given. Only a `tap` can QEMU open itself, and call its hooks for."""
 
-SettingName = Literal["mtu", "vlan", "isolated", "external_ids", "txqueuelen"]
+SettingName = Literal["mtu", "vlan", "isolated", "external_ids", "txqueuelen", "macs"]
 """A port setting: it may stand on a network, a rule and a NIC, and means the same on each."""
 
 MadeName = Literal["nat"]

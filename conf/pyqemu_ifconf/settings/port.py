@@ -12,7 +12,8 @@ class PortSettings:
     """What one port is given; a field has the name of its key in the policy.
 
     `mtu` is in bytes; None is the MTU of what the port is on. `vlan` None is the untagged network.
-    `txqueuelen` None: it is left alone.
+    `txqueuelen` None: it is left alone. `macs` is "nic" if the guest's own MAC alone passes, None
+    if any does.
     """
 
     mtu: int | None = None
@@ -20,3 +21,4 @@ class PortSettings:
     isolated: bool = False
     external_ids: tuple[tuple[str, str], ...] = ()
     txqueuelen: int | None = None
+    macs: str | None = None

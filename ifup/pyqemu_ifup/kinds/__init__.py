@@ -32,6 +32,10 @@ def load(name: KindName) -> TapKind | LinkKind:
             from pyqemu_ifup.kinds import openvswitch
 
             return openvswitch
+        case "macvtap":
+            from pyqemu_ifup.kinds import macvtap
+
+            return macvtap
 
 
 def load_view(name: KindName) -> TapView | LinkView:
@@ -45,6 +49,10 @@ def load_view(name: KindName) -> TapView | LinkView:
             from pyqemu_ifup.kinds import openvswitch_view
 
             return openvswitch_view
+        case "macvtap":
+            from pyqemu_ifup.kinds import macvtap_view
+
+            return macvtap_view
 
 
 @cache

@@ -1,0 +1,394 @@
+"""Macvtaps as `pyqemu-ifctl run` gives them: what passes, what is refused, and what is left."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import boot
+from lab.agent import Agent
+from lab.hooks import SOURCE_ROOTS, Hooks
+from lab.macvtap import CASES, OWN, Case, Macvtap, arriving
+from lab.needs import lack, require
+from lab.netns import Namespace
+from lab.qemu import Qemu
+from lab.taps import BROADCAST, holds
+from pyqemu_ifup.kinds import macvtap as kind
+from pyqemu_ifup.system.holders import Held, take_descriptor
+
+NOBODY = 65534
+MAC = OWN.hex(":")
+WEB = f"vms:\n  web1:\n    nics:\n      - {{network: dmz, mac: '{MAC}'}}\n"
+HOLD = ("/bin/sh", "-c", "echo held; read line")
+"""A program that holds what it is given until its standard input ends."""
+
+
+class Site:
+    """A namespace with a wire between v0 and v1, and the programs in it."""
+
+    def __init__(self, netns: Namespace, hooks: Hooks) -> None:
+        self.netns = netns
+        self.hooks = hooks
+
+    def lay(self) -> None:
+        """Make the wire, to go at the test's end with all that is ours."""
+        lines = ("link add v0 up type veth peer name v1", "link set v1 up")
+        self.netns.run(["ip", "-batch", "-"], input="\n".join(lines))
+        self.netns.kept.callback(self.clean)
+
+    def write(self, network: str = "parent: v0", rest: str = WEB) -> None:
+        if not self.hooks.policy.exists():
+            self.lay()
+        self.hooks.write_policy(f"version: 1\nnetworks:\n  dmz: {{{network}}}\n{rest}")
+
+    def argv(self, *command: str) -> list[str]:
+        return self.hooks.argv("pyqemu-ifctl", "run", "web1", "--", *command)
+
+    @contextmanager
+    def held(self, *command: str, prefix: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
+        """A guest's process that has its macvtap for as long as the block lasts."""
+        with subprocess.Popen(
+            [*prefix, *self.argv(*(command or HOLD))],
+            env=self.hooks.environ(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                assert process.stdout is not None and process.stderr is not None
+                assert process.stdout.readline() == "held\n", process.stderr.read()
+                yield process
+            finally:
+                if process.poll() is None:
+                    process.kill()
+
+    def queue(self, pid: int, name: str = "web1-0") -> Macvtap:
+        """Return a copy of the queue that a process holds, as its guest uses it."""
+        index = self.netns.link(name)["ifindex"]
+        folder = Path(f"/proc/{pid}/fd")
+        number = next(
+            int(each.name) for each in folder.iterdir() if os.readlink(each) == f"/dev/tap{index}"
+        )
+        return Macvtap.held(name, take_descriptor(Held(pid, number, name)))
+
+    def left(self) -> tuple[list[str], str]:
+        """Return the links that are there beside the wire, and all rules of nftables."""
+        links = sorted(self.netns.links().keys() - {"lo", "v0", "v1"})
+        return links, self.netns.run(["nft", "list", "ruleset"]).stdout
+
+    def clean(self) -> None:
+        """Take away all that a test may have left."""
+        self.hooks.ctl("gc")
+        for name in ("v1", "br0", "web1-0"):
+            self.netns.run(["ip", "link", "del", name], check=False)
+
+    def row(self) -> Any:
+        (row,) = self.hooks.ctl_json("status")["taps"]
+        return row
+
+
+@pytest.fixture
+def site(netns: Namespace) -> Iterator[Site]:
+    """A namespace whose programs users run too."""
+    require("macvtap", "netdev-chains")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Site(netns, Hooks(Path(folder) / "hooks", netns.name))
+
+
+def test_a_guest_gets_packets_through(site: Site) -> None:
+    require("qemu")
+    reason = boot.setup()
+    if reason is not None:
+        lack(reason)
+    site.write()
+    site.netns.ip("address", "add", "10.9.0.1/24", "dev", "v1")
+    with boot.Console() as console:
+        guest = boot.guest_arguments(console, ip="10.9.0.2/24", ping="10.9.0.1", count=3, hold=True)
+        with Qemu(*guest, machine="pc", env=site.hooks.environ(), prefix=site.argv()) as qemu:
+            assert console.wait("ping") == "ping 10.9.0.1 answered"
+            assert "3 packets received" in console.wait("3 packets")
+            assert site.row()["state"] == "ok"
+            assert qemu.quit() == 0
+    assert "removed web1-0 from v0" in site.hooks.ctl("gc").stdout
+    assert site.left() == ([], "")
+
+
+VARIANTS = [
+    ("", {"kernel", "macs", "tags"}),
+    (", macs: none", {"kernel", "tags"}),
+    (", vlan: any", {"kernel", "macs"}),
+    (", vlan: any, macs: none", {"kernel"}),
+]
+
+
+@pytest.mark.parametrize(("settings", "filters"), VARIANTS, ids=[row[0] for row in VARIANTS])
+def test_frames_are_judged_as_the_policy_says(settings: str, filters: set[str], site: Site) -> None:
+    site.write(f"parent: v0{settings}")
+    with site.held() as process, site.queue(process.pid) as macvtap:
+        found = arriving(macvtap, site.netns.raw("v1"))
+        assert found == {case.name for case in CASES if not case.stopped_by & filters}
+        # The guest has another MAC by now, as it may give itself one.
+        differences = [each["setting"] for each in site.row()["differences"]]
+        assert differences == ["mac"]
+
+
+NEEDS_CSUM = 1
+
+
+def test_no_checksum_is_written_where_the_filters_look(site: Site) -> None:
+    """By the header of a frame its sender says where the kernel is to put a checksum."""
+    site.write()
+    with site.held() as process, site.queue(process.pid) as macvtap:
+        wire = site.netns.raw("v1")
+        assert macvtap.has_header() == kind.is_safe(os.uname().release)
+        for start in range(0, 40, 2):
+            case = Case(True, OWN, BROADCAST, "untagged")
+            header = struct.pack("<BBHHHH", NEEDS_CSUM, 0, 0, 0, start, 0)
+            if macvtap.has_header():
+                try:
+                    os.write(macvtap.fd, header + case.frame)
+                except OSError:
+                    # The kernel takes no such header.
+                    assert start < 40
+            else:
+                macvtap.send(case.frame)
+            seen = wire.recv(0.05, holds(case.token))
+            assert seen is None or seen[:14] == case.frame[:14], start
+
+
+@pytest.mark.parametrize(
+    ("release", "safe"),
+    [
+        ("6.12.0", True),
+        ("6.18.44-fc-v509", True),
+        ("7.0-rc1", True),
+        ("6.11.11", False),
+        ("6.1.0-56-amd64", False),
+        ("5.10.0", False),
+        ("strange", False),
+        ("6", False),
+    ],
+)
+def test_which_kernels_write_checksums_safely(release: str, safe: bool) -> None:
+    assert kind.is_safe(release) == safe
+
+
+REFUSED: list[tuple[str, str, int, str]] = [
+    # What is done before, the network, the status, and what is said.
+    ("link set v0 name v9", "", 69, "there is no interface v0"),
+    ("link set v0 down", "", 71, "v0 is down"),
+    ("link add br0 type bridge\nlink set v0 master br0", "", 77, "v0 is a port of br0"),
+    ("", ", mtu: 9000", 71, "web1-0 is to have an MTU of 9000, and v0 has 1500"),
+    ("address add 192.0.2.1/24 dev v0", ", mode: passthru", 77, "it has an address"),
+    ("link add link v0 name m0 type macvtap", ", mode: passthru", 77, "m0 is on it"),
+    (
+        "link add web1-0 type veth peer name web1-1",
+        "",
+        77,
+        "an interface of this name is there already",
+    ),
+    (
+        f"link add link v0 name m0 address {MAC} type macvtap mode bridge\nlink set m0 up",
+        "",
+        77,
+        "has its MAC",
+    ),
+    (
+        "link set v0 name v9\nlink add link v9 name v0 type macvtap",
+        "",
+        71,
+        "v0 is a macvtap itself",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("before", "settings", "status", "said"), REFUSED, ids=[row[3] for row in REFUSED]
+)
+def test_what_is_refused_leaves_nothing(
+    before: str, settings: str, status: int, said: str, site: Site
+) -> None:
+    site.write(f"parent: v0{settings}")
+    site.netns.run(["ip", "-batch", "-"], input=before)
+    links = site.netns.links().keys()
+    done = site.hooks.run("pyqemu-ifctl", "run", "web1", "--", "true")
+    assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+    assert site.netns.links().keys() == links
+    assert site.left()[1] == ""
+
+
+def test_qemu_cannot_open_it_itself(site: Site) -> None:
+    site.write()
+    done = site.hooks.ctl("args", "web1")
+    assert done.returncode == 71 and "start the guest with pyqemu-ifctl run web1" in done.stderr
+    with site.netns.enter():
+        tap = site.netns.tap("web1-0")
+    done = site.hooks.up("web1-0")
+    assert (
+        done.returncode == 71 and "is a tap, which cannot be plugged in network dmz" in done.stderr
+    )
+    tap.close()
+    done = site.hooks.run("pyqemu-ifctl", "run", "--nic", "dmz", "--", "true")
+    assert done.returncode == 71 and "the MAC of the guest's device is not known" in done.stderr
+
+
+def test_a_nic_by_its_network_has_the_mac_that_is_given(site: Site) -> None:
+    site.write(rest="")
+    run = site.hooks.argv("pyqemu-ifctl", "run", "--nic", f"dmz,queues=3,mac={MAC.upper()}", "--")
+    look = "echo $2; ip -br link show tap0; ls -l /proc/self/fd | grep -c tap"
+    done = subprocess.run(
+        [*run, "/bin/sh", "-c", look, "sh"],
+        env=site.hooks.environ(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    netdev, link, count = done.stdout.splitlines()
+    assert re.fullmatch("tap,id=net0,fds=[0-9]+:[0-9]+:[0-9]+", netdev.partition(",vhost")[0])
+    assert MAC in link and count == "3"
+
+
+def test_what_explain_prints_makes_the_same(site: Site) -> None:
+    site.write("parent: v0, mtu: 1400, txqueuelen: 77")
+
+    def look() -> tuple[Any, str]:
+        link = site.netns.link("web1-0")
+        for key in ("ifindex", "ifalias", "stats64", "link_index"):
+            link.pop(key, None)
+        rules = re.sub(r"\bt\d+|sum=\w+", "", site.left()[1])
+        return link, rules
+
+    said = site.hooks.ctl_json("explain", "web1-0")
+    site.netns.run(["/bin/sh", "-ec", "\n".join(said["commands"])])
+    by_hand = look()
+    site.netns.ip("link", "del", "web1-0")
+    site.netns.run(["nft", "flush", "ruleset"])
+    with site.held():
+        assert look() == by_hand
+
+
+def test_filters_that_are_lost_are_told_of_and_set_again(site: Site) -> None:
+    site.write()
+    with site.held():
+        before = site.left()
+        site.netns.run(["nft", "flush", "ruleset"])
+        row = site.row()
+        assert row["state"] == "differs"
+        assert {each["setting"] for each in row["differences"]} == {"filters"}
+        assert site.hooks.ctl("apply", "web1-0").returncode == 0
+        assert site.left() == before and site.row()["state"] == "ok"
+        site.write("parent: v0, macs: none, mtu: 1300")
+        assert site.hooks.ctl("apply", "web1-0").returncode == 0
+        assert site.row()["state"] == "ok" and site.row()["mtu"] == 1300
+        assert MAC not in site.left()[1]
+        site.write("parent: v0, mode: vepa")
+        done = site.hooks.ctl("apply", "web1-0")
+        assert done.returncode == 71 and "it takes effect when the guest is started" in done.stderr
+
+
+def test_what_a_living_process_holds_stays(site: Site) -> None:
+    site.write()
+    with site.held() as process:
+        assert site.hooks.ctl("gc").stdout == "nothing to remove\n"
+        # NOTE: as under -daemonize: another process goes on.
+        copy = site.queue(process.pid)
+        process.kill()
+        process.wait()
+        assert site.hooks.ctl("gc").stdout == "nothing to remove\n"
+        copy.close()
+    assert "nobody holds it" in site.hooks.ctl("gc").stdout
+    assert site.left() == ([], "")
+
+
+DYING = """
+import os, signal, sys
+sys.path[:0] = {roots!r}
+from pyqemu_ifup.host import Host
+count, run = iter(range(1000)), Host.run
+async def dying(self, op):
+    n = next(count)
+    if n == {number} and {before}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    await run(self, op)
+    if n == {number}:
+        os.kill(os.getpid(), signal.SIGKILL)
+Host.run = dying
+from pyqemu_ifctl.main import main
+sys.argv = ["pyqemu-ifctl", "run", "web1", "--", "true"]
+raise SystemExit(main())
+"""
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_nothing_is_left_of_one_that_is_killed_at_any_step(before: bool, site: Site) -> None:
+    site.write()
+    status = -signal.SIGKILL
+    steps = 0
+    while status == -signal.SIGKILL:
+        code = DYING.format(roots=list(SOURCE_ROOTS), number=steps, before=before)
+        done = subprocess.run(
+            ["ip", "netns", "exec", site.netns.name, sys.executable, "-c", code],
+            env=site.hooks.environ(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        status = done.returncode
+        assert status in (0, -signal.SIGKILL), done.stderr
+        assert site.hooks.ctl("gc").returncode == 0
+        assert site.left() == ([], ""), steps
+        steps += 1
+    assert steps > 7
+
+
+@contextmanager
+def users_agent(site: Site) -> Iterator[None]:
+    """The agents of root and of everybody else, in the namespace and with its /sys."""
+    users = Agent(site.netns, site.hooks.policy, users=True)
+    roots = Agent(site.netns, site.hooks.policy)
+    for agent in (users, roots):
+        agent.wrapper = ["ip", "netns", "exec", site.netns.name]
+    with users, roots:
+        site.hooks.agent = users.path
+        yield
+
+
+def test_a_user_s_is_gone_a_second_after_its_process(site: Site) -> None:
+    site.write("parent: v0, users: [nobody]")
+    as_user = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+    with users_agent(site):
+        run = site.argv(*HOLD)
+        at = run.index(str(site.hooks.folder / "pyqemu-ifctl"))
+        command = [*run[:at], *as_user, *run[at:]]
+        with subprocess.Popen(
+            command,
+            env={**site.hooks.environ(), "PYQEMU_IFUP_POLICY": str(site.hooks.policy)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None and process.stderr is not None
+            assert process.stdout.readline() == "held\n", process.stderr.read()
+            assert site.left()[0] == ["web1-0"]
+            assert f"uid={NOBODY}" in site.netns.link("web1-0")["ifalias"]
+            process.kill()
+            ended = time.monotonic()
+        while site.left() != ([], ""):
+            assert time.monotonic() < ended + 5.0
+            time.sleep(0.02)
+        assert time.monotonic() < ended + 1.0
