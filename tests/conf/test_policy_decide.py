@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from pyqemu_ifconf.policy import (
     MATCH_KEYS,
     Attach,
     Caller,
+    Decision,
     Deny,
     Leave,
     MatchKey,
@@ -145,10 +147,16 @@ def test_a_tap_is_left_alone_for_root_only() -> None:
     assert decide(policy, who) == choose(policy, who) == Leave(policy.rules[0])
     assert is_left(policy_of("version: 1\nrules: [{tap: own*, leave: true}]"), "own0")
     assert not is_left(policy, "own0"), "its guest's name is not known"
-    for way in (decide, choose):
-        for root_made in (False, True):
-            user = replace(who, unprivileged=True, root_made=root_made)
-            assert way(policy, user) == Deny(LEAVE_IS_ROOTS, policy.rules[0])
+
+
+@pytest.mark.parametrize("root_made", [False, True], ids=["of its own", "of root's making"])
+@pytest.mark.parametrize("way", [decide, choose])
+def test_a_tap_of_a_user_s_is_not_left_alone(
+    way: Callable[[Policy, Caller], Decision], root_made: bool
+) -> None:
+    policy = policy_of("version: 1\nrules: [{tap: own*, vm: fw, leave: true}]")
+    user = Caller("own0", vm="fw", unprivileged=True, root_made=root_made)
+    assert way(policy, user) == Deny(LEAVE_IS_ROOTS, policy.rules[0])
 
 
 TENANTS = Port(

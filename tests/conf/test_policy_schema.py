@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from lab.checkout import ROOT
 from pyqemu_ifconf.failure import PolicyInvalid
+from pyqemu_ifconf.field import Field
 from pyqemu_ifconf.fields import all_fields
 from pyqemu_ifconf.kinds.bridge import BridgePlace
 from pyqemu_ifconf.load import Source, _compose, check_policy, parse_policy
@@ -68,12 +69,12 @@ def test_committed_schema_is_fresh() -> None:
     assert json.loads(committed) == policy_schema()
 
 
-def test_every_field_is_in_the_schema_and_in_a_good_sample() -> None:
+@pytest.mark.parametrize("field", all_fields(), ids=lambda field: field.name)
+def test_every_field_is_in_the_schema_and_in_a_good_sample(field: Field) -> None:
     good = "".join(path.read_text() for path in SAMPLES if path.name.startswith("good-"))
     schema = schema_text()
-    for field in all_fields():
-        assert f'"{field.name}": {{' in schema
-        assert f"{field.name}:" in good
+    assert f'"{field.name}": {{' in schema
+    assert f"{field.name}:" in good
 
 
 @pytest.mark.parametrize("path", WITHIN, ids=lambda path: path.stem)
@@ -119,7 +120,10 @@ def test_the_first_policy_is_right_and_so_is_what_becomes_of_it() -> None:
     assert isinstance(decide(policy, Caller("db0")), Deny)
 
 
-def test_an_editor_is_told_our_own_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("mtu", "[]"), ("vlan", "4095"), ("isolated", "yes"), ("kind", "ovs")]
+)
+def test_an_editor_is_told_our_own_sentence(tmp_path: Path, name: str, wrong: str) -> None:
     """Of each field, what `check` says of a wrong value is what the schema has for an editor."""
     schema = policy_schema()
     defs = schema["$defs"]
@@ -131,20 +135,17 @@ def test_an_editor_is_told_our_own_sentence(tmp_path: Path) -> None:
         if isinstance(field, dict)
     }
     assert told["mtu"] == "mtu must be a whole number from 68 to 65521 or bridge"
-    for name, wrong in (("mtu", "[]"), ("vlan", "4095"), ("isolated", "yes"), ("kind", "ovs")):
-        text = f"version: 1\nnetworks: {{lan: {{bridge: br0, {name}: {wrong}}}}}\n"
-        with pytest.raises(PolicyInvalid) as caught:
-            parse_policy([Source("p.yaml", text.encode())])
-        (error,) = caught.value.errors
-        assert error.message.startswith(told[name]), (error.message, told[name])
-        (met,) = Draft202012Validator(schema).iter_errors(
-            plain_data(_compose(text, Errors("p.yaml")))
-        )
-        assert met.schema["errorMessage"] == told[name]
+    text = f"version: 1\nnetworks: {{lan: {{bridge: br0, {name}: {wrong}}}}}\n"
+    with pytest.raises(PolicyInvalid) as caught:
+        parse_policy([Source("p.yaml", text.encode())])
+    (error,) = caught.value.errors
+    assert error.message.startswith(told[name]), (error.message, told[name])
+    (met,) = Draft202012Validator(schema).iter_errors(plain_data(_compose(text, Errors("p.yaml"))))
+    assert met.schema["errorMessage"] == told[name]
 
 
-def test_the_samples_name_their_schema() -> None:
+@pytest.mark.parametrize("name", ["policy.yaml", "first.yaml"])
+def test_the_samples_name_their_schema(name: str) -> None:
     """As the language servers for YAML look for it, where it is installed."""
     line = "# yaml-language-server: $schema=/usr/local/share/pyqemu-ifup/policy.schema.json\n"
-    for name in ("policy.yaml", "first.yaml"):
-        assert (CONF / name).read_text().startswith(line)
+    assert (CONF / name).read_text().startswith(line)

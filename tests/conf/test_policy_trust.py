@@ -133,11 +133,11 @@ def test_not_a_file(
         assert str(failure) == f"{path}: it is not a regular file"
 
 
-def test_missing_file_that_was_named(tmp_path: Path) -> None:
-    for load in (load_policy, check_policy):
-        failure = failure_of(lambda load=load: load([str(tmp_path / "x" / "y")]))  # type: ignore[misc]
-        assert failure.status == Status.NO_POLICY
-        assert str(failure) == f"{tmp_path}/x/y: it does not exist"
+@pytest.mark.parametrize("load", [load_policy, check_policy])
+def test_missing_file_that_was_named(tmp_path: Path, load: Callable[[list[str]], object]) -> None:
+    failure = failure_of(lambda: load([str(tmp_path / "x" / "y")]))
+    assert failure.status == Status.NO_POLICY
+    assert str(failure) == f"{tmp_path}/x/y: it does not exist"
 
 
 def test_folder_that_is_a_file(etc: Path) -> None:

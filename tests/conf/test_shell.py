@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,15 +76,19 @@ def test_any_words_come_through(texts: list[str]) -> None:
         ]
 
 
-def test_a_plain_name_is_printed_as_it_is() -> None:
-    for name in ("web0", "br-int", "vm.1", "unix:/run/openvswitch/db.sock", "-rf", "a@b", "a_b"):
-        assert quote(name) == readable(name) == name
+@pytest.mark.parametrize(
+    "name", ["web0", "br-int", "vm.1", "unix:/run/openvswitch/db.sock", "-rf", "a@b", "a_b"]
+)
+def test_a_plain_name_is_printed_as_it_is(name: str) -> None:
+    assert quote(name) == readable(name) == name
 
 
-def test_what_a_terminal_obeys_is_escaped() -> None:
-    text = "a\x1b]0;x\x07\r\n\x9b\u202e\x7f\udc80"
-    for shape in (printable, shown, quote, readable):
-        assert shape(text).isprintable(), shape
+@pytest.mark.parametrize("shape", [printable, shown, quote, readable])
+def test_what_a_terminal_obeys_is_escaped(shape: Callable[[str], str]) -> None:
+    assert shape("a\x1b]0;x\x07\r\n\x9b\u202e\x7f\udc80").isprintable()
+
+
+def test_letters_of_a_language_are_shown_and_quoted_in_ascii() -> None:
     assert shown("gr\xf6\xdfe") == "gr\xf6\xdfe"
     assert readable("gr\xf6\xdfe") == r"'gr\xf6\xdfe'"
 
@@ -118,20 +123,25 @@ def test_no_program_takes_a_name_for_something_else(shell: tuple[str, ...], tmp_
     assert words_of("\n".join(lines), tmp_path, shell) == wanted
 
 
-def test_nft_is_told_of_no_name_that_it_has_no_words_for(tmp_path: Path) -> None:
-    form = "insert rule {family} {table} {chain} iifname {link} accept"
-    good = nft_command(form, family="ip", table="t", chain="c", link='"br;0"')
-    assert words_of(good, tmp_path) == [["nft", 'insert rule ip t c iifname "br;0" accept']]
-    for table, link in (
+@pytest.mark.parametrize(
+    ("table", "link"),
+    [
         ("t;flush ruleset", "br0"),
         ("t", 'a"b'),
         ("t", "a*"),
         ("-t", "br0"),
         ("t", "a\\"),
         ("", "br0"),
-    ):
-        bad = nft_command(form, family="ip", table=table, chain="c", link=f'"{link}"')
-        assert words_of(bad, tmp_path) == []
+    ],
+)
+def test_nft_is_told_of_no_name_that_it_has_no_words_for(
+    tmp_path: Path, table: str, link: str
+) -> None:
+    form = "insert rule {family} {table} {chain} iifname {link} accept"
+    good = nft_command(form, family="ip", table="t", chain="c", link='"br;0"')
+    assert words_of(good, tmp_path) == [["nft", 'insert rule ip t c iifname "br;0" accept']]
+    bad = nft_command(form, family="ip", table=table, chain="c", link=f'"{link}"')
+    assert words_of(bad, tmp_path) == []
 
 
 @pytest.mark.parametrize(
