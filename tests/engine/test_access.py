@@ -172,8 +172,7 @@ def test_bridge_conf_is_a_further_source(
     may_use(POLICY.networks[network], 0, "root", (), bridge_conf)
 
 
-def test_bridge_conf_admits_to_no_settings_of_a_rule() -> None:
-    policy = parse_policy([Source("p.yaml", b"""\
+SETTINGS_OF_RULES = parse_policy([Source("p.yaml", b"""\
 version: 1
 networks:
   lan: {bridge: br0}
@@ -189,25 +188,38 @@ rules:
   - {tap: "*", network: lan}
 """)])  # fmt: skip
 
-    def admit(tap: str) -> None:
-        decision = choose(policy, Caller(tap))
-        assert isinstance(decision, Attach)
-        port = decision.port
-        may_use(policy.networks[port.network], 1000, "eve", (), conf("br0"), port)
 
-    admit("tap0")
-    admit("mtu0")
-    for tap, text in (
+def admit(tap: str) -> None:
+    decision = choose(SETTINGS_OF_RULES, Caller(tap))
+    assert isinstance(decision, Attach)
+    network = SETTINGS_OF_RULES.networks[decision.port.network]
+    may_use(network, 1000, "eve", (), conf("br0"), decision.port)
+
+
+@pytest.mark.parametrize("tap", ["tap0", "mtu0"])
+def test_bridge_conf_admits_to_settings_that_reach_nobody_else(tap: str) -> None:
+    admit(tap)
+
+
+@pytest.mark.parametrize(
+    ("tap", "text"),
+    [
         ("fw0", "admits to no network with vlan: (p.yaml:7)"),
         ("one0", "admits to no network with vlan: (p.yaml:8)"),
         ("iso0", "admits to no network with isolated: (p.yaml:9)"),
         ("un0", "admits to no network with vlan: (p.yaml:10)"),
         ("is0", "admits to no network with isolated: (p.yaml:11)"),
-    ):
-        assert text in denied(lambda: admit(tap))  # noqa: B023
-    trunk = port_on(policy, "all", "one0")
+    ],
+)
+def test_bridge_conf_admits_to_no_settings_of_a_rule(tap: str, text: str) -> None:
+    assert text in denied(lambda: admit(tap))
+
+
+def test_bridge_conf_admits_to_no_settings_of_a_network() -> None:
+    trunk = port_on(SETTINGS_OF_RULES, "all", "one0")
+    network = SETTINGS_OF_RULES.networks["all"]
     assert "admits to no network with vlan:;" in denied(
-        lambda: may_use(policy.networks["all"], 1000, "eve", (), conf("br0"), trunk)
+        lambda: may_use(network, 1000, "eve", (), conf("br0"), trunk)
     )
 
 
@@ -257,13 +269,13 @@ def test_a_guest_s_tap_is_for_its_users_alone() -> None:
     assert text.startswith("user carol may not have the taps of guest vm: ")
 
 
+@pytest.mark.parametrize("network", ["lan", "odd"])
 @pytest.mark.parametrize("wish", ["--help", "-x", "$(id)", "a;b", "a&b", ".a", "_a", "a+b", "'"])
-def test_a_user_s_tap_has_a_name_that_no_shell_minds(wish: str) -> None:
-    for network in ("lan", "odd"):
-        net = POLICY.networks[network]
-        text = denied(lambda: pick_name(POLICY, net, wish, User(1000, "alice", ())))  # noqa: B023
-        assert text.startswith(f"{readable(wish)} is no name for a user's tap: it has letters, ")
-        assert pick_name(POLICY, net, wish, User(0, "root", ()))[0] == wish
+def test_a_user_s_tap_has_a_name_that_no_shell_minds(wish: str, network: str) -> None:
+    net = POLICY.networks[network]
+    text = denied(lambda: pick_name(POLICY, net, wish, User(1000, "alice", ())))
+    assert text.startswith(f"{readable(wish)} is no name for a user's tap: it has letters, ")
+    assert pick_name(POLICY, net, wish, User(0, "root", ()))[0] == wish
 
 
 @pytest.mark.parametrize("uid", [0, 1000])
@@ -276,12 +288,12 @@ def test_no_tap_has_the_name_of_a_bridge(uid: int) -> None:
     refuse_bridge_name(POLICY, "br70")
 
 
+@pytest.mark.parametrize("uid", [0, 1000])
 @pytest.mark.parametrize("wish", ["a/b", "..", "x" * 16, "tap%d", "a b", "\udcff", "é"])
-def test_what_is_no_name_is_usage(wish: str) -> None:
-    for uid in (0, 1000):
-        with pytest.raises(Failure) as caught:
-            pick_name(POLICY, POLICY.networks["lan"], wish, User(uid, "alice", ()))
-        assert caught.value.status is Status.USAGE
+def test_what_is_no_name_is_usage(wish: str, uid: int) -> None:
+    with pytest.raises(Failure) as caught:
+        pick_name(POLICY, POLICY.networks["lan"], wish, User(uid, "alice", ()))
+    assert caught.value.status is Status.USAGE
 
 
 LINK = Link(7, "tap0", "tun", True, True, 1500, "", 1000, None, "", True)

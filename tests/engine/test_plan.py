@@ -23,6 +23,7 @@ from pyqemu_ifup import kinds
 from pyqemu_ifup.claims import refuse_foreign_ports, refuse_shared, refuse_strangers
 from pyqemu_ifup.drivers.links import NO_ADDRESS
 from pyqemu_ifup.holder import Holder
+from pyqemu_ifup.kinds.base import TapKind
 from pyqemu_ifup.kinds.linux import JoinBridge, LeaveBridge, SetIsolated, SetVlans
 from pyqemu_ifup.kinds.openvswitch import AddPort, DelPort, vlan_columns, vlan_of_columns
 from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, ranges, show_vlan, vlan_of_vids, wanted_vids
@@ -364,27 +365,36 @@ def test_up_on_open_vswitch(port: Port, found: Seen, plan: tuple[Op, ...]) -> No
     assert plan_up(port, OVS, found, OVS_STAMP, HERE) == plan
 
 
-def test_the_link_comes_up_last_and_only_when_proven() -> None:
-    rows = [(row, LINUX, STAMP) for row in LINUX_PLANS]
-    rows += [(row, OVS, OVS_STAMP) for row in OVS_PLANS]
-    for (_, port, found, _), kind, stamp in rows:
-        plan = plan_up(port, kind, found, stamp, HERE)
-        assert [op for op in plan if op.opens] == [plan[-1]] == [UP]
-        joins = [i for i, op in enumerate(plan) if isinstance(op, JoinBridge | AddPort)]
-        assert len(joins) == 1
-        downs = [i for i, op in enumerate(plan) if isinstance(op, SetDown)]
-        if found.tap is not None and found.tap.up:
-            assert downs and downs[0] < joins[0]
-        # Only what a switch port has of its own comes after the joining.
-        after = plan[joins[0] + 1 : -1]
-        assert all(isinstance(op, SetVlans | SetIsolated) for op in after)
+@pytest.mark.parametrize(
+    ("row", "kind", "stamp"),
+    [(row, LINUX, STAMP) for row in LINUX_PLANS] + [(row, OVS, OVS_STAMP) for row in OVS_PLANS],
+    ids=[f"Linux bridge, {row[0]}" for row in LINUX_PLANS]
+    + [f"Open vSwitch, {row[0]}" for row in OVS_PLANS],
+)
+def test_the_link_comes_up_last_and_only_when_proven(
+    row: tuple[str, Port, Seen, tuple[Op, ...]], kind: TapKind, stamp: Stamp
+) -> None:
+    _, port, found, _ = row
+    plan = plan_up(port, kind, found, stamp, HERE)
+    assert [op for op in plan if op.opens] == [plan[-1]] == [UP]
+    joins = [i for i, op in enumerate(plan) if isinstance(op, JoinBridge | AddPort)]
+    assert len(joins) == 1
+    downs = [i for i, op in enumerate(plan) if isinstance(op, SetDown)]
+    if found.tap is not None and found.tap.up:
+        assert downs and downs[0] < joins[0]
+    # Only what a switch port has of its own comes after the joining.
+    after = plan[joins[0] + 1 : -1]
+    assert all(isinstance(op, SetVlans | SetIsolated) for op in after)
 
 
-def test_the_mark_is_there_from_the_first_change_to_the_last() -> None:
-    for _, port, found, _ in LINUX_PLANS:
-        assert found.tap is not None
-        state = simulate(found, plan_up(port, LINUX, found, STAMP, HERE))
-        assert all(each.tap is not None and each.tap.stamp is not None for each in state[1:])
+@pytest.mark.parametrize("row", LINUX_PLANS, ids=[row[0] for row in LINUX_PLANS])
+def test_the_mark_is_there_from_the_first_change_to_the_last(
+    row: tuple[str, Port, Seen, tuple[Op, ...]],
+) -> None:
+    _, port, found, _ = row
+    assert found.tap is not None
+    state = simulate(found, plan_up(port, LINUX, found, STAMP, HERE))
+    assert all(each.tap is not None and each.tap.stamp is not None for each in state[1:])
 
 
 def simulate(found: Seen, plan: tuple[Op, ...]) -> list[Seen]:
@@ -470,12 +480,14 @@ def test_down_from_the_state_after_every_op_takes_it_all_away(
         assert steps[-1] == UNMARK
 
 
-def test_undo_of_a_tap_that_has_gone_removes_its_row_only() -> None:
+@pytest.mark.parametrize(
+    "now", [None, replace(TAP, index=9, up=True)], ids=["nothing", "another tap"]
+)
+def test_undo_of_a_tap_that_has_gone_removes_its_row_only(now: Link | None) -> None:
     older = replace(ROW, external_ids=tuple(row_ids(OVS_STAMP, 6, HERE).items()))
     foreign = replace(ROW, external_ids=())
-    for now in (None, replace(TAP, index=9, up=True)):
-        gone = Seen(now, ports=(ROW, older, foreign))
-        assert plan_undo(OVS_FRESH, gone, HERE) == (DEL_ROW,)
+    gone = Seen(now, ports=(ROW, older, foreign))
+    assert plan_undo(OVS_FRESH, gone, HERE) == (DEL_ROW,)
 
 
 LEAVES: list[tuple[str, Seen, tuple[Op, ...]]] = [
@@ -1227,15 +1239,19 @@ def test_no_alias_breaks_the_reader(alias: str) -> None:
 def test_an_older_mark_says_nothing_of_addrgenmode(was: str, found: Was) -> None:
     stamp = parse_alias(f"{OLD_ALIAS} was={was}")
     assert stamp is not None and stamp.was == found
-    for other in (f"{was},x", f"{was},-1", f"{was},256", f"{was},,down", f"{was},"):
-        assert parse_alias(f"{OLD_ALIAS} was={other}") is None
 
 
-def test_a_mark_tells_of_the_link_too() -> None:
-    for mode in (None, 1):
-        was = Was(1500, 9, "0a", True, mode, up=True)
-        found = parse_alias(format_alias(replace(STAMP, was=was)))
-        assert found is not None and found.was == was
+@pytest.mark.parametrize("was", ["1500,9,0a,1", "1500,9,0a,1,3"])
+@pytest.mark.parametrize("more", [",x", ",-1", ",256", ",,down", ","])
+def test_a_mark_with_a_mode_that_is_none_is_no_mark(was: str, more: str) -> None:
+    assert parse_alias(f"{OLD_ALIAS} was={was}{more}") is None
+
+
+@pytest.mark.parametrize("mode", [None, 1])
+def test_a_mark_tells_of_the_link_too(mode: int | None) -> None:
+    was = Was(1500, 9, "0a", True, mode, up=True)
+    found = parse_alias(format_alias(replace(STAMP, was=was)))
+    assert found is not None and found.was == was
 
 
 def test_a_name_is_cut_between_letters() -> None:
@@ -1267,16 +1283,16 @@ def test_a_long_name_leaves_room_for_the_others() -> None:
     assert (parsed.ovsdb, parsed.mac, parsed.rule) == (far.ovsdb, None, "")
 
 
-def test_a_real_tilde_is_no_cut() -> None:
-    for name in ("web~", "~", "w~b", "%7E"):
-        stamp = replace(STAMP, vm=name, netdev=name)
-        assert parse_alias(format_alias(stamp)) == stamp
+@pytest.mark.parametrize("name", ["web~", "~", "w~b", "%7E"])
+def test_a_real_tilde_is_no_cut(name: str) -> None:
+    stamp = replace(STAMP, vm=name, netdev=name)
+    assert parse_alias(format_alias(stamp)) == stamp
 
 
-def test_a_name_of_any_length_is_cut_at_once() -> None:
-    for length in (200, 1500, 960_000):
-        parsed = parse_alias(format_alias(replace(STAMP, vm="é" * length)))
-        assert parsed is not None and parsed.unsaid == {"vm"}
+@pytest.mark.parametrize("length", [200, 1500, 960_000])
+def test_a_name_of_any_length_is_cut_at_once(length: int) -> None:
+    parsed = parse_alias(format_alias(replace(STAMP, vm="é" * length)))
+    assert parsed is not None and parsed.unsaid == {"vm"}
 
 
 def test_an_older_mark_says_what_it_says() -> None:
