@@ -75,16 +75,19 @@ def test_json(text: str, inner: str, meaning: str) -> None:
     assert decode.answer(text, as_json=True).out == expected
 
 
-def test_what_a_process_really_ends_with() -> None:
-    for end, words in [
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
         ("raise SystemExit(65)", INVALID),
         ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL"),
         ("raise SystemExit(1)", MISSING),
-    ]:
-        child = subprocess.Popen([sys.executable, "-I", "-c", end])
-        _, raw = os.waitpid(child.pid, 0)
-        child.returncode = raw
-        assert decode.decode(raw).meaning == words
+    ],
+)
+def test_what_a_process_really_ends_with(end: str, words: str) -> None:
+    child = subprocess.Popen([sys.executable, "-I", "-c", end])
+    _, raw = os.waitpid(child.pid, 0)
+    child.returncode = raw
+    assert decode.decode(raw).meaning == words
 
 
 @pytest.mark.parametrize("number", ["256", "32512"])

@@ -423,17 +423,22 @@ def test_monitors_of_a_command_line(words: list[str], found: list[Address]) -> N
     assert monitors_of(["qemu-system-x86_64", *words]) == found
 
 
-def test_which_programs_are_qemus() -> None:
-    for words in (
-        ["qemu-system-x86_64"],
-        ["/usr/bin/qemu-system-aarch64", "-S"],
-        ["kvm"],
-        ["/usr/libexec/qemu-kvm"],
-        ["/lib/ld-linux-x86-64.so.2", "/x/qemu-system-arm"],
-    ):
-        assert is_qemu(words), words
-    for words in (["bash"], ["/usr/lib/qemu/qemu-bridge-helper"], ["qemu-img"], ["vim", "qemu"]):
-        assert not is_qemu(words), words
+@pytest.mark.parametrize(
+    ("words", "is_one"),
+    [
+        ("qemu-system-x86_64", True),
+        ("/usr/bin/qemu-system-aarch64 -S", True),
+        ("kvm", True),
+        ("/usr/libexec/qemu-kvm", True),
+        ("/lib/ld-linux-x86-64.so.2 /x/qemu-system-arm", True),
+        ("bash", False),
+        ("/usr/lib/qemu/qemu-bridge-helper", False),
+        ("qemu-img", False),
+        ("vim qemu", False),
+    ],
+)
+def test_which_programs_are_qemus(words: str, is_one: bool) -> None:
+    assert is_qemu(words.split()) is is_one
 
 
 HUBS = """\

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,10 @@ def test_modern(nic: str, netdev: str, device: str) -> None:
     assert modern(policy, vm, macs, by_hooks(HOOKS)) == ["-netdev", netdev, "-device", device]
 
 
-def test_a_guest_without_a_nic_gets_none_of_qemu_s_own() -> None:
+@pytest.mark.parametrize("form", [modern, legacy, legacy_on_netdevs])
+def test_a_guest_without_a_nic_gets_none_of_qemu_s_own(form: Callable[..., list[str]]) -> None:
     policy = policy_of()
-    for form in (modern, legacy, legacy_on_netdevs):
-        assert form(policy, policy.vms["web1"], {}, by_hooks(HOOKS)) == ["-nic", "none"]
+    assert form(policy, policy.vms["web1"], {}, by_hooks(HOOKS)) == ["-nic", "none"]
 
 
 LEGACY = [
@@ -210,16 +211,18 @@ def test_the_names_of_taps_are_names_and_differ(nics: list[tuple[str, int]]) -> 
     assert names[0] != names[1] or any(len(vm) <= 13 for vm, _ in nics)
 
 
-def test_a_nic_is_a_rule_for_its_tap_before_all_others() -> None:
+@pytest.mark.parametrize(
+    ("tap", "vlan", "line"),
+    [("web1-0", 6, 3), ("web1-2", 5, 3), ("web1-1", 7, 4), ("web2-0", 7, 4)],
+)
+def test_a_nic_is_a_rule_for_its_tap_before_all_others(tap: str, vlan: int, line: int) -> None:
     policy = policy_of("{network: big, vlan: 6, mtu: none}", "{user: {}}", "{network: big}")
-    for tap, vlan, line in (("web1-0", 6, 3), ("web1-2", 5, 3), ("web1-1", 7, 4), ("web2-0", 7, 4)):
-        decision = choose(policy, Caller(tap))
-        assert isinstance(decision, Attach)
-        assert decision.port.settings.vlan == Vlan(vlan) and decision.port.position.line == line, (
-            tap
-        )
-        assert decide(policy, Caller(tap)).rule == decision.rule
-    assert decide(policy, Caller("web2-0")).passed_over == (), "a NIC says nothing of other taps"
+    decision = choose(policy, Caller(tap))
+    assert isinstance(decision, Attach)
+    assert (decision.port.settings.vlan, decision.port.position.line) == (Vlan(vlan), line)
+    assert decide(policy, Caller(tap)).rule == decision.rule
+    if tap == "web2-0":
+        assert decide(policy, Caller(tap)).passed_over == (), "a NIC says nothing of other taps"
 
 
 # A real QEMU

@@ -186,16 +186,17 @@ def test_what_is_on_a_port_is_moved_whole(clinic: Clinic) -> None:
             without_it(clinic)
 
 
-def test_what_no_command_moves_whole_is_told_in_words(clinic: Clinic) -> None:
+@pytest.mark.parametrize(("lines", "why"), IN_WORDS.values(), ids=IN_WORDS)
+def test_what_no_command_moves_whole_is_told_in_words(
+    clinic: Clinic, lines: tuple[str, ...], why: str
+) -> None:
     with clinic.healthy():
-        for title, (lines, why) in IN_WORDS.items():
-            print(title)
-            with_it(clinic, lines)
-            (found,) = clinic.find("port-address")
-            assert found["command"] is None
-            assert why in found["do"], found["do"]
-            assert "configure br0 in its place" in found["do"]
-            without_it(clinic)
+        with_it(clinic, lines)
+        (found,) = clinic.find("port-address")
+        assert found["command"] is None
+        assert why in found["do"], found["do"]
+        assert "configure br0 in its place" in found["do"]
+        without_it(clinic)
 
 
 def test_a_bridge_without_ipv6_is_given_none(clinic: Clinic) -> None:

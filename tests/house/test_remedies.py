@@ -857,21 +857,21 @@ def test_what_syslog_is_told_mends_it(place: Place, situation: Situation, before
     assert next(steps, "ended") == "ended"
 
 
-def test_a_tap_that_cannot_be_given_an_owner_is_made_anew(place: Place) -> None:
+@pytest.mark.parametrize("more", [[], ["multi_queue"]], ids=["one queue", "multi_queue"])
+def test_a_tap_that_cannot_be_given_an_owner_is_made_anew(place: Place, more: list[str]) -> None:
     def refuse() -> None:
         def denied(descriptor: int, uid: int) -> None:
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
         setattr(owner, "set_owner", denied)  # noqa: B010  mypy lets no function be assigned
 
-    for more in ([], ["multi_queue"]):
-        place.netns.ip("tuntap", "add", "dev", "t0", "mode", "tap", *more)
-        ended = place.calls.up("t0", refuse)
-        assert ended.status == 77, ended
-        _, before, command = told(ended).partition("make it anew with one: ")
-        assert before, ended
-        place.run(command)
-        ended = place.calls.up("t0", refuse)
-        assert (ended.status, ended.stderr) == (0, ""), ended
-        assert place.calls.down("t0").status == 0
-        place.netns.ip("link", "del", "t0")
+    place.netns.ip("tuntap", "add", "dev", "t0", "mode", "tap", *more)
+    ended = place.calls.up("t0", refuse)
+    assert ended.status == 77, ended
+    _, before, command = told(ended).partition("make it anew with one: ")
+    assert before, ended
+    place.run(command)
+    ended = place.calls.up("t0", refuse)
+    assert (ended.status, ended.stderr) == (0, ""), ended
+    assert place.calls.down("t0").status == 0
+    place.netns.ip("link", "del", "t0")
