@@ -150,26 +150,26 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.parametrize(("rule", "changes"), SETTINGS, ids=[rule for rule, _ in SETTINGS])
 @pytest.mark.each_python
-def test_each_setting(calls: Calls, inside: Namespace) -> None:
-    for number, (rule, changes) in enumerate(SETTINGS):
-        write_policy(calls.hooks, rule)
-        with Tap(f"t{number}") as tap:
-            before = state(inside, tap.name)
-            was_done(calls.up(tap.name))
-            now = state(inside, tap.name)
-            assert now == attached(before, alias(), **changes), rule
-            was_done(calls.down(tap.name))
-            kept = {key: now[key] for key in ("mtu", "mac", "txqueuelen", *IPV6)}
-            assert state(inside, tap.name) == {**before, **kept}, rule
+def test_each_setting(calls: Calls, inside: Namespace, rule: str, changes: dict[str, Any]) -> None:
+    write_policy(calls.hooks, rule)
+    with Tap("t0") as tap:
+        before = state(inside, tap.name)
+        was_done(calls.up(tap.name))
+        now = state(inside, tap.name)
+        assert now == attached(before, alias(), **changes)
+        was_done(calls.down(tap.name))
+        kept = {key: now[key] for key in ("mtu", "mac", "txqueuelen", *IPV6)}
+        assert state(inside, tap.name) == {**before, **kept}
 
 
-def test_the_bridges_mtu_is_the_taps(calls: Calls, inside: Namespace) -> None:
-    for mtu in (1500, 9000, 1280):
-        inside.ip("link", "set", "br0", "mtu", str(mtu))
-        with Tap("t0"):
-            was_done(calls.up("t0"))
-            assert state(inside, "t0")["mtu"] == mtu
+@pytest.mark.parametrize("mtu", [1500, 9000, 1280])
+def test_the_bridges_mtu_is_the_taps(calls: Calls, inside: Namespace, mtu: int) -> None:
+    inside.ip("link", "set", "br0", "mtu", str(mtu))
+    with Tap("t0"):
+        was_done(calls.up("t0"))
+        assert state(inside, "t0")["mtu"] == mtu
     inside.ip("link", "set", "br0", "mtu", "1500")
 
 

@@ -59,6 +59,12 @@ OPS = (
 """The ops of an up of this policy, in their order."""
 DOWN_OPS = ("SetDown", "LeaveBridge", "SetAlias")
 EACH_OP = [(number, after) for number in range(len(OPS)) for after in (False, True)]
+each_op = pytest.mark.parametrize(
+    ("op", "after"),
+    EACH_OP,
+    ids=[f"{'after' if after else 'before'} {OPS[op]}" for op, after in EACH_OP],
+)
+each_op_of_a_down = pytest.mark.parametrize("op", range(len(DOWN_OPS)), ids=DOWN_OPS)
 ERROR, INFO = 3 * 8 + 3, 3 * 8 + 6
 """Syslog's facility daemon with these levels."""
 
@@ -396,19 +402,19 @@ ODD: list[bytes] = [
 """Names that a tap may have, though the kernel has no such link here."""
 
 
-def test_what_is_no_taps_name(calls: Calls) -> None:
-    for name in NAMES:
-        for program in ("pyqemu-ifup", "pyqemu-ifdown"):
-            ended = calls.start(program, os.fsdecode(name)).wait()
-            assert ended.status == 64 and ended.stdout == b"", name
-            assert ended.stderr.isascii() and ended.stderr.count("\n") == 1
-            assert ended.stderr[:-1].isprintable(), name
-            if len(name) < 100:
-                assert ended.stderr.endswith(
-                    f"{os.fsdecode(name)!a} is not a tap name: a name is 1 to 15 bytes of "
-                    "0x21 to 0x7e, without / and :, not . or ..\n"
-                )
-            assert len(ended.log) == 1
+@pytest.mark.parametrize("program", ["pyqemu-ifup", "pyqemu-ifdown"])
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[2:20])
+def test_what_is_no_taps_name(calls: Calls, name: bytes, program: str) -> None:
+    ended = calls.start(program, os.fsdecode(name)).wait()
+    assert ended.status == 64 and ended.stdout == b""
+    assert ended.stderr.isascii() and ended.stderr.count("\n") == 1
+    assert ended.stderr[:-1].isprintable()
+    if len(name) < 100:
+        assert ended.stderr.endswith(
+            f"{os.fsdecode(name)!a} is not a tap name: a name is 1 to 15 bytes of "
+            "0x21 to 0x7e, without / and :, not . or ..\n"
+        )
+    assert len(ended.log) == 1
 
 
 def test_an_option_is_a_name_like_any_other(calls: Calls, inside: Namespace) -> None:
@@ -525,14 +531,16 @@ def test_a_bug_is_told_in_one_line_and_its_traceback_in_syslog(
         assert state(inside) == before
 
 
+@each_op
 @pytest.mark.alone("changes the hook's own process")
-def test_a_bug_in_the_midst_is_taken_back(calls: Calls, inside: Namespace) -> None:
+def test_a_bug_in_the_midst_is_taken_back(
+    calls: Calls, inside: Namespace, op: int, after: bool
+) -> None:
     with fresh(inside):
         before = state(inside)
-        for number, after in EACH_OP:
-            ended = calls.up("t0", at_op(number, raising(KeyError("oops")), after=after))
-            assert ended.status == 70
-            assert state(inside) == before, (number, after)
+        ended = calls.up("t0", at_op(op, raising(KeyError("oops")), after=after))
+        assert ended.status == 70
+        assert state(inside) == before
 
 
 def test_each_step_is_told_first_where_that_is_asked_for(calls: Calls, inside: Namespace) -> None:
@@ -656,6 +664,12 @@ CODES = [
     (errno.ENOBUFS, 71),
     (errno.EBUSY, 71),
 ]
+REFUSED = [
+    (op, code, status)
+    for op in range(len(OPS))
+    for code, status in (CODES if op in (0, 5) else CODES[:3])
+]
+"""Which op the kernel refuses, and why; what the hook then ends with."""
 
 
 def failing(number: int, code: int, times: int = ATTEMPTS) -> Callable[[], None]:
@@ -684,16 +698,21 @@ def failing(number: int, code: int, times: int = ATTEMPTS) -> Callable[[], None]
     return change
 
 
+@pytest.mark.parametrize(
+    ("op", "code", "status"),
+    REFUSED,
+    ids=[f"{OPS[op]}-{errno.errorcode[code]}" for op, code, _ in REFUSED],
+)
 @pytest.mark.alone("changes the hook's own process")
-def test_the_kernel_may_refuse_each_op(calls: Calls, inside: Namespace) -> None:
+def test_the_kernel_may_refuse_each_op(
+    calls: Calls, inside: Namespace, op: int, code: int, status: int
+) -> None:
     with fresh(inside):
         before = state(inside)
-        for number in range(len(OPS)):
-            for code, status in CODES if number in (0, 5) else CODES[:3]:
-                ended = calls.up("t0", failing(number, code))
-                assert ended.status == status, (OPS[number], code)
-                assert " failed: " in said(ended)
-                assert state(inside) == before, (OPS[number], code)
+        ended = calls.up("t0", failing(op, code))
+        assert ended.status == status
+        assert " failed: " in said(ended)
+        assert state(inside) == before
 
 
 def test_what_passes_is_tried_again(calls: Calls, inside: Namespace) -> None:
@@ -705,37 +724,38 @@ def test_what_passes_is_tried_again(calls: Calls, inside: Namespace) -> None:
             inside.ip("link", "set", "t0", "address", "02:00:00:00:00:10")
 
 
+@each_op
 @pytest.mark.alone("changes the hook's own process")
 def test_each_failure_before_and_after_each_op_is_taken_back(
-    calls: Calls, inside: Namespace
+    calls: Calls, inside: Namespace, op: int, after: bool
 ) -> None:
     with fresh(inside):
         before = state(inside)
-        for number, after in EACH_OP:
-            failure = Failure(Status.REFUSED, "made", "by a test")
-            ended = calls.up("t0", at_op(number, raising(failure), after=after))
-            assert (ended.status, said(ended)) == (71, "made: by a test")
-            assert state(inside) == before, (OPS[number], after)
+        failure = Failure(Status.REFUSED, "made", "by a test")
+        ended = calls.up("t0", at_op(op, raising(failure), after=after))
+        assert (ended.status, said(ended)) == (71, "made: by a test")
+        assert state(inside) == before
 
 
+@pytest.mark.parametrize("op", range(8))
 @pytest.mark.alone("changes the hook's own process")
 def test_an_up_that_failed_on_an_attached_tap_leaves_it_detached(
-    calls: Calls, inside: Namespace
+    calls: Calls, inside: Namespace, op: int
 ) -> None:
     failure = Failure(Status.REFUSED, "made", "by a test")
     with fresh(inside):
-        for number in range(8):
-            was_done(calls.up("t0"))
-            ended = calls.up("t0", at_op(number, raising(failure)))
-            assert (ended.status, said(ended)) == (71, "made: by a test")
-            now = state(inside)
-            assert (now["up"], now["master"], now["alias"]) == (False, None, None), number
+        was_done(calls.up("t0"))
+        ended = calls.up("t0", at_op(op, raising(failure)))
+        assert (ended.status, said(ended)) == (71, "made: by a test")
+        now = state(inside)
+        assert (now["up"], now["master"], now["alias"]) == (False, None, None)
 
 
+@each_op
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.alone("changes the hook's own process")
 def test_a_signal_at_each_op_is_taken_back(
-    calls: Calls, inside: Namespace, number: signal.Signals
+    calls: Calls, inside: Namespace, number: signal.Signals, op: int, after: bool
 ) -> None:
     done = calls.hooks.folder / "done"
 
@@ -745,26 +765,23 @@ def test_a_signal_at_each_op_is_taken_back(
 
     with fresh(inside):
         before = state(inside)
-        for op, after in EACH_OP:
-            done.write_text("")
+        done.write_text("")
 
-            def act(
-                current: int, step: LinkOp, is_done: bool, op: int = op, after: bool = after
-            ) -> None:
-                if (current, is_done) == (op, after):
-                    kill(number)()
-                if is_done:
-                    note(type(step).__name__)
+        def act(current: int, step: LinkOp, is_done: bool) -> None:
+            if (current, is_done) == (op, after):
+                kill(number)()
+            if is_done:
+                note(type(step).__name__)
 
-            ended = calls.up("t0", on_ops(act))
-            assert (ended.status, said(ended)) == (
-                75,
-                f"stopped: received {number.name}; nothing is left of it",
-            ), (OPS[op], after)
-            assert state(inside) == before, (OPS[op], after)
-            # What was begun is finished; what comes after that only takes it back.
-            assert tuple(done.read_text().split()[: op + 1]) == OPS[: op + 1]
-            assert ("SetUp" in done.read_text()) == (OPS[op] == "SetUp")
+        ended = calls.up("t0", on_ops(act))
+        assert (ended.status, said(ended)) == (
+            75,
+            f"stopped: received {number.name}; nothing is left of it",
+        )
+        assert state(inside) == before
+        # What was begun is finished; what comes after that only takes it back.
+        assert tuple(done.read_text().split()[: op + 1]) == OPS[: op + 1]
+        assert ("SetUp" in done.read_text()) == (OPS[op] == "SetUp")
 
 
 @pytest.mark.parametrize("number", [signal.SIGPIPE, signal.SIGXFSZ])
@@ -774,19 +791,19 @@ def test_these_signals_do_nothing(calls: Calls, inside: Namespace, number: signa
         assert is_attached(state(inside))
 
 
+@each_op_of_a_down
 @pytest.mark.alone("changes the hook's own process")
 def test_a_signal_in_a_down_ends_it_early_and_the_next_one_does_it(
-    calls: Calls, inside: Namespace
+    calls: Calls, inside: Namespace, op: int
 ) -> None:
     with fresh(inside):
-        for op in range(len(DOWN_OPS)):
-            was_done(calls.up("t0"))
-            ended = calls.down("t0", at_op(op, kill(signal.SIGTERM)))
-            last = op == len(DOWN_OPS) - 1
-            assert ended.status == (0 if last else 75)
-            was_done(calls.down("t0"))
-            now = state(inside)
-            assert (now["up"], now["master"], now["alias"]) == (False, None, None)
+        was_done(calls.up("t0"))
+        ended = calls.down("t0", at_op(op, kill(signal.SIGTERM)))
+        last = op == len(DOWN_OPS) - 1
+        assert ended.status == (0 if last else 75)
+        was_done(calls.down("t0"))
+        now = state(inside)
+        assert (now["up"], now["master"], now["alias"]) == (False, None, None)
 
 
 def end_the_caller() -> None:
@@ -796,51 +813,54 @@ def end_the_caller() -> None:
         time.sleep(0.001)
 
 
+@each_op
 @pytest.mark.alone("changes the hook's own process")
-def test_the_caller_ends_at_each_op(calls: Calls, inside: Namespace) -> None:
+def test_the_caller_ends_at_each_op(calls: Calls, inside: Namespace, op: int, after: bool) -> None:
     # NOTE: the tap is not the caller's here, so that what is left of it can be seen.
     with fresh(inside):
         before = state(inside)
-        for op, after in EACH_OP:
-            change = at_op(op, end_the_caller, after=after)
-            call = calls.start("pyqemu-ifup", "t0", change=change, caller=lambda: None)
-            caller = call.caller
-            ended = call.wait()
-            assert (ended.status, said(ended)) == (
-                75,
-                f"stopped: the calling process {caller} has ended; nothing is left of it",
-            ), (OPS[op], after)
-            assert state(inside) == before, (OPS[op], after)
+        change = at_op(op, end_the_caller, after=after)
+        call = calls.start("pyqemu-ifup", "t0", change=change, caller=lambda: None)
+        caller = call.caller
+        ended = call.wait()
+        assert (ended.status, said(ended)) == (
+            75,
+            f"stopped: the calling process {caller} has ended; nothing is left of it",
+        )
+        assert state(inside) == before
 
 
+@each_op
 @pytest.mark.alone("changes the hook's own process")
 def test_a_hook_that_is_killed_leaks_nothing_and_the_next_up_does_it(
-    calls: Calls, inside: Namespace
+    calls: Calls, inside: Namespace, op: int, after: bool
 ) -> None:
-    for op, after in EACH_OP:
-        with fresh(inside):
-            ended = calls.up("t0", at_op(op, kill(signal.SIGKILL), after=after))
-            assert ended.status == -signal.SIGKILL
-            now = state(inside)
-            last = (OPS[op], after) == ("SetUp", True)
-            assert now["up"] == last
-            assert (now["alias"] is not None) == ((op, after) != (0, False))
-            was_done(calls.up("t0"))
-            assert is_attached(state(inside))
-            was_done(calls.down("t0"))
-        assert set(inside.links()) == {"lo", "br0"}
-
-
-@pytest.mark.alone("changes the hook's own process")
-def test_a_down_that_is_killed_is_done_by_the_next(calls: Calls, inside: Namespace) -> None:
     with fresh(inside):
-        for op, after in product(range(len(DOWN_OPS)), (False, True)):
-            was_done(calls.up("t0"))
-            ended = calls.down("t0", at_op(op, kill(signal.SIGKILL), after=after))
-            assert ended.status == -signal.SIGKILL
-            was_done(calls.down("t0"))
-            now = state(inside)
-            assert (now["up"], now["master"], now["alias"]) == (False, None, None)
+        ended = calls.up("t0", at_op(op, kill(signal.SIGKILL), after=after))
+        assert ended.status == -signal.SIGKILL
+        now = state(inside)
+        last = (OPS[op], after) == ("SetUp", True)
+        assert now["up"] == last
+        assert (now["alias"] is not None) == ((op, after) != (0, False))
+        was_done(calls.up("t0"))
+        assert is_attached(state(inside))
+        was_done(calls.down("t0"))
+    assert set(inside.links()) == {"lo", "br0"}
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@each_op_of_a_down
+@pytest.mark.alone("changes the hook's own process")
+def test_a_down_that_is_killed_is_done_by_the_next(
+    calls: Calls, inside: Namespace, op: int, after: bool
+) -> None:
+    with fresh(inside):
+        was_done(calls.up("t0"))
+        ended = calls.down("t0", at_op(op, kill(signal.SIGKILL), after=after))
+        assert ended.status == -signal.SIGKILL
+        was_done(calls.down("t0"))
+        now = state(inside)
+        assert (now["up"], now["master"], now["alias"]) == (False, None, None)
 
 
 # The deadline
