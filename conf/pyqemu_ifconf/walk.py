@@ -398,8 +398,6 @@ def _read_vm(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> None:
     if name in draft.vms:
         errors.add(key, f"guest {quote(name)} is given twice; first at {draft.vms[name].position}")
         return
-    nics: list[Nic] = []
-    ids: dict[str, Nic] = {}
     draft.vms[name] = Vm(name, position, ())
     if not isinstance(node, Map):
         must_be(f"guest {quote(name)}", "a mapping with nics", node, errors)
@@ -407,21 +405,29 @@ def _read_vm(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> None:
     given = _read_fields(node, "vm", f"guest {quote(name)}", errors)
     if "nics" not in given.keys:
         errors.add(key, f"guest {quote(name)} has no nics; write nics: [{{network: NAME}}]")
-    listed_nics = given.values.get("nics")
+    listed_nics, first = given.values.get("nics"), len(draft.nics)
     for number, item in enumerate(listed_nics.items if isinstance(listed_nics, List) else ()):
-        _read_nic(name, number, item, errors, draft, nics, ids)
-    draft.vms[name] = Vm(name, position, tuple(nics), given.values.get("users"))
+        _read_nic(name, number, item, errors, draft)
+    own = draft.nics[first:]
+    _check_ids(own)
+    nics = tuple(nic for nic, _, _ in own)
+    draft.vms[name] = Vm(name, position, nics, given.values.get("users"))
 
 
-def _read_nic(
-    vm: str,
-    number: int,
-    node: Node,
-    errors: Errors,
-    draft: _Draft,
-    nics: list[Nic],
-    ids: dict[str, Nic],
-) -> None:
+def _check_ids(nics: Iterable[tuple[Nic, _Given, Errors]]) -> None:
+    """Check that the NICs of one guest have different ids."""
+    ids: dict[str, Nic] = {}
+    for nic, given, errors in nics:
+        same = ids.setdefault(nic.id, nic)
+        if same is not nic:
+            errors.add_at(
+                *_at(given.keys.get("id"), nic.position),
+                f"the guest has another NIC with the id {nic.id}, at {same.position}; give each "
+                "its own",
+            )
+
+
+def _read_nic(vm: str, number: int, node: Node, errors: Errors, draft: _Draft) -> None:
     if not isinstance(node, Map):
         must_be("a NIC", "a mapping such as {network: lan} or {user: {}}", node, errors)
         return
@@ -454,14 +460,6 @@ def _read_nic(
         given.values.get("addr"),
         _settings(given),
     )
-    same = ids.setdefault(nic.id, nic)
-    if same is not nic:
-        errors.add(
-            given.keys.get("id", node),
-            f"the guest has another NIC with the id {nic.id}, at {same.position}; give each its "
-            "own",
-        )
-    nics.append(nic)
     draft.nics.append((nic, given, errors))
 
 

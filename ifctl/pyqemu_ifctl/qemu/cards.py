@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -295,19 +295,22 @@ def faults_of(
         found.append(f"it tells the guest of an MTU of {nic.host_mtu}, its tap has {side.row.mtu}")
     wish = _wish(tap, policy)
     if wish is not None and isinstance(policy, Policy):
-        vm, want = wish
-        mac = want.mac
-        if mac is None:
-            try:
-                mac = macs_of(policy, host_id())[vm, want.id]
-            except Failure:
-                mac = None
-        if mac is not None and mac != nic.mac.lower():
-            found.append(f"its MAC is {readable(nic.mac)}, the policy has {mac} ({want.position})")
-        if want.model not in (nic.model, "virtio-net") and want.model != nic.model:
-            model = readable(nic.model)
-            found.append(f"it is a {model}, the policy has {want.model} ({want.position})")
+        found += _otherwise(nic, *wish, policy)
     return tuple(found)
+
+
+def _otherwise(nic: GuestNic, vm: str, want: Nic, policy: Policy) -> Iterator[str]:
+    """Yield what of a NIC is not as `want` is, the NIC of the guest `vm` in the policy."""
+    mac = want.mac
+    if mac is None:
+        try:
+            mac = macs_of(policy, host_id())[vm, want.id]
+        except Failure:
+            mac = None
+    if mac is not None and mac != nic.mac.lower():
+        yield f"its MAC is {readable(nic.mac)}, the policy has {mac} ({want.position})"
+    if want.model not in (nic.model, "virtio-net"):
+        yield f"it is a {readable(nic.model)}, the policy has {want.model} ({want.position})"
 
 
 def _of_hub(hub: int | None, backends: Sequence[Backend]) -> str:
