@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from lab.netns import Namespace
+from lab.netns import Namespace, setns
 from lab.taps import (
     BROADCAST,
     IFF_NO_PI,
@@ -26,6 +30,14 @@ from lab.taps import (
     Tap,
     mac,
 )
+from pyqemu_ifconf.load import Source, parse_policy
+from pyqemu_ifdown.detach import detach
+from pyqemu_ifup.access import find_user
+from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.drivers.rtnetlink import Netlink
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.tap_request import Wish, attach_tap, make_tap
+from pyqemu_ifup.task import Task
 
 ARPHRD_ETHER = 1
 TUNGETIFF = 0x800454D2
@@ -81,6 +93,60 @@ class Macvtap(Tap):
         """Give the link another MAC, as whoever holds the descriptor may."""
         request = struct.pack("16sH6s16x", self.name.encode(), ARPHRD_ETHER, address)
         fcntl.ioctl(self.fd, SIOCSIFHWADDR, request)
+
+
+CLONE_NEWNS = 0x20000
+MS_REC, MS_PRIVATE = 0x4000, 0x40000
+
+
+@contextmanager
+def given(namespace: Namespace, text: str, *taps: str) -> Iterator[dict[str, Macvtap]]:
+    """Give root the taps of guests of a policy, as `pyqemu-ifctl run` does; take them away again.
+
+    In a thread that has a /sys of the namespace's own.
+    """
+    policy = parse_policy([Source("p.yaml", text.encode())])
+    found: dict[str, Macvtap] = {}
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(done: int) -> None:
+        if done != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    def run(work: Callable[[Host], Task[None]]) -> None:
+        with Host(None, Deadline(60), lambda command: None) as host:
+            host.finish(work(host))
+
+    def begin() -> None:
+        setns_of(namespace)
+        call(libc.unshare(CLONE_NEWNS))
+        call(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None))
+        call(libc.mount(b"sysfs", b"/sys", b"sysfs", 0, None))
+
+    def give(tap: str) -> None:
+        nic = next(nic for vm in policy.vms.values() for nic in vm.nics if nic.tap == tap)
+        wish = Wish(nic.network or "", tap, 1, vnet_hdr=True, for_parent=False)
+        with Netlink() as kernel:
+            new = make_tap(kernel, policy, find_user(0), os.getpid(), wish)
+        run(lambda host: attach_tap(host, policy, new))
+        found[tap] = Macvtap.held(tap, new.descriptors[0])
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(begin).result()
+        try:
+            for tap in taps:
+                thread.submit(give, tap).result()
+            yield found
+        finally:
+            for name, macvtap in found.items():
+                macvtap.close()
+                thread.submit(run, partial(detach, tap=name, parent=os.getpid())).result()
+
+
+def setns_of(namespace: Namespace) -> None:
+    """Put the calling thread into a namespace, for good."""
+    with open(namespace.path) as file:
+        setns(file.fileno())
 
 
 def tag(vid: int, ethertype: int = 0x8100, priority: int = 0) -> bytes:

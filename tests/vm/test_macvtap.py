@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -16,14 +17,17 @@ from lab.macvtap import (
     Case,
     Macvtap,
     arriving,
+    given,
     received,
     tag,
     tagged,
 )
 from lab.netns import Namespace
 from lab.taps import BROADCAST, holds
+from pyqemu_ifconf.failure import Failure
 from pyqemu_ifup.drivers import nft
 from pyqemu_ifup.guards.nft import link_chains
+from pyqemu_ifup.kinds.macvtap import is_safe
 
 VID = 30
 ON_WIRE = tag(VID)
@@ -101,6 +105,42 @@ def test_a_link_of_a_vlan_that_keeps_headers_lets_the_guest_out_of_it(on_vlan: N
             macvtap.send(case.frame)
             assert wire.recv(ARRIVAL, holds(case.token)) == tagged(case.frame, there)
     nft.remove("mv0", index)
+    on_vlan.ip("link", "set", f"v0.{VID}", "type", "vlan", "reorder_hdr", "on")
+
+
+GUESTS = f"""
+version: 1
+networks:
+  dmz: {{parent: v0, vlan: {VID}}}
+vms:
+  web1: {{nics: [{{network: dmz, mac: "{OWN.hex(":")}"}}]}}
+  web2: {{nics: [{{network: dmz, mac: "52:54:00:00:00:08"}}]}}
+"""
+
+
+def test_guests_share_a_vlan_of_their_parent(wired: Namespace) -> None:
+    """On a device that goes with the last of them; and without a header before their frames."""
+    device = f"v0.{VID}"
+    with given(wired, GUESTS, "web2-0"):
+        with given(wired, GUESTS, "web1-0") as taps:
+            macvtap = taps["web1-0"]
+            assert macvtap.has_header() == is_safe(os.uname().release)
+            found = arriving(macvtap, wired.raw("v1"), ON_WIRE)
+            stopped = {"kernel", "macs", "tags"}
+            assert found == {case.name for case in CASES if not case.stopped_by & stopped}
+        assert wired.link(device)["ifalias"] == "pyqemu-ifup/1 vlan network=dmz"
+    assert sorted(wired.links()) == ["lo", "v0", "v1"]
+
+
+def test_a_vlan_of_somebody_else_s_stays_and_keeps_its_guests_in(on_vlan: Namespace) -> None:
+    with given(on_vlan, GUESTS, "web1-0"):
+        assert on_vlan.link("web1-0")["link"] == f"v0.{VID}"
+    assert f"v0.{VID}" in on_vlan.links()
+    on_vlan.ip("link", "set", f"v0.{VID}", "type", "vlan", "reorder_hdr", "off")
+    with pytest.raises(Failure) as refused, given(on_vlan, GUESTS, "web1-0"):
+        pass
+    assert (refused.value.status, refused.value.what) == (71, f"v0.{VID} has reorder_hdr off")
+    assert "web1-0" not in on_vlan.links()
     on_vlan.ip("link", "set", f"v0.{VID}", "type", "vlan", "reorder_hdr", "on")
 
 
