@@ -7,11 +7,12 @@ from contextlib import contextmanager
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
-from pyqemu_ifconf.policy import Nat, Policy
+from pyqemu_ifconf.policy import Policy
 from pyqemu_ifctl.bounded import Parts
 from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link
+from pyqemu_ifup.made.base import WantedNetwork
 from pyqemu_ifup.manners import reading_policy
 from pyqemu_ifup.on_port import Sights
 
@@ -87,15 +88,15 @@ def in_patience(host: Host) -> Iterator[None]:
         yield
 
 
-def look_for_unmet(host: Host, network: str, bridge: str, nat: Nat) -> list[Failure]:
-    """Return why an up could not make a network with `nat:`, at last a Failure (75) of who is mute.
+def look_for_unmet(host: Host, wanted: WantedNetwork) -> list[Failure]:
+    """Return why an up could not make a network, at last a Failure (75) of who is mute.
 
     Raises Failure (75) once the host's deadline is interrupted.
     """
-    from pyqemu_ifup.made.needs import Wanted, find_unmet
+    from pyqemu_ifup.made.network import find_unmet
 
     with in_patience(host):
-        found = host.finish(find_unmet(host, Wanted(network, bridge, nat)))
+        found = list(host.finish(find_unmet(host, wanted)))
     if found and host.deadline.interrupted() is not None:
         raise found[-1]
     return found

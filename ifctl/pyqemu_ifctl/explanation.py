@@ -28,7 +28,7 @@ from pyqemu_ifconf.policy import (
 from pyqemu_ifconf.shell import Command, output, piped, quote, sh
 from pyqemu_ifconf.vms import show_from
 from pyqemu_ifctl.answer import json_vlan
-from pyqemu_ifctl.databases import addresses, find_policy, look_for_unmet, open_each
+from pyqemu_ifctl.databases import addresses, find_policy, in_patience, look_for_unmet, open_each
 from pyqemu_ifup import kinds
 from pyqemu_ifup.access import ROOT, User, find_user, is_root_made
 from pyqemu_ifup.claims import is_taken_over, refuse_foreign_ports, refuse_shared, refuse_strangers
@@ -39,7 +39,7 @@ from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds import vswitchd
 from pyqemu_ifup.kinds.base import PortKind, host_mac
 from pyqemu_ifup.look import FRESH, Link, Seen, show_vlan
-from pyqemu_ifup.made.nat import marking_command
+from pyqemu_ifup.made.base import WantedNetwork
 from pyqemu_ifup.nic_macs import find_macs
 from pyqemu_ifup.on_port import find_sitting
 from pyqemu_ifup.ops import Op, Plan, SetMtu, set_link
@@ -56,8 +56,9 @@ class View:
     """What an explanation can see of this host.
 
     `unasked` are the databases that did not answer, `databases` those that did; `ipv6` tells
-    whether the kernel has IPv6. `unmet` is why an up would fail whatever the bridge is like, and
-    `making` the commands that make the network where that is done for its first tap.
+    whether the kernel has IPv6. `unmet` is why an up would fail whatever the bridge is like. `made`
+    and `marked` are the commands that make a network which is made for its first tap: those before
+    the tap joins it, and those after.
     `uid` is the user's who asks.
     """
 
@@ -68,7 +69,8 @@ class View:
     remarks: tuple[str, ...] = ()
     databases: frozenset[str] = frozenset()
     unmet: tuple[Failure, ...] = ()
-    making: tuple[Command, ...] = ()
+    made: tuple[Command, ...] = ()
+    marked: tuple[Command, ...] = ()
     uid: int = ROOT
 
 
@@ -184,11 +186,11 @@ def look(port: Port, policy: Policy, deadline: Deadline, tell: Callable[[str], N
         seen = kinds.look(host, port.tap, port.place.name)
         databases = frozenset(host.databases)
         failures = list(failed.values())
-        making: list[Command] = []
+        made, marked = _NO_COMMANDS
         if port.made is not None:
-            failures += look_for_unmet(host, port.network, port.place.name, port.made)
-            if seen.bridge is None:
-                making = _making(host, port, port.made)
+            wanted = WantedNetwork(port.network, port.place.name, port.made)
+            failures += look_for_unmet(host, wanted)
+            made, marked = _look_at_made(host, wanted)
         sitting = (
             tuple(
                 f"{each.what}: {each.why}; {each.remedy}"
@@ -211,20 +213,27 @@ def look(port: Port, policy: Policy, deadline: Deadline, tell: Callable[[str], N
         remarks += _tun_remarks()
     unmet = tuple(each for each in failures if not isinstance(each, Forbidden))
     ipv6 = os.path.exists("/proc/sys/net/ipv6")
-    return View(
-        seen, find_here(), frozenset(failed), ipv6, remarks, databases, unmet, tuple(making)
-    )
+    return View(seen, find_here(), frozenset(failed), ipv6, remarks, databases, unmet, made, marked)
 
 
-def _making(host: Host, port: Port, nat: Nat) -> list[Command]:
-    """Return the commands that make the network, none where an up could not tell how."""
-    from pyqemu_ifup.made.network import commands_to_make
+_NO_COMMANDS: tuple[tuple[Command, ...], tuple[Command, ...]] = ((), ())
+
+
+def _look_at_made(
+    host: Host, wanted: WantedNetwork
+) -> tuple[tuple[Command, ...], tuple[Command, ...]]:
+    """Return the commands that make the network as it is wanted, those before and after it joins.
+
+    There are none if the network is so, or if an up could not tell how to make it.
+    """
+    from pyqemu_ifup.made.network import commands_of, plan_to_make
 
     try:
-        return commands_to_make(host, port.network, port.place.name, nat)
+        with in_patience(host):
+            return commands_of(host.finish(plan_to_make(host, wanted)))
     except Failure:
         # NOTE: it is among what is unmet.
-        return []
+        return _NO_COMMANDS
 
 
 def _vswitchd_remarks(host: Host, ovsdb: str) -> tuple[str, ...]:
@@ -374,7 +383,7 @@ def _lines(
 ) -> tuple[Command, ...]:
     """Return the plan's commands; what only the kernel knows is left to a command's own output."""
     lines: list[Command] = []
-    lines += view.making
+    lines += view.made
     for op in plan:
         if isinstance(op, SetMtu) and port.settings.mtu is None and seen.bridge is None:
             own = piped(
@@ -384,8 +393,7 @@ def _lines(
             lines.append(set_link(port.tap, "mtu", output(own)))
         else:
             lines += op.commands_of_new() if fresh else op.commands()
-    lines += [marking_command(port.network, port.place.name)] if view.making else []
-    return tuple(lines)
+    return (*lines, *view.marked)
 
 
 def _wanted(port: Port, kind: PortKind | None, seen: Seen, ipv6: bool) -> tuple[Wanted, ...]:

@@ -20,7 +20,7 @@ from pyqemu_ifctl.qemu.running import guest_of, is_qemu, leads_to, runs_qemu, ta
 from pyqemu_ifctl.rights import cut_command
 from pyqemu_ifctl.taps import natural
 from pyqemu_ifdown.detach import detach_alone
-from pyqemu_ifup import kinds
+from pyqemu_ifup import kinds, made
 from pyqemu_ifup.access import ROOT, check_given, find_user, is_root_made, may_still
 from pyqemu_ifup.attach import success_line
 from pyqemu_ifup.change import Change, change, find_change
@@ -29,10 +29,7 @@ from pyqemu_ifup.guest import Unsaid, find_asked, find_marked, find_port, find_u
 from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.base import Difference
-from pyqemu_ifup.leave import leave_networks
-from pyqemu_ifup.look import Link, Seen
-from pyqemu_ifup.made.nat import marking_command
-from pyqemu_ifup.made.network import commands_to_make, differing, making
+from pyqemu_ifup.look import FRESH, Link, Seen
 from pyqemu_ifup.main import Left
 from pyqemu_ifup.manners import log, narrator
 from pyqemu_ifup.ops import SetDown
@@ -335,24 +332,21 @@ async def _apply_one(
                 return None
             return Outcome(guest, "left", port, caller.vm, failure=_left(guest, port))
         caller = replace(caller, vm=_vm(guest, caller))
-        async with _network(host, port, stamp, dry_run=dry_run) as (assumed, different):
+        async with _network(host, port, stamp, dry_run=dry_run) as network:
             by_name = stamp is None and bool(guest.network)
             holder = Holder(caller, guest.serves, uid, by_name=by_name, stamp=stamp)
-            wanted = find_change(host, port, holder, failed, assumed)
+            wanted = find_change(host, port, holder, failed, network.assumed)
             steps = [line for op in wanted.plan for line in op.commands()]
-            if port.made is not None and assumed is not None:
-                made = commands_to_make(host, port.network, port.place.name, port.made)
-                steps = [*made, *steps, marking_command(port.network, port.place.name)]
             outcome = Outcome(
                 guest,
                 "unchanged",
                 port,
                 caller.vm,
-                (*different, *wanted.differences),
+                (*network.differences, *wanted.differences),
                 wanted.moves,
-                tuple(steps),
+                (*network.before, *steps, *network.after),
             )
-            if not wanted.is_needed and not different:
+            if not wanted.is_needed and not network.differences:
                 return outcome
             if dry_run:
                 return replace(outcome, result="would change")
@@ -492,44 +486,61 @@ def _tell_guest(guest: Guest, change: Change) -> str | None:
     return why
 
 
+@dataclass(frozen=True)
+class _Network:
+    """What is to be done to the network of a tap itself: nothing, if others make it.
+
+    `assumed` stands for its bridge where a dry run makes none. `differences` are what of a network
+    that is there is not as the policy says, `before` and `after` the commands that come before and
+    after those for the tap.
+    """
+
+    assumed: Link | None = None
+    differences: tuple[Difference, ...] = ()
+    before: tuple[Command, ...] = ()
+    after: tuple[Command, ...] = ()
+
+
+async def _look_at_network(host: Host, port: Port, *, dry_run: bool) -> _Network:
+    """Return what is to be done to the network of a tap. Raises Failure."""
+    if port.made is None:
+        return _Network()
+    from pyqemu_ifup.made.base import WantedNetwork
+    from pyqemu_ifup.made.network import commands_of, find_differences, plan_to_make
+
+    wanted = WantedNetwork(port.network, port.place.name, port.made)
+    found = await find_differences(host, wanted)
+    is_new = host.kernel.look_up(wanted.bridge) is None
+    if not found and not (dry_run and is_new):
+        return _Network()
+    before, after = commands_of(await plan_to_make(host, wanted))
+    bridge = replace(
+        FRESH, name=wanted.bridge, kind="bridge", tap=False, up=True, mtu=wanted.made.mtu
+    )
+    return _Network(
+        bridge if is_new else None,
+        (Difference("nat", "as the policy says", "; ".join(found)),) if found else (),
+        before,
+        after,
+    )
+
+
 @asynccontextmanager
 async def _network(
     host: Host, port: Port, stamp: Stamp | None, *, dry_run: bool
-) -> AsyncIterator[tuple[Link | None, tuple[Difference, ...]]]:
-    """Have a network with `nat:` there while a tap comes to it, and gone that one has left last.
+) -> AsyncIterator[_Network]:
+    """Have a network that is made there while a tap comes to it, and gone that one has left last.
 
-    Yields what stands for its bridge where a dry run makes none, and what of the network itself
-    was, or is, not as the policy says. Raises Failure.
+    Yields what is done to the network itself, or would be. Raises Failure.
     """
-    bridge = host.kernel.look_up(port.place.name) if port.made is not None else None
-    found = await differing(host, port) if port.made is not None else []
-    different = (Difference("nat", "as the policy says", "; ".join(found)),) if found else ()
-    if dry_run and port.made is not None and bridge is None:
-        yield (
-            Link(
-                index=0,
-                name=port.place.name,
-                kind="bridge",
-                tap=False,
-                up=True,
-                mtu=port.made.mtu,
-                mac="",
-                txqueuelen=0,
-                master=None,
-                alias="",
-                carrier=False,
-                vlan_filtering=False,
-            ),
-            (),
-        )
-        return
+    network = await _look_at_network(host, port, dry_run=dry_run)
     # NOTE: held until the tap is on the bridge, so that nobody takes it away before. It gets what
     # the policy says of it now, too.
-    async with nullcontext() if dry_run or port.made is None else making(host, port):
-        yield None, different
+    async with nullcontext() if dry_run else made.ensure(host, port):
+        yield network
     if not dry_run and stamp is not None and stamp.bridge != port.place.name:
         try:
-            await leave_networks(host, stamp)
+            await made.leave(host, stamp)
         except Failure as failure:
             log(
                 syslog.LOG_ERR,

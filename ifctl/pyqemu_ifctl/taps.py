@@ -144,13 +144,13 @@ def _with_rights(
 def _with_tables(
     host: Host, policy: Policy | Failure, snapshot: Snapshot, found: list[Row]
 ) -> tuple[list[Row], dict[str, Failure]]:
-    """Return the rows, those of taps on a network with `nat:` with what its table differs in.
+    """Return the rows, those of taps on a network that is made with what its table differs in.
 
     And, by network, why a table could not be read.
     """
     if not has_networks(snapshot.links):
         return found, {}
-    from pyqemu_ifup.made.network import find_table_faults
+    from pyqemu_ifup.made.guard import find_table_faults
 
     faults, unread = {}, {}
     in_force = policy if isinstance(policy, Policy) else None

@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from pyqemu_ifup.made.nat import table_name
+from pyqemu_ifup.drivers.nft_table import table_name
 from pyqemu_ifup.manners import log
 
 DELAY = 0.2

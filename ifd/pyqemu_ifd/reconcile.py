@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifconf.names import is_network_name, is_valid_name
+from pyqemu_ifconf.names import is_valid_name
 from pyqemu_ifconf.policy import Caller, Nat, Policy, Port
 from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifd.cache import PolicyCache
@@ -24,7 +24,7 @@ from pyqemu_ifd.keyed_lock import KeyedLock
 from pyqemu_ifd.pool import Pool
 from pyqemu_ifd.users import Users
 from pyqemu_ifdown.gc import Ended, end, find_ended, remove
-from pyqemu_ifup import kinds
+from pyqemu_ifup import kinds, made
 from pyqemu_ifup.access import User, check_given, is_root_made
 from pyqemu_ifup.attach import attach_alone, success_line
 from pyqemu_ifup.deadline import Deadline
@@ -246,15 +246,7 @@ class Reconciler:
     @staticmethod
     async def _leave_network(host: Host) -> None:
         assert host.tap is not None
-        link = host.kernel.look_up(host.tap)
-        if link is None or not link.alias.startswith(BRIDGE_MARK):
-            return
-        from pyqemu_ifup.made.nat import network_of
-        from pyqemu_ifup.made.network import leaving
-
-        network = network_of(link.alias)
-        if network is not None and is_network_name(network):
-            await leaving(host, network, link.name)
+        await made.leave_bridge(host, host.tap)
 
     def _guard(self, now: float) -> Iterator[tuple[str, Chore]]:
         """Return the bridges of the networks whose tables are to be looked at, and the work."""
@@ -262,27 +254,27 @@ class Reconciler:
         if not has_networks(links):
             self.guard.ripe(now, ())
             return
-        from pyqemu_ifup.made.network import Guarded, guarded, guarding
+        from pyqemu_ifup.made.guard import Guarded, find_guarded, guard
 
-        networks = guarded(self.cache.policy, links)
+        networks = find_guarded(self.cache.policy, links)
         for name in self.guard.ripe(now, networks):
 
-            async def guard(host: Host, name: str = name, each: Guarded = networks[name]) -> None:
-                fault = await guarding(host, name, each.bridge, each.nat)
+            async def look(host: Host, name: str = name, each: Guarded = networks[name]) -> None:
+                fault = await guard(host, name, each.bridge, each.made)
                 if fault:
-                    self.guard.found(name, fault, each.remedy if each.nat is None else "")
-                if fault and each.nat is not None:
-                    self._astray[name] = each.nat
+                    self.guard.found(name, fault, each.remedy if each.made is None else "")
+                if fault and each.made is not None:
+                    self._astray[name] = each.made
 
             bridge = networks[name].bridge
-            yield bridge, partial(self._do, bridge, guard)
+            yield bridge, partial(self._do, bridge, look)
 
-    def _forget_flows(self, network: str, nat: Nat) -> tuple[str, Chore]:
+    def _forget_flows(self, network: str, wanted: Nat) -> tuple[str, Chore]:
         """Return what keeps flows from going on, and a name for it, of no tap or bridge."""
-        from pyqemu_ifup.made.network import forgetting
+        from pyqemu_ifup.made.guard import forget_flows
 
         name = f"flows of network {network}"
-        return name, partial(self._do, name, partial(forgetting, network=network, nat=nat))
+        return name, partial(self._do, name, partial(forget_flows, network=network, wanted=wanted))
 
     def _look_at(self, name: str) -> Iterator[tuple[str, Chore]]:
         ports = [port for each in self._databases().values() for port in each.ports(name)]

@@ -7,10 +7,9 @@ import syslog
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
 from pyqemu_ifconf.shell import ifctl, quote, readable
-from pyqemu_ifup import kinds
+from pyqemu_ifup import kinds, made
 from pyqemu_ifup.deadline import Unconfirmed
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.leave import leave_networks
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import log
 from pyqemu_ifup.ops import Op, SetDown
@@ -70,7 +69,7 @@ async def detach_alone(
             f"{quote(tap)}: detached from {readable(stamp.bridge)}, "
             f"network {readable(stamp.network)}",
         )
-    await leave_networks(host, stamp)
+    await made.leave(host, stamp)
 
 
 def leave_to_gc(tap: str, failure: Failure) -> None:

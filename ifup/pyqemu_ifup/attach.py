@@ -13,7 +13,7 @@ from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
 from pyqemu_ifconf.policy import Caller, Port
 from pyqemu_ifconf.shell import ifctl, quote, readable
-from pyqemu_ifup import kinds
+from pyqemu_ifup import kinds, made
 from pyqemu_ifup.claims import (
     is_open_to_all,
     is_ours_to_touch,
@@ -21,24 +21,22 @@ from pyqemu_ifup.claims import (
     refuse_shared,
     refuse_strangers,
 )
-from pyqemu_ifup.deadline import Unconfirmed
 from pyqemu_ifup.holder import Admit, Holder, anyone
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.base import PortKind
 from pyqemu_ifup.look import Link, Seen, show_vlan
 from pyqemu_ifup.manners import log, tell_left
-from pyqemu_ifup.ops import Op, Plan, SetDown
+from pyqemu_ifup.ops import Plan, SetDown
 from pyqemu_ifup.plan import plan_undo, plan_up
 from pyqemu_ifup.settings import was_before
 from pyqemu_ifup.stamp import Stamp, find_here, is_anothers
+from pyqemu_ifup.steps import take_back
 from pyqemu_ifup.system.lock import lock_by_name
 from pyqemu_ifup.verify import tell_of_sitting, tell_taken_over, verify
 
 if TYPE_CHECKING:
     from pyqemu_ifup.drivers.ovsdb import Database
 
-PATIENCE = 0.5
-"""Seconds that a failed up waits for ovs-vswitchd to let the port go, once its row is gone."""
 ASKING = 0.75
 """Of the time for the way back, what databases that do not answer may take; the kernel does."""
 
@@ -66,17 +64,14 @@ async def attach_alone(host: Host, port: Port, holder: Holder, admit: Admit = an
     admit(link)
     refuse_shared(link, holder.uid if holder.uid is not None else os.getuid())
     refuse_foreign_ports(before, find_here())
-    made = holder.made or (link.stamp is not None and link.stamp.made)
+    by_us = holder.made or (link.stamp is not None and link.stamp.made)
     async with AsyncExitStack() as network:
         async with _undoing(host, port, holder, admit):
-            if holder.uid is None and not made:
+            if holder.uid is None and not by_us:
                 await own_it(host, link, holder)
-            if port.made is not None:
-                from pyqemu_ifup.made.network import making
-
-                # NOTE: held until the tap is on the bridge, so that nobody takes it away before.
-                await network.enter_async_context(making(host, port))
-        await _join(host, port, replace(holder, made=made), before)
+            # NOTE: held until the tap is on the bridge, so that nobody takes it away before.
+            await network.enter_async_context(made.ensure(host, port))
+        await _join(host, port, replace(holder, made=by_us), before)
 
 
 async def _open_databases(host: Host, port: Port, link: Link | None) -> None:
@@ -280,26 +275,6 @@ async def _ask_one_again(host: Host, address: str, database: Database) -> None:
             if database.fault is None:
                 raise
     await host.reconnect(address)
-
-
-async def take_back(host: Host, op: Op, remedy: str = "") -> bool:
-    """Take one step of a way back; what cannot be done is told in syslog, and here.
-
-    The `remedy` is told where there is a better one than gc.
-    """
-    try:
-        with host.patient(PATIENCE):
-            await host.run(op)
-    except Unconfirmed:
-        return True
-    except Failure as failure:
-        log(
-            syslog.LOG_ERR,
-            f"{quote(op.port)}: not taken back: {failure}; "
-            + (remedy or f"{ifctl('gc', op.port)} will"),
-        )
-        return False
-    return True
 
 
 def success_line(port: Port, caller: Caller) -> str:

@@ -12,7 +12,7 @@ from pyqemu_ifconf.kinds import spec_of
 from pyqemu_ifconf.policy import Port
 from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifup import kinds
-from pyqemu_ifup.attach import ask_again, own_it, take, take_back
+from pyqemu_ifup.attach import ask_again, own_it, take
 from pyqemu_ifup.claims import is_open_to_all, refuse_foreign_ports, refuse_shared, refuse_strangers
 from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host
@@ -23,6 +23,7 @@ from pyqemu_ifup.ops import Plan, SetDown
 from pyqemu_ifup.plan import differences, plan_back, plan_change
 from pyqemu_ifup.settings import was_before
 from pyqemu_ifup.stamp import Stamp, find_here
+from pyqemu_ifup.steps import take_back
 from pyqemu_ifup.verify import tell_of_sitting, tell_taken_over
 
 

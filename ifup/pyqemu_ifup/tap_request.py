@@ -24,7 +24,7 @@ from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifconf.vms import is_mac
 from pyqemu_ifup import kinds
 from pyqemu_ifup.access import ROOT, User, heeded_bridge_conf, may_still, may_use
-from pyqemu_ifup.attach import attach, success_line, take_back
+from pyqemu_ifup.attach import attach, success_line
 from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.entitled import (
     check_owner,
@@ -42,6 +42,7 @@ from pyqemu_ifup.nic_macs import find_macs
 from pyqemu_ifup.plan import plan_unmade
 from pyqemu_ifup.qemu.caller import find_caller
 from pyqemu_ifup.qemu.hubs import refuse_joined
+from pyqemu_ifup.steps import take_back
 from pyqemu_ifup.taps import QUEUES_MAX, close_all, open_taps
 
 _under_way: dict[str, tuple[str, int]] = {}

@@ -1357,15 +1357,15 @@ def test_answers_of_a_policy_with_5000_rules(site: Site) -> None:
 
 BRIEF = """
 from contextlib import asynccontextmanager
-from pyqemu_ifup.made import network as nat_network
-real = nat_network.holding
+from pyqemu_ifup.made import lock, network
+real = lock.hold
 @asynccontextmanager
-async def holding(host, network, bridge):
-    async with real(host, network, bridge) as held:
+async def hold(host, name):
+    async with real(host, name) as folder:
         with open({log!r}, "a") as file:
-            print(host.tap, host.deadline.remaining() <= nat_network.HOLD, file=file)
-        yield held
-nat_network.holding = holding
+            print(host.tap, host.deadline.remaining() <= lock.HOLD, file=file)
+        yield folder
+network.hold = hold
 """
 """Notes for whose tap a network's lock was had, and whether for a while only."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lab.needs import require
 from lab.netns import Namespace
 from lab.taps import Tap
 
-NAT = {
+NAT: dict[str, dict[str, Any]] = {
     "both families, and all there is": {
         "ipv4": "192.168.76.1/24", "ipv6": "fd00:76::1/64", "dns": {"domain": "lab.test"},
         "dhcp": {"range": "192.168.76.100-199", "hosts": {"52:54:00:aa:00:01": "192.168.76.10"}},
@@ -22,6 +23,17 @@ NAT = {
         "host": ["5000/tcp", "6000-6010/udp"],
     },
     "IPv4, without a dnsmasq": {"ipv4": "192.168.76.1/24", "dhcp": False, "dns": False},
+    "IPv4, with DHCP alone": {"ipv4": "192.168.76.1/24", "dns": False},
+    "IPv4, with DNS alone": {"ipv4": "192.168.76.1/24", "dhcp": False},
+    "IPv6 alone": {"ipv6": "fd00:76::1/64"},
+    "IPv6, without DNS": {"ipv6": "fd00:76::1/64", "dns": False},
+    "nothing beyond this host": {
+        "ipv4": "192.168.76.1/24", "ipv6": "fd00:76::1/64", "outbound": False, "host": [],
+    },
+    "a forward of all addresses": {
+        "ipv4": "192.168.76.1/24", "outbound": False,
+        "forward": [{"from": "0.0.0.0:2222/udp", "to": "192.168.76.10:22"}],
+    },
 }  # fmt: skip
 FORWARDING = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
 
@@ -89,35 +101,133 @@ def pasted(text: str) -> str:
     return "\n".join(lines[begin + 1 : end]) + "\n"
 
 
-@pytest.mark.parametrize(("nat", "shell"), list(zip(NAT, ("dash", "bash"), strict=True)))
-def test_the_look_afterwards_is_that_after_an_up(
-    netns: Namespace, hooks: Hooks, nat: str, shell: str
-) -> None:
-    networks = {"lab": {"bridge": "labbr0", "mtu": 1400, "nat": NAT[nat]}}
-    rules = [{"tap": "*", "network": "lab"}]
+def write_policy(hooks: Hooks, nat: dict[str, Any], **rule: Any) -> None:
+    networks = {"lab": {"bridge": "labbr0", "mtu": 1400, "nat": nat}}
+    rules = [{"tap": "*", "network": "lab", **rule}]
     hooks.write_policy(json.dumps({"version": 1, "networks": networks, "rules": rules}))
-    before = [netns.run(["cat", f"/proc/sys/net/{name}"]).stdout for name in FORWARDING]
+
+
+@pytest.fixture
+def forwarding(netns: Namespace) -> Callable[[], None]:
+    """Give back what an up turns on and leaves on."""
+    before = [netns.run(["cat", f"/proc/sys/net/{name}"]).stdout.strip() for name in FORWARDING]
+
+    def give_back() -> None:
+        for name, value in zip(FORWARDING, before, strict=True):
+            netns.run(["sh", "-c", f"echo {value} >/proc/sys/net/{name}"])
+
+    return give_back
+
+
+def wanted_look(netns: Namespace, hooks: Hooks, forwarding: Callable[[], None]) -> dict[str, Any]:
+    """Return the look after an up, which is undone."""
     tap = a_tap(netns)
     assert hooks.up("web0").returncode == 0
-    wanted = looked_at(netns)
+    found = looked_at(netns)
     assert hooks.down("web0").returncode == 0
     tap.close()
-    for name, value in zip(FORWARDING, before, strict=True):
-        netns.run(["sh", "-c", f"echo {value.strip()} >/proc/sys/net/{name}"])
+    forwarding()
+    return found
+
+
+def same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for key, value in wanted.items():
+        assert found[key] == value
+
+
+def go(netns: Namespace, hooks: Hooks, *taps: Tap) -> None:
+    """Take the taps down: what was pasted is ours to take away, and nothing of it is left."""
+    for tap in taps:
+        assert hooks.down(tap.name).returncode == 0
+        tap.close()
+    assert "labbr0" not in netns.links() and not servers(netns)
+    assert not netns.run(["nft", "list", "ruleset"]).stdout
+
+
+SHELLS = ("dash", "bash")
+
+
+@pytest.mark.parametrize("isolated", [False, True], ids=["", "isolated"])
+@pytest.mark.parametrize(
+    ("nat", "shell"), [(nat, SHELLS[number % 2]) for number, nat in enumerate(NAT)]
+)
+def test_the_look_afterwards_is_that_after_an_up(
+    netns: Namespace,
+    hooks: Hooks,
+    forwarding: Callable[[], None],
+    nat: str,
+    shell: str,
+    isolated: bool,
+) -> None:
+    write_policy(hooks, NAT[nat], isolated=isolated)
+    wanted = wanted_look(netns, hooks, forwarding)
     # Told before the tap is there, in text and as JSON.
     told = pasted(hooks.ctl("explain", "web0").stdout)
     lines = json.loads(hooks.ctl_warm("explain", "web0", "--json").stdout)["commands"]
     assert [line.strip() for line in told.splitlines()] == lines
+    assert not [line for line in lines if "\\t" in line or "<<" in line]
     tap = a_tap(netns)
     netns.run([shell, "-e"], input=told)
-    found = looked_at(netns)
-    for key, value in wanted.items():
-        assert found[key] == value
+    same(looked_at(netns), wanted)
     (row,) = json.loads(hooks.ctl_warm("status", "--json").stdout)["taps"]
     assert (row["state"], row["differences"]) == ("ok", [])
-    # And it is ours to take away: nothing of it is left.
-    assert hooks.down("web0").returncode == 0
-    tap.close()
-    assert "labbr0" not in netns.links() and not servers(netns)
-    for name, value in zip(FORWARDING, before, strict=True):
-        netns.run(["sh", "-c", f"echo {value.strip()} >/proc/sys/net/{name}"])
+    assert pasted(hooks.ctl("explain", "web0").stdout).count("nft") == 0
+    go(netns, hooks, tap)
+    forwarding()
+
+
+def test_the_switches_are_told_that_are_written(
+    netns: Namespace, hooks: Hooks, forwarding: Callable[[], None]
+) -> None:
+    """All of them, with what a new link has by itself: another program may have set it since."""
+    write_policy(hooks, NAT["both families, and all there is"])
+    forwarding()
+    lines = json.loads(hooks.ctl_warm("explain", "web0", "--json").stdout)["commands"]
+    folder = "/proc/sys/net"
+    assert [line for line in lines if folder in line and "web0" not in line] == [
+        f"echo 1 > {folder}/ipv4/conf/labbr0/route_localnet",
+        f"echo 0 > {folder}/ipv4/conf/labbr0/accept_source_route",
+        *(f"echo 0 > {folder}/ipv6/conf/labbr0/{name}"
+          for name in ("accept_dad", "accept_ra", "autoconf", "disable_ipv6")),
+        f"echo 1 > {folder}/ipv4/ip_forward",
+        f"echo 1 > {folder}/ipv6/conf/all/forwarding",
+    ]  # fmt: skip
+
+
+CHANGES = [(old, new) for old, new in zip(NAT, [*NAT][1:] + [*NAT][:1], strict=True)]
+
+
+@pytest.mark.parametrize("verb", ["explain", "apply"])
+@pytest.mark.parametrize(("old", "new"), CHANGES, ids=[new for _, new in CHANGES])
+def test_the_look_after_a_change_is_that_after_an_apply(
+    netns: Namespace, hooks: Hooks, forwarding: Callable[[], None], old: str, new: str, verb: str
+) -> None:
+    """A network that has a tap, after an edit of the policy: what differs is told, and no more."""
+
+    def begin() -> Tap:
+        write_policy(hooks, NAT[old])
+        tap = a_tap(netns)
+        assert hooks.up("web0").returncode == 0
+        forwarding()
+        write_policy(hooks, NAT[new])
+        return tap
+
+    tap = begin()
+    assert hooks.ctl("apply", "web0").returncode == 0
+    wanted = looked_at(netns)
+    go(netns, hooks, tap)
+    tap = begin()
+    if verb == "explain":
+        lines = json.loads(hooks.ctl_warm("explain", "web0", "--json").stdout)["commands"]
+    else:
+        (row,) = hooks.ctl_json("apply", "--dry-run")["taps"]
+        lines = row["commands"]
+    assert not [line for line in lines if line.startswith("ip link add ")]
+    assert sum(line.startswith("nft ") for line in lines) == 0
+    assert lines and sum(line.endswith("| nft -f -") for line in lines) < 2
+    netns.run(["dash", "-e"], input="\n".join(lines) + "\n")
+    same(looked_at(netns), wanted)
+    (row,) = hooks.ctl_json("apply", "--dry-run")["taps"]
+    assert row["result"] == "unchanged", row
+    go(netns, hooks, tap)
+    forwarding()

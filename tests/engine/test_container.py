@@ -265,8 +265,8 @@ from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.task import finish
 folder, user = sys.argv[1], dnsmasq.account().name
 settings = [f"user={user}", "group=", "port=0"]
-finish(dnsmasq.serve(folder, settings, Deadline(60), print), time.sleep)
-print(finish(dnsmasq.look(folder, Deadline(60)), time.sleep).settings == settings)
+finish(dnsmasq.serve(folder, settings, Deadline(60)), time.sleep)
+print(finish(dnsmasq.look(folder, Deadline(60)), time.sleep).settings == tuple(settings))
 finish(dnsmasq.end(folder, Deadline(60)), time.sleep)
 """
 

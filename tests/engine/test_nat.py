@@ -36,9 +36,13 @@ from pyqemu_ifup.drivers import nft_program as nft
 from pyqemu_ifup.drivers.programs import Run
 from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.made import needs as nat_needs
-from pyqemu_ifup.made import network as nat_network
-from pyqemu_ifup.made.nat import bridge_mac, dnsmasq_settings, ruleset
+from pyqemu_ifup.made import bridge
+from pyqemu_ifup.made import network as made_network
+from pyqemu_ifup.made.base import WantedNetwork
+from pyqemu_ifup.made.names import bridge_mac
+from pyqemu_ifup.made.nat import needs as nat_needs
+from pyqemu_ifup.made.nat.rules import ruleset
+from pyqemu_ifup.made.nat.server import dnsmasq_settings
 from pyqemu_ifup.task import finish
 
 LAB: dict[str, Any] = {
@@ -413,7 +417,7 @@ def signalled(call: int, *doors: tuple[Any, str]) -> Callable[[], None]:
 
 
 MAKES: list[tuple[Any, str]] = [
-    (os, "mkdir"), (nft, "run_program"), (nat_network, "write_sysctl"), (bolt, "shut"),
+    (os, "mkdir"), (nft, "run_program"), (bridge, "write_sysctl"), (bolt, "shut"),
     *((dnsmasq, name) for name in ("look", "_end", "_start", "_record", "_let_go")),
     *((Netlink, name) for name in ("add_bridge", "add_address", "run")),
 ]  # fmt: skip
@@ -451,7 +455,7 @@ def test_a_crash_at_each_step_leaves_what_gc_or_the_next_up_mends(
 
 
 ENDS: list[tuple[Any, str]] = [
-    (dnsmasq, "_end"), (dnsmasq, "_end_process"), (nat_network, "_forget"),
+    (dnsmasq, "_end"), (dnsmasq, "_end_process"), (made_network, "forget"),
     *((nft, name) for name in ("read_table", "run_program")),
     (Netlink, "delete_link"), (os, "unlink"), (os, "rmdir"),
 ]  # fmt: skip
@@ -483,8 +487,8 @@ def test_gc_takes_nothing_from_under_a_guest_whatever_else_is_left(
     inside.tap("web0")
     assert calls.up("web0").status == 0
     with Host(None, Deadline(10), lambda command: None) as host:
-        assert host.finish(nat_network.networks_left(host)) == []
-        assert host.finish(nat_network.leaving(host, "lab", "")) is False
+        assert host.finish(made_network.find_left(host)) == []
+        assert host.finish(made_network.leave(host, "lab")) is False
     assert is_whole(inside)
     assert calls.down("web0").status == 0
     assert is_gone(inside)
@@ -715,7 +719,7 @@ def test_a_dnsmasq_that_starts_while_doctor_looks_takes_nobody_s_ports(
 
     monkeypatch.setattr(nat_needs, "_is_taken", is_taken)
     with Host(None, Deadline(60), print) as host:
-        wanted = nat_needs.Wanted("lab", "labbr0", network.made)
+        wanted = WantedNetwork("lab", "labbr0", network.made)
         assert [str(each) for each in host.finish(nat_needs.find_unmet(host, wanted))] == []
     assert any(found)
     assert calls.down("web0").status == 0

@@ -15,7 +15,7 @@ from lab.agent import Agent
 from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.taps import BROADCAST, FRAME_MAX, Raw, Tap, mac
-from pyqemu_ifup.made.nat import bridge_mac
+from pyqemu_ifup.made.names import bridge_mac
 
 GUEST, GATEWAY, SUBNET = "192.168.76.10", "192.168.76.1", "192.168.76."
 GUEST6, GATEWAY6, SUBNET6 = "fd00:76::10", "fd00:76::1", "fd00:76:"

@@ -13,7 +13,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -73,7 +72,7 @@ from pyqemu_ifd import thin
 from pyqemu_ifd.reconcile import Reconciler
 from pyqemu_ifdown.detach import leave_to_gc
 from pyqemu_ifup import change, kinds
-from pyqemu_ifup.attach import ask_again, take_back
+from pyqemu_ifup.attach import ask_again
 from pyqemu_ifup.claims import refuse_foreign_ports, refuse_shared, refuse_strangers
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.drivers.nft_program import DroppingChain
@@ -88,8 +87,10 @@ from pyqemu_ifup.kinds.macvtap import AddMacvtap, AddVlan, DropVlan, KeepFromHos
 from pyqemu_ifup.kinds.openvswitch import AddPort, DelPort, SetPort
 from pyqemu_ifup.kinds.vswitchd import Vswitchd
 from pyqemu_ifup.look import Link, OvsBridge, OvsPort, OvsSwitch, Seen, Vid
-from pyqemu_ifup.made.nat import bridge_alias
-from pyqemu_ifup.made.network import Held, _telling_of_firewalls, leaving
+from pyqemu_ifup.made.base import WantedNetwork
+from pyqemu_ifup.made.names import bridge_alias
+from pyqemu_ifup.made.nat.firewalls import tell_of_firewalls
+from pyqemu_ifup.made.network import leave
 from pyqemu_ifup.main import denial
 from pyqemu_ifup.manners import half_done, left_to_gc
 from pyqemu_ifup.on_port import Address, Route, Sights, find_sitting
@@ -97,6 +98,7 @@ from pyqemu_ifup.ops import DelTap, SetAlias, SetDown, SetIpv6, SetMac, SetMtu, 
 from pyqemu_ifup.plan import check_bridge_mtu
 from pyqemu_ifup.qemu.command_line import read_options
 from pyqemu_ifup.stamp import VERSION, Here, Stamp, format_alias
+from pyqemu_ifup.steps import take_back
 from pyqemu_ifup.taps import _failure
 from pyqemu_ifup.task import finish
 from pyqemu_ifup.verify import _tell_of_mac
@@ -503,22 +505,18 @@ NO_NAME = {
     ("ifup/pyqemu_ifup/drivers/nft.py", "_check_owner"): "a chain of a name that ours have",
     ("ifup/pyqemu_ifup/drivers/nft_words.py", "commands"): "likewise",
     ("ifup/pyqemu_ifup/drivers/nft_words.py", "_chain_command"): "likewise: the link's is quoted",
-    ("ifup/pyqemu_ifup/drivers/dnsmasq.py", "serve"): "a network's name",
-    ("ifup/pyqemu_ifup/drivers/dnsmasq.py", "_start"): "likewise",
+    ("ifup/pyqemu_ifup/drivers/dnsmasq.py", "serving_commands"): "a network's name",
+    ("ifup/pyqemu_ifup/drivers/dnsmasq.py", "ending_commands"): "likewise",
     ("ifup/pyqemu_ifup/drivers/dnsmasq.py", "_recorded"): "likewise",
-    ("ifup/pyqemu_ifup/made/needs.py", "_table"): "likewise",
-    ("ifup/pyqemu_ifup/made/needs.py", "_install"): "a package",
-    ("ifup/pyqemu_ifup/made/needs.py", "_ports_taken"): "the number of a port",
-    ("ifup/pyqemu_ifup/made/network.py", "_deleting_table"): "likewise",
-    ("ifup/pyqemu_ifup/made/network.py", "_restoring_link"): "the bridge of a network with nat:",
-    ("ifup/pyqemu_ifup/made/network.py", "_bring_about"): "the bridge of a network with nat:",
-    ("ifup/pyqemu_ifup/made/nat.py", "making_commands"): "likewise",
-    ("ifup/pyqemu_ifup/made/nat.py", "marking_command"): "likewise",
-    ("ifup/pyqemu_ifup/made/nat.py", "_table_commands"): "likewise",
-    ("ifup/pyqemu_ifup/made/nat.py", "_serving_commands"): "likewise",
-    ("ifup/pyqemu_ifup/made/nat.py", "adding_command"): "likewise",
+    ("ifup/pyqemu_ifup/drivers/nft_table.py", "commands_of"): "likewise",
+    ("ifup/pyqemu_ifup/drivers/nft_table.py", "replacing_command"): "likewise",
+    ("ifup/pyqemu_ifup/made/nat/needs.py", "_table"): "likewise",
+    ("ifup/pyqemu_ifup/made/nat/needs.py", "_install"): "a package",
+    ("ifup/pyqemu_ifup/made/nat/needs.py", "_ports_taken"): "the number of a port",
+    ("ifup/pyqemu_ifup/made/bridge.py", "commands"): "the bridge of a network with nat:",
+    ("ifup/pyqemu_ifup/made/nat/loopback.py", "commands"): "likewise",
     (
-        "ifup/pyqemu_ifup/made/needs.py",
+        "ifup/pyqemu_ifup/made/nat/needs.py",
         "_advertisements",
     ): "a card of this host's that heeds advertisements: no tap of ours does",
 }
@@ -795,8 +793,9 @@ class Elsewhere:
         }
         table = {"table": {"family": "inet", "name": name}}
         self.nft({"add": table}, {"add": {"chain": chain}})
-        held, nat = Held("lan", "lanbr0", "", -1), Nat("10.0.0.1/24")
-        finish(_telling_of_firewalls(held, nat, Deadline(10)), time.sleep)
+        wanted = WantedNetwork("lan", "lanbr0", Nat("10.0.0.1/24"))
+        with self.host() as host:
+            host.finish(tell_of_firewalls(host, wanted))
         self.nft({"delete": table})
         if "%" in name:
             # NOTE: no link is called so; its command is another's all the same.
@@ -805,7 +804,7 @@ class Elsewhere:
         subprocess.run(["ip", "link", "add", "name", name, "type", "bridge"], check=True)
         subprocess.run(["ip", "link", "set", "dev", name, "alias", bridge_alias("lan")], check=True)
         with self.host() as host:
-            assert host.finish(leaving(host, "lan", "lanbr0"))
+            assert host.finish(leave(host, "lan"))
 
     @staticmethod
     def nft(*does: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host, Runnable
 from pyqemu_ifup.kinds.linux import JoinBridge
-from pyqemu_ifup.made import network as nat_network
+from pyqemu_ifup.made import lock
 from pyqemu_ifup.system.lock import lock_file, open_lock
 from pyqemu_ifup.task import Task, finish, pause, step
 
@@ -80,7 +80,7 @@ def up(netns: Namespace, port: Port, seconds: float = LONG) -> None:
 def test_root_has_the_network_when_a_user_has_had_it_long_enough(
     netns: Namespace, port: Port, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nat_network, "HOLD", 1.0)
+    monkeypatch.setattr(lock, "HOLD", 1.0)
     netns.tap("root0")
     with having_it(netns, port):
         up(netns, port)
@@ -148,7 +148,7 @@ def test_who_is_first_in_line_is_named(tmp_path: Path) -> None:
 def test_root_is_told_who_has_the_network(
     netns: Namespace, port: Port, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nat_network, "HOLD", 1.0)
+    monkeypatch.setattr(lock, "HOLD", 1.0)
     netns.tap("root0")
     with having_it(netns, port) as user, pytest.raises(Failure) as caught:
         up(netns, port, 0.1)

@@ -8,9 +8,10 @@ from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Policy
 from pyqemu_ifconf.shell import ifctl, nft_command, quote, readable, sh
 from pyqemu_ifctl.doctor.scene import Scene
+from pyqemu_ifup.drivers.nft_table import table_name
 from pyqemu_ifup.kinds.check import Finding, finding_of
-from pyqemu_ifup.made.nat import table_name
-from pyqemu_ifup.made.network import OLDER, guarded
+from pyqemu_ifup.made.guard import OLDER, find_guarded
+from pyqemu_ifup.made.nat.firewalls import dropped_ways
 
 
 def find_netfilter(scene: Scene) -> Iterator[Finding]:
@@ -86,7 +87,7 @@ def find_nat_filters(scene: Scene) -> Iterator[Finding]:
         if network.made is None:
             continue
         for chain in scene.chains:
-            ways = chain.ways_of(network.place.name, network.made)
+            ways = dropped_ways(chain, network.place.name, network.made)
             if not ways:
                 continue
             yield Finding(
@@ -100,7 +101,7 @@ def find_nat_filters(scene: Scene) -> Iterator[Finding]:
 def find_nat_tables(scene: Scene) -> Iterator[Finding]:
     """A network with NAT whose nft table is gone, not as loaded, or not as the policy says."""
     in_force = scene.policy if isinstance(scene.policy, Policy) else None
-    networks = guarded(in_force, scene.links)
+    networks = find_guarded(in_force, scene.links)
     for network, fault in scene.tables.items():
         what = f"the nft table inet {table_name(network)} of network {network} is {fault}"
         why = (
@@ -110,7 +111,7 @@ def find_nat_tables(scene: Scene) -> Iterator[Finding]:
         if fault == OLDER:
             why = "what the policy says since is not in force"
             yield Finding(what, why, ifctl("apply"))
-        elif fault and networks[network].nat is None:
+        elif fault and networks[network].made is None:
             why += ", and the policy does not have what to load"
             yield Finding(what, why, None, do=networks[network].remedy)
         elif fault:

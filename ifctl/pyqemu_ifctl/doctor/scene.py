@@ -30,6 +30,7 @@ from pyqemu_ifup.kinds.snapshot import Snapshot
 from pyqemu_ifup.kinds.vswitchd import LOOKING_FOR_IT, Vswitchd
 from pyqemu_ifup.kinds.vswitchd import look as look_at_vswitchd
 from pyqemu_ifup.look import Link, has_networks
+from pyqemu_ifup.made.base import WantedNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +176,7 @@ def _look_at_tables(
     """Return what has become of the tables, but of those that are told in `unseen` or `late`."""
     if not has_networks(links):
         return {}
-    from pyqemu_ifup.made.network import find_table_faults
+    from pyqemu_ifup.made.guard import find_table_faults
 
     found = {}
     in_force = policy if isinstance(policy, Policy) else None
@@ -208,7 +209,8 @@ def _look_at_needs(
                 late.append(f"{what}: the time was up before")
                 continue
             known = []
-            for each in look_for_unmet(host, network.name, network.place.name, network.made):
+            wanted = WantedNetwork(network.name, network.place.name, network.made)
+            for each in look_for_unmet(host, wanted):
                 if isinstance(each, Forbidden):
                     unseen.append(f"{what}: {each}")
                 elif each.status == Status.TRY_AGAIN:

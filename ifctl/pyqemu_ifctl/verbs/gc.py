@@ -138,12 +138,12 @@ def _strays(host: Host, failures: list[Failure], *, dry_run: bool) -> list[Stray
 
 async def _networks(host: Host, *, dry_run: bool) -> list[tuple[str, str]]:
     """Take away the networks that were made for taps and have none; return what was there."""
-    from pyqemu_ifup.made.network import leaving, networks_left
+    from pyqemu_ifup.made.network import find_left, leave
 
-    found = await networks_left(host)
+    found = await find_left(host)
     gone = []
     for network, bridge in found:
-        if dry_run or (await leaving(host, network, bridge)):
+        if dry_run or await leave(host, network):
             gone.append((network, bridge))
     return gone
 
@@ -155,21 +155,21 @@ def _tables(
 
     One that fails, or that the policy does not have, keeps no other from being looked at.
     """
-    from pyqemu_ifup.made.network import forgetting, guarded, guarding
+    from pyqemu_ifup.made.guard import find_guarded, forget_flows, guard
 
     in_force = policy if isinstance(policy, Policy) else None
-    for network, each in guarded(in_force, host.kernel.links()).items():
+    for network, each in find_guarded(in_force, host.kernel.links()).items():
         try:
-            fault = host.finish(guarding(host, network, each.bridge, each.nat, dry_run=dry_run))
-            if fault and each.nat is None:
+            fault = host.finish(guard(host, network, each.bridge, each.made, dry_run=dry_run))
+            if fault and each.made is None:
                 raise Failure(
                     Status.REFUSED,
                     f"the nft table of network {network} is {fault}",
                     "the policy does not have what to load",
                     each.remedy,
                 )
-            if fault and each.nat is not None and not dry_run:
-                host.finish(forgetting(host, network, each.nat))
+            if fault and each.made is not None and not dry_run:
+                host.finish(forget_flows(host, network, each.made))
         except Failure as failure:
             failures.append(failure)
             continue

@@ -11,17 +11,16 @@ import os
 import pwd
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Lacking, Status
 from pyqemu_ifconf.ids import is_alone, is_mapped
-from pyqemu_ifconf.shell import quote, sh
+from pyqemu_ifconf.shell import Command, into, joined, output, quote, sh
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.drivers.programs import SHORT, Child, run_program, scratch, start_program
-from pyqemu_ifup.made.nat import Server
 from pyqemu_ifup.manners import SAFE_PATH, waiting_for
 from pyqemu_ifup.system.process import owner_of, read_stat, read_status
 from pyqemu_ifup.task import pause
@@ -60,7 +59,7 @@ class Found:
     unit: str | None
     active: bool
     pid: int | None
-    settings: list[str] | None
+    settings: tuple[str, ...] | None
 
 
 class Account(NamedTuple):
@@ -131,18 +130,52 @@ async def look(folder: str, deadline: Deadline) -> Found:
         serves = state == "active"
     else:
         serves = not active and os.path.exists(f"{folder}/{READY}")
-    settings = _read(f"{folder}/{SETTINGS}").splitlines() if serves else None
+    settings = tuple(_read(f"{folder}/{SETTINGS}").splitlines()) if serves else None
     return Found(unit if state is not None else None, active, pid, settings)
 
 
-async def server_of(folder: str, settings: Sequence[str], deadline: Deadline) -> Server:
-    """Return how `serve` would have it run. Raises Failure where that cannot be told."""
-    unit: str | None = None
-    if _under_systemd() and (await _unit_state(_unit_of(folder), deadline)) is not None:
-        unit = _unit_of(folder)
-    return Server(
-        tuple(settings), unit, f"{folder}/{SETTINGS}", f"{folder}/{READY}", f"{folder}/{RECORD}"
+def serving_commands(folder: str, settings: Sequence[str], unit: str | None) -> tuple[Command, ...]:
+    """Return the commands that do as `serve`, so that `look` finds the dnsmasq.
+
+    `unit` is as of Found: None if it is to be a process.
+    """
+    file, ready = f"{folder}/{SETTINGS}", f"{folder}/{READY}"
+    written = (sh("mkdir", "-p", folder), into(sh("printf", r"%s\n", *settings), file))
+    if unit is not None:
+        return (*written, sh("systemctl", "start", unit))
+    process = output(sh("cat", ready))
+    start = output(sh("awk", "{print $22}", joined("/proc/", process, "/stat")))
+    namespace = output(sh("stat", "-Lc", "%i", "/proc/self/ns/pid"))
+    return (
+        *written,
+        sh("dnsmasq", f"--conf-file={file}", f"--pid-file={ready}"),
+        into(sh("echo", process, start, namespace), f"{folder}/{RECORD}"),
     )
+
+
+def ending_commands(folder: str, unit: str | None, pid: int | None) -> tuple[Command, ...]:
+    """Return the commands that do as `end`, of its `unit` or the process `pid`; none of neither."""
+    if pid is not None:
+        return (
+            sh("kill", str(pid)),
+            # NOTE: its port is free only when it has ended.
+            sh("tail", "-s", "0.1", f"--pid={pid}", "-f", "/dev/null"),
+            sh("rm", f"{folder}/{READY}", f"{folder}/{RECORD}"),
+        )
+    if unit is not None:
+        return (sh("systemctl", "stop", unit),)
+    return ()
+
+
+def read_last(folder: str) -> tuple[str | None, int | None]:
+    """Return the unit or the process that the network's dnsmasq was by its record, if it was any.
+
+    Unlike `look` it asks nobody, so that it is no more than a guess.
+    """
+    first = _read(f"{folder}/{RECORD}").partition(" ")[0]
+    if first.isascii() and first.isdigit():
+        return None, int(first)
+    return (_unit_of(folder) if _under_systemd() else None), None
 
 
 async def try_settings(settings: Sequence[str], deadline: Deadline) -> None:
@@ -158,24 +191,21 @@ def _no_start(said: str, remedy: str) -> Failure:
     return Failure(Status.REFUSED, "dnsmasq does not start", _first_line(said), remedy)
 
 
-async def serve(
-    folder: str, settings: Sequence[str], deadline: Deadline, tell: Callable[[str], None]
-) -> None:
+async def serve(folder: str, settings: Sequence[str], deadline: Deadline) -> None:
     """Have a dnsmasq run that has these settings, as in its file, and no other.
 
     Raises Failure.
     """
     found = await look(folder, deadline)
-    if found.settings == list(settings):
+    if found.settings == tuple(settings):
         return
     await _end(folder, found, deadline)
     with open(f"{folder}/{SETTINGS}", "w", opener=_private) as file:
         file.write("".join(f"{line}\n" for line in settings))
     if found.unit is not None:
-        tell(sh("systemctl", "start", found.unit))
         await _have_systemd("start", found.unit, deadline)
     else:
-        await _start(folder, deadline, tell)
+        await _start(folder, deadline)
 
 
 async def end(folder: str, deadline: Deadline) -> None:
@@ -289,7 +319,7 @@ def _start_of(pid: int) -> int | None:
     raise PermissionError(errno.EACCES, "is hidden", f"process {pid}")
 
 
-async def _start(folder: str, deadline: Deadline, tell: Callable[[str], None]) -> None:
+async def _start(folder: str, deadline: Deadline) -> None:
     program = shutil.which(PROGRAM, path=SAFE_PATH) or PROGRAM
     words = [
         program,
@@ -297,7 +327,6 @@ async def _start(folder: str, deadline: Deadline, tell: Callable[[str], None]) -
         f"--conf-file={folder}/{SETTINGS}",
         f"--pid-file={folder}/{READY}",
     ]
-    tell(sh("dnsmasq", *words[1:]))
     _remove(f"{folder}/{READY}")
     with scratch() as said:
         child = start_program(["sh", "-c", CHILD, "sh", *words], None, None, said)

@@ -8,7 +8,7 @@ import socket
 
 from pyqemu_ifup.drivers.conntrack import NETLINK_NETFILTER, NFGENMSG
 from pyqemu_ifup.drivers.netlink import EVENT_BUFFER, SO_RCVBUFFORCE, attributes, messages
-from pyqemu_ifup.made.nat import TABLE
+from pyqemu_ifup.drivers.nft_table import TABLE
 
 NFNLGRP_NFTABLES = 7
 NFNL_SUBSYS_NFTABLES = 10

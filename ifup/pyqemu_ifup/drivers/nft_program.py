@@ -14,11 +14,10 @@ from typing import Any
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.names import is_network_name
-from pyqemu_ifconf.policy import Nat
 from pyqemu_ifconf.shell import Command, all_of, nft_command, sh
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.drivers.nft_table import TABLE, Chain, Table, table_name
 from pyqemu_ifup.drivers.programs import Run, run_program
-from pyqemu_ifup.made.nat import TABLE, Chain, Table, table_name, wants_forwarding
 from pyqemu_ifup.manners import SAFE_PATH
 
 PROGRAM = "nft"
@@ -43,14 +42,13 @@ class DroppingChain:
     accepts: frozenset[tuple[str, str]] = frozenset()
     legacy: bool = False
 
-    def ways_of(self, bridge: str, nat: Nat) -> list[str]:
-        """Return the ways ("iifname", "oifname") on which it drops what is forwarded for `nat`."""
-        if (
-            not wants_forwarding(nat)
-            or self.hook != "forward"
-            or self.family not in ("ip", "ip6", "inet")
-            or (self.family == "ip6" and nat.ipv6 is None)
-        ):
+    def ways_of(self, bridge: str, *, ipv6: bool) -> list[str]:
+        """Return the ways ("iifname", "oifname") on which it drops what is forwarded for a bridge.
+
+        `ipv6`: IPv6 is forwarded for it, too.
+        """
+        families = ("ip", "ip6", "inet") if ipv6 else ("ip", "inet")
+        if self.hook != "forward" or self.family not in families:
             return []
         return [way for way in _LINKS if (way, bridge) not in self.accepts]
 
@@ -204,7 +202,7 @@ async def delete_table(network: str, deadline: Deadline) -> None:
         raise _failure(done)
 
 
-async def table_networks(deadline: Deadline) -> list[str]:
+async def find_table_networks(deadline: Deadline) -> list[str]:
     """Return the networks that have a table of such a name; none where that may not be seen."""
     if not is_there():
         return []

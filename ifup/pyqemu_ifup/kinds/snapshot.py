@@ -17,6 +17,7 @@ from pyqemu_ifup.kinds.base import TapKind
 from pyqemu_ifup.kinds.vswitchd import Vswitchd
 from pyqemu_ifup.kinds.wanted import Wanted, wants
 from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Seen, Vid
+from pyqemu_ifup.made.names import is_ours
 from pyqemu_ifup.on_port import NOTHING, Sights
 from pyqemu_ifup.stamp import Here
 
@@ -88,11 +89,7 @@ class Snapshot:
     def is_other_s(self, network: Network) -> bool:
         """Tell whether what has the name of the bridge that a network makes is somebody else's."""
         link = self.link(network.place.name) if network.made is not None else None
-        if link is None:
-            return False
-        from pyqemu_ifup.made.needs import is_ours  # what makes networks is much to load
-
-        return not is_ours(link, network.name)
+        return link is not None and not is_ours(link, network.name)
 
     @cached_property
     def networks(self) -> tuple[Network, ...]:

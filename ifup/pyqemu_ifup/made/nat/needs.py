@@ -10,28 +10,21 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Lacking, Status
-from pyqemu_ifconf.policy import Nat
 from pyqemu_ifconf.shell import Command, quote, sh, write
 from pyqemu_ifup.drivers import dnsmasq
 from pyqemu_ifup.drivers import nft_program as nft
+from pyqemu_ifup.drivers.nft_table import table_name
 from pyqemu_ifup.drivers.sysctl import read_sysctl, require_writable
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link
-from pyqemu_ifup.made.nat import (
-    bridge_alias,
-    bridge_mac,
-    dnsmasq_settings,
-    folder_name,
-    needed,
-    ruleset,
-    subnet,
-    table_name,
-    wants_dnsmasq,
-    wants_forwarding,
-)
+from pyqemu_ifup.made.base import WantedNetwork
+from pyqemu_ifup.made.folder import folder_of
+from pyqemu_ifup.made.names import is_ours
+from pyqemu_ifup.made.nat.rules import ruleset, subnet
+from pyqemu_ifup.made.nat.server import dnsmasq_settings, wants_dnsmasq
+from pyqemu_ifup.made.nat.switches import FORWARD6, find_forwarding_off, needed
 from pyqemu_ifup.manners import SAFE_PATH
 from pyqemu_ifup.system.lock import require_folder
 from pyqemu_ifup.task import Task
@@ -42,21 +35,13 @@ IP_FREEBIND, IPV6_FREEBIND = 15, 78
 DNS, DHCP = 53, 67
 
 
-class Wanted(NamedTuple):
-    """A network that is to be made, or to be as the policy says."""
-
-    network: str
-    bridge: str
-    nat: Nat
-
-
-async def require(host: Host, wanted: Wanted) -> None:
+async def require(host: Host, wanted: WantedNetwork) -> None:
     """Check that all is there that making the network needs. Raises Failure, that of the first."""
     if found := (await _find(host, wanted, NEEDS)):
         raise found[0]
 
 
-async def find_unmet(host: Host, wanted: Wanted) -> list[Failure]:
+async def find_unmet(host: Host, wanted: WantedNetwork) -> list[Failure]:
     """Return why an up could not make the network, the first as it would end; changes nothing.
 
     A Forbidden among them is what this process may not look at; one (75) with the deadline is the
@@ -65,7 +50,7 @@ async def find_unmet(host: Host, wanted: Wanted) -> list[Failure]:
     return await _find(host, wanted, (*NEEDS, *TRIALS))
 
 
-async def _find(host: Host, wanted: Wanted, needs: Sequence[Need]) -> list[Failure]:
+async def _find(host: Host, wanted: WantedNetwork, needs: Sequence[Need]) -> list[Failure]:
     """Return all that is unmet, what the container lacks as one."""
     found: list[Failure] = []
     for need in needs:
@@ -104,40 +89,23 @@ def own_bridge(host: Host, network: str, bridge: str) -> Link | None:
     return link
 
 
-def is_ours(link: Link, network: str) -> bool:
-    """Tell whether the link is the network's bridge as we have made it, or have begun to."""
-    if link.kind != "bridge":
-        return False
-    # NOTE: whoever was killed after the first step has not marked it yet.
-    return link.alias == bridge_alias(network) or (
-        not link.alias and not link.up and link.mac == bridge_mac(network)
-    )
-
-
-def folder_of(network: str) -> str:
-    """Return the folder of the network's files, in the network namespace of this process."""
-    # NOTE: what each namespace does not have for itself is there in the first one alone, and who
-    # may not look into process 1 can tell, too (sysctl_core_net_init of net/core).
-    own = os.path.exists("/proc/sys/net/core/netdev_max_backlog")
-    return folder_name(network, str(os.stat("/proc/self/ns/net").st_ino), own)
-
-
-def lacking_programs(network: str, nat: Nat) -> list[Failure]:
-    """Return a Failure (69) for each program that the network needs, and that is not there."""
-    wanted = [(nft.PROGRAM, "nftables", "nat:")]
+def find_lacking(wanted: WantedNetwork) -> list[Failure]:
+    """Return a Failure (69) for each program that the network needs and this host lacks."""
+    nat = wanted.made
+    programs = [(nft.PROGRAM, "nftables", "nat:")]
     if wants_dnsmasq(nat):
         # NOTE: with neither DHCP nor DNS it is there for the router advertisements alone.
         given = {"dhcp:": nat.dhcp is not None, "dns:": nat.dns is not None}
         keys = [name for name, is_given in given.items() if is_given] or ["ipv6:"]
-        wanted.append(("dnsmasq", "dnsmasq-base", " and ".join(keys)))
+        programs.append(("dnsmasq", "dnsmasq-base", " and ".join(keys)))
     return [
         Failure(
             Status.UNAVAILABLE,
             f"there is no {program} in {SAFE_PATH}",
-            f"{needed_by} of network {network} needs it",
+            f"{needed_by} of network {wanted.network} needs it",
             _install(package),
         )
-        for program, package, needed_by in wanted
+        for program, package, needed_by in programs
         if shutil.which(program, path=SAFE_PATH) is None
     ]
 
@@ -151,36 +119,36 @@ def _install(package: str) -> Command:
 # The needs
 
 
-async def _bridge(host: Host, wanted: Wanted) -> Sequence[Failure]:
+async def _bridge(host: Host, wanted: WantedNetwork) -> Sequence[Failure]:
     own_bridge(host, wanted.network, wanted.bridge)
     return ()
 
 
-async def _programs(host: Host, wanted: Wanted) -> Sequence[Failure]:
-    return lacking_programs(wanted.network, wanted.nat)
+async def _programs(host: Host, wanted: WantedNetwork) -> Sequence[Failure]:
+    return find_lacking(wanted)
 
 
-async def _account(host: Host, wanted: Wanted) -> Sequence[Failure]:
+async def _account(host: Host, wanted: WantedNetwork) -> Sequence[Failure]:
     """dnsmasq has a user to run as."""
-    if wants_dnsmasq(wanted.nat):
+    if wants_dnsmasq(wanted.made):
         dnsmasq.account()
     return ()
 
 
-async def _capabilities(host: Host, wanted: Wanted) -> Sequence[Failure]:
+async def _capabilities(host: Host, wanted: WantedNetwork) -> Sequence[Failure]:
     """dnsmasq has what it needs to become that user."""
-    if wants_dnsmasq(wanted.nat):
+    if wants_dnsmasq(wanted.made):
         dnsmasq.require_capabilities()
     return ()
 
 
-async def _folder(host: Host, wanted: Wanted) -> Sequence[Failure]:
+async def _folder(host: Host, wanted: WantedNetwork) -> Sequence[Failure]:
     """The network's folder can be made, and its lock opened."""
     require_folder(folder_of(wanted.network))
     return ()
 
 
-async def _table(host: Host, wanted: Wanted) -> Sequence[Failure]:
+async def _table(host: Host, wanted: WantedNetwork) -> Sequence[Failure]:
     """The nft table of a network that is not there is not somebody else's (77)."""
     if _is_there(host, wanted) or not nft.is_there():
         return ()
@@ -195,13 +163,13 @@ async def _table(host: Host, wanted: Wanted) -> Sequence[Failure]:
     return ()
 
 
-def _is_there(host: Host, wanted: Wanted) -> bool:
+def _is_there(host: Host, wanted: WantedNetwork) -> bool:
     """Tell whether the network's bridge is there, and its own."""
     link = host.kernel.look_up(wanted.bridge)
     return link is not None and is_ours(link, wanted.network)
 
 
-async def _subnets(host: Host, wanted: Wanted) -> Sequence[Failure]:
+async def _subnets(host: Host, wanted: WantedNetwork) -> Sequence[Failure]:
     """No other link has an address or a route in the network's subnets (71)."""
     from ipaddress import ip_interface, ip_network
 
@@ -210,7 +178,7 @@ async def _subnets(host: Host, wanted: Wanted) -> Sequence[Failure]:
     found: dict[object, Failure] = {}
     names = {link.index: link.name for link in host.kernel.links()}
     there = host.kernel.destinations()
-    for address in filter(None, (wanted.nat.ipv4, wanted.nat.ipv6)):
+    for address in filter(None, (wanted.made.ipv4, wanted.made.ipv6)):
         own = ip_network(subnet(address))
         for index, text in there:
             other = ip_interface(text).network
@@ -227,9 +195,9 @@ async def _subnets(host: Host, wanted: Wanted) -> Sequence[Failure]:
     return [*found.values()]
 
 
-async def _ipv6(host: Host, wanted: Wanted) -> Sequence[Failure]:
+async def _ipv6(host: Host, wanted: WantedNetwork) -> Sequence[Failure]:
     """The kernel has IPv6 where the network does (71)."""
-    if wanted.nat.ipv6 is None or _has_ipv6():
+    if wanted.made.ipv6 is None or _has_ipv6():
         return ()
     return [
         Failure(
@@ -253,10 +221,10 @@ def _has_ipv6() -> bool:
     return True
 
 
-async def _advertisements(host: Host, wanted: Wanted) -> Sequence[Failure]:
+async def _advertisements(host: Host, wanted: WantedNetwork) -> Sequence[Failure]:
     """IPv6 forwarding would not cost this host its own address and route (71)."""
-    nat = wanted.nat
-    if nat.ipv6 is None or not nat.outbound or read_sysctl("ipv6/conf/all/forwarding") == "1":
+    nat = wanted.made
+    if nat.ipv6 is None or not nat.outbound or read_sysctl(FORWARD6) == "1":
         return ()
     return [
         Failure(
@@ -288,23 +256,13 @@ def _by_advertisement() -> list[str]:
     return [name for name in dict.fromkeys(found) if name != "lo"]
 
 
-def forwarding_that_is_off(nat: Nat) -> list[str]:
-    """Return what is 0 below /proc/sys/net, and keeps the host from passing on for the network."""
-    if not wants_forwarding(nat):
-        return []
-    names = ["ipv4/ip_forward"] if nat.ipv4 is not None else []
-    if nat.ipv6 is not None and nat.outbound:
-        names.append("ipv6/conf/all/forwarding")
-    return [name for name in names if read_sysctl(name) == "0"]
-
-
-async def _switches(host: Host, wanted: Wanted) -> Sequence[Failure]:
+async def _switches(host: Host, wanted: WantedNetwork) -> Sequence[Failure]:
     """Each switch below /proc/sys/net that is needed is as it shall be, or can be written."""
     # NOTE: a bridge that is not there yet has what the kernel gives to each new link, and none is
     # there when a container is started.
     name = wanted.bridge if _is_there(host, wanted) else "default"
-    fixed = {path: (path, "1") for path in forwarding_that_is_off(wanted.nat)}
-    every, own = needed("default", wanted.nat), needed(name, wanted.nat)
+    fixed = {path: (path, "1") for path in find_forwarding_off(wanted.made)}
+    every, own = needed("default", wanted.made), needed(name, wanted.made)
     for given, (path, value) in zip(every, own.items(), strict=True):
         fixed[path] = (given, value)
     found = []
@@ -317,9 +275,9 @@ async def _switches(host: Host, wanted: Wanted) -> Sequence[Failure]:
     return found
 
 
-async def _ports(host: Host, wanted: Wanted) -> Sequence[Failure]:
+async def _ports(host: Host, wanted: WantedNetwork) -> Sequence[Failure]:
     """Nobody has the ports of a dnsmasq that is to be started (71)."""
-    nat = wanted.nat
+    nat = wanted.made
     if not wants_dnsmasq(nat):
         return ()
     if await _is_served(host, wanted):
@@ -340,7 +298,7 @@ async def _ports(host: Host, wanted: Wanted) -> Sequence[Failure]:
     return [_ports_taken(wanted.network, taken)]
 
 
-async def _is_served(host: Host, wanted: Wanted) -> bool:
+async def _is_served(host: Host, wanted: WantedNetwork) -> bool:
     """Tell whether the network has a dnsmasq, or one that has ended, whose ports are its own."""
     folder = folder_of(wanted.network)
     if not os.path.isdir(folder):
@@ -416,24 +374,24 @@ def _is_refused(kind: socket.SocketKind, address: str, port: int) -> bool:
     return False
 
 
-async def _loading(host: Host, wanted: Wanted) -> Sequence[Failure]:
+async def _loading(host: Host, wanted: WantedNetwork) -> Sequence[Failure]:
     """The kernel takes the network's table; an up finds out as it loads it."""
     if nft.is_there():
-        text = ruleset(wanted.network, wanted.bridge, wanted.nat)
+        text = ruleset(wanted.network, wanted.bridge, wanted.made)
         await nft.load(text, host.deadline, try_only=True)
     return ()
 
 
-async def _starting(host: Host, wanted: Wanted) -> Sequence[Failure]:
+async def _starting(host: Host, wanted: WantedNetwork) -> Sequence[Failure]:
     """dnsmasq runs, and takes the network's settings; an up finds out as it starts one."""
-    if wants_dnsmasq(wanted.nat) and shutil.which(dnsmasq.PROGRAM, path=SAFE_PATH):
+    if wants_dnsmasq(wanted.made) and shutil.which(dnsmasq.PROGRAM, path=SAFE_PATH):
         folder, user = folder_of(wanted.network), dnsmasq.account().name
-        settings = dnsmasq_settings(wanted.bridge, wanted.nat, folder, user)
+        settings = dnsmasq_settings(wanted.bridge, wanted.made, folder, user)
         await dnsmasq.try_settings(settings, host.deadline)
     return ()
 
 
-Need = Callable[[Host, Wanted], Task[Sequence[Failure]]]
+Need = Callable[[Host, WantedNetwork], Task[Sequence[Failure]]]
 NEEDS: tuple[Need, ...] = (
     _bridge,
     _programs,
