@@ -249,6 +249,30 @@ def _read_network(key: Scalar, node: Node, errors: Errors, draft: _Draft) -> Non
 
 def _read_kind(key: Scalar, given: _Given, errors: Errors) -> _Said:
     """Return what the keys of the network `key` say of its kind; report those that do not fit."""
+    naming = _find_naming(key, given, errors)
+    can_be = tuple(spec for spec in kinds.SPECS if not naming or spec.key in naming)
+    named = tuple(spec for spec in can_be if spec.name == given.values.get("kind"))
+    words = listed([f"{each}:" for each in naming or kinds.naming_keys()], "and")
+    said = _Said(can_be, words, lacking(can_be))
+    if "nat" in given.keys and made_nat.KIND in can_be:
+        specs = (made_nat.KIND,)
+        said = _Said(specs, "nat:", lacking(specs, made_nat.WITHOUT), made=True)
+    elif named:
+        said = _Said(named, f"kind: {named[0].name}", lacking(named))
+    foreign = lacking(can_be)
+    for each, at in given.keys.items():
+        if len(naming) > 1 and each in naming:
+            continue
+        if each in PORT_SETTINGS and given.values.get(each) is None:
+            continue
+        if each in said.lacks or each in foreign:
+            is_other_s = each in foreign and each not in PORT_SETTINGS
+            errors.add(at, _of_other(each) if is_other_s else _unfit(each, key.text, said))
+    return said
+
+
+def _find_naming(key: Scalar, given: _Given, errors: Errors) -> list[str]:
+    """Return the keys that name the kind of the network `key`, in order; report all but one."""
     name, naming = key.text, kinds.naming_keys()
     there = sorted(
         (each for each in naming if each in given.keys),
@@ -263,30 +287,7 @@ def _read_kind(key: Scalar, given: _Given, errors: Errors) -> _Said:
         both = "both " if len(there) == 2 else ""
         names = f"{both}{listed(there, 'and')}"
         errors.add(given.keys[there[-1]], f"network {quote(name)} has {names}; keep one of them")
-    can_be = tuple(spec for spec in kinds.SPECS if not there or spec.key in there)
-    named = tuple(spec for spec in can_be if spec.name == given.values.get("kind"))
-    said = _Said(can_be, listed([f"{each}:" for each in there or naming], "and"), lacking(can_be))
-    if "nat" in given.keys and made_nat.KIND in can_be:
-        specs = (made_nat.KIND,)
-        said = _Said(specs, "nat:", lacking(specs, made_nat.WITHOUT), made=True)
-    elif named:
-        said = _Said(named, f"kind: {named[0].name}", lacking(named))
-    foreign = lacking(can_be)
-    for each, at in given.keys.items():
-        unset = each in PORT_SETTINGS and given.values.get(each) is None
-        if len(there) > 1 and each in there:
-            continue
-        if unset or (each not in said.lacks and each not in foreign):
-            continue
-        if each in foreign and each not in PORT_SETTINGS:
-            keys = dict.fromkeys(f"{spec.key}:" for spec in owners_of(each))
-            errors.add(at, f"{each} is for {listed(tuple(keys), 'and')}; remove one")
-        elif said.made:
-            title = made_nat.KIND.title
-            errors.add(at, f"a network with nat: is {title} of its own; remove {each}")
-        else:
-            errors.add(at, _not_for(each, name, said))
-    return said
+    return there
 
 
 def _place(said: _Said, given: _Given) -> Place:
@@ -295,6 +296,19 @@ def _place(said: _Said, given: _Given) -> Place:
     kind = spec.place if len(said.specs) == 1 else spec.found
     found = place_of(kind, given.values) if kind is not None else None
     return found or Nowhere()
+
+
+def _of_other(name: str) -> str:
+    """Return the error of a key of networks that another key names."""
+    keys = dict.fromkeys(f"{spec.key}:" for spec in owners_of(name))
+    return f"{name} is for {listed(tuple(keys), 'and')}; remove one"
+
+
+def _unfit(name: str, network: str, said: _Said) -> str:
+    """Return the error of a key of a network that cannot have it."""
+    if said.made:
+        return f"a network with nat: is {made_nat.KIND.title} of its own; remove {name}"
+    return _not_for(name, network, said)
 
 
 def _not_for(name: str, network: str, said: _Said) -> str:

@@ -125,51 +125,73 @@ def _send(connection: _socket.socket, fields: list[str]) -> None:
         os.close(namespace)
 
 
+class _Answer:
+    """What the agent has sent of its answer so far, and until when it may send more."""
+
+    def __init__(self, queues: int, start: float) -> None:
+        self.queues = queues
+        self.told: list[str] = []
+        self.name = ""
+        self.descriptors: list[int] = []
+        self._start, self._seconds, self._accepted = start, ACCEPT, False
+
+    def check(self, parent: int | None) -> None:
+        """Raise NoTap if the process that asks has ended, or the time is up."""
+        if parent is not None and os.getppid() != parent:
+            raise NoTap(TRY_AGAIN, f"stopped: the calling process {parent} has ended")
+        if time.monotonic() > self._start + self._seconds:
+            raise NoTap(
+                TRY_AGAIN,
+                f"the agent does not answer: waited {self._seconds:g} s; "
+                f"{'see ' + ifctl('agent') if self._accepted else 'try again'}",
+            )
+
+    def take(self, kind: bytes, text: str) -> bool:
+        """Take in one packet; tell whether it is the last, and the tap is there. Raises NoTap."""
+        if kind == b"":
+            raise NoTap(TRY_AGAIN, "the agent has gone; try again")
+        if kind == b"!" and text.isdigit():
+            self._start, self._seconds, self._accepted = time.monotonic(), int(text) + MARGIN, True
+        elif kind == b"-":
+            self.told.append(text)
+        elif kind == b">":
+            self.name = text
+        elif kind == b"?":
+            raise NoTap(
+                DENIED, f"the agent is not for this process: {text}; run QEMU where the agent runs"
+            )
+        elif kind == b"=" and text.isdigit():
+            self._end(text)
+            return True
+        return False
+
+    def _end(self, status: str) -> None:
+        """Raise NoTap unless the agent has given all that was asked for."""
+        if status != "0":
+            text = "" if self.told else "the agent does not say why"
+            raise NoTap(int(status), text, (*self.told,))
+        if not self.name or len(self.descriptors) != self.queues:
+            raise NoTap(
+                REFUSED,
+                f"the agent gave {len(self.descriptors)} descriptors for "
+                f"{self.queues} queues; see whether more files may be open",
+            )
+
+
 def _wait(
     connection: _socket.socket, queues: int, parent: int | None, start: float
 ) -> tuple[str, list[int]]:
     """Take the answer's packets until its end. Raises NoTap; then no descriptor is left open."""
-    told: list[str] = []
-    name, descriptors = "", list[int]()
-    seconds, accepted = ACCEPT, False
+    answer = _Answer(queues, start)
     try:
         while True:
-            if parent is not None and os.getppid() != parent:
-                raise NoTap(TRY_AGAIN, f"stopped: the calling process {parent} has ended")
-            if time.monotonic() > start + seconds:
-                raise NoTap(
-                    TRY_AGAIN,
-                    f"the agent does not answer: waited {seconds:g} s; "
-                    f"{'see ' + ifctl('agent') if accepted else 'try again'}",
-                )
+            answer.check(parent)
             kind, said, came = _receive(connection)
-            descriptors += came
-            text = os.fsdecode(said)
-            if kind == b"":
-                raise NoTap(TRY_AGAIN, "the agent has gone; try again")
-            if kind == b"!" and text.isdigit():
-                seconds, start, accepted = int(text) + MARGIN, time.monotonic(), True
-            elif kind == b"-":
-                told.append(text)
-            elif kind == b">":
-                name = text
-            elif kind == b"?":
-                raise NoTap(
-                    DENIED,
-                    f"the agent is not for this process: {text}; run QEMU where the agent runs",
-                )
-            elif kind == b"=" and text.isdigit():
-                if text != "0":
-                    raise NoTap(int(text), "" if told else "the agent does not say why", (*told,))
-                if not name or len(descriptors) != queues:
-                    raise NoTap(
-                        REFUSED,
-                        f"the agent gave {len(descriptors)} descriptors for "
-                        f"{queues} queues; see whether more files may be open",
-                    )
-                return name, descriptors
+            answer.descriptors += came
+            if answer.take(kind, os.fsdecode(said)):
+                return answer.name, answer.descriptors
     except BaseException:
-        for descriptor in descriptors:
+        for descriptor in answer.descriptors:
             os.close(descriptor)
         raise
 

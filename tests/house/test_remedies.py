@@ -196,7 +196,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}ops.py", "commands_of_new"): (2, (PLAN,)),
     (f"{IFUP}ops.py", "set_link"): (1, (PLAN, HERE, LOWERED, FILTERING)),
     (f"{IFUP}tap_client.py", "_connect"): (2, (AGENT_OF_USERS, SHOWS)),
-    (f"{IFUP}tap_client.py", "_wait"): (1, (SHOWS,)),
+    (f"{IFUP}tap_client.py", "check"): (1, (SHOWS,)),
     (f"{IFUP}tap_request.py", "_mac_of"): (1, (OF_NETWORK,)),
     (f"{IFUP}taps.py", "_failure"): (1, (SHOWS,)),
     (f"{IFUP}drivers/tun.py", "require_tun"): (1, (KERNEL,)),
@@ -397,7 +397,8 @@ UNTOLD = {
     ("ifd/pyqemu_ifd/wire.py", "peer_pidfd"): GONE,
     ("ifd/pyqemu_ifd/bridge_helper.py", "help_qemu"): GONE,
     ("ifd/pyqemu_ifd/bridge_helper.py", "_usage"): "it is the usage",
-    (f"{IFUP}tap_client.py", "_wait"): GONE,
+    (f"{IFUP}tap_client.py", "check"): GONE,
+    (f"{IFUP}tap_client.py", "_end"): PASSED_ON,
 }
 """(file, function) of a failure that does not say what is to be done -> why."""
 
