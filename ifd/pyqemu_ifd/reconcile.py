@@ -29,6 +29,7 @@ from pyqemu_ifup.access import User, check_given, is_root_made
 from pyqemu_ifup.attach import attach_alone, success_line
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.drivers.links import LinkEvent
+from pyqemu_ifup.drivers.nft_events import FILTERS
 from pyqemu_ifup.guest import find_marked, find_user_said
 from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.host import Host
@@ -52,6 +53,8 @@ SHORT = 1.0
 """Seconds that a pyqemu-ifctl apply which has a tap in hand is waited for, each time."""
 ENDS = 10.0
 """Seconds after which processes of taps are looked at again: who passes one on makes no event."""
+SILENCE = 60.0
+"""Seconds in which no other load of a link's filters is told."""
 AGAIN_FIRST, AGAIN_LAST = 1.0, 60.0
 """Seconds after which what failed is tried again: twice as long each time, this at the most."""
 
@@ -111,6 +114,10 @@ class Reconciler:
         self._made = frozenset(kind.link_kind for kind in kinds.makers())
         self._links_changed = False
         """Whether such a link has come, changed or gone."""
+        self._filters_due: float | None = None
+        """When to look at the filters of these links, None if nobody has touched one."""
+        self._filters_told: dict[str, float] = {}
+        """When it was told of each link that its filters were loaded again."""
         self.guard = Guard()
         """Which tables of networks to look at, and when."""
         self._astray: dict[str, Nat] = {}
@@ -122,7 +129,7 @@ class Reconciler:
     def due(self) -> float | None:
         """When there will be something to do, in seconds of time.monotonic()."""
         times = [*self._changed.values()]
-        others = (self._sweep_due, self._ends_due, self.guard.due)
+        others = (self._sweep_due, self._ends_due, self._filters_due, self.guard.due)
         times += [due for due in others if due is not None]
         times += [0.0] if self._astray else []
         return min(times, default=None)
@@ -170,6 +177,13 @@ class Reconciler:
                     self._bridges[event.index] = now
                     self.everything()
 
+    def take_rules(self, networks: set[str] | None) -> None:
+        """Take in whose tables were touched, FILTERS among them; None: any may have been."""
+        if networks is None or FILTERS in networks:
+            due = time.monotonic() + DELAY
+            self._filters_due = due if self._filters_due is None else self._filters_due
+        self.guard.take(None if networks is None else networks - {FILTERS})
+
     def take_ends(self) -> None:
         """Take in that processes have ended that have links of our making."""
         if self.ends.take():
@@ -194,7 +208,7 @@ class Reconciler:
             self._sweep_due = None
             self._failed.clear()
             # NOTE: what was flushed while nobody listened.
-            self.guard.take(None)
+            self.take_rules(None)
             self._look_at_ends(0.0)
             self._watch_processes()
             yield from self._sweep()
@@ -205,6 +219,11 @@ class Reconciler:
             taps = list(filter(_may_have_ended, self.pool.kernel.links()))
             if taps:
                 yield "taps' processes", partial(self._end_taps, taps)
+        if self._filters_due is not None and now >= self._filters_due:
+            self._filters_due = None
+            for link in self.pool.kernel.links():
+                if kinds.maker_of(link) is not None:
+                    yield link.name, partial(self._do, link.name, self._keep_filters)
         if self.guard.due is not None and now >= self.guard.due:
             yield from self._guard(now)
         while self._astray:
@@ -325,6 +344,47 @@ class Reconciler:
         is_made = network is not None and network.made is not None
         is_off = bridge is None or (bridge.kind in kinds.master_kinds(stamp.kind) and not bridge.up)
         return link.master is None and is_made and is_off
+
+    async def _keep_filters(self, host: Host) -> None:
+        """Give a link of our making back what somebody else has taken: its filters."""
+        assert host.tap is not None
+        link = host.kernel.look_up(host.tap)
+        stamp, kind = link.stamp if link is not None else None, kinds.maker_of(link)
+        if link is None or stamp is None or kind is None:
+            return
+        policy = await self.cache.current(host.deadline)
+        asked = find_user_said(policy, stamp)
+        user = (await self.users.find(asked, host.deadline)) if asked is not None else None
+        try:
+            _, port = self._wanted(policy, link, stamp, user)
+            lock = await lock_tap(link.index, host.deadline.child(SHORT))
+        except Failure as failure:
+            # NOTE: one that is denied by now is told of by status, and cut off by apply.
+            if failure.status is Status.TRY_AGAIN:
+                self._filters_due = time.monotonic() + SHORT
+            elif failure.status is not Status.DENIED:
+                raise
+            return
+        with lock:
+            seen = kinds.look(host, link.name, port.place.name)
+            is_same = seen.tap is not None and (seen.tap.index, seen.tap.stamp) == (
+                link.index,
+                stamp,
+            )
+            # NOTE: one that is down is being made, or taken away.
+            if not is_same or not link.up or not kind.is_in_place(port, seen, self.here):
+                return
+            plan, _ = kind.change(port, seen, stamp, self.here)
+            for op in plan:
+                await host.run(op)
+        now = time.monotonic()
+        if plan and now >= self._filters_told.get(link.name, 0.0):
+            self._filters_told[link.name] = now + SILENCE
+            log(
+                syslog.LOG_WARNING,
+                f"{quote(link.name)}: somebody else has removed or changed its filters, which are "
+                "loaded again; see who manages the ruleset: nft monitor",
+            )
 
     async def _end_strays(self, host: Host) -> None:
         """Take away what a crash has left that no port tells of."""

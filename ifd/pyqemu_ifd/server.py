@@ -256,7 +256,7 @@ class Server:
                 self.reconciler.take_ends()
             elif self.rules is not None and descriptor == self.rules.fileno():
                 assert self.reconciler is not None
-                self.reconciler.guard.take(self.rules.read())
+                self.reconciler.take_rules(self.rules.read())
             elif descriptor in self.connections:
                 # NOTE: a request looks at the databases as they are when it comes.
                 changed = self._hear(self.connections[descriptor], events) or changed

@@ -120,7 +120,8 @@ def find_marked(
     login = user.login if user is not None and policy_asks(policy, "user") else None
     caller = said_by(stamp, tap, login, root_made=root_made)
     check_said(policy, caller, stamp)
-    port = wanted_port(policy, caller, stamp.network if stamp.by_name else "")
+    network = stamp.network if stamp.by_name else ""
+    port = wanted_port(policy, caller, network, made=stamp.made)
     check_place(port, stamp)
     if stamp.uid is not None:
         assert user is not None

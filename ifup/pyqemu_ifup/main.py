@@ -118,13 +118,13 @@ def by_the_agent(forbidden: Forbidden, policy: Policy, port: Port) -> Failure:
     )
 
 
-def wanted_port(policy: Policy, caller: Caller, network: str) -> Port:
+def wanted_port(policy: Policy, caller: Caller, network: str, *, made: bool = False) -> Port:
     """Return the Port that `caller` shall have: on `network` where one is named, else by the rules.
 
     Raises Failure: 77 where no rule, or a `deny` rule, matches, or there is no such network, 71
     where another tap is on the same hub of the QEMU's; and Left.
     """
-    port = _find_port(policy, caller, network)
+    port = _find_port(policy, caller, network, made=made)
     if caller.joined:
         from pyqemu_ifup.qemu.hubs import refuse_joined
 
@@ -132,7 +132,7 @@ def wanted_port(policy: Policy, caller: Caller, network: str) -> Port:
     return port
 
 
-def _find_port(policy: Policy, caller: Caller, network: str) -> Port:
+def _find_port(policy: Policy, caller: Caller, network: str, *, made: bool) -> Port:
     if network:
         if bounded(network) is None:
             raise Failure(
@@ -141,7 +141,7 @@ def _find_port(policy: Policy, caller: Caller, network: str) -> Port:
                 f"its name has {len(network)} letters",
                 "name one of the policy's behind the @",
             )
-        return port_on(policy, network, caller.tap)
+        return port_on(policy, network, caller.tap, made=made)
     decision = choose(policy, caller)
     if isinstance(decision, Deny):
         raise denial(decision, policy, caller)

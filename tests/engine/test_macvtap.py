@@ -367,6 +367,21 @@ def users_agent(site: Site) -> Iterator[None]:
         yield
 
 
+def test_the_agent_has_filters_back_that_somebody_flushes(site: Site) -> None:
+    site.write("parent: v0, users: [nobody]")
+    site.hooks.env["PYQEMU_IFUP_POLICY"] = str(site.hooks.policy)
+    with users_agent(site), site.held():
+        rules = re.sub(r"handle \d+", "", site.left()[1])
+        assert "drop" in rules
+        for _ in range(3):
+            site.netns.run(["nft", "flush", "ruleset"])
+            flushed = time.monotonic()
+            while site.left()[1] != rules:
+                assert time.monotonic() < flushed + 5.0
+                time.sleep(0.02)
+        site.hooks.env.clear()
+
+
 def test_a_user_s_is_gone_a_second_after_its_process(site: Site) -> None:
     site.write("parent: v0, users: [nobody]")
     as_user = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")

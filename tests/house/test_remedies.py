@@ -293,6 +293,8 @@ DECODED = "test_remedies.py::test_what_decode_sends_to_says_why"
 IN_WORDS = {
     "mount /sys in the network namespace that this runs in": KERNEL,
     "mount devtmpfs on /dev": KERNEL,
+    "{}: somebody else has removed or changed its filters, which are loaded again; see who manages "
+    "the ruleset: nft monitor": SHOWS,
     # Failures and findings.
     "run as root": AS_ROOT,
     "run as root, or with {}": WITHOUT,

@@ -8,8 +8,11 @@ import socket
 
 from pyqemu_ifup.drivers.conntrack import NETLINK_NETFILTER, NFGENMSG
 from pyqemu_ifup.drivers.netlink import EVENT_BUFFER, SO_RCVBUFFORCE, attributes, messages
+from pyqemu_ifup.drivers.nft_rules import TABLE as FILTERS_TABLE
 from pyqemu_ifup.drivers.nft_table import TABLE
 
+FILTERS = ""
+"""Stands for the table that holds all filters at links; no network is called so."""
 NFNLGRP_NFTABLES = 7
 NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_NEWGEN = 15
@@ -42,7 +45,10 @@ class NftEvents:
         self._socket.close()
 
     def read(self) -> set[str] | None:
-        """Return the networks whose tables were touched since; None where some of that is lost."""
+        """Return the networks whose tables were touched since; None where some of that is lost.
+
+        FILTERS among them stands for the table of the filters at links.
+        """
         networks: set[str] = set()
         lost = False
         while True:
@@ -69,7 +75,9 @@ def _touched(data: bytes) -> set[str]:
             continue
         found = attributes(data[begin + NFGENMSG.size : end])
         name = os.fsdecode(found.get(TABLE_NAME, b"").rstrip(b"\0"))
-        if name.startswith(TABLE):
+        if name == FILTERS_TABLE:
+            networks.add(FILTERS)
+        elif name.startswith(TABLE):
             networks.add(name.removeprefix(TABLE))
     return networks
 
