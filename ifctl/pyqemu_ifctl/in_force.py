@@ -166,7 +166,7 @@ def find_guests(host: Host, links: Iterable[Link], taps: Sequence[str]) -> list[
     here = find_here()
     by_name = {link.name: link for link in links}
     names = list(dict.fromkeys(taps)) or sorted(
-        (name for name, link in by_name.items() if link.tap), key=natural
+        (name for name, link in by_name.items() if kinds.is_ports(link)), key=natural
     )
     found = []
     for name in names:

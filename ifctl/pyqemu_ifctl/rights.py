@@ -40,7 +40,7 @@ def find_lost(
 
     `want` tells what the policy says of a tap with a stamp: a Port, a Deny, or that it cannot tell.
     """
-    ours = [link for link in links if link.tap and link.stamp is not None]
+    ours = [link for link in links if kinds.is_ports(link) and link.stamp is not None]
     ended = {each.link.index: each.because for each in host.finish(find_ended(ours))}
     found = []
     for link in ours:
@@ -79,7 +79,7 @@ def find_off(
     found = []
     for link in links:
         stamp = link.stamp
-        if stamp is None or not link.tap or not is_alive(stamp):
+        if stamp is None or not kinds.is_ports(link) or not is_alive(stamp):
             continue
         database = databases.get(stamp.ovsdb or "")
         nowhere = kinds.load(stamp.kind).is_lost(link, by_name.get(stamp.bridge), database)

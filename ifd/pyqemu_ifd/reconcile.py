@@ -157,6 +157,8 @@ class Reconciler:
         for event in events:
             if event.kind in self._made:
                 self._links_changed = True
+                # NOTE: filters are bound to a link by its name, which may be another now.
+                self._look_at_filters()
             elif event.kind == "tun" and event.gone:
                 self._gone.add(event.name)
                 self._denied.pop(event.name, None)
@@ -180,9 +182,13 @@ class Reconciler:
     def take_rules(self, networks: set[str] | None) -> None:
         """Take in whose tables were touched, FILTERS among them; None: any may have been."""
         if networks is None or FILTERS in networks:
-            due = time.monotonic() + DELAY
-            self._filters_due = due if self._filters_due is None else self._filters_due
+            self._look_at_filters()
         self.guard.take(None if networks is None else networks - {FILTERS})
+
+    def _look_at_filters(self) -> None:
+        """Look at the filters of all links of our making soon."""
+        due = time.monotonic() + DELAY
+        self._filters_due = due if self._filters_due is None else min(due, self._filters_due)
 
     def take_ends(self) -> None:
         """Take in that processes have ended that have links of our making."""

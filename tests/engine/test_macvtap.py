@@ -289,7 +289,7 @@ def test_filters_that_are_lost_are_told_of_and_set_again(site: Site) -> None:
         row = site.row()
         assert row["state"] == "differs"
         assert {each["setting"] for each in row["differences"]} == {"filters"}
-        assert site.hooks.ctl("apply", "web1-0").returncode == 0
+        assert site.hooks.ctl("apply").returncode == 0
         assert site.left() == before and site.row()["state"] == "ok"
         site.write("parent: v0, macs: none, mtu: 1300")
         assert site.hooks.ctl("apply", "web1-0").returncode == 0
