@@ -231,6 +231,16 @@ def test_what_is_refused_leaves_nothing(
     assert site.left()[1] == ""
 
 
+def test_doctor_tells_of_a_parent_that_is_down(site: Site) -> None:
+    site.write()
+    assert site.hooks.ctl("doctor", "parent").stdout.startswith("nothing")
+    site.netns.ip("link", "set", "v0", "down")
+    (finding,) = site.hooks.ctl_json("doctor", "parent")["findings"]
+    assert finding["what"] == "v0 is down: it passes no frame"
+    site.netns.run(["sh", "-c", finding["do"].removeprefix("bring it up: ")])
+    assert site.hooks.ctl_json("doctor", "parent")["findings"] == []
+
+
 def test_qemu_cannot_open_it_itself(site: Site) -> None:
     site.write()
     done = site.hooks.ctl("args", "web1")
