@@ -40,7 +40,7 @@ from pyqemu_ifup.look import Link
 from pyqemu_ifup.manners import log
 from pyqemu_ifup.nic_macs import find_macs
 from pyqemu_ifup.plan import plan_unmade
-from pyqemu_ifup.qemu.caller import find_caller
+from pyqemu_ifup.qemu.caller import find_caller, find_helped_mac
 from pyqemu_ifup.qemu.hubs import refuse_joined
 from pyqemu_ifup.steps import take_back
 from pyqemu_ifup.taps import QUEUES_MAX, close_all, open_taps
@@ -127,7 +127,7 @@ def make_tap(kernel: Netlink, policy: Policy, user: User, holder: int, wish: Wis
     mac: str | None = None
     descriptors: list[int] = []
     if refuses_taps(network):
-        name, mac = _pick_free(kernel, pattern), _mac_of(policy, network, found, wish)
+        name, mac = _pick_free(kernel, pattern), _mac_of(policy, network, found, wish, holder)
     else:
         name, descriptors = open_taps(kernel, pattern, wish.queues, wish.vnet_hdr)
     try:
@@ -147,18 +147,24 @@ def _pick_free(kernel: Netlink, pattern: str) -> str:
     return next(name for n in count() if (name := pattern.replace("%d", str(n))) not in taken)
 
 
-def _mac_of(policy: Policy, network: Network, found: tuple[Vm, Nic] | None, wish: Wish) -> str:
-    """Return the MAC of the guest's device. Raises Failure (71) where it is not known."""
+def _mac_of(
+    policy: Policy, network: Network, found: tuple[Vm, Nic] | None, wish: Wish, holder: int
+) -> str:
+    """Return the MAC of the guest's device. Raises Failure (71) if it is not known.
+
+    What QEMU's own command line says counts, for its user may choose any.
+    """
     if found is not None:
         return find_macs(policy, found[0])[found[0].name, found[1].id]
-    if wish.mac:
-        return wish.mac
+    mac = wish.mac or (find_helped_mac(holder, wish.network) if wish.for_parent else None)
+    if mac:
+        return mac
     run = ifctl("run", options=[f"--nic={network.name},mac=52:54:00:12:34:56"])
     raise Failure(
         Status.REFUSED,
         "the MAC of the guest's device is not known",
         f"network {quote(network.name)} ({network.position}) passes no other",
-        f"give it, to -device as well: {run}",
+        f"give it to -device, and to run as well: {run}",
     )
 
 

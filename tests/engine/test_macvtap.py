@@ -392,6 +392,25 @@ def test_the_agent_has_filters_back_that_somebody_flushes(site: Site) -> None:
         site.hooks.env.clear()
 
 
+def test_qemu_s_helper_brings_one_for_its_only_device(site: Site) -> None:
+    require("qemu")
+    site.write("parent: v0, users: [nobody]", "")
+    helper = site.hooks.folder / "pyqemu-bridge-helper"
+    words = ("-S", "-netdev", f"bridge,id=n0,br=dmz,helper={helper}")
+    inside = ("ip", "netns", "exec", site.netns.name)
+    with users_agent(site):
+        env = site.hooks.environ()
+        device = ("-device", f"virtio-net-pci,netdev=n0,mac={MAC}")
+        with Qemu(*words, *device, machine="pc", env=env, prefix=inside) as qemu:
+            assert qemu.greeting
+            assert site.netns.link("tap0")["address"] == MAC
+            assert qemu.quit() == 0
+        with Qemu(*words, "-device", "virtio-net-pci,netdev=n0", env=env, prefix=inside) as qemu:
+            assert qemu.wait() == 1
+            assert "the MAC of the guest's device is not known" in qemu.stderr
+        site.hooks.env.clear()
+
+
 def test_a_user_s_is_gone_a_second_after_its_process(site: Site) -> None:
     site.write("parent: v0, users: [nobody]")
     as_user = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")

@@ -22,6 +22,8 @@ from pyqemu_ifup.qemu.command_line import (
 from pyqemu_ifup.system.process import command_line, find_parent, read_line, real_uid
 from pyqemu_ifup.system.users import login_of
 
+DEFAULT_BRIDGE = "br0"
+"""What QEMU asks its helper for without br= (DEFAULT_BRIDGE_INTERFACE of net/tap.h)."""
 DEFAULT_HOOK = "/etc/qemu-ifup"
 """What QEMU calls without script=, where its sysconfdir is /etc."""
 
@@ -153,6 +155,22 @@ def _calls_helper(option: Option) -> bool:
     """Tell whether a bridge helper brings the option its tap (net_init_bridge, net_init_tap)."""
     kind = type_of(option)
     return kind == "bridge" or (kind == "tap" and "helper" in option.keys)
+
+
+def find_helped_mac(pid: int, network: str) -> str | None:
+    """Return the MAC of the only device on the only netdev by which process `pid` asks a helper.
+
+    That is one with br=`network`. None if that is not clear.
+    """
+    _, options, all_seen = read_options(command_line(pid), pid)
+    asking = [
+        option
+        for option in options
+        if _calls_helper(option) and option.keys.get("br", DEFAULT_BRIDGE) == network
+    ]
+    if len(asking) != 1 or not all_seen:
+        return None
+    return canonical_mac(bounded(_find_mac(options, asking[0], all_seen)) or "")
 
 
 def _is_numbered(template: bytes, name: bytes) -> bool:
