@@ -288,89 +288,122 @@ async def _apply_one(
     dry_run: bool,
 ) -> Outcome | None:
     """Do what is to be done about one tap; None where it is no affair of ours."""
-    stamp = guest.stamp
-    if not named and stamp is None and not _is_running(guest):
-        return None  # Its QEMU has ended since.
     caller, port, outcome = Caller(guest.tap), None, None
     try:
-        link = host.kernel.look_up(guest.tap)
-        if link is None:
-            raise Failure(
-                Status.UNAVAILABLE,
-                "there is no such tap in this network namespace",
-                "",
-                "pyqemu-ifctl status lists them all",
-            )
-        if not named and stamp is None and (link.master is not None or link.alias):
-            return None
-        if guest.pid is None and stamp is None:
-            raise Failure(
-                Status.REFUSED,
-                "no process holds it",
-                "nobody tells which guest it is for",
-                "start its QEMU, which calls pyqemu-ifup itself",
-            )
-        pid = guest.pid if guest.pid is not None else guest.serves
-        try:
-            uid = stamp.uid if stamp is not None else _find_uid(pid)
-            if stamp is None and uid is not None and guest.ours and not named:
-                return Outcome(guest, "left", failure=_unmarked(guest, uid))
-            check_given(link)
-            caller, port = _wanted(policy, guest, link, pid, uid)
-        except (Unsaid, Left) as left:
-            if stamp is None and not named:
-                return None
-            return Outcome(guest, "left", vm=_vm(guest, caller), failure=left)
-        except Failure as failure:
-            if stamp is None and not named:
-                return None
-            if failure.status is not Status.DENIED:
-                raise
-            return Outcome(guest, "denied", vm=_vm(guest, caller), failure=failure)
-        if stamp is None and not (named or guest.ours):
-            if not runs_qemu(pid):
-                return None
-            return Outcome(guest, "left", port, caller.vm, failure=_left(guest, port))
-        caller = replace(caller, vm=_vm(guest, caller))
-        async with _network(host, port, stamp, dry_run=dry_run) as network:
-            by_name = stamp is None and bool(guest.network)
-            holder = Holder(caller, guest.serves, uid, by_name=by_name, stamp=stamp)
+        link = _find_link(host, guest, named=named)
+        judged = _judge(policy, guest, link, named=named) if link is not None else None
+        if judged is None or isinstance(judged, Outcome):
+            return judged
+        caller, port, uid = judged
+        async with _network(host, port, guest.stamp, dry_run=dry_run) as network:
+            by_name = guest.stamp is None and bool(guest.network)
+            holder = Holder(caller, guest.serves, uid, by_name=by_name, stamp=guest.stamp)
             wanted = find_change(host, port, holder, failed, network.assumed)
-            steps = [line for op in wanted.plan for line in op.commands()]
-            outcome = Outcome(
-                guest,
-                "unchanged",
-                port,
-                caller.vm,
-                (*network.differences, *wanted.differences),
-                wanted.moves,
-                (*network.before, *steps, *network.after),
-            )
+            outcome = _unchanged(guest, caller, wanted, network)
             if not wanted.is_needed and not network.differences:
                 return outcome
             if dry_run:
                 return replace(outcome, result="would change")
             await change(host, wanted)
         if _was_let_go(host, wanted):
-            await detach_alone(host, guest.tap, guest.serves)
-            if not named:
-                return None
-            raise Failure(
-                Status.TRY_AGAIN,
-                "its QEMU has let it go meanwhile",
-                "",
-                "start it, which calls pyqemu-ifup itself",
-            )
+            await _leave_let_go(host, guest, named=named)
+            return None
     except Failure as failure:
-        if outcome is None:
-            if not named and host.kernel.look_up(guest.tap) is None:
-                return None
-            return Outcome(guest, "failed", port, _vm(guest, caller), failure=failure)
-        log(syslog.LOG_ERR, f"{readable(guest.tap)}: not changed: {failure}")
-        return replace(outcome, result="failed", failure=failure)
+        if outcome is not None:
+            log(syslog.LOG_ERR, f"{readable(guest.tap)}: not changed: {failure}")
+            return replace(outcome, result="failed", failure=failure)
+        if not named and host.kernel.look_up(guest.tap) is None:
+            return None
+        return Outcome(guest, "failed", port, _vm(guest, caller), failure=failure)
     was = "; ".join(f"{each.setting} was {each.found}" for each in outcome.differences)
     log(syslog.LOG_INFO, f"{success_line(port, caller)}: {was}")
     return replace(outcome, result="changed", untold=_tell_guest(guest, wanted))
+
+
+def _find_link(host: Host, guest: Guest, *, named: bool) -> Link | None:
+    """Return the link of a tap, None where it is no affair of ours.
+
+    Raises Failure: 69 where there is none, 71 where nobody tells which guest it is for.
+    """
+    stamp = guest.stamp
+    if not named and stamp is None and not _is_running(guest):
+        return None  # Its QEMU has ended since.
+    link = host.kernel.look_up(guest.tap)
+    if link is None:
+        raise Failure(
+            Status.UNAVAILABLE,
+            "there is no such tap in this network namespace",
+            "",
+            "pyqemu-ifctl status lists them all",
+        )
+    if not named and stamp is None and (link.master is not None or link.alias):
+        return None
+    if guest.pid is None and stamp is None:
+        raise Failure(
+            Status.REFUSED,
+            "no process holds it",
+            "nobody tells which guest it is for",
+            "start its QEMU, which calls pyqemu-ifup itself",
+        )
+    return link
+
+
+def _judge(
+    policy: Policy, guest: Guest, link: Link, *, named: bool
+) -> tuple[Caller, Port, int | None] | Outcome | None:
+    """Return who has a tap, what the policy wants of it, and the user whose it is (None: root's).
+
+    Or what becomes of a tap that is left or denied; None where it is no affair of ours. Raises
+    Failure.
+    """
+    stamp, vm = guest.stamp, _vm(guest, Caller(guest.tap))
+    pid = guest.pid if guest.pid is not None else guest.serves
+    is_strange = stamp is None and not named
+    try:
+        uid = stamp.uid if stamp is not None else _find_uid(pid)
+        if is_strange and uid is not None and guest.ours:
+            return Outcome(guest, "left", failure=_unmarked(guest, uid))
+        check_given(link)
+        caller, port = _wanted(policy, guest, link, pid, uid)
+    except (Unsaid, Left) as left:
+        return None if is_strange else Outcome(guest, "left", vm=vm, failure=left)
+    except Failure as failure:
+        if is_strange:
+            return None
+        if failure.status is not Status.DENIED:
+            raise
+        return Outcome(guest, "denied", vm=vm, failure=failure)
+    if is_strange and not guest.ours:
+        if not runs_qemu(pid):
+            return None
+        return Outcome(guest, "left", port, caller.vm, failure=_left(guest, port))
+    return replace(caller, vm=_vm(guest, caller)), port, uid
+
+
+def _unchanged(guest: Guest, caller: Caller, wanted: Change, network: _Network) -> Outcome:
+    """Return the outcome of a tap that nothing has been done to yet: what differs, what to do."""
+    steps = [line for op in wanted.plan for line in op.commands()]
+    return Outcome(
+        guest,
+        "unchanged",
+        wanted.port,
+        caller.vm,
+        (*network.differences, *wanted.differences),
+        wanted.moves,
+        (*network.before, *steps, *network.after),
+    )
+
+
+async def _leave_let_go(host: Host, guest: Guest, *, named: bool) -> None:
+    """Take a tap down that its QEMU has let go meanwhile. Raises Failure (75) if it is `named`."""
+    await detach_alone(host, guest.tap, guest.serves)
+    if named:
+        raise Failure(
+            Status.TRY_AGAIN,
+            "its QEMU has let it go meanwhile",
+            "",
+            "start it, which calls pyqemu-ifup itself",
+        )
 
 
 def _was_let_go(host: Host, change: Change) -> bool:

@@ -240,6 +240,10 @@ class Client:
                 self.left = f"the agent has ended, {self.gc}"
                 self.lack = GONE
                 return None
+        return self._late(seconds, accepted)
+
+    def _late(self, seconds: float, accepted: bool) -> int | None:
+        """Say that the agent has not answered in time; return as `ask` does."""
         self.left = "the agent does not answer, see pyqemu-ifctl agent"
         self.lack = f"the agent does not answer: waited {seconds:g} s"
         if not accepted:

@@ -19,6 +19,7 @@ import pytest
 import pyqemu_ifctl.in_force
 import pyqemu_ifup.change
 import pyqemu_ifup.made
+import pyqemu_ifup.steps
 from lab.agent import Agent
 from lab.hooks import Hooks
 from lab.needs import require
@@ -1054,7 +1055,7 @@ def test_what_is_not_taken_back_is_told_with_what_tries_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(Host, "run", refuse)
-        patch.setattr(pyqemu_ifup.attach, "log", lambda _, line: lines.append(line))
+        patch.setattr(pyqemu_ifup.steps, "log", lambda _, line: lines.append(line))
         assert site.apply(f"tap: web0, network: {new}")["web0"].result == "failed"
     told = [line for line in lines if line.startswith("web0: not taken back: ")]
     assert "UP" not in site.netns.link("web0")["flags"]
@@ -1095,6 +1096,7 @@ def test_one_whose_database_talks_nonsense_in_the_middle_is_told_that_it_is_down
             meddle(patch, AddPort, talk_nonsense)
             patch.setattr(pyqemu_ifup.change, "log", lambda _, line: lines.append(line))
             patch.setattr(pyqemu_ifup.attach, "log", lambda _, line: lines.append(line))
+            patch.setattr(pyqemu_ifup.steps, "log", lambda _, line: lines.append(line))
             assert apply("two").result == "failed"
         now = settings(site, "web0")
         assert (now["up"], now["mtu"], now["alias"]) == (False, 1500, before["alias"])

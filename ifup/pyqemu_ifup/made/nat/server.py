@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyqemu_ifconf.policy import DEFAULT_MTU, Nat
+from pyqemu_ifconf.policy import DEFAULT_MTU, Dhcp, Nat
 from pyqemu_ifconf.shell import Command
 from pyqemu_ifup.drivers import dnsmasq
 from pyqemu_ifup.host import Host
@@ -37,16 +37,7 @@ def dnsmasq_settings(bridge: str, nat: Nat, folder: str, user: str) -> list[str]
         # NOTE: who can become nobody else is no other group's either.
         words.append("group=")
     if nat.ipv4 is not None and nat.dhcp is not None:
-        own = ip_interface(nat.ipv4)
-        first, last = nat.dhcp.range or _all_but(nat.ipv4)
-        words.append(f"dhcp-range={first},{last},{own.network.netmask},1h")
-        words += [f"dhcp-host={mac},{address}" for mac, address in nat.dhcp.hosts]
-        if not nat.outbound:
-            words.append("dhcp-option=option:router")
-        if nat.mtu != DEFAULT_MTU:
-            words.append(f"dhcp-option=option:mtu,{nat.mtu}")
-        if nat.dns is None:
-            words.append("dhcp-option=option:dns-server")
+        words += _dhcp_settings(nat, nat.ipv4, nat.dhcp)
     if nat.ipv6 is not None:
         words.append(f"dhcp-range={ip_interface(nat.ipv6).network.network_address},ra-only,64")
         mtu = f"mtu:{nat.mtu}," if nat.mtu != DEFAULT_MTU else ""
@@ -55,16 +46,35 @@ def dnsmasq_settings(bridge: str, nat: Nat, folder: str, user: str) -> list[str]
         words.append("enable-ra")
         if nat.dns is None:
             words.append("dhcp-option=option6:dns-server")
+    return [*words, *_dns_settings(nat)]
+
+
+def _dhcp_settings(nat: Nat, host: str, dhcp: Dhcp) -> list[str]:
+    """Return what guests are given by DHCP on a network where `host` is this host's address."""
+    from ipaddress import ip_interface
+
+    first, last = dhcp.range or _all_but(host)
+    words = [f"dhcp-range={first},{last},{ip_interface(host).network.netmask},1h"]
+    words += [f"dhcp-host={mac},{address}" for mac, address in dhcp.hosts]
+    if not nat.outbound:
+        words.append("dhcp-option=option:router")
+    if nat.mtu != DEFAULT_MTU:
+        words.append(f"dhcp-option=option:mtu,{nat.mtu}")
     if nat.dns is None:
-        words.append("port=0")
-    elif nat.dns:
-        words += [f"domain={nat.dns}", f"local=/{nat.dns}/"]
-    if nat.dns is not None:
-        # NOTE: what this host calls its neighbours is not for guests to read.
-        words.append("no-hosts")
-        if not nat.outbound:
-            # NOTE: a name that is asked for outside carries out whatever is in it.
-            words.append("no-resolv")
+        words.append("dhcp-option=option:dns-server")
+    return words
+
+
+def _dns_settings(nat: Nat) -> list[str]:
+    """Return which names are resolved for guests."""
+    if nat.dns is None:
+        return ["port=0"]
+    words = [f"domain={nat.dns}", f"local=/{nat.dns}/"] if nat.dns else []
+    # NOTE: what this host calls its neighbours is not for guests to read.
+    words.append("no-hosts")
+    if not nat.outbound:
+        # NOTE: a name that is asked for outside carries out whatever is in it.
+        words.append("no-resolv")
     return words
 
 
