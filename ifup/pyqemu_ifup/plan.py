@@ -27,13 +27,14 @@ def plan_up(port: Port, kind: PortKind, seen: Seen, stamp: Stamp, here: Here) ->
     assert tap is not None  # refuse_strangers came before
     kind.claim(port, seen)
     mark = SetAlias(tap.name, tap.index, format_alias(stamp))
-    # NOTE: what has just been made is nowhere else yet.
-    leave = plan_leave(seen, here) if kinds.maker_of(tap) is None else ()
+    is_made = kinds.maker_of(tap) is not None
+    # NOTE: what has just been made is nowhere yet, but a port that had its name may be left.
+    leave = plan_rows(seen, here) if is_made else plan_leave(seen, here)
     # NOTE: wherever this ends, the tap carries a mark that tells where it is now: an older one of
     # ours stays until it has left that place.
     begin = (mark, *leave) if tap.stamp is None else (*leave, mark)
-    if kinds.maker_of(tap) is not None and tap.stamp == stamp:
-        begin = ()
+    if is_made and tap.stamp == stamp:
+        begin = leave
     join = (*settings.join(port, kind, seen), *kind.join(port, seen, stamp, here))
     return (*begin, *join, SetUp(tap.name, tap.index))
 

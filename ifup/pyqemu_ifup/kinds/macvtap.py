@@ -609,6 +609,9 @@ async def _make_one(host: Host, port: Port, stamp: Stamp, lower: Link, index: in
     try:
         await host.run(AddMacvtap(port.tap, lower.name, lower.index, mode, stamp.mac, index))
     except Failure as failure:
+        if _code(failure) is None:
+            # NOTE: what the kernel has not refused it may have done.
+            await _drop_half(host, port.tap)
         raise _explain(failure, port, lower) from failure
     link = host.kernel.look_up(port.tap)
     if link is None or link.kind != link_kind or link.group_number != GROUP:
@@ -623,10 +626,24 @@ async def _make_one(host: Host, port: Port, stamp: Stamp, lower: Link, index: in
     return replace(link, alias=alias)
 
 
+def _code(failure: Failure) -> int | None:
+    """Return the errno by which the kernel has refused something, None if it has not."""
+    code = getattr(failure.__cause__, "code", None)
+    return code if isinstance(code, int) else None
+
+
+async def _drop_half(host: Host, name: str) -> None:
+    """Delete a macvtap of this name that has been made, but has no mark yet."""
+    link = host.kernel.look_up(name)
+    if link is None or link.alias:
+        return
+    if link.kind == link_kind and link.group_number == GROUP:
+        await host.run(DelTap(link.name, link.index))
+
+
 def _explain(failure: Failure, port: Port, lower: Link) -> Failure:
     """Return what the kernel's refusal to make a macvtap means."""
-    code = getattr(failure.__cause__, "code", None)
-    shown = quote(lower.name)
+    code, shown = _code(failure), quote(lower.name)
     if code == errno.EOPNOTSUPP:
         why = "this kernel has no macvtap"
         return Failure(Status.REFUSED, failure.what, why, f"load it: {sh('modprobe', link_kind)}")
@@ -718,7 +735,7 @@ async def _find_lower(host: Host, port: Port, parent: Link, links: list[Link]) -
         try:
             await host.run(AddVlan(device, parent.name, parent.index, vid))
         except Failure as failure:
-            if getattr(failure.__cause__, "code", None) != errno.EOPNOTSUPP:
+            if _code(failure) != errno.EOPNOTSUPP:
                 raise
             raise Failure(
                 Status.REFUSED,
