@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from types import TracebackType
 from typing import Any
 
 import pytest
 
-from kinds.table import HERE, TAP, Row, World
-from lab.plug import attach_now, detach_now, reapply
+from kinds.table import HERE, INDEX, TAP, Row, Tell, World
+from lab.plug import reapply
 from lab.snapshot import SETTLE, Snapshot, diff, leftovers
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
-from pyqemu_ifconf.policy import Attach, Caller, Policy, decide
+from pyqemu_ifconf.policy import Policy
 from pyqemu_ifctl.in_force import Outcome
 from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.host import Host
@@ -56,6 +57,10 @@ def stepping(before: OnOp = nothing, after: OnOp = nothing) -> Iterator[list[Op]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Host, "run", run)
         yield done
+
+
+def mute(line: str) -> None:
+    """Tell nobody."""
 
 
 def breaking(last: int) -> OnOp:
@@ -109,11 +114,19 @@ class Scene:
     # What is wanted
 
     def policy(
-        self, row: Row | None = None, which: str | None = None, settings: int | None = None
+        self,
+        row: Row | None = None,
+        which: str | None = None,
+        settings: int | None = None,
+        given: Mapping[str, Any] | None = None,
     ) -> Policy:
-        """Return a policy by which the tap is at this place of a row; else it is as wanted."""
+        """Return a policy by which the tap is at this place of a row; else it is as wanted.
+
+        Its settings are those that are given, or those of the row with this number.
+        """
         row = row or self.row
-        given = row.settings[self.settings if settings is None else settings]
+        if given is None:
+            given = row.settings[self.settings if settings is None else settings]
         which = which or self.which
         # NOTE: each policy knows of every place, so that the tap is looked up in every database.
         networks = {
@@ -122,8 +135,7 @@ class Scene:
             for place in (each.place("home"), each.place("other"))
         }
         networks["lan"] = {**row.network(self.world, row.place(which)), **given}
-        rules = [{"tap": TAP, "network": "lan"}]
-        text = json.dumps({"version": 1, "timeout": 60, "networks": networks, "rules": rules})
+        text = json.dumps({"version": 1, "timeout": 60, "networks": networks, **row.rules("lan")})
         return parse_policy([Source("policy.yaml", text.encode())])
 
     # What is done
@@ -132,27 +144,22 @@ class Scene:
         self,
         policy: Policy | None = None,
         *,
+        row: Row | None = None,
         pid: int | None = None,
-        tell: Callable[[str], None] = lambda line: None,
+        tell: Tell = mute,
     ) -> None:
-        """Attach the tap as the policy says, as its QEMU's hook does. Raises Failure."""
-        policy = policy or self.policy()
-        caller = Caller(TAP, vm="web")
-        decision = decide(policy, caller)
-        assert isinstance(decision, Attach)
+        """Attach the tap as the policy says, which is for a place of this row. Raises Failure."""
         pid = os.getpid() if pid is None else pid
         with self.world.netns.enter(), self._watched():
-            attach_now(decision.port, caller, pid, policy.databases, tell=tell)
+            (row or self.row).attach(policy or self.policy(), pid, tell)
 
-    def down(
-        self, *, pid: int | None = None, tell: Callable[[str], None] = lambda line: None
-    ) -> None:
-        """Detach the tap, as its QEMU's hook does. Raises Failure."""
+    def down(self, *, pid: int | None = None, tell: Tell = mute) -> None:
+        """Detach the tap. Raises Failure."""
         with pytest.MonkeyPatch.context() as patch:
             # NOTE: without a mark on the tap, a down asks this host's own database alone.
             patch.setattr("pyqemu_ifdown.detach.DEFAULT_OVSDB", self.world.ovs.db)
             with self.world.netns.enter(), self._watched():
-                detach_now(TAP, os.getpid() if pid is None else pid, tell=tell)
+                self.row.detach(os.getpid() if pid is None else pid, tell)
 
     def apply(self, *, dry_run: bool = False) -> Outcome:
         """Put the policy in force, or tell what that would change."""
@@ -195,10 +202,18 @@ class Scene:
         """Look at the whole host, but for what is another each time that the same is made."""
         found: dict[str, Any] = {}
         for name, value in self.snapshot().entries.items():
+            if name.startswith("nft "):
+                continue
             found[name] = value
+            if name == f"link {TAP}":
+                found[name] = {**value, "ifindex": INDEX}
             if name.startswith("row "):
                 kept = {key: each for key, each in value.items() if key not in UNSTABLE}
-                found[name] = {**kept, "has": len(value.get("ports", ()))}
+                ports = value.get("ports", [])
+                found[name] = {**kept, "has": len([ports] if isinstance(ports, str) else ports)}
+        # NOTE: a link's chains are named by its ifindex, and a rule has a sum of all of them.
+        rules = self.world.netns.run(["nft", "-s", "list", "ruleset"]).stdout
+        found["rules"] = re.sub(r"\bt[0-9]+\b|(?<=sum=)[0-9a-f]+", "t", rules)
         return Snapshot(found)
 
     def differs(self, wanted: Snapshot) -> list[str]:
@@ -218,7 +233,7 @@ class Scene:
 
     def _check_mark(self, number: int, host: Host) -> None:
         link = host.kernel.look_up(TAP)
-        if link is None or link.stamp is not None:
+        if link is None or self.row.is_marked(link):
             return
         touched = [
             f"{key} is {getattr(link, key)}, not {getattr(self.was, key)}"

@@ -10,16 +10,13 @@ from lab.inside import KINDS, MACHINES
 from pyqemu_ifconf.kinds import SPECS
 from pyqemu_ifconf.kinds.base import KindSpec
 
-OF_TAPS = [spec for spec in SPECS if spec.endpoint == "tap"]
-"""A kind that makes the links of its ports has no tap, and none of its states."""
 
-
-@pytest.mark.parametrize("spec", OF_TAPS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_each_kind_has_a_row(spec: KindSpec) -> None:
     assert [row for row in ROWS if row.kind == spec.name]
 
 
-@pytest.mark.parametrize("spec", OF_TAPS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_each_setting_is_given(spec: KindSpec) -> None:
     """By a row of that kind, on some lab."""
     rows = [row for row in ROWS if row.kind == spec.name]
