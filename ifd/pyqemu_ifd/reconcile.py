@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.names import is_valid_name
-from pyqemu_ifconf.policy import Caller, Nat, Policy, Port
+from pyqemu_ifconf.policy import Caller, Policy, Port
 from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifd.cache import PolicyCache
 from pyqemu_ifd.ends import Ends
@@ -120,8 +120,8 @@ class Reconciler:
         """When it was told of each link that its filters were loaded again."""
         self.guard = Guard()
         """Which tables of networks to look at, and when."""
-        self._astray: dict[str, Nat] = {}
-        """Networks whose tables were loaded again, and flows of which may not go by them."""
+        self._astray: dict[str, Callable[[Host], Task[None]]] = {}
+        """Networks whose tables were loaded again, with what has their flows go by them."""
         self._connected: set[str] = set()
         """The databases that were connected when last looked at."""
 
@@ -233,7 +233,10 @@ class Reconciler:
         if self.guard.due is not None and now >= self.guard.due:
             yield from self._guard(now)
         while self._astray:
-            yield self._forget_flows(*self._astray.popitem())
+            network, forget = self._astray.popitem()
+            # NOTE: it is of no tap or bridge.
+            name = f"flows of network {network}"
+            yield name, partial(self._do, name, forget)
 
     def _watch_processes(self) -> None:
         """Watch for the end of each process that has a link of our making. Raises Failure."""
@@ -279,7 +282,7 @@ class Reconciler:
         if not has_networks(links):
             self.guard.ripe(now, ())
             return
-        from pyqemu_ifup.made.guard import Guarded, find_guarded, guard
+        from pyqemu_ifup.made.guard import Guarded, find_guarded, forget_flows, guard
 
         networks = find_guarded(self.cache.policy, links)
         for name in self.guard.ripe(now, networks):
@@ -289,17 +292,10 @@ class Reconciler:
                 if fault:
                     self.guard.found(name, fault, each.remedy if each.made is None else "")
                 if fault and each.made is not None:
-                    self._astray[name] = each.made
+                    self._astray[name] = partial(forget_flows, network=name, wanted=each.made)
 
             bridge = networks[name].bridge
             yield bridge, partial(self._do, bridge, look)
-
-    def _forget_flows(self, network: str, wanted: Nat) -> tuple[str, Chore]:
-        """Return what keeps flows from going on, and a name for it, of no tap or bridge."""
-        from pyqemu_ifup.made.guard import forget_flows
-
-        name = f"flows of network {network}"
-        return name, partial(self._do, name, partial(forget_flows, network=network, wanted=wanted))
 
     def _look_at(self, name: str) -> Iterator[tuple[str, Chore]]:
         ports = [port for each in self._databases().values() for port in each.ports(name)]

@@ -165,6 +165,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}drivers/nft_table.py", "replacing_command"): (2, (CHANGED,)),
     (f"{IFUP}made/bridge.py", "commands"): (6, (NETWORK, CHANGED, TOLD)),
     (f"{IFUP}made/nat/filter.py", "commands"): (1, (TOLD,)),
+    (f"{IFUP}made/nat/server.py", "commands"): (1, (CHANGED, TOLD)),
     (f"{IFUP}made/nat/loopback.py", "commands"): (2, (NETWORK,)),
     (f"{IFUP}made/nat/needs.py", "_install"): (2, (FORETOLD,)),
     (f"{IFUP}made/nat/needs.py", "_table"): (1, (HERE,)),

@@ -515,6 +515,7 @@ NO_NAME = {
     ("ifup/pyqemu_ifup/made/nat/needs.py", "_ports_taken"): "the number of a port",
     ("ifup/pyqemu_ifup/made/bridge.py", "commands"): "the bridge of a network with nat:",
     ("ifup/pyqemu_ifup/made/nat/loopback.py", "commands"): "likewise",
+    ("ifup/pyqemu_ifup/made/nat/server.py", "commands"): "a network's name",
     (
         "ifup/pyqemu_ifup/made/nat/needs.py",
         "_advertisements",

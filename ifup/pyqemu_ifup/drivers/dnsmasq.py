@@ -52,14 +52,16 @@ class Found:
     """What is there of a network's dnsmasq.
 
     `unit` is its unit, which may be stopped, None where it cannot be one; `active` whether that
-    runs or is about to; `pid` the process that is none of a unit's. `settings` are those of one
-    that serves, None where none does.
+    runs or is about to; `pid` the process that is none of a unit's, and `recorded` whether there
+    was one, which may have ended by itself. `settings` are those of one that serves, None where
+    none does.
     """
 
     unit: str | None
     active: bool
     pid: int | None
     settings: tuple[str, ...] | None
+    recorded: bool = False
 
 
 class Account(NamedTuple):
@@ -131,7 +133,8 @@ async def look(folder: str, deadline: Deadline) -> Found:
     else:
         serves = not active and os.path.exists(f"{folder}/{READY}")
     settings = tuple(_read(f"{folder}/{SETTINGS}").splitlines()) if serves else None
-    return Found(unit if state is not None else None, active, pid, settings)
+    recorded = os.path.exists(f"{folder}/{RECORD}")
+    return Found(unit if state is not None else None, active, pid, settings, recorded)
 
 
 def serving_commands(folder: str, settings: Sequence[str], unit: str | None) -> tuple[Command, ...]:
@@ -154,7 +157,7 @@ def serving_commands(folder: str, settings: Sequence[str], unit: str | None) -> 
 
 
 def ending_commands(folder: str, unit: str | None, pid: int | None) -> tuple[Command, ...]:
-    """Return the commands that do as `end`, of its `unit` or the process `pid`; none of neither."""
+    """Return the commands that end its `unit` or the process `pid`; none for neither."""
     if pid is not None:
         return (
             sh("kill", str(pid)),
@@ -209,8 +212,12 @@ async def serve(folder: str, settings: Sequence[str], deadline: Deadline) -> Non
 
 
 async def end(folder: str, deadline: Deadline) -> None:
-    """End the network's dnsmasq where one runs, and wait until it has. Raises Failure."""
+    """End the network's dnsmasq if one runs, wait until it has, and remove its settings.
+
+    Raises Failure.
+    """
     await _end(folder, await look(folder, deadline), deadline)
+    _remove(f"{folder}/{SETTINGS}")
 
 
 def _private(path: str, flags: int) -> int:

@@ -142,11 +142,18 @@ def restore(wanted: WantedNetwork, before: Seen) -> Plan:
         # NOTE: a link whose IPv6 is turned off loses its addresses.
         plan += (AddAddress(*of, each) for each in sorted(before.addresses) if ":" in each)
     plan += (OnBridge(*of, SetMtu(wanted.bridge, 0, link.mtu)) for op in changed if _sets_mtu(op))
-    server = before.server
+    return (*plan, *_serve_again(wanted, before))
+
+
+def _serve_again(wanted: WantedNetwork, before: Seen) -> Plan:
+    """Return the steps that have the dnsmasq run which ran before, and no other."""
+    of, server = (wanted.network, wanted.bridge), before.server
+    ends = EndServer(*of, before.folder, server.unit, None)
     if server.settings is not None and server.settings != before.settings:
-        ends = EndServer(*of, before.folder, server.unit, None)
-        plan.append(Serve(*of, before.folder, server.settings, server.unit, ends))
-    return tuple(plan)
+        return (Serve(*of, before.folder, server.settings, server.unit, ends),)
+    if before.settings is not None and not server.active and not server.recorded:
+        return (ends,)
+    return ()
 
 
 def _sets_mtu(op: Op) -> bool:

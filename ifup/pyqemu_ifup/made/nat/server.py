@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pyqemu_ifconf.policy import DEFAULT_MTU, Dhcp, Nat
-from pyqemu_ifconf.shell import Command
+from pyqemu_ifconf.shell import Command, sh
 from pyqemu_ifup.drivers import dnsmasq
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.made.bridge import MadeOp
@@ -92,7 +92,7 @@ def _all_but(address: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class EndServer(MadeOp):
-    """End the network's dnsmasq, and wait until it has ended.
+    """End the network's dnsmasq, wait until it has ended, and remove its settings.
 
     `unit` is its unit, `pid` its process; None if it is not, or that is not known.
     """
@@ -102,7 +102,12 @@ class EndServer(MadeOp):
     pid: int | None
 
     def commands(self) -> tuple[Command, ...]:
-        """Return what stops its unit, or ends its process."""
+        """Return what stops its unit, or ends its process, and removes its settings."""
+        lines = self.ending()
+        return (*lines, sh("rm", f"{self.folder}/{dnsmasq.SETTINGS}")) if lines else ()
+
+    def ending(self) -> tuple[Command, ...]:
+        """Return what ends it, and leaves its settings."""
         return dnsmasq.ending_commands(self.folder, self.unit, self.pid)
 
     async def run(self, host: Host) -> None:
@@ -125,7 +130,7 @@ class Serve(MadeOp):
 
     def commands(self) -> tuple[Command, ...]:
         """Return what writes its settings and starts it, where a later look finds it."""
-        ending = self.ends.commands() if self.ends is not None else ()
+        ending = self.ends.ending() if self.ends is not None else ()
         return (*ending, *dnsmasq.serving_commands(self.folder, self.settings, self.unit))
 
     async def run(self, host: Host) -> None:
