@@ -411,6 +411,22 @@ def test_qemu_s_helper_brings_one_for_its_only_device(site: Site) -> None:
         site.hooks.env.clear()
 
 
+def test_the_device_of_another_namespace_is_never_given(site: Site) -> None:
+    """/dev/tapN is one for all, and an ifindex is whoever's who makes a link with it."""
+    site.write()
+    following = max(link["ifindex"] for link in site.netns.links().values()) + 1
+    with Namespace() as other:
+        lines = ["link add v0 index 100 type veth peer name v1 index 101"]
+        lines += [
+            f"link add link v0 name m{n} index {n} type macvtap mode bridge"
+            for n in range(following, following + 8)
+        ]
+        other.run(["ip", "-batch", "-"], input="\n".join(lines))
+        with site.held() as process, site.queue(process.pid) as macvtap:
+            assert site.netns.link("web1-0")["ifindex"] >= kind.INDEX_MIN
+            assert arriving(macvtap, site.netns.raw("v1"))
+
+
 def test_a_user_s_is_gone_a_second_after_its_process(site: Site) -> None:
     site.write("parent: v0, users: [nobody]")
     as_user = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")

@@ -50,7 +50,7 @@ from pyqemu_ifup.guards.nft import link_chains
 from pyqemu_ifup.kinds.base import Difference, Stray, differing
 from pyqemu_ifup.look import Link, Seen
 from pyqemu_ifup.manners import waiting_for
-from pyqemu_ifup.ops import DelTap, LinkOp, Op, Plan, SetAlias, SetMac, SetUp, set_link
+from pyqemu_ifup.ops import DelTap, LinkOp, Op, Plan, SetAlias, SetIpv6, SetUp, set_link
 from pyqemu_ifup.stamp import ALIAS_MARK, Here, Stamp, format_alias
 from pyqemu_ifup.system.lock import lock_tap
 from pyqemu_ifup.task import pause
@@ -415,9 +415,8 @@ def join(port: Port, seen: Seen, stamp: Stamp, here: Here) -> Plan:
     assert link is not None
     _require_in_place(port, seen)
     wanted = stamp.mac or link.mac
-    moved: Plan = (SetMac(link.name, link.index, wanted),) if link.mac != wanted else ()
     chains = chains_of(port, link, wanted)
-    return (KeepFromHost(link.name, link.index), *moved, SetFilters(link.name, link.index, chains))
+    return KeepFromHost(link.name, link.index), SetFilters(link.name, link.index, chains)
 
 
 def _require_in_place(port: Port, seen: Seen) -> None:
@@ -554,26 +553,37 @@ async def make(host: Host, port: Port, stamp: Stamp, queues: int, *, vnet_hdr: b
     assert parent is not None and stamp.mac is not None
     _refuse_wireless(parent)
     offloads = vnet_hdr and (not chains_of(port, parent, stamp.mac) or is_safe(os.uname().release))
-    with await lock_tap(parent.index, host.deadline):
-        links = host.kernel.links()
-        if _place(port).mode == "passthru":
-            _refuse_shared(port, parent, links, host.kernel)
-        lower = await _find_lower(host, port, parent, links)
-        index = 0
-        for attempt in range(ATTEMPTS):
-            link = await _make_one(host, port, stamp, lower, index)
-            try:
-                found = open_queues(link, queues, vnet_hdr=offloads)
-            except BaseException:
-                await host.run(DelTap(link.name, link.index))
-                raise
-            if found:
-                return found
+    lower = parent
+    try:
+        with await lock_tap(parent.index, host.deadline):
+            lower = await _find_lower(host, port, parent, host.kernel.links())
+            if _place(port).mode == "passthru":
+                _refuse_shared(port, lower, host.kernel)
+            return await _make_open(host, port, stamp, lower, queues, vnet_hdr=offloads)
+    except BaseException:
+        if _is_our_vlan(lower):
+            with host.until(host.deadline.undo()):
+                await host.run(DropVlan(lower.name, lower.index, parent.index))
+        raise
+
+
+async def _make_open(
+    host: Host, port: Port, stamp: Stamp, lower: Link, queues: int, *, vnet_hdr: bool
+) -> list[int]:
+    """Make the link on `lower` and open its queues. Raises Failure; then it is gone."""
+    index = 0
+    for _ in range(ATTEMPTS):
+        link = await _make_one(host, port, stamp, lower, index)
+        try:
+            found = open_queues(link, queues, vnet_hdr=vnet_hdr)
+        except BaseException:
             await host.run(DelTap(link.name, link.index))
-            # NOTE: nobody can have put something there beforehand.
-            index = INDEX_MIN + secrets.randbelow(INDEX_MAX - INDEX_MIN)
-            if attempt == ATTEMPTS - 1:
-                break
+            raise
+        if found:
+            return found
+        await host.run(DelTap(link.name, link.index))
+        # NOTE: nobody can have put something there beforehand.
+        index = INDEX_MIN + secrets.randbelow(INDEX_MAX - INDEX_MIN)
     raise Failure(
         Status.DENIED,
         f"/dev/tap{link.index} is another device than that of {quote(port.tap)}",
@@ -669,10 +679,10 @@ def _refuse_wireless(parent: Link) -> None:
         )
 
 
-def _refuse_shared(port: Port, parent: Link, links: list[Link], kernel: Netlink) -> None:
+def _refuse_shared(port: Port, parent: Link, kernel: Netlink) -> None:
     """Raise Failure (77) for mode passthru on a parent that somebody else uses."""
     shown = quote(parent.name)
-    on_it = [each for each in links if each.under == parent.index and each.kind in LIKE_IT]
+    on_it = [each for each in kernel.links() if each.under == parent.index and each.kind in LIKE_IT]
     why = ""
     if on_it:
         why = f"{quote(on_it[0].name)} is on it"
@@ -756,7 +766,7 @@ async def _prepare_vlan(host: Host, port: Port, lower: Link) -> Link:
     """Give a VLAN device of our making its mark, no address, and have it up. Raises Failure."""
     if not lower.alias:
         await host.run(SetAlias(lower.name, lower.index, f"{VLAN_MARK}{port.network}"))
-        host.kernel.set_ipv6(lower.name, lower.index, True, NO_ADDRESS)
+        await host.run(SetIpv6(lower.name, lower.index, True, NO_ADDRESS))
         await host.run(KeepFromHost(lower.name, lower.index))
     if not lower.up:
         await host.run(SetUp(lower.name, lower.index))
@@ -839,12 +849,12 @@ async def find_strays(host: Host) -> list[Stray]:
     What is just being made is let be made. Raises Failure.
     """
     links = host.kernel.links()
-    half = [link for link in links if not link.alias and link.group_number == GROUP]
+    half = _half_made(links)
     if half:
         await pause(GRACE)
         links = host.kernel.links()
         before = {link.index for link in half}
-        half = [each for each in links if each.index in before and not each.alias]
+        half = [each for each in _half_made(links) if each.index in before]
     try:
         chains = nft.read_all()
     except Forbidden:
@@ -866,6 +876,11 @@ async def find_strays(host: Host) -> list[Stray]:
         port = f"link {index}"
         found.append(Stray(port, "the link of these filters is gone", (ClearFilters(port, index),)))
     return found
+
+
+def _half_made(links: Iterable[Link]) -> list[Link]:
+    """Return the links of ours that have no alias yet: until then, none of them is up."""
+    return [each for each in links if each.group_number == GROUP and not (each.alias or each.up)]
 
 
 def _deleting(link: Link) -> Plan:
