@@ -168,16 +168,21 @@ class Reconciler:
                 self._look_at_ends(DELAY if event.idle else ENDS)
                 if event.loose and event.name not in self._failed:
                     self._changed.setdefault(event.name, time.monotonic() + DELAY)
-            elif event.kind == "bridge" and event.gone:
-                self._bridges.pop(event.index, None)
-                if self._makes_networks():
-                    self.everything()
             elif event.kind == "bridge":
-                # NOTE: one that comes up takes in taps, as one that comes.
-                now = event.name, event.up
-                if self._bridges.get(event.index) != now:
-                    self._bridges[event.index] = now
-                    self.everything()
+                self._take_bridge(event)
+
+    def _take_bridge(self, event: LinkEvent) -> None:
+        """Take in that a bridge has come, changed or gone."""
+        if event.gone:
+            self._bridges.pop(event.index, None)
+            if self._makes_networks():
+                self.everything()
+            return
+        # NOTE: one that comes up takes in taps, as one that comes.
+        now = event.name, event.up
+        if self._bridges.get(event.index) != now:
+            self._bridges[event.index] = now
+            self.everything()
 
     def take_rules(self, networks: set[str] | None) -> None:
         """Take in whose tables were touched, FILTERS among them; None: any may have been."""
@@ -222,14 +227,10 @@ class Reconciler:
             yield strays, partial(self._do, strays, self._end_strays)
         if self._ends_due is not None and now >= self._ends_due:
             self._ends_due = None
-            taps = list(filter(_may_have_ended, self.pool.kernel.links()))
-            if taps:
-                yield "taps' processes", partial(self._end_taps, taps)
+            yield from self._look_for_ends()
         if self._filters_due is not None and now >= self._filters_due:
             self._filters_due = None
-            for link in self.pool.kernel.links():
-                if kinds.maker_of(link) is not None:
-                    yield link.name, partial(self._do, link.name, self._keep_filters)
+            yield from self._look_for_filters()
         if self.guard.due is not None and now >= self.guard.due:
             yield from self._guard(now)
         while self._astray:
@@ -237,6 +238,18 @@ class Reconciler:
             # NOTE: it is of no tap or bridge.
             name = f"flows of network {network}"
             yield name, partial(self._do, name, forget)
+
+    def _look_for_ends(self) -> Iterator[tuple[str, Chore]]:
+        """Yield what takes away the taps whose processes have ended. Raises Failure."""
+        taps = list(filter(_may_have_ended, self.pool.kernel.links()))
+        if taps:
+            yield "taps' processes", partial(self._end_taps, taps)
+
+    def _look_for_filters(self) -> Iterator[tuple[str, Chore]]:
+        """Yield each link of our making, and what keeps its filters loaded. Raises Failure."""
+        for link in self.pool.kernel.links():
+            if kinds.maker_of(link) is not None:
+                yield link.name, partial(self._do, link.name, self._keep_filters)
 
     def _watch_processes(self) -> None:
         """Watch for the end of each process that has a link of our making. Raises Failure."""
