@@ -234,8 +234,7 @@ class Macvtap(Row):
     needs = ("macvtap", "netdev-chains")
     made = True
     unsaid: ClassVar[Mapping[str, str]] = {
-        "down": "some kernels keep the chains of a link that has gone: gc takes them away",
-        "apply": "chains that are there are replaced at once, by one message",
+        "down": "some kernels keep the chains of a link that has gone: gc takes them away"
     }
     unmoved = ("on another bridge of its kind", "half made after op 1")
     never: ClassVar[Mapping[str, str]] = {

@@ -37,31 +37,48 @@ _BASES = {0: "ll", 1: "nh", 2: "th", 3: "ih"}
 """How nft calls the headers of NFT_PAYLOAD_LL_HEADER and those behind it."""
 
 
-def commands(chains: Sequence[Chain]) -> tuple[Command, ...]:
-    """Return the commands of nft(8) that load these chains into our table, none of them there yet.
+def commands(chains: Sequence[Chain], replaced: Sequence[Chain] = ()) -> tuple[Command, ...]:
+    """Return the commands of nft(8) that load these chains into our table.
 
-    Where nft has no words for the name of a link, that is a comment which says so, alone.
+    None of them is there yet, but those of the link that are `replaced`: by one command then, so
+    that each frame meets the old ones or the new. If nft has no words for the name of a link, that
+    is a comment which says so, alone.
     """
-    made = [_chain_command(chain) for chain in chains]
-    for command in made:
+    forms = [_drop_form(chain) for chain in sorted(replaced, key=lambda old: old.base is None)]
+    forms += [_table_form(), *map(_chain_form, chains)]
+    told = [nft_command(form, **names) for form, names in forms]
+    for command in told:
         if command.startswith("#"):
             return (command,)
     rules = [
-        sh("nft", f"add rule netdev {TABLE} {chain.name} {rule_words(rule)}")
+        f"add rule netdev {TABLE} {chain.name} {rule_words(rule)}"
         for chain in chains
         for rule in chain.rules
     ]
-    return (nft_command("add table netdev {table}", table=TABLE), *made, *rules)
+    if not replaced:
+        return (*told, *(sh("nft", rule) for rule in rules))
+    return (sh("nft", "; ".join([*(form.format_map(names) for form, names in forms), *rules])),)
 
 
-def _chain_command(chain: Chain) -> Command:
-    form = "add chain netdev {table} {chain}"
+_Form = tuple[str, dict[str, str]]
+"""A command of nft's, with the names that stand in it."""
+
+
+def _table_form() -> _Form:
+    return "add table netdev {table}", {"table": TABLE}
+
+
+def _drop_form(chain: Chain) -> _Form:
+    return "delete chain netdev {table} {chain}", {"table": TABLE, "chain": chain.name}
+
+
+def _chain_form(chain: Chain) -> _Form:
+    form, names = "add chain netdev {table} {chain}", {"table": TABLE, "chain": chain.name}
     if chain.base is None:
-        return nft_command(form, table=TABLE, chain=chain.name)
+        return form, names
     (device,) = chain.base.devices
     told = _base_words(chain.base, "device {link}")
-    names = {"table": TABLE, "chain": chain.name, "link": f'"{device}"'}
-    return nft_command(f"{form} {{{{ {told} }}}}", **names)
+    return f"{form} {{{{ {told} }}}}", {**names, "link": f'"{device}"'}
 
 
 def base_words(base: Base | None) -> str:

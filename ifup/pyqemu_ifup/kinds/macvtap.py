@@ -197,15 +197,16 @@ class FilterOp:
 
 @dataclass(frozen=True)
 class SetFilters(FilterOp):
-    """Have these chains filter at the link, and no others of ours."""
+    """Have these chains filter at the link, in the stead of those that were seen there."""
 
     port: str
     index: int
     chains: tuple[Chain, ...]
+    seen: tuple[Chain, ...] = ()
 
     def commands(self) -> tuple[Command, ...]:
         """Return what nft(8) is told."""
-        return nft_commands(self.chains) if self.chains else ()
+        return nft_commands(self.chains, self.seen) if self.chains or self.seen else ()
 
     def commands_of_new(self) -> tuple[Command, ...]:
         """Return the same: the chains' names are free to choose."""
@@ -416,7 +417,8 @@ def join(port: Port, seen: Seen, stamp: Stamp, here: Here) -> Plan:
     _require_in_place(port, seen)
     wanted = stamp.mac or link.mac
     chains = chains_of(port, link, wanted)
-    return KeepFromHost(link.name, link.index), SetFilters(link.name, link.index, chains)
+    filters = SetFilters(link.name, link.index, chains, _beneath(seen).chains)
+    return KeepFromHost(link.name, link.index), filters
 
 
 def _require_in_place(port: Port, seen: Seen) -> None:
@@ -455,19 +457,19 @@ def change(port: Port, seen: Seen, stamp: Stamp, here: Here) -> tuple[Plan, bool
     """Return the step that gives a macvtap in place its filters; its VLAN never changes."""
     link = seen.tap
     assert link is not None
-    chains = chains_of(port, link, mac(port, link))
-    if not chain_differences(chains, _beneath(seen).chains):
+    chains, found = chains_of(port, link, mac(port, link)), _beneath(seen).chains
+    if not chain_differences(chains, found):
         return (), False
-    return (SetFilters(link.name, link.index, chains),), False
+    return (SetFilters(link.name, link.index, chains, found),), False
 
 
 def restore(before: Seen, now: Seen) -> Plan:
     """Return the step that gives a macvtap the filters that it had."""
-    link, had = now.tap, _beneath(before).chains
+    link, had, found = now.tap, _beneath(before).chains, _beneath(now).chains
     assert link is not None
-    if not chain_differences(had, _beneath(now).chains):
+    if not chain_differences(had, found):
         return ()
-    return (SetFilters(link.name, link.index, had),)
+    return (SetFilters(link.name, link.index, had, found),)
 
 
 def unmake(seen: Seen) -> Plan:
