@@ -182,7 +182,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}kinds/linux.py", "commands"): (3, (PLAN,)),
     (f"{IFUP}kinds/__init__.py", "_require_link"): (1, (OF_RUN,)),
     (f"{IFUP}kinds/macvtap.py", "_explain"): (1, (KERNEL,)),
-    (f"{IFUP}kinds/macvtap.py", "_find_lower"): (1, (KERNEL,)),
+    (f"{IFUP}kinds/macvtap.py", "_make_vlan"): (1, (KERNEL,)),
     (f"{IFUP}kinds/macvtap.py", "adding"): (1, (SHOWS,)),
     (f"{IFUP}kinds/macvtap.py", "commands"): (4, (OF_LINK, TOLD)),
     (f"{IFUP}kinds/macvtap.py", "taken"): (1, (SHOWS,)),

@@ -743,25 +743,30 @@ async def _find_lower(host: Host, port: Port, parent: Link, links: list[Link]) -
     else:
         if there:
             host.kernel.delete_link(there[0].index)
-        device = vlan_name(parent.name, vid)
-        try:
-            await host.run(AddVlan(device, parent.name, parent.index, vid))
-        except Failure as failure:
-            if _code(failure) != errno.EOPNOTSUPP:
-                raise
-            raise Failure(
-                Status.REFUSED,
-                failure.what,
-                "this kernel has no VLAN devices",
-                f"load them: {sh('modprobe', '8021q')}",
-            ) from failure
-        found = host.kernel.look_up(device)
-        if found is None:
-            raise Failure(Status.TRY_AGAIN, f"{quote(device)} has gone meanwhile", "", "try again")
-        lower = found
+        lower = await _make_vlan(host, parent, vid)
     if _is_our_vlan(lower):
         lower = await _prepare_vlan(host, port, lower)
     return lower
+
+
+async def _make_vlan(host: Host, parent: Link, vid: int) -> Link:
+    """Make a VLAN device on the parent, and return it. Raises Failure: 71, 75."""
+    device = vlan_name(parent.name, vid)
+    try:
+        await host.run(AddVlan(device, parent.name, parent.index, vid))
+    except Failure as failure:
+        if _code(failure) != errno.EOPNOTSUPP:
+            raise
+        raise Failure(
+            Status.REFUSED,
+            failure.what,
+            "this kernel has no VLAN devices",
+            f"load them: {sh('modprobe', '8021q')}",
+        ) from failure
+    found = host.kernel.look_up(device)
+    if found is None:
+        raise Failure(Status.TRY_AGAIN, f"{quote(device)} has gone meanwhile", "", "try again")
+    return found
 
 
 async def _prepare_vlan(host: Host, port: Port, lower: Link) -> Link:
