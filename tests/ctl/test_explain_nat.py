@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lab.hooks import Hooks
 from lab.made_look import CHANGES, FORWARDING, NAT, a_tap, looked_at
 from lab.needs import require
 from lab.netns import Namespace
+from lab.public import NOBODY, as_user, public_folder, publish
 from lab.taps import Tap
 
 
@@ -158,3 +160,23 @@ def test_the_look_after_a_change_is_that_after_an_apply(
     assert row["result"] == "unchanged", row
     go(netns, hooks, tap)
     forwarding()
+
+
+def test_a_user_is_told_the_same_as_root(netns: Namespace, hooks: Hooks) -> None:
+    """A user may not look at the packet filter; a network that is not there has no table."""
+    write_policy(hooks, NAT["both families, and all there is"])
+    with public_folder() as folder:
+        hooks = publish(hooks, folder)
+        told = pasted(hooks.ctl("explain", "web0").stdout)
+        words = hooks.argv("pyqemu-ifctl", "explain", "web0")
+        done = subprocess.run(
+            [*words[:4], *as_user(NOBODY), *words[4:]],
+            env=hooks.environ(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    # NOTE: of the tap's own, what a user may not write is left out.
+    lines = [line for line in told.splitlines() if not line.endswith("/web0/disable_ipv6")]
+    assert pasted(done.stdout).splitlines() == lines and "  nft add table inet" in told

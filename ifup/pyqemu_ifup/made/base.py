@@ -38,8 +38,11 @@ class MadeNetwork(Protocol[S]):
     async def find_unmet(self, host: Host, wanted: WantedNetwork) -> Sequence[Failure]:
         """Return why the network could not be made, the first as `require` raises it."""
 
-    async def look(self, host: Host, wanted: WantedNetwork) -> S:
-        """Return what there is of the network. Raises Failure, 75 with the host's deadline."""
+    async def look(self, host: Host, wanted: WantedNetwork, *, guess: bool = False) -> S:
+        """Return what there is of the network. Raises Failure, 75 with the host's deadline.
+
+        With `guess`, what this process may not look at counts as not there, as far as can be.
+        """
 
     def make(self, wanted: WantedNetwork, seen: S) -> Plan:
         """Return the steps that make the network as it is wanted, isolation before connectivity."""

@@ -56,10 +56,12 @@ class _Attempt(Generic[S]):
         link = own_bridge(host, wanted.network, wanted.bridge)
         if lacking := sort.find_lacking(wanted):
             raise lacking[0]
-        seen = await sort.look(host, wanted)
-        if link is not None and not sort.differences(wanted, seen):
+        seen = await sort.look(host, wanted) if link is not None else None
+        if seen is not None and not sort.differences(wanted, seen):
             return
         await sort.require(host, wanted)
+        if seen is None:
+            seen = await sort.look(host, wanted)
         if link is not None and ports_of(host.kernel.links(), link):
             self.before = seen
         self.changed = True
@@ -150,10 +152,15 @@ async def find_unmet(host: Host, wanted: WantedNetwork) -> Sequence[Failure]:
 
 
 async def plan_to_make(host: Host, wanted: WantedNetwork) -> Plan:
-    """Return the steps that `ensure` would take now; change nothing. Raises Failure."""
+    """Return the steps that `ensure` would take now; change nothing.
+
+    Of a network without a bridge, what this process may not look at counts as not there. Raises
+    Failure: 75 with the host's deadline, 77 if the bridge is somebody else's.
+    """
     sort = sort_of(wanted.made)
-    seen = await sort.look(host, wanted)
-    if own_bridge(host, wanted.network, wanted.bridge) and not sort.differences(wanted, seen):
+    link = own_bridge(host, wanted.network, wanted.bridge)
+    seen = await sort.look(host, wanted, guess=link is None)
+    if link is not None and not sort.differences(wanted, seen):
         return ()
     return sort.make(wanted, seen)
 

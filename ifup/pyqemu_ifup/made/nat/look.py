@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_interface
@@ -45,19 +46,21 @@ class Seen:
     settings: tuple[str, ...] | None
 
 
-async def look(host: Host, wanted: WantedNetwork) -> Seen:
+async def look(host: Host, wanted: WantedNetwork, *, guess: bool = False) -> Seen:
     """Look at what there is of a network, whose bridge is its own or nobody's.
 
+    With `guess`, it is told as root would find it: a packet filter that a user may not look at has
+    no table of the network's, and what a user may not write can be written.
     Raises Failure: 75 with the host's deadline, 77 if this process may not look, 71.
     """
     try:
-        return await _look(host, wanted)
+        return await _look(host, wanted, guess=guess)
     except PermissionError as error:
         what = f"cannot look at {quote(str(error.filename))}"
         raise Forbidden(what, error.strerror or str(error)) from error
 
 
-async def _look(host: Host, wanted: WantedNetwork) -> Seen:
+async def _look(host: Host, wanted: WantedNetwork, *, guess: bool) -> Seen:
     link = host.kernel.look_up(wanted.bridge)
     # NOTE: a new link has what stands below `default`.
     of = {each.format(wanted.bridge): each.format(_there(link)) for each in OF_BRIDGE}
@@ -70,14 +73,30 @@ async def _look(host: Host, wanted: WantedNetwork) -> Seen:
         bridge=link,
         addresses=frozenset(text for index, text in addresses if link and index == link.index),
         switches={name: value for name, value in values.items() if value is not None},
-        fixed=frozenset(name for name, path in of.items() if not is_writable(path)),
+        fixed=frozenset(
+            name
+            for name, path in of.items()
+            if not (guess and os.geteuid() != 0) and not is_writable(path)
+        ),
         addrgenmode=link.addrgenmode if link is not None else int(mode) if mode else None,
         bolted=link is not None and loopback.is_shut(link.index),
-        table=await nft.read_table(wanted.network, host.deadline),
+        table=await _read_table(host, wanted.network, guess=guess),
         folder=folder,
         server=await dnsmasq.look(folder, host.deadline),
         settings=_settings(wanted, folder),
     )
+
+
+async def _read_table(host: Host, network: str, *, guess: bool) -> Table | None:
+    """Return the network's table, None if there is none, or no nft(8) to tell. Raises Failure."""
+    if not nft.is_there():
+        return None
+    try:
+        return await nft.read_table(network, host.deadline)
+    except Forbidden:
+        if not guess:
+            raise
+        return None
 
 
 def _there(link: Link | None) -> str:

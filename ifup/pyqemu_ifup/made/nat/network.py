@@ -30,9 +30,9 @@ class NatNetwork:
         """Check all needs, and try whether nft(8) and dnsmasq(8) take what they are given."""
         return await needs.find_unmet(host, wanted)
 
-    async def look(self, host: Host, wanted: WantedNetwork) -> Seen:
+    async def look(self, host: Host, wanted: WantedNetwork, *, guess: bool = False) -> Seen:
         """Look at bridge, switches, table and dnsmasq."""
-        return await look(host, wanted)
+        return await look(host, wanted, guess=guess)
 
     def make(self, wanted: WantedNetwork, seen: Seen) -> Plan:
         """Return the steps from what is seen to what is wanted."""
