@@ -197,6 +197,37 @@ def test_a_guest_s_tcp_connections_fill_nothing_but_its_network_s_dnsmasq(
         assert not servers(netns)
 
 
+ON_INTERFACE = """\
+version: 1
+networks: {dmz: {parent: v0}}
+"""
+DROP_IN = (UNITS.parent / "macvtap.conf").read_text()
+
+
+@pytest.mark.parametrize("settings", ["", DROP_IN], ids=("without", "with"))
+def test_the_drop_in_lets_the_agent_open_macvtaps(
+    settings: str, place: Path, netns: Namespace
+) -> None:
+    require("macvtap", "netdev-chains")
+    lines = ("link add v0 up type veth peer name v1", "link set v1 up")
+    netns.run(["ip", "-batch", "-"], input="\n".join(lines))
+    netns.kept.callback(netns.ip, "link", "del", "v0")
+    with Systemd(netns, place, ON_INTERFACE, settings=settings) as systemd:
+        systemd.ctl("start", SERVICE)
+        run = ("run", "--nic", "dmz,mac=52:54:00:aa:00:01", "--", "true")
+        done = systemd.hook("pyqemu-ifctl", *run)
+        if settings:
+            assert (done.returncode, done.stderr) == (0, "")
+        else:
+            assert done.returncode == 77
+            assert "give the agent's unit the drop-in macvtap.conf" in done.stderr
+        # NOTE: the agent sees the process end.
+        end = time.monotonic() + LATER
+        while "tap0" in netns.links() or netns.run(["nft", "list", "ruleset"]).stdout:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
 OTHER = 12345
 """A user that is not root and has no name."""
 

@@ -47,6 +47,7 @@ exec unshare --cgroup --pid --fork --kill-child --ipc --uts sh -euc "$6" sh "$3/
 """
 INIT = f"""
 umount {LAB}/cgroup
+mount -t sysfs sysfs /sys
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t proc proc /proc
 mount --bind /proc/sys /proc/sys
