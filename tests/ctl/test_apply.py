@@ -260,21 +260,23 @@ IN_PLACE: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-def test_link_stays_up_where_the_network_stays(site: Site, stepped: list[Op]) -> None:
+@pytest.mark.parametrize(
+    ("network", "setting", "found"),
+    IN_PLACE,
+    ids=[f"{network}, {setting}" for network, setting, _ in IN_PLACE],
+)
+def test_link_stays_up_where_the_network_stays(
+    site: Site, stepped: list[Op], network: str, setting: str, found: dict[str, Any]
+) -> None:
     site.netns.tap("web0")
-    for network, setting, found in IN_PLACE:
-        vlan = ", vlan: 10" if network == "tenants" else ""
-        site.apply(
-            f"tap: web0, network: {network}, mtu: 1500, txqueuelen: 1000{vlan}", taps=("web0",)
-        )
-        stepped.clear()
-        outcome = site.apply(f"tap: web0, network: {network}, {setting}")["web0"]
-        assert (outcome.result, outcome.moves) == ("changed", False), setting
-        assert not any(isinstance(step, SetDown) for step in stepped), setting
-        assert found.items() <= settings(site, "web0").items(), setting
-        assert site.apply(f"tap: web0, network: {network}, {setting}")["web0"].result == (
-            "unchanged"
-        )
+    vlan = ", vlan: 10" if network == "tenants" else ""
+    site.apply(f"tap: web0, network: {network}, mtu: 1500, txqueuelen: 1000{vlan}", taps=("web0",))
+    stepped.clear()
+    outcome = site.apply(f"tap: web0, network: {network}, {setting}")["web0"]
+    assert (outcome.result, outcome.moves) == ("changed", False)
+    assert not any(isinstance(step, SetDown) for step in stepped)
+    assert found.items() <= settings(site, "web0").items()
+    assert site.apply(f"tap: web0, network: {network}, {setting}")["web0"].result == ("unchanged")
     unplug(site.netns, "web0")
 
 
@@ -370,15 +372,15 @@ def test_loose_tap_that_is_named_is_attached_or_left(
     unplug(site.netns, "web0")
 
 
-def test_persistent_tap_that_it_attaches_is_given_back(site: Site) -> None:
+@pytest.mark.parametrize("rule", ["network: lan, mtu: 1400", "network: tenants, txqueuelen: 9"])
+def test_persistent_tap_that_it_attaches_is_given_back(site: Site, rule: str) -> None:
     """What it was before stands in its mark, as if a hook had attached it; but it stays root's."""
     site.netns.ip("tuntap", "add", "dev", "web0", "mode", "tap", "user", "root")
     site.netns.tap("web0", up=True)
     before = site.snapshot()
-    for rule in ("network: lan, mtu: 1400", "network: tenants, txqueuelen: 9"):
-        site.plug("web0", rule)
-        unplug(site.netns, "web0")
-        assert diff(before, site.snapshot()) == []
+    site.plug("web0", rule)
+    unplug(site.netns, "web0")
+    assert diff(before, site.snapshot()) == []
     site.netns.ip("link", "del", "dev", "web0")
 
 
@@ -925,8 +927,13 @@ def test_guest_that_ends_while_its_lock_is_waited_for_is_no_failure(
         site.netns.ip("link", "del", "lan0")
 
 
+@pytest.mark.parametrize(
+    ("taps", "wanted"),
+    [((), {"lan1": "unchanged"}), (("lan0",), {"lan0": "failed"})],
+    ids=["of all", "asked for"],
+)
 def test_guest_that_ends_meanwhile_is_no_failure(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, monkeypatch: pytest.MonkeyPatch, taps: tuple[str, ...], wanted: dict[str, str]
 ) -> None:
     """It is one where its tap was asked for."""
     rule = "tap: lan*, network: lan"
@@ -936,13 +943,12 @@ def test_guest_that_ends_meanwhile_is_no_failure(
         gone.close()
         return found
 
-    for taps, wanted in ((), {"lan1": "unchanged"}), (("lan0",), {"lan0": "failed"}):
-        gone, _ = site.netns.tap("lan0"), site.netns.tap("lan1")
-        assert set(results(site.apply(rule, taps=("lan0", "lan1"))).values()) == {"changed"}
-        with monkeypatch.context() as patch:
-            patch.setattr(pyqemu_ifctl.in_force, "find_guests", ending)
-            assert results(site.apply(rule, taps=taps)) == wanted
-        site.netns.close_kept()
+    gone, _ = site.netns.tap("lan0"), site.netns.tap("lan1")
+    assert set(results(site.apply(rule, taps=("lan0", "lan1"))).values()) == {"changed"}
+    with monkeypatch.context() as patch:
+        patch.setattr(pyqemu_ifctl.in_force, "find_guests", ending)
+        assert results(site.apply(rule, taps=taps)) == wanted
+    site.netns.close_kept()
 
 
 def all_there(site: Site, names: tuple[str, ...]) -> bool:

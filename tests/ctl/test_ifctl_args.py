@@ -491,27 +491,27 @@ def test_a_network_with_nat_with_each_model(hooks: Hooks, netns: Namespace, vers
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.alone("no hook is called")
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("form", [(), ("--legacy",)], ids=["modern", "legacy"])
 def test_user_mode_with_each_model(
-    hooks: Hooks, netns: Namespace, version: str, form: tuple[str, ...]
+    hooks: Hooks, netns: Namespace, version: str, form: tuple[str, ...], model: str
 ) -> None:
     program = qemu_of(version)
     forward = [{"from": "127.0.0.1:2222/tcp", "to": ":22"}, {"from": "53/udp", "to": "10.7.0.9:53"}]
     user = {"ipv4": "10.7.0.0/27", "ipv6": "false", "forward": forward, "dns": "10.7.0.5",
             "search": ["lab.test", "b"], "hostname": "web1"}  # fmt: skip
-    for model in MODELS:
-        write_vm(hooks, {"user": user, "model": model})
-        hooks.write_policy(hooks.policy.read_text().replace('"false"', "false"))
-        words = arguments(hooks, *form, "--qemu", program)
-        with Qemu(*words, "-S", netns=netns.name, machine="pc", program=program) as qemu:
-            assert qemu.greeting
-            told = qemu.hmp("info network")
-            assert f"model={model}," in told and "net=10.7.0.0,restrict=off" in told
-            ports = qemu.hmp("info usernet")
-            assert "2222" in ports and "10.7.0.9" in ports
-            assert qemu.quit() == 0
+    write_vm(hooks, {"user": user, "model": model})
+    hooks.write_policy(hooks.policy.read_text().replace('"false"', "false"))
+    words = arguments(hooks, *form, "--qemu", program)
+    with Qemu(*words, "-S", netns=netns.name, machine="pc", program=program) as qemu:
+        assert qemu.greeting
+        told = qemu.hmp("info network")
+        assert f"model={model}," in told and "net=10.7.0.0,restrict=off" in told
+        ports = qemu.hmp("info usernet")
+        assert "2222" in ports and "10.7.0.9" in ports
+        assert qemu.quit() == 0
 
 
 @pytest.mark.alone("no hook is called")

@@ -266,21 +266,25 @@ def test_isolated_taps_reach_only_those_that_are_not(site: Site) -> None:
         site.down(tap.name)
 
 
-def test_link_of_the_tap_is_set(site: Site) -> None:
+@pytest.mark.parametrize(
+    ("name", "mtu", "length"),
+    [("web0", 8950, 77), ("web1", 9000, None)],
+    ids=["the bridge's MTU", "its own MTU"],
+)
+def test_link_of_the_tap_is_set(site: Site, name: str, mtu: int, length: int | None) -> None:
     site.ovs.vsctl("set", "Interface", "br-int", "mtu_request=8950")
     site.policy("tap: web0, network: lan, txqueuelen: 77", "tap: web1, network: lan, mtu: 9000")
-    for name, mtu, length in (("web0", 8950, 77), ("web1", 9000, None)):
-        site.netns.tap(name)
-        before = site.netns.link(name)
-        site.up(name)
-        link = site.netns.link(name)
-        assert link["mtu"] == mtu
-        assert link["txqlen"] == (length or before["txqlen"])
-        assert link["address"] == "fe" + before["address"][2:]
-        assert "UP" in link["flags"]
-        ipv6 = f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6"
-        assert Path(ipv6).read_text() == "1\n"
-        site.down(name)
+    site.netns.tap(name)
+    before = site.netns.link(name)
+    site.up(name)
+    link = site.netns.link(name)
+    assert link["mtu"] == mtu
+    assert link["txqlen"] == (length or before["txqlen"])
+    assert link["address"] == "fe" + before["address"][2:]
+    assert "UP" in link["flags"]
+    ipv6 = f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6"
+    assert Path(ipv6).read_text() == "1\n"
+    site.down(name)
     site.ovs.vsctl("set", "Interface", "br-int", "mtu_request=1500")
 
 
@@ -604,18 +608,18 @@ def test_stale_row_is_gone_before_the_tap_joins_a_linux_bridge(site: Site) -> No
     site.ovs.del_port("wire")
 
 
-def test_row_of_somebody_else_is_left_and_its_owner_named(site: Site) -> None:
+@pytest.mark.parametrize("network", ["lan", "flat"])
+def test_row_of_somebody_else_is_left_and_its_owner_named(site: Site, network: str) -> None:
     site.netns.add_bridge("br0", mac="52:54:00:ff:00:02")
     site.netns.tap("web0")
     site.ovs.add_port("br-int", "web0", "tag=7")
     before = Snapshot.take(site.netns, site.ovs)
-    for network in ("lan", "flat"):
-        site.policy(f'tap: "*", network: {network}', more="  flat: {bridge: br0}\n")
-        ended = site.up("web0", 77)
-        assert ended.stderr == (
-            f"pyqemu-ifup: web0: Open vSwitch has a port of this name that is not ours: on bridge "
-            f"br-int of {site.ovs.db}; if it shall go: ovs-vsctl --db={site.ovs.db} del-port web0\n"
-        )
+    site.policy(f'tap: "*", network: {network}', more="  flat: {bridge: br0}\n")
+    ended = site.up("web0", 77)
+    assert ended.stderr == (
+        f"pyqemu-ifup: web0: Open vSwitch has a port of this name that is not ours: on bridge "
+        f"br-int of {site.ovs.db}; if it shall go: ovs-vsctl --db={site.ovs.db} del-port web0\n"
+    )
     site.down("web0")
     assert site.gc() == ()
     assert leftovers(before, site.netns, site.ovs) == []

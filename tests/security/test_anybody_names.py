@@ -34,8 +34,11 @@ rules:
 """
 
 
+@pytest.mark.parametrize(
+    ("letters", "bridge"), [(200, "br1"), (255, "br1"), (256, "br0"), (1500, "br0")]
+)
 @pytest.mark.parametrize("served", [False, True], ids=["alone", "agent"])
-def test_a_long_name_fails_no_up(served: bool, tmp_path: Path) -> None:
+def test_a_long_name_fails_no_up(served: bool, tmp_path: Path, letters: int, bridge: str) -> None:
     require("root", "tun", "ip", "qemu")
     with Namespace() as netns, ExitStack() as stack:
         for name in ("br0", "br1"):
@@ -46,15 +49,14 @@ def test_a_long_name_fails_no_up(served: bool, tmp_path: Path) -> None:
             hooks.agent = stack.enter_context(Agent(netns, hooks.policy)).path
         scripts = f"script={hooks.ifup},downscript={hooks.ifdown}"
         netdev = ["-netdev", f"tap,id=n0,ifname=web0,{scripts}"]
-        for letters, bridge in ((200, "br1"), (255, "br1"), (256, "br0"), (1500, "br0")):
-            words = ["-name", "v" * letters, *netdev]
-            with Qemu(*words, netns=netns.name, env=hooks.environ()) as qemu:
-                assert qemu.greeting, qemu.stderr
-                link = netns.link("web0")
-                alias = link["ifalias"]
-                assert (link["master"], len(alias) <= 254) == (bridge, True), letters
-                assert (" vm=v" in alias) == (bridge == "br1"), letters
-                assert qemu.quit() == 0
+        words = ["-name", "v" * letters, *netdev]
+        with Qemu(*words, netns=netns.name, env=hooks.environ()) as qemu:
+            assert qemu.greeting, qemu.stderr
+            link = netns.link("web0")
+            alias = link["ifalias"]
+            assert (link["master"], len(alias) <= 254) == (bridge, True)
+            assert (" vm=v" in alias) == (bridge == "br1")
+            assert qemu.quit() == 0
 
 
 @pytest.mark.parametrize("letter", ["v", "é"])
@@ -122,10 +124,10 @@ IGNORED = (
 """Default_Ignorable_Code_Point of Unicode 16, DerivedCoreProperties.txt."""
 
 
-def test_no_letter_is_unseen() -> None:
-    for first, last in (*IGNORED, (0x2800, 0x2800), (0x7F, 0xA0)):
-        for letter in map(chr, range(first, last + 1)):
-            assert shown(letter).isascii(), ascii(letter)
+@pytest.mark.parametrize(("first", "last"), [*IGNORED, (0x2800, 0x2800), (0x7F, 0xA0)], ids=hex)
+def test_no_letter_is_unseen(first: int, last: int) -> None:
+    for letter in map(chr, range(first, last + 1)):
+        assert shown(letter).isascii(), ascii(letter)
 
 
 def test_json_is_visible_ascii() -> None:

@@ -381,7 +381,8 @@ def test_a_remedy_says_the_command_that_is_meant(tmp_path: Path) -> None:
         assert words_of("\n".join(lines), tmp_path, shell) == wanted
 
 
-def test_nothing_of_another_user_s_command_line_is_printed() -> None:
+@pytest.mark.parametrize(("uid", "login"), [(1 << 20, str(1 << 20)), (NOBODY, "nobody")])
+def test_nothing_of_another_user_s_command_line_is_printed(uid: int, login: str) -> None:
     """It says what to add, to which process of which user: setpriv took options from argv[0]."""
     words = (
         EVIL,
@@ -393,24 +394,23 @@ def test_nothing_of_another_user_s_command_line_is_printed() -> None:
         "e1000,netdev=a",
     )
     scripts = {"/x/pyqemu-ifup": "/x/pyqemu-ifup", f"/{EVIL}": None}
-    for uid, login in ((1 << 20, str(1 << 20)), (NOBODY, "nobody")):
-        guest = Guest(7, "web; reboot", {}, (), uid, tuple(read_options(words)[1]))
-        qemu = Qemu(guest, False, scripts, nics_of(guest, 8))
-        twin = replace(qemu, guest=replace(guest, pid=8, vm=None))
-        found = [
-            (check.name, finding)
-            for check, finding in find_all(a_scene("br", qemus=(qemu, twin)))[0]
-            if check.name.startswith("qemu-")
-        ]
-        assert {name for name, _ in found} == {"qemu-downscript", "qemu-mac", "qemu-sandbox"}
-        for _, each in found:
-            assert each.command is None and each.do is not None
-            assert EVIL not in f"{each.what} {each.why} {each.do}"
-            # Where the hooks are not found, no word is printed that stands for their folder.
-            assert "PREFIX" not in each.do
-            pid = 8 if "QEMU 8" in each.what.partition(", and")[0] else 7
-            assert f"process {pid} of user {login}" in each.do
-            assert "'web; reboot' (QEMU" in each.what or "QEMU 8" in each.what
+    guest = Guest(7, "web; reboot", {}, (), uid, tuple(read_options(words)[1]))
+    qemu = Qemu(guest, False, scripts, nics_of(guest, 8))
+    twin = replace(qemu, guest=replace(guest, pid=8, vm=None))
+    found = [
+        (check.name, finding)
+        for check, finding in find_all(a_scene("br", qemus=(qemu, twin)))[0]
+        if check.name.startswith("qemu-")
+    ]
+    assert {name for name, _ in found} == {"qemu-downscript", "qemu-mac", "qemu-sandbox"}
+    for _, each in found:
+        assert each.command is None and each.do is not None
+        assert EVIL not in f"{each.what} {each.why} {each.do}"
+        # Where the hooks are not found, no word is printed that stands for their folder.
+        assert "PREFIX" not in each.do
+        pid = 8 if "QEMU 8" in each.what.partition(", and")[0] else 7
+        assert f"process {pid} of user {login}" in each.do
+        assert "'web; reboot' (QEMU" in each.what or "QEMU 8" in each.what
 
 
 def hub_findings(*words: str, **changes: Any) -> dict[str, str]:
@@ -430,18 +430,23 @@ def hub_findings(*words: str, **changes: Any) -> dict[str, str]:
 HUB_CHECKS = ("qemu-hub", "qemu-hub-mixed")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "-net tap,ifname=web0 -net tap,ifname=zz",
+        "-net tap,ifname=web0 -net tap,ifname=web2",
+        "-net tap,ifname=web0 -net user",
+        "-net tap -net tap,ifname=web0 -net user",
+    ],
+)
 @pytest.mark.parametrize("hidden", [False, True])
-def test_a_command_line_tells_of_no_tap_that_its_process_does_not_hold(hidden: bool) -> None:
-    for words in (
-        ("-net", "tap,ifname=web0", "-net", "tap,ifname=zz"),
-        ("-net", "tap,ifname=web0", "-net", "tap,ifname=web2"),
-        ("-net", "tap,ifname=web0", "-net", "user"),
-        ("-net", "tap", "-net", "tap,ifname=web0", "-net", "user"),
-    ):
-        told = hub_findings(*words, hidden=hidden)
-        assert "the tap web0 is " in told.pop("tap-off")
-        assert not told or (not hidden and told.keys() == {"qemu-hub-mixed"}), (words, told)
-        assert not any("web0" in what for what in told.values())
+def test_a_command_line_tells_of_no_tap_that_its_process_does_not_hold(
+    hidden: bool, words: str
+) -> None:
+    told = hub_findings(*words.split(), hidden=hidden)
+    assert "the tap web0 is " in told.pop("tap-off")
+    assert not told or (not hidden and told.keys() == {"qemu-hub-mixed"}), told
+    assert not any("web0" in what for what in told.values())
 
 
 def test_what_a_hub_joins_is_told_in_few_words() -> None:
@@ -460,25 +465,23 @@ def test_what_a_hub_joins_is_told_in_few_words() -> None:
     assert sum(map(len, card.faults)) < 500
 
 
-def test_info_quotes_what_a_guest_says() -> None:
+@pytest.mark.parametrize("text", HOSTILE_TEXTS, ids=lambda text: ascii(text)[1:20])
+def test_info_quotes_what_a_guest_says(text: str) -> None:
     """A QEMU that a guest has taken over says what it likes, over QMP too."""
-    for text in HOSTILE_TEXTS:
-        said = []
-        for name in (PLAIN, text):
-            backend = Backend(name, name, name)
-            tap = Backend(name, "tap", name, ifname=name)
-            guest = Guest(7, name, {3: name}, ())
-            nic = GuestNic(name, name, name, name, "01.0", (backend, tap), False, 9000)
-            row = Row(name, "loose", bridge=name, network=name, mtu=1500)
-            sides = {name: Side(row, None)}
-            views = [
-                view_of(guest, Told(nics, name), sides, a_policy("br")) for nics in ((nic,), None)
-            ]
-            lines = info_text(with_twins([*views, replace(views[0], guest=replace(guest, pid=8))]))
-            said.append("".join(line.removeprefix("      ") for line in lines.split("\n")))
-        assert PLAIN in said[0]
-        wanted = said[0].replace(PLAIN, readable(text))
-        assert said[1].replace(" ", "") == wanted.replace(" ", ""), said[1]
+    said = []
+    for name in (PLAIN, text):
+        backend = Backend(name, name, name)
+        tap = Backend(name, "tap", name, ifname=name)
+        guest = Guest(7, name, {3: name}, ())
+        nic = GuestNic(name, name, name, name, "01.0", (backend, tap), False, 9000)
+        row = Row(name, "loose", bridge=name, network=name, mtu=1500)
+        sides = {name: Side(row, None)}
+        views = [view_of(guest, Told(nics, name), sides, a_policy("br")) for nics in ((nic,), None)]
+        lines = info_text(with_twins([*views, replace(views[0], guest=replace(guest, pid=8))]))
+        said.append("".join(line.removeprefix("      ") for line in lines.split("\n")))
+    assert PLAIN in said[0]
+    wanted = said[0].replace(PLAIN, readable(text))
+    assert said[1].replace(" ", "") == wanted.replace(" ", ""), said[1]
 
 
 WATCHED = {"sh", "vsctl", "ifctl", "nft_command", "write", "into", "edit"}
