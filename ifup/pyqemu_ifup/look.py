@@ -98,6 +98,18 @@ class Counters:
     rx_dropped: int
     tx_dropped: int
 
+    @property
+    def turned(self) -> Counters:
+        """The same from the other end's point of view."""
+        return Counters(
+            self.tx_packets,
+            self.rx_packets,
+            self.tx_bytes,
+            self.rx_bytes,
+            self.tx_dropped,
+            self.rx_dropped,
+        )
+
 
 @dataclass(frozen=True)
 class OvsPort:

@@ -20,7 +20,7 @@ import pytest
 from lab import boot
 from lab.agent import Agent
 from lab.hooks import SOURCE_ROOTS, Hooks
-from lab.macvtap import CASES, OWN, Case, Macvtap, arriving
+from lab.macvtap import CASES, OWN, PEER, Case, Macvtap, arriving
 from lab.needs import lack, require
 from lab.netns import Namespace
 from lab.qemu import Qemu
@@ -409,6 +409,27 @@ def test_qemu_s_helper_brings_one_for_its_only_device(site: Site) -> None:
             assert qemu.wait() == 1
             assert "the MAC of the guest's device is not known" in qemu.stderr
         site.hooks.env.clear()
+
+
+def test_info_tells_what_the_guest_has_heard(site: Site, tmp_path: Path) -> None:
+    require("qemu")
+    site.write()
+    path = f"{tmp_path}/qmp"
+    words = ("-name", "web1", "-S", "-qmp", f"unix:{path},server=on,wait=off")
+    env = site.hooks.environ()
+    with Qemu(*words, machine="pc", env=env, prefix=site.argv(), qmp=None):
+        wire = site.netns.raw("v1")
+        end = time.monotonic() + 30
+        while not Path(path).exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        for _ in range(9):
+            wire.send(Case(False, PEER, OWN, "untagged").frame)
+        said = site.hooks.ctl("info", "web1").stdout
+        assert "web1-0 on v0, mtu 1500, network dmz" in said
+        received = re.search("the guest received ([0-9]+) packets.*, sent ([0-9]+)", said)
+        assert received is not None, said
+        assert int(received[1]) >= 9 and int(received[2]) == 0
 
 
 def test_the_device_of_another_namespace_is_never_given(site: Site) -> None:

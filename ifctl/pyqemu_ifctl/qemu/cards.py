@@ -26,6 +26,7 @@ from pyqemu_ifctl.qemu.running import (
     tap_of,
 )
 from pyqemu_ifctl.taps import Row, rows, wanted
+from pyqemu_ifup import kinds
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.snapshot import Snapshot
@@ -133,7 +134,7 @@ def find_views(
         parts = Parts(deadline.child(ALL))
         snapshot = look(host, policy, parts)
         found = {
-            row.tap: Side(row, host.kernel.counters(row.ifindex) if row.ifindex else None)
+            row.tap: Side(row, _counters(host, row))
             for row in rows(snapshot, lambda name, stamp: wanted(policy, name, stamp))
         }
     views = []
@@ -168,6 +169,14 @@ def find_views(
         unread = Status.TRY_AGAIN if late else Status.DONE
         status = max((view.status for view in views if view.status in NO_ANSWER), default=unread)
     return Seen(views, status, tuple(remarks))
+
+
+def _counters(host: Host, row: Row) -> Counters | None:
+    """Return what has passed a tap, as its host's end sees it; None if it is not here."""
+    found = host.kernel.counters(row.ifindex) if row.ifindex else None
+    # NOTE: a link that was made for the guest has no other end: what it sends is the guest's.
+    is_guests = row.kind is not None and kinds.maker(row.kind) is not None
+    return found.turned if found is not None and is_guests else found
 
 
 def ask_each(guests: Sequence[Guest], qmp: str | None, deadline: Deadline) -> list[Told]:
