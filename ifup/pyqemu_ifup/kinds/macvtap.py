@@ -83,7 +83,7 @@ VLAN_MARK = f"{ALIAS_MARK} vlan network="
 """Our mark in the ifalias of a VLAN device that we have made, the network's name behind it."""
 SAFE_OFFLOADS = (6, 12)
 """The first Linux that writes no checksum into the first 20 bytes of a frame, wherever whoever
-sends it says that it belongs (virtio_net_hdr_to_skb of linux/virtio_net.h)."""
+sends it says that it belongs (virtio_net_hdr_to_skb of linux/virtio_net.h, commit 49d14b54a527)."""
 ATTEMPTS = 4
 """How often another's device may be where that of ours should be."""
 INDEX_MIN, INDEX_MAX = 1 << 24, 1 << 30
