@@ -263,6 +263,18 @@ def test_what_names_a_kind_still_does() -> None:
         assert word in kinds_named(ast.parse((ROOT / file).read_text())), (file, word)
 
 
+def test_made_networks_are_known_by_their_small_interface() -> None:
+    """What makes one is its own affair; doctor's check of NAT is the exception."""
+    known = {
+        module
+        for module, others in imported_by().items()
+        for other in others
+        if other.startswith("pyqemu_ifup.made.nat.")
+    }
+    others = {module for module in known if not module.startswith("pyqemu_ifup.made.")}
+    assert others == {"pyqemu_ifctl.doctor.filters"}
+
+
 VERBS = "pyqemu_ifctl.verbs"
 TABLE_OF_VERBS = "ifctl/pyqemu_ifctl/main.py"
 COMMAND_LINE = "ifctl/pyqemu_ifctl/command_line.py"
