@@ -56,6 +56,38 @@ async def attach(host: Host, port: Port, holder: Holder, admit: Admit = anyone) 
 
 async def attach_alone(host: Host, port: Port, holder: Holder, admit: Admit = anyone) -> None:
     """Do as `attach`, with the tap's lock held."""
+    async with AsyncExitStack() as network:
+        before, holder = await _make_ready(host, port, holder, admit, network)
+        try:
+            if port.made is not None:
+                # NOTE: its bridge may have been made meanwhile.
+                before = kinds.look(host, port.tap, port.place.name)
+            kinds.require(host.databases, port, before)
+            kind = kinds.find(port, before)
+            stamp = holder.mark(port, kind)
+            if holder.stamp is None:
+                stamp = replace(stamp, was=was_before(before))
+            await take(host, port, kind, before, plan_up(port, kind, before, stamp, find_here()))
+            host.deadline.last_check()
+        except BaseException as error:
+            with host.until(host.deadline.undo()):
+                is_left = await _undo_join(host, port, holder, before)
+            if is_left:
+                tell_left(error, host.deadline.stopped, port.tap)
+            raise
+    tell_taken_over(before)
+    tell_of_sitting(host, port, before.tap)
+
+
+async def _make_ready(
+    host: Host, port: Port, holder: Holder, admit: Admit, network: AsyncExitStack
+) -> tuple[Seen, Holder]:
+    """See to all that the tap needs before it is touched, and that it is nobody else's.
+
+    Returns what was seen of it before, and for whom it is attached, now that this is known. The
+    network that is made for it, if any, is nobody else's to take away until `network` ends. Raises
+    Failure; then the tap is taken from where it was attached before.
+    """
     link = host.kernel.look_up(port.tap)
     async with _undoing(host, port, holder, admit):
         await _open_databases(host, port, link)
@@ -65,13 +97,11 @@ async def attach_alone(host: Host, port: Port, holder: Holder, admit: Admit = an
     refuse_shared(link, holder.uid if holder.uid is not None else os.getuid())
     refuse_foreign_ports(before, find_here())
     by_us = holder.made or (link.stamp is not None and link.stamp.made)
-    async with AsyncExitStack() as network:
-        async with _undoing(host, port, holder, admit):
-            if holder.uid is None and not by_us:
-                await own_it(host, link, holder)
-            # NOTE: held until the tap is on the bridge, so that nobody takes it away before.
-            await network.enter_async_context(made.ensure(host, port))
-        await _join(host, port, replace(holder, made=by_us), before)
+    async with _undoing(host, port, holder, admit):
+        if holder.uid is None and not by_us:
+            await own_it(host, link, holder)
+        await network.enter_async_context(made.ensure(host, port))
+    return before, replace(holder, made=by_us)
 
 
 async def _open_databases(host: Host, port: Port, link: Link | None) -> None:
@@ -86,29 +116,6 @@ async def _open_databases(host: Host, port: Port, link: Link | None) -> None:
         # NOTE: the row of a bridge is there before its interface, whose MTU is looked at.
         for address in there:
             await host.databases[address].made(port.place.name, host.deadline)
-
-
-async def _join(host: Host, port: Port, holder: Holder, before: Seen) -> None:
-    """Attach a tap that is nobody else's, as it was seen `before`; what fails is taken back."""
-    try:
-        if port.made is not None:
-            # NOTE: its bridge may have been made meanwhile.
-            before = kinds.look(host, port.tap, port.place.name)
-        kinds.require(host.databases, port, before)
-        kind = kinds.find(port, before)
-        stamp = holder.mark(port, kind)
-        if holder.stamp is None:
-            stamp = replace(stamp, was=was_before(before))
-        await take(host, port, kind, before, plan_up(port, kind, before, stamp, find_here()))
-        host.deadline.last_check()
-    except BaseException as error:
-        with host.until(host.deadline.undo()):
-            is_left = await _undo_join(host, port, holder, before)
-        if is_left:
-            tell_left(error, host.deadline.stopped, port.tap)
-        raise
-    tell_taken_over(before)
-    tell_of_sitting(host, port, before.tap)
 
 
 async def take(host: Host, port: Port, kind: PortKind, before: Seen, plan: Plan) -> None:
