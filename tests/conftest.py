@@ -92,7 +92,7 @@ def served(way: str, netns: Namespace) -> Iterator[Callable[..., Hooks]]:
         def serve(hooks: Hooks, syslog: str | None = None, before: str = "") -> Hooks:
             if way == "agent":
                 if syslog is not None:
-                    log = f"import pyqemu_ifup.manners; pyqemu_ifup.manners.LOG_SOCKET = {syslog!r}"
+                    log = f"import pyqemu_ifup.hook; pyqemu_ifup.hook.LOG_SOCKET = {syslog!r}"
                     before = f"{before}\n{log}"
                 agent = stack.enter_context(Agent(netns, hooks.policy, before=before))
                 hooks.agent, hooks.agent_pid = agent.path, agent.pid

@@ -11,7 +11,7 @@ NAME_MAX = 15
 """Bytes of an interface name, without the NUL (IFNAMSIZ - 1, linux/if.h)."""
 
 NETWORK_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
-"""A network's name: it is part of a program's file name (`pyqemu-ifup@NAME`) and of stamps."""
+"""A network's name: it is part of a program's file name (`pyqemu-ifup@NAME`) and of marks."""
 
 USER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """The name of a tap that an unprivileged user gets: never an option, nor a word for a shell."""

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.manners import explain_bug, who_holds_up
+from pyqemu_ifup.hook import explain_bug, who_holds_up
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifctl.answer import Answer, by_name
 from pyqemu_ifctl.program import PROGRAM, put
 from pyqemu_ifctl.verbs import Verb
-from pyqemu_ifup.manners import explain_bug, open_log
+from pyqemu_ifup.hook import explain_bug, open_log
 
 
 class Parser(argparse.ArgumentParser):

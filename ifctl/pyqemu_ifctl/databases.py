@@ -10,10 +10,10 @@ from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
 from pyqemu_ifconf.policy import Policy
 from pyqemu_ifctl.bounded import Parts
 from pyqemu_ifup.drivers.rtnetlink import Netlink
+from pyqemu_ifup.hook import reading_policy
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.made.base import WantedNetwork
-from pyqemu_ifup.manners import reading_policy
 from pyqemu_ifup.on_port import Sights
 
 PATIENCE = 3.0

@@ -40,11 +40,11 @@ from pyqemu_ifup.kinds import vswitchd
 from pyqemu_ifup.kinds.base import PortKind, host_mac
 from pyqemu_ifup.look import FRESH, Link, Seen, show_vlan
 from pyqemu_ifup.made.base import WantedNetwork
+from pyqemu_ifup.mark import Here, find_here
 from pyqemu_ifup.nic_macs import find_macs
 from pyqemu_ifup.on_port import find_sitting
 from pyqemu_ifup.ops import Op, Plan, SetMtu, set_link
 from pyqemu_ifup.plan import plan_leaving, plan_up
-from pyqemu_ifup.stamp import Here, find_here
 from pyqemu_ifup.tap_request import may_attach
 
 UID_MAX = 2**32 - 2
@@ -153,7 +153,7 @@ def _explain_leave(
     """Return what leaving the tap as it is takes: nothing, but for an old mark of ours."""
     with Host(caller.tap, deadline, tell) as host:
         link = host.kernel.look_up(caller.tap)
-        marked = link.stamp.ovsdb if link is not None and link.stamp is not None else None
+        marked = link.mark.ovsdb if link is not None and link.mark is not None else None
         named = [marked] if marked is not None else []
         failed = open_each(host, dict.fromkeys([*addresses(policy), *named]))
         seen = kinds.look(host, caller.tap, None)
@@ -314,11 +314,11 @@ def _find_kind(port: Port, view: View) -> tuple[PortKind | None, bool, list[str]
 def _refusals(port: Port, view: View) -> list[str]:
     """Return why the hook would refuse the tap as it is now; being in use is no reason here."""
     seen = view.seen
-    stamp = seen.tap.stamp if seen.tap is not None else None
+    mark = seen.tap.mark if seen.tap is not None else None
     notes = []
     try:
         if seen.tap is not None:
-            refuse_strangers(port.tap, seen, stamp.pid if stamp is not None else 0)
+            refuse_strangers(port.tap, seen, mark.pid if mark is not None else 0)
             refuse_shared(seen.tap, view.uid)
         refuse_foreign_ports(seen, view.here)
     except Failure as failure:
@@ -354,17 +354,17 @@ def _form(
     seen = replace(seen, tap=tap)
     fault = None
     try:
-        # NOTE: no process, which a fresh tap's commands leave open, is 0 in a stamp.
-        pid = tap.stamp.pid if tap.stamp is not None else 0
-        stamp = Holder(caller, pid, by_name=by_name).mark(port, kind)
+        # NOTE: no process, which a fresh tap's commands leave open, is 0 in a mark.
+        pid = tap.mark.pid if tap.mark is not None else 0
+        mark = Holder(caller, pid, by_name=by_name).mark_for(port, kind)
         if live:
             try:
-                plan = (*making, *plan_up(port, kind, seen, stamp, view.here))
+                plan = (*making, *plan_up(port, kind, seen, mark, view.here))
                 return Form(kind.title, _lines(plan, port, seen, view, fresh=fresh)), None
             except Failure as failure:
                 fault = _would_fail(failure)
         able = replace(seen, bridge=_able_bridge(port, kind, seen.bridge))
-        plan = (*making, *plan_up(port, kind, able, stamp, view.here))
+        plan = (*making, *plan_up(port, kind, able, mark, view.here))
     except Failure as failure:
         return Form(kind.title, (), str(failure)), fault
     return Form(kind.title, _lines(plan, port, seen, view, fresh=fresh)), fault

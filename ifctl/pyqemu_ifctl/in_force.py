@@ -27,14 +27,14 @@ from pyqemu_ifup.change import Change, change, find_change
 from pyqemu_ifup.deadline import GRACE
 from pyqemu_ifup.guest import Unsaid, find_asked, find_marked, find_port, find_user_said
 from pyqemu_ifup.holder import Holder
+from pyqemu_ifup.hook import log, narrator
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.base import Difference
 from pyqemu_ifup.look import FRESH, Link, Seen
 from pyqemu_ifup.main import Left
-from pyqemu_ifup.manners import log, narrator
+from pyqemu_ifup.mark import Here, Mark, find_here, is_alive
 from pyqemu_ifup.ops import SetDown
 from pyqemu_ifup.qemu.caller import find_hook, find_hook_at_work
-from pyqemu_ifup.stamp import Here, Stamp, find_here, is_alive
 from pyqemu_ifup.system.holders import all_holders
 from pyqemu_ifup.system.lock import Lock, lock_tap
 from pyqemu_ifup.system.process import command_line, is_here, real_uid
@@ -56,13 +56,13 @@ Result = Literal[
 class Guest:
     """A tap that a running guest has, or that was asked for by its name.
 
-    `stamp` is our mark, None where there is none; `pid` the QEMU (or else the process) that holds
+    `mark` is our mark, None where there is none; `pid` the QEMU (or else the process) that holds
     the tap, None where none does; `network` the one that was asked for by its name, empty where
     the rules decide. `ours` tells whether we have attached it, or its QEMU calls us for it.
     """
 
     tap: str
-    stamp: Stamp | None
+    mark: Mark | None
     pid: int | None
     network: str
     ours: bool
@@ -70,10 +70,10 @@ class Guest:
     @property
     def serves(self) -> int:
         """The process that the mark shall name: that which it names, as long as that lives."""
-        stamp = self.stamp
-        if stamp is None:
+        mark = self.mark
+        if mark is None:
             return self.pid or 0
-        return stamp.pid if is_alive(stamp) or self.pid is None else self.pid
+        return mark.pid if is_alive(mark) or self.pid is None else self.pid
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def apply_policy(
     """
     deadline = host.deadline
     links = host.kernel.links()
-    named = [link.stamp.ovsdb for link in links if link.stamp and link.stamp.ovsdb]
+    named = [link.mark.ovsdb for link in links if link.mark and link.mark.ovsdb]
     failed = open_each(host, dict.fromkeys([*addresses(policy), *named]))
     outcomes = []
     for guest in find_guests(host, links, taps):
@@ -126,7 +126,7 @@ def apply_policy(
                 )
             )
         if isinstance(outcome, Failure):
-            foreign = not taps and guest.stamp is None and not guest.ours
+            foreign = not taps and guest.mark is None and not guest.ours
             vm = _vm(guest, Caller(guest.tap))
             outcome = None if foreign else Outcome(guest, "failed", vm=vm, failure=outcome)
         if outcome is not None:
@@ -175,30 +175,30 @@ def find_guests(host: Host, links: Iterable[Link], taps: Sequence[str]) -> list[
         if isinstance(guest, Failure):
             if guest.status is not Status.BUG:
                 raise guest
-            stamp = link.stamp if link is not None else None
-            guest = Guest(name, stamp, None, "", stamp is not None)
+            mark = link.mark if link is not None else None
+            guest = Guest(name, mark, None, "", mark is not None)
         found.append(guest)
-    return [guest for guest in found if taps or guest.stamp is not None or _is_running(guest)]
+    return [guest for guest in found if taps or guest.mark is not None or _is_running(guest)]
 
 
 def _is_running(guest: Guest) -> bool:
     """Tell whether somebody has the tap: a process that lives, by its mark or its descriptor."""
-    return guest.pid is not None or (guest.stamp is not None and is_alive(guest.stamp))
+    return guest.pid is not None or (guest.mark is not None and is_alive(guest.mark))
 
 
 def _guest(host: Host, tap: str, link: Link | None, pids: Sequence[int], here: Here) -> Guest:
-    stamp = link.stamp if link is not None else None
-    if stamp is None and link is not None and not link.alias:
+    mark = link.mark if link is not None else None
+    if mark is None and link is not None and not link.alias:
         # A tap that has lost its mark, but not its port.
-        stamp = kinds.lost_mark(Seen(link, ports=tuple(host.ports(tap))), here)
-    if stamp is None:
+        mark = kinds.lost_mark(Seen(link, ports=tuple(host.ports(tap))), here)
+    if mark is None:
         # NOTE: what it gets is what those may have who are not root.
         pids = [pid for pid in pids if real_uid(pid) not in (ROOT, None)] or pids
     pid = next(filter(runs_qemu, pids), next(iter(pids), None))
-    if stamp is not None and is_alive(stamp) and (stamp.pid in pids or not pids):
-        pid = stamp.pid
-    if stamp is not None:
-        return Guest(tap, stamp, pid, stamp.network if stamp.by_name else "", ours=True)
+    if mark is not None and is_alive(mark) and (mark.pid in pids or not pids):
+        pid = mark.pid
+    if mark is not None:
+        return Guest(tap, mark, pid, mark.network if mark.by_name else "", ours=True)
     hook = find_hook(tap, pid) if pid is not None else None
     name, _, network = os.path.basename(hook or "").partition("@")
     if name != HOOK:
@@ -250,7 +250,7 @@ def _is_settled(guest: Guest, link: Link | None, waited: float) -> bool:
     One takes the link down first and brings it up last, and marks the tap before all else. Raises
     Failure (75) where it has `waited` long enough, in seconds.
     """
-    if link is None or guest.pid is None or (link.up and link.stamp is not None):
+    if link is None or guest.pid is None or (link.up and link.mark is not None):
         return True
     script = find_hook_at_work(guest.tap, guest.pid)
     if script is not None and waited > SETTLE:
@@ -265,14 +265,14 @@ def _is_settled(guest: Guest, link: Link | None, waited: float) -> bool:
 
 async def _anew(host: Host, guest: Guest, link: Link | None) -> Guest:
     """Look at a guest again, with its tap's lock held. Raises Failure."""
-    stamp = link.stamp if link is not None else None
-    for ovsdb in {each.ovsdb for each in (guest.stamp, stamp) if each is not None}:
+    mark = link.mark if link is not None else None
+    for ovsdb in {each.ovsdb for each in (guest.mark, mark) if each is not None}:
         if ovsdb in host.databases:
             await host.databases[ovsdb].sync(host.deadline)
-    if stamp == guest.stamp and (stamp is None or is_alive(stamp)):
+    if mark == guest.mark and (mark is None or is_alive(mark)):
         return guest
     (now,) = find_guests(host, host.kernel.links(), [guest.tap])
-    if guest.stamp is not None and now.stamp is None and link is not None and not link.up:
+    if guest.mark is not None and now.mark is None and link is not None and not link.up:
         # NOTE: its down has been here, and it has yet to let the tap go.
         return replace(now, pid=None)
     return now
@@ -295,9 +295,9 @@ async def _apply_one(
         if judged is None or isinstance(judged, Outcome):
             return judged
         caller, port, uid = judged
-        async with _network(host, port, guest.stamp, dry_run=dry_run) as network:
-            by_name = guest.stamp is None and bool(guest.network)
-            holder = Holder(caller, guest.serves, uid, by_name=by_name, stamp=guest.stamp)
+        async with _network(host, port, guest.mark, dry_run=dry_run) as network:
+            by_name = guest.mark is None and bool(guest.network)
+            holder = Holder(caller, guest.serves, uid, by_name=by_name, mark=guest.mark)
             wanted = find_change(host, port, holder, failed, network.assumed)
             outcome = _unchanged(guest, caller, wanted, network)
             if not wanted.is_needed and not network.differences:
@@ -325,8 +325,8 @@ def _find_link(host: Host, guest: Guest, *, named: bool) -> Link | None:
 
     Raises Failure: 69 where there is none, 71 where nobody tells which guest it is for.
     """
-    stamp = guest.stamp
-    if not named and stamp is None and not _is_running(guest):
+    mark = guest.mark
+    if not named and mark is None and not _is_running(guest):
         return None  # Its QEMU has ended since.
     link = host.kernel.look_up(guest.tap)
     if link is None:
@@ -336,9 +336,9 @@ def _find_link(host: Host, guest: Guest, *, named: bool) -> Link | None:
             "",
             "pyqemu-ifctl status lists them all",
         )
-    if not named and stamp is None and (link.master is not None or link.alias):
+    if not named and mark is None and (link.master is not None or link.alias):
         return None
-    if guest.pid is None and stamp is None:
+    if guest.pid is None and mark is None:
         raise Failure(
             Status.REFUSED,
             "no process holds it",
@@ -356,11 +356,11 @@ def _judge(
     Or what becomes of a tap that is left or denied; None where it is no affair of ours. Raises
     Failure.
     """
-    stamp, vm = guest.stamp, _vm(guest, Caller(guest.tap))
+    mark, vm = guest.mark, _vm(guest, Caller(guest.tap))
     pid = guest.pid if guest.pid is not None else guest.serves
-    is_strange = stamp is None and not named
+    is_strange = mark is None and not named
     try:
-        uid = stamp.uid if stamp is not None else _find_uid(pid)
+        uid = mark.uid if mark is not None else _find_uid(pid)
         if is_strange and uid is not None and guest.ours:
             return Outcome(guest, "left", failure=_unmarked(guest, uid))
         check_given(link)
@@ -424,7 +424,7 @@ async def _deny(host: Host, outcome: Outcome, *, cut: bool, dry_run: bool) -> Ou
     link = host.kernel.look_up(guest.tap)
     if failure is None or link is None:
         return outcome
-    cut = cut and guest.stamp is not None
+    cut = cut and guest.mark is not None
     if not cut or dry_run:
         place = _place(host, guest)
         outcome = replace(outcome, failure=_denied(guest, failure, place, up=link.up))
@@ -450,7 +450,7 @@ def _place(host: Host, guest: Guest) -> str | None:
     if bridge is not None or seen.master is None:
         return bridge
     # NOTE: all ports of Open vSwitch have one master, and its database may not have been asked.
-    return guest.stamp.bridge if guest.stamp is not None else seen.master.name
+    return guest.mark.bridge if guest.mark is not None else seen.master.name
 
 
 def _find_uid(pid: int) -> int | None:
@@ -473,12 +473,12 @@ def _wanted(
     `uid` is the user whose tap it is, None for root. Raises Failure (77) where it is denied, and
     Unsaid.
     """
-    stamp = guest.stamp
-    asked = find_asked(policy, pid, uid) if stamp is None else find_user_said(policy, stamp)
+    mark = guest.mark
+    asked = find_asked(policy, pid, uid) if mark is None else find_user_said(policy, mark)
     user = find_user(asked) if asked is not None else None
     root_made = is_root_made(link, uid)
-    if stamp is not None:
-        return find_marked(policy, guest.tap, stamp, user, root_made=root_made)
+    if mark is not None:
+        return find_marked(policy, guest.tap, mark, user, root_made=root_made)
     caller, port = find_port(policy, guest.tap, pid, uid, guest.network, user, root_made=root_made)
     if uid is not None:
         assert user is not None
@@ -560,7 +560,7 @@ async def _look_at_network(host: Host, port: Port, *, dry_run: bool) -> _Network
 
 @asynccontextmanager
 async def _network(
-    host: Host, port: Port, stamp: Stamp | None, *, dry_run: bool
+    host: Host, port: Port, mark: Mark | None, *, dry_run: bool
 ) -> AsyncIterator[_Network]:
     """Have a network that is made there while a tap comes to it, and gone that one has left last.
 
@@ -571,9 +571,9 @@ async def _network(
     # the policy says of it now, too.
     async with nullcontext() if dry_run else made.ensure(host, port):
         yield network
-    if not dry_run and stamp is not None and stamp.bridge != port.place.name:
+    if not dry_run and mark is not None and mark.bridge != port.place.name:
         try:
-            await made.leave(host, stamp)
+            await made.leave(host, mark)
         except Failure as failure:
             log(
                 syslog.LOG_ERR,
@@ -582,7 +582,7 @@ async def _network(
 
 
 def _vm(guest: Guest, caller: Caller) -> str | None:
-    return caller.vm or (guest.stamp.guest if guest.stamp is not None else "") or None
+    return caller.vm or (guest.mark.guest if guest.mark is not None else "") or None
 
 
 def _denied(guest: Guest, failure: Failure, place: str | None, *, up: bool = True) -> Failure:
@@ -591,7 +591,7 @@ def _denied(guest: Guest, failure: Failure, place: str | None, *, up: bool = Tru
     `place` is the bridge that it is on, None for none; `up` tells whether its link is.
     """
     where = (f"on {readable(place)}" if place else "on no bridge") + ("" if up else ", down")
-    is_cut = up and guest.stamp is not None
+    is_cut = up and guest.mark is not None
     cut = f"cut it off: {cut_command(guest.tap)}; or " if is_cut else ""
     return Failure(
         Status.DENIED,

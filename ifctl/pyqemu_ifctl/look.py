@@ -11,7 +11,7 @@ from pyqemu_ifup.host import Host, filters, is_there
 from pyqemu_ifup.kinds import vswitchd
 from pyqemu_ifup.kinds.snapshot import Snapshot
 from pyqemu_ifup.look import Link, OvsSwitch
-from pyqemu_ifup.stamp import find_here
+from pyqemu_ifup.mark import find_here
 from pyqemu_ifup.system.own_mac import this_host
 
 
@@ -21,8 +21,8 @@ def look(host: Host, policy: Policy | Failure, parts: Parts, *, details: bool = 
     `details` are those that doctor alone needs; the host's databases are opened with them then.
     Raises Failure if not even the links can be listed.
     """
-    stamps = [link.stamp for link in host.kernel.links()]
-    named = [stamp.ovsdb for stamp in stamps if stamp is not None and stamp.ovsdb is not None]
+    marks = [link.mark for link in host.kernel.links()]
+    named = [mark.ovsdb for mark in marks if mark is not None and mark.ovsdb is not None]
     failed = open_each(host, dict.fromkeys([*addresses(policy), *named]))
     switches: dict[str, OvsSwitch] | None = {}
     if details:
@@ -46,7 +46,7 @@ def look(host: Host, policy: Policy | Failure, parts: Parts, *, details: bool = 
     if details:
         shown = {each.index for each in links if each.master is not None or each.name in rowed}
     else:
-        ours = (each for each in links if each.stamp is not None or each.name in rowed)
+        ours = (each for each in links if each.mark is not None or each.name in rowed)
         shown = {each.index for each in ours if kinds.is_ports(each)}
     networks = policy.networks.values() if isinstance(policy, Policy) else ()
     unasked = frozenset({*failed, *unknown})
@@ -71,7 +71,7 @@ def look(host: Host, policy: Policy | Failure, parts: Parts, *, details: bool = 
             link.name
             for link in links
             if link.tap
-            and link.stamp is None
+            and link.mark is None
             and isinstance(policy, Policy)
             and is_left(policy, link.name)
         ),

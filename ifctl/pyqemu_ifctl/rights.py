@@ -14,8 +14,8 @@ from pyqemu_ifup import kinds
 from pyqemu_ifup.access import check_given, find_user, may_still
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link
+from pyqemu_ifup.mark import Mark, is_alive
 from pyqemu_ifup.qemu.caller import find_hook_at_work
-from pyqemu_ifup.stamp import Stamp, is_alive
 
 if TYPE_CHECKING:
     from pyqemu_ifup.drivers.ovsdb import Database
@@ -31,16 +31,13 @@ class Lost:
 
 
 def find_lost(
-    host: Host,
-    policy: Policy | Failure,
-    links: Iterable[Link],
-    want: Callable[[str, Stamp], object],
+    host: Host, policy: Policy | Failure, links: Iterable[Link], want: Callable[[str, Mark], object]
 ) -> list[Lost]:
     """Return the taps of ours that are users' no more, or that the policy denies by now.
 
-    `want` tells what the policy says of a tap with a stamp: a Port, a Deny, or that it cannot tell.
+    `want` tells what the policy says of a tap with a mark: a Port, a Deny, or that it cannot tell.
     """
-    ours = [link for link in links if kinds.is_ports(link) and link.stamp is not None]
+    ours = [link for link in links if kinds.is_ports(link) and link.mark is not None]
     ended = {each.link.index: each.because for each in host.finish(find_ended(ours))}
     found = []
     for link in ours:
@@ -52,22 +49,22 @@ def find_lost(
 
 
 def _denied(
-    policy: Policy | Failure, link: Link, want: Callable[[str, Stamp], object]
+    policy: Policy | Failure, link: Link, want: Callable[[str, Mark], object]
 ) -> str | None:
-    stamp = link.stamp
-    assert stamp is not None
+    mark = link.mark
+    assert mark is not None
     try:
         check_given(link)
-        wish = want(link.name, stamp)
-        if isinstance(wish, Port) and stamp.uid is not None and isinstance(policy, Policy):
-            may_still(policy, wish, find_user(stamp.uid))
+        wish = want(link.name, mark)
+        if isinstance(wish, Port) and mark.uid is not None and isinstance(policy, Policy):
+            may_still(policy, wish, find_user(mark.uid))
     except Failure as failure:
         return f"{failure.what}: {failure.why}"
     return f"denied: {wish.because}" if isinstance(wish, Deny) else None
 
 
 def find_off(
-    links: Sequence[Link], databases: Mapping[str, Database], want: Callable[[str, Stamp], object]
+    links: Sequence[Link], databases: Mapping[str, Database], want: Callable[[str, Mark], object]
 ) -> list[Link]:
     """Return the taps of running guests that the policy attaches, and that are down or nowhere.
 
@@ -78,14 +75,14 @@ def find_off(
     by_name = {link.name: link for link in links}
     found = []
     for link in links:
-        stamp = link.stamp
-        if stamp is None or not kinds.is_ports(link) or not is_alive(stamp):
+        mark = link.mark
+        if mark is None or not kinds.is_ports(link) or not is_alive(mark):
             continue
-        database = databases.get(stamp.ovsdb or "")
-        nowhere = kinds.load(stamp.kind).is_lost(link, by_name.get(stamp.bridge), database)
-        if (link.up and not nowhere) or not isinstance(want(link.name, stamp), Port):
+        database = databases.get(mark.ovsdb or "")
+        nowhere = kinds.load(mark.kind).is_lost(link, by_name.get(mark.bridge), database)
+        if (link.up and not nowhere) or not isinstance(want(link.name, mark), Port):
             continue
-        if find_hook_at_work(link.name, stamp.pid) is None:
+        if find_hook_at_work(link.name, mark.pid) is None:
             found.append(link)
     return found
 

@@ -32,9 +32,9 @@ from pyqemu_ifup.kinds.base import Difference, Leftover
 from pyqemu_ifup.kinds.snapshot import Snapshot
 from pyqemu_ifup.kinds.view import PortView, TapView
 from pyqemu_ifup.look import Link, Seen, has_networks
+from pyqemu_ifup.mark import Mark, is_alive
 from pyqemu_ifup.on_port import find_sitting
 from pyqemu_ifup.plan import differences
-from pyqemu_ifup.stamp import Stamp, is_alive
 from pyqemu_ifup.system.users import login_of
 
 State = Literal["ok", "differs", "foreign", "left", "loose", "stale", "elsewhere"]
@@ -65,8 +65,8 @@ class Row:
     because: str = ""
 
 
-Want = Callable[[str, Stamp], Port | Deny | Leave | Unsaid | None]
-"""What the policy says now of a tap with this stamp; None or Unsaid if that is not known."""
+Want = Callable[[str, Mark], Port | Deny | Leave | Unsaid | None]
+"""What the policy says now of a tap with this mark; None or Unsaid if that is not known."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _find_view(host: Host, tap: str | None, environ: Mapping[str, str]) -> View:
     policy = take_policy(parts, environ)
     snapshot = look(host, policy, parts)
     failed = snapshot.failed
-    shown = rows(snapshot, lambda name, stamp: wanted(policy, name, stamp))
+    shown = rows(snapshot, lambda name, mark: wanted(policy, name, mark))
     found = (
         parts.take("whose right has ended", lambda: _with_rights(host, policy, snapshot, shown))
         or shown
@@ -123,7 +123,7 @@ def _with_rights(
     host: Host, policy: Policy | Failure, snapshot: Snapshot, found: list[Row]
 ) -> list[Row]:
     """Return the rows, those of taps whose right has ended with why, and what ends them."""
-    lost = find_lost(host, policy, snapshot.links, lambda name, stamp: wanted(policy, name, stamp))
+    lost = find_lost(host, policy, snapshot.links, lambda name, mark: wanted(policy, name, mark))
     by_index = {each.link.index: each for each in lost}
     return [
         row
@@ -171,28 +171,28 @@ def _with_tables(
     return rows, unread
 
 
-def wanted(policy: Policy | Failure, tap: str, stamp: Stamp) -> Port | Deny | Leave | Unsaid | None:
-    """Return what the policy says now of the tap, for the QEMU that its stamp tells of.
+def wanted(policy: Policy | Failure, tap: str, mark: Mark) -> Port | Deny | Leave | Unsaid | None:
+    """Return what the policy says now of the tap, for the QEMU that its mark tells of.
 
-    None without a policy; Unsaid if a rule asks for what the stamp does not say.
+    None without a policy; Unsaid if a rule asks for what the mark does not say.
     """
     if isinstance(policy, Failure):
         return None
-    if stamp.by_name:
+    if mark.by_name:
         try:
-            return port_on(policy, stamp.network, tap, made=stamp.made)
+            return port_on(policy, mark.network, tap, made=mark.made)
         except Failure as failure:
             return Deny(str(failure), None)
     # NOTE: a user's tap that is not asked for by a network's name is one that root has made.
-    asked = find_user_said(policy, stamp) if policy_asks(policy, "user") else None
+    asked = find_user_said(policy, mark) if policy_asks(policy, "user") else None
     login = login_of(asked) if asked is not None else None
-    caller = said_by(stamp, tap, login, root_made=stamp.uid is not None)
+    caller = said_by(mark, tap, login, root_made=mark.uid is not None)
     try:
-        check_said(policy, caller, stamp)
+        check_said(policy, caller, mark)
         decision = decide(policy, caller)
         if isinstance(decision, Deny | Leave):
             return decision
-        check_place(decision.port, stamp)
+        check_place(decision.port, mark)
     except Unsaid as unsaid:
         return unsaid
     return decision.port
@@ -219,13 +219,13 @@ def rows(snapshot: Snapshot, want: Want) -> list[Row]:
 
 def _left_row(view: TapView, leftover: Leftover) -> Row:
     """Return the row of a port whose tap is not here."""
-    place, stamp = view.left(leftover)
+    place, mark = view.left(leftover)
     row = Row(
         leftover.port.name,
         None,
-        network=stamp.network or None,
-        vm=stamp.vm or None,
-        pid=stamp.pid or None,
+        network=mark.network or None,
+        vm=mark.vm or None,
+        pid=mark.pid or None,
     )
     return _at(row, place)
 
@@ -256,44 +256,44 @@ def _tap_row(link: Link, snapshot: Snapshot, want: Want, patience: Patience) -> 
         own=snapshot.own.get(link.index),
     )
     row = Row(link.name, None, ifindex=link.index, mtu=link.mtu, mac=link.mac)
-    stamp = link.stamp or kinds.lost_mark(seen, snapshot.here)
-    places = [each.view(seen, snapshot.here, ours=stamp is not None) for each in kinds.views()]
+    mark = link.mark or kinds.lost_mark(seen, snapshot.here)
+    places = [each.view(seen, snapshot.here, ours=mark is not None) for each in kinds.views()]
     maker = kinds.maker_of(link)
     places += [each.view(seen) for each in kinds.link_views() if each.kind is maker]
     place = next((each for each in places if each is not None), None)
     if place is not None:
         row = _at(row, place)
-    if stamp is None:
+    if mark is None:
         return _others_row(row, link, seen.master, snapshot)
-    vm = None if "vm" in stamp.unsaid else stamp.vm or None
-    others = find_otherwise(link.name, stamp, patience)
+    vm = None if "vm" in mark.unsaid else mark.vm or None
+    others = find_otherwise(link.name, mark, patience)
     row = replace(
         row,
-        network=stamp.network,
+        network=mark.network,
         vm=vm,
-        pid=stamp.pid or None,
+        pid=mark.pid or None,
         differences=None,
         otherwise=others,
-        because=_ended(stamp) or tell_otherwise(stamp, others),
+        because=_ended(mark) or tell_otherwise(mark, others),
     )
-    if stamp.ovsdb in snapshot.unasked:
+    if mark.ovsdb in snapshot.unasked:
         return replace(
             row,
-            kind=row.kind or stamp.kind,
-            bridge=row.bridge or stamp.bridge,
+            kind=row.kind or mark.kind,
+            bridge=row.bridge or mark.bridge,
             because="its database does not answer",
         )
     if snapshot.vids is None and filters(seen.master):
         return replace(row, because="there was no time to see its VLANs")
-    wish = want(link.name, stamp)
+    wish = want(link.name, mark)
     if isinstance(wish, Unsaid):
         row, wish = replace(row, because="; ".join(filter(None, [row.because, str(wish)]))), None
-    found = _compare(wish, stamp, seen, snapshot)
+    found = _compare(wish, mark, seen, snapshot)
     if found is None:
-        attached = row.bridge == stamp.bridge
-        because = "" if attached else f"its mark says that it is on {readable(stamp.bridge)}"
+        attached = row.bridge == mark.bridge
+        because = "" if attached else f"its mark says that it is on {readable(mark.bridge)}"
         return replace(row, state="ok" if attached else "differs", because=because or row.because)
-    if link.stamp is None:
+    if link.mark is None:
         found = (*found, Difference("alias", "our mark", link.alias or "none"))
     if snapshot.sights is None:
         because = "there was no time to see what of this host's is on it"
@@ -302,30 +302,27 @@ def _tap_row(link: Link, snapshot: Snapshot, want: Want, patience: Patience) -> 
         )
     found += tuple(
         Difference(each.setting, "none", each.name, f"{each.why}; {each.remedy}")
-        for each in find_sitting(link, row.bridge or stamp.bridge, snapshot.sights)
+        for each in find_sitting(link, row.bridge or mark.bridge, snapshot.sights)
     )
     return replace(row, state="differs" if found else "ok", differences=found)
 
 
-def _ended(stamp: Stamp) -> str:
-    return f"its process {stamp.pid} has ended" if stamp.start and not is_alive(stamp) else ""
+def _ended(mark: Mark) -> str:
+    return f"its process {mark.pid} has ended" if mark.start and not is_alive(mark) else ""
 
 
 def _compare(
-    want: Port | Deny | Leave | None, stamp: Stamp, seen: Seen, snapshot: Snapshot
+    want: Port | Deny | Leave | None, mark: Mark, seen: Seen, snapshot: Snapshot
 ) -> tuple[Difference, ...] | None:
     """Return what is not as the policy wants it now, None if that is not known."""
     if want is None:
         return None
     if isinstance(want, Deny):
-        return (Difference("network", "none", stamp.network, f"denied: {want.because}"),)
+        return (Difference("network", "none", mark.network, f"denied: {want.because}"),)
     if isinstance(want, Leave):
         left = f"left alone from its next start on: {want.rule.position}"
-        return (Difference("network", "none", stamp.network, left),)
-    if (
-        not snapshot.unasked.isdisjoint(want.place.databases)
-        and not kinds.load(stamp.kind).has_link
-    ):
+        return (Difference("network", "none", mark.network, left),)
+    if not snapshot.unasked.isdisjoint(want.place.databases) and not kinds.load(mark.kind).has_link:
         return None
     bridge = next((link for link in snapshot.links if link.name == want.place.name), None)
     seen = replace(
@@ -340,10 +337,10 @@ def _compare(
         kind = kinds.find(want, seen)
         found = differences(want, kind, seen, up=True)
     except Failure as failure:
-        is_now = seen.master.name if seen.master else stamp.bridge
+        is_now = seen.master.name if seen.master else mark.bridge
         found = (Difference("bridge", want.place.name, is_now, str(failure)),)
-    if want.network != stamp.network:
-        found = (Difference("network", want.network, stamp.network), *found)
+    if want.network != mark.network:
+        found = (Difference("network", want.network, mark.network), *found)
     return found
 
 

@@ -23,7 +23,7 @@ from pyqemu_ifconf.load import ETC, load_host_policy, load_policy
 from pyqemu_ifconf.policy import DEFAULT_TIMEOUT, Policy
 from pyqemu_ifd.snapshot import Observer, Snapshot, take_snapshot
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.manners import log
+from pyqemu_ifup.hook import log
 from pyqemu_ifup.system.forked import fork_with
 from pyqemu_ifup.task import pause
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from pyqemu_ifup.drivers.nft_table import table_name
-from pyqemu_ifup.manners import log
+from pyqemu_ifup.hook import log
 
 DELAY = 0.2
 """Seconds after an event in which what belongs to it may still follow; no look is sooner."""

@@ -14,14 +14,7 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import readable
 from pyqemu_ifconf.version import say_version
 from pyqemu_ifup.agent import ROOT_SOCKET, USERS_SOCKET
-from pyqemu_ifup.manners import (
-    SAFE_PATH,
-    explain_bug,
-    log,
-    open_log,
-    open_standard_descriptors,
-    say,
-)
+from pyqemu_ifup.hook import SAFE_PATH, explain_bug, log, open_log, open_standard_descriptors, say
 
 PROGRAM = "pyqemu-ifd"
 LISTEN_FD = 3

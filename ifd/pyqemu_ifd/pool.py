@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.drivers.rtnetlink import Netlink
+from pyqemu_ifup.hook import log
 from pyqemu_ifup.host import Host, is_there
-from pyqemu_ifup.manners import log
 
 if TYPE_CHECKING:
     from pyqemu_ifup.drivers.ovsdb import Database

@@ -32,11 +32,11 @@ from pyqemu_ifup.drivers.links import LinkEvent
 from pyqemu_ifup.drivers.nft_events import FILTERS
 from pyqemu_ifup.guest import find_marked, find_user_said
 from pyqemu_ifup.holder import Holder
+from pyqemu_ifup.hook import log
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link, has_networks
-from pyqemu_ifup.manners import log
+from pyqemu_ifup.mark import BRIDGE_MARK, Here, Mark, is_alive
 from pyqemu_ifup.ops import SetAlias, SetUp
-from pyqemu_ifup.stamp import BRIDGE_MARK, Here, Stamp, is_alive
 from pyqemu_ifup.system.lock import lock_by_name, lock_tap
 from pyqemu_ifup.task import Task
 
@@ -67,19 +67,19 @@ def _may_have_ended(link: Link) -> bool:
     user has asked for, which leaves the mark. What a script of root's has attached waits for who
     shall open it.
     """
-    stamp = link.stamp
-    if stamp is None:
+    mark = link.mark
+    if mark is None:
         return False
     if kinds.maker_of(link) is not None:
         return True
-    if stamp.uid is not None or (not link.up and link.master is None):
+    if mark.uid is not None or (not link.up and link.master is None):
         return True
-    return not link.carrier and bool(stamp.vm or stamp.netdev)
+    return not link.carrier and bool(mark.vm or mark.netdev)
 
 
-def _runs(link: Link, stamp: Stamp) -> bool:
+def _runs(link: Link, mark: Mark) -> bool:
     """Tell whether a tap has its guest: under -daemonize one of `run`'s goes on in another pid."""
-    return is_alive(stamp) or (stamp.made and link.carrier)
+    return is_alive(mark) or (mark.made and link.carrier)
 
 
 class Reconciler:
@@ -254,8 +254,8 @@ class Reconciler:
     def _watch_processes(self) -> None:
         """Watch for the end of each process that has a link of our making. Raises Failure."""
         self._links_changed = False
-        stamps = [link.stamp for link in self.pool.kernel.links() if kinds.maker_of(link)]
-        if self.ends.watch({(stamp.pid, stamp.start) for stamp in stamps if stamp is not None}):
+        marks = [link.mark for link in self.pool.kernel.links() if kinds.maker_of(link)]
+        if self.ends.watch({(mark.pid, mark.start) for mark in marks if mark is not None}):
             self._look_at_ends(0.0)
 
     def _take_news_of_databases(self, now: float) -> None:
@@ -345,33 +345,33 @@ class Reconciler:
 
     def _has_lost(self, link: Link) -> bool:
         """Tell whether a running guest's tap is not on its bridge, which is there again."""
-        stamp = link.stamp
+        mark = link.mark
         # NOTE: a down takes the link down before all else, so that it is not mistaken for a loss.
-        if stamp is None or not link.up or not _runs(link, stamp):
+        if mark is None or not link.up or not _runs(link, mark):
             return False
-        bridge = self.pool.kernel.look_up(stamp.bridge)
-        database = self._databases().get(stamp.ovsdb or "")
-        if kinds.load(stamp.kind).is_lost(link, bridge, database):
+        bridge = self.pool.kernel.look_up(mark.bridge)
+        database = self._databases().get(mark.ovsdb or "")
+        if kinds.load(mark.kind).is_lost(link, bridge, database):
             return True
         # NOTE: one that is made for taps is made, and brought up, as a tap is attached.
         policy = self.cache.policy
-        network = policy.networks.get(stamp.network) if policy is not None else None
+        network = policy.networks.get(mark.network) if policy is not None else None
         is_made = network is not None and network.made is not None
-        is_off = bridge is None or (bridge.kind in kinds.master_kinds(stamp.kind) and not bridge.up)
+        is_off = bridge is None or (bridge.kind in kinds.master_kinds(mark.kind) and not bridge.up)
         return link.master is None and is_made and is_off
 
     async def _keep_filters(self, host: Host) -> None:
         """Give a link of our making back what somebody else has taken: its filters."""
         assert host.tap is not None
         link = host.kernel.look_up(host.tap)
-        stamp, kind = link.stamp if link is not None else None, kinds.maker_of(link)
-        if link is None or stamp is None or kind is None:
+        mark, kind = link.mark if link is not None else None, kinds.maker_of(link)
+        if link is None or mark is None or kind is None:
             return
         policy = await self.cache.current(host.deadline)
-        asked = find_user_said(policy, stamp)
+        asked = find_user_said(policy, mark)
         user = (await self.users.find(asked, host.deadline)) if asked is not None else None
         try:
-            _, port = self._wanted(policy, link, stamp, user)
+            _, port = self._wanted(policy, link, mark, user)
             lock = await lock_tap(link.index, host.deadline.child(SHORT))
         except Failure as failure:
             # NOTE: one that is denied by now is told of by status, and cut off by apply.
@@ -382,14 +382,11 @@ class Reconciler:
             return
         with lock:
             seen = kinds.look(host, link.name, port.place.name)
-            is_same = seen.tap is not None and (seen.tap.index, seen.tap.stamp) == (
-                link.index,
-                stamp,
-            )
+            is_same = seen.tap is not None and (seen.tap.index, seen.tap.mark) == (link.index, mark)
             # NOTE: one that is down is being made, or taken away.
             if not is_same or not link.up or not kind.is_in_place(port, seen, self.here):
                 return
-            plan, _ = kind.change(port, seen, stamp, self.here)
+            plan, _ = kind.change(port, seen, mark, self.here)
             for op in plan:
                 await host.run(op)
         now = time.monotonic()
@@ -467,14 +464,14 @@ class Reconciler:
 
     async def _bring_back_by(self, host: Host, tap: str, policy: Policy) -> None:
         link = host.kernel.look_up(tap)
-        stamp = link.stamp if link is not None else None
-        if link is None or stamp is None:
+        mark = link.mark if link is not None else None
+        if link is None or mark is None:
             return
-        asked = find_user_said(policy, stamp)
+        asked = find_user_said(policy, mark)
         user = (await self.users.find(asked, host.deadline)) if asked is not None else None
         database = None
-        if stamp.ovsdb is not None:
-            database = await self.pool.connected(stamp.ovsdb, host.deadline)
+        if mark.ovsdb is not None:
+            database = await self.pool.connected(mark.ovsdb, host.deadline)
         try:
             # NOTE: not for long, for whoever calls for this tap has to wait for us.
             lock = await lock_tap(link.index, host.deadline.child(SHORT))
@@ -488,18 +485,18 @@ class Reconciler:
                 # NOTE: a hook that does without us, or apply, may just have put it there.
                 await database.sync(host.deadline)
             now = host.kernel.look_up(tap)
-            if now is None or (now.index, now.stamp) != (link.index, stamp):
+            if now is None or (now.index, now.mark) != (link.index, mark):
                 self.everything()
                 return
             # NOTE: a policy that has changed since has every tap looked at again.
             if self._has_lost(now) and self.cache.policy is policy:
-                await self._attach_again(host, policy, now, stamp, user)
+                await self._attach_again(host, policy, now, mark, user)
 
     async def _attach_again(
-        self, host: Host, policy: Policy, link: Link, stamp: Stamp, user: User | None
+        self, host: Host, policy: Policy, link: Link, mark: Mark, user: User | None
     ) -> None:
         try:
-            caller, port = self._wanted(policy, link, stamp, user)
+            caller, port = self._wanted(policy, link, mark, user)
         except Failure as failure:
             if failure.status is not Status.DENIED:
                 raise
@@ -508,10 +505,10 @@ class Reconciler:
                 self._denied[link.name] = link.index, str(failure)
                 log(
                     syslog.LOG_WARNING,
-                    f"{quote(link.name)}: not brought back to {readable(stamp.bridge)}: {failure}",
+                    f"{quote(link.name)}: not brought back to {readable(mark.bridge)}: {failure}",
                 )
             return
-        holder = Holder(caller, stamp.pid, stamp.uid, stamp=stamp)
+        holder = Holder(caller, mark.pid, mark.uid, mark=mark)
         try:
             await attach_alone(host, port, holder)
         except BaseException:
@@ -525,7 +522,7 @@ class Reconciler:
         """Give a tap that could not be attached again its mark and link back, to be tried again."""
         kernel = self.pool.kernel
         link = kernel.look_at(before.index)
-        if link is None or link.name != before.name or (link.alias and link.stamp is None):
+        if link is None or link.name != before.name or (link.alias and link.mark is None):
             return
         master = kernel.look_at(link.master) if link.master is not None else None
         # NOTE: ovs-vswitchd may take its time to let go of a port whose row has gone.
@@ -536,7 +533,7 @@ class Reconciler:
             await host.run(SetUp(link.name, link.index))
 
     @staticmethod
-    def _wanted(policy: Policy, link: Link, stamp: Stamp, user: User | None) -> tuple[Caller, Port]:
+    def _wanted(policy: Policy, link: Link, mark: Mark, user: User | None) -> tuple[Caller, Port]:
         """Return what the tap shall have by now, on the network that it was put on.
 
         Raises Failure (77) where the rules, or the network's users, have it there no more, or its
@@ -544,12 +541,12 @@ class Reconciler:
         """
         check_given(link)
         caller, port = find_marked(
-            policy, link.name, stamp, user, root_made=is_root_made(link, stamp.uid)
+            policy, link.name, mark, user, root_made=is_root_made(link, mark.uid)
         )
-        if port.network != stamp.network:
+        if port.network != mark.network:
             raise Failure(
                 Status.DENIED,
-                f"denied network {readable(stamp.network)}",
+                f"denied network {readable(mark.network)}",
                 f"the rule at {port.position} has it on network {port.network} by now",
                 f"move it: {ifctl('apply', link.name)}",
             )

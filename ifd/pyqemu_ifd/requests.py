@@ -28,12 +28,12 @@ from pyqemu_ifup.attach import attach, success_line
 from pyqemu_ifup.deadline import TAKEN_BACK, TOO_LATE, Deadline
 from pyqemu_ifup.guest import find_asked, find_port
 from pyqemu_ifup.holder import Handed, Holder
+from pyqemu_ifup.hook import left_to_gc, log, prove_tap
 from pyqemu_ifup.leave import leave
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.main import Left
-from pyqemu_ifup.manners import left_to_gc, log, prove_tap
+from pyqemu_ifup.mark import Here
 from pyqemu_ifup.qemu.caller import find_helped
-from pyqemu_ifup.stamp import Here
 from pyqemu_ifup.system.process import find_parent
 from pyqemu_ifup.tap_request import attach_tap, make_tap, may_attach, parse_wish
 from pyqemu_ifup.taps import close_all

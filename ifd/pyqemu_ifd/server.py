@@ -41,8 +41,8 @@ from pyqemu_ifup import kinds
 from pyqemu_ifup.access import ROOT
 from pyqemu_ifup.drivers.links import LinkEvents
 from pyqemu_ifup.drivers.nft_events import NftEvents, open_events
-from pyqemu_ifup.manners import explain_bug, log
-from pyqemu_ifup.stamp import find_here
+from pyqemu_ifup.hook import explain_bug, log
+from pyqemu_ifup.mark import find_here
 from pyqemu_ifup.system.lock import open_lock
 from pyqemu_ifup.task import Task, step
 

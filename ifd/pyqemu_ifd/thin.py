@@ -1,7 +1,7 @@
 """The hooks as clients of the agent (docs/agent.md): whatever it does not do is done here.
 
 Loads C modules only, and no Python but what `python3 -I -S` has loaded: the interpreter's own
-start is most of what a hook costs. So a few lines of pyqemu_ifup.manners stand here once more, and
+start is most of what a hook costs. So a few lines of pyqemu_ifup.hook stand here once more, and
 the rest of the toolkit is imported where the agent does not do the work.
 """
 
@@ -328,7 +328,7 @@ def quote(name: str) -> str:
 
 
 def open_standard_descriptors() -> None:
-    """Give 0 and 1 to /dev/null, and 2 too where it is closed, as pyqemu_ifup.manners does."""
+    """Give 0 and 1 to /dev/null, and 2 too where it is closed, as pyqemu_ifup.hook does."""
     null = posix.open("/dev/null", posix.O_RDWR)
     while null <= 2:
         null = posix.dup(null)

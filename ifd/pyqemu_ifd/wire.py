@@ -17,7 +17,7 @@ from typing import Literal
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup.agent import REQUEST_MAX, WIRE
 from pyqemu_ifup.drivers.tun import is_persistent
-from pyqemu_ifup.manners import read_tap_name
+from pyqemu_ifup.hook import read_tap_name
 from pyqemu_ifup.system.holders import TUNGETDEVNETNS
 
 VERSION = WIRE.encode()

@@ -9,12 +9,12 @@ from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
 from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifup import kinds, made
 from pyqemu_ifup.deadline import Unconfirmed
+from pyqemu_ifup.hook import log
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link
-from pyqemu_ifup.manners import log
+from pyqemu_ifup.mark import find_here, is_anothers
 from pyqemu_ifup.ops import Op, SetDown
 from pyqemu_ifup.plan import plan_down
-from pyqemu_ifup.stamp import find_here, is_anothers
 from pyqemu_ifup.system.lock import lock_by_name
 
 PATIENCE = 2.0
@@ -45,15 +45,14 @@ async def detach_alone(
     if link is not None and index not in (None, link.index):
         log(syslog.LOG_INFO, f"{quote(tap)}: left alone: it is another tap by now")
         return
-    stamp = link.stamp if link else None
-    if stamp is not None and is_anothers(stamp, parent):
+    mark = link.mark if link else None
+    if mark is not None and is_anothers(mark, parent):
         log(
             syslog.LOG_INFO,
-            f"{quote(tap)}: left alone: attached to {readable(stamp.bridge)} for process "
-            f"{stamp.pid}",
+            f"{quote(tap)}: left alone: attached to {readable(mark.bridge)} for process {mark.pid}",
         )
         return
-    if link is not None and link.up and stamp is not None and stamp.ovsdb is not None:
+    if link is not None and link.up and mark is not None and mark.ovsdb is not None:
         # NOTE: first of all, for a mute server may take all the time there is.
         await _run(host, SetDown(tap, link.index))
     await host.open_databases(_databases(link))
@@ -63,13 +62,13 @@ async def detach_alone(
     for op in plan:
         host.deadline.check()
         allowed = await _run(host, op) and allowed
-    if plan and allowed and stamp is not None:
+    if plan and allowed and mark is not None:
         log(
             syslog.LOG_INFO,
-            f"{quote(tap)}: detached from {readable(stamp.bridge)}, "
-            f"network {readable(stamp.network)}",
+            f"{quote(tap)}: detached from {readable(mark.bridge)}, "
+            f"network {readable(mark.network)}",
         )
-    await made.leave(host, stamp)
+    await made.leave(host, mark)
 
 
 def leave_to_gc(tap: str, failure: Failure) -> None:
@@ -80,11 +79,11 @@ def leave_to_gc(tap: str, failure: Failure) -> None:
 
 
 def _databases(link: Link | None) -> list[str]:
-    """Return where a row of the tap may be: a tap's own stamp tells; without one, the default."""
-    stamp = link.stamp if link else None
-    if stamp is None:
+    """Return where a row of the tap may be: a tap's own mark tells; without one, the default."""
+    mark = link.mark if link else None
+    if mark is None:
         return [DEFAULT_OVSDB]
-    return [stamp.ovsdb] if stamp.ovsdb is not None else []
+    return [mark.ovsdb] if mark.ovsdb is not None else []
 
 
 async def _run(host: Host, op: Op) -> bool:

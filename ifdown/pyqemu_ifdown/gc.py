@@ -12,9 +12,9 @@ from pyqemu_ifup.deadline import Unconfirmed
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.base import Leftover
 from pyqemu_ifup.look import Link, OvsPort
+from pyqemu_ifup.mark import find_here, is_alive
 from pyqemu_ifup.ops import Op
 from pyqemu_ifup.qemu.caller import find_hook_at_work
-from pyqemu_ifup.stamp import find_here, is_alive
 from pyqemu_ifup.system.holders import OTHERS, Holders, find_holders
 from pyqemu_ifup.system.lock import lock_by_name
 from pyqemu_ifup.system.process import process_start, real_uid
@@ -44,9 +44,9 @@ async def find_ended(
         link
         for link in links
         if kinds.is_ports(link)
-        and (stamp := link.stamp) is not None
-        and (stamp.uid is not None or (roots and not _tells_holder(link)))
-        and not is_alive(stamp)
+        and (mark := link.mark) is not None
+        and (mark.uid is not None or (roots and not _tells_holder(link)))
+        and not is_alive(mark)
     ]
     if not left:
         return []
@@ -70,9 +70,9 @@ async def find_let_go(links: Iterable[Link], *, named: bool = False) -> list[End
         if kinds.is_ports(link)
         and not _tells_holder(link)
         and (named or not link.up)
-        and (stamp := link.stamp) is not None
-        and is_alive(stamp)
-        and find_hook_at_work(link.name, stamp.pid) is None
+        and (mark := link.mark) is not None
+        and is_alive(mark)
+        and find_hook_at_work(link.name, mark.pid) is None
     ]
     if not left:
         return []
@@ -80,14 +80,14 @@ async def find_let_go(links: Iterable[Link], *, named: bool = False) -> list[End
     unseen = {*holders.hidden, *holders.unread}
     uids = {real_uid(pid) for pid in unseen} - {None}
     return [
-        Ended(link, f"nobody holds it, though its process {link.stamp.pid} runs")
+        Ended(link, f"nobody holds it, though its process {link.mark.pid} runs")
         for link in left
-        if link.stamp is not None
+        if link.mark is not None
         and not holders.of(link.name)
         # NOTE: of a process that cannot be looked into nobody can tell that it holds none. Some of
         # root's cannot on many hosts, as a container's maker; the carrier speaks for those.
-        and link.stamp.pid not in unseen
-        and link.stamp.uid not in uids
+        and link.mark.pid not in unseen
+        and link.mark.uid not in uids
     ]
 
 
@@ -113,23 +113,23 @@ def _tells_holder(link: Link) -> bool:
 
 
 def _why_ended(link: Link, holders: Holders) -> str | None:
-    stamp = link.stamp
-    assert stamp is not None
+    mark = link.mark
+    assert mark is not None
     pids = holders.of(link.name)
     uids = {pid: real_uid(pid) for pid in (*pids, *holders.hidden, *holders.unread)}
-    if stamp.uid is None and pids:
+    if mark.uid is None and pids:
         return None
-    if stamp.uid is not None and stamp.uid in uids.values():
+    if mark.uid is not None and mark.uid in uids.values():
         return None
     # NOTE: no carrier tells of who holds such a link. Whoever has it of its process began later.
     unseen = () if link.tap else (*holders.hidden, *holders.unread)
-    if stamp.uid is None and any((process_start(pid) or 0) > stamp.start for pid in unseen):
+    if mark.uid is None and any((process_start(pid) or 0) > mark.start for pid in unseen):
         return None
     if not pids and _tells_holder(link):
         # NOTE: somebody holds it, or it is on its way, in a message.
         return None
-    by = f"process {pids[0]} of user {uids[pids[0]]}, not of user {stamp.uid}" if pids else "nobody"
-    return f"its process {stamp.pid} has ended, and {by} holds it"
+    by = f"process {pids[0]} of user {uids[pids[0]]}, not of user {mark.uid}" if pids else "nobody"
+    return f"its process {mark.pid} has ended, and {by} holds it"
 
 
 async def end(host: Host, ended: Ended) -> bool:
@@ -148,7 +148,7 @@ async def end(host: Host, ended: Ended) -> bool:
             before.up,
         ):
             return False
-        pid = before.stamp.pid if before.stamp is not None else 0
+        pid = before.mark.pid if before.mark is not None else 0
         await detach_alone(host, name, pid, before.index)
         now = host.kernel.look_at(before.index)
         if now is not None and now.alias:

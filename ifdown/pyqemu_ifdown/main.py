@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.names import check_tap_name
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.manners import left_to_gc, narrator, run_hook
+from pyqemu_ifup.hook import left_to_gc, narrator, run_hook
 
 PROGRAM = "pyqemu-ifdown"
 TIMEOUT = 10.0

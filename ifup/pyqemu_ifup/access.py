@@ -157,8 +157,8 @@ def is_root_made(link: Link, uid: int | None) -> bool:
     root has had attached is root's, whatever owner its holder has given it. None is root, who
     needs no such tap.
     """
-    stamp = link.stamp
-    others = stamp is not None and (stamp.made or stamp.by_name or stamp.uid is None)
+    mark = link.mark
+    others = mark is not None and (mark.made or mark.by_name or mark.uid is None)
     return uid is not None and link.owner == uid and not others
 
 

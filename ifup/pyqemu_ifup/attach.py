@@ -22,14 +22,14 @@ from pyqemu_ifup.claims import (
     refuse_strangers,
 )
 from pyqemu_ifup.holder import Admit, Holder, anyone
+from pyqemu_ifup.hook import log, tell_left
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.base import PortKind
 from pyqemu_ifup.look import Link, Seen, show_vlan
-from pyqemu_ifup.manners import log, tell_left
+from pyqemu_ifup.mark import Mark, find_here, is_anothers
 from pyqemu_ifup.ops import Plan, SetDown
 from pyqemu_ifup.plan import plan_undo, plan_up
 from pyqemu_ifup.settings import was_before
-from pyqemu_ifup.stamp import Stamp, find_here, is_anothers
 from pyqemu_ifup.steps import take_back
 from pyqemu_ifup.system.lock import lock_by_name
 from pyqemu_ifup.verify import tell_of_sitting, tell_taken_over, verify
@@ -64,10 +64,10 @@ async def attach_alone(host: Host, port: Port, holder: Holder, admit: Admit = an
                 before = kinds.look(host, port.tap, port.place.name)
             kinds.require(host.databases, port, before)
             kind = kinds.find(port, before)
-            stamp = holder.mark(port, kind)
-            if holder.stamp is None:
-                stamp = replace(stamp, was=was_before(before))
-            await take(host, port, kind, before, plan_up(port, kind, before, stamp, find_here()))
+            mark = holder.mark_for(port, kind)
+            if holder.mark is None:
+                mark = replace(mark, was=was_before(before))
+            await take(host, port, kind, before, plan_up(port, kind, before, mark, find_here()))
             host.deadline.last_check()
         except BaseException as error:
             with host.until(host.deadline.undo()):
@@ -96,7 +96,7 @@ async def _make_ready(
     admit(link)
     refuse_shared(link, holder.uid if holder.uid is not None else os.getuid())
     refuse_foreign_ports(before, find_here())
-    by_us = holder.made or (link.stamp is not None and link.stamp.made)
+    by_us = holder.made or (link.mark is not None and link.mark.made)
     async with _undoing(host, port, holder, admit):
         if holder.uid is None and not by_us:
             await own_it(host, link, holder)
@@ -106,8 +106,8 @@ async def _make_ready(
 
 async def _open_databases(host: Host, port: Port, link: Link | None) -> None:
     """Connect to all databases that may have something of the tap's name. Raises Failure."""
-    stamp = link.stamp if link is not None else None
-    left = [stamp.ovsdb] if stamp is not None and stamp.ovsdb is not None else []
+    mark = link.mark if link is not None else None
+    left = [mark.ovsdb] if mark is not None and mark.ovsdb is not None else []
     # NOTE: first the one that the way back needs.
     await host.open_databases([*left, *port.place.databases, DEFAULT_OVSDB, *host.ovsdbs])
     await host.catch_up(link)
@@ -139,7 +139,7 @@ async def own_it(host: Host, link: Link, holder: Holder) -> None:
 
     One with our mark has been looked at before it got that. The rest is as for `give_to_root`.
     """
-    is_new = link.stamp is None and (link.multi_queue or link.persistent)
+    is_new = link.mark is None and (link.multi_queue or link.persistent)
     if is_open_to_all(link) or (is_new and link.group is None and link.owner == os.getuid()):
         # NOTE: most taps are neither, and a hook need not have it loaded.
         from pyqemu_ifup.owner import give_to_root
@@ -168,15 +168,15 @@ async def _undo(host: Host, port: Port, holder: Holder, admit: Admit) -> bool:
     """
     is_left = False
     link = host.kernel.look_up(port.tap)
-    stamp = link.stamp if link is not None else None
+    mark = link.mark if link is not None else None
     unasked, why = None, "it cannot be asked"
     with host.until(host.deadline.child(host.deadline.remaining() * ASKING)):
         if (
             link is not None
-            and stamp is not None
-            and not is_anothers(stamp, holder.pid)
-            and stamp.ovsdb is not None
-            and _may_be_port(host, link, stamp)
+            and mark is not None
+            and not is_anothers(mark, holder.pid)
+            and mark.ovsdb is not None
+            and _may_be_port(host, link, mark)
         ):
             admit(link)
             if link.up:
@@ -184,10 +184,10 @@ async def _undo(host: Host, port: Port, holder: Holder, admit: Admit) -> bool:
                 is_left |= not await take_back(host, SetDown(link.name, link.index))
             # NOTE: it has not been tried yet where another one has failed before.
             try:
-                await host.open_databases([stamp.ovsdb])
+                await host.open_databases([mark.ovsdb])
             except Failure as failure:
                 why = str(failure)
-            unasked = stamp.ovsdb
+            unasked = mark.ovsdb
         is_left |= not await ask_again(host, port.tap)
         before = _look_back(host, port)
         if before is None:
@@ -206,11 +206,11 @@ async def _undo(host: Host, port: Port, holder: Holder, admit: Admit) -> bool:
         return not await _go_back(host, holder, before, before) or is_left
 
 
-def _may_be_port(host: Host, link: Link, stamp: Stamp) -> bool:
+def _may_be_port(host: Host, link: Link, mark: Mark) -> bool:
     """Tell whether the tap may be where its mark says, though the kernel does not tell."""
     master = host.kernel.look_at(link.master) if link.master is not None else None
     return link.master is None or (
-        master is not None and master.kind in kinds.master_kinds(stamp.kind)
+        master is not None and master.kind in kinds.master_kinds(mark.kind)
     )
 
 
@@ -240,7 +240,7 @@ def _look_back(host: Host, port: Port) -> Seen | None:
 
 async def _go_back(host: Host, holder: Holder, before: Seen, now: Seen) -> bool:
     """Take the steps back; tell whether all were taken."""
-    plan = plan_undo(before, now, find_here(), again=holder.stamp is not None)
+    plan = plan_undo(before, now, find_here(), again=holder.mark is not None)
     return all([await take_back(host, op) for op in plan])
 
 

@@ -15,14 +15,14 @@ from pyqemu_ifup import kinds
 from pyqemu_ifup.attach import ask_again, own_it, take
 from pyqemu_ifup.claims import is_open_to_all, refuse_foreign_ports, refuse_shared, refuse_strangers
 from pyqemu_ifup.holder import Holder
+from pyqemu_ifup.hook import log
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.base import Difference, PortKind
 from pyqemu_ifup.look import Link, Seen
-from pyqemu_ifup.manners import log
+from pyqemu_ifup.mark import Mark, find_here
 from pyqemu_ifup.ops import Plan, SetDown
 from pyqemu_ifup.plan import differences, plan_back, plan_change
 from pyqemu_ifup.settings import was_before
-from pyqemu_ifup.stamp import Stamp, find_here
 from pyqemu_ifup.steps import take_back
 from pyqemu_ifup.verify import tell_of_sitting, tell_taken_over
 
@@ -71,7 +71,7 @@ def find_change(
         before = replace(before, bridge=assumed)
     tap = refuse_strangers(port.tap, before, holder.pid)
     here = find_here()
-    needed = [tap.stamp.ovsdb] if tap.stamp is not None and tap.stamp.ovsdb is not None else []
+    needed = [tap.mark.ovsdb] if tap.mark is not None and tap.mark.ovsdb is not None else []
     needed += kinds.databases(port, before)
     for address in needed:
         if address in unasked:
@@ -82,40 +82,40 @@ def find_change(
     kind = kinds.find(port, before)
     if unasked and not kind.is_in_place(port, before, here):
         raise next(iter(unasked.values()))
-    stamp = _find_stamp(port, kind, holder, before)
-    plan = plan_change(port, kind, before, stamp, here)
+    mark = _find_mark(port, kind, holder, before)
+    plan = plan_change(port, kind, before, mark, here)
     found = differences(port, kind, before, up=True)
-    if tap.stamp is not None and tap.stamp.network != port.network:
-        found = (Difference("network", port.network, tap.stamp.network), *found)
-    if tap.stamp != stamp and not found:
-        found = (Difference("our mark", _told(stamp), _told(tap.stamp)),)
+    if tap.mark is not None and tap.mark.network != port.network:
+        found = (Difference("network", port.network, tap.mark.network), *found)
+    if tap.mark != mark and not found:
+        found = (Difference("our mark", _told(mark), _told(tap.mark)),)
     if holder.uid is None and is_open_to_all(tap):
         found = (*found, Difference("owner", "root", "none"))
     return Change(holder, port, kind, before, found, plan)
 
 
-def _find_stamp(port: Port, kind: PortKind, holder: Holder, before: Seen) -> Stamp:
+def _find_mark(port: Port, kind: PortKind, holder: Holder, before: Seen) -> Mark:
     """Return the mark that the tap shall have: what it says of its process stays.
 
     The place of the rule alone, which may stand on another line by now, is no change.
     """
-    old, stamp = holder.stamp, holder.mark(port, kind)
+    old, mark = holder.mark, holder.mark_for(port, kind)
     if old is None:
         # NOTE: of a tap that is attached already nobody knows what it was before.
         is_loose = before.master is None and not before.ports
-        return replace(stamp, was=was_before(before)) if is_loose else stamp
+        return replace(mark, was=was_before(before)) if is_loose else mark
     if holder.pid != old.pid or not old.start:
-        stamp = replace(stamp, pid=holder.pid, start=holder.start)
-    return old if replace(stamp, rule=old.rule) == old else stamp
+        mark = replace(mark, pid=holder.pid, start=holder.start)
+    return old if replace(mark, rule=old.rule) == old else mark
 
 
-def _told(stamp: Stamp | None) -> str:
+def _told(mark: Mark | None) -> str:
     """Return in words what a mark says beside the network."""
-    if stamp is None:
+    if mark is None:
         return "none"
-    vm = f", vm {readable(stamp.guest)}" if stamp.guest else ""
-    noun = spec_of(stamp.kind).place.noun
-    return f"{stamp.kind} {noun} {readable(stamp.bridge)}, process {stamp.pid}{vm}"
+    vm = f", vm {readable(mark.guest)}" if mark.guest else ""
+    noun = spec_of(mark.kind).place.noun
+    return f"{mark.kind} {noun} {readable(mark.bridge)}, process {mark.pid}{vm}"
 
 
 async def change(host: Host, wanted: Change) -> None:

@@ -6,8 +6,8 @@ from pyqemu_ifconf.failure import Failure, OfCaller, Status
 from pyqemu_ifconf.shell import quote, readable, sh
 from pyqemu_ifup import kinds
 from pyqemu_ifup.look import Link, Seen
+from pyqemu_ifup.mark import Here, Mark, is_anothers
 from pyqemu_ifup.ops import set_link
-from pyqemu_ifup.stamp import Here, Stamp, is_anothers
 
 
 def refuse_strangers(tap: str, seen: Seen, parent: int) -> Link:
@@ -23,16 +23,16 @@ def refuse_strangers(tap: str, seen: Seen, parent: int) -> Link:
     if not kinds.is_ports(link):
         what = f"a {link.kind} interface" if link.kind else "a network card"
         raise Failure(Status.DENIED, f"not a tap but {what}", "", "give the name of a tap")
-    stamp = link.stamp
-    if link.alias and stamp is None:
+    mark = link.mark
+    if link.alias and mark is None:
         raise Failure(
             Status.DENIED,
             "somebody else's tap",
             f"its alias is {readable(link.alias)}",
             f"if it is not, remove it: {sh('ip', 'link', 'set', 'dev', tap, 'alias', '')}",
         )
-    if stamp is not None:
-        refuse_anothers(stamp, parent)
+    if mark is not None:
+        refuse_anothers(mark, parent)
     if seen.master is not None and not is_ours_to_leave(seen, seen.master):
         told = [kind.releasing(seen, seen.master) for kind in kinds.tap_kinds()]
         other = quote(seen.master.name), set_link(tap, "nomaster")
@@ -56,14 +56,14 @@ def no_such_tap() -> Failure:
     )
 
 
-def refuse_anothers(stamp: Stamp, parent: int) -> None:
+def refuse_anothers(mark: Mark, parent: int) -> None:
     """Raise Failure (77) where the tap serves a living process that is not `parent`."""
-    if is_anothers(stamp, parent):
+    if is_anothers(mark, parent):
         raise Failure(
             Status.DENIED,
             "in use",
-            f"attached to {readable(stamp.bridge)} for process {stamp.pid}"
-            + (f", vm {readable(stamp.guest)}" if stamp.guest else ""),
+            f"attached to {readable(mark.bridge)} for process {mark.pid}"
+            + (f", vm {readable(mark.guest)}" if mark.guest else ""),
             "end that process first",
         )
 

@@ -16,7 +16,7 @@ from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifup.access import ROOT, User, check_given, may_have, may_use
 from pyqemu_ifup.drivers.tun import making_anew
 from pyqemu_ifup.look import Link
-from pyqemu_ifup.stamp import is_alive
+from pyqemu_ifup.mark import is_alive
 
 
 def find_network(
@@ -139,22 +139,22 @@ def check_owner(link: Link, uid: int, network: str) -> None:
     but for one that root has had attached for a process that runs: that may have set the owner.
     Raises Failure (77).
     """
-    stamp = link.stamp
-    if stamp is not None and stamp.made and uid != ROOT:
+    mark = link.mark
+    if mark is not None and mark.made and uid != ROOT:
         check_given(link)
-        if stamp.uid == uid:
+        if mark.uid == uid:
             return
-        whose = "root" if stamp.uid is None else f"user {stamp.uid}"
+        whose = "root" if mark.uid is None else f"user {mark.uid}"
         raise Failure(
             Status.DENIED,
             f"somebody else's tap: it was made for {whose}, not for user {uid}",
             "",
             f"ask for another: {ifctl('run')}",
         )
-    if uid != ROOT and stamp is not None and stamp.uid is None and is_alive(stamp):
+    if uid != ROOT and mark is not None and mark.uid is None and is_alive(mark):
         raise Failure(
             Status.DENIED,
-            f"root's tap: root has had it attached for process {stamp.pid}",
+            f"root's tap: root has had it attached for process {mark.pid}",
             f"what user {uid} asks for moves it nowhere",
             "let root do it",
         )
@@ -196,13 +196,13 @@ def check_quota(network: Network, uid: int, login: str, names: Collection[str]) 
 def taps_of(links: Collection[Link], network: str, uid: int) -> set[str]:
     """Return the names of the taps of ours on `network` that are the user's.
 
-    A tap is the user's whom its stamp names; else, where a hook put it there, its owner's. Whoever
-    holds a tap can give it another owner, but not another stamp.
+    A tap is the user's whom its mark names; else, where a hook put it there, its owner's. Whoever
+    holds a tap can give it another owner, but not another mark.
     """
     return {
         link.name
         for link in links
-        if (stamp := link.stamp) is not None
-        and stamp.network == network
-        and uid == (stamp.uid if stamp.uid is not None else link.owner)
+        if (mark := link.mark) is not None
+        and mark.network == network
+        and uid == (mark.uid if mark.uid is not None else link.owner)
     }

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from pyqemu_ifconf.policy import Caller, Port
 from pyqemu_ifup.kinds.base import PortKind
 from pyqemu_ifup.look import Link
-from pyqemu_ifup.stamp import Stamp
+from pyqemu_ifup.mark import Mark
 from pyqemu_ifup.system.process import process_start, real_uid
 
 
@@ -29,7 +29,7 @@ class Holder:
 
     `caller` is what is known of it. `uid` is the user whom the agent serves, None for root.
     `by_name`: the network was asked for by its name, whatever the rules say. `made`: the tap is of
-    our making. `handed` is what of the tap the one who asks has handed over. `stamp` is the mark
+    our making. `handed` is what of the tap the one who asks has handed over. `mark` is the mark
     that the tap has already and that goes on, None where there is none; then `start` is the
     process's own (field 22 of /proc/PID/stat, in clock ticks).
     """
@@ -40,28 +40,28 @@ class Holder:
     by_name: bool = False
     made: bool = False
     handed: Handed = NOTHING
-    stamp: Stamp | None = None
+    mark: Mark | None = None
 
     @property
     def start(self) -> int:
         """When the process started, in clock ticks since boot, 0 where that is not known."""
         return process_start(self.pid) or 0
 
-    def mark(self, port: Port, kind: PortKind) -> Stamp:
+    def mark_for(self, port: Port, kind: PortKind) -> Mark:
         """Return the mark of a tap that is attached to a bridge of this kind as `port` says.
 
         One that is there goes on saying what it says of its process.
         """
-        if self.stamp is not None:
+        if self.mark is not None:
             return replace(
-                self.stamp,
+                self.mark,
                 network=port.network,
                 kind=kind.name,
                 bridge=port.place.name,
                 ovsdb=kind.ovsdb(port),
                 rule=port.position.name,
             )
-        return Stamp(
+        return Mark(
             network=port.network,
             kind=kind.name,
             bridge=port.place.name,

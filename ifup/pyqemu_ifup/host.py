@@ -21,9 +21,9 @@ from pyqemu_ifconf.shell import Command, quote, vsctl
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.drivers.sysctl import is_writable
+from pyqemu_ifup.hook import waiting_for
 from pyqemu_ifup.look import Link, OvsPort, Seen
-from pyqemu_ifup.manners import waiting_for
-from pyqemu_ifup.stamp import find_here, row_ids
+from pyqemu_ifup.mark import find_here, row_ids
 from pyqemu_ifup.task import T, Task, finish
 
 if TYPE_CHECKING:
@@ -214,11 +214,11 @@ class Host:
 
         The mark is the kernel's, and true at once; a database that is kept open may lag behind.
         """
-        stamp = link.stamp if link is not None else None
-        database = self.databases.get(stamp.ovsdb or "") if stamp is not None else None
-        if link is None or stamp is None or database is None:
+        mark = link.mark if link is not None else None
+        database = self.databases.get(mark.ovsdb or "") if mark is not None else None
+        if link is None or mark is None or database is None:
             return
-        ids = row_ids(stamp, link.index, find_here()).items()
+        ids = row_ids(mark, link.index, find_here()).items()
         if not any(ids <= row.ids.items() for row in self.ports(link.name)):
             await database.sync(self.deadline)
 

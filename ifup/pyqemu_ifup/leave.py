@@ -9,10 +9,10 @@ from pyqemu_ifconf.policy import Rule
 from pyqemu_ifconf.shell import quote
 from pyqemu_ifup import kinds, made
 from pyqemu_ifup.claims import no_such_tap, refuse_anothers
+from pyqemu_ifup.hook import log
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.manners import log
+from pyqemu_ifup.mark import find_here
 from pyqemu_ifup.plan import plan_leaving
-from pyqemu_ifup.stamp import find_here
 from pyqemu_ifup.steps import take_steps
 from pyqemu_ifup.system.lock import lock_by_name
 
@@ -28,14 +28,14 @@ async def leave(host: Host, tap: str, rule: Rule, parent: int) -> None:
         link = host.kernel.look_up(tap)
         if link is None:
             raise no_such_tap()
-        stamp = link.stamp
-        if stamp is not None:
-            refuse_anothers(stamp, parent)
-        marked = [stamp.ovsdb] if stamp is not None and stamp.ovsdb is not None else []
+        mark = link.mark
+        if mark is not None:
+            refuse_anothers(mark, parent)
+        marked = [mark.ovsdb] if mark is not None and mark.ovsdb is not None else []
         # NOTE: the frames of a port of ours that a dead tap has left would reach this one.
         await host.open_databases([DEFAULT_OVSDB, *host.ovsdbs, *marked])
         await host.catch_up(link)
         await take_steps(host, plan_leaving(kinds.look(host, tap, None), find_here()))
-    if stamp is not None:
-        await made.leave(host, stamp)
+    if mark is not None:
+        await made.leave(host, mark)
     log(syslog.LOG_INFO, f"{quote(tap)}: left as it is, " + rule.position.name)

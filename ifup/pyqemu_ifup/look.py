@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from pyqemu_ifconf.policy import Vlan
 from pyqemu_ifconf.shell import readable
-from pyqemu_ifup import stamp as stamps
-from pyqemu_ifup.stamp import Here, Stamp
+from pyqemu_ifup import mark as marks
+from pyqemu_ifup.mark import Here, Mark
 
 
 @dataclass(frozen=True, order=True)
@@ -72,9 +72,9 @@ class Link:
     data: bytes = b""
 
     @property
-    def stamp(self) -> Stamp | None:
+    def mark(self) -> Mark | None:
         """Our mark on it, None where there is none."""
-        return stamps.parse_alias(self.alias)
+        return marks.parse_alias(self.alias)
 
     @property
     def given_away(self) -> bool:
@@ -83,8 +83,8 @@ class Link:
         Whoever holds a tap can do that (TUNSETOWNER), and none at all lets anybody open it. No
         other link of our making has an owner.
         """
-        stamp = self.stamp
-        return stamp is not None and stamp.made and self.tap and self.owner != 0
+        mark = self.mark
+        return mark is not None and mark.made and self.tap and self.owner != 0
 
 
 @dataclass(frozen=True)
@@ -143,13 +143,13 @@ class OvsPort:
     @property
     def ours(self) -> bool:
         """Whether the row carries our mark; one of another version is not ours to judge."""
-        return self.ids.get(stamps.KEY_VERSION) == stamps.VERSION
+        return self.ids.get(marks.KEY_VERSION) == marks.VERSION
 
     @property
     def owner(self) -> str:
         """Who holds the port, for a message: "bridge br-int of unix:..., vm web1"."""
         place = f"bridge {readable(self.bridge)}" if self.bridge else "no bridge"
-        vm = self.ids.get(stamps.KEY_VM_NAME)
+        vm = self.ids.get(marks.KEY_VM_NAME)
         return f"{place} of {readable(self.ovsdb)}" + (f", vm {readable(vm)}" if vm else "")
 
     def is_elsewhere(self, here: Here) -> bool:
@@ -158,17 +158,17 @@ class OvsPort:
         A row of an earlier boot is judged where the database is this host's own.
         """
         ids = self.ids
-        if ids.get(stamps.KEY_BOOT_ID) == here.boot_id:
-            return ids.get(stamps.KEY_NETNS) != here.netns
+        if ids.get(marks.KEY_BOOT_ID) == here.boot_id:
+            return ids.get(marks.KEY_NETNS) != here.netns
         return not is_local(self.ovsdb)
 
     def is_of(self, ifindex: int, here: Here) -> bool:
         """Tell whether the row was made for the interface with this index."""
         ids = self.ids
         return (
-            ids.get(stamps.KEY_BOOT_ID) == here.boot_id
-            and ids.get(stamps.KEY_NETNS) == here.netns
-            and ids.get(stamps.KEY_IFINDEX) == str(ifindex)
+            ids.get(marks.KEY_BOOT_ID) == here.boot_id
+            and ids.get(marks.KEY_NETNS) == here.netns
+            and ids.get(marks.KEY_IFINDEX) == str(ifindex)
         )
 
 
@@ -198,7 +198,7 @@ class OvsSwitch:
 
 def has_networks(links: Iterable[Link]) -> bool:
     """Tell whether bridges are among the links that were made for taps."""
-    return any(link.alias.startswith(stamps.BRIDGE_MARK) for link in links)
+    return any(link.alias.startswith(marks.BRIDGE_MARK) for link in links)
 
 
 def is_local(ovsdb: str) -> bool:

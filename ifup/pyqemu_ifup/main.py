@@ -27,7 +27,7 @@ from pyqemu_ifconf.policy import (
 from pyqemu_ifconf.shell import ifctl, quote, readable, sh
 from pyqemu_ifup.agent import USERS_UNIT
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.manners import (
+from pyqemu_ifup.hook import (
     log,
     narrator,
     program_name,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from pyqemu_ifconf.shell import Command, joined, output, piped, sh, write
-from pyqemu_ifup.manners import waiting_for
+from pyqemu_ifup.hook import waiting_for
 
 if TYPE_CHECKING:
     from pyqemu_ifup.drivers.rtnetlink import Netlink

@@ -20,8 +20,8 @@ from pyqemu_ifup.drivers.tun import (
     making_anew,
     set_owner,
 )
+from pyqemu_ifup.hook import read_tap_name
 from pyqemu_ifup.look import Link
-from pyqemu_ifup.manners import read_tap_name
 from pyqemu_ifup.system.holders import OTHERS, Held, find_held_by, find_holders, take_descriptor
 from pyqemu_ifup.system.process import real_uid
 

@@ -13,11 +13,11 @@ from pyqemu_ifup import kinds, settings
 from pyqemu_ifup.claims import is_our_master, is_ours_to_leave
 from pyqemu_ifup.kinds.base import Difference, PortKind, all_steps, differing
 from pyqemu_ifup.look import Seen
+from pyqemu_ifup.mark import Here, Mark, format_alias
 from pyqemu_ifup.ops import DelTap, Op, Plan, SetAlias, SetDown, SetUp
-from pyqemu_ifup.stamp import Here, Stamp, format_alias
 
 
-def plan_up(port: Port, kind: PortKind, seen: Seen, stamp: Stamp, here: Here) -> Plan:
+def plan_up(port: Port, kind: PortKind, seen: Seen, mark: Mark, here: Here) -> Plan:
     """Return the steps that attach the tap of `seen` as `port` wants it.
 
     Isolation comes before connectivity: it joins while it is down, and comes up last. Raises
@@ -26,20 +26,20 @@ def plan_up(port: Port, kind: PortKind, seen: Seen, stamp: Stamp, here: Here) ->
     tap = seen.tap
     assert tap is not None  # refuse_strangers came before
     kind.claim(port, seen)
-    mark = SetAlias(tap.name, tap.index, format_alias(stamp))
+    set_mark = SetAlias(tap.name, tap.index, format_alias(mark))
     is_made = kinds.maker_of(tap) is not None
     # NOTE: what has just been made is nowhere yet, but a port that had its name may be left.
     leave = plan_rows(seen, here) if is_made else plan_leave(seen, here)
     # NOTE: wherever this ends, the tap carries a mark that tells where it is now: an older one of
     # ours stays until it has left that place.
-    begin = (mark, *leave) if tap.stamp is None else (*leave, mark)
-    if is_made and tap.stamp == stamp:
+    begin = (set_mark, *leave) if tap.mark is None else (*leave, set_mark)
+    if is_made and tap.mark == mark:
         begin = leave
-    join = (*settings.join(port, kind, seen), *kind.join(port, seen, stamp, here))
+    join = (*settings.join(port, kind, seen), *kind.join(port, seen, mark, here))
     return (*begin, *join, SetUp(tap.name, tap.index))
 
 
-def plan_change(port: Port, kind: PortKind, seen: Seen, stamp: Stamp, here: Here) -> Plan:
+def plan_change(port: Port, kind: PortKind, seen: Seen, mark: Mark, here: Here) -> Plan:
     """Return the steps that make a running guest's tap what `port` wants; none where it is so.
 
     A tap that is elsewhere is attached anew, as by plan_up. On its own bridge it changes where it
@@ -47,12 +47,12 @@ def plan_change(port: Port, kind: PortKind, seen: Seen, stamp: Stamp, here: Here
     else. Raises Failure (71) where the bridge cannot do what is wanted.
     """
     if not kind.is_in_place(port, seen, here):
-        return plan_up(port, kind, seen, stamp, here)
+        return plan_up(port, kind, seen, mark, here)
     tap = seen.tap
     assert tap is not None  # it is in place
     kind.claim(port, seen)
-    marks = (SetAlias(tap.name, tap.index, format_alias(stamp)),) if tap.stamp != stamp else ()
-    steps, moves = kind.change(port, seen, stamp, here)
+    marks = (SetAlias(tap.name, tap.index, format_alias(mark)),) if tap.mark != mark else ()
+    steps, moves = kind.change(port, seen, mark, here)
     plan: Plan = (*marks, *settings.join(port, kind, seen, anew=False), *steps)
     if moves and tap.up:
         plan = (SetDown(tap.name, tap.index), *plan)
@@ -83,11 +83,11 @@ def plan_given_back(now: Seen) -> Plan:
     """
     tap, master = now.tap, now.master
     assert tap is not None
-    mark = SetAlias(tap.name, tap.index, "")
-    was = tap.stamp.was if tap.stamp is not None else None
+    set_mark = SetAlias(tap.name, tap.index, "")
+    was = tap.mark.was if tap.mark is not None else None
     taken = master is not None and not is_our_master(now, master)
     up = [SetUp(tap.name, tap.index)] if was is not None and was.up and not taken else []
-    return (*settings.give_back(now), mark, *up)
+    return (*settings.give_back(now), set_mark, *up)
 
 
 def plan_leaving(seen: Seen, here: Here) -> Plan:
@@ -96,7 +96,7 @@ def plan_leaving(seen: Seen, here: Here) -> Plan:
     Where it is still attached it is taken from there and is what it was before.
     """
     tap, master = seen.tap, seen.master
-    if tap is None or tap.stamp is None:
+    if tap is None or tap.mark is None:
         return plan_rows(seen, here)
     if kinds.maker_of(tap) is not None:
         return plan_unmade(seen)
@@ -127,14 +127,14 @@ def plan_down(seen: Seen, here: Here, *, by_user: bool = False) -> Plan:
     of it. With the tap's last process it goes.
     """
     tap = seen.tap
-    if tap is None or tap.stamp is None:
+    if tap is None or tap.mark is None:
         return plan_rows(seen, here)
     if kinds.maker_of(tap) is not None:
         return plan_unmade(seen)
     steps = plan_leave(seen, here)
-    if tap.stamp.made and tap.stamp.uid is not None:
+    if tap.mark.made and tap.mark.uid is not None:
         return (*steps, DelTap(tap.name, tap.index))
-    if by_user and tap.stamp.uid is None:
+    if by_user and tap.mark.uid is None:
         return (*steps, *settings.give_back(seen))
     return (*steps, *plan_given_back(seen))
 
@@ -153,7 +153,7 @@ def plan_undo(before: Seen, now: Seen, here: Here, *, again: bool = False) -> Pl
         return plan_unmade(now)
     was = before if again else settings.as_it_was(before)
     plan: Plan = (*plan_leave(now, here), *settings.restore(was, now))
-    alias = old.alias if old.stamp is not None and old.stamp.made else ""
+    alias = old.alias if old.mark is not None and old.mark.made else ""
     if tap.alias != alias:
         plan = (*plan, SetAlias(tap.name, tap.index, alias))
     return plan

@@ -10,8 +10,8 @@ from pyqemu_ifconf.shell import quote
 from pyqemu_ifup.drivers.links import NO_ADDRESS
 from pyqemu_ifup.kinds.base import Difference, PortKind, differing
 from pyqemu_ifup.look import Link, Seen
+from pyqemu_ifup.mark import Was
 from pyqemu_ifup.ops import Op, Plan, SetIpv6, SetMac, SetMtu, SetTxQueueLen
-from pyqemu_ifup.stamp import Was
 
 IPV6_MTU_MIN = 1280
 """Bytes; IPV6_MIN_MTU of linux/ipv6.h (RFC 8200, 5)."""
@@ -133,8 +133,8 @@ def was_before(before: Seen) -> Was | None:
     tap = before.tap
     if tap is None or not tap.persistent:
         return None
-    if tap.stamp is not None:
-        return tap.stamp.was
+    if tap.mark is not None:
+        return tap.mark.was
     return Was(
         tap.mtu, tap.txqueuelen, tap.mac[:2], tap.ipv6_disabled is False, tap.addrgenmode, tap.up
     )
@@ -148,7 +148,7 @@ def give_back(now: Seen) -> Plan:
 def as_it_was(seen: Seen) -> Seen:
     """Return what was seen, a persistent tap of ours with the settings that it had before."""
     tap = seen.tap
-    was = tap.stamp.was if tap is not None and tap.stamp is not None else None
+    was = tap.mark.was if tap is not None and tap.mark is not None else None
     if tap is None or was is None:
         return seen
     # NOTE: what a too small MTU took comes back with the kernel's defaults.

@@ -7,8 +7,8 @@ import syslog
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.shell import ifctl, quote
 from pyqemu_ifup.deadline import Unconfirmed
+from pyqemu_ifup.hook import log
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.manners import log
 from pyqemu_ifup.ops import Op, Plan
 
 PATIENCE = 0.5

@@ -35,9 +35,9 @@ from pyqemu_ifup.entitled import (
     taps_of,
 )
 from pyqemu_ifup.holder import Holder
+from pyqemu_ifup.hook import log
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link
-from pyqemu_ifup.manners import log
 from pyqemu_ifup.nic_macs import find_macs
 from pyqemu_ifup.plan import plan_unmade
 from pyqemu_ifup.qemu.caller import find_caller, find_helped_mac
@@ -46,7 +46,7 @@ from pyqemu_ifup.steps import take_back
 from pyqemu_ifup.taps import QUEUES_MAX, close_all, open_taps
 
 _under_way: dict[str, tuple[str, int]] = {}
-"""The taps that are made just now, which may have no stamp yet: network and user of each."""
+"""The taps that are made just now, which may have no mark yet: network and user of each."""
 
 
 @dataclass(frozen=True)
@@ -206,16 +206,16 @@ async def _made(host: Host, port: Port, holder: Holder, tap: NewTap) -> AsyncIte
     if kind is None:
         yield
         return
-    stamp = holder.mark(port, kind)
+    mark = holder.mark_for(port, kind)
     wish = tap.wish
-    tap.descriptors.extend(await kind.make(host, port, stamp, wish.queues, vnet_hdr=wish.vnet_hdr))
+    tap.descriptors.extend(await kind.make(host, port, mark, wish.queues, vnet_hdr=wish.vnet_hdr))
     try:
         yield
     except BaseException:
         with host.until(host.deadline.undo()):
             seen = kinds.look(host, tap.name, port.place.name)
-            has = seen.tap.stamp if seen.tap is not None else None
-            if has is not None and (has.pid, has.start) == (stamp.pid, stamp.start):
+            has = seen.tap.mark if seen.tap is not None else None
+            if has is not None and (has.pid, has.start) == (mark.pid, mark.start):
                 for op in plan_unmade(seen):
                     await take_back(host, op)
         raise

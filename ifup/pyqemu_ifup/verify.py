@@ -9,10 +9,10 @@ from pyqemu_ifconf.policy import Port
 from pyqemu_ifconf.shell import quote, sh
 from pyqemu_ifup import kinds
 from pyqemu_ifup.claims import is_taken_over
+from pyqemu_ifup.hook import log
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.base import PortKind
 from pyqemu_ifup.look import Link, Seen
-from pyqemu_ifup.manners import log
 from pyqemu_ifup.plan import check_bridge_mtu, differences
 from pyqemu_ifup.settings import ADDRESS_MAY_COME, IPV6, OF_CONTAINER, UNWRITABLE, gets_address
 

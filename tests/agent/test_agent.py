@@ -694,7 +694,7 @@ def test_it_speaks_in_the_foreground_where_there_is_no_syslog(
 ) -> None:
     """As in a container: what it listens at, its policy, what it did, and what went wrong."""
     tap = site.tap("lan0")
-    where = f"import pyqemu_ifup.manners; pyqemu_ifup.manners.LOG_SOCKET = '{tmp_path}/log'"
+    where = f"import pyqemu_ifup.hook; pyqemu_ifup.hook.LOG_SOCKET = '{tmp_path}/log'"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as reader:
         if has_syslog:
             reader.bind(f"{tmp_path}/log")
@@ -725,13 +725,13 @@ try:
 except BlockingIOError:
     os.set_blocking(writing, True)
 os.dup2(writing, 2)
-from pyqemu_ifup import manners
-manners.LOG_SOCKET = "/nowhere/log"
-def say(line, patience=manners.PATIENCE, real=manners.say):
+from pyqemu_ifup import hook
+hook.LOG_SOCKET = "/nowhere/log"
+def say(line, patience=hook.PATIENCE, real=hook.say):
     if patience:
         os._exit(99)
     real(line, patience)
-manners.say = say
+hook.say = say
 """
 """Without syslog, and with a standard error that nobody reads; it ends if it waits for that."""
 

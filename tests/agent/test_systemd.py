@@ -423,7 +423,7 @@ def test_what_an_earlier_boot_has_left_is_gone_before_any_guest_starts(
 
 
 def netns_of(netns: Namespace) -> str:
-    """Return a namespace as our stamp names it."""
+    """Return a namespace as our mark names it."""
     stat = netns.path.stat()
     return f"{stat.st_dev}:{stat.st_ino}"
 

@@ -325,10 +325,10 @@ def test_a_tap_of_a_guest_of_the_policy_s(
         name, taps = serve(host, policy, network, tap, uid=uid)
         try:
             link = host.kernel.look_up(name)
-            stamp = link.stamp if link is not None else None
+            mark = link.mark if link is not None else None
             assert (name, lan.link(tap)["txqlen"]) == (tap, length)
-            assert stamp is not None
-            assert (stamp.vm, stamp.network, stamp.by_name) == (vm, network, by_name)
+            assert mark is not None
+            assert (mark.vm, mark.network, mark.by_name) == (vm, network, by_name)
         finally:
             close_all(taps)
 

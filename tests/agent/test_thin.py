@@ -30,7 +30,7 @@ from lab.taps import Tap
 from pyqemu_ifconf import names, shell
 from pyqemu_ifconf.failure import Failure
 from pyqemu_ifd import thin, wire
-from pyqemu_ifup import agent, manners
+from pyqemu_ifup import agent, hook
 from pyqemu_ifup.deadline import GRACE, Deadline
 
 PATIENCE = 30.0
@@ -222,11 +222,11 @@ def test_what_stands_here_twice_is_the_same() -> None:
     assert thin.ROOT_SOCKET.decode() == agent.ROOT_SOCKET
     assert thin.USERS_SOCKET.decode() == agent.USERS_SOCKET
     assert thin.VERSION == wire.VERSION
-    assert thin.TUNGETIFF == manners.TUNGETIFF
+    assert thin.TUNGETIFF == hook.TUNGETIFF
     assert thin.MARGIN > GRACE
-    assert (thin.LINE_MAX, thin.PATIENCE) == (manners.LINE_MAX, manners.PATIENCE)
+    assert (thin.LINE_MAX, thin.PATIENCE) == (hook.LINE_MAX, hook.PATIENCE)
     assert thin.LOG_ERR == syslog.LOG_DAEMON | syslog.LOG_ERR
-    assert set(thin.SIGNALS) == set(manners.STOP_SIGNALS)
+    assert set(thin.SIGNALS) == set(hook.STOP_SIGNALS)
     for number, name in thin.SIGNALS.items():
         assert signal.Signals(number).name == name
 

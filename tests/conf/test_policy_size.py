@@ -19,7 +19,7 @@ from pyqemu_ifctl.doctor.checks import find_all
 from pyqemu_ifctl.doctor.scene import Scene
 from pyqemu_ifctl.verbs.check import find_warnings
 from pyqemu_ifd import cache
-from pyqemu_ifup.stamp import Here
+from pyqemu_ifup.mark import Here
 
 FOUND = ("rules", "globs", "sets of globs", "a glob", "guests")
 """The shapes in which a rule is looked for."""

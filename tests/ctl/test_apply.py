@@ -475,7 +475,7 @@ def test_one_without_a_mark_is_denied_where_it_is_and_nothing_cuts_it_off(
         assert qemu.quit() == 0
 
 
-def restamp(site: Site, tap: str, words: str) -> None:
+def mark_anew(site: Site, tap: str, words: str) -> None:
     alias = site.netns.link(tap)["ifalias"]
     site.netns.ip("link", "set", "dev", tap, "alias", f"{alias} {words}")
 
@@ -485,9 +485,9 @@ def test_by_name_and_for_a_user(site: Site) -> None:
     for tap in ("web0", "web1", "web2"):
         site.netns.tap(tap)
         site.plug(tap, "network: lan")
-    restamp(site, "web0", "by=name")
-    restamp(site, "web1", "uid=4242 by=name")
-    restamp(site, "web2", "uid=4242")
+    mark_anew(site, "web0", "by=name")
+    mark_anew(site, "web1", "uid=4242 by=name")
+    mark_anew(site, "web2", "uid=4242")
     users = "{bridge: br0, users: ['4242'], mtu: 1400}"
     rule = "tap: web*, network: other"
     policy = site.policy(rule, lan=users)

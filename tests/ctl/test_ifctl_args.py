@@ -29,7 +29,7 @@ from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import POLICY_VARIABLE
 from pyqemu_ifctl.main import NO_ARGUMENTS
 from pyqemu_ifctl.verbs.run import Nic, OwnTaps
-from pyqemu_ifup.manners import STOP_SIGNALS
+from pyqemu_ifup.hook import STOP_SIGNALS
 
 NETWORKS = {"lan": {"bridge": "br0"}, "big": {"bridge": "br0", "mtu": 1400}}
 MODELS = ("virtio-net-pci", "e1000", "e1000e", "rtl8139")

@@ -24,7 +24,7 @@ from pyqemu_ifctl.explanation import Explanation, View, explain_port
 from pyqemu_ifctl.verbs.explain import as_object, as_text
 from pyqemu_ifup.kinds import tap_kinds
 from pyqemu_ifup.look import Link, OvsPort, Seen
-from pyqemu_ifup.stamp import Here
+from pyqemu_ifup.mark import Here
 
 POLICY = """\
 version: 1

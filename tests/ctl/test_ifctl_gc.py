@@ -15,7 +15,7 @@ import pytest
 from lab.hooks import Hooks
 from lab.netns import Namespace
 from lab.ovs import OpenVSwitch
-from pyqemu_ifup.stamp import Here
+from pyqemu_ifup.mark import Here
 
 
 @pytest.fixture

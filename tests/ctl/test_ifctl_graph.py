@@ -23,7 +23,7 @@ from pyqemu_ifctl.graph import NAME_MAX, as_dot, as_svg, find_bridges
 from pyqemu_ifctl.taps import Row
 from pyqemu_ifup.kinds.snapshot import Snapshot
 from pyqemu_ifup.look import Link, OvsPort, Vid
-from pyqemu_ifup.stamp import Here
+from pyqemu_ifup.mark import Here
 
 TAP = Link(
     index=7,

@@ -35,7 +35,7 @@ bounded.ALL = {seconds}
 from pyqemu_ifctl import taps
 from pyqemu_ifctl.doctor import chains, running, scene
 from pyqemu_ifup.kinds import vswitchd
-from pyqemu_ifup.manners import waiting_for
+from pyqemu_ifup.hook import waiting_for
 
 def hang(*_arguments):
     with waiting_for("the kernel does not answer"):

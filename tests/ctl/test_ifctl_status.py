@@ -35,15 +35,15 @@ from pyqemu_ifup.guest import Unsaid
 from pyqemu_ifup.kinds.base import Difference
 from pyqemu_ifup.kinds.snapshot import Snapshot
 from pyqemu_ifup.look import Link, OvsPort
-from pyqemu_ifup.stamp import Here, Stamp, find_here, format_alias
+from pyqemu_ifup.mark import Here, Mark, find_here, format_alias
 from pyqemu_ifup.system.process import process_start
 
 DB = "unix:/run/db"
 HERE = Here("b007-1d", "4:42")
 NO_POLICY = Failure(Status.NO_POLICY, "there is none")
 POSITION = Position("policy.yaml", 5, 5)
-LAN = Stamp("lan", "linux", "br0", "web1", 0, 0)
-SW = Stamp("sw", "openvswitch", "br-int", "web1", 0, 0, DB)
+LAN = Mark("lan", "linux", "br0", "web1", 0, 0)
+SW = Mark("sw", "openvswitch", "br-int", "web1", 0, 0, DB)
 LAN_PORT = Port("tap0", "lan", BridgePlace("br0"), POSITION)
 SW_PORT = Port("tap0", "sw", BridgePlace("br-int", DB), POSITION, PortSettings(vlan=Vlan(100)))
 
@@ -124,7 +124,7 @@ def found(seen: Snapshot, want: Port | Deny | None) -> list[tuple[str, State | N
             row.state,
             "?" if row.differences is None else "; ".join(map(str, row.differences)),
         )
-        for row in rows(seen, lambda tap, stamp: want)
+        for row in rows(seen, lambda tap, mark: want)
     ]
 
 
@@ -293,7 +293,7 @@ def test_state(
 
 
 def test_why_a_tap_cannot_be_as_wanted_stands_beside_what_it_is() -> None:
-    (row,) = rows(system(ON_LAN), lambda tap, stamp: giving(LAN_PORT, vlan=Vlan(20)))
+    (row,) = rows(system(ON_LAN), lambda tap, mark: giving(LAN_PORT, vlan=Vlan(20)))
     because = (
         "br0 does not filter VLANs: vlan 20 is wanted; turn it on: "
         "ip link set dev br0 type bridge vlan_filtering 1"
@@ -307,7 +307,7 @@ def test_why_a_tap_cannot_be_as_wanted_stands_beside_what_it_is() -> None:
 
 
 def test_a_row_as_json() -> None:
-    table = rows(system(ON_SW, ports=(port(),)), lambda tap, stamp: giving(SW_PORT, mtu=1400))
+    table = rows(system(ON_SW, ports=(port(),)), lambda tap, mark: giving(SW_PORT, mtu=1400))
     assert json.loads(as_object(table)) == {
         "version": 1,
         "taps": [
@@ -335,7 +335,7 @@ def test_a_row_as_json() -> None:
 
 def test_a_stale_row_as_json() -> None:
     trunk = replace(port(), tag=10, trunks=(20, *range(30, 40)), vlan_mode="native-untagged")
-    table = rows(system(ports=(trunk,)), lambda tap, stamp: None)
+    table = rows(system(ports=(trunk,)), lambda tap, mark: None)
     assert json.loads(as_object(table)) == {
         "version": 1,
         "taps": [
@@ -520,7 +520,7 @@ differences  mtu is 1400, wanted 1500
 
 
 def test_one_tap_as_a_list() -> None:
-    (row,) = rows(system(replace(ON_LAN, mtu=1400)), lambda tap, stamp: LAN_PORT)
+    (row,) = rows(system(replace(ON_LAN, mtu=1400)), lambda tap, mark: LAN_PORT)
     assert as_list(row) == LIST
 
 
@@ -539,8 +539,8 @@ def policy() -> Policy:
 
 
 @contextmanager
-def qemu(*words: str) -> Iterator[Stamp]:
-    """Run a process with QEMU's command line and yield the stamp of a tap that it has."""
+def qemu(*words: str) -> Iterator[Mark]:
+    """Run a process with QEMU's command line and yield the mark of a tap that it has."""
     with subprocess.Popen(
         [sys.executable, "-I", "-c", "import sys; print(flush=True); sys.stdin.read()", *words],
         stdin=subprocess.PIPE,
@@ -561,10 +561,10 @@ def test_what_is_wanted_depends_on_the_mark_alone(policy: Policy) -> None:
     """The process may say what it likes, and may have ended."""
     said = replace(LAN, netdev="n0")
     with qemu("-name", "db1", "-netdev", "tap,id=n1,ifname=tap0") as living:
-        for stamp in (said, replace(said, pid=living.pid, start=living.start)):
-            assert network_of(wanted(policy, "tap0", stamp)) == "lan"
-            assert network_of(wanted(policy, "tap0", replace(stamp, vm="db1"))) == "no rule matches"
-            assert network_of(wanted(policy, "by-rule1", replace(stamp, vm=""))) == "dmz"
+        for mark in (said, replace(said, pid=living.pid, start=living.start)):
+            assert network_of(wanted(policy, "tap0", mark)) == "lan"
+            assert network_of(wanted(policy, "tap0", replace(mark, vm="db1"))) == "no rule matches"
+            assert network_of(wanted(policy, "by-rule1", replace(mark, vm=""))) == "dmz"
     with qemu("-name", "web1", "-netdev", "tap,id=n0,ifname=tap0") as living:
         assert network_of(wanted(policy, "tap0", replace(living, vm="db1"))) == "no rule matches"
 
@@ -576,23 +576,23 @@ def test_what_is_wanted_depends_on_the_mark_alone(policy: Policy) -> None:
 def test_a_rule_that_asks_for_what_the_mark_does_not_say(
     policy: Policy, unsaid: set[str], asked: str
 ) -> None:
-    stamp = replace(LAN, netdev=None if "netdev" in unsaid else "n0", unsaid=frozenset(unsaid))
-    want = wanted(policy, "tap0", stamp)
+    mark = replace(LAN, netdev=None if "netdev" in unsaid else "n0", unsaid=frozenset(unsaid))
+    want = wanted(policy, "tap0", mark)
     assert isinstance(want, Unsaid)
     assert str(want) == (
         f"left on network lan: the rule at policy.yaml:4 asks for {asked}, which the tap's mark "
         "does not say; start its QEMU anew"
     )
     # What it does say may be enough.
-    assert network_of(wanted(policy, "tap0", replace(stamp, by_name=True))) == "lan"
+    assert network_of(wanted(policy, "tap0", replace(mark, by_name=True))) == "lan"
     if "vm" not in unsaid:
-        assert network_of(wanted(policy, "tap0", replace(stamp, vm="db1"))) == "no rule matches"
+        assert network_of(wanted(policy, "tap0", replace(mark, vm="db1"))) == "no rule matches"
 
 
 def test_a_lost_mark_may_have_told_of_a_network_s_own_name(policy: Policy) -> None:
-    stamp = replace(LAN, unsaid=frozenset({"by"}), netdev="n0")
-    assert network_of(wanted(policy, "tap0", stamp)) == "lan"
-    assert isinstance(wanted(policy, "by-rule1", replace(stamp, vm="db1")), Unsaid)
+    mark = replace(LAN, unsaid=frozenset({"by"}), netdev="n0")
+    assert network_of(wanted(policy, "tap0", mark)) == "lan"
+    assert isinstance(wanted(policy, "by-rule1", replace(mark, vm="db1")), Unsaid)
 
 
 def test_what_is_wanted_by_the_hook_s_own_name(policy: Policy) -> None:

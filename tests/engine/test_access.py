@@ -25,7 +25,7 @@ from pyqemu_ifup.entitled import (
     taps_of,
 )
 from pyqemu_ifup.look import Link
-from pyqemu_ifup.stamp import Stamp, format_alias
+from pyqemu_ifup.mark import Mark, format_alias
 
 POLICY = parse_policy([Source("p.yaml", b"""\
 version: 1
@@ -313,10 +313,10 @@ def test_check_owner(owner: int | None, uid: int, good: bool) -> None:
         assert text.startswith(f"somebody else's tap: {whose} owns it, not user {uid}; ")
 
 
-def test_the_stamp_tells_whose_a_tap_is_and_without_it_the_owner() -> None:
+def test_the_mark_tells_whose_a_tap_is_and_without_it_the_owner() -> None:
     def link(name: str, network: str, uid: int | None, owner: int | None) -> Link:
-        stamp = Stamp(network, "linux", "br0", "", 1, 1, None, uid)
-        return replace(LINK, name=name, alias=format_alias(stamp), owner=owner)
+        mark = Mark(network, "linux", "br0", "", 1, 1, None, uid)
+        return replace(LINK, name=name, alias=format_alias(mark), owner=owner)
 
     links = [
         link("given-away", "lan", 1000, 1001),

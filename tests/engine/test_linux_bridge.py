@@ -30,9 +30,9 @@ from lab.snapshot import Snapshot, diff
 from lab.taps import Tap, carries, frame, holds, mac
 from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.kinds.linux import JoinBridge
+from pyqemu_ifup.mark import parse_alias
 from pyqemu_ifup.on_port import Route
 from pyqemu_ifup.ops import LinkOp, Plan, SetUp
-from pyqemu_ifup.stamp import parse_alias
 from pyqemu_ifup.system.own_mac import mac_for, this_host
 from pyqemu_ifup.system.process import process_start
 
@@ -562,7 +562,7 @@ def test_a_tap_that_a_script_has_put_on_the_wanted_bridge_is_taken_over(
             "t0: attached to br0, isolated, network lan, policy.yaml:7",
         ]
         now = state(inside, "t0")
-        mark = now.pop("alias")
+        alias = now.pop("alias")
         assert (
             now
             == {
@@ -570,7 +570,7 @@ def test_a_tap_that_a_script_has_put_on_the_wanted_bridge_is_taken_over(
                 for key, word in attached(before, "", isolated=True, txqueuelen=77).items()
                 if key != "alias"
             }
-            and ",up " in f"{mark} "
+            and ",up " in f"{alias} "
         )
         assert carries(guest, other, b"as by the policy", timeout=5.0) is not None
         was_done(calls.down("t0"))
@@ -818,9 +818,9 @@ def test_a_tap_that_serves_a_living_process_is_not_given_to_another(
     assert state(inside, "t0") == now
     first.end_caller()
     was_done(calls.up("t0"))
-    stamp = parse_alias(state(inside, "t0")["alias"])
-    assert stamp is not None and stamp.was is not None
-    assert replace(stamp, was=None) == parse_alias(alias())
+    mark = parse_alias(state(inside, "t0")["alias"])
+    assert mark is not None and mark.was is not None
+    assert replace(mark, was=None) == parse_alias(alias())
     inside.ip("link", "del", "t0")
 
 
@@ -903,10 +903,10 @@ def test_what_a_failed_up_and_a_down_do_not_give_back(calls: Calls, inside: Name
 def test_a_pid_that_is_used_again_is_another_process(calls: Calls, inside: Namespace) -> None:
     persistent(inside, "t0")
     first = by_another(calls, "t0")
-    mark = state(inside, "t0")["alias"]
-    stamp = parse_alias(mark)
-    assert stamp is not None and stamp.pid == first.caller
-    older = mark.replace(f"start={stamp.start}", f"start={stamp.start - 1}")
+    alias = state(inside, "t0")["alias"]
+    mark = parse_alias(alias)
+    assert mark is not None and mark.pid == first.caller
+    older = alias.replace(f"start={mark.start}", f"start={mark.start - 1}")
     for hook in (calls.up, calls.down):
         inside.ip("link", "set", "t0", "alias", older)
         was_done(hook("t0"))

@@ -190,7 +190,7 @@ def test_setting_sets_every_column_that_we_own(
     site.down("web0")
 
 
-def test_stamp_stands_beside_the_policy_s_external_ids(site: Site) -> None:
+def test_mark_stands_beside_the_policy_s_external_ids(site: Site) -> None:
     site.vlan('external_ids: {iface-id: "a b\\"c", team: net}')
     site.netns.tap("web0")
     site.up("web0")
@@ -384,7 +384,7 @@ def test_database_is_reached_over_tcp(site: Site) -> None:
 
 
 def test_other_ports_of_a_crowd_do_not_matter(site: Site) -> None:
-    """A row of another name, and one without a stamp, is never touched by up, down or gc."""
+    """A row of another name, and one without a mark, is never touched by up, down or gc."""
     site.peer("wire", "tag=7", "external_ids:a=b").close()
     before = Snapshot.take(site.netns, site.ovs)
     site.netns.tap("web0")

@@ -25,8 +25,8 @@ import pytest
 
 import pyqemu_ifdown.main
 import pyqemu_ifup.deadline
+import pyqemu_ifup.hook
 import pyqemu_ifup.kinds.openvswitch
-import pyqemu_ifup.manners
 from lab.calls import Call, Calls, Change, Ended
 from lab.clinic import until
 from lab.hooks import Hooks
@@ -843,7 +843,7 @@ def test_way_back_has_its_time_from_the_first_look_on(site: Site) -> None:
         look = Host.look
 
         def slow(self: Host, tap: str, bridge: str | None) -> Seen:
-            time.sleep(3 * pyqemu_ifup.manners.SLACK)
+            time.sleep(3 * pyqemu_ifup.hook.SLACK)
             return look(self, tap, bridge)
 
         setattr(Host, "look", slow)  # noqa: B010  a method is no variable to mypy

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import pyqemu_ifup.stamp
+import pyqemu_ifup.mark
 from lab.ports import giving
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB, BridgePlace
@@ -27,6 +27,18 @@ from pyqemu_ifup.kinds.base import TapKind
 from pyqemu_ifup.kinds.linux import JoinBridge, LeaveBridge, SetIsolated, SetVlans
 from pyqemu_ifup.kinds.openvswitch import AddPort, DelPort, vlan_columns, vlan_of_columns
 from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, ranges, show_vlan, vlan_of_vids, wanted_vids
+from pyqemu_ifup.mark import (
+    ALIAS_MAX,
+    Here,
+    Mark,
+    Was,
+    find_here,
+    format_alias,
+    is_alive,
+    is_anothers,
+    parse_alias,
+    row_ids,
+)
 from pyqemu_ifup.ops import Op, SetAlias, SetDown, SetIpv6, SetMac, SetMtu, SetTxQueueLen, SetUp
 from pyqemu_ifup.plan import (
     check_bridge_mtu,
@@ -35,18 +47,6 @@ from pyqemu_ifup.plan import (
     plan_leave,
     plan_undo,
     plan_up,
-)
-from pyqemu_ifup.stamp import (
-    ALIAS_MAX,
-    Here,
-    Stamp,
-    Was,
-    find_here,
-    format_alias,
-    is_alive,
-    is_anothers,
-    parse_alias,
-    row_ids,
 )
 
 pytestmark = pytest.mark.each_python
@@ -59,8 +59,8 @@ OVS_PORT = replace(PORT, place=OvsPlace("br0"))
 VLAN = Vlan(100)
 NATIVE = Vlan(10, (20, 30, 31))
 
-STAMP = Stamp("lan", "linux", "br0", "web", 42, 4200, rule="p.yaml:7")
-OVS_STAMP = replace(STAMP, kind="openvswitch", ovsdb=DEFAULT_OVSDB)
+MARK = Mark("lan", "linux", "br0", "web", 42, 4200, rule="p.yaml:7")
+OVS_MARK = replace(MARK, kind="openvswitch", ovsdb=DEFAULT_OVSDB)
 ALIAS = "pyqemu-ifup/1 network=lan kind=linux bridge=br0 pid=42 start=4200 rule=p.yaml:7 vm=web"
 OVS_ALIAS = (
     "pyqemu-ifup/1 network=lan kind=openvswitch bridge=br0 pid=42 start=4200 rule=p.yaml:7 "
@@ -104,7 +104,7 @@ OVS_SYSTEM = replace(OVS_BRIDGE, index=2, name="ovs-system")
 FRESH = Seen(TAP, bridge=BRIDGE)
 OVS_FRESH = Seen(TAP, bridge=OVS_BRIDGE, ovs_bridges=(DEFAULT_OVSDB,))
 
-IDS = row_ids(OVS_STAMP, 7, HERE)
+IDS = row_ids(OVS_MARK, 7, HERE)
 ROW = OvsPort(
     DEFAULT_OVSDB,
     "br0",
@@ -138,11 +138,11 @@ OVS_ATTACHED = replace(OVS_FRESH, tap=OVS_DONE, master=OVS_SYSTEM, ports=(ROW,))
 
 # The steps that are the same for nearly all, in their order.
 DOWN, UP = SetDown("web0", 7), SetUp("web0", 7)
-MARK, UNMARK = SetAlias("web0", 7, ALIAS), SetAlias("web0", 7, "")
+SET_MARK, UNMARK = SetAlias("web0", 7, ALIAS), SetAlias("web0", 7, "")
 MAC, MTU = SetMac("web0", 7, "fe:00:00:00:00:07"), SetMtu("web0", 7, 1500)
 IPV6 = SetIpv6("web0", 7, True, NO_ADDRESS)
 JOIN, LEAVE = JoinBridge("web0", 7, "br0", 3), LeaveBridge("web0", 7, "br0")
-BEGIN, END = (MARK, MAC, MTU, IPV6), (UP,)
+BEGIN, END = (SET_MARK, MAC, MTU, IPV6), (UP,)
 LINUX, OVS = kinds.load("linux"), kinds.load("openvswitch")
 
 
@@ -167,60 +167,65 @@ LINUX_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
         FRESH,
         (*BEGIN, JOIN, SetIsolated("web0", 7, True), *END),
     ),
-    ("mtu", giving(PORT, mtu=9000), FRESH, (MARK, MAC, SetMtu("web0", 7, 9000), IPV6, JOIN, *END)),
+    (
+        "mtu",
+        giving(PORT, mtu=9000),
+        FRESH,
+        (SET_MARK, MAC, SetMtu("web0", 7, 9000), IPV6, JOIN, *END),
+    ),
     (
         "the bridge's mtu",
         PORT,
         replace(FRESH, bridge=replace(BRIDGE, mtu=8950)),
-        (MARK, MAC, SetMtu("web0", 7, 8950), IPV6, JOIN, *END),
+        (SET_MARK, MAC, SetMtu("web0", 7, 8950), IPV6, JOIN, *END),
     ),
     (
         "txqueuelen",
         giving(PORT, txqueuelen=0),
         FRESH,
-        (MARK, MAC, MTU, SetTxQueueLen("web0", 7, 0), IPV6, JOIN, *END),
+        (SET_MARK, MAC, MTU, SetTxQueueLen("web0", 7, 0), IPV6, JOIN, *END),
     ),
     (
         "no IPv6 in the kernel",
         PORT,
         seen(FRESH, ipv6_disabled=None, addrgenmode=None),
-        (MARK, MAC, MTU, JOIN, *END),
+        (SET_MARK, MAC, MTU, JOIN, *END),
     ),
     (
         "IPv6 off already",
         PORT,
         seen(FRESH, ipv6_disabled=True, addrgenmode=NO_ADDRESS),
-        (MARK, MAC, MTU, JOIN, *END),
+        (SET_MARK, MAC, MTU, JOIN, *END),
     ),
     (
         "its switch is off already",
         PORT,
         seen(FRESH, ipv6_disabled=True),
-        (MARK, MAC, MTU, SetIpv6("web0", 7, None, NO_ADDRESS), JOIN, *END),
+        (SET_MARK, MAC, MTU, SetIpv6("web0", 7, None, NO_ADDRESS), JOIN, *END),
     ),
     (
         "no address by itself already",
         PORT,
         seen(FRESH, addrgenmode=NO_ADDRESS),
-        (MARK, MAC, MTU, SetIpv6("web0", 7, True, None), JOIN, *END),
+        (SET_MARK, MAC, MTU, SetIpv6("web0", 7, True, None), JOIN, *END),
     ),
     (
         "/proc/sys is read-only",
         PORT,
         replace(FRESH, sysctl=False),
-        (MARK, MAC, MTU, SetIpv6("web0", 7, None, NO_ADDRESS), JOIN, *END),
+        (SET_MARK, MAC, MTU, SetIpv6("web0", 7, None, NO_ADDRESS), JOIN, *END),
     ),
     (
         "/proc/sys is read-only, once more",
         PORT,
         replace(seen(FRESH, addrgenmode=NO_ADDRESS), sysctl=False),
-        (MARK, MAC, MTU, JOIN, *END),
+        (SET_MARK, MAC, MTU, JOIN, *END),
     ),
     (
         "too small for IPv6",
         giving(PORT, mtu=1279),
         FRESH,
-        (MARK, MAC, SetMtu("web0", 7, 1279), JOIN, *END),
+        (SET_MARK, MAC, SetMtu("web0", 7, 1279), JOIN, *END),
     ),
     (
         "was too small for IPv6",
@@ -232,10 +237,10 @@ LINUX_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
         "its MAC is high already",
         PORT,
         seen(FRESH, mac="fe:00:00:00:00:07"),
-        (MARK, MTU, IPV6, JOIN, *END),
+        (SET_MARK, MTU, IPV6, JOIN, *END),
     ),
-    ("up: down first", PORT, seen(FRESH, up=True), (MARK, DOWN, MAC, MTU, IPV6, JOIN, *END)),
-    ("again", PORT, ATTACHED, (DOWN, LEAVE, MARK, MTU, JOIN, *END)),
+    ("up: down first", PORT, seen(FRESH, up=True), (SET_MARK, DOWN, MAC, MTU, IPV6, JOIN, *END)),
+    ("again", PORT, ATTACHED, (DOWN, LEAVE, SET_MARK, MTU, JOIN, *END)),
     (
         "moved from another bridge of ours",
         PORT,
@@ -243,19 +248,19 @@ LINUX_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
             seen(ATTACHED, alias=ALIAS.replace("br0", "br1")),
             master=replace(BRIDGE, index=4, name="br1"),
         ),
-        (DOWN, LeaveBridge("web0", 7, "br1"), MARK, MTU, JOIN, *END),
+        (DOWN, LeaveBridge("web0", 7, "br1"), SET_MARK, MTU, JOIN, *END),
     ),
     (
         "moved from Open vSwitch",
         PORT,
         replace(OVS_ATTACHED, bridge=BRIDGE),
-        (DOWN, DEL_ROW, DOWN, MARK, MTU, JOIN, *END),
+        (DOWN, DEL_ROW, DOWN, SET_MARK, MTU, JOIN, *END),
     ),
     (
         "a stale row of ours",
         PORT,
         replace(FRESH, ports=(ROW,)),
-        (MARK, DEL_ROW, DOWN, MAC, MTU, IPV6, JOIN, *END),
+        (SET_MARK, DEL_ROW, DOWN, MAC, MTU, IPV6, JOIN, *END),
     ),
     (
         "filtering: the bridge's PVID",
@@ -295,7 +300,7 @@ LINUX_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
     ("port", "found", "plan"), [row[1:] for row in LINUX_PLANS], ids=[row[0] for row in LINUX_PLANS]
 )
 def test_up_on_a_linux_bridge(port: Port, found: Seen, plan: tuple[Op, ...]) -> None:
-    assert plan_up(port, LINUX, found, STAMP, HERE) == plan
+    assert plan_up(port, LINUX, found, MARK, HERE) == plan
 
 
 OVS_BEGIN = (SetAlias("web0", 7, OVS_ALIAS), MAC, MTU, IPV6)
@@ -362,20 +367,20 @@ OVS_PLANS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
     ("port", "found", "plan"), [row[1:] for row in OVS_PLANS], ids=[row[0] for row in OVS_PLANS]
 )
 def test_up_on_open_vswitch(port: Port, found: Seen, plan: tuple[Op, ...]) -> None:
-    assert plan_up(port, OVS, found, OVS_STAMP, HERE) == plan
+    assert plan_up(port, OVS, found, OVS_MARK, HERE) == plan
 
 
 @pytest.mark.parametrize(
-    ("row", "kind", "stamp"),
-    [(row, LINUX, STAMP) for row in LINUX_PLANS] + [(row, OVS, OVS_STAMP) for row in OVS_PLANS],
+    ("row", "kind", "mark"),
+    [(row, LINUX, MARK) for row in LINUX_PLANS] + [(row, OVS, OVS_MARK) for row in OVS_PLANS],
     ids=[f"Linux bridge, {row[0]}" for row in LINUX_PLANS]
     + [f"Open vSwitch, {row[0]}" for row in OVS_PLANS],
 )
 def test_the_link_comes_up_last_and_only_when_proven(
-    row: tuple[str, Port, Seen, tuple[Op, ...]], kind: TapKind, stamp: Stamp
+    row: tuple[str, Port, Seen, tuple[Op, ...]], kind: TapKind, mark: Mark
 ) -> None:
     _, port, found, _ = row
-    plan = plan_up(port, kind, found, stamp, HERE)
+    plan = plan_up(port, kind, found, mark, HERE)
     assert [op for op in plan if op.opens] == [plan[-1]] == [UP]
     joins = [i for i, op in enumerate(plan) if isinstance(op, JoinBridge | AddPort)]
     assert len(joins) == 1
@@ -393,8 +398,8 @@ def test_the_mark_is_there_from_the_first_change_to_the_last(
 ) -> None:
     _, port, found, _ = row
     assert found.tap is not None
-    state = simulate(found, plan_up(port, LINUX, found, STAMP, HERE))
-    assert all(each.tap is not None and each.tap.stamp is not None for each in state[1:])
+    state = simulate(found, plan_up(port, LINUX, found, MARK, HERE))
+    assert all(each.tap is not None and each.tap.mark is not None for each in state[1:])
 
 
 def simulate(found: Seen, plan: tuple[Op, ...]) -> list[Seen]:
@@ -463,7 +468,7 @@ def test_up_again_from_the_state_after_every_op_is_never_refused(
     whole = simulate(before, plan)[-1]
     for now in simulate(before, plan):
         refuse_strangers("web0", now, parent=1)
-        assert simulate(now, plan_up(port, LINUX, now, STAMP, HERE))[-1] == whole
+        assert simulate(now, plan_up(port, LINUX, now, MARK, HERE))[-1] == whole
 
 
 @pytest.mark.parametrize("row", LINUX_PLANS, ids=[row[0] for row in LINUX_PLANS])
@@ -484,7 +489,7 @@ def test_down_from_the_state_after_every_op_takes_it_all_away(
     "now", [None, replace(TAP, index=9, up=True)], ids=["nothing", "another tap"]
 )
 def test_undo_of_a_tap_that_has_gone_removes_its_row_only(now: Link | None) -> None:
-    older = replace(ROW, external_ids=tuple(row_ids(OVS_STAMP, 6, HERE).items()))
+    older = replace(ROW, external_ids=tuple(row_ids(OVS_MARK, 6, HERE).items()))
     foreign = replace(ROW, external_ids=())
     gone = Seen(now, ports=(ROW, older, foreign))
     assert plan_undo(OVS_FRESH, gone, HERE) == (DEL_ROW,)
@@ -609,11 +614,11 @@ def kind_of(port: Port, found: Seen) -> object:
 
 
 def plan_linux(port: Port, found: Seen) -> object:
-    return plan_up(port, LINUX, found, STAMP, HERE)
+    return plan_up(port, LINUX, found, MARK, HERE)
 
 
 def plan_ovs(port: Port, found: Seen) -> object:
-    return plan_up(port, OVS, found, OVS_STAMP, HERE)
+    return plan_up(port, OVS, found, OVS_MARK, HERE)
 
 
 def strangers(port: Port, found: Seen) -> object:
@@ -1077,7 +1082,7 @@ def test_a_link_that_is_down_counts_only_once_it_shall_be_up() -> None:
 
 
 COMMANDS: list[tuple[Op, tuple[str, ...]]] = [
-    (MARK, (f"ip link set dev web0 alias '{ALIAS}'",)),
+    (SET_MARK, (f"ip link set dev web0 alias '{ALIAS}'",)),
     (UNMARK, ("ip link set dev web0 alias ''",)),
     (DOWN, ("ip link set dev web0 down",)),
     (UP, ("ip link set dev web0 up",)),
@@ -1170,12 +1175,12 @@ def test_ranges_hold_just_the_numbers(numbers: frozenset[int]) -> None:
     assert all(after[0] > before[1] + 1 for before, after in itertools.pairwise(found))
 
 
-# The stamp
+# The mark
 
 # What a command line may hold: any bytes but NUL, as os.fsdecode makes text of them.
 NAMES = st.binary(max_size=300).map(lambda name: os.fsdecode(name.replace(b"\0", b"x")))
-STAMPS = st.builds(
-    Stamp,
+MARKS = st.builds(
+    Mark,
     network=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", fullmatch=True),
     kind=st.sampled_from(("linux", "openvswitch")),
     bridge=st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=15),
@@ -1202,34 +1207,34 @@ STAMPS = st.builds(
 )
 
 
-@given(STAMPS)
-def test_an_alias_gives_its_stamp_back(stamp: Stamp) -> None:
-    alias = format_alias(stamp)
+@given(MARKS)
+def test_an_alias_gives_its_mark_back(mark: Mark) -> None:
+    alias = format_alias(mark)
     assert alias.isascii() and alias.isprintable() and len(alias) <= ALIAS_MAX
     parsed = parse_alias(alias)
     assert parsed is not None
     kept = {
-        name: getattr(stamp, name)
+        name: getattr(mark, name)
         for name in ("network", "kind", "bridge", "pid", "start", "ovsdb", "uid", "by_name", "was")
     }
     assert kept == {name: getattr(parsed, name) for name in kept}
-    assert parsed.unsaid >= stamp.unsaid or not parsed.rule
+    assert parsed.unsaid >= mark.unsaid or not parsed.rule
     # What is not as it was is told to be unsaid, and nothing is that had room.
-    with patch.object(pyqemu_ifup.stamp, "ALIAS_MAX", 10_000):
-        whole = len(format_alias(replace(stamp, vm=""))) + (len(" vm=~") if stamp.vm else 0)
+    with patch.object(pyqemu_ifup.mark, "ALIAS_MAX", 10_000):
+        whole = len(format_alias(replace(mark, vm=""))) + (len(" vm=~") if mark.vm else 0)
     for name in ("vm", "netdev", "mac"):
-        if getattr(parsed, name) != getattr(stamp, name):
+        if getattr(parsed, name) != getattr(mark, name):
             assert name in parsed.unsaid
             assert len(alias) > ALIAS_MAX - 12 if name == "vm" else whole > ALIAS_MAX
-    assert parsed.vm == stamp.vm or "vm" in parsed.unsaid
-    assert stamp.vm.startswith(parsed.vm)
+    assert parsed.vm == mark.vm or "vm" in parsed.unsaid
+    assert mark.vm.startswith(parsed.vm)
     assert parse_alias(format_alias(parsed)) == parsed
 
 
 @given(st.text(max_size=300) | st.builds(lambda rest: f"pyqemu-ifup/1 {rest}", st.text()))
 def test_no_alias_breaks_the_reader(alias: str) -> None:
-    stamp = parse_alias(alias)
-    assert stamp is None or stamp.kind in ("linux", "openvswitch")
+    mark = parse_alias(alias)
+    assert mark is None or mark.kind in ("linux", "openvswitch")
 
 
 @pytest.mark.parametrize(
@@ -1237,8 +1242,8 @@ def test_no_alias_breaks_the_reader(alias: str) -> None:
     [("1500,9,0a,1", Was(1500, 9, "0a", True)), ("1500,9,0a,1,3", Was(1500, 9, "0a", True, 3))],
 )
 def test_an_older_mark_says_nothing_of_addrgenmode(was: str, found: Was) -> None:
-    stamp = parse_alias(f"{OLD_ALIAS} was={was}")
-    assert stamp is not None and stamp.was == found
+    mark = parse_alias(f"{OLD_ALIAS} was={was}")
+    assert mark is not None and mark.was == found
 
 
 @pytest.mark.parametrize("was", ["1500,9,0a,1", "1500,9,0a,1,3"])
@@ -1250,23 +1255,23 @@ def test_a_mark_with_a_mode_that_is_none_is_no_mark(was: str, more: str) -> None
 @pytest.mark.parametrize("mode", [None, 1])
 def test_a_mark_tells_of_the_link_too(mode: int | None) -> None:
     was = Was(1500, 9, "0a", True, mode, up=True)
-    found = parse_alias(format_alias(replace(STAMP, was=was)))
+    found = parse_alias(format_alias(replace(MARK, was=was)))
     assert found is not None and found.was == was
 
 
 def test_a_name_is_cut_between_letters() -> None:
-    stamp = replace(STAMP, vm="ü" * 200)
-    alias = format_alias(stamp)
+    mark = replace(MARK, vm="ü" * 200)
+    alias = format_alias(mark)
     parsed = parse_alias(alias)
     letters = (ALIAS_MAX - len(ALIAS) + len("web") - len("~")) // len("%C3%BC")
-    assert parsed == replace(STAMP, vm="ü" * letters, unsaid=frozenset({"vm"}))
+    assert parsed == replace(MARK, vm="ü" * letters, unsaid=frozenset({"vm"}))
     assert alias.endswith("%BC~") and parsed.guest == "ü" * letters + "~"
     assert "vm-name" not in row_ids(parsed, 7, HERE)
 
 
 def test_a_long_name_leaves_room_for_the_others() -> None:
     """The order of sacrifice: the guest's name, the netdev, and at the last all but the place."""
-    named = replace(STAMP, mac="52:54:00:12:34:56", netdev="n0", vm="v" * 255)
+    named = replace(MARK, mac="52:54:00:12:34:56", netdev="n0", vm="v" * 255)
     parsed = parse_alias(format_alias(named))
     assert (
         parsed is not None
@@ -1285,19 +1290,19 @@ def test_a_long_name_leaves_room_for_the_others() -> None:
 
 @pytest.mark.parametrize("name", ["web~", "~", "w~b", "%7E"])
 def test_a_real_tilde_is_no_cut(name: str) -> None:
-    stamp = replace(STAMP, vm=name, netdev=name)
-    assert parse_alias(format_alias(stamp)) == stamp
+    mark = replace(MARK, vm=name, netdev=name)
+    assert parse_alias(format_alias(mark)) == mark
 
 
 @pytest.mark.parametrize("length", [200, 1500, 960_000])
 def test_a_name_of_any_length_is_cut_at_once(length: int) -> None:
-    parsed = parse_alias(format_alias(replace(STAMP, vm="é" * length)))
+    parsed = parse_alias(format_alias(replace(MARK, vm="é" * length)))
     assert parsed is not None and parsed.unsaid == {"vm"}
 
 
 def test_an_older_mark_says_what_it_says() -> None:
     older = parse_alias(OLD_ALIAS)
-    assert older == replace(STAMP, rule="", unsaid=frozenset({"netdev", "mac", "user"}))
+    assert older == replace(MARK, rule="", unsaid=frozenset({"netdev", "mac", "user"}))
     assert older is not None and parse_alias(format_alias(older)) == older
     by_name = parse_alias(f"{OLD_ALIAS} uid=1000 by=name")
     assert by_name is not None and by_name.by_name and by_name.unsaid == {"netdev", "mac"}
@@ -1308,7 +1313,7 @@ def test_an_older_mark_says_what_it_says() -> None:
 
 def test_an_alias_that_cannot_be_cut_is_refused() -> None:
     with pytest.raises(Failure) as caught:
-        format_alias(replace(OVS_STAMP, ovsdb="unix:/" + "x" * 200))
+        format_alias(replace(OVS_MARK, ovsdb="unix:/" + "x" * 200))
     length = len(OVS_ALIAS) - len(" rule=p.yaml:7 vm=web") - len(DEFAULT_OVSDB) + 206
     assert (caught.value.status, str(caught.value)) == (
         Status.REFUSED,
@@ -1331,22 +1336,22 @@ def test_an_alias_that_cannot_be_cut_is_refused() -> None:
         ALIAS.replace(" network=lan", ""),
     ],
 )
-def test_what_is_not_of_our_making_is_no_stamp(alias: str) -> None:
+def test_what_is_not_of_our_making_is_no_mark(alias: str) -> None:
     assert parse_alias(alias) is None
 
 
-def test_a_stamp_names_a_process_by_its_start_too() -> None:
-    stamp = Holder(Caller("web0", vm="web"), os.getpid()).mark(PORT, LINUX)
-    assert is_alive(stamp)
-    assert not is_anothers(stamp, os.getpid())
-    assert is_anothers(stamp, os.getppid())
-    reused = replace(stamp, start=stamp.start + 1)
+def test_a_mark_names_a_process_by_its_start_too() -> None:
+    mark = Holder(Caller("web0", vm="web"), os.getpid()).mark_for(PORT, LINUX)
+    assert is_alive(mark)
+    assert not is_anothers(mark, os.getpid())
+    assert is_anothers(mark, os.getppid())
+    reused = replace(mark, start=mark.start + 1)
     assert not is_alive(reused) and not is_anothers(reused, 1)
-    assert not is_alive(replace(stamp, start=0))
+    assert not is_alive(replace(mark, start=0))
 
 
 def test_a_row_carries_the_mark_in_full() -> None:
-    assert row_ids(replace(OVS_STAMP, vm="w\udcff"), 7, HERE) == {
+    assert row_ids(replace(OVS_MARK, vm="w\udcff"), 7, HERE) == {
         "pyqemu-ifup": "1",
         "pyqemu-network": "lan",
         "pyqemu-ifindex": "7",
@@ -1355,7 +1360,7 @@ def test_a_row_carries_the_mark_in_full() -> None:
         "vm-name": "w\ufffd",
         "vm-pid": "42",
     }
-    assert "vm-name" not in row_ids(replace(OVS_STAMP, vm=""), 7, HERE)
+    assert "vm-name" not in row_ids(replace(OVS_MARK, vm=""), 7, HERE)
 
 
 def test_here_is_this_boot_and_namespace() -> None:

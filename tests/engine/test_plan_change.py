@@ -14,11 +14,11 @@ from test_plan import (
     HERE,
     IPV6,
     LEAVE,
+    MARK,
     OVS_ATTACHED,
-    OVS_STAMP,
+    OVS_MARK,
     PORT,
     ROW,
-    STAMP,
     UP,
     seen,
     vlans,
@@ -32,9 +32,9 @@ from pyqemu_ifup import kinds
 from pyqemu_ifup.kinds.linux import JoinBridge, SetIsolated, SetVlans
 from pyqemu_ifup.kinds.openvswitch import AddPort, SetPort
 from pyqemu_ifup.look import Seen, Vid
+from pyqemu_ifup.mark import format_alias
 from pyqemu_ifup.ops import Op, SetAlias, SetDown, SetIpv6, SetMac, SetMtu, SetTxQueueLen, SetUp
 from pyqemu_ifup.plan import plan_back, plan_change, plan_up
-from pyqemu_ifup.stamp import format_alias
 
 pytestmark = pytest.mark.each_python
 
@@ -42,7 +42,7 @@ ACCESS = Vid(100, pvid=True, untagged=True)
 ON_FILTERING = replace(ATTACHED, master=FILTERING, bridge=FILTERING, vids=(ACCESS,))
 IN_100 = giving(PORT, vlan=Vlan(100))
 RENAMED = replace(PORT, network="office")
-RENAMED_MARK = SetAlias("web0", 7, format_alias(replace(STAMP, network="office")))
+RENAMED_MARK = SetAlias("web0", 7, format_alias(replace(MARK, network="office")))
 
 
 def set_port(
@@ -135,15 +135,15 @@ OVS: list[tuple[str, Port, Seen, tuple[Op, ...]]] = [
     ("port", "now", "plan"), [row[1:] for row in LINUX], ids=[row[0] for row in LINUX]
 )
 def test_change_on_a_linux_bridge(port: Port, now: Seen, plan: tuple[Op, ...]) -> None:
-    stamp = replace(STAMP, network=port.network)
-    assert plan_change(port, LINUX_KIND, now, stamp, HERE) == plan
+    mark = replace(MARK, network=port.network)
+    assert plan_change(port, LINUX_KIND, now, mark, HERE) == plan
 
 
 @pytest.mark.parametrize(
     ("port", "now", "plan"), [row[1:] for row in OVS], ids=[row[0] for row in OVS]
 )
 def test_change_on_open_vswitch(port: Port, now: Seen, plan: tuple[Op, ...]) -> None:
-    assert plan_change(port, OVS_KIND, now, OVS_STAMP, HERE) == plan
+    assert plan_change(port, OVS_KIND, now, OVS_MARK, HERE) == plan
 
 
 ELSEWHERE: list[tuple[str, Kind, Seen]] = [
@@ -174,11 +174,11 @@ ELSEWHERE: list[tuple[str, Kind, Seen]] = [
     ("kind", "now"), [row[1:] for row in ELSEWHERE], ids=[row[0] for row in ELSEWHERE]
 )
 def test_what_is_elsewhere_is_attached_anew(kind: Kind, now: Seen) -> None:
-    stamp = STAMP if kind == "linux" else OVS_STAMP
+    mark = MARK if kind == "linux" else OVS_MARK
     found = kinds.load(kind)
     assert not found.is_in_place(PORT, now, HERE)
-    plan = plan_change(PORT, found, now, stamp, HERE)
-    assert plan == plan_up(PORT, found, now, stamp, HERE)
+    plan = plan_change(PORT, found, now, mark, HERE)
+    assert plan == plan_up(PORT, found, now, mark, HERE)
     assert plan[-1] == SetUp("web0", 7)
 
 
@@ -191,7 +191,7 @@ def test_what_is_elsewhere_is_attached_anew(kind: Kind, now: Seen) -> None:
 )
 def test_what_the_bridge_cannot_do_is_refused(port: Port, what: str) -> None:
     with pytest.raises(Failure) as caught:
-        plan_change(port, LINUX_KIND, ATTACHED, STAMP, HERE)
+        plan_change(port, LINUX_KIND, ATTACHED, MARK, HERE)
     assert caught.value.what == what
 
 
@@ -199,9 +199,9 @@ LOST = replace(seen(ATTACHED, master=None), master=None)
 LOOSE = seen(LOST, alias="", ipv6_disabled=False, addrgenmode=0)
 BR1 = replace(BRIDGE, index=4, name="br1")
 ON_BR1 = replace(
-    seen(ATTACHED, master=4, alias=format_alias(replace(STAMP, bridge="br1")), up=False), master=BR1
+    seen(ATTACHED, master=4, alias=format_alias(replace(MARK, bridge="br1")), up=False), master=BR1
 )
-OLD_MARK = SetAlias("web0", 7, format_alias(STAMP))
+OLD_MARK = SetAlias("web0", 7, format_alias(MARK))
 BACK: list[tuple[str, Seen, Seen, tuple[Op, ...]]] = [
     ("nothing was done", ATTACHED, ATTACHED, ()),
     ("it was taken down", ATTACHED, seen(ATTACHED, up=False), (UP,)),

@@ -7,7 +7,7 @@ import pty
 
 import pytest
 
-from pyqemu_ifup.manners import read_tap_name
+from pyqemu_ifup.hook import read_tap_name
 from pyqemu_ifup.task import finish, pause
 
 pytestmark = pytest.mark.each_python

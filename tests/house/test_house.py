@@ -37,7 +37,7 @@ OWNER = {
 """Library -> the one module that may import it, at any depth."""
 
 BROAD_ALLOWED = {
-    ("ifup/pyqemu_ifup/manners.py", "run_hook"): "the door of the hooks: a bug is 70, told once",
+    ("ifup/pyqemu_ifup/hook.py", "run_hook"): "the door of the hooks: a bug is 70, told once",
     ("ifup/pyqemu_ifup/task.py", "finish"): "what breaks a wait off is the task's to undo",
     ("ifd/pyqemu_ifd/closer.py", "Closer._apart"): "who waits raises it, in its own thread",
     ("ifd/pyqemu_ifd/snapshot.py", "Observer._run"): "likewise",

@@ -22,8 +22,8 @@ from pyqemu_ifconf.policy import Policy
 from pyqemu_ifctl.in_force import Outcome
 from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.mark import KEY_IFINDEX
 from pyqemu_ifup.ops import Op
-from pyqemu_ifup.stamp import KEY_IFINDEX
 
 OnOp = Callable[[int, Host], None]
 """What is called with the number of an op, from 1, and the host that it is run on."""

@@ -118,7 +118,7 @@ class Row(ABC):
 
     def is_marked(self, link: Link) -> bool:
         """Tell whether a link says that it is ours."""
-        return link.stamp is not None
+        return link.mark is not None
 
     def open(self, world: World, *, index: int = INDEX, persist: bool = True) -> None:
         """Make the tap, attached nowhere, as its QEMU holds it."""
@@ -289,7 +289,7 @@ class Macvtap(Row):
 
     def is_marked(self, link: Link) -> bool:
         """Tell whether it has its alias, or is in the group in which one is made."""
-        return link.stamp is not None or link.group_number == macvtap.GROUP
+        return link.mark is not None or link.group_number == macvtap.GROUP
 
     def open(self, world: World, *, index: int = INDEX, persist: bool = True) -> None:
         """Make nothing: there is none before its up."""

@@ -27,7 +27,7 @@ from pyqemu_ifd.pool import Pool
 from pyqemu_ifd.reconcile import Reconciler
 from pyqemu_ifd.users import Users
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.stamp import find_here
+from pyqemu_ifup.mark import find_here
 from pyqemu_ifup.task import finish
 
 SHORT = 0.1

@@ -35,12 +35,12 @@ PATIENCE = 30.0
 UPS = int(os.environ.get("PYQEMU_FLOOD_UPS", "12"))
 BY_HAND = UPS >= 100
 MUTE = """
-import os, socket, pyqemu_ifup.manners as manners
+import os, socket, pyqemu_ifup.hook as hook
 reader = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-manners.LOG_SOCKET = sys.argv[sys.argv.index("--socket") + 1] + ".log"
-if os.path.exists(manners.LOG_SOCKET):
-    os.unlink(manners.LOG_SOCKET)
-reader.bind(manners.LOG_SOCKET)
+hook.LOG_SOCKET = sys.argv[sys.argv.index("--socket") + 1] + ".log"
+if os.path.exists(hook.LOG_SOCKET):
+    os.unlink(hook.LOG_SOCKET)
+reader.bind(hook.LOG_SOCKET)
 """
 """A syslog that is there and does not read."""
 

@@ -45,8 +45,8 @@ from pyqemu_ifup.guest import Patience, find_otherwise, tell_otherwise
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.vswitchd import find_states
 from pyqemu_ifup.look import OvsSwitch
+from pyqemu_ifup.mark import Mark, find_here
 from pyqemu_ifup.qemu.caller import find_hook_at_work
-from pyqemu_ifup.stamp import Stamp, find_here
 from pyqemu_ifup.system.holders import all_holders
 from pyqemu_ifup.system.process import process_start, read_status, real_uid
 
@@ -298,12 +298,12 @@ def test_no_script_s_path_ends_apply(netns: Namespace, folder: Path) -> None:
 def test_many_taps_of_one_user_end_no_verb(netns: Namespace) -> None:
     """Each of them may have a process whose command line takes long to read."""
     with crowd(netns, [NOBODY], *["-netdev", f"tap{',a' * 60_000}"] * 2) as (pid,):
-        stamp = Stamp("lan", "linux", "br0", "", pid, process_start(pid) or 0, uid=NOBODY)
+        mark = Mark("lan", "linux", "br0", "", pid, process_start(pid) or 0, uid=NOBODY)
         patience, begun = Patience(), time.thread_time()
-        found = [find_otherwise(f"tap{number}", stamp, patience) for number in range(48)]
+        found = [find_otherwise(f"tap{number}", mark, patience) for number in range(48)]
         assert time.thread_time() - begun < 4
         assert found[0] == () and found[-1] is None
-        assert tell_otherwise(stamp, None).startswith("there was no time to read what its process")
+        assert tell_otherwise(mark, None).startswith("there was no time to read what its process")
 
 
 def test_many_nics_hide_no_twins_of_others(netns: Namespace, hooks: Hooks) -> None:

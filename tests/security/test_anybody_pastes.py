@@ -81,6 +81,7 @@ from pyqemu_ifup.drivers.ovsdb_connection import wait as wait_for
 from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.drivers.tun import making_anew
 from pyqemu_ifup.entitled import check_owner
+from pyqemu_ifup.hook import half_done, left_to_gc
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.linux import JoinBridge, LeaveBridge, SetIsolated, SetVlans, target_vids
 from pyqemu_ifup.kinds.macvtap import AddMacvtap, AddVlan, DropVlan, KeepFromHost, taken
@@ -92,12 +93,11 @@ from pyqemu_ifup.made.names import bridge_alias
 from pyqemu_ifup.made.nat.firewalls import tell_of_firewalls
 from pyqemu_ifup.made.network import leave
 from pyqemu_ifup.main import denial
-from pyqemu_ifup.manners import half_done, left_to_gc
+from pyqemu_ifup.mark import VERSION, Here, Mark, format_alias
 from pyqemu_ifup.on_port import Address, Route, Sights, find_sitting
 from pyqemu_ifup.ops import DelTap, SetAlias, SetDown, SetIpv6, SetMac, SetMtu, SetTxQueueLen, SetUp
 from pyqemu_ifup.plan import check_bridge_mtu
 from pyqemu_ifup.qemu.command_line import read_options
-from pyqemu_ifup.stamp import VERSION, Here, Stamp, format_alias
 from pyqemu_ifup.steps import take_back
 from pyqemu_ifup.taps import _failure
 from pyqemu_ifup.task import finish
@@ -197,7 +197,7 @@ def each_scene(name: str) -> Iterator[Scene]:
     )
     yield a_scene(name, ports=(replace(port, external_ids=ours),))
     yield a_scene(name, failed={database: Failure(Status.TRY_AGAIN, name)})
-    yield a_scene(name, off=(a_link(name, alias=format_alias(STAMP)),))
+    yield a_scene(name, off=(a_link(name, alias=format_alias(MARK)),))
     for failure in (
         Failure(Status.NO_POLICY, f"/x y/{name}"),
         Failure(Status.UNSAFE, name, "", "run chmod"),
@@ -356,7 +356,7 @@ def failures(name: str) -> Iterator[tuple[Failure, list[str]]]:
     applied = Applied(name, None, 7, "", ours=True)
     end = ["--"] if name[0] == "-" else []
     yield (
-        _denied(replace(applied, stamp=STAMP), Failure(Status.DENIED, "denied", name), None),
+        _denied(replace(applied, mark=MARK), Failure(Status.DENIED, "denied", name), None),
         ["pyqemu-ifctl", "apply", "--cut", *end, name],
     )
     for left in (_left(applied, port), _unmarked(applied, NOBODY)):
@@ -418,8 +418,8 @@ def hub_findings(*words: str, **changes: Any) -> dict[str, str]:
 
     web0, web1 and web2 are taps of ours that are up.
     """
-    stamp = format_alias(replace(STAMP, pid=6))
-    links = [a_link(f"web{n}", alias=stamp) for n in range(3)]
+    mark = format_alias(replace(MARK, pid=6))
+    links = [a_link(f"web{n}", alias=mark) for n in range(3)]
     guest = Guest(7, None, {3: "web1"}, (), NOBODY, tuple(read_options(["q", *words])[1]))
     scene = a_scene("br", qemus=(Qemu(guest, True, {}, **changes),), links=tuple(links))
     found = find_all(replace(scene, off=(links[0],)))[0]
@@ -570,7 +570,7 @@ def noting(reached: list[tuple[str, int, Command]]) -> Iterator[None]:
         sys.setprofile(None)
 
 
-STAMP = Stamp("lan", "linux", "br0", "", 1 << 22, 1, uid=NOBODY, made=True)
+MARK = Mark("lan", "linux", "br0", "", 1 << 22, 1, uid=NOBODY, made=True)
 
 
 class Elsewhere:
@@ -664,8 +664,8 @@ class Elsewhere:
                 )
             ]
         )
-        marked = a_link(name, alias=format_alias(replace(STAMP, uid=None, made=False)))
-        self.refused(lambda: Reconciler._wanted(policy, marked, replace(STAMP, uid=None), None))
+        marked = a_link(name, alias=format_alias(replace(MARK, uid=None, made=False)))
+        self.refused(lambda: Reconciler._wanted(policy, marked, replace(MARK, uid=None), None))
         own, other_end = socket.socketpair()
         other_end.close()
         with own:
@@ -675,9 +675,9 @@ class Elsewhere:
         assert f" {ifctl('gc', name)} " in client.left
         with self.host() as host:
             deny = Deny("no", None)
-            for stamp in (STAMP, replace(STAMP, uid=None, made=False)):
-                link = a_link(name, alias=format_alias(stamp), carrier=False)
-                assert len(find_lost(host, policy, [link], lambda tap, stamp: deny)) == 1
+            for mark in (MARK, replace(MARK, uid=None, made=False)):
+                link = a_link(name, alias=format_alias(mark), carrier=False)
+                assert len(find_lost(host, policy, [link], lambda tap, mark: deny)) == 1
 
     def looked_at(self, name: str) -> None:
         for op in (

@@ -22,7 +22,7 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifup import taps as taps_module
 from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.drivers.tun import set_owner
-from pyqemu_ifup.manners import read_tap_name
+from pyqemu_ifup.hook import read_tap_name
 from pyqemu_ifup.taps import ATTEMPTS, close_all, open_taps
 
 QUEUE, PLAIN = 0x1102, 0x1002

@@ -189,7 +189,7 @@ def test_a_table_that_the_policy_does_not_have_is_told_of(netns: Namespace, tmp_
         good = site.hooks.policy.read_text()
         site.hooks.write_policy('{"version": 1, "networks": {"lan": {"bridge": "br0"}}, '
                                 '"rules": [{"tap": "*", "network": "lan"}]}')  # fmt: skip
-        before = f"import pyqemu_ifup.manners as manners; manners.LOG_SOCKET = {path!r}"
+        before = f"import pyqemu_ifup.hook as hook; hook.LOG_SOCKET = {path!r}"
         with Agent(netns, site.hooks.policy, before=before) as agent:
             site.serve(agent)
             netns.run(["nft", "flush", "ruleset"])

@@ -94,7 +94,7 @@ class Site(ABC):
         } - {self.trunk.name}  # fmt: skip
 
     def mark(self, tap: str) -> str:
-        """Return the link's alias: our stamp."""
+        """Return the link's alias: our mark."""
         alias: str = self.netns.link(tap).get("ifalias", "")
         return alias
 

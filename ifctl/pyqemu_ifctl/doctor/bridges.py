@@ -19,10 +19,10 @@ from pyqemu_ifup.kinds.check import Finding, finding_of
 from pyqemu_ifup.kinds.snapshot import Snapshot
 from pyqemu_ifup.kinds.view import TapView
 from pyqemu_ifup.look import FRESH, Link, Seen, spans
+from pyqemu_ifup.mark import Mark
 from pyqemu_ifup.on_port import Sitting, find_sitting
 from pyqemu_ifup.ops import set_link
 from pyqemu_ifup.plan import plan_up
-from pyqemu_ifup.stamp import Stamp
 
 STACKED = ("vlan", "macvlan", "ipvlan")
 """Kinds of links that are on top of others."""
@@ -129,9 +129,9 @@ def find_refusing_bridges(snapshot: Snapshot) -> Iterator[Finding]:
         if bridge is not None:
             filtering = bridge.vlan_filtering or port.settings.vlan is not None
             bridge = replace(bridge, up=True, vlan_filtering=filtering)
-        stamp = Stamp(port.network, kind.name, port.place.name, "", 0, 0)
+        mark = Mark(port.network, kind.name, port.place.name, "", 0, 0)
         try:
-            plan_up(port, kind, Seen(FRESH, bridge=bridge), stamp, snapshot.here)
+            plan_up(port, kind, Seen(FRESH, bridge=bridge), mark, snapshot.here)
         except Failure as failure:
             yield finding_of(
                 failure,
@@ -199,8 +199,8 @@ def find_lonely_bridges(snapshot: Snapshot) -> Iterator[Finding]:
             for link in snapshot.links
             if link.tap
             and link.carrier
-            and link.stamp is not None
-            and link.stamp.bridge == network.place.name
+            and link.mark is not None
+            and link.mark.bridge == network.place.name
         ]
         leads_on = view.uplinks(snapshot, network.place.name, network.place.databases)
         if guests and not leads_on and not view.has_host_ends(snapshot, network):
@@ -255,7 +255,7 @@ def _largest(snapshot: Snapshot, network: Network, view: TapView) -> tuple[int, 
     found += [
         (link.mtu, f"the tap {quote(link.name)}")
         for link in view.ports(snapshot, network)
-        if link.tap and link.stamp is not None
+        if link.tap and link.mark is not None
     ]
     return max(found, default=(0, ""))
 

@@ -13,7 +13,7 @@ from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.drivers import nft_program as nft
 from pyqemu_ifup.drivers.nft_program import DroppingChain
 from pyqemu_ifup.drivers.programs import run_program
-from pyqemu_ifup.manners import SAFE_PATH
+from pyqemu_ifup.hook import SAFE_PATH
 from pyqemu_ifup.task import finish
 
 FILTER_SECONDS = 2.0

@@ -80,7 +80,7 @@ def _held(scene: Scene, qemu: Qemu) -> frozenset[str]:
     return frozenset(
         link.name
         for link in scene.links
-        if link.stamp is not None and link.stamp.pid == qemu.guest.pid
+        if link.mark is not None and link.mark.pid == qemu.guest.pid
     )
 
 

@@ -46,7 +46,7 @@ def find_foreign_helpers(scene: Scene) -> Iterator[Finding]:
         named = {tap_name(option) for option in qemu.guest.options}
         links = filter(None, map(scene.link, sorted(set(qemu.guest.taps.values()) - named)))
         past = [
-            link for link in links if link.stamp is None and not _is_left(scene, qemu, link.name)
+            link for link in links if link.mark is None and not _is_left(scene, qemu, link.name)
         ]
         if not paths or not past:
             continue
@@ -125,9 +125,9 @@ def _stays(scene: Scene, qemu: Qemu, option: Option) -> bool:
     name = tap_name(option)
     links = filter(None, map(scene.link, [name] if name else qemu.guest.taps.values()))
     return any(
-        link.persistent or kinds.load_view(link.stamp.kind).outlives
+        link.persistent or kinds.load_view(link.mark.kind).outlives
         for link in links
-        if link.stamp is not None
+        if link.mark is not None
     )
 
 

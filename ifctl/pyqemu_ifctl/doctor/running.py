@@ -208,9 +208,9 @@ def look_at_words(links: Iterable[Link]) -> tuple[dict[str, str], list[str]]:
     """Return what taps' processes say otherwise than their marks, and who was not read in time."""
     otherwise, unread = {}, []
     patience = Patience()
-    for tap, stamp in ((link.name, link.stamp) for link in links if link.stamp is not None):
-        others = find_otherwise(tap, stamp, patience)
-        words = tell_otherwise(stamp, others)
+    for tap, mark in ((link.name, link.mark) for link in links if link.mark is not None):
+        others = find_otherwise(tap, mark, patience)
+        words = tell_otherwise(mark, others)
         if words and others is None:
             unread.append(f"{readable(tap)}: {words}")
         elif words:

@@ -109,7 +109,7 @@ def look(environ: Mapping[str, str], deadline: Deadline, tell: Callable[[str], N
             parts.take(
                 "whose right has ended",
                 lambda: find_lost(
-                    host, policy, links, lambda tap, stamp: is_wanted(policy, tap, stamp)
+                    host, policy, links, lambda tap, mark: is_wanted(policy, tap, mark)
                 ),
             )
             or []
@@ -121,7 +121,7 @@ def look(environ: Mapping[str, str], deadline: Deadline, tell: Callable[[str], N
                 lambda: find_off(
                     [link for link in links if link.index not in gone],
                     {each: known for each, known in host.databases.items() if known.is_connected},
-                    lambda tap, stamp: is_wanted(policy, tap, stamp),
+                    lambda tap, mark: is_wanted(policy, tap, mark),
                 ),
             )
             or []

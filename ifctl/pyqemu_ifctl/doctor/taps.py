@@ -42,8 +42,8 @@ def find_taps_off(scene: Scene) -> Iterator[Finding]:
     # NOTE: one of two that a hub joins is down for good reason.
     joined = joined_taps(scene)
     for link in scene.off:
-        if link.stamp is not None and link.name not in joined:
-            state = "down" if not link.up else f"not on {quote(link.stamp.bridge)}"
+        if link.mark is not None and link.name not in joined:
+            state = "down" if not link.up else f"not on {quote(link.mark.bridge)}"
             yield Finding(
                 f"the tap {quote(link.name)} is {state}, and the policy has it attached",
                 "its guest has no network; one that is down is not brought back by itself",
@@ -54,7 +54,7 @@ def find_taps_off(scene: Scene) -> Iterator[Finding]:
 def find_addressed_taps(scene: Scene) -> Iterator[Finding]:
     """A tap of ours whose host's end may get an IPv6 address, as its guest advertises one."""
     for link in scene.links:
-        if link.stamp is not None and link.up and gets_address(link):
+        if link.mark is not None and link.up and gets_address(link):
             what = f"the tap {quote(link.name)}: {ADDRESS_MAY_COME}"
             keeping = SetIpv6(link.name, link.index, disabled=True, addrgenmode=None)
             if is_writable("ipv6/conf/default/disable_ipv6"):
@@ -67,7 +67,7 @@ def find_addressed_taps(scene: Scene) -> Iterator[Finding]:
 def find_lost_rights(scene: Scene) -> Iterator[Finding]:
     """A tap of ours that is nobody's by now, that was given away, or that the policy denies."""
     for lost in scene.lost:
-        place = lost.link.stamp.bridge if lost.link.stamp is not None else ""
+        place = lost.link.mark.bridge if lost.link.mark is not None else ""
         if lost.link.up:
             yield Finding(
                 f"the tap {quote(lost.link.name)} has no right to {quote(place)} any more: "

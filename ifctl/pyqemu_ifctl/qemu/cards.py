@@ -135,7 +135,7 @@ def find_views(
         snapshot = look(host, policy, parts)
         found = {
             row.tap: Side(row, _counters(host, row))
-            for row in rows(snapshot, lambda name, stamp: wanted(policy, name, stamp))
+            for row in rows(snapshot, lambda name, mark: wanted(policy, name, mark))
         }
     views = []
     answers = ask_each(guests, qmp, deadline)

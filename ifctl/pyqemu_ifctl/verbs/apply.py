@@ -22,7 +22,7 @@ from pyqemu_ifctl.answer import (
 )
 from pyqemu_ifctl.program import PROGRAM
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.manners import narrator, within_deadline
+from pyqemu_ifup.hook import narrator, within_deadline
 
 if TYPE_CHECKING:
     from pyqemu_ifctl.in_force import Outcome, Result
@@ -99,9 +99,9 @@ def apply(
     failures = [each for each in outcomes if each.failure is not None and each.result not in FINE]
     remarks += [f"{readable(each.guest.tap)}: {each.failure}" for each in outcomes if each.failure]
     patience = Patience()
-    for tap, stamp in ((each.guest.tap, each.guest.stamp) for each in outcomes):
-        others = find_otherwise(tap, stamp, patience) if stamp is not None else ()
-        other = tell_otherwise(stamp, others) if stamp is not None else ""
+    for tap, mark in ((each.guest.tap, each.guest.mark) for each in outcomes):
+        others = find_otherwise(tap, mark, patience) if mark is not None else ()
+        other = tell_otherwise(mark, others) if mark is not None else ""
         remarks += [f"{readable(tap)}: {other}"] if other else []
     status: int = max(
         (each.failure.status for each in failures if each.failure is not None),

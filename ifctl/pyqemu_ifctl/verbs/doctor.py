@@ -13,7 +13,7 @@ from pyqemu_ifconf.shell import shown
 from pyqemu_ifctl.answer import FOUND, TIMEOUT, Answer, add_json, count, to_json, wrap
 from pyqemu_ifctl.program import PROGRAM
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.manners import narrator, within_deadline
+from pyqemu_ifup.hook import narrator, within_deadline
 
 if TYPE_CHECKING:
     from pyqemu_ifctl.doctor.scene import Scene

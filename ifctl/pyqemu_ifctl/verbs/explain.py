@@ -14,7 +14,7 @@ from pyqemu_ifconf.policy import MATCH_KEYS, Attach, Caller, Decision, Deny, Lea
 from pyqemu_ifconf.shell import Command, quote, readable, shown
 from pyqemu_ifctl.answer import TIMEOUT, Answer, add_json, to_json
 from pyqemu_ifctl.program import PROGRAM
-from pyqemu_ifup.manners import narrator, within_deadline
+from pyqemu_ifup.hook import narrator, within_deadline
 from pyqemu_ifup.qemu.command_line import canonical_mac
 
 if TYPE_CHECKING:

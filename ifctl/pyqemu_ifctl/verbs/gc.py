@@ -14,7 +14,7 @@ from pyqemu_ifconf.shell import readable
 from pyqemu_ifctl.answer import TIMEOUT, Answer, add_json, to_json
 from pyqemu_ifctl.program import PROGRAM
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.manners import narrator, within_deadline
+from pyqemu_ifup.hook import narrator, within_deadline
 
 if TYPE_CHECKING:
     from pyqemu_ifdown.gc import Ended
@@ -84,7 +84,7 @@ def gc(
                 held = [
                     Ended(link, host.finish(find_why_held(link)))
                     for link in host.kernel.links()
-                    if link.name == tap and link.stamp is not None and tap not in names
+                    if link.name == tap and link.mark is not None and tap not in names
                 ]
             networks = host.finish(_networks(host, dry_run=dry_run))
             if tap is None:
@@ -225,7 +225,7 @@ def as_object(
 
 def bridge_of(ended: Ended) -> str | None:
     """Return the bridge that the tap's mark names."""
-    return ended.link.stamp.bridge if ended.link.stamp is not None else None
+    return ended.link.mark.bridge if ended.link.mark is not None else None
 
 
 def as_text(

@@ -11,8 +11,8 @@ from pyqemu_ifconf.shell import readable, shown
 from pyqemu_ifctl.answer import TIMEOUT, Answer, add_json, count, json_vlan, to_json, wrap
 from pyqemu_ifctl.program import PROGRAM
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.hook import narrator, within_deadline
 from pyqemu_ifup.look import show_vlan
-from pyqemu_ifup.manners import narrator, within_deadline
 
 if TYPE_CHECKING:
     from pyqemu_ifctl.qemu.cards import Card, View

@@ -23,7 +23,7 @@ from pyqemu_ifctl.answer import Answer
 from pyqemu_ifctl.program import PROGRAM
 from pyqemu_ifctl.qemu.arguments import NO_NIC, device, find_vm, tap_by_descriptors, user_mode
 from pyqemu_ifup.deadline import GRACE, Deadline
-from pyqemu_ifup.manners import STOP_SIGNALS, log, narrator, say, within_deadline
+from pyqemu_ifup.hook import STOP_SIGNALS, log, narrator, say, within_deadline
 from pyqemu_ifup.nic_macs import find_macs
 from pyqemu_ifup.tap_client import NoAgent, NoTap, ask_for_tap, find_socket
 from pyqemu_ifup.wire import QUEUES_MAX

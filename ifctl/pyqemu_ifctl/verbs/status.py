@@ -28,8 +28,8 @@ from pyqemu_ifctl.answer import (
 )
 from pyqemu_ifctl.program import PROGRAM, put
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.hook import narrator, within_deadline
 from pyqemu_ifup.look import show_vlan
-from pyqemu_ifup.manners import narrator, within_deadline
 
 if TYPE_CHECKING:
     from pyqemu_ifctl.taps import Row, View

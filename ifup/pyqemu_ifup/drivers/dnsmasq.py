@@ -21,7 +21,7 @@ from pyqemu_ifconf.ids import is_alone, is_mapped
 from pyqemu_ifconf.shell import Command, into, joined, output, quote, sh
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.drivers.programs import SHORT, Child, run_program, scratch, start_program
-from pyqemu_ifup.manners import SAFE_PATH, waiting_for
+from pyqemu_ifup.hook import SAFE_PATH, waiting_for
 from pyqemu_ifup.system.process import owner_of, read_stat, read_status
 from pyqemu_ifup.task import pause
 

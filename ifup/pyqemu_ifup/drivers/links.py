@@ -29,7 +29,7 @@ from pyqemu_ifup.drivers.netlink import (
     reads_message,
 )
 from pyqemu_ifup.look import Counters, Link
-from pyqemu_ifup.stamp import ALIAS_MARK
+from pyqemu_ifup.mark import ALIAS_MARK
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400

@@ -18,7 +18,7 @@ from pyqemu_ifconf.shell import Command, all_of, nft_command, sh
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.drivers.nft_table import TABLE, Chain, Table, table_name
 from pyqemu_ifup.drivers.programs import Run, run_program
-from pyqemu_ifup.manners import SAFE_PATH
+from pyqemu_ifup.hook import SAFE_PATH
 
 PROGRAM = "nft"
 _LINKS = ("iifname", "oifname")

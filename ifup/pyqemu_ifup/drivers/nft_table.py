@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from pyqemu_ifconf.shell import Command, piped, sh
-from pyqemu_ifup.stamp import ALIAS_MARK
+from pyqemu_ifup.mark import ALIAS_MARK
 
 TABLE = "pyqemu-ifup-"
 """How the name of each table of ours begins; the network's name follows."""

@@ -11,7 +11,7 @@ from pyqemu_ifconf.shell import quote, vsctl
 from pyqemu_ifup.deadline import Deadline, Unconfirmed
 from pyqemu_ifup.drivers.ovsdb_connection import Connection
 from pyqemu_ifup.look import OvsBridge, OvsPort, OvsSwitch
-from pyqemu_ifup.stamp import KEY_VERSION, OUR_KEYS
+from pyqemu_ifup.mark import KEY_VERSION, OUR_KEYS
 from pyqemu_ifup.task import RETRY, pause
 
 REVALIDATION = 0.02

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from pyqemu_ifup.deadline import Deadline
-from pyqemu_ifup.manners import SAFE_PATH, waiting_for
+from pyqemu_ifup.hook import SAFE_PATH, waiting_for
 from pyqemu_ifup.task import pause
 
 SHORT = 0.005

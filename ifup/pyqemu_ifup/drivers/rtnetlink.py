@@ -31,8 +31,8 @@ from pyqemu_ifup.drivers.links import (
     LinkReader,
 )
 from pyqemu_ifup.drivers.netlink import NLMSGHDR, attribute, malformed
+from pyqemu_ifup.hook import waiting_for
 from pyqemu_ifup.look import Counters, Link, Vid, ranges
-from pyqemu_ifup.manners import waiting_for
 
 if TYPE_CHECKING:
     from pyqemu_ifup.drivers.conntrack import Flow

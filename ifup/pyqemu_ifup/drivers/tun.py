@@ -11,8 +11,8 @@ import struct
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.shell import Command, all_of, sh
-from pyqemu_ifup.manners import TUN as NUMBER
-from pyqemu_ifup.manners import TUNGETIFF, read_tap_name, waiting_for
+from pyqemu_ifup.hook import TUN as NUMBER
+from pyqemu_ifup.hook import TUNGETIFF, read_tap_name, waiting_for
 
 TUN = "/dev/net/tun"
 TUNSETIFF = 0x400454CA

@@ -14,7 +14,7 @@ from pyqemu_ifconf.policy import Port
 from pyqemu_ifconf.shell import ifctl, quote
 from pyqemu_ifup.kinds.base import Leftover, LinkKind, PortKind, TapKind
 from pyqemu_ifup.look import Link, OvsPort, Seen
-from pyqemu_ifup.stamp import Here, Stamp
+from pyqemu_ifup.mark import Here, Mark
 
 if TYPE_CHECKING:
     from pyqemu_ifup.host import Host
@@ -72,7 +72,7 @@ def outliving() -> str:
     return " or ".join(spec_of(view.kind.name).label for view in views() if view.outlives)
 
 
-def lost_mark(seen: Seen, here: Here) -> Stamp | None:
+def lost_mark(seen: Seen, here: Here) -> Mark | None:
     """Return the mark of a tap whose own is lost, from what else tells of it, None if nothing."""
     found = (view.lost_mark(seen, here) for view in views())
     return next((each for each in found if each is not None), None)
@@ -107,8 +107,8 @@ def maker_at(port: Port) -> LinkKind | None:
 
 def maker_of(link: Link | None) -> LinkKind | None:
     """Return the kind that has made a link, by its mark; None for any other link."""
-    stamp = link.stamp if link is not None else None
-    kind = maker(stamp.kind) if stamp is not None else None
+    mark = link.mark if link is not None else None
+    kind = maker(mark.kind) if mark is not None else None
     return kind if kind is not None and link is not None and link.kind == kind.link_kind else None
 
 

@@ -11,8 +11,8 @@ from pyqemu_ifconf.policy import Kind as KindName
 from pyqemu_ifconf.policy import Port
 from pyqemu_ifconf.shell import Command
 from pyqemu_ifup.look import Link, OvsPort, Seen
+from pyqemu_ifup.mark import Here, Mark
 from pyqemu_ifup.ops import Op, Plan
-from pyqemu_ifup.stamp import Here, Stamp
 
 if TYPE_CHECKING:
     from pyqemu_ifup.drivers.ovsdb import Database
@@ -108,7 +108,7 @@ class PortKind(Protocol):
     def claim(self, port: Port, seen: Seen) -> None:
         """Check that the place can have ports that work. Raises Failure: 69, 71, 77."""
 
-    def join(self, port: Port, seen: Seen, stamp: Stamp, here: Here) -> Plan:
+    def join(self, port: Port, seen: Seen, mark: Mark, here: Here) -> Plan:
         """Return the steps that make the link, which is down, a port with all its settings.
 
         Raises Failure (71) where the place cannot do what is wanted.
@@ -117,7 +117,7 @@ class PortKind(Protocol):
     def is_in_place(self, port: Port, seen: Seen, here: Here) -> bool:
         """Tell whether the link is at the wanted place already, and its port there is whole."""
 
-    def change(self, port: Port, seen: Seen, stamp: Stamp, here: Here) -> tuple[Plan, bool]:
+    def change(self, port: Port, seen: Seen, mark: Mark, here: Here) -> tuple[Plan, bool]:
         """Return the steps that give a port in place its settings, and whether its VLAN changes.
 
         Raises Failure (71) where the place cannot do what is wanted.
@@ -165,7 +165,7 @@ class LinkKind(PortKind, Protocol):
         """Look at what else there is of such a link, for `Seen.own`. Raises Failure."""
 
     async def make(
-        self, host: Host, port: Port, stamp: Stamp, queues: int, *, vnet_hdr: bool
+        self, host: Host, port: Port, mark: Mark, queues: int, *, vnet_hdr: bool
     ) -> list[int]:
         """Make the port's link, down and with its mark; return a descriptor for each queue.
 

@@ -13,8 +13,8 @@ from pyqemu_ifconf.policy import Port, Vlan
 from pyqemu_ifconf.shell import Command, all_of, quote, sh
 from pyqemu_ifup.kinds.base import Difference, Leftover, differing, host_mac
 from pyqemu_ifup.look import Link, OvsPort, Seen, Vid, ranges, show_vlan, vlan_of_vids, wanted_vids
+from pyqemu_ifup.mark import Here, Mark
 from pyqemu_ifup.ops import LinkOp, Op, Plan, set_link
-from pyqemu_ifup.stamp import Here, Stamp
 
 if TYPE_CHECKING:
     from pyqemu_ifup.drivers.ovsdb import Database
@@ -186,7 +186,7 @@ def _vids(port: Port, bridge: Link) -> tuple[Vid, ...] | None:
     return target_vids(port, bridge)
 
 
-def join(port: Port, seen: Seen, stamp: Stamp, here: Here) -> Plan:
+def join(port: Port, seen: Seen, mark: Mark, here: Here) -> Plan:
     """Return the steps that make the tap a port with its VIDs and its isolation."""
     tap, bridge = seen.tap, seen.bridge
     assert tap is not None and bridge is not None  # is_there has seen it
@@ -210,7 +210,7 @@ def is_in_place(port: Port, seen: Seen, here: Here) -> bool:
     )
 
 
-def change(port: Port, seen: Seen, stamp: Stamp, here: Here) -> tuple[Plan, bool]:
+def change(port: Port, seen: Seen, mark: Mark, here: Here) -> tuple[Plan, bool]:
     """Return the steps that give a port its VIDs and its isolation, and whether the VIDs change."""
     tap = seen.tap
     assert tap is not None and seen.bridge is not None  # it is in place
@@ -225,13 +225,13 @@ def change(port: Port, seen: Seen, stamp: Stamp, here: Here) -> tuple[Plan, bool
 
 
 def holds(seen: Seen, master: Link) -> bool:
-    """Tell whether the tap's master is the bridge that its stamp names."""
-    stamp = seen.tap.stamp if seen.tap else None
+    """Tell whether the tap's master is the bridge that its mark names."""
+    mark = seen.tap.mark if seen.tap else None
     return (
         master.kind == master_kind
-        and stamp is not None
-        and stamp.kind == name
-        and stamp.bridge == master.name
+        and mark is not None
+        and mark.kind == name
+        and mark.bridge == master.name
     )
 
 

@@ -14,8 +14,8 @@ from pyqemu_ifup.kinds.check import Check, Finding
 from pyqemu_ifup.kinds.snapshot import Snapshot
 from pyqemu_ifup.kinds.view import PortView, Uplink
 from pyqemu_ifup.look import Link, Seen, spans, vlan_of_vids
+from pyqemu_ifup.mark import Here, Mark
 from pyqemu_ifup.ops import set_link
-from pyqemu_ifup.stamp import Here, Stamp
 from pyqemu_ifup.system.own_mac import NO_MAC, mac_for
 
 QUICK = 400
@@ -33,12 +33,12 @@ def view(seen: Seen, here: Here, *, ours: bool) -> PortView | None:
     return PortView(linux.name, master.name, vlan_of_vids(seen.vids), tap.isolated)
 
 
-def lost_mark(seen: Seen, here: Here) -> Stamp | None:
+def lost_mark(seen: Seen, here: Here) -> Mark | None:
     """Return nothing: the mark is on the tap alone."""
     return None
 
 
-def left(leftover: Leftover) -> tuple[PortView, Stamp]:
+def left(leftover: Leftover) -> tuple[PortView, Mark]:
     """Return where the port is; there is none, as each goes with its tap."""
     raise LookupError(leftover)
 

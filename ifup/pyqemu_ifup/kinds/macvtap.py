@@ -47,11 +47,11 @@ from pyqemu_ifup.drivers.nft_words import commands as nft_commands
 from pyqemu_ifup.drivers.nft_words import differences as chain_differences
 from pyqemu_ifup.drivers.tun import IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, IFREQ, TUNSETIFF
 from pyqemu_ifup.guards.nft import link_chains
+from pyqemu_ifup.hook import waiting_for
 from pyqemu_ifup.kinds.base import Difference, Stray, differing
 from pyqemu_ifup.look import Link, Seen
-from pyqemu_ifup.manners import waiting_for
+from pyqemu_ifup.mark import ALIAS_MARK, Here, Mark, format_alias
 from pyqemu_ifup.ops import DelTap, LinkOp, Op, Plan, SetAlias, SetIpv6, SetUp, set_link
-from pyqemu_ifup.stamp import ALIAS_MARK, Here, Stamp, format_alias
 from pyqemu_ifup.system.lock import lock_tap
 from pyqemu_ifup.task import pause
 
@@ -344,7 +344,7 @@ def _vid(port: Port) -> int | None:
 
 def mac(port: Port, link: Link) -> str:
     """Return the MAC that the link is to have: the guest's, which its mark tells."""
-    return (link.stamp.mac if link.stamp is not None else None) or link.mac
+    return (link.mark.mac if link.mark is not None else None) or link.mac
 
 
 # What the engine asks
@@ -407,7 +407,7 @@ def claim(port: Port, seen: Seen) -> None:
         )
 
 
-def join(port: Port, seen: Seen, stamp: Stamp, here: Here) -> Plan:
+def join(port: Port, seen: Seen, mark: Mark, here: Here) -> Plan:
     """Return the steps that make a macvtap, which is down, what is wanted, but for its settings.
 
     Raises Failure (71) if it is on another parent, in another VLAN or mode: it stays there.
@@ -415,7 +415,7 @@ def join(port: Port, seen: Seen, stamp: Stamp, here: Here) -> Plan:
     link = seen.tap
     assert link is not None
     _require_in_place(port, seen)
-    wanted = stamp.mac or link.mac
+    wanted = mark.mac or link.mac
     chains = chains_of(port, link, wanted)
     filters = SetFilters(link.name, link.index, chains, _beneath(seen).chains)
     return KeepFromHost(link.name, link.index), filters
@@ -453,7 +453,7 @@ def is_in_place(port: Port, seen: Seen, here: Here) -> bool:
     return seen.tap is not None and not _misplaced(port, seen)
 
 
-def change(port: Port, seen: Seen, stamp: Stamp, here: Here) -> tuple[Plan, bool]:
+def change(port: Port, seen: Seen, mark: Mark, here: Here) -> tuple[Plan, bool]:
     """Return the step that gives a macvtap in place its filters; its VLAN never changes."""
     link = seen.tap
     assert link is not None
@@ -541,7 +541,7 @@ def making(port: Port, parent: Link, mac: str) -> Plan:
     )
 
 
-async def make(host: Host, port: Port, stamp: Stamp, queues: int, *, vnet_hdr: bool) -> list[int]:
+async def make(host: Host, port: Port, mark: Mark, queues: int, *, vnet_hdr: bool) -> list[int]:
     """Make a macvtap, down, with its mark, and return a descriptor of each of its queues.
 
     `vnet_hdr`: with the headers by which a guest leaves checksums and segments to the kernel, if
@@ -552,16 +552,16 @@ async def make(host: Host, port: Port, stamp: Stamp, queues: int, *, vnet_hdr: b
         raise taken(port.tap)
     claim(port, seen)
     parent = seen.bridge
-    assert parent is not None and stamp.mac is not None
+    assert parent is not None and mark.mac is not None
     _refuse_wireless(parent)
-    offloads = vnet_hdr and (not chains_of(port, parent, stamp.mac) or is_safe(os.uname().release))
+    offloads = vnet_hdr and (not chains_of(port, parent, mark.mac) or is_safe(os.uname().release))
     lower = parent
     try:
         with await lock_tap(parent.index, host.deadline):
             lower = await _find_lower(host, port, parent, host.kernel.links())
             if _place(port).mode == "passthru":
                 _refuse_shared(port, lower, host.kernel)
-            return await _make_open(host, port, stamp, lower, queues, vnet_hdr=offloads)
+            return await _make_open(host, port, mark, lower, queues, vnet_hdr=offloads)
     except BaseException:
         if _is_our_vlan(lower):
             with host.until(host.deadline.undo()):
@@ -570,12 +570,12 @@ async def make(host: Host, port: Port, stamp: Stamp, queues: int, *, vnet_hdr: b
 
 
 async def _make_open(
-    host: Host, port: Port, stamp: Stamp, lower: Link, queues: int, *, vnet_hdr: bool
+    host: Host, port: Port, mark: Mark, lower: Link, queues: int, *, vnet_hdr: bool
 ) -> list[int]:
     """Make the link on `lower` and open its queues. Raises Failure; then it is gone."""
     index = 0
     for _ in range(ATTEMPTS):
-        link = await _make_one(host, port, stamp, lower, index)
+        link = await _make_one(host, port, mark, lower, index)
         try:
             found = open_queues(link, queues, vnet_hdr=vnet_hdr)
         except BaseException:
@@ -613,13 +613,13 @@ def is_safe(release: str) -> bool:
         return False
 
 
-async def _make_one(host: Host, port: Port, stamp: Stamp, lower: Link, index: int) -> Link:
+async def _make_one(host: Host, port: Port, mark: Mark, lower: Link, index: int) -> Link:
     """Make the link, and give it its mark. Raises Failure."""
-    assert stamp.mac is not None
-    alias = format_alias(stamp)
+    assert mark.mac is not None
+    alias = format_alias(mark)
     mode = _place(port).mode
     try:
-        await host.run(AddMacvtap(port.tap, lower.name, lower.index, mode, stamp.mac, index))
+        await host.run(AddMacvtap(port.tap, lower.name, lower.index, mode, mark.mac, index))
     except Failure as failure:
         if _code(failure) is None:
             # NOTE: what the kernel has not refused it may have done.

@@ -18,8 +18,8 @@ from pyqemu_ifconf.policy import Port, Vlan
 from pyqemu_ifconf.shell import Command, joined, output, ovs_value, piped, quote, sh, vsctl
 from pyqemu_ifup.kinds.base import Difference, Leftover, differing, host_mac
 from pyqemu_ifup.look import Link, OvsPort, Seen, show_vlan
+from pyqemu_ifup.mark import KEY_BOOT_ID, KEY_IFINDEX, OUR_KEYS, Here, Mark, row_ids
 from pyqemu_ifup.ops import Op, Plan, SetDown
-from pyqemu_ifup.stamp import KEY_BOOT_ID, KEY_IFINDEX, OUR_KEYS, Here, Stamp, row_ids
 from pyqemu_ifup.system.process import read_number
 
 if TYPE_CHECKING:
@@ -256,19 +256,19 @@ def refuse_foreign(seen: Seen, here: Here) -> None:
             )
 
 
-def join(port: Port, seen: Seen, stamp: Stamp, here: Here) -> Plan:
+def join(port: Port, seen: Seen, mark: Mark, here: Here) -> Plan:
     """Return the step that adds the port with all its columns."""
     tap = seen.tap
     assert tap is not None
-    ids = _wanted_ids(port, stamp, tap.index, here)
+    ids = _wanted_ids(port, mark, tap.index, here)
     at, settings = bridge_at(port.place), port.settings
     return (
         AddPort(at.ovsdb, at.bridge, tap.name, tap.index, settings.vlan, settings.isolated, ids),
     )
 
 
-def _wanted_ids(port: Port, stamp: Stamp, index: int, here: Here) -> tuple[tuple[str, str], ...]:
-    ids = {**dict(port.settings.external_ids), **row_ids(stamp, index, here)}
+def _wanted_ids(port: Port, mark: Mark, index: int, here: Here) -> tuple[tuple[str, str], ...]:
+    ids = {**dict(port.settings.external_ids), **row_ids(mark, index, here)}
     return tuple(sorted(ids.items()))
 
 
@@ -286,14 +286,14 @@ def is_in_place(port: Port, seen: Seen, here: Here) -> bool:
     )
 
 
-def change(port: Port, seen: Seen, stamp: Stamp, here: Here) -> tuple[Plan, bool]:
+def change(port: Port, seen: Seen, mark: Mark, here: Here) -> tuple[Plan, bool]:
     """Return the step that sets the columns, if one differs, and whether the VLAN does."""
     tap = seen.tap
     assert tap is not None  # it is in place
     row = seen.our_rows(here)[0]
     columns = vlan_columns(port.settings.vlan)
     moves = columns != _columns(row)
-    ids = _wanted_ids(port, stamp, tap.index, here)
+    ids = _wanted_ids(port, mark, tap.index, here)
     known = set(ids) <= set(row.external_ids)
     if not moves and port.settings.isolated == row.protected and row.transient and known:
         return (), False
@@ -535,10 +535,10 @@ def _judge(port: OvsPort, there: Mapping[tuple[str, int], Link], here: Here) -> 
 
 def is_lost(link: Link, bridge: Link | None, database: Database | None) -> bool:
     """Tell whether the database has the bridge, and no port of the tap's name."""
-    stamp = link.stamp
+    mark = link.mark
     return (
-        stamp is not None
+        mark is not None
         and database is not None
-        and database.has_bridge(stamp.bridge)
+        and database.has_bridge(mark.bridge)
         and not database.ports(link.name)
     )

@@ -18,7 +18,7 @@ from pyqemu_ifup.kinds.snapshot import Snapshot
 from pyqemu_ifup.kinds.view import UNTAGGED, PortView, Uplink
 from pyqemu_ifup.kinds.vswitchd import find_fault
 from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Seen
-from pyqemu_ifup.stamp import KEY_NETWORK, KEY_VM_NAME, KEY_VM_PID, Here, Stamp
+from pyqemu_ifup.mark import KEY_NETWORK, KEY_VM_NAME, KEY_VM_PID, Here, Mark
 from pyqemu_ifup.system.own_mac import mac_for
 from pyqemu_ifup.system.process import PID_MAX, read_number
 
@@ -59,18 +59,18 @@ def _marked(seen: Seen, here: Here) -> OvsPort | None:
     return next((each for each in seen.ports if each.ours and each.is_of(index, here)), None)
 
 
-def lost_mark(seen: Seen, here: Here) -> Stamp | None:
+def lost_mark(seen: Seen, here: Here) -> Mark | None:
     """Return what the row says that was made for the tap."""
     row = _marked(seen, here)
-    return stamp_of(row) if row is not None else None
+    return mark_of(row) if row is not None else None
 
 
-def stamp_of(port: OvsPort) -> Stamp:
-    """Return the stamp of a tap whose alias is lost, from its port."""
+def mark_of(port: OvsPort) -> Mark:
+    """Return the mark of a tap whose alias is lost, from its port."""
     ids = port.ids
     # NOTE: its vm-name is left out if it had no room.
     unsaid = {"netdev", "mac", "user", "by"} | ({"vm"} if KEY_VM_NAME not in ids else set())
-    return Stamp(
+    return Mark(
         ids.get(KEY_NETWORK, ""),
         openvswitch.name,
         port.bridge or "",
@@ -82,14 +82,14 @@ def stamp_of(port: OvsPort) -> Stamp:
     )
 
 
-def left(leftover: Leftover) -> tuple[PortView, Stamp]:
+def left(leftover: Leftover) -> tuple[PortView, Mark]:
     """Return where the port is, and what its row says of its tap."""
-    return view_of(leftover.port), stamp_of(leftover.port)
+    return view_of(leftover.port), mark_of(leftover.port)
 
 
 def is_own(link: Link, snapshot: Snapshot) -> bool:
     """Tell whether the tap is one that ovs-vswitchd makes on its userspace datapath."""
-    if link.stamp is not None:
+    if link.mark is not None:
         return False
     # NOTE: one that it could not make, as a guest's tap has the name, has no ifindex.
     is_its_port = any(

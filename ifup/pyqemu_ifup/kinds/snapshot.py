@@ -18,8 +18,8 @@ from pyqemu_ifup.kinds.vswitchd import Vswitchd
 from pyqemu_ifup.kinds.wanted import Wanted, wants
 from pyqemu_ifup.look import Link, OvsPort, OvsSwitch, Seen, Vid
 from pyqemu_ifup.made.names import is_ours
+from pyqemu_ifup.mark import Here
 from pyqemu_ifup.on_port import NOTHING, Sights
-from pyqemu_ifup.stamp import Here
 
 
 @dataclass(frozen=True, kw_only=True)

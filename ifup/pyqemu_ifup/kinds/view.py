@@ -16,7 +16,7 @@ from pyqemu_ifup.kinds.base import Leftover, LinkKind, TapKind
 from pyqemu_ifup.kinds.check import Check
 from pyqemu_ifup.kinds.snapshot import Snapshot
 from pyqemu_ifup.look import Link, OvsPort, Seen
-from pyqemu_ifup.stamp import Here, Stamp
+from pyqemu_ifup.mark import Here, Mark
 
 UNTAGGED = 0
 """Stands for no VLAN among VIDs."""
@@ -74,10 +74,10 @@ class TapView(Protocol):
     def view(self, seen: Seen, here: Here, *, ours: bool) -> PortView | None:
         """Return where the tap is a port, None if it is none of this kind; `ours`: by us."""
 
-    def lost_mark(self, seen: Seen, here: Here) -> Stamp | None:
+    def lost_mark(self, seen: Seen, here: Here) -> Mark | None:
         """Return the mark of a tap whose own is lost, from what else tells of it, if anything."""
 
-    def left(self, leftover: Leftover) -> tuple[PortView, Stamp]:
+    def left(self, leftover: Leftover) -> tuple[PortView, Mark]:
         """Return where a port is whose tap is not here, and what its mark says."""
 
     def is_own(self, link: Link, snapshot: Snapshot) -> bool:

@@ -13,10 +13,10 @@ from typing import Literal
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.kinds.bridge import DEFAULT_OVSDB
 from pyqemu_ifconf.shell import Command, quote, sh
+from pyqemu_ifup.hook import SAFE_PATH
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds.check import Finding
 from pyqemu_ifup.look import OvsSwitch, is_local
-from pyqemu_ifup.manners import SAFE_PATH
 from pyqemu_ifup.system.process import as_seen_by, command_line, read_program, read_stat, real_uid
 
 OVS_RUN = os.path.dirname(DEFAULT_OVSDB[len("unix:") :])

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 
 from pyqemu_ifconf.policy import Port
 from pyqemu_ifup.host import Host
-from pyqemu_ifup.stamp import BRIDGE_MARK, Stamp
+from pyqemu_ifup.mark import BRIDGE_MARK, Mark
 from pyqemu_ifup.system.lock import network_folders
 
 
@@ -37,21 +37,21 @@ async def leave_bridge(host: Host, bridge: str) -> None:
         await leave_all(host, [link], "")
 
 
-async def leave(host: Host, stamp: Stamp | None) -> None:
+async def leave(host: Host, mark: Mark | None) -> None:
     """Take away each network that was made and has no port any more, or of which a part is left.
 
-    With a stamp, only the network that it names. A part is what a run leaves that is stopped.
+    With a mark, only the network that it names. A part is what a run leaves that is stopped.
     Raises Failure.
     """
-    if stamp is not None:
-        bridge = host.kernel.look_up(stamp.bridge) if stamp.ovsdb is None else None
+    if mark is not None:
+        bridge = host.kernel.look_up(mark.bridge) if mark.ovsdb is None else None
         bridges = [bridge] if bridge is not None else []
     else:
         bridges = [link for link in host.kernel.links() if link.kind == "bridge"]
     bridges = [link for link in bridges if link.alias.startswith(BRIDGE_MARK)]
     networks = {name.partition("@")[0] for name in network_folders()}
-    if not bridges and not (networks if stamp is None else stamp.network in networks):
+    if not bridges and not (networks if mark is None else mark.network in networks):
         return
     from pyqemu_ifup.made.network import leave_all
 
-    await leave_all(host, bridges, None if stamp is None else stamp.network)
+    await leave_all(host, bridges, None if mark is None else mark.network)

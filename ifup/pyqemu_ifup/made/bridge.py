@@ -14,10 +14,10 @@ from typing import ClassVar
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import Command, quote, sh, write
 from pyqemu_ifup.drivers.sysctl import key, write_sysctl
+from pyqemu_ifup.hook import log
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.made.names import bridge_alias, bridge_mac, find_bridge, is_ours
-from pyqemu_ifup.manners import log
 from pyqemu_ifup.ops import SetAlias, SetIpv6, SetMtu, SetUp
 
 

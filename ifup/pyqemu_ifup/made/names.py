@@ -7,7 +7,7 @@ from hashlib import sha256
 
 from pyqemu_ifconf.names import is_network_name
 from pyqemu_ifup.look import Link
-from pyqemu_ifup.stamp import BRIDGE_MARK
+from pyqemu_ifup.mark import BRIDGE_MARK
 
 
 def bridge_alias(network: str) -> str:

@@ -13,6 +13,7 @@ from typing import Generic
 from pyqemu_ifconf.failure import Failure, Lacking, Status
 from pyqemu_ifconf.policy import Nat
 from pyqemu_ifconf.shell import Command, ifctl, quote
+from pyqemu_ifup.hook import log, tell_left
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.made.base import MadeNetwork, S, WantedNetwork
@@ -23,7 +24,6 @@ from pyqemu_ifup.made.names import find_bridge, network_of, ports_of
 from pyqemu_ifup.made.nat.look import Seen
 from pyqemu_ifup.made.nat.needs import own_bridge
 from pyqemu_ifup.made.nat.network import NatNetwork
-from pyqemu_ifup.manners import log, tell_left
 from pyqemu_ifup.ops import Plan
 from pyqemu_ifup.steps import take_each, take_steps
 

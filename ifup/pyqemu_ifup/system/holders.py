@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NoReturn
 
-from pyqemu_ifup.manners import waiting_for
+from pyqemu_ifup.hook import waiting_for
 from pyqemu_ifup.system.forked import fork_with
 from pyqemu_ifup.system.process import descriptors_of, read_fdinfo, read_status
 from pyqemu_ifup.task import finish, pause

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from pyqemu_ifup.stamp import find_here
+from pyqemu_ifup.mark import find_here
 
 MACHINE_IDS = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 """Where a host's own id is (machine-id(5))."""

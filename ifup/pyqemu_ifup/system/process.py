@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from pyqemu_ifconf.ids import is_unmapped
-from pyqemu_ifup.manners import waiting_for
+from pyqemu_ifup.hook import waiting_for
 
 SIZE_MAX = 1 << 18
 """Bytes of a command line that is read; a longer one, which no QEMU has, is unknown."""

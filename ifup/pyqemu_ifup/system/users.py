@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyqemu_ifconf.names import bounded
-from pyqemu_ifup.manners import waiting_for
+from pyqemu_ifup.hook import waiting_for
 
 
 def login_of(uid: int) -> str | None:

@@ -8,10 +8,10 @@ from pyqemu_ifconf.failure import Failure
 from pyqemu_ifconf.policy import Nat
 from pyqemu_ifconf.shell import readable
 from pyqemu_ifup.drivers import nft_program as nft
+from pyqemu_ifup.hook import log
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.made.base import WantedNetwork
 from pyqemu_ifup.made.nat.rules import wants_forwarding
-from pyqemu_ifup.manners import log
 
 HINT = 1.0
 """Seconds that an up may look for other firewalls, at most a quarter of its time."""

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from pyqemu_ifconf.policy import Nat
 from pyqemu_ifconf.shell import Command
+from pyqemu_ifup.hook import log
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.made.bridge import MadeOp
 from pyqemu_ifup.made.nat.rules import families
-from pyqemu_ifup.manners import log
 
 if TYPE_CHECKING:
     from pyqemu_ifup.drivers.conntrack import Flow

@@ -17,6 +17,7 @@ from pyqemu_ifup.drivers import dnsmasq
 from pyqemu_ifup.drivers import nft_program as nft
 from pyqemu_ifup.drivers.nft_table import table_name
 from pyqemu_ifup.drivers.sysctl import read_sysctl, require_writable
+from pyqemu_ifup.hook import SAFE_PATH
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.made.base import WantedNetwork
@@ -25,7 +26,6 @@ from pyqemu_ifup.made.names import is_ours
 from pyqemu_ifup.made.nat.rules import ruleset, subnet
 from pyqemu_ifup.made.nat.server import dnsmasq_settings, wants_dnsmasq
 from pyqemu_ifup.made.nat.switches import FORWARD6, find_forwarding_off, needed
-from pyqemu_ifup.manners import SAFE_PATH
 from pyqemu_ifup.system.lock import require_folder
 from pyqemu_ifup.task import Task
 

@@ -56,7 +56,7 @@ class Was:
 
 
 @dataclass(frozen=True)
-class Stamp:
+class Mark:
     """What a tap's ifalias says: where it was attached, for which process, and who that was.
 
     `vm`, `netdev` and `mac` are what the process's command line said then, empty or None where it
@@ -113,45 +113,45 @@ def _encode(text: str) -> str:
     return quote(text.encode("utf-8", "surrogateescape"), safe="/:._-+@,[]").replace("~", "%7E")
 
 
-def format_alias(stamp: Stamp) -> str:
-    """Return the ifalias for `stamp`: where room is short `vm` is cut, then others are left out.
+def format_alias(mark: Mark) -> str:
+    """Return the ifalias for `mark`: where room is short `vm` is cut, then others are left out.
 
     Raises Failure (71) where what names the place and the process has more than 254 bytes.
     """
     place = {
-        "network": _encode(stamp.network),
-        "kind": stamp.kind,
-        "bridge": _encode(stamp.bridge),
-        "pid": str(stamp.pid),
-        "start": str(stamp.start),
+        "network": _encode(mark.network),
+        "kind": mark.kind,
+        "bridge": _encode(mark.bridge),
+        "pid": str(mark.pid),
+        "start": str(mark.start),
     }
-    if stamp.uid is not None:
-        place["uid"] = str(stamp.uid)
-    if stamp.user is not None:
-        place["user"] = str(stamp.user)
-    if stamp.by_name:
+    if mark.uid is not None:
+        place["uid"] = str(mark.uid)
+    if mark.user is not None:
+        place["user"] = str(mark.user)
+    if mark.by_name:
         place["by"] = "name"
-    if stamp.made:
+    if mark.made:
         place["made"] = "1"
     behind: dict[str, str] = {}
-    if stamp.ovsdb is not None:
-        behind["ovsdb"] = _encode(stamp.ovsdb)
-    if stamp.was is not None:
-        was = stamp.was
+    if mark.ovsdb is not None:
+        behind["ovsdb"] = _encode(mark.ovsdb)
+    if mark.was is not None:
+        was = mark.was
         behind["was"] = f"{was.mtu},{was.txqueuelen},{was.mac},{int(was.ipv6)}"
         mode = "" if was.addrgenmode is None else str(was.addrgenmode)
         behind["was"] += f",{mode}" if mode or was.up else ""
         behind["was"] += ",up" if was.up else ""
-    told = {"rule": _encode(stamp.rule)}
+    told = {"rule": _encode(mark.rule)}
     told |= {
         key: _encode(value)
-        for key, value in (("mac", stamp.mac), ("netdev", stamp.netdev))
+        for key, value in (("mac", mark.mac), ("netdev", mark.netdev))
         if value is not None
     }
-    told |= dict.fromkeys(sorted(stamp.unsaid - {"vm"}), UNSAID)
-    short = {**told, "netdev": UNSAID} if stamp.netdev is not None else told
-    is_cut = "vm" in stamp.unsaid
-    vm = _encode(stamp.vm) + UNSAID * is_cut
+    told |= dict.fromkeys(sorted(mark.unsaid - {"vm"}), UNSAID)
+    short = {**told, "netdev": UNSAID} if mark.netdev is not None else told
+    is_cut = "vm" in mark.unsaid
+    vm = _encode(mark.vm) + UNSAID * is_cut
     # NOTE: without a rule it reads as an older one, which says nothing of the rest.
     for middle in (told, short, {}):
         words = [f"{key}={value}" for key, value in {**place, **middle, **behind}.items()]
@@ -160,7 +160,7 @@ def format_alias(stamp: Stamp) -> str:
             return alias
         room = ALIAS_MAX - len(alias) - len(" vm=")
         if vm and room > 0:
-            return f"{alias} vm={vm if len(vm) <= room else _cut(stamp.vm, room)}"
+            return f"{alias} vm={vm if len(vm) <= room else _cut(mark.vm, room)}"
     raise Failure(
         Status.REFUSED,
         "the tap's ifalias would be too long",
@@ -180,8 +180,8 @@ def _cut(text: str, room: int) -> str:
     return found + UNSAID
 
 
-def parse_alias(alias: str) -> Stamp | None:
-    """Return the stamp that `alias` holds, or None where it is not of our making.
+def parse_alias(alias: str) -> Mark | None:
+    """Return the mark that `alias` holds, or None where it is not of our making.
 
     An older one, without a rule, says nothing of some of the match keys; its name may be cut.
     """
@@ -205,7 +205,7 @@ def parse_alias(alias: str) -> Stamp | None:
         if len(alias) > ALIAS_MAX - _LETTER_MAX:
             unsaid.add("vm")
     try:
-        return Stamp(
+        return Mark(
             network=told["network"],
             kind=kind,
             bridge=told["bridge"],
@@ -237,27 +237,27 @@ def _parse_was(text: str) -> Was:
     return Was(int(mtu), int(txqueuelen), f"{int(mac, 16):02x}", ipv6 == "1", number, bool(up))
 
 
-def is_alive(stamp: Stamp) -> bool:
+def is_alive(mark: Mark) -> bool:
     """Tell whether the process that the tap was attached for still runs."""
-    return stamp.start != 0 and process_start(stamp.pid) == stamp.start
+    return mark.start != 0 and process_start(mark.pid) == mark.start
 
 
-def is_anothers(stamp: Stamp, parent: int) -> bool:
+def is_anothers(mark: Mark, parent: int) -> bool:
     """Tell whether the tap serves a living process that is not `parent`, the caller."""
-    return is_alive(stamp) and stamp.pid != parent
+    return is_alive(mark) and mark.pid != parent
 
 
-def row_ids(stamp: Stamp, ifindex: int, here: Here) -> dict[str, str]:
+def row_ids(mark: Mark, ifindex: int, here: Here) -> dict[str, str]:
     """Return the external_ids by which an Interface row is known as ours."""
     ids = {
         KEY_VERSION: VERSION,
-        KEY_NETWORK: stamp.network,
+        KEY_NETWORK: mark.network,
         KEY_IFINDEX: str(ifindex),
         KEY_BOOT_ID: here.boot_id,
         KEY_NETNS: here.netns,
-        KEY_VM_PID: str(stamp.pid),
+        KEY_VM_PID: str(mark.pid),
     }
-    if stamp.vm and "vm" not in stamp.unsaid:
+    if mark.vm and "vm" not in mark.unsaid:
         # NOTE: OVSDB strings are UTF-8 (RFC 7047, 3.1); a command line may hold any bytes.
-        ids[KEY_VM_NAME] = stamp.vm.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        ids[KEY_VM_NAME] = mark.vm.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return ids

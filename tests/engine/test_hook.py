@@ -28,7 +28,7 @@ from lab.netns import Namespace
 from lab.taps import Tap
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.shell import Command, quote
-from pyqemu_ifup import manners
+from pyqemu_ifup import hook
 from pyqemu_ifup.deadline import GRACE
 from pyqemu_ifup.drivers.links import LinkReader
 from pyqemu_ifup.drivers.rtnetlink import ATTEMPTS, Netlink
@@ -975,7 +975,7 @@ def test_what_is_done_is_not_broken_off(calls: Calls, inside: Namespace) -> None
     calls.hooks.write_policy(POLICY.format(top="timeout: 1"))
 
     def slow_log() -> None:
-        log = manners.log
+        log = hook.log
 
         def late(priority: int, line: str) -> None:
             time.sleep(1.5)
