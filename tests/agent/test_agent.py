@@ -634,15 +634,16 @@ def test_client_that_does_not_read(agent: Agent, site: Site) -> None:
 # Another network namespace
 
 
-def test_another_namespace(agent: Agent) -> None:
+@pytest.mark.parametrize("passed", [True, False], ids=["with the tap's descriptor", "without"])
+def test_another_namespace(agent: Agent, passed: bool) -> None:
     with Namespace() as other:
         guest = other.tap("lan0")
-        for descriptors in ([guest.fd], None):
-            with agent.connect() as client:
-                client.ask("up", "lan0", "", "", descriptors=descriptors, namespace=other)
-                answer = client.answer()
-            assert (answer.status, answer.elsewhere) == (None, "another network namespace")
-            assert answer.lines == [] and answer.seconds is None
+        descriptors = [guest.fd] if passed else None
+        with agent.connect() as client:
+            client.ask("up", "lan0", "", "", descriptors=descriptors, namespace=other)
+            answer = client.answer()
+        assert (answer.status, answer.elsewhere) == (None, "another network namespace")
+        assert answer.lines == [] and answer.seconds is None
         assert "UP" not in other.link("lan0")["flags"]
 
 
@@ -1036,11 +1037,15 @@ def test_long_line_is_cut(agent: Agent) -> None:
     assert len(line) == 2000
 
 
-def test_another_version(agent: Agent) -> None:
-    for packet in (b"pyqemu-ifup/2", b"pyqemu-ifup/2\0up\0x", b"pyqemu-ifup/"):
-        with agent.connect() as client:
-            client.send(packet)
-            assert client.answer().elsewhere == "another version of the wire"
+@pytest.mark.parametrize(
+    "packet",
+    [b"pyqemu-ifup/2", b"pyqemu-ifup/2\0up\0x", b"pyqemu-ifup/"],
+    ids=["nothing more", "an up", "no number"],
+)
+def test_another_version(agent: Agent, packet: bytes) -> None:
+    with agent.connect() as client:
+        client.send(packet)
+        assert client.answer().elsewhere == "another version of the wire"
 
 
 def test_empty_request(agent: Agent) -> None:

@@ -538,8 +538,16 @@ sys.exit(subprocess.run(["{LAB}/bin/pyqemu-ifup", "t1"], pass_fds=[tap]).returnc
 """As a user's QEMU calls its script for its tap; who opens /dev/net/tun is the host's affair."""
 
 
+@pytest.mark.parametrize(
+    ("who", "status", "why"),
+    [
+        ("run", 69, "no agent at /run/pyqemu-ifup/users.sock: "),
+        ("a hook", 77, "the agent does it for you: let root start it "),
+    ],
+    ids=["run", "a hook"],
+)
 def test_what_a_user_is_told_where_no_agent_is_has_it_do_the_work(
-    place: Path, netns: Namespace
+    place: Path, netns: Namespace, who: str, status: int, why: str
 ) -> None:
     policy = POLICY.replace("isolated: true", f"users: ['{OTHER}']")
     as_other = (
@@ -556,16 +564,12 @@ def test_what_a_user_is_told_where_no_agent_is_has_it_do_the_work(
     run = (*as_other, f"{LAB}/bin/pyqemu-ifctl", "run", "--nic", "lan", "--", "true")
     hook = ("-I", "-c", CALLING, "-name", "web1")
     netns.ip("tuntap", "add", "dev", "t1", "mode", "tap", "user", str(OTHER))
-    for words, status, why in (
-        (run, 69, "no agent at /run/pyqemu-ifup/users.sock: "),
-        (hook, 77, "the agent does it for you: let root start it "),
-    ):
-        with Systemd(netns, place.with_name(f"systemd-{status}"), policy) as systemd:
-            begin = (systemd.python,) if words == hook else ()
-            follow(systemd, systemd.run(*begin, *words), status, why)
-            done = systemd.run(*begin, *words)
-            assert (done.returncode, done.stderr) == (0, ""), done
-    assert netns.link("t1")["master"] == "br0"
+    with Systemd(netns, place, policy) as systemd:
+        words = run if who == "run" else (systemd.python, *hook)
+        follow(systemd, systemd.run(*words), status, why)
+        done = systemd.run(*words)
+        assert (done.returncode, done.stderr) == (0, ""), done
+    assert netns.link("t1").get("master") == (None if who == "run" else "br0")
     netns.ip("link", "del", "t1")
 
 

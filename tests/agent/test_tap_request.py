@@ -367,20 +367,35 @@ def test_may_attach_a_persistent_tap_of_ones_own(lan: Namespace) -> None:
         assert (own_link.owner, their_link.owner) == (UID, None)
         may_attach(policy, port_on(policy, "lan", "own0"), find_user(UID), own_link, links)
         may_attach(policy, port_on(policy, "db", "their0"), find_user(0), their_link, links)
-        for network, uid, link, text in (
-            ("lan", UID, their_link, "somebody else's tap: nobody owns it, not user 65534"),
-            ("db", UID, own_link, "user nobody may not use network db"),
-            ("lan", OTHER, own_link, "somebody else's tap: user 65534 owns it, not user 65533"),
-        ):
-            with pytest.raises(Failure) as caught:
-                may_attach(policy, port_on(policy, network, link.name), find_user(uid), link, links)
-            assert caught.value.status is Status.DENIED
-            assert str(caught.value).startswith(text)
         _, taps = serve(host, policy, "lan")
         with pytest.raises(Failure, match="max_taps is 1"):
             port = port_on(policy, "lan", "own0")
             may_attach(policy, port, find_user(UID), own_link, host.kernel.links())
         close_all(taps)
+
+
+@pytest.mark.usefixtures("lan")
+@pytest.mark.parametrize(
+    ("network", "uid", "name", "text"),
+    [
+        ("lan", UID, "their0", "somebody else's tap: nobody owns it, not user 65534"),
+        ("db", UID, "own0", "user nobody may not use network db"),
+        ("lan", OTHER, "own0", "somebody else's tap: user 65534 owns it, not user 65533"),
+    ],
+    ids=["a tap of nobody's", "a network of others", "a tap of another user's"],
+)
+def test_may_not_attach_a_persistent_tap_of_others_nor_to_their_network(
+    network: str, uid: int, name: str, text: str
+) -> None:
+    policy = policy_of("lan: {bridge: br0, users: [nobody], max_taps: 1}", "db: {bridge: br0}")
+    with host_of() as host, Tap("own0", owner=UID) as own, Tap("their0") as theirs:
+        del own, theirs
+        links = host.kernel.links()
+        link = next(each for each in links if each.name == name)
+        with pytest.raises(Failure) as caught:
+            may_attach(policy, port_on(policy, network, name), find_user(uid), link, links)
+        assert caught.value.status is Status.DENIED
+        assert str(caught.value).startswith(text)
 
 
 @pytest.mark.parametrize(
