@@ -360,36 +360,50 @@ vms:
 
 
 @pytest.mark.parametrize(
-    ("caller", "root", "user", "owner"),
+    ("column", "unprivileged", "root_made"),
+    [(0, False, False), (1, True, False), (2, True, True)],
+    ids=["root", "a user", "a user with a tap of root's"],
+)
+@pytest.mark.parametrize(
+    ("caller", "lines"),
     [
         # The line of the rule that decides: for root, a user, and a user with a tap of root's.
-        (Caller("tap0", vm="mgmt1", user="bob"), 6, 14, 14),
-        (Caller("tap0", netdev="n9", user="bob"), 7, 14, 14),
-        (Caller("tap0", mac="52:54:00:00:00:01", user="bob"), 8, 14, 14),
-        (Caller("own0", user="bob"), 9, 14, 9),
-        (Caller("own0", vm="x", user="bob"), 9, 14, 9),
-        (Caller("own0", vm="mgmt1", user="bob"), 6, 14, 9),
-        (Caller("tap0", vm="same", user="bob"), 11, 11, 11),
-        (Caller("tap0", vm="v9", user="bob"), 12, 12, 12),
-        (Caller("tap1", user="bob"), 13, 14, 13),
-        (Caller("web-0", vm="mgmt1", user="bob"), 16, 16, 16),
-        (Caller("tap0", vm="gone", user="bob"), 5, 5, 5),
+        (Caller("tap0", vm="mgmt1", user="bob"), (6, 14, 14)),
+        (Caller("tap0", netdev="n9", user="bob"), (7, 14, 14)),
+        (Caller("tap0", mac="52:54:00:00:00:01", user="bob"), (8, 14, 14)),
+        (Caller("own0", user="bob"), (9, 14, 9)),
+        (Caller("own0", vm="x", user="bob"), (9, 14, 9)),
+        (Caller("own0", vm="mgmt1", user="bob"), (6, 14, 9)),
+        (Caller("tap0", vm="same", user="bob"), (11, 11, 11)),
+        (Caller("tap0", vm="v9", user="bob"), (12, 12, 12)),
+        (Caller("tap1", user="bob"), (13, 14, 13)),
+        (Caller("web-0", vm="mgmt1", user="bob"), (16, 16, 16)),
+        (Caller("tap0", vm="gone", user="bob"), (5, 5, 5)),
+    ],
+    ids=[
+        "a vm",
+        "a netdev",
+        "a MAC",
+        "a tap",
+        "a tap and a vm",
+        "a tap, and a vm before it",
+        "a vm with its network's own settings",
+        "a user's vm",
+        "a tap after a user's vm",
+        "a NIC of a guest",
+        "a denial",
     ],
 )
 def test_what_a_user_can_make_up_changes_no_settings(
-    caller: Caller, root: int, user: int, owner: int
+    caller: Caller, lines: tuple[int, int, int], column: int, unprivileged: bool, root_made: bool
 ) -> None:
     policy = parse_policy([Source("p.yaml", USERS.encode())])
-    for line, who in (
-        (root, caller),
-        (user, replace(caller, unprivileged=True)),
-        (owner, replace(caller, unprivileged=True, root_made=True)),
-    ):
-        decision = decide(policy, who)
-        assert decision.rule is not None
-        assert decision.rule.position.line == line, who
-        assert choose(policy, who).rule is decision.rule
-        for passed in decision.passed_over:
-            assert ("counts for no unprivileged user" in passed.because) is (
-                why_not(passed.rule, who) is None
-            )
+    who = replace(caller, unprivileged=unprivileged, root_made=root_made)
+    decision = decide(policy, who)
+    assert decision.rule is not None
+    assert decision.rule.position.line == lines[column]
+    assert choose(policy, who).rule is decision.rule
+    for passed in decision.passed_over:
+        assert ("counts for no unprivileged user" in passed.because) is (
+            why_not(passed.rule, who) is None
+        )

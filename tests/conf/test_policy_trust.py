@@ -113,24 +113,28 @@ def make_socket(path: Path) -> None:
         listener.bind(path.name)
 
 
+LOADS: dict[str, Callable[[Path, Path], object]] = {
+    # how: it is given /etc/pyqemu-ifup and the file
+    "the host's": lambda etc, path: load_host_policy({}, str(etc)),
+    "named": lambda etc, path: load_policy([str(path)]),
+    "checked": lambda etc, path: check_policy([str(path)]),
+}
+
+
+@pytest.mark.parametrize("how", LOADS)
 @pytest.mark.parametrize("make", [make_folder, make_fifo, make_socket])
 @pytest.mark.parametrize("name", ["policy.yaml", "policy.d/a.yaml"])
 def test_not_a_file(
-    etc: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None], name: str
+    etc: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None], name: str, how: str
 ) -> None:
     path = etc / name
     path.unlink(missing_ok=True)
     # The name of a socket has a length, the path of a test may have more.
     monkeypatch.chdir(path.parent)
     make(path)
-    for load in (
-        lambda: load_host_policy({}, str(etc)),
-        lambda: load_policy([str(path)]),
-        lambda: check_policy([str(path)]),
-    ):
-        failure = failure_of(load)
-        assert failure.status == Status.NO_POLICY
-        assert str(failure) == f"{path}: it is not a regular file"
+    failure = failure_of(lambda: LOADS[how](etc, path))
+    assert failure.status == Status.NO_POLICY
+    assert str(failure) == f"{path}: it is not a regular file"
 
 
 @pytest.mark.parametrize("load", [load_policy, check_policy])
@@ -172,17 +176,15 @@ def test_unreadable_file(etc: Path) -> None:
     assert said == f"{path.name}: it cannot be read: Permission denied"
 
 
+@pytest.mark.parametrize("how", ["the host's", "checked"])
 @pytest.mark.parametrize(
     ("mode", "who"), [(0o664, f"group {os.getegid()}"), (0o646, "everybody"), (0o666, "everybody")]
 )
-def test_file_that_others_can_write(etc: Path, mode: int, who: str) -> None:
+def test_file_that_others_can_write(etc: Path, mode: int, who: str, how: str) -> None:
     path = write(etc / "policy.yaml", mode=mode)
-    for load in (lambda: load_host_policy({}, str(etc)), lambda: check_policy([str(path)])):
-        failure = failure_of(load)
-        assert failure.status == Status.UNSAFE
-        assert (
-            str(failure) == f"{path}: {who} can write it (mode {mode:04o}); run chmod go-w {path}"
-        )
+    failure = failure_of(lambda: LOADS[how](etc, path))
+    assert failure.status == Status.UNSAFE
+    assert str(failure) == f"{path}: {who} can write it (mode {mode:04o}); run chmod go-w {path}"
 
 
 @pytest.mark.parametrize("name", ["", "policy.d"])
