@@ -487,27 +487,33 @@ def test_each_refusal(calls: Calls, inside: Namespace) -> None:
         inside.ip("link", "del", name)
 
 
-def test_a_bridge_that_is_down_is_refused_until_it_is_up(calls: Calls, inside: Namespace) -> None:
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("set br1 down", "the bridge br1 is down: it passes no frame; bring it up: "),
+        ("del br1", "there is no bridge br1: network lan names it; make it ("),
+    ],
+    ids=["down", "gone"],
+)
+def test_a_bridge_that_is_down_is_refused_until_it_is_up(
+    calls: Calls, inside: Namespace, words: str, text: str
+) -> None:
     write_policy(calls.hooks, network="bridge: br1")
     inside.add_bridge("br1", mac="02:00:00:00:00:02")
     with Tap("t0") as first, Tap("t1") as second:
-        for words, text in (
-            ("set br1 down", "the bridge br1 is down: it passes no frame; bring it up: "),
-            ("del br1", "there is no bridge br1: network lan names it; make it ("),
-        ):
-            inside.ip("link", *words.split())
-            before = Snapshot.take(inside)
-            ended = calls.up("t0")
-            told = said(ended, "t0")
-            assert ended.status == 69 and told.startswith(text), told
-            assert diff(before, Snapshot.take(inside)) == []
-            command = told[len(text) :].partition(" or ")[0]
-            subprocess.run(["sh", "-c", command], check=True)
-            for tap in (first, second):
-                was_done(calls.up(tap.name))
-            assert carries(first, second, b"a frame of a guest's", timeout=5.0)
-            for tap in (first, second):
-                was_done(calls.down(tap.name))
+        inside.ip("link", *words.split())
+        before = Snapshot.take(inside)
+        ended = calls.up("t0")
+        told = said(ended, "t0")
+        assert ended.status == 69 and told.startswith(text), told
+        assert diff(before, Snapshot.take(inside)) == []
+        command = told[len(text) :].partition(" or ")[0]
+        subprocess.run(["sh", "-c", command], check=True)
+        for tap in (first, second):
+            was_done(calls.up(tap.name))
+        assert carries(first, second, b"a frame of a guest's", timeout=5.0)
+        for tap in (first, second):
+            was_done(calls.down(tap.name))
     inside.ip("link", "del", "br1")
 
 

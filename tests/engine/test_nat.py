@@ -758,8 +758,18 @@ def test_settings_that_dnsmasq_refuses_are_no_fault_of_systemd_s(
     )
 
 
+@pytest.mark.parametrize(
+    ("state", "job", "verbs"),
+    [
+        ("inactive", "42", ["show", "stop"]),
+        ("activating", "42", ["show", "stop"]),
+        ("inactive", "0", ["show"]),
+        ("failed", "", ["show"]),
+    ],
+    ids=["its job is to come", "it has yet to fork", "it has ended", "it has failed"],
+)
 def test_a_unit_whose_start_was_given_up_is_ended(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str, job: str, verbs: list[str]
 ) -> None:
     """Its job is still to come, or it has yet to fork: then it would be there once nobody looks."""
     asked: list[str] = []
@@ -770,13 +780,8 @@ def test_a_unit_whose_start_was_given_up_is_ended(
 
     monkeypatch.setattr(dnsmasq, "_under_systemd", lambda: True)
     monkeypatch.setattr(dnsmasq, "run_program", run)
-    for state, job, verbs in (
-        ("inactive", 42, ["show", "stop"]), ("activating", 42, ["show", "stop"]),
-        ("inactive", 0, ["show"]), ("failed", "", ["show"]),
-    ):  # fmt: skip
-        asked.clear()
-        finish(dnsmasq.end(str(tmp_path), Deadline(10)), time.sleep)
-        assert asked == verbs, (state, job)
+    finish(dnsmasq.end(str(tmp_path), Deadline(10)), time.sleep)
+    assert asked == verbs
 
 
 EDITS: list[tuple[str, dict[str, Any]]] = [
