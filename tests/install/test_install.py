@@ -96,15 +96,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
     yield Installed(blank.destdir, blank.prefix, stdout)
 
 
-def test_a_program_runs_from_its_final_place(installed: Installed) -> None:
-    for program in PROGRAMS:
-        launcher = installed.prefix / "bin" / program
-        first = launcher.read_text().splitlines()[0]
-        options = "-IS" if program in HOOKS else "-I"
-        assert first == f"#!{installed.prefix}/lib/pyqemu-ifup/bin/python3 {options}"
-        done = run(launcher, *WRONG)
-        assert (done.returncode, done.stdout) == (64, ""), done.stderr
-        assert done.stderr.startswith(("usage: ", f"{program}: ")), done.stderr
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_runs_from_its_final_place(installed: Installed, program: str) -> None:
+    launcher = installed.prefix / "bin" / program
+    first = launcher.read_text().splitlines()[0]
+    options = "-IS" if program in HOOKS else "-I"
+    assert first == f"#!{installed.prefix}/lib/pyqemu-ifup/bin/python3 {options}"
+    done = run(launcher, *WRONG)
+    assert (done.returncode, done.stdout) == (64, ""), done.stderr
+    assert done.stderr.startswith(("usage: ", f"{program}: ")), done.stderr
 
 
 @pytest.mark.parametrize("program", HOOKS)
@@ -300,13 +300,20 @@ def traps(tmp_path: Path, installed: Installed) -> Iterator[Traps]:
         trap.unlink()
 
 
-def test_hostile_python_files_and_variables_are_not_run(installed: Installed, traps: Traps) -> None:
-    for program in PROGRAMS:
-        launcher = installed.prefix / "bin" / program
-        for extra in ({}, {"PYTHONHOME": str(traps.folder)}, {"PYTHONPLATLIBDIR": "hostile"}):
-            done = run(launcher, *WRONG, env={**traps.env, **extra}, cwd=traps.folder)
-            assert (done.returncode, done.stdout) == (64, ""), done.stderr
-            assert not traps.marker.exists(), traps.marker.read_text()
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(
+    "more",
+    ["", "PYTHONHOME", "PYTHONPLATLIBDIR"],
+    ids=["no more", "PYTHONHOME", "PYTHONPLATLIBDIR"],
+)
+def test_hostile_python_files_and_variables_are_not_run(
+    installed: Installed, traps: Traps, more: str, program: str
+) -> None:
+    extra = {"PYTHONHOME": str(traps.folder), "PYTHONPLATLIBDIR": "hostile"}
+    env = {**traps.env, more: extra[more]} if more else traps.env
+    done = run(installed.prefix / "bin" / program, *WRONG, env=env, cwd=traps.folder)
+    assert (done.returncode, done.stdout) == (64, ""), done.stderr
+    assert not traps.marker.exists(), traps.marker.read_text()
 
 
 @pytest.mark.parametrize("way", ["variable", "user site", "beside the script"])
