@@ -1,4 +1,4 @@
-"""Who has a claim to a tap: what is refused because it is another's, and what is ours. Pure."""
+"""Who has a claim to a tap: what is refused because it is another's, and what is ours."""
 
 from __future__ import annotations
 
@@ -106,10 +106,10 @@ def is_our_master(seen: Seen, master: Link) -> bool:
 
 
 def is_taken_over(seen: Seen) -> bool:
-    """Tell whether the tap is on the wanted Linux bridge without a mark: a script has put it there.
+    """Tell whether the tap is on the wanted bridge without a mark: a script has put it there.
 
-    What is wanted is what that did, or more. An Open vSwitch row is another matter: it outlives
-    the tap, and may be whoever's.
+    What is wanted is what that did, or more. A row of a database is another matter: it outlives the
+    tap, and may be whoever's.
     """
     tap, master, bridge = seen.tap, seen.master, seen.bridge
     return (
@@ -117,7 +117,7 @@ def is_taken_over(seen: Seen) -> bool:
         and not tap.alias
         and master is not None
         and bridge is not None
-        and master.kind == "bridge"
+        and any(kind.takes_over and master.kind == kind.master_kind for kind in kinds.tap_kinds())
         and master.index == bridge.index
     )
 

@@ -1,4 +1,4 @@
-"""What is: the live system around one tap, as values. Filled in by the two switch modules."""
+"""What is: the live system around one tap, as values. `kinds.look` and `Host` fill them in."""
 
 from __future__ import annotations
 

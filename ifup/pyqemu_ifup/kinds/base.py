@@ -194,6 +194,9 @@ class TapKind(PortKind, Protocol):
     master_kind: str
     """What rtnetlink(7) calls the kind of a port's master (IFLA_INFO_KIND)."""
 
+    takes_over: bool
+    """Whether an up takes over a port without a mark, which a script has made."""
+
     lingers: bool
     """Whether a port's master may stay for a moment when the port has gone."""
 

@@ -25,6 +25,7 @@ name: KindName = SPEC.name
 title = SPEC.title
 has_link = True
 master_kind = "bridge"
+takes_over = True
 lingers = False
 
 

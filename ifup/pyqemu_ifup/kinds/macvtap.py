@@ -529,7 +529,10 @@ def is_lost(link: Link, bridge: Link | None, database: Database | None) -> bool:
 
 
 def making(port: Port, parent: Link, mac: str) -> Plan:
-    """Return the steps that make a macvtap on a parent, and the VLAN device that it is to be on."""
+    """Return, to be told, the steps that make a macvtap on a parent, and its VLAN device.
+
+    `make` does it, and looks as it goes what is there already.
+    """
     vid, mode = _vid(port), _place(port).mode
     if vid is None:
         return (AddMacvtap(port.tap, parent.name, parent.index, mode, mac),)

@@ -32,6 +32,7 @@ INDEX_MAX = (1 << 31) - 1
 """The greatest ifindex."""
 has_link = False
 master_kind = "openvswitch"
+takes_over = False
 lingers = True
 
 

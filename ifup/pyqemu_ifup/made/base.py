@@ -25,7 +25,7 @@ class WantedNetwork(NamedTuple):
 class MadeNetwork(Protocol[S]):
     """A sort of network that is made: what differs from one sort to the other.
 
-    `make`, `unmake`, `restore` and `differences` are pure. The engine holds the network's lock
+    `make`, `restore` and `differences` are pure. The engine holds the network's lock
     around all but `find_unmet` and `leftovers`.
     """
 

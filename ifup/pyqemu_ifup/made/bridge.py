@@ -79,7 +79,7 @@ class AddBridge(MadeOp):
 
 
 @dataclass(frozen=True)
-class OnBridge(MadeOp):
+class SetOnBridge(MadeOp):
     """Change a setting of the bridge that any link has, as `change` does with any ifindex."""
 
     change: SetAlias | SetIpv6 | SetMtu | SetUp
@@ -94,11 +94,11 @@ class OnBridge(MadeOp):
 
 
 @dataclass(frozen=True)
-class Mark(OnBridge):
+class MarkBridge(SetOnBridge):
     """Mark the bridge as ours: from here on it goes when it has no port."""
 
     @classmethod
-    def of(cls, network: str, bridge: str) -> Mark:
+    def of(cls, network: str, bridge: str) -> MarkBridge:
         """Return the op that marks a network's bridge."""
         return cls(network, bridge, SetAlias(bridge, 0, bridge_alias(network)))
 

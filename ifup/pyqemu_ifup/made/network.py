@@ -17,7 +17,7 @@ from pyqemu_ifup.hook import log, tell_left
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.look import Link
 from pyqemu_ifup.made.base import MadeNetwork, S, WantedNetwork
-from pyqemu_ifup.made.bridge import Mark
+from pyqemu_ifup.made.bridge import MarkBridge
 from pyqemu_ifup.made.folder import folders, forget, is_bare
 from pyqemu_ifup.made.lock import hold
 from pyqemu_ifup.made.names import find_bridge, network_of, ports_of
@@ -171,8 +171,8 @@ def commands_of(plan: Plan) -> tuple[tuple[Command, ...], tuple[Command, ...]]:
     Nobody who types them has the network's lock. So the mark comes last: an agent takes away a
     bridge that is marked and has no port.
     """
-    marks = [op for op in plan if isinstance(op, Mark)]
-    others = [op for op in plan if not isinstance(op, Mark)]
+    marks = [op for op in plan if isinstance(op, MarkBridge)]
+    others = [op for op in plan if not isinstance(op, MarkBridge)]
     return (
         tuple(line for op in others for line in op.commands()),
         tuple(line for op in marks for line in op.commands()),

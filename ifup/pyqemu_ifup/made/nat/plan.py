@@ -12,10 +12,10 @@ from pyqemu_ifup.made.bridge import (
     AddAddress,
     AddBridge,
     DeleteBridge,
-    Mark,
-    OnBridge,
+    MarkBridge,
     RemoveAddress,
     SetIpv4,
+    SetOnBridge,
     TurnOn,
     WriteSwitch,
 )
@@ -47,9 +47,9 @@ def make(wanted: WantedNetwork, seen: Seen) -> Plan:
     if link is None:
         plan.append(AddBridge(*of, nat.mtu))
     if link is None or not link.alias:
-        plan.append(Mark.of(*of))
+        plan.append(MarkBridge.of(*of))
     if link is None or link.mtu != nat.mtu:
-        plan.append(OnBridge(*of, SetMtu(wanted.bridge, 0, nat.mtu)))
+        plan.append(SetOnBridge(*of, SetMtu(wanted.bridge, 0, nat.mtu)))
     if not seen.bolted:
         plan.append(ShutBolt(*of, needs_bolt(nat, seen)))
     plan += _set_switches(wanted, seen)
@@ -60,7 +60,7 @@ def make(wanted: WantedNetwork, seen: Seen) -> Plan:
         if spelled(address) not in seen.addresses:
             plan.append(AddAddress(*of, address))
     if link is None or not link.up:
-        plan.append(OnBridge(*of, SetUp(wanted.bridge, 0)))
+        plan.append(SetOnBridge(*of, SetUp(wanted.bridge, 0)))
     plan += (TurnOn(*of, name, "1") for name in find_forwarding_off(nat, seen.switches.get))
     return (*plan, *_serve(wanted, seen))
 
@@ -98,7 +98,7 @@ def _set_switches(wanted: WantedNetwork, seen: Seen) -> Plan:
         plan.append(SetIpv4(*of, ipv4))
     if not _gives_itself_right(seen.addrgenmode, nat):
         mode = NO_ADDRESS if nat.ipv6 is None else BY_MAC
-        plan.append(OnBridge(*of, SetIpv6(bridge, 0, None, mode)))
+        plan.append(SetOnBridge(*of, SetIpv6(bridge, 0, None, mode)))
     must = needed(bridge, nat)
     for name, value in switches(bridge, nat).items():
         if (name in must or name not in seen.fixed) and is_due(name, value):
@@ -131,7 +131,7 @@ def restore(wanted: WantedNetwork, before: Seen) -> Plan:
         if isinstance(op, SetIpv4):
             plan.append(SetIpv4(*of, _ipv4_before(wanted.bridge, op, before)))
     if _gives_itself_right(before.addrgenmode, nat) is False:
-        plan.append(OnBridge(*of, SetIpv6(wanted.bridge, 0, None, before.addrgenmode)))
+        plan.append(SetOnBridge(*of, SetIpv6(wanted.bridge, 0, None, before.addrgenmode)))
     plan += (
         WriteSwitch(*of, op.name, before.switches[op.name])
         for op in changed
@@ -141,7 +141,9 @@ def restore(wanted: WantedNetwork, before: Seen) -> Plan:
     if nat.ipv6 is None:
         # NOTE: a link whose IPv6 is turned off loses its addresses.
         plan += (AddAddress(*of, each) for each in sorted(before.addresses) if ":" in each)
-    plan += (OnBridge(*of, SetMtu(wanted.bridge, 0, link.mtu)) for op in changed if _sets_mtu(op))
+    plan += (
+        SetOnBridge(*of, SetMtu(wanted.bridge, 0, link.mtu)) for op in changed if _sets_mtu(op)
+    )
     return (*plan, *_serve_again(wanted, before))
 
 
@@ -157,7 +159,7 @@ def _serve_again(wanted: WantedNetwork, before: Seen) -> Plan:
 
 
 def _sets_mtu(op: Op) -> bool:
-    return isinstance(op, OnBridge) and isinstance(op.change, SetMtu)
+    return isinstance(op, SetOnBridge) and isinstance(op.change, SetMtu)
 
 
 def _ipv4_before(bridge: str, op: SetIpv4, before: Seen) -> tuple[tuple[str, int, int], ...]:
