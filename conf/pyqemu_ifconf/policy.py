@@ -19,6 +19,7 @@ from pyqemu_ifconf.kinds.base import KindName, Place
 from pyqemu_ifconf.settings.port import PortSettings as PortSettings
 from pyqemu_ifconf.settings.vlan import Vids as Vids
 from pyqemu_ifconf.settings.vlan import Vlan as Vlan
+from pyqemu_ifconf.shell import readable
 
 Kind = KindName
 MATCH_KEYS: tuple[MatchKey, ...] = ("tap", "vm", "netdev", "mac", "user")
@@ -377,7 +378,7 @@ def port_on(policy: Policy, network_name: str, tap: str, *, made: bool = False) 
         known = ", ".join(policy.networks)
         raise Failure(
             Status.DENIED,
-            f"network {network_name}",
+            f"network {readable(network_name)}",
             "the policy does not define it",
             f"the networks are {known}" if known else "the policy defines no network at all",
         )

@@ -136,7 +136,7 @@ async def end(host: Host, ended: Ended) -> bool:
     """Take a tap from its bridge that has no process any more; a user's, of our making, is deleted.
 
     One that its process has let go likewise. Tells whether it was still the same. Raises Failure
-    as `detaching`, 77 where it may not be.
+    as `detach_alone`, 77 where it may not be.
     """
     name, before = ended.link.name, ended.link
     with await lock_by_name(name, host.deadline):

@@ -273,6 +273,17 @@ EDITS = {
 """What somebody does with nft(8), and what is told of it."""
 
 
+def test_a_dormant_table_has_no_chain_in_force(wired: Namespace) -> None:
+    index = add_macvtap(wired)
+    wanted = both(index)
+    nft.load("mv0", index, wanted)
+    wired.run(["nft", f"add table {T} {{ flags dormant; }}"])
+    assert nft.read("mv0", index) == ()
+    nft.load("mv0", index, wanted)
+    assert {chain.name for chain in nft.read("mv0", index)} == {chain.name for chain in wanted}
+    nft.remove("mv0", index)
+
+
 @pytest.mark.parametrize("edit", EDITS)
 def test_what_somebody_changes_is_told_and_mended(edit: str, wired: Namespace) -> None:
     index = add_macvtap(wired)

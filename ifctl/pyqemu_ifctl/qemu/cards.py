@@ -162,7 +162,7 @@ def find_views(
     if isinstance(policy, Failure):
         remarks.insert(0, f"what is wanted is not known: {policy}")
     remarks += [f"not seen: {each}" for each in parts.missed]
-    remarks += _hidden(holders, views, snapshot)
+    remarks += _hidden(holders, snapshot)
     status = worst(snapshot.failed.values())
     if status is Status.DONE:
         late = running.unread or parts.missed or NO_TIME in answers
@@ -216,7 +216,7 @@ def _is_called(guest: Guest, vm: str, policy: Policy | Failure) -> bool:
     return not taps.isdisjoint(guest.taps.values())
 
 
-def _hidden(holders: Holders, views: list[View], snapshot: Snapshot) -> list[str]:
+def _hidden(holders: Holders, snapshot: Snapshot) -> list[str]:
     """Return what could not be seen: the taps here that nobody who can be looked into holds."""
     if not holders.hidden:
         return []

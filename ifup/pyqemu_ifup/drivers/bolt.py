@@ -12,10 +12,17 @@ import errno
 import socket
 import struct
 
-from pyqemu_ifup.drivers.netlink import NLM_F_ACK, NLM_F_DUMP, NetlinkSocket, attribute, attributes
+from pyqemu_ifup.drivers.netlink import (
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    NetlinkSocket,
+    attribute,
+    attributes,
+)
 
 RTM_NEWQDISC, RTM_NEWTFILTER, RTM_GETTFILTER = 36, 44, 46
-NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
 TCMSG = struct.Struct("BxxxiIII")
 TC_H_CLSACT, INGRESS = 0xFFFFFFF1, 0xFFFFFFF2
 TCA_KIND, TCA_OPTIONS = 1, 2

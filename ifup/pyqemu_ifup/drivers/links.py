@@ -18,6 +18,8 @@ from typing import TypeVar
 from pyqemu_ifup.drivers.netlink import (
     EVENT_BUFFER,
     NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
     S32,
     SO_RCVBUFFORCE,
     NetlinkSocket,
@@ -32,7 +34,6 @@ from pyqemu_ifup.look import Counters, Link
 from pyqemu_ifup.mark import ALIAS_MARK
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
-NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
 RTMGRP_LINK = 1
 IFINFOMSG = struct.Struct("BxHiII")
 U8, U16, U32 = struct.Struct("B"), struct.Struct("H"), struct.Struct("I")
@@ -148,8 +149,12 @@ class LinkEvents:
             socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
             socket.NETLINK_ROUTE,
         )
-        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, EVENT_BUFFER)
-        self._socket.bind((0, RTMGRP_LINK))
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, EVENT_BUFFER)
+            self._socket.bind((0, RTMGRP_LINK))
+        except OSError:
+            self._socket.close()
+            raise
 
     def fileno(self) -> int:
         """Return the descriptor that turns readable with an event."""

@@ -17,6 +17,7 @@ from pyqemu_ifup.hook import waiting_for
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
+NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x200, 0x400, 0x800
 NLMSGHDR, RTATTR, S32 = struct.Struct("IHHII"), struct.Struct("HH"), struct.Struct("i")
 NLA_TYPE_MASK = 0x3FFF
 SO_RCVBUFFORCE = 33
@@ -40,7 +41,7 @@ def reads_message(read: Callable[..., T]) -> Callable[..., T]:
     def checked(*arguments: object) -> T:
         try:
             return read(*arguments)
-        except (struct.error, KeyError, IndexError) as error:
+        except (struct.error, KeyError, IndexError, ValueError) as error:
             raise malformed() from error
 
     return checked

@@ -19,7 +19,16 @@ from dataclasses import dataclass, replace
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.shell import nft_command, quote
 from pyqemu_ifup.drivers.conntrack import NETLINK_NETFILTER
-from pyqemu_ifup.drivers.netlink import NLM_F_ACK, NetlinkSocket, attribute, attributes, bodies
+from pyqemu_ifup.drivers.netlink import (
+    NLM_F_ACK,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NetlinkSocket,
+    attribute,
+    attributes,
+    bodies,
+)
 from pyqemu_ifup.drivers.nft_rules import (
     TABLE,
     U32,
@@ -39,7 +48,6 @@ from pyqemu_ifup.drivers.nft_rules import (
 )
 from pyqemu_ifup.drivers.nft_words import differences
 
-NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x200, 0x400, 0x800
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_BATCH_GENID = 16, 17, 1
 NFNL_SUBSYS_NFTABLES = 10
 NFPROTO_UNSPEC, NFPROTO_NETDEV = 0, 5
@@ -74,7 +82,7 @@ def load(device: str, index: int, chains: Sequence[Chain]) -> None:
             _replace(kernel, device, index, chains)
     except OSError as error:
         if chains or not _lacks(error):
-            raise _failure(error, device) from error
+            raise _failure(error) from error
 
 
 def remove(device: str, index: int) -> None:
@@ -88,10 +96,11 @@ def remove(device: str, index: int) -> None:
 def read(device: str, index: int) -> tuple[Chain, ...]:
     """Return our chains of a link: those named by its ifindex, and those bound to its name.
 
-    A kernel without any has none. Raises Failure as `load`.
+    A kernel without any has none, and a table that is dormant none in force. Raises Failure as
+    `load`.
     """
     look = _try_look(device, index)
-    return look.chains if look else ()
+    return look.chains if look and not look.is_dormant else ()
 
 
 def read_all() -> tuple[Chain, ...]:
@@ -148,7 +157,7 @@ def _try_look(device: str, index: int) -> Look | None:
             return _look(kernel, device, index)
     except OSError as error:
         if not _lacks(error):
-            raise _failure(error, device) from error
+            raise _failure(error) from error
         return None
 
 
@@ -187,7 +196,7 @@ def _lacks(error: OSError) -> bool:
     return missing or (error.errno == errno.EINVAL and not isinstance(error, Refused))
 
 
-def _failure(error: OSError, device: str = "") -> Failure:
+def _failure(error: OSError) -> Failure:
     """Return what to tell of what the kernel has answered."""
     if error.errno == errno.EPERM:
         return Forbidden(WHAT, os.strerror(errno.EPERM), net_admin=True)

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 IFLA_INET_CONF = 1
 VLAN_PVID, VLAN_UNTAGGED = 0x2, 0x4
-VLAN_RANGE_BEGIN, VLAN_RANGE_END = 0x8, 0x10
 """BRIDGE_VLAN_INFO_* of linux/if_bridge.h."""
 TRANSIENT = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS)
 _MAY_NOT = (errno.EPERM, errno.EACCES, errno.EROFS)

@@ -188,7 +188,7 @@ class LinkKind(PortKind, Protocol):
 class TapKind(PortKind, Protocol):
     """A kind of bridge that a tap can be a port of.
 
-    All but `settle` and `require` are pure.
+    All but `settle` are pure.
     """
 
     master_kind: str

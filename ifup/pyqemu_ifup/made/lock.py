@@ -44,6 +44,7 @@ async def _lock(folder: str, network: str, host: Host) -> int:
     """Return a descriptor that has the lock. Raises OSError, Failure (75)."""
     path = f"{folder}/lock"
     while True:
+        host.deadline.check(f"network {network} is being taken away")
         for each in (RUN, folder):
             make_folder(each)
         try:

@@ -117,7 +117,7 @@ async def lock_tap(index: int, deadline: Deadline) -> Lock:
 async def lock_file(descriptor: int, deadline: Deadline, what: str, *, last: bool = False) -> None:
     """Wait for the lock on a whole open file, which stands for `what`, in words.
 
-    They have it in the order in which their watches began, but who comes `last` after all others.
+    They have it in the order in which their deadlines began, but who comes `last` after all others.
     Raises Failure, 75 by the deadline.
     """
     # NOTE: a byte of the file, whether it has that byte or not, is a place in line. Who looks only
