@@ -9,6 +9,10 @@ from collections.abc import Collection
 
 from pyqemu_ifup.system.process import process_start
 
+_ENDED = (errno.ESRCH, errno.EINVAL, errno.ENOENT)
+"""How pidfd_open(2) answers for a pid of none; the last two are for a pid that is a thread's."""
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
 Process = tuple[int, int]
 """A process by its pid and when it started (field 22 of /proc/PID/stat, in clock ticks)."""
 
@@ -35,20 +39,16 @@ class Ends:
         Where there is no descriptor left for one, its end is not told of.
         """
         for process in self._watched.keys() - {*processes}:
-            # NOTE: with its last descriptor it goes from the poll.
-            os.close(self._watched.pop(process))
+            self._forget(process)
         ended = False
         for process in {*processes} - self._watched.keys():
             try:
-                descriptor = os.pidfd_open(process[0])
+                descriptor = _open(process)
             except OSError as error:
-                if error.errno not in (errno.ESRCH, errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                if error.errno not in _SHORT:
                     raise
-                ended = ended or error.errno == errno.ESRCH
                 continue
-            # NOTE: only now: whoever has the pid by now is the one that is watched.
-            if process_start(process[0]) != process[1]:
-                os.close(descriptor)
+            if descriptor is None:
                 ended = True
                 continue
             self._watched[process] = descriptor
@@ -60,5 +60,37 @@ class Ends:
         ended = {descriptor for descriptor, _ in self._poll.poll(0)}
         gone = [process for process, descriptor in self._watched.items() if descriptor in ended]
         for process in gone:
-            os.close(self._watched.pop(process))
+            self._forget(process)
         return bool(gone)
+
+    def _forget(self, process: Process) -> None:
+        descriptor = self._watched.pop(process)
+        # NOTE: a close alone leaves it in the poll for as long as a forked child has a copy.
+        self._poll.unregister(descriptor)
+        os.close(descriptor)
+
+
+def _open(process: Process) -> int | None:
+    """Return a descriptor of the process, None where it has ended. Raises OSError."""
+    pid, start = process
+    # NOTE: what a mark says is any number, and by now a thread may have it.
+    if process_start(pid) != start:
+        return None
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OverflowError:
+        return None
+    except OSError as error:
+        if error.errno not in _ENDED:
+            raise
+        return None
+    try:
+        # NOTE: once more: whoever has the pid by now is the one that is watched.
+        is_same = process_start(pid) == start
+    except BaseException:
+        os.close(descriptor)
+        raise
+    if is_same:
+        return descriptor
+    os.close(descriptor)
+    return None

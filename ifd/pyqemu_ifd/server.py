@@ -310,8 +310,9 @@ class Server:
         try:
             for tap, chore in reconciler.work():
                 self._chores.setdefault(tap, chore)
-        except Failure as failure:
-            line = f"cannot look at what has changed: {failure}"
+        except Exception as error:  # NOTE: nothing that is found on this host ends the agent.
+            why = str(error) if isinstance(error, Failure) else explain_bug(error)
+            line = f"cannot look at what has changed: {why}"
             self.report.fault(line)
             log(syslog.LOG_ERR, line)
             reconciler.later()

@@ -72,7 +72,7 @@ def _failure(uid: int, error: Exception) -> Failure:
 def _answer(uid: int, answer: Future[User]) -> None:
     try:
         found = find_user(uid)
-    except OSError as error:
+    except BaseException as error:  # NOTE: who waits raises it.
         answer.set_exception(error)
     else:
         answer.set_result(found)

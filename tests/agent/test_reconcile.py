@@ -595,15 +595,19 @@ seeing = kinds.judge
 
 def judge(*words):
     if os.path.exists(f"{folder}/blind"):
-        raise Failure(Status.REFUSED, "cannot see")
+        raise ERROR
     return seeing(*words)
 
 kinds.judge = judge
 """
 
 
-def test_what_cannot_be_looked_at_is_looked_at_later(site: Site) -> None:
-    with site.start(before=HELD + BLIND) as agent:
+@pytest.mark.parametrize(
+    "error", ["Failure(Status.REFUSED, 'cannot see')", "OSError('cannot see')"]
+)
+def test_what_cannot_be_looked_at_is_looked_at_later(site: Site, error: str) -> None:
+    """And nothing that is there ends the agent."""
+    with site.start(before=HELD + BLIND.replace("ERROR", error)) as agent:
         wait(lambda: connected(agent), "the agent is not connected")
         guest = site.tap("ten0")
         assert agent.up("ten0").status == 0

@@ -45,6 +45,8 @@ BROAD_ALLOWED = {
     ("ifd/pyqemu_ifd/bridge_helper.py", "main"): "the door of QEMU's bridge helper, likewise",
     ("ifd/pyqemu_ifd/server.py", "Server._advance"): "a bug in one request ends no other",
     ("ifd/pyqemu_ifd/server.py", "Server._hear"): "no client's packet or descriptor ends the agent",
+    ("ifd/pyqemu_ifd/server.py", "Server._reconcile"): "nothing found on this host ends the agent",
+    ("ifd/pyqemu_ifd/users.py", "_answer"): "who waits raises it, in the agent's own thread",
     ("ifctl/pyqemu_ifctl/bounded.py", "attempt"): "nothing of one guest's ends a verb for others",
     ("ifctl/pyqemu_ifctl/bounded.py", "within.run"): "who waits raises it, in its own thread",
     ("ifctl/pyqemu_ifctl/command_line.py", "answer_or_failure"): "the operator's door, likewise",
