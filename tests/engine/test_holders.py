@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lab.needs import require
 from lab.netns import Namespace
 from pyqemu_ifup.system import holders
 from pyqemu_ifup.system.holders import BATCH, OTHERS, Held
 
+PATHS = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 COPIES = 1200
 """Descriptors of one tap that a process has."""
 LET_GO = 100
@@ -95,3 +100,61 @@ def test_many_descriptors_of_which_some_are_let_go_cost_little(
     assert len(found.held) == COPIES - LET_GO
     assert sum(compared) < 20 * COPIES
     assert max(compared) < 10 * BATCH
+
+
+@pytest.fixture
+def macvtap(inside: Namespace) -> Iterator[tuple[int, int]]:
+    """A macvtap mv0 of the namespace: its ifindex, and the number of its device."""
+    require("macvtap")
+    lines = (
+        "link add v0 up type veth peer name v1",
+        "link add link v0 name mv0 type macvtap mode bridge",
+    )
+    inside.run(["ip", "-batch", "-"], input="\n".join(lines))
+    inside.kept.callback(inside.run, ["ip", "link", "del", "v0"])
+    index = inside.link("mv0")["ifindex"]
+    told = subprocess.run(
+        ["ip", "netns", "exec", inside.name, "cat", f"/sys/class/net/mv0/macvtap/tap{index}/dev"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    yield index, os.makedev(*map(int, told.stdout.split(":")))
+
+
+LOOK = """
+from pyqemu_ifup.system.holders import all_holders
+print(*all_holders().of("mv0"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "counts"),
+    [
+        ("the link's own device", os.O_RDWR, True),
+        ("the link's own device", os.O_PATH, False),
+        ("another device", os.O_RDWR, False),
+        ("a file", os.O_RDWR, False),
+    ],
+)
+def test_only_the_device_of_a_link_holds_it(
+    inside: Namespace, macvtap: tuple[int, int], tmp_path: Path, kind: str, flags: int, counts: bool
+) -> None:
+    """Anybody may call a file as the device of root's link."""
+    index, number = macvtap
+    node = tmp_path / f"tap{index}"
+    if kind == "a file":
+        node.touch()
+    else:
+        null = os.makedev(1, 3)
+        os.mknod(node, stat.S_IFCHR | 0o600, number if "own" in kind else null)
+    # NOTE: in a process with a /sys that shows the namespace, as root's agent has.
+    look = ["ip", "netns", "exec", inside.name, sys.executable, "-c", LOOK]
+    descriptor = os.open(node, flags)
+    try:
+        told = subprocess.run(
+            look, check=True, capture_output=True, text=True, env={**os.environ, **PATHS}
+        )
+    finally:
+        os.close(descriptor)
+    assert told.stdout.split() == [str(os.getpid())] * counts

@@ -9,6 +9,8 @@ import os
 import re
 import signal
 import socket
+import stat
+import struct
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +49,10 @@ _children: list[int] = []
 _NODE = re.compile(r".*/tap([1-9][0-9]{0,9})( \(deleted\))?")
 """A link's own device, /dev/tapN, which devtmpfs has for root alone; N is the link's ifindex
 (drivers/net/tap.c). It is /tapN where whoever opened it had mounts of his own, which are gone."""
+AT_FDCWD, AT_STATX_DONT_SYNC, STATX_TYPE = -100, 0x4000, 0x1
+"""linux/fcntl.h and linux/stat.h."""
+_STATX = struct.Struct("=28xH98xII120x")
+"""Of struct statx in linux/stat.h: the mode, and the number of a device."""
 _HIDDEN = (errno.EACCES, errno.EPERM)
 _GONE = (errno.ENOENT, errno.ESRCH)
 
@@ -210,7 +216,10 @@ async def _look_into(pid: int, until: float | None, held: list[Held]) -> bool:
                 by_node = _NODE.fullmatch(path)
                 if by_node is None and not path.endswith("/net/tun"):
                     continue
-                tap = _link_of(int(by_node[1])) if by_node else _tap_of(pid, entry.name)
+                if by_node is None:
+                    tap = _tap_of(pid, entry.name)
+                else:
+                    tap = _link_of(pid, entry.name, int(by_node[1]))
             except OSError as error:
                 if error.errno not in _GONE:
                     raise
@@ -220,12 +229,65 @@ async def _look_into(pid: int, until: float | None, held: list[Held]) -> bool:
     return True
 
 
-def _link_of(index: int) -> str:
-    """Return the name of the link with this ifindex, empty for none."""
+def _link_of(pid: int, number: str, index: int) -> str:
+    """Return the name of the link with this ifindex, empty for none.
+
+    Nor is it one where the descriptor, which has the name of its device, is certainly of another
+    file: anybody may call one so. Raises OSError, as where the process has let it go.
+    """
     try:
-        return socket.if_indextoname(index)
+        name = socket.if_indextoname(index)
     except (OSError, OverflowError):
         return ""
+    # NOTE: of a device that nobody may open, whoever serves a file system may show any number.
+    if any(int(flags, 8) & os.O_PATH for flags in read_fdinfo(pid, number, "flags")):
+        return ""
+    device, wanted = _device_of(f"{descriptors_of(pid)}/{number}"), _numbers_of(name, index)
+    return name if device is None or wanted is None or device in wanted else ""
+
+
+def _device_of(path: str) -> int | None:
+    """Return the number of a character device, 0 for another file, None if that cannot be told.
+
+    No server of a file is asked, as stat(2) would: its answer may be long in coming (statx(2)).
+    Raises OSError.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "statx"):
+        return None
+    found = ctypes.create_string_buffer(_STATX.size)
+    if libc.statx(AT_FDCWD, os.fsencode(path), AT_STATX_DONT_SYNC, STATX_TYPE, found) != 0:
+        code = ctypes.get_errno()
+        if code == errno.ENOSYS:
+            return None
+        raise OSError(code, os.strerror(code))
+    mode, major, minor = _STATX.unpack(found.raw)
+    return os.makedev(major, minor) if stat.S_ISCHR(mode) else 0
+
+
+def _numbers_of(name: str, index: int) -> set[int] | None:
+    """Return the number of a link's own device, none if it has none, None if that is not told.
+
+    NOTE: /sys may show another network namespace, whose link of this name is another.
+    """
+    folder = f"/sys/class/net/{name}"
+    found = set()
+    try:
+        with open(f"{folder}/ifindex", encoding="ascii") as file:
+            if int(file.read()) != index:
+                return None
+        for entry in os.listdir(folder):
+            try:
+                with open(f"{folder}/{entry}/tap{index}/dev", encoding="ascii") as file:
+                    major, minor = file.read().split(":")
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                    raise
+                continue
+            found.add(os.makedev(int(major), int(minor)))
+    except (OSError, ValueError):
+        return None
+    return found
 
 
 def _tap_of(pid: int | str, number: str) -> str:
