@@ -189,7 +189,7 @@ async def _undo(host: Host, port: Port, holder: Holder, admit: Admit) -> bool:
                 why = str(failure)
             unasked = mark.ovsdb
         is_left |= not await ask_again(host, port.tap)
-        before = _look_back(host, port)
+        before = look_back(host, port)
         if before is None:
             return True
         if before.tap is None:
@@ -223,13 +223,13 @@ async def _undo_join(host: Host, port: Port, holder: Holder, before: Seen) -> bo
             # NOTE: first of all, for a mute server may take all the time there is.
             is_back &= await take_back(host, SetDown(link.name, link.index))
         is_back &= await ask_again(host, port.tap)
-        now = _look_back(host, port)
+        now = look_back(host, port)
         if now is None:
             return True
         return not await _go_back(host, holder, before, now) or not is_back
 
 
-def _look_back(host: Host, port: Port) -> Seen | None:
+def look_back(host: Host, port: Port) -> Seen | None:
     """Look at what there is to take back; None where that cannot be told, as syslog is."""
     try:
         return kinds.look(host, port.tap, port.place.name)

@@ -24,7 +24,7 @@ from pyqemu_ifconf.shell import ifctl, quote, readable
 from pyqemu_ifconf.vms import is_mac
 from pyqemu_ifup import kinds
 from pyqemu_ifup.access import ROOT, User, heeded_bridge_conf, may_still, may_use
-from pyqemu_ifup.attach import attach, success_line
+from pyqemu_ifup.attach import attach, look_back, success_line
 from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.entitled import (
     check_owner,
@@ -43,7 +43,7 @@ from pyqemu_ifup.plan import plan_unmade
 from pyqemu_ifup.qemu.caller import find_caller, find_helped_mac
 from pyqemu_ifup.qemu.hubs import refuse_joined
 from pyqemu_ifup.steps import take_back
-from pyqemu_ifup.taps import QUEUES_MAX, close_all, open_taps
+from pyqemu_ifup.taps import QUEUES_MAX, close_all, open_taps, taken
 
 _under_way: dict[str, tuple[str, int]] = {}
 """The taps that are made just now, which may have no mark yet: network and user of each."""
@@ -113,7 +113,7 @@ def make_tap(kernel: Netlink, policy: Policy, user: User, holder: int, wish: Wis
     """Make the tap that a request asks for, where the user may have it; `attach_tap` must follow.
 
     It is for the process `holder`. Raises Failure: 64 for a name that is none, 71, 77 where the
-    user may not.
+    user may not, or another request makes a link of this name just now.
     """
     uid, login, groups = user.uid, user.login, user.groups
     conf = heeded_bridge_conf(policy, uid)
@@ -132,6 +132,8 @@ def make_tap(kernel: Netlink, policy: Policy, user: User, holder: int, wish: Wis
         name, descriptors = open_taps(kernel, pattern, wish.queues, wish.vnet_hdr)
     try:
         refuse_bridge_name(policy, name)
+        if name in _under_way:
+            raise taken(name)
     except Failure:
         close_all(descriptors)
         raise
@@ -141,10 +143,10 @@ def make_tap(kernel: Netlink, policy: Policy, user: User, holder: int, wish: Wis
 
 def _pick_free(kernel: Netlink, pattern: str) -> str:
     """Return the name that a pattern makes with the first number that is free."""
-    taken = {link.name for link in kernel.links()} | _under_way.keys()
     if "%d" not in pattern:
         return pattern
-    return next(name for n in count() if (name := pattern.replace("%d", str(n))) not in taken)
+    names = {link.name for link in kernel.links()} | _under_way.keys()
+    return next(name for n in count() if (name := pattern.replace("%d", str(n))) not in names)
 
 
 def _mac_of(
@@ -157,7 +159,8 @@ def _mac_of(
     if found is not None:
         return find_macs(policy, found[0])[found[0].name, found[1].id]
     mac = wish.mac or (find_helped_mac(holder, wish.network) if wish.for_parent else None)
-    if mac:
+    # NOTE: QEMU takes any, a multicast one too.
+    if mac and is_mac(mac):
         return mac
     run = ifctl("run", options=[f"--nic={network.name},mac=52:54:00:12:34:56"])
     raise Failure(
@@ -213,9 +216,15 @@ async def _made(host: Host, port: Port, holder: Holder, tap: NewTap) -> AsyncIte
         yield
     except BaseException:
         with host.until(host.deadline.undo()):
-            seen = kinds.look(host, tap.name, port.place.name)
-            has = seen.tap.mark if seen.tap is not None else None
-            if has is not None and (has.pid, has.start) == (mark.pid, mark.start):
+            # NOTE: a look that fails is told of, and the cause is raised.
+            seen = look_back(host, port)
+            has = seen.tap.mark if seen is not None and seen.tap is not None else None
+            if (
+                seen is not None
+                and has is not None
+                and has.pid == mark.pid
+                and has.start == mark.start
+            ):
                 for op in plan_unmade(seen):
                     await take_back(host, op)
         raise

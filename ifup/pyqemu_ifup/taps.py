@@ -95,18 +95,23 @@ def close_all(descriptors: list[int]) -> None:
         os.close(descriptors.pop())
 
 
+def taken(name: str) -> Failure:
+    """Return what is said (77) of the name of another link."""
+    return Failure(
+        Status.DENIED,
+        f"cannot make the tap {readable(name)}",
+        "an interface of this name is there already",
+        "take another name, or see who has it: " + sh("ip", "-d", "link", "show", "dev", name),
+    )
+
+
 def _failure(name: str, error: OSError) -> Failure:
     what, why = f"cannot make the tap {readable(name)}", os.strerror(error.errno or 0)
     if error.filename == TUN:
         found = no_tun(error)
         return Failure(found.status, what, f"{found.what}: {found.why}", found.remedy)
     if error.errno in (errno.EBUSY, errno.EEXIST):
-        return Failure(
-            Status.DENIED,
-            what,
-            "an interface of this name is there already",
-            "take another name, or see who has it: " + sh("ip", "-d", "link", "show", "dev", name),
-        )
+        return taken(name)
     if error.errno == errno.ENFILE:
         return OfCaller(
             Status.REFUSED,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.needs import require
 from lab.netns import Namespace
 from lab.taps import TUNSETOWNER, Tap
 from pyqemu_ifconf.bridge_conf import BridgeConf
@@ -21,13 +22,13 @@ from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import Attach, Caller, Policy, choose, port_on
 from pyqemu_ifd.asking import check_holder
-from pyqemu_ifup import access
+from pyqemu_ifup import access, tap_request
 from pyqemu_ifup.access import find_user
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.qemu.caller import find_helped
-from pyqemu_ifup.tap_request import attach_tap, make_tap, may_attach, parse_wish
+from pyqemu_ifup.tap_request import NewTap, attach_tap, make_tap, may_attach, parse_wish
 from pyqemu_ifup.taps import QUEUES_MAX, close_all, open_taps
 
 UID, OTHER = 65534, 65533
@@ -425,6 +426,43 @@ def test_a_tap_is_for_no_process_of_others(
     assert text in str(caught.value)
 
 
+DMZ = "dmz: {parent: v0, users: [nobody], max_taps: 3, tap_name: dmz%d}"
+MACS = [f"52:54:00:00:00:0{number}" for number in range(4)]
+
+
+@pytest.fixture
+def wired(inside: Namespace) -> Iterator[Namespace]:
+    """The test's namespace, with the thread in it, and a wire between v0 and v1."""
+    require("macvtap", "netdev-chains")
+    inside.run(["ip", "link", "add", "v0", "up", "type", "veth", "peer", "name", "v1"])
+    yield inside
+    inside.run(["ip", "link", "del", "v0"])
+
+
+@pytest.mark.usefixtures("wired")
+def test_two_that_ask_for_one_name_at_a_time() -> None:
+    policy, user = policy_of(DMZ), find_user(UID)
+    with host_of() as host:
+
+        def ask(mac: str, name: str = "dmz0") -> NewTap:
+            words = ("dmz", name, "1", "", "", mac)
+            return make_tap(host.kernel, policy, user, os.getpid(), parse_wish(words))
+
+        first = ask(MACS[0])
+        with pytest.raises(Failure, match="cannot make the tap dmz0: an interface of this name"):
+            ask(MACS[1])
+        # NOTE: that it was refused makes room for nobody.
+        other, third = ask(MACS[2], ""), ask(MACS[3], "")
+        assert (first.name, other.name, third.name) == ("dmz0", "dmz1", "dmz2")
+        with pytest.raises(Failure, match="max_taps"):
+            ask(MACS[1], "dmz3")
+        for tap in (first, other, third):
+            # NOTE: this thread's /sys shows another namespace, so that none can be opened.
+            with pytest.raises(Failure, match="cannot be told"):
+                host.finish(attach_tap(host, policy, tap))
+        assert tap_request._under_way == {}
+
+
 HELPER = "import os, sys; print(os.getpid(), flush=True); sys.stdin.read()"
 
 
@@ -448,3 +486,26 @@ def test_the_process_that_called_its_bridge_helper(way: str, tmp_path: Path) -> 
         assert find_helped(pid) == os.getpid()
         process.communicate()
     assert find_helped(pid) is None
+
+
+@pytest.mark.parametrize(
+    ("mac", "passes"),
+    [("52:54:0:0:0:1", "52:54:00:00:00:01"), ("33:33:0:0:0:1", None), ("ff:ff:ff:ff:ff:ff", None)],
+)
+def test_a_multicast_mac_is_that_of_no_device(mac: str, passes: str | None) -> None:
+    """Though QEMU takes it: its filters would pass whatever has it as source."""
+    policy = policy_of(DMZ)
+    words = ["-netdev", "bridge,id=n0,br=dmz", "-device", f"virtio-net-pci,netdev=n0,mac={mac}"]
+    with subprocess.Popen(
+        [sys.executable, "-c", HELPER, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) == process.pid
+        wish = parse_wish(("dmz", "", "1", "", "parent"))
+        try:
+            found = tap_request._mac_of(policy, policy.networks["dmz"], None, wish, process.pid)
+        except Failure as failure:
+            assert passes is None and "the MAC of the guest's device is not known" in str(failure)
+        else:
+            assert found == passes
+        process.communicate()

@@ -198,7 +198,7 @@ REMEDIES: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (f"{IFUP}tap_client.py", "_connect"): (2, (AGENT_OF_USERS, SHOWS)),
     (f"{IFUP}tap_client.py", "check"): (1, (SHOWS,)),
     (f"{IFUP}tap_request.py", "_mac_of"): (1, (OF_NETWORK,)),
-    (f"{IFUP}taps.py", "_failure"): (1, (SHOWS,)),
+    (f"{IFUP}taps.py", "taken"): (1, (SHOWS,)),
     (f"{IFUP}drivers/tun.py", "require_tun"): (1, (KERNEL,)),
     (f"{IFUP}drivers/tun.py", "no_tun"): (2, (DOCTOR, KERNEL)),
     (f"{IFUP}drivers/tun.py", "making_anew"): (2, (ANEW, OWNERLESS)),
