@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import syslog
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -28,12 +28,15 @@ from pyqemu_ifup import kinds, made
 from pyqemu_ifup.access import User, check_given, is_root_made
 from pyqemu_ifup.attach import attach_alone, success_line
 from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.drivers import nft
 from pyqemu_ifup.drivers.links import LinkEvent
 from pyqemu_ifup.drivers.nft_events import FILTERS
+from pyqemu_ifup.drivers.nft_rules import Chain, chain_name
 from pyqemu_ifup.guest import find_marked, find_user_said
 from pyqemu_ifup.holder import Holder
 from pyqemu_ifup.hook import log
 from pyqemu_ifup.host import Host
+from pyqemu_ifup.kinds.base import Filtered
 from pyqemu_ifup.look import Link, has_networks
 from pyqemu_ifup.mark import BRIDGE_MARK, Here, Mark, is_alive
 from pyqemu_ifup.ops import SetAlias, SetUp
@@ -82,6 +85,19 @@ def _runs(link: Link, mark: Mark) -> bool:
     return is_alive(mark) or (mark.made and link.carrier)
 
 
+def _by_link(chains: Iterable[Chain]) -> dict[str, dict[str, Chain]]:
+    """Return the chains by the link that each is named by, and by `/NAME` of those it is bound to.
+
+    What is in both is what `nft.read` returns of one link.
+    """
+    found: dict[str, dict[str, Chain]] = {}
+    for chain in chains:
+        devices = chain.base.devices if chain.base is not None else ()
+        for key in (chain.name.partition("-")[0], *(f"/{device}" for device in devices)):
+            found.setdefault(key, {})[chain.name] = chain
+    return found
+
+
 class Reconciler:
     """Gathers what has happened, and turns it into work for each tap concerned."""
 
@@ -116,6 +132,8 @@ class Reconciler:
         """Whether such a link has come, changed or gone."""
         self._filters_due: float | None = None
         """When to look at the filters of these links, None if nobody has touched one."""
+        self._filtered: dict[int, tuple[Policy, Link, dict[str, Chain]]] = {}
+        """The links, by index, that had the filters which the policy wants, and all that was so."""
         self._filters_told: dict[str, float] = {}
         """When it was told of each link that its filters were loaded again."""
         self.guard = Guard()
@@ -246,9 +264,22 @@ class Reconciler:
             yield "taps' processes", partial(self._end_taps, taps)
 
     def _look_for_filters(self) -> Iterator[tuple[str, Chore]]:
-        """Yield each link of our making, and what keeps its filters loaded. Raises Failure."""
-        for link in self.pool.kernel.links():
-            if kinds.maker_of(link) is not None:
+        """Yield each link of our making, and what keeps its filters loaded. Raises Failure.
+
+        Those are left out of which all is as it was when they had what they shall.
+        """
+        links = [each for each in self.pool.kernel.links() if kinds.maker_of(each) is not None]
+        indexes = {link.index for link in links}
+        self._filtered = {at: was for at, was in self._filtered.items() if at in indexes}
+        if not links:
+            return
+        # NOTE: once for all of them: what it takes grows with their number.
+        chains = _by_link(nft.read_all(in_force=True))
+        for link in links:
+            named, bound = chains.get(chain_name(link.index), {}), chains.get(f"/{link.name}", {})
+            was = self._filtered.get(link.index)
+            is_same = was is not None and was[0] is self.cache.policy
+            if was is None or not is_same or was[1:] != (link, {**named, **bound}):
                 yield link.name, partial(self._do, link.name, self._keep_filters)
 
     def _watch_processes(self) -> None:
@@ -387,6 +418,9 @@ class Reconciler:
             if not is_same or not link.up or not kind.is_in_place(port, seen, self.here):
                 return
             plan, _ = kind.change(port, seen, mark, self.here)
+            if not plan and seen.tap is not None and isinstance(seen.own, Filtered):
+                found = {chain.name: chain for chain in seen.own.chains}
+                self._filtered[link.index] = policy, seen.tap, found
             for op in plan:
                 await host.run(op)
         now = time.monotonic()

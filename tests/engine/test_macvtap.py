@@ -25,6 +25,7 @@ from lab.needs import lack, require
 from lab.netns import Namespace
 from lab.qemu import Qemu
 from lab.taps import BROADCAST, holds
+from pyqemu_ifd.reconcile import DELAY
 from pyqemu_ifup.kinds import macvtap as kind
 from pyqemu_ifup.system.holders import Held, take_descriptor
 
@@ -366,15 +367,18 @@ def test_nothing_is_left_of_one_that_is_killed_at_any_step(before: bool, site: S
 
 
 @contextmanager
-def users_agent(site: Site) -> Iterator[None]:
-    """The agents of root and of everybody else, in the namespace and with its /sys."""
+def users_agent(site: Site, before: str = "") -> Iterator[Agent]:
+    """The agents of root and of everybody else, in the namespace and with its /sys.
+
+    Yields root's, which runs `before` first.
+    """
     users = Agent(site.netns, site.hooks.policy, users=True)
-    roots = Agent(site.netns, site.hooks.policy)
+    roots = Agent(site.netns, site.hooks.policy, before=before)
     for agent in (users, roots):
         agent.wrapper = ["ip", "netns", "exec", site.netns.name]
     with users, roots:
         site.hooks.agent = users.path
-        yield
+        yield roots
 
 
 def test_the_agent_has_filters_back_that_somebody_flushes(site: Site) -> None:
@@ -389,6 +393,52 @@ def test_the_agent_has_filters_back_that_somebody_flushes(site: Site) -> None:
             while site.left()[1] != rules:
                 assert time.monotonic() < flushed + 5.0
                 time.sleep(0.02)
+        site.hooks.env.clear()
+
+
+COUNTED = """
+import os
+from pyqemu_ifd import reconcile
+
+async def keep(self, host, keep=reconcile.Reconciler._keep_filters):
+    folder = os.path.dirname(sys.argv[sys.argv.index("--socket") + 1])
+    with open(f"{folder}/kept", "a") as file:
+        file.write(f"{host.tap}\\n")
+    await keep(self, host)
+
+reconcile.Reconciler._keep_filters = keep
+"""
+
+
+def test_the_agent_looks_only_at_links_that_have_changed(site: Site) -> None:
+    """What one more link takes does not grow with those that are there."""
+    web2 = WEB + WEB.removeprefix("vms:\n").replace("web1", "web2").replace("06", "07")
+    site.write("parent: v0, users: [nobody]", web2)
+    site.hooks.env["PYQEMU_IFUP_POLICY"] = str(site.hooks.policy)
+    with users_agent(site, COUNTED) as agent, site.held():
+        kept = agent.folder / "kept"
+
+        def looked_at() -> list[str]:
+            """Return what it has looked at once it looks at no more."""
+            before = None
+            while before != (before := kept.read_text() if kept.exists() else ""):
+                time.sleep(4 * DELAY)
+            kept.write_text("")
+            return before.split()
+
+        assert set(looked_at()) == {"web1-0"}
+        command = site.hooks.argv("pyqemu-ifctl", "run", "web2", "--", "true")
+        subprocess.run(command, env=site.hooks.environ(), check=True)
+        assert "web1-0" not in looked_at()
+        site.netns.run(["nft", "add", "table", "netdev", "other"])
+        site.netns.run(["nft", "delete", "table", "netdev", "other"])
+        assert looked_at() == []
+        # NOTE: that changes no chain of it.
+        dormant = "table netdev pyqemu-ifup { flags dormant; }"
+        site.netns.run(["nft", "-f", "-"], input=dormant)
+        assert set(looked_at()) == {"web1-0"}
+        site.netns.run(["nft", "flush", "ruleset"])
+        assert set(looked_at()) == {"web1-0"}
         site.hooks.env.clear()
 
 

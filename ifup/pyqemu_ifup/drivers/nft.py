@@ -103,10 +103,16 @@ def read(device: str, index: int) -> tuple[Chain, ...]:
     return look.chains if look and not look.is_dormant else ()
 
 
-def read_all() -> tuple[Chain, ...]:
-    """Return all chains of ours, whatever has become of their links. Raises Failure as `load`."""
+def read_all(*, in_force: bool = False) -> tuple[Chain, ...]:
+    """Return all chains of ours, whatever has become of their links. Raises Failure as `load`.
+
+    `in_force`: of a table that is dormant there are none.
+    """
     try:
         with Netfilter() as kernel:
+            table = kernel.table() if in_force else None
+            if table is not None and _is_dormant(table):
+                return ()
             heads = list(_chains(kernel.chains()))
             rules = kernel.rules()
             chains = (replace(each, rules=tuple(rules.get(each.name, ()))) for each in heads)
@@ -183,11 +189,15 @@ def _look(kernel: Netfilter, device: str, index: int) -> Look | None:
     first = next(others, None)
     return Look(
         int.from_bytes(table[NFTA_TABLE_USE], "big"),
-        bool(int.from_bytes(table[NFTA_TABLE_FLAGS], "big") & NFT_TABLE_F_DORMANT),
+        _is_dormant(table),
         tuple(chains),
         strange,
         first is False and not any(others),
     )
+
+
+def _is_dormant(table: dict[int, bytes]) -> bool:
+    return bool(int.from_bytes(table[NFTA_TABLE_FLAGS], "big") & NFT_TABLE_F_DORMANT)
 
 
 def _lacks(error: OSError) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from pyqemu_ifconf.policy import Kind as KindName
 from pyqemu_ifconf.policy import Port
@@ -15,6 +15,7 @@ from pyqemu_ifup.mark import Here, Mark
 from pyqemu_ifup.ops import Op, Plan
 
 if TYPE_CHECKING:
+    from pyqemu_ifup.drivers.nft_rules import Chain
     from pyqemu_ifup.drivers.ovsdb import Database
     from pyqemu_ifup.host import Host
 
@@ -153,6 +154,15 @@ class PortKind(Protocol):
         `bridge` is the link of the place's name, `database` the one that the mark names, which is
         connected. Raises Failure as the database.
         """
+
+
+@runtime_checkable
+class Filtered(Protocol):
+    """What a kind sees of a link of its making (`Seen.own`) that nftables filter."""
+
+    @property
+    def chains(self) -> tuple[Chain, ...]:
+        """Those of ours that are in force there."""
 
 
 class LinkKind(PortKind, Protocol):
