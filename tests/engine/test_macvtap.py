@@ -20,12 +20,14 @@ import pytest
 from lab import boot
 from lab.agent import Agent
 from lab.hooks import SOURCE_ROOTS, Hooks
-from lab.macvtap import CASES, OWN, PEER, Case, Macvtap, arriving
+from lab.macvtap import CASES, OWN, PEER, Case, Macvtap, arriving, given
 from lab.needs import lack, require
 from lab.netns import Namespace
 from lab.qemu import Qemu
 from lab.taps import BROADCAST, holds
+from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifd.reconcile import DELAY
+from pyqemu_ifup import kinds, tap_request
 from pyqemu_ifup.kinds import macvtap as kind
 from pyqemu_ifup.system.holders import Held, take_descriptor
 
@@ -364,6 +366,26 @@ def test_nothing_is_left_of_one_that_is_killed_at_any_step(before: bool, site: S
         assert site.left() == ([], ""), steps
         steps += 1
     assert steps > 7
+
+
+def test_a_clean_up_that_fails_hides_no_cause(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.write()
+
+    def look(*words: object) -> None:
+        raise Failure(Status.REFUSED, "cannot look")
+
+    async def attach(*words: object) -> None:
+        monkeypatch.setattr(kinds, "look", look)
+        raise Failure(Status.REFUSED, "the cause")
+
+    monkeypatch.setattr(tap_request, "attach", attach)
+    policy = site.hooks.policy.read_text()
+    with pytest.raises(Failure, match="the cause"), given(site.netns, policy, "web1-0"):
+        pass
+    # NOTE: of a process that runs, it is left to whoever ends that.
+    site.netns.run(["ip", "link", "del", "web1-0"])
+    assert site.hooks.ctl("gc").returncode == 0
+    assert site.left() == ([], "")
 
 
 @contextmanager
