@@ -59,6 +59,7 @@ class View:
     whether the kernel has IPv6. `unmet` is why an up would fail whatever the bridge is like. `made`
     and `marked` are the commands that make a network which is made for its first tap: those before
     the tap joins it, and those after.
+    `links` are all of this host, where one is to be made for the port.
     `uid` is the user's who asks.
     """
 
@@ -71,6 +72,7 @@ class View:
     unmet: tuple[Failure, ...] = ()
     made: tuple[Command, ...] = ()
     marked: tuple[Command, ...] = ()
+    links: tuple[Link, ...] = ()
     uid: int = ROOT
 
 
@@ -184,6 +186,8 @@ def look(port: Port, policy: Policy, deadline: Deadline, tell: Callable[[str], N
     with Host(port.tap, deadline, tell, details=True) as host:
         failed = open_each(host, [*port.place.databases, *addresses(policy)])
         seen = kinds.look(host, port.tap, port.place.name)
+        makes = seen.tap is None and kinds.maker_at(port) is not None
+        links = tuple(host.kernel.links()) if makes else ()
         databases = frozenset(host.databases)
         failures = list(failed.values())
         made, marked = _NO_COMMANDS
@@ -209,11 +213,14 @@ def look(port: Port, policy: Policy, deadline: Deadline, tell: Callable[[str], N
                 remarks += _vswitchd_remarks(host, address)
     if seen.tap is not None:
         remarks += sitting
-    elif kinds.maker_at(port) is None:
+    elif not makes:
         remarks += _tun_remarks()
     unmet = tuple(each for each in failures if not isinstance(each, Forbidden))
     ipv6 = os.path.exists("/proc/sys/net/ipv6")
-    return View(seen, find_here(), frozenset(failed), ipv6, remarks, databases, unmet, made, marked)
+    return View(
+        *(seen, find_here(), frozenset(failed), ipv6, remarks, databases, unmet, made, marked),
+        links=links,
+    )
 
 
 _NO_COMMANDS: tuple[tuple[Command, ...], tuple[Command, ...]] = ((), ())
@@ -342,15 +349,15 @@ def _form(
     tap = seen.tap or replace(FRESH, name=port.tap)
     making: Plan = ()
     maker = kinds.maker(kind.name)
+    if fresh and view.ipv6:
+        tap = replace(tap, ipv6_disabled=False)
     if fresh and maker is not None:
         if caller.mac is None:
             what = "the MAC of the guest's device is not known; give it by --mac"
             return Form(kind.title, (), what), None
         parent = seen.bridge or replace(FRESH, name=port.place.name)
         tap = replace(tap, kind=maker.link_kind, tap=False, mac=caller.mac)
-        making = maker.making(port, parent, caller.mac)
-    if fresh and view.ipv6:
-        tap = replace(tap, ipv6_disabled=False)
+        making = maker.making(port, tap, parent, view.links)
     seen = replace(seen, tap=tap)
     fault = None
     try:

@@ -33,10 +33,10 @@ class Link:
     second) and `calls_iptables`, whether it by itself has frames go through iptables, are a
     bridge's. `ipv6_disabled` and `addrgenmode` (IN6_ADDR_GEN_MODE_* of linux/if_link.h) are a
     tap's or a bridge's, None where it or the kernel has no IPv6. `under` is the ifindex of the link
-    that it is made on, as a VLAN device, whose VLAN is `vid`; one that `reorders` takes the tag
-    off what comes in. `altnames` are the other names that the kernel knows it by. `flags` are IFF_*
-    of linux/if.h, `group_number` that of ip-link(8)'s `group`. `data` is IFLA_INFO_DATA of a kind
-    that has none of the above.
+    that it is made on, as a VLAN device, whose VLAN is `vid`, with tags of `protocol` (ETH_P_* of
+    linux/if_ether.h); one that `reorders` takes the tag off what comes in. `altnames` are the other
+    names that the kernel knows it by. `flags` are IFF_* of linux/if.h, `group_number` that of
+    ip-link(8)'s `group`. `data` is IFLA_INFO_DATA of a kind that has none of the above.
     """
 
     index: int
@@ -66,6 +66,7 @@ class Link:
     under: int | None = None
     vid: int | None = None
     altnames: tuple[str, ...] = ()
+    protocol: int | None = None
     reorders: bool | None = None
     flags: int = 0
     group_number: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -10,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,16 @@ from lab.taps import BROADCAST, holds
 from pyqemu_ifconf.failure import Failure, Status
 from pyqemu_ifd.reconcile import DELAY
 from pyqemu_ifup import kinds, tap_request
+from pyqemu_ifconf.load import Source, parse_policy
+from pyqemu_ifconf.policy import nic_port
+from pyqemu_ifup.deadline import Deadline
+from pyqemu_ifup.drivers import nft
+from pyqemu_ifup.drivers.nft_rules import Chain
+from pyqemu_ifup.guards.nft import link_chains
+from pyqemu_ifup.host import Host
 from pyqemu_ifup.kinds import macvtap as kind
+from pyqemu_ifup.look import FRESH, Link
+from pyqemu_ifup.ops import DelTap, Op, SetAlias
 from pyqemu_ifup.system.holders import Held, take_descriptor
 
 NOBODY = 65534
@@ -545,3 +556,153 @@ def test_a_user_s_is_gone_a_second_after_its_process(site: Site) -> None:
             assert time.monotonic() < ended + 5.0
             time.sleep(0.02)
         assert time.monotonic() < ended + 1.0
+
+
+GIVEN = f"""
+version: 1
+networks:
+  dmz: {{parent: v0}}
+vms:
+  web1: {{nics: [{{network: dmz, mac: "{MAC}"}}]}}
+"""
+
+
+def refused(netns: Namespace) -> Failure:
+    """Return why the guest does not get its macvtap."""
+    with pytest.raises(Failure) as caught, given(netns, GIVEN, "web1-0"):
+        pass
+    return caught.value
+
+
+@pytest.fixture
+def ops(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Op], Op]], None]:
+    """What has each op pass through a function before it is done."""
+    run = Host.run
+
+    def through(function: Callable[[Op], Op]) -> None:
+        async def changed(self: Host, op: Op) -> None:
+            await run(self, function(op))
+
+        monkeypatch.setattr(Host, "run", changed)
+
+    return through
+
+
+def test_the_cause_is_told_though_the_clean_up_fails(
+    site: Site, ops: Callable[[Callable[[Op], Op]], None]
+) -> None:
+    site.lay()
+
+    def fail(op: Op) -> Op:
+        if isinstance(op, SetAlias | DelTap):
+            raise Failure(Status.REFUSED, type(op).__name__)
+        return op
+
+    ops(fail)
+    assert refused(site.netns).what == "SetAlias"
+    assert "it was never finished" in site.hooks.ctl("gc").stdout
+    assert site.left() == ([], "")
+
+
+def test_a_number_that_another_link_has_is_no_name(
+    site: Site, ops: Callable[[Callable[[Op], Op]], None]
+) -> None:
+    site.lay()
+    index = site.netns.link("v1")["ifindex"]
+    ops(lambda op: replace(op, index=index) if isinstance(op, kind.AddMacvtap) else op)
+    failure = refused(site.netns)
+    assert (failure.status, failure.why) == (75, "another link has its number, or had its name")
+    assert site.left() == ([], "")
+
+
+def test_no_queue_stays_open_where_the_time_runs_out(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.lay()
+    ioctl = fcntl.ioctl
+
+    def ring(descriptor: int, request: int, *rest: Any) -> Any:
+        if os.readlink(f"/proc/self/fd/{descriptor}").startswith("/dev/tap"):
+            raise Failure(Status.TRY_AGAIN, "as the handler of SIGALRM does")
+        return ioctl(descriptor, request, *rest)
+
+    monkeypatch.setattr(fcntl, "ioctl", ring)
+    assert refused(site.netns).what == "as the handler of SIGALRM does"
+    folder = Path("/proc/self/fd")
+    opened = [os.readlink(each) for each in folder.iterdir() if each.is_symlink()]
+    assert not [each for each in opened if each.startswith("/dev/tap")]
+    assert site.left() == ([], "")
+
+
+def test_filters_of_a_link_that_is_made_meanwhile_are_no_strays(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.lay()
+    read_all = nft.read_all
+
+    def read_later() -> tuple[Chain, ...]:
+        site.netns.ip("link", "add", "link", "v0", "name", "web1-0", "type", "macvtap")
+        index = site.netns.link("web1-0")["ifindex"]
+        nft.load("web1-0", index, link_chains("web1-0", index, mac=OWN, tags=True))
+        return read_all()
+
+    monkeypatch.setattr(nft, "read_all", read_later)
+    with site.netns.enter(), Host(None, Deadline(60), lambda command: None) as host:
+        assert host.finish(kind.find_strays(host)) == []
+        monkeypatch.undo()
+        site.netns.ip("link", "del", "web1-0")
+        for stray in host.finish(kind.find_strays(host)):
+            for op in stray.plan:
+                host.finish(host.run(op))
+    assert site.left() == ([], "")
+
+
+@pytest.mark.parametrize("name", ["mine", "t7x", "t"])
+def test_a_chain_that_somebody_renames_ends_no_gc(name: str, site: Site) -> None:
+    site.lay()
+    site.netns.ip("link", "add", "link", "v0", "name", "web1-0", "type", "macvtap")
+    index = site.netns.link("web1-0")["ifindex"]
+    with site.netns.enter():
+        nft.load("web1-0", index, link_chains("web1-0", index, mac=OWN, tags=True)[:1])
+    (chain,) = re.findall(r"chain (\S+)", site.left()[1])
+    site.netns.run(["nft", "rename", "chain", "netdev", "pyqemu-ifup", chain, name])
+    done = site.hooks.ctl("gc")
+    assert (done.returncode, done.stdout) == (0, "nothing to remove\n"), done.stderr
+    site.netns.run(["nft", "flush", "ruleset"])
+
+
+PARENT = replace(FRESH, index=5, name="v0", kind="veth", tap=False, up=True)
+OF_30 = replace(PARENT, index=6, name="v0.30", kind="vlan", under=5, vid=30, protocol=0x8100)
+OF_PROVIDER = replace(OF_30, index=7, name="ad", protocol=0x88A8)
+ADDED = f"ip link add link v0 name v0.30 group {kind.GROUP} type vlan id 30"
+KEPT = [
+    "ip link set dev v0.30 addrgenmode none",
+    "echo 1 > /proc/sys/net/ipv6/conf/v0.30/disable_ipv6",
+    "echo 1 > /proc/sys/net/ipv4/conf/v0.30/rp_filter",
+    "ip link set dev v0.30 alias 'pyqemu-ifup/1 vlan network=dmz'",
+]
+RAISED = "ip link set dev v0.30 up"
+OURS = replace(OF_30, alias=f"{kind.VLAN_MARK}dmz", group_number=kind.GROUP)
+
+
+@pytest.mark.parametrize(
+    ("links", "printed"),
+    [
+        ([], [ADDED, *KEPT, RAISED]),
+        ([OF_PROVIDER], [ADDED, *KEPT, RAISED]),
+        ([OF_PROVIDER, OF_30], []),
+        ([OURS], []),
+        ([replace(OURS, up=False)], [RAISED]),
+        ([replace(OURS, alias="")], KEPT),
+    ],
+    ids=["nothing", "a provider's", "somebody's", "ours", "ours, down", "ours, unfinished"],
+)
+def test_what_is_printed_of_a_vlan_is_what_it_lacks(links: list[Link], printed: list[str]) -> None:
+    text = GIVEN.replace("parent: v0", "parent: v0, vlan: 30")
+    policy = parse_policy([Source("p.yaml", text.encode())])
+    port = nic_port(policy, policy.vms["web1"].nics[0])
+    link = replace(FRESH, name=port.tap, kind="macvtap", tap=False, mac=MAC, ipv6_disabled=False)
+    plan = kind.making(port, link, PARENT, [PARENT, *links])
+    lines = [line for op in plan for line in op.commands()]
+    assert lines[:-2] == printed
+    assert lines[-2].startswith("ip link add link v0.30 name web1-0 ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import test_netdev_chains as here
@@ -24,10 +25,19 @@ from lab.macvtap import (
 )
 from lab.netns import Namespace
 from lab.taps import BROADCAST, holds
-from pyqemu_ifconf.failure import Failure
+from pyqemu_ifconf.failure import Failure, Status
+from pyqemu_ifconf.load import Source, parse_policy
+from pyqemu_ifconf.policy import nic_port
+from pyqemu_ifup import kinds
+from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.drivers import nft
+from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.guards.nft import link_chains
+from pyqemu_ifup.host import Host
+from pyqemu_ifup.kinds import macvtap
 from pyqemu_ifup.kinds.macvtap import is_safe
+from pyqemu_ifup.look import FRESH
+from pyqemu_ifup.ops import Op
 
 VID = 30
 ON_WIRE = tag(VID)
@@ -142,6 +152,98 @@ def test_a_vlan_of_somebody_else_s_stays_and_keeps_its_guests_in(on_vlan: Namesp
     assert (refused.value.status, refused.value.what) == (71, f"v0.{VID} has reorder_hdr off")
     assert "web1-0" not in on_vlan.links()
     on_vlan.ip("link", "set", f"v0.{VID}", "type", "vlan", "reorder_hdr", "on")
+
+
+DEVICE = f"v0.{VID}"
+
+
+def kept(namespace: Namespace) -> tuple[object, ...]:
+    """Return what is set of the VLAN device, lest the host takes in what comes there, and marks."""
+    path = f"/proc/sys/net/ipv4/conf/{DEVICE}/rp_filter"
+    link = namespace.link(DEVICE)
+    ipv6 = link.get("inet6_addr_gen_mode")
+    filters = namespace.run(["cat", path]).stdout.strip()
+    return filters, ipv6, link["ifalias"], link["group"], "UP" in link["flags"]
+
+
+def test_vlans_of_a_provider_are_others(wired: Namespace) -> None:
+    lines = f"link add link v0 name stag up type vlan proto 802.1ad id {VID}"
+    wired.run(["ip", "-batch", "-"], input=lines)
+    with given(wired, GUESTS, "web1-0"):
+        assert wired.link("web1-0")["link"] == DEVICE
+    assert sorted(wired.links()) == ["lo", "stag", "v0", "v1"]
+    wired.ip("link", "del", "stag")
+
+
+def test_a_vlan_that_a_guest_uses_is_never_made_anew(wired: Namespace) -> None:
+    lines = (
+        f"link add link v0 name {DEVICE} group {macvtap.GROUP} type vlan id {VID}",
+        f"link set {DEVICE} up",
+        f"link add link {DEVICE} name mv0 type macvtap mode bridge",
+    )
+    wired.run(["ip", "-batch", "-"], input="\n".join(lines))
+    index = wired.link(DEVICE)["ifindex"]
+    with given(wired, GUESTS, "web1-0"):
+        assert wired.link("mv0")["link"] == wired.link("web1-0")["link"] == DEVICE
+        assert wired.link(DEVICE)["ifindex"] == index
+        assert kept(wired)[0] == "1"
+    assert "mv0" in wired.links()
+    wired.ip("link", "del", DEVICE)
+
+
+@pytest.mark.parametrize("cleans", [True, False])
+def test_a_vlan_that_is_half_made_is_never_brought_up(
+    cleans: bool, wired: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Host.run
+
+    async def fail(self: Host, op: Op) -> None:
+        if isinstance(op, macvtap.KeepFromHost) or (
+            isinstance(op, macvtap.DropVlan) and not cleans
+        ):
+            raise Failure(Status.REFUSED, type(op).__name__)
+        await run(self, op)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Host, "run", fail)
+        with pytest.raises(Failure) as refused, given(wired, GUESTS, "web1-0"):
+            pass
+    assert refused.value.what == "KeepFromHost"
+    assert (DEVICE in wired.links()) == (not cleans)
+    with given(wired, GUESTS, "web1-0"):
+        assert kept(wired)[0] == "1"
+    assert sorted(wired.links()) == ["lo", "v0", "v1"]
+
+
+def test_what_is_printed_of_a_vlan_makes_the_same(wired: Namespace) -> None:
+    policy = parse_policy([Source("p.yaml", GUESTS.encode())])
+    port = nic_port(policy, policy.vms["web1"].nics[0])
+    fresh = replace(FRESH, name="web1-0", mac=OWN.hex(":"), ipv6_disabled=False)
+    ipv6 = os.path.exists("/proc/sys/net/ipv6")
+
+    def commands() -> list[str]:
+        with Netlink() as kernel:
+            parent = kernel.look_up("v0")
+            assert parent is not None
+            link = fresh if ipv6 else replace(fresh, ipv6_disabled=None)
+            plan = macvtap.making(port, link, parent, kernel.links())
+        return [line for op in plan for line in op.commands()]
+
+    with given(wired, GUESTS, "web1-0"):
+        made = kept(wired)
+        assert len(commands()) == 2
+    wired.run(["sh", "-ec", "\n".join(commands())])
+    assert kept(wired) == made
+    wired.ip("link", "del", DEVICE)
+
+
+def test_a_vlan_goes_though_two_guests_end_at_once(wired: Namespace) -> None:
+    with given(wired, GUESTS, "web1-0", "web2-0"):
+        with Host(None, Deadline(60), lambda command: None) as host:
+            seen = [kinds.look(host, name, "v0") for name in ("web1-0", "web2-0")]
+            for op in [op for each in seen for op in macvtap.unmake(each)]:
+                host.finish(host.run(op))
+        assert sorted(wired.links()) == ["lo", "v0", "v1"]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTMGRP_LINK = 1
 IFINFOMSG = struct.Struct("BxHiII")
 U8, U16, U32 = struct.Struct("B"), struct.Struct("H"), struct.Struct("I")
+BE16 = struct.Struct(">H")
 STATS64 = struct.Struct("8Q")
 """The first of rtnl_link_stats64 (linux/if_link.h): packets, bytes, errors, dropped, rx then tx."""
 IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
@@ -55,6 +56,7 @@ IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_VLAN_DEFAULT_PVID = 36, 39
 IFLA_BRPORT_ISOLATED = 33
 IFLA_PROP_LIST, IFLA_ALT_IFNAME = 52, 53
 IFLA_LINK, IFLA_LINK_NETNSID, IFLA_VLAN_ID, IFLA_VLAN_FLAGS = 5, 37, 1, 2
+IFLA_VLAN_PROTOCOL = 5
 VLAN_FLAG_REORDER_HDR = 1
 IFLA_GROUP = 27
 IFLA_TUN_OWNER, IFLA_TUN_GROUP, IFLA_TUN_TYPE = 1, 2, 3
@@ -298,6 +300,7 @@ def _link(data: bytes, body: int, end: int) -> Link:
         addrgenmode=_number(U8, ipv6, IFLA_INET6_ADDR_GEN_MODE),
         under=None if IFLA_LINK_NETNSID in found else _number(U32, found, IFLA_LINK),
         vid=_number(U16, own, IFLA_VLAN_ID) if kind == "vlan" else None,
+        protocol=_number(BE16, own, IFLA_VLAN_PROTOCOL) if kind == "vlan" else None,
         reorders=_reorders(own) if kind == "vlan" else None,
         altnames=_altnames(found),
         flags=flags,

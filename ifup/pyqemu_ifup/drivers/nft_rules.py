@@ -233,6 +233,12 @@ def is_of_link(name: str, index: int) -> bool:
     return name == f"t{index}" or name.startswith(f"t{index}-")
 
 
+def link_of(name: str) -> int | None:
+    """Return the ifindex of the link that a chain of this name is of; None of another name."""
+    found = re.fullmatch(r"t([1-9]\d*)(-.+)?", name, re.ASCII)
+    return int(found[1]) if found else None
+
+
 def mark(chains: Sequence[Chain], tap: str) -> tuple[Chain, ...]:
     """Return the chains with our mark in each one's first rule: whose it is, and a sum of it all.
 
@@ -253,7 +259,7 @@ def mark(chains: Sequence[Chain], tap: str) -> tuple[Chain, ...]:
 def is_ours(chain: Chain) -> bool:
     """Tell whether a chain has our mark, or our name and no rule: one that has been flushed."""
     if not chain.rules:
-        return re.fullmatch(r"t\d+(-.+)?", chain.name, re.ASCII) is not None
+        return link_of(chain.name) is not None
     # NOTE: in any of them, since somebody may have put a rule before ours.
     return any(rule.comment.split(" ")[0] == MARK for rule in chain.rules)
 

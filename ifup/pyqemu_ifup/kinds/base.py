@@ -182,8 +182,11 @@ class LinkKind(PortKind, Protocol):
         Raises Failure: 69, 71, 77; then nothing is left of it.
         """
 
-    def making(self, port: Port, parent: Link, mac: str) -> Plan:
-        """Return the steps that make the port's link, where nothing of it is there yet."""
+    def making(self, port: Port, link: Link, parent: Link, links: Iterable[Link]) -> Plan:
+        """Return the steps that make the port's link, `link` as it is to be; it is not there yet.
+
+        `links` are all that are there.
+        """
 
     def unmake(self, seen: Seen) -> Plan:
         """Return the steps that take away the link, which is down, and what was made for it."""

@@ -16,7 +16,9 @@ import os
 import secrets
 import socket
 import stat
+import syslog
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, ClassVar
@@ -42,17 +44,19 @@ from pyqemu_ifup.drivers.links import (
     U32,
 )
 from pyqemu_ifup.drivers.netlink import attribute, attributes
-from pyqemu_ifup.drivers.nft_rules import Chain
+from pyqemu_ifup.drivers.nft_rules import Chain, link_of
 from pyqemu_ifup.drivers.nft_words import commands as nft_commands
 from pyqemu_ifup.drivers.nft_words import differences as chain_differences
 from pyqemu_ifup.drivers.tun import IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, IFREQ, TUNSETIFF
 from pyqemu_ifup.guards.nft import link_chains
-from pyqemu_ifup.hook import waiting_for
+from pyqemu_ifup.hook import log, waiting_for
 from pyqemu_ifup.kinds.base import Difference, Stray, differing
 from pyqemu_ifup.look import Link, Seen
 from pyqemu_ifup.mark import ALIAS_MARK, Here, Mark, format_alias
 from pyqemu_ifup.ops import DelTap, LinkOp, Op, Plan, SetAlias, SetIpv6, SetUp, set_link
+from pyqemu_ifup.steps import take_back
 from pyqemu_ifup.system.lock import lock_tap
+from pyqemu_ifup.taps import close_all
 from pyqemu_ifup.task import pause
 
 if TYPE_CHECKING:
@@ -79,6 +83,8 @@ IPV4_DEVCONF_RP_FILTER = 8
 """linux/ip.h."""
 LIKE_IT = ("macvlan", link_kind)
 """The kinds of links that share their parent's MACs."""
+ETH_P_8021Q = 0x8100
+"""linux/if_ether.h: the tags of a customer's VLANs; a provider's (802.1ad) have other VIDs."""
 VLAN_MARK = f"{ALIAS_MARK} vlan network="
 """Our mark in the ifalias of a VLAN device that we have made, the network's name behind it."""
 SAFE_OFFLOADS = (6, 12)
@@ -255,19 +261,19 @@ class ClearFilters(FilterOp):
 
 @dataclass(frozen=True)
 class DropVlan(FilterOp):
-    """Delete the VLAN device of our making, if nothing is on it."""
+    """Delete the VLAN device of our making, if nothing is on it: whether it is so, `run` sees."""
 
     port: str
     index: int
     under: int
 
     def commands(self) -> tuple[Command, ...]:
-        """Return what ip-link(8) is told."""
-        return (sh("ip", "link", "del", "dev", self.port),)
+        """Return nothing: when it is typed, guests may be on it, and would lose their macvtaps."""
+        return ()
 
     def commands_of_new(self) -> tuple[Command, ...]:
-        """Return the same."""
-        return self.commands()
+        """Return nothing likewise."""
+        return ()
 
     async def run(self, host: Host) -> None:
         """Delete it, unless a guest has it. Raises Failure."""
@@ -275,6 +281,7 @@ class DropVlan(FilterOp):
             links = host.kernel.links()
             link = next((each for each in links if each.index == self.index), None)
             if link is not None and _is_our_vlan(link) and not _is_used(link, links):
+                host.tell(sh("ip", "link", "del", "dev", self.port))
                 host.kernel.delete_link(self.index)
 
 
@@ -294,12 +301,11 @@ def _is_used(link: Link, links: Iterable[Link]) -> bool:
 class Beneath:
     """What a look at a macvtap finds beside it: the link that it is on, and its filters.
 
-    `alone`: nothing else is on that link. `parent` is the one without a VLAN.
+    `parent` is the one without a VLAN.
     """
 
     lower: Link | None
     chains: tuple[Chain, ...]
-    alone: bool = False
     parent: Link | None = None
 
 
@@ -307,10 +313,9 @@ def see(host: Host, link: Link) -> Beneath:
     """Look at what is beneath a macvtap, and at its filters. Raises Failure."""
     links = host.kernel.links()
     lower = next((each for each in links if each.index == link.under), None)
-    others = [each for each in links if each.under == link.under and each.index != link.index]
     under = lower.under if lower is not None and lower.kind == "vlan" else link.under
     parent = next((each for each in links if each.index == under), None)
-    return Beneath(lower, nft.read(link.name, link.index), not others, parent)
+    return Beneath(lower, nft.read(link.name, link.index), parent)
 
 
 def _beneath(seen: Seen) -> Beneath:
@@ -437,7 +442,7 @@ def _misplaced(port: Port, seen: Seen) -> tuple[Difference, ...]:
     assert link is not None
     vid = _vid(port)
     parent, found_vid = (lower.index if lower else None), None
-    if lower is not None and lower.kind == "vlan" and vid is not None:
+    if lower is not None and lower.protocol == ETH_P_8021Q and vid is not None:
         parent, found_vid = lower.under, lower.vid
     is_parent = seen.bridge is not None and parent == seen.bridge.index
     where = lower.name if lower is not None else "nothing"
@@ -474,11 +479,10 @@ def restore(before: Seen, now: Seen) -> Plan:
 
 def unmake(seen: Seen) -> Plan:
     """Return the steps that take away a macvtap, which is down, and what was made for it."""
-    link, beneath = seen.tap, _beneath(seen)
+    link, lower = seen.tap, _beneath(seen).lower
     assert link is not None
-    lower = beneath.lower
     plan: list[Op] = [DelTap(link.name, link.index), ClearFilters(link.name, link.index)]
-    if lower is not None and _is_our_vlan(lower) and lower.under is not None and beneath.alone:
+    if lower is not None and _is_our_vlan(lower) and lower.under is not None:
         plan.append(DropVlan(lower.name, lower.index, lower.under))
     return tuple(plan)
 
@@ -528,20 +532,34 @@ def is_lost(link: Link, bridge: Link | None, database: Database | None) -> bool:
 # How one is made
 
 
-def making(port: Port, parent: Link, mac: str) -> Plan:
+def making(port: Port, link: Link, parent: Link, links: Iterable[Link]) -> Plan:
     """Return, to be told, the steps that make a macvtap on a parent, and its VLAN device.
 
-    `make` does it, and looks as it goes what is there already.
+    `link` is it as it is to be, `links` are all that are there: a VLAN device among them is taken.
     """
     vid, mode = _vid(port), _place(port).mode
-    if vid is None:
-        return (AddMacvtap(port.tap, parent.name, parent.index, mode, mac),)
-    device = vlan_name(parent.name, vid)
-    return (
-        AddVlan(device, parent.name, parent.index, vid),
-        SetUp(device, 0),
-        AddMacvtap(port.tap, device, 0, mode, mac),
-    )
+    lower = parent if vid is None else find_vlan(parent, vid, links)
+    steps: list[Op] = []
+    if vid is not None and lower is None:
+        device = vlan_name(parent.name, vid)
+        steps.append(AddVlan(device, parent.name, parent.index, vid))
+        fresh = replace(parent, index=0, name=device, kind="vlan", alias="", up=False)
+        lower = replace(fresh, group_number=GROUP)
+    assert lower is not None
+    if _is_our_vlan(lower):
+        has_ipv6 = link.ipv6_disabled is not None
+        steps += [
+            op for op in _finishing(lower, port.network) if has_ipv6 or not isinstance(op, SetIpv6)
+        ]
+    return (*steps, AddMacvtap(port.tap, lower.name, lower.index, mode, link.mac))
+
+
+def find_vlan(parent: Link, vid: int, links: Iterable[Link]) -> Link | None:
+    """Return the device that has this VLAN (802.1Q) of the parent, None without one."""
+    for each in links:
+        if (each.under, each.vid, each.protocol) == (parent.index, vid, ETH_P_8021Q):
+            return each
+    return None
 
 
 async def make(host: Host, port: Port, mark: Mark, queues: int, *, vnet_hdr: bool) -> list[int]:
@@ -558,7 +576,6 @@ async def make(host: Host, port: Port, mark: Mark, queues: int, *, vnet_hdr: boo
     assert parent is not None and mark.mac is not None
     _refuse_wireless(parent)
     offloads = vnet_hdr and (not chains_of(port, parent, mark.mac) or is_safe(os.uname().release))
-    lower = parent
     try:
         with await lock_tap(parent.index, host.deadline):
             lower = await _find_lower(host, port, parent, host.kernel.links())
@@ -566,10 +583,23 @@ async def make(host: Host, port: Port, mark: Mark, queues: int, *, vnet_hdr: boo
                 _refuse_shared(port, lower, host.kernel)
             return await _make_open(host, port, mark, lower, queues, vnet_hdr=offloads)
     except BaseException:
-        if _is_our_vlan(lower):
-            with host.until(host.deadline.undo()):
-                await host.run(DropVlan(lower.name, lower.index, parent.index))
+        with host.until(host.deadline.undo()):
+            await _drop_vlan(host, port, parent)
         raise
+
+
+async def _drop_vlan(host: Host, port: Port, parent: Link) -> None:
+    """Take back the VLAN device of our making, if nothing is on it; syslog is told if it stays."""
+    vid = _vid(port)
+    if vid is None:
+        return
+    try:
+        lower = find_vlan(parent, vid, host.kernel.links())
+    except Failure as failure:
+        log(syslog.LOG_ERR, f"{quote(port.tap)}: cannot look at what is left: {failure}")
+        return
+    if lower is not None and _is_our_vlan(lower):
+        await take_back(host, DropVlan(lower.name, lower.index, parent.index))
 
 
 async def _make_open(
@@ -582,7 +612,7 @@ async def _make_open(
         try:
             found = open_queues(link, queues, vnet_hdr=vnet_hdr)
         except BaseException:
-            await host.run(DelTap(link.name, link.index))
+            await take_back(host, DelTap(link.name, link.index))
             raise
         if found:
             return found
@@ -627,7 +657,7 @@ async def _make_one(host: Host, port: Port, mark: Mark, lower: Link, index: int)
         if _code(failure) is None:
             # NOTE: what the kernel has not refused it may have done.
             await _drop_half(host, port.tap)
-        raise _explain(failure, port, lower) from failure
+        raise _explain(failure, port, lower, host.kernel) from failure
     link = host.kernel.look_up(port.tap)
     if link is None or link.kind != link_kind or link.group_number != GROUP:
         raise Failure(
@@ -636,7 +666,7 @@ async def _make_one(host: Host, port: Port, mark: Mark, lower: Link, index: int)
     try:
         await host.run(SetAlias(link.name, link.index, alias))
     except BaseException:
-        await host.run(DelTap(link.name, link.index))
+        await take_back(host, DelTap(link.name, link.index))
         raise
     return replace(link, alias=alias)
 
@@ -649,21 +679,28 @@ def _code(failure: Failure) -> int | None:
 
 async def _drop_half(host: Host, name: str) -> None:
     """Delete a macvtap of this name that has been made, but has no mark yet."""
-    link = host.kernel.look_up(name)
+    try:
+        link = host.kernel.look_up(name)
+    except Failure as failure:
+        log(syslog.LOG_ERR, f"{quote(name)}: cannot look at what is left: {failure}")
+        return
     if link is None or link.alias:
         return
     if link.kind == link_kind and link.group_number == GROUP:
-        await host.run(DelTap(link.name, link.index))
+        await take_back(host, DelTap(link.name, link.index))
 
 
-def _explain(failure: Failure, port: Port, lower: Link) -> Failure:
+def _explain(failure: Failure, port: Port, lower: Link, kernel: Netlink) -> Failure:
     """Return what the kernel's refusal to make a macvtap means."""
     code, shown = _code(failure), quote(lower.name)
     if code == errno.EOPNOTSUPP:
         why = "this kernel has no macvtap"
         return Failure(Status.REFUSED, failure.what, why, f"load it: {sh('modprobe', link_kind)}")
     if code == errno.EEXIST:
-        return taken(port.tap)
+        if kernel.look_up(port.tap) is not None:
+            return taken(port.tap)
+        why = "another link has its number, or had its name"
+        return Failure(Status.TRY_AGAIN, failure.what, why, "try again")
     if code == errno.EBUSY:
         why = f"{shown} serves something else, as a bridge or a bond"
         return Failure(Status.DENIED, failure.what, why, "correct parent: in the policy")
@@ -718,9 +755,12 @@ async def _find_lower(host: Host, port: Port, parent: Link, links: list[Link]) -
     vid = _vid(port)
     if vid is None:
         return parent
-    there = [each for each in links if each.under == parent.index and each.vid == vid]
-    if there and not (_is_our_vlan(there[0]) and not there[0].alias):
-        lower = there[0]
+    lower = find_vlan(parent, vid, links)
+    if lower is not None and lower in _half_made(links) and not _is_used(lower, links):
+        # NOTE: not taken over, for gc may have seen it as well, and deletes what it has seen.
+        host.kernel.delete_link(lower.index)
+        lower = None
+    if lower is not None:
         if not lower.up and not _is_our_vlan(lower):
             raise Failure(
                 Status.REFUSED,
@@ -744,8 +784,6 @@ async def _find_lower(host: Host, port: Port, parent: Link, links: list[Link]) -
                 f"name that by bridge: for network {quote(port.network)}",
             )
     else:
-        if there:
-            host.kernel.delete_link(there[0].index)
         lower = await _make_vlan(host, parent, vid)
     if _is_our_vlan(lower):
         lower = await _prepare_vlan(host, port, lower)
@@ -774,13 +812,26 @@ async def _make_vlan(host: Host, parent: Link, vid: int) -> Link:
 
 async def _prepare_vlan(host: Host, port: Port, lower: Link) -> Link:
     """Give a VLAN device of our making its mark, no address, and have it up. Raises Failure."""
-    if not lower.alias:
-        await host.run(SetAlias(lower.name, lower.index, f"{VLAN_MARK}{port.network}"))
-        await host.run(SetIpv6(lower.name, lower.index, True, NO_ADDRESS))
-        await host.run(KeepFromHost(lower.name, lower.index))
-    if not lower.up:
-        await host.run(SetUp(lower.name, lower.index))
+    for op in _finishing(lower, port.network):
+        await host.run(op)
     return replace(lower, up=True)
+
+
+def _finishing(lower: Link, network: str) -> Plan:
+    """Return the steps that a VLAN device of our making wants yet.
+
+    Its alias, without which it is made anew, says that this host takes in nothing there.
+    """
+    steps: list[Op] = []
+    if not lower.alias:
+        steps += [
+            SetIpv6(lower.name, lower.index, True, NO_ADDRESS),
+            KeepFromHost(lower.name, lower.index),
+            SetAlias(lower.name, lower.index, f"{VLAN_MARK}{network}"),
+        ]
+    if not lower.up:
+        steps.append(SetUp(lower.name, lower.index))
+    return tuple(steps)
 
 
 def open_queues(link: Link, queues: int, *, vnet_hdr: bool) -> list[int]:
@@ -793,23 +844,20 @@ def open_queues(link: Link, queues: int, *, vnet_hdr: bool) -> list[int]:
     flags = IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if vnet_hdr else 0)
     found: list[int] = []
     try:
-        for _ in range(queues):
-            with waiting_for(f"{path} does not open"):
-                found.append(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
-            there = os.fstat(found[-1])
-            if not stat.S_ISCHR(there.st_mode) or there.st_rdev != number:
-                break
-            # NOTE: the flags alone count, the name does not (tap_ioctl).
-            fcntl.ioctl(found[-1], TUNSETIFF, IFREQ.pack(os.fsencode(link.name), flags))
-        else:
-            return found
+        with ExitStack() as kept:
+            kept.callback(close_all, found)
+            for _ in range(queues):
+                with waiting_for(f"{path} does not open"):
+                    found.append(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+                there = os.fstat(found[-1])
+                if not stat.S_ISCHR(there.st_mode) or there.st_rdev != number:
+                    return []
+                # NOTE: the flags alone count, the name does not (tap_ioctl).
+                fcntl.ioctl(found[-1], TUNSETIFF, IFREQ.pack(os.fsencode(link.name), flags))
+            kept.pop_all()
     except OSError as error:
-        for descriptor in found:
-            os.close(descriptor)
         raise _not_open(path, error) from error
-    for descriptor in found:
-        os.close(descriptor)
-    return []
+    return found
 
 
 def _find_number(link: Link) -> int:
@@ -880,8 +928,11 @@ async def find_strays(host: Host) -> list[Stray]:
         for link in links
         if link.alias.startswith(VLAN_MARK) and _is_our_vlan(link) and not _is_used(link, links)
     ]
-    there = {link.index for link in links}
-    stale = {int(chain.name[1:].partition("-")[0]) for chain in chains} - there
+    of_links = {link_of(chain.name) for chain in chains}
+    stale = {each for each in of_links if each is not None} - {link.index for link in links}
+    if stale:
+        # NOTE: what has been made since that look had its chains, maybe, when they were read.
+        stale -= {link.index for link in host.kernel.links()}
     for index in sorted(stale):
         port = f"link {index}"
         found.append(Stray(port, "the link of these filters is gone", (ClearFilters(port, index),)))
@@ -894,4 +945,6 @@ def _half_made(links: Iterable[Link]) -> list[Link]:
 
 
 def _deleting(link: Link) -> Plan:
+    if link.kind == "vlan":
+        return (DropVlan(link.name, link.index, link.under or 0),)
     return (DelTap(link.name, link.index), ClearFilters(link.name, link.index))
