@@ -28,10 +28,10 @@ from lab.netns import Namespace
 from lab.qemu import Qemu
 from lab.taps import BROADCAST, holds
 from pyqemu_ifconf.failure import Failure, Status
-from pyqemu_ifd.reconcile import DELAY
-from pyqemu_ifup import kinds, tap_request
 from pyqemu_ifconf.load import Source, parse_policy
 from pyqemu_ifconf.policy import nic_port
+from pyqemu_ifd.reconcile import DELAY
+from pyqemu_ifup import kinds, tap_request
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.drivers import nft
 from pyqemu_ifup.drivers.nft_rules import Chain
