@@ -72,8 +72,9 @@ def servers(place: Namespace) -> list[int]:
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            fields = (process / "stat").read_text().rpartition(")")[2].split()
-            if (process / "comm").read_text() != "dnsmasq\n" or fields[0] in "ZX":
+            # NOTE: the name of any process on this host may be of any bytes.
+            fields = (process / "stat").read_bytes().rpartition(b")")[2].decode().split()
+            if (process / "comm").read_bytes() != b"dnsmasq\n" or fields[0] in "ZX":
                 continue
             if (process / "ns" / "net").stat().st_ino == place.inode:
                 found[int(process.name)] = int(fields[1])

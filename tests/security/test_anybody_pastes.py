@@ -504,6 +504,7 @@ NO_NAME = {
     ): "a tap that its QEMU holds: the kernel tells its name, sh() quotes it",
     ("ifctl/pyqemu_ifctl/verbs/args.py", "_refuse_made"): "a guest of the policy's",
     ("ifup/pyqemu_ifup/kinds/macvtap.py", "_explain"): "a module of the kernel's",
+    ("ifup/pyqemu_ifup/kinds/macvtap.py", "run"): "a device of our making, told as it is deleted",
     ("ifctl/pyqemu_ifctl/verbs/run.py", "take_back"): "a tap that we make, of a plain name",
     ("ifup/pyqemu_ifup/drivers/nft.py", "_check_owner"): "a chain of a name that ours have",
     ("ifup/pyqemu_ifup/drivers/nft_words.py", "commands"): "likewise: the link's is quoted",
