@@ -40,6 +40,7 @@ from pyqemu_ifup.kinds.base import Filtered
 from pyqemu_ifup.look import Link, has_networks
 from pyqemu_ifup.mark import BRIDGE_MARK, Here, Mark, is_alive
 from pyqemu_ifup.ops import SetAlias, SetUp
+from pyqemu_ifup.steps import take_steps
 from pyqemu_ifup.system.lock import lock_by_name, lock_tap
 from pyqemu_ifup.task import Task
 
@@ -421,8 +422,7 @@ class Reconciler:
             if not plan and seen.tap is not None and isinstance(seen.own, Filtered):
                 found = {chain.name: chain for chain in seen.own.chains}
                 self._filtered[link.index] = policy, seen.tap, found
-            for op in plan:
-                await host.run(op)
+            await take_steps(host, plan)
         now = time.monotonic()
         if plan and now >= self._filters_told.get(link.name, 0.0):
             self._filters_told[link.name] = now + SILENCE
@@ -436,8 +436,7 @@ class Reconciler:
         """Take away what a crash has left that no port tells of."""
         for kind in kinds.makers():
             for stray in await kind.find_strays(host):
-                for op in stray.plan:
-                    await host.run(op)
+                await take_steps(host, stray.plan)
                 log(syslog.LOG_NOTICE, f"{quote(stray.name)}: taken away: {stray.because}")
 
     async def _end_taps(self, taps: list[Link]) -> None:

@@ -30,7 +30,7 @@ from pyqemu_ifup.mark import Mark, find_here, is_anothers
 from pyqemu_ifup.ops import Plan, SetDown
 from pyqemu_ifup.plan import plan_undo, plan_up
 from pyqemu_ifup.settings import was_before
-from pyqemu_ifup.steps import take_back
+from pyqemu_ifup.steps import take_all_back, take_back
 from pyqemu_ifup.system.lock import lock_by_name
 from pyqemu_ifup.verify import tell_of_sitting, tell_taken_over, verify
 
@@ -241,7 +241,7 @@ def look_back(host: Host, port: Port) -> Seen | None:
 async def _go_back(host: Host, holder: Holder, before: Seen, now: Seen) -> bool:
     """Take the steps back; tell whether all were taken."""
     plan = plan_undo(before, now, find_here(), again=holder.mark is not None)
-    return all([await take_back(host, op) for op in plan])
+    return await take_all_back(host, plan)
 
 
 async def ask_again(host: Host, tap: str, remedy: str = "") -> bool:

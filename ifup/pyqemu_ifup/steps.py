@@ -52,3 +52,8 @@ async def take_back(host: Host, op: Op, remedy: str = "") -> bool:
         )
         return False
     return True
+
+
+async def take_all_back(host: Host, plan: Plan) -> bool:
+    """Take the steps of a way back, each as `take_back`; return whether all are taken."""
+    return all([await take_back(host, op) for op in plan])

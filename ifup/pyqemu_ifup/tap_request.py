@@ -42,7 +42,7 @@ from pyqemu_ifup.nic_macs import find_macs
 from pyqemu_ifup.plan import plan_unmade
 from pyqemu_ifup.qemu.caller import find_caller, find_helped_mac
 from pyqemu_ifup.qemu.hubs import refuse_joined
-from pyqemu_ifup.steps import take_back
+from pyqemu_ifup.steps import take_all_back
 from pyqemu_ifup.taps import QUEUES_MAX, close_all, open_taps, taken
 
 _under_way: dict[str, tuple[str, int]] = {}
@@ -225,8 +225,7 @@ async def _made(host: Host, port: Port, holder: Holder, tap: NewTap) -> AsyncIte
                 and has.pid == mark.pid
                 and has.start == mark.start
             ):
-                for op in plan_unmade(seen):
-                    await take_back(host, op)
+                await take_all_back(host, plan_unmade(seen))
         raise
 
 

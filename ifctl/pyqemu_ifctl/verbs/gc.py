@@ -124,12 +124,13 @@ def _end(host: Host, tap: str | None, failures: list[Failure], *, dry_run: bool)
 def _strays(host: Host, failures: list[Failure], *, dry_run: bool) -> list[Stray]:
     """Take away what a crash has left that no port tells of; return that, and add what failed."""
     from pyqemu_ifup import kinds
+    from pyqemu_ifup.steps import take_steps
 
     done = []
     for each in [it for kind in kinds.makers() for it in host.finish(kind.find_strays(host))]:
         try:
-            for op in () if dry_run else each.plan:
-                host.finish(host.run(op))
+            if not dry_run:
+                host.finish(take_steps(host, each.plan))
             done.append(each)
         except Failure as failure:
             failures.append(Failure(failure.status, f"{readable(each.name)}: {failure}"))
