@@ -19,6 +19,7 @@ from pyqemu_ifup.agent import REQUEST_MAX, WIRE
 from pyqemu_ifup.drivers.tun import is_persistent
 from pyqemu_ifup.hook import read_tap_name
 from pyqemu_ifup.system.holders import TUNGETDEVNETNS
+from pyqemu_ifup.system.lock import index_of
 
 VERSION = WIRE.encode()
 NS_GET_NSTYPE = 0xB703
@@ -168,7 +169,7 @@ def place_of(descriptor: int, peer: Peer, *, keep: bool = False) -> Place:
     try:
         kept = keep and is_persistent(descriptor)
         return Place(
-            _netns(namespace), tap, _index(tap), FileIO(os.dup(descriptor)) if kept else None
+            _netns(namespace), tap, index_of(tap), FileIO(os.dup(descriptor)) if kept else None
         )
     finally:
         os.close(namespace)
@@ -186,13 +187,6 @@ def is_prompt(descriptor: int) -> bool:
         if any(line.startswith("iff:") for line in file):
             return True
     return os.readlink(f"/proc/thread-self/fd/{descriptor}").startswith("net:[")
-
-
-def _index(tap: str) -> int | None:
-    try:
-        return socket.if_nametoindex(tap)
-    except OSError:
-        return None
 
 
 def _netns(descriptor: int) -> str:

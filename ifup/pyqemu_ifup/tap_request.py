@@ -43,7 +43,8 @@ from pyqemu_ifup.plan import plan_unmade
 from pyqemu_ifup.qemu.caller import find_caller, find_helped_mac
 from pyqemu_ifup.qemu.hubs import refuse_joined
 from pyqemu_ifup.steps import take_all_back
-from pyqemu_ifup.taps import QUEUES_MAX, close_all, open_taps, taken
+from pyqemu_ifup.taps import close_all, open_taps, taken
+from pyqemu_ifup.wire import QUEUES_MAX
 
 _under_way: dict[str, tuple[str, int]] = {}
 """The taps that are made just now, which may have no mark yet: network and user of each."""

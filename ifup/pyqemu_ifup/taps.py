@@ -22,10 +22,6 @@ from pyqemu_ifup.drivers.tun import (
     set_owner,
 )
 
-QUEUES_MAX = 64
-"""Queues of one tap: their descriptors go in one packet, of at most 253 (SCM_MAX_FD)."""
-
-
 ATTEMPTS = 8
 """How often somebody else may have been as fast as we, before we give up."""
 

@@ -16,7 +16,7 @@ from pyqemu_ifup.agent import WIRE
 PACKET_MAX = 1 << 20
 """Bytes of a packet that is taken whole."""
 QUEUES_MAX = 64
-"""Queues of a tap: a descriptor each, in one packet."""
+"""Queues of one tap: their descriptors go in one packet, of at most 253 (SCM_MAX_FD)."""
 
 
 def open_socket(seconds: float) -> _socket.socket:

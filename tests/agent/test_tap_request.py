@@ -29,7 +29,8 @@ from pyqemu_ifup.drivers.rtnetlink import Netlink
 from pyqemu_ifup.host import Host
 from pyqemu_ifup.qemu.caller import find_helped
 from pyqemu_ifup.tap_request import NewTap, attach_tap, make_tap, may_attach, parse_wish
-from pyqemu_ifup.taps import QUEUES_MAX, close_all, open_taps
+from pyqemu_ifup.taps import close_all, open_taps
+from pyqemu_ifup.wire import QUEUES_MAX
 
 UID, OTHER = 65534, 65533
 """The user nobody, and one without a name."""

@@ -27,12 +27,11 @@ from pyqemu_ifup.drivers.conntrack import (
     CTA_TUPLE_PROTO,
     CTA_TUPLE_REPLY,
     NESTED,
-    NFGENMSG,
     Flow,
     forget_flows,
     parse_flow,
 )
-from pyqemu_ifup.drivers.netlink import attribute
+from pyqemu_ifup.drivers.netlink import NFGENMSG, attribute
 from pyqemu_ifup.task import finish
 
 FLOWS = 12_000

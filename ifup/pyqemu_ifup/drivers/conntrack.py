@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from pyqemu_ifup.deadline import Deadline
 from pyqemu_ifup.drivers.netlink import (
+    NETLINK_NETFILTER,
+    NFGENMSG,
     NLM_F_ACK,
     NLM_F_DUMP,
     RTATTR,
@@ -21,10 +23,8 @@ from pyqemu_ifup.drivers.netlink import (
 )
 from pyqemu_ifup.task import pause
 
-NETLINK_NETFILTER = 12
 CT_GET, CT_DELETE = 0x101, 0x102
 """NFNL_SUBSYS_CTNETLINK << 8, and IPCTNL_MSG_CT_GET or _DELETE."""
-NFGENMSG = struct.Struct("BBH")
 NESTED = 0x8000
 CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE = 1, 2, 18
 CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2

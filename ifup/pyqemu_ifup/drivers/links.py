@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from pyqemu_ifup.drivers.netlink import (
-    EVENT_BUFFER,
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_EXCL,
     S32,
-    SO_RCVBUFFORCE,
     NetlinkSocket,
+    Subscription,
     attribute,
     attributes,
     attributes_between,
@@ -139,58 +138,25 @@ class LinkEvent:
     up: bool = False
 
 
-class LinkEvents:
+class LinkEvents(Subscription):
     """A subscription to the links of this network namespace (RTNLGRP_LINK of rtnetlink(7)).
 
     It reads of each message just what LinkEvent holds: a host that starts guests has thousands.
     """
 
     def __init__(self) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK,
-            socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
-            socket.NETLINK_ROUTE,
-        )
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, EVENT_BUFFER)
-            self._socket.bind((0, RTMGRP_LINK))
-        except OSError:
-            self._socket.close()
-            raise
-
-    def fileno(self) -> int:
-        """Return the descriptor that turns readable with an event."""
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        """End the subscription."""
-        self._socket.close()
+        super().__init__(socket.NETLINK_ROUTE, RTMGRP_LINK)
 
     def drain(self) -> bool:
         """Tell whether anything has happened since, to a bridge port's settings too."""
-        happened = False
-        while True:
-            try:
-                self._socket.recv(EVENT_BUFFER)
-            except BlockingIOError:
-                return happened
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-            happened = True
+        return bool(list(self.packets()))
 
     def read(self) -> list[LinkEvent] | None:
         """Return what has happened since; None where some of it was lost (ENOBUFS), or is cut."""
         events: list[LinkEvent] = []
         lost = False
-        while True:
-            try:
-                data = self._socket.recv(EVENT_BUFFER)
-            except BlockingIOError:
-                return None if lost else events
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
+        for data in self.packets():
+            if data is None:
                 lost = True
                 continue
             try:
@@ -199,6 +165,7 @@ class LinkEvents:
                         events += _events(kind == RTM_DELLINK, data, body, end)
             except OSError:
                 lost = True
+        return None if lost else events
 
 
 def _nested(found: dict[int, bytes], kind: int) -> dict[int, bytes]:

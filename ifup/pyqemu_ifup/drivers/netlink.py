@@ -20,6 +20,9 @@ NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
 NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x200, 0x400, 0x800
 NLMSGHDR, RTATTR, S32 = struct.Struct("IHHII"), struct.Struct("HH"), struct.Struct("i")
 NLA_TYPE_MASK = 0x3FFF
+NETLINK_NETFILTER = 12
+NFGENMSG = struct.Struct("!BBH")
+"""linux/netfilter/nfnetlink.h."""
 SO_RCVBUFFORCE = 33
 EVENT_BUFFER = 1 << 20
 """Bytes of events that may wait: some 500 links at once."""
@@ -189,6 +192,43 @@ class NetlinkSocket:
     def _receive(self) -> bytes:
         with waiting_for("the kernel does not answer over netlink"):
             return self._socket.recv(MESSAGE_MAX)
+
+
+class Subscription:
+    """A socket to which the kernel tells what happens, by the groups of a netlink family."""
+
+    def __init__(self, family: int, groups: int) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, family
+        )
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, EVENT_BUFFER)
+            self._socket.bind((0, groups))
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def fileno(self) -> int:
+        """Return the descriptor that turns readable with an event."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._socket.close()
+
+    def packets(self) -> Iterator[bytes | None]:
+        """Yield each packet that has come since; None where some were lost (ENOBUFS)."""
+        while True:
+            try:
+                data = self._socket.recv(EVENT_BUFFER)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                yield None
+                continue
+            yield data
 
 
 def bodies(data: bytes) -> Iterator[bytes]:

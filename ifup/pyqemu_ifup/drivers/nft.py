@@ -12,14 +12,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pyqemu_ifconf.failure import Failure, Forbidden, Status
 from pyqemu_ifconf.shell import nft_command, quote
-from pyqemu_ifup.drivers.conntrack import NETLINK_NETFILTER
 from pyqemu_ifup.drivers.netlink import (
+    NETLINK_NETFILTER,
+    NFGENMSG,
     NLM_F_ACK,
     NLM_F_APPEND,
     NLM_F_CREATE,
@@ -30,6 +30,7 @@ from pyqemu_ifup.drivers.netlink import (
     bodies,
 )
 from pyqemu_ifup.drivers.nft_rules import (
+    NFNL_SUBSYS_NFTABLES,
     TABLE,
     U32,
     Chain,
@@ -49,9 +50,7 @@ from pyqemu_ifup.drivers.nft_rules import (
 from pyqemu_ifup.drivers.nft_words import differences
 
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_BATCH_GENID = 16, 17, 1
-NFNL_SUBSYS_NFTABLES = 10
 NFPROTO_UNSPEC, NFPROTO_NETDEV = 0, 5
-NFGENMSG = struct.Struct("!BBH")
 NETDEV = NFGENMSG.pack(NFPROTO_NETDEV, 0, 0)
 """The head of what is said of our family."""
 NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_DELTABLE = 0, 1, 2

@@ -4,45 +4,31 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 
-from pyqemu_ifup.drivers.conntrack import NETLINK_NETFILTER, NFGENMSG
-from pyqemu_ifup.drivers.netlink import EVENT_BUFFER, SO_RCVBUFFORCE, attributes, messages
+from pyqemu_ifup.drivers.netlink import (
+    NETLINK_NETFILTER,
+    NFGENMSG,
+    Subscription,
+    attributes,
+    messages,
+)
+from pyqemu_ifup.drivers.nft_rules import NFNL_SUBSYS_NFTABLES
 from pyqemu_ifup.drivers.nft_rules import TABLE as FILTERS_TABLE
 from pyqemu_ifup.drivers.nft_table import TABLE
 
 FILTERS = ""
 """Stands for the table that holds all filters at links; no network is called so."""
 NFNLGRP_NFTABLES = 7
-NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_NEWGEN = 15
 TABLE_NAME = 1
 """NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE and so on (linux/netfilter/nf_tables.h)."""
 
 
-class NftEvents:
+class NftEvents(Subscription):
     """A subscription; raises OSError, EPROTONOSUPPORT on a kernel without nfnetlink."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK,
-            socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
-            NETLINK_NETFILTER,
-        )
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, EVENT_BUFFER)
-            self._socket.bind((0, 1 << (NFNLGRP_NFTABLES - 1)))
-        except BaseException:
-            self._socket.close()
-            raise
-
-    def fileno(self) -> int:
-        """Return the descriptor that turns readable with an event."""
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        """End the subscription."""
-        self._socket.close()
+        super().__init__(NETLINK_NETFILTER, 1 << (NFNLGRP_NFTABLES - 1))
 
     def read(self) -> set[str] | None:
         """Return the networks whose tables were touched since; None where some of that is lost.
@@ -51,20 +37,15 @@ class NftEvents:
         """
         networks: set[str] = set()
         lost = False
-        while True:
-            try:
-                data = self._socket.recv(EVENT_BUFFER)
-            except BlockingIOError:
-                return None if lost else networks
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
+        for data in self.packets():
+            if data is None:
                 lost = True
                 continue
             try:
                 networks |= _touched(data)
             except OSError:
                 lost = True
+        return None if lost else networks
 
 
 def _touched(data: bytes) -> set[str]:

@@ -18,6 +18,7 @@ from urllib.parse import quote as percent
 
 from pyqemu_ifup.drivers.netlink import RTATTR, attribute, attributes, reads_message
 
+NFNL_SUBSYS_NFTABLES = 10
 TABLE = "pyqemu-ifup"
 """The table of the family netdev that holds all chains of ours."""
 MARK = "pyqemu-ifup/1"
